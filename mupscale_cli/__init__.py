@@ -1,0 +1,57 @@
+"""Widen a trained network without retraining it.
+
+    >>> import mupscale_cli as mupscale
+    >>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
+    >>> widened = mupscale.widen("tiny", factor=2)           # doctest: +SKIP
+    >>> mupscale.verify(widened.output).agrees               # doctest: +SKIP
+    True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mupscale_cli._version import __version__
+
+if TYPE_CHECKING:
+    from mupscale_cli.errors import MupscaleError
+    from mupscale_cli.plan import Plan
+    from mupscale_cli.recipe import Recipe, load_recipe
+    from mupscale_cli.verify import Verification, VerifyOptions
+    from mupscale_cli.verifying import verify
+    from mupscale_cli.widening import Widened, plan_widening, widen
+
+_PLACES = {
+    "MupscaleError": "errors",
+    "Plan": "plan",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "Verification": "verify",
+    "VerifyOptions": "verify",
+    "verify": "verifying",
+    "Widened": "widening",
+    "plan_widening": "widening",
+    "widen": "widening",
+}
+__all__ = [
+    "MupscaleError",
+    "Plan",
+    "Recipe",
+    "Verification",
+    "VerifyOptions",
+    "Widened",
+    "__version__",
+    "load_recipe",
+    "plan_widening",
+    "verify",
+    "widen",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: torch alone takes a second."""
+    if name not in _PLACES:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

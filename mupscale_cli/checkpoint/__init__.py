@@ -1,0 +1,1 @@
+"""Checkpoints on disk: what their headers say, reading rows, writing whole files at once."""

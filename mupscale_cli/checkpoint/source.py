@@ -1,0 +1,238 @@
+"""A checkpoint as it lies on disk: its tensors, its config, what else belongs to it. Headers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from mupscale_cli.checkpoint.header import StoredTensor, read_header
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.specs import TensorSpec
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+RECORD = "mupscale.json"
+_MAX_JSON_BYTES = 256 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+# Text that a tokenizer, a processor or generation reads; what describes the narrow model itself
+# (its card, its training state) is not true of the wide one and stays behind.
+_CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".merges", ".spm")
+_CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+_NOT_CARRIED = (CONFIG, INDEX, RECORD, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A safetensors checkpoint; nothing of its data is in memory.
+
+    Attributes:
+        path: the file or directory.
+        is_file: whether it was given as one safetensors file.
+        files: the safetensors files, in the order of the index.
+        tensors: every tensor by name, in the order of files and of data.
+        config: the content of config.json, None where there is none.
+        metadata: of the first file's header.
+    """
+
+    path: Path
+    is_file: bool
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    config: dict[str, Any] | None
+    metadata: Mapping[str, str]
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(tensor.spec for tensor in self.tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(spec.num_bytes for spec in self.specs)
+
+    @cached_property
+    def record(self) -> dict[str, Any] | None:
+        """What `mupscale widen` noted when it made this checkpoint; None if it did not."""
+        if self.is_file:
+            text = self.metadata.get("mupscale")
+            return _json_object(text, self.path) if text else None
+        file = self.path / RECORD
+        return read_json(file) if file.is_file() else None
+
+    @property
+    def carried_files(self) -> tuple[Path, ...]:
+        """Files of a directory that a tokenizer or generation needs beside the weights."""
+        return tuple(file for file in self._other_files if _is_carried(file))
+
+    @property
+    def left_files(self) -> tuple[Path, ...]:
+        """Files of a directory that are neither weights nor carried along."""
+        return tuple(file for file in self._other_files if not _is_carried(file))
+
+    @cached_property
+    def _other_files(self) -> tuple[Path, ...]:
+        if self.is_file:
+            return ()
+        own = {*self.files, self.path / CONFIG, self.path / INDEX, self.path / RECORD}
+        return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
+
+
+def _is_carried(file: Path) -> bool:
+    if file.name in _NOT_CARRIED or file.name.startswith(".") or file.name.endswith(".index.json"):
+        return False
+    return file.suffix in _CARRIED_SUFFIXES or file.name.split(".")[0].upper() in _CARRIED_NAMES
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a checkpoint: a safetensors file, or a directory of `save_pretrained`.
+
+    Raises:
+        CheckpointError: it is missing, is no safetensors checkpoint, or contradicts itself.
+    """
+    if path.is_dir():
+        files = _directory_files(path)
+        config = path / CONFIG
+    elif path.is_file():
+        _refuse_pickle(path)
+        files, config = (path,), _config_beside(path)
+    else:
+        raise CheckpointError(f"there is no checkpoint at `{path}`", hint="give a .safetensors file, a model directory, or a Hub id like org/name")
+    headers = [read_header(file) for file in files]
+    tensors: dict[str, StoredTensor] = {}
+    for header in headers:
+        for tensor in header.tensors:
+            name = tensor.spec.name
+            if name in tensors:
+                raise CheckpointError(f"`{name}` is both in `{tensors[name].file.name}` and in `{tensor.file.name}`",
+                                      hint="the shards do not belong together; save the checkpoint again")  # fmt: skip
+            tensors[name] = tensor
+    if not tensors:
+        raise CheckpointError(f"`{path}` holds no tensors")
+    if path.is_dir() and files[0].name != WEIGHTS and (path / INDEX).is_file():
+        _check_index(path / INDEX, tensors)
+    content = read_json(config) if config.is_file() else None
+    return Checkpoint(path, path.is_file(), files, tensors, content, headers[0].metadata)
+
+
+def _config_beside(file: Path) -> Path:
+    """The config of a single file: `NAME.config.json`, as widening a file writes it, or config.json."""
+    own = file.with_suffix(".config.json")
+    return own if own.is_file() else file.parent / CONFIG
+
+
+def _directory_files(path: Path) -> tuple[Path, ...]:
+    if (path / WEIGHTS).is_file():
+        return (path / WEIGHTS,)
+    if (path / INDEX).is_file():
+        shards = dict.fromkeys(_weight_map(path / INDEX).values())
+        missing = [shard for shard in shards if not (path / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"`{path / INDEX}` names `{missing[0]}`, which is not there ({len(missing)} of {len(shards)} shards are missing)",
+                                  hint="download the missing shards, or save the checkpoint again")  # fmt: skip
+        return tuple(path / shard for shard in shards)
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return (found[0],)
+    if found:
+        raise CheckpointError(f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
+                              hint="give one of the files by name, or save the model with its index")  # fmt: skip
+    for file in sorted(path.iterdir()):
+        _refuse_pickle(file)
+    raise CheckpointError(f"`{path}` holds no safetensors weights")
+
+
+def _refuse_pickle(file: Path) -> None:
+    if file.suffix in _PICKLES:
+        raise CheckpointError(
+            f"`{file}` is a pickle or another format that is not safetensors",
+            hint="convert it first: load it with transformers and call `save_pretrained(DIR)`, or "
+            "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')`",
+        )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"`{index}` has no `weight_map` from tensor to file")
+    for file in set(weight_map.values()):
+        if len(PurePosixPath(file).parts) != 1 or "\\" in file or file in ("..", ".") or not file.endswith(".safetensors"):
+            raise CheckpointError(f"`{index}` names `{file}`, which is not a safetensors file beside it")
+    return weight_map
+
+
+def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    weight_map = _weight_map(index)
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(f"`{index}` says that `{name}` is in `{file}`, but it is not",
+                                  hint="index and shards do not belong together; save the checkpoint again")  # fmt: skip
+    extra = next((name for name in tensors if name not in weight_map), None)
+    if extra:
+        raise CheckpointError(f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
+                              hint="index and shards do not belong together; save the checkpoint again")  # fmt: skip
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read or is something else.
+    """
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"`{file}` is larger than {_MAX_JSON_BYTES >> 20} MiB")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read `{file}`: {error}") from None
+    return _json_object(text, file)
+
+
+def _json_object(text: str, file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{file}` is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"`{file}` is not a JSON object")
+    return value
+
+
+class RowReader:
+    """Reads rows of tensors into buffers; keeps one file open at a time. A context manager."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> RowReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._file = self._stream = None
+
+    def read(self, tensor: StoredTensor, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a tensor from its byte `start` on.
+
+        Raises:
+            CheckpointError: the file ends before its header says, as when it shrinks meanwhile.
+        """
+        if self._file != tensor.file or self._stream is None:
+            self.close()
+            self._stream = open(tensor.file, "rb", buffering=0)
+            self._file = tensor.file
+        self._stream.seek(tensor.offset + start)
+        done = 0
+        while done < len(into):
+            count = self._stream.readinto(into[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"`{tensor.file}` ended in the middle of `{tensor.spec.name}`: it was changed while it was read")
+            done += count

@@ -1,0 +1,150 @@
+"""YAML read as texts that remember where they stand, so that an error can point at its cause.
+
+Only what recipes need: mappings, lists and scalars kept as text. Anchors, tags and documents of
+unreasonable size are refused, since a recipe may come from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Union
+
+import yaml
+
+from mupscale_cli.errors import RecipeError
+
+_MAX_BYTES = 1 << 20
+_MAX_DEPTH = 12
+# The parser in C is about ten times faster and not part of every build of PyYAML.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0."""
+
+    file: str
+    line: int
+    column: int
+    source_line: str
+
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+        """An error that shows the line and, where a span of the text is given, a caret below it."""
+        excerpt = None
+        if self.source_line.strip():
+            shown = self.source_line.strip()
+            indent = len(self.source_line) - len(self.source_line.lstrip())
+            excerpt = f"    {shown}"
+            if span is not None:
+                start = max(0, self.column - indent + span[0])
+                width = max(1, min(span[1] - span[0], len(shown) - start))
+                excerpt += f"\n    {' ' * start}{'^' * width}"
+        return RecipeError(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A scalar as written, without its quotes."""
+
+    value: str
+    origin: Origin
+    quoted: bool = False
+
+    @property
+    def is_null(self) -> bool:
+        return not self.quoted and self.value in ("", "~", "null")
+
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+        return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list."""
+
+    nodes: tuple[Node, ...]
+    origin: Origin
+
+    def error(self, message: str, hint: str | None = None) -> RecipeError:
+        return self.origin.error(message, hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A mapping, in the order of the file, without duplicate keys."""
+
+    pairs: tuple[tuple[Text, Node], ...]
+    origin: Origin
+
+    def __iter__(self) -> Iterator[tuple[Text, Node]]:
+        return iter(self.pairs)
+
+    def get(self, key: str) -> Node | None:
+        return next((node for text, node in self.pairs if text.value == key), None)
+
+    def error(self, message: str, hint: str | None = None) -> RecipeError:
+        return self.origin.error(message, hint=hint)
+
+
+Node = Union[Text, Items, Entries]
+
+
+def parse_document(text: str, file: str) -> Entries:
+    """Parse a YAML mapping.
+
+    Args:
+        text: the document.
+        file: its name, for error messages.
+
+    Raises:
+        RecipeError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
+    """
+    if len(text) > _MAX_BYTES:
+        raise RecipeError(f"{file}: a recipe of more than {_MAX_BYTES} bytes is not read")
+    lines = text.splitlines()
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
+            raise RecipeError(f"{file}: anchors and aliases are not part of the recipe language", hint="write it out")
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line if mark else 0
+        column = mark.column if mark else 0
+        source = lines[line] if line < len(lines) else ""
+        origin = Origin(file, line + 1, column, source)
+        raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{file}: nested too deeply") from None
+    if root is None:
+        raise RecipeError(f"{file}: the recipe is empty")
+    node = _convert(root, file, lines, 0)
+    if not isinstance(node, Entries):
+        raise RecipeError(f"{file}: expected a mapping at the top level")
+    return node
+
+
+def _convert(node: yaml.Node, file: str, lines: list[str], depth: int) -> Node:
+    mark = node.start_mark
+    quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
+    source = lines[mark.line] if mark.line < len(lines) else ""
+    origin = Origin(file, mark.line + 1, mark.column + quoted, source)
+    if depth > _MAX_DEPTH:
+        raise origin.error("nested too deeply")
+    if node.tag and not node.tag.startswith("tag:yaml.org,2002:"):
+        raise origin.error(f"the tag `{node.tag}` is not part of the recipe language")
+    if isinstance(node, yaml.ScalarNode):
+        return Text(node.value, origin, quoted)
+    if isinstance(node, yaml.SequenceNode):
+        return Items(tuple(_convert(item, file, lines, depth + 1) for item in node.value), origin)
+    pairs: dict[str, tuple[Text, Node]] = {}
+    for key_node, value_node in node.value:
+        key = _convert(key_node, file, lines, depth + 1)
+        if not isinstance(key, Text):
+            raise origin.error("a key must be a plain text")
+        if key.value in pairs:
+            raise key.error(f"`{key.value}` stands here twice, first in line {pairs[key.value][0].origin.line}")
+        pairs[key.value] = key, _convert(value_node, file, lines, depth + 1)
+    return Entries(tuple(pairs.values()), origin)

@@ -1,0 +1,47 @@
+"""What the user is told when something is wrong: one message, where it happened, what to do."""
+
+from __future__ import annotations
+
+
+class MupscaleError(Exception):
+    """Something the user can fix. The command line shows it without a traceback and exits with 2.
+
+    Args:
+        message: what failed, where, and what was expected; no trailing full stop.
+        excerpt: lines that show the place, for instance a recipe line and a caret below it.
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, *, excerpt: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.excerpt = excerpt
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.excerpt:
+            lines.append(self.excerpt)
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class RecipeError(MupscaleError):
+    """A recipe that cannot be read, contradicts itself, or does not describe the checkpoint."""
+
+
+class CheckpointError(MupscaleError):
+    """A checkpoint that cannot be read, or that is not what its header or index says."""
+
+
+class PlanError(MupscaleError):
+    """A widening that cannot be done as asked: factors, axes, shapes, data types."""
+
+
+class OutputError(MupscaleError):
+    """An output that cannot be written where it was asked for."""
+
+
+class VerifyError(MupscaleError):
+    """A verification that could not be run; models that differ are a result, not an error."""

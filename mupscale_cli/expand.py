@@ -1,0 +1,194 @@
+"""Widening the elements of a tensor: scale, split exactly over what is summed, copy. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mupscale_cli.layout import Digit, Strip
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Elements that are only copied need no more of their type than its width.
+_COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SPLIT_BITS = 27  # Dekker: half of float64's digits
+
+
+def element_dtype(name: str, size: int) -> torch.dtype:
+    """The torch type in which a tensor of a header's data type is expanded."""
+    return TORCH_DTYPES.get(name, _COPY_DTYPES[size])
+
+
+def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
+    """`scale * (offset + values) - offset`, rounded once to the type of `values`."""
+    if scale == 1:
+        return values
+    return ((values.to(torch.float64) + offset) * scale - offset).to(values.dtype)
+
+
+def stored_elements(values: Tensor, scale: float, offset: int) -> Tensor:
+    """What `values` became by being stored scaled: the scale's rounding, undone in float64.
+
+    Equal to `values` where the scale is a power of two and there is no offset.
+    """
+    if scale == 1:
+        return values.to(torch.float64)
+    return (scale_elements(values, scale, offset).to(torch.float64) + offset) / scale - offset
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """An element-wise split of w into k floats that add up to exactly w.
+
+    With a = round(w / k) and u the distance from a to the next float in the direction of the
+    remainder w - k a, the remainder is n u with a whole n < k: w and k a are both multiples of u,
+    since |w| >= |w/k| for k >= 1, and |w - k a| <= k u / 2 up to the rounding of the quotient. So
+    n shares of a + u and k - n shares of a have the sum w, each within one unit in the last place
+    of the others. It holds for subnormal numbers too, whose distance is constant.
+
+    Attributes:
+        nearest: a.
+        neighbour: a + u.
+        num_neighbours: n, in a type wide enough to compare.
+    """
+
+    nearest: Tensor
+    neighbour: Tensor
+    num_neighbours: Tensor
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether w / k is a float everywhere, as for powers of two."""
+        return not bool(self.num_neighbours.any())
+
+    def share(self, index: int) -> Tensor:
+        """Share number `index` of the k."""
+        return torch.where(self.num_neighbours > index, self.neighbour, self.nearest)
+
+
+def split_exactly(values: Tensor, num_shares: int) -> Shares:
+    """Split every element into shares whose exact sum is the element.
+
+    Args:
+        values: finite floats of any shape: bfloat16, float16, float32 or float64.
+        num_shares: k >= 1.
+
+    Source: design.md section 2, "Exact splitting"; `Shares` has the proof.
+    """
+    if values.dtype == torch.float64:
+        nearest = values / num_shares
+        high = (nearest.view(torch.int64) & -(1 << _SPLIT_BITS)).view(torch.float64)
+        # Both products and both differences are exact: Dekker's product and Sterbenz' lemma.
+        remainder = (values - num_shares * high) - num_shares * (nearest - high)
+        wide = torch.float64
+    else:
+        wide = torch.float64 if values.dtype == torch.float32 else torch.float32
+        nearest = (values.to(wide) / num_shares).to(values.dtype)
+        remainder = values.to(wide) - num_shares * nearest.to(wide)
+    direction = torch.copysign(torch.full_like(remainder, math.inf), remainder).to(values.dtype)
+    neighbour = torch.nextafter(nearest, direction)
+    step = neighbour.to(wide) - nearest.to(wide)
+    return Shares(nearest, neighbour, remainder / step)
+
+
+def expand(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    *,
+    scale: float = 1.0,
+    offset: int = 0,
+    piece: int = 0,
+    num_pieces: int = 1,
+) -> None:
+    """Fill `target` with the widened elements of `source`: W' = c R(W).
+
+    Args:
+        source: contiguous, of the narrow shape.
+        target: contiguous, of the wide shape and the same type; every element is written.
+        strips: the strips of each dimension.
+        scale: of the whole tensor, beyond the strips' own and what summed axes divide by.
+        offset: o where the layer uses o + w.
+        piece: where the tensor itself is one of `num_pieces` shares, which.
+        num_pieces: into how many shares others beside this tensor split an element.
+    """
+    strides, wide_strides = source.stride(), target.stride()
+    for combination in itertools.product(*strips):
+        digits = [
+            digit.inside(stride, wide_stride)
+            for strip, stride, wide_stride in zip(combination, strides, wide_strides, strict=True)
+            for digit in strip.digits
+        ]
+        start = sum(strip.offset * stride for strip, stride in zip(combination, strides, strict=True))
+        wide_start = sum(strip.wide_offset * stride for strip, stride in zip(combination, wide_strides, strict=True))
+        values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
+        part_scale = scale * math.prod(strip.scale for strip in combination)
+        values = scale_elements(values, part_scale, offset)
+        _copy(values, target, wide_start, digits, piece, num_pieces)
+
+
+def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0) -> Tensor:
+    """The narrow tensor, in float64, that the widened one stands for exactly.
+
+    Args:
+        source: contiguous, of the narrow shape, in the type that it is stored in.
+        strips: the strips of each dimension.
+        scale: of the whole tensor.
+        offset: o where the layer uses o + w.
+    """
+    result = torch.empty(source.shape, dtype=torch.float64)
+    strides = result.stride()
+    for combination in itertools.product(*strips):
+        pairs = list(zip(combination, strides, strict=True))
+        sizes = [digit.units.size for strip, _ in pairs for digit in strip.digits]
+        steps = [digit.stride * stride for strip, stride in pairs for digit in strip.digits]
+        start = sum(strip.offset * stride for strip, stride in pairs)
+        part_scale = scale * math.prod(strip.scale for strip in combination)
+        values = stored_elements(source.as_strided(sizes, steps, start), part_scale, offset)
+        result.as_strided(sizes, steps, start).copy_(values)
+    return result
+
+
+def _copy(values: Tensor, target: Tensor, start: int, digits: Sequence[Digit], piece: int, num_pieces: int) -> None:
+    """Copy elements, or their shares, to all places of the target that belong to them."""
+    summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
+    inner_pieces = math.prod(digit.units.copies for digit in summed)
+    total = inner_pieces * num_pieces
+    shares = split_exactly(values, total) if total > 1 else None
+    if shares is None or shares.are_equal:
+        nearest = values if shares is None else shares.nearest
+        _places(target, start, digits).copy_(_spread(nearest, digits))
+        return
+    places = _places(target, start, digits)
+    for copies in itertools.product(*(range(digit.units.copies) for digit in summed)):
+        index = piece
+        for copy, digit in zip(copies, summed, strict=True):
+            index = index * digit.units.copies + copy
+        share = _spread(shares.share(index), digits)
+        _select(places, digits, copies).copy_(_select(share, digits, (0,) * len(copies)))
+
+
+def _places(target: Tensor, start: int, digits: Sequence[Digit]) -> Tensor:
+    """A view of the target with two dimensions for each digit: its units and their copies."""
+    sizes = [size for digit in digits for size in (digit.units.size, digit.units.copies)]
+    strides = [s for d in digits for s in (d.wide_stride * d.units.copies, d.wide_stride)]
+    return target.as_strided(sizes, strides, start)
+
+
+def _spread(values: Tensor, digits: Sequence[Digit]) -> Tensor:
+    """Elements with a dimension of size 1 after each digit, to be broadcast over its copies."""
+    return values.reshape([size for digit in digits for size in (digit.units.size, 1)])
+
+
+def _select(view: Tensor, digits: Sequence[Digit], copies: Sequence[int]) -> Tensor:
+    """One copy of each summed digit, all copies of the others."""
+    remaining = list(copies)
+    index: list[slice | int] = []
+    for digit in digits:
+        is_summed = digit.contracted and digit.units.copies > 1
+        index += [slice(None), remaining.pop(0) if is_summed else slice(None)]
+    return view[tuple(index)]

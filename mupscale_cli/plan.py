@@ -1,0 +1,531 @@
+"""Everything that a widening decides: Recipe x tensor specs x factors -> Plan. No torch, no data."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.language import (
+    AxisRef,
+    Dim,
+    Expression,
+    Fixed,
+    LanguageError,
+    Layout,
+    axis_refs,
+    evaluate,
+    expand_name,
+    suggest,
+)
+from mupscale_cli.layout import DimMap, LayoutError, map_dim, power_scale, solve_size
+from mupscale_cli.matching import Match, match_rules
+from mupscale_cli.recipe import Choice, Recipe
+from mupscale_cli.specs import DTYPES, Axis, TensorSpec
+
+T = TypeVar("T")
+Values = dict[str, Any]
+DEFAULT_SHARD_BYTES = 5 * 10**9
+_ANY_SIZE = Fixed(None, (0, 1))
+_QUANTIZED_KEYS = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor of the output is made: W' = c R(W), design.md section 2.
+
+    Attributes:
+        source: the tensor that is read.
+        target: the tensor that is written.
+        rule: the pattern of the rule that it follows.
+        layout: the layout of that rule, as text.
+        dims: the map of each dimension.
+        scale: of the whole tensor, beyond what its summed axes divide by.
+        offset: o where the layer uses o + w; the scale acts on o + w.
+        name_copies: how many tensors the source becomes, where an axis is in the name.
+        piece: which share of the split this tensor is, where the layer sums over such an axis.
+        name_pieces: into how many shares the axes in the name split an element.
+    """
+
+    source: TensorSpec
+    target: TensorSpec
+    rule: str
+    layout: str
+    dims: tuple[DimMap, ...]
+    scale: float = 1.0
+    offset: int = 0
+    name_copies: int = 1
+    piece: int = 0
+    name_pieces: int = 1
+
+    @cached_property
+    def parts(self) -> tuple[tuple[float, int], ...]:
+        """Coefficient c and multiplicity m of each part of the tensor, distinct ones only.
+
+        A tensor has one part unless it concatenates segments that are widened differently.
+        """
+        strips = itertools.product(*(dim.strips for dim in self.dims))
+        return tuple(dict.fromkeys(
+            (
+                self.scale * math.prod(strip.scale for strip in combination)
+                / (self.name_pieces * math.prod(strip.pieces for strip in combination)),
+                self.name_copies * math.prod(strip.multiplicity for strip in combination),
+            )
+            for combination in strips
+        ))  # fmt: skip
+
+    @property
+    def coefficient(self) -> float | None:
+        """c, what one copy of an element is multiplied by; None where parts differ."""
+        return self.parts[0][0] if len({c for c, _ in self.parts}) == 1 else None
+
+    @property
+    def multiplicity(self) -> int | None:
+        """m, how many copies an element has; None where parts differ."""
+        return self.parts[0][1] if len({m for _, m in self.parts}) == 1 else None
+
+    @property
+    def is_changed(self) -> bool:
+        return self.source.shape != self.target.shape or self.is_scaled or self.name_copies > 1
+
+    @property
+    def is_scaled(self) -> bool:
+        return any(c != 1 for c, _ in self.parts)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether scaling rounds: splitting over copies is exact, other scales than 2^n are not."""
+        scales = {self.scale * math.prod(strip.scale for strip in combination)
+                  for combination in itertools.product(*(dim.strips for dim in self.dims))}  # fmt: skip
+        return any(scale != 1 and (self.offset or math.frexp(scale)[0] != 0.5) for scale in scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file and its tensors, in the order of their data."""
+
+    file: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.target.num_bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """A key of config.json before and after; `before` is None where the key was absent."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete widening. After it there are no decisions, only copying.
+
+    Attributes:
+        recipe: what it follows.
+        axes: every axis with its factor.
+        shards: the output files.
+        config: the widened config, None where the checkpoint has none.
+        config_changes: what differs from the source's config.
+        omitted: tensors that the recipe leaves out.
+    """
+
+    recipe: Recipe
+    axes: tuple[Axis, ...]
+    shards: tuple[Shard, ...]
+    config: dict[str, Any] | None
+    config_changes: tuple[ConfigChange, ...]
+    omitted: tuple[str, ...]
+
+    @cached_property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        return tuple(tensor for shard in self.shards for tensor in shard.tensors)
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """The factor of every axis that is widened."""
+        return {axis.name: axis.factor for axis in self.axes if axis.factor > 1}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def num_parameters(self) -> tuple[int, int]:
+        """Elements of floating-point tensors before and after."""
+        floats = [tensor for tensor in self.tensors if DTYPES[tensor.target.dtype].kind == "float"]
+        sources = {tensor.source.name: tensor.source for tensor in floats}
+        return sum(spec.num_elements for spec in sources.values()), sum(t.target.num_elements for t in floats)
+
+    @property
+    def rounded(self) -> tuple[TensorPlan, ...]:
+        """Tensors whose scale is not exact in their data type."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_rounded)
+
+
+# Factors --------------------------------------------------------------------------------------
+
+
+def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int]) -> dict[str, int]:
+    """The factor of every axis: `factor` for those that the recipe widens, then the named ones.
+
+    Raises:
+        PlanError: an unknown or fixed axis, a factor below 1, nothing widened, or linked axes
+            moved apart.
+    """
+    for name, value in (("--factor", factor), *((f"--axis {axis}", value) for axis, value in axes.items())):
+        if value is not None and value < 1:
+            raise PlanError(f"`{name}` is {value}; a factor is a whole number of at least 1")
+    for name in axes:
+        if name not in recipe.axis_names:
+            raise PlanError(f"`{recipe.name}` has no axis `{name}`", hint=suggest(name, recipe.axis_names))
+    factors = dict.fromkeys(recipe.axis_names, 1)
+    if factor is not None:
+        factors.update(dict.fromkeys(recipe.widen, factor))
+    factors.update(axes)
+    for name, reason in recipe.fixed.items():
+        if factors[name] != 1:
+            raise PlanError(f"the axis `{name}` of `{recipe.name}` cannot be widened: {reason}")
+    if all(value == 1 for value in factors.values()):
+        raise PlanError("nothing is widened: the factor is 1 on every axis", hint="give `--factor 2`, or `--axis NAME=2` for one axis")
+    for link in recipe.links:
+        product = math.prod(factors[name] for name in link.product)
+        if factors[link.axis] != product:
+            terms = " x ".join(f"{name} {factors[name]}" for name in link.product)
+            raise PlanError(
+                f"linked axes are moved apart: in `{recipe.name}`, {link.axis} is {link.text.value}, "
+                f"but the factors are {link.axis} {factors[link.axis]} against {terms}",
+                hint=f"give factors with {link.axis} = {' x '.join(link.product)}, "
+                f"for instance `--axis {link.axis}={product}`" if product > 1 else
+                f"widen one of {', '.join(link.product)} by {factors[link.axis]} as well",
+            )  # fmt: skip
+    return factors
+
+
+# The plan -------------------------------------------------------------------------------------
+
+
+def make_plan(
+    recipe: Recipe,
+    specs: Sequence[TensorSpec],
+    config: Mapping[str, Any] | None,
+    factors: Mapping[str, int],
+    max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
+) -> Plan:
+    """Plan a widening from headers alone.
+
+    Args:
+        recipe: the architecture.
+        specs: every tensor of the checkpoint, in the order in which they are to be written.
+        config: config.json, None where there is none.
+        factors: of every axis, as `resolve_factors` gives them.
+        max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
+
+    Raises:
+        RecipeError: the recipe and the checkpoint contradict one another.
+        PlanError: the checkpoint cannot be widened as asked.
+    """
+    _refuse_quantized(config)
+    matches = match_rules(recipe, [spec.name for spec in specs])
+    values = _environment(recipe, config or {})
+    layouts = {name: _choose(match.rule.choices, values, match) for name, match in matches.items()}
+    axes = _axes(recipe, specs, layouts, matches, values, factors)
+    planner = _TensorPlanner(axes)
+    omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
+    tensors = [
+        plan for spec in specs if spec.name not in omitted
+        for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
+    ]  # fmt: skip
+    _refuse_duplicates(tensors)
+    new_config, changes = _widen_config(recipe, config, values, axes) if config is not None else (None, ())
+    return Plan(recipe, tuple(axes.values()), _shards(tensors, max_shard_bytes), new_config, changes, omitted)
+
+
+def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
+    for key in _QUANTIZED_KEYS:
+        if config and config.get(key):
+            raise PlanError(
+                f"config.json has a `{key}`: the weights are quantized and packed, so rows and columns are not its units",
+                hint="dequantize the model first, or widen the checkpoint that it was quantized from",
+            )
+
+
+def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
+    seen: dict[str, TensorPlan] = {}
+    for tensor in tensors:
+        if other := seen.setdefault(tensor.target.name, tensor):
+            if other is not tensor:
+                raise RecipeError(f"`{other.source.name}` and `{tensor.source.name}` would both become `{tensor.target.name}`")
+
+
+def _environment(recipe: Recipe, config: Mapping[str, Any]) -> Values:
+    """Config keys, with the recipe's defaults where they are absent or null, and its definitions."""
+    values = {**recipe.defaults, **{key: value for key, value in config.items() if value is not None}}
+    for name, expression, text in recipe.definitions:
+        values[name] = _evaluate(expression, values, text.error)
+    return values
+
+
+def _evaluate(expression: Expression, values: Values, error: Any) -> Any:
+    try:
+        return evaluate(expression, values)
+    except LanguageError as problem:
+        raise error(problem.message, problem.span, problem.hint) from None
+
+
+def _choose(choices: Sequence[Choice[T]], values: Values, match: Match | None = None) -> Choice[T]:
+    for choice in choices:
+        if choice.when is None or _evaluate(choice.when, values, choice.text.error):
+            return choice
+    what = f"for `{match.groups.string}` " if match else ""
+    raise choices[-1].text.error(f"no alternative holds {what}with this config", hint="add one without `when`")
+
+
+# Axes -----------------------------------------------------------------------------------------
+
+
+def _axes(
+    recipe: Recipe,
+    specs: Sequence[TensorSpec],
+    layouts: Mapping[str, Choice[Any]],
+    matches: Mapping[str, Match],
+    values: Values,
+    factors: Mapping[str, int],
+) -> dict[str, Axis]:
+    """The axes with their sizes, from the config or, where the recipe says so, from the shapes."""
+    used = _used_axes(layouts, matches)
+    sizes = _sizes_from_config(recipe, values, used)
+    axes = {name: Axis(name, size, factors[name] if name in used else 1) for name, size in sizes.items()}
+    open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
+    for spec in specs:
+        if not open_names:
+            break
+        layout = layouts[spec.name].value
+        if not isinstance(layout, Layout) or len(layout.dims) != len(spec.shape):
+            continue
+        for dim, size in zip(layout.dims, spec.shape, strict=True):
+            try:
+                names, solved = solve_size(dim, axes, size)
+            except LayoutError:
+                continue  # told with the tensor's name when its dimensions are mapped
+            if solved is not None and len(names) == 1 and names <= open_names:
+                name = names.pop()
+                axes[name] = replace(axes[name], size=solved)
+                open_names.remove(name)
+    for name, count in _counts(matches).items():
+        if axes[name].size is None:
+            axes[name] = replace(axes[name], size=count)
+            open_names.discard(name)
+    if open_names:
+        rule = next(rule for rule in recipe.axes if rule.name in open_names)
+        raise rule.text.error(f"no tensor of the checkpoint tells the size of the axis `{rule.name}`")
+    return axes
+
+
+def _sizes_from_config(recipe: Recipe, values: Values, used: frozenset[str]) -> dict[str, int | None]:
+    sizes: dict[str, int | None] = {}
+    known = dict(values)
+    for rule in recipe.axes:
+        if rule.size in ("shapes", "varies"):
+            sizes[rule.name] = None
+            continue
+        size = _evaluate(rule.size, known, rule.text.error)  # type: ignore[arg-type]
+        if size is None and rule.name not in used:
+            sizes[rule.name] = None
+            continue
+        if type(size) is not int or size < 1:
+            raise rule.text.error(
+                f"the config makes the axis `{rule.name}` {size!r}, expected a whole number above 0",
+                hint=None if size is not None else "the config lacks the key; is this the right recipe?",
+            )
+        sizes[rule.name] = known[rule.name] = size
+    return sizes
+
+
+def _used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match]) -> frozenset[str]:
+    """The axes that some tensor of the checkpoint has."""
+    seen = {id(choice): choice.value for choice in layouts.values() if isinstance(choice.value, Layout)}
+    in_layouts = (ref.name for layout in seen.values() for ref in axis_refs(layout) if isinstance(ref, AxisRef))
+    in_names = (part.name for match in matches.values() for part in match.rule.pattern.axes)
+    return frozenset((*in_layouts, *in_names))
+
+
+def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
+    """How many tensors each axis in a name counts."""
+    counts: dict[str, int] = defaultdict(int)
+    for match in matches.values():
+        for part in match.rule.pattern.axes:
+            counts[part.name] = max(counts[part.name], int(match.groups[part.name]) + 1)
+    return counts
+
+
+# Tensors --------------------------------------------------------------------------------------
+
+
+class _TensorPlanner:
+    """Plans tensors; rules and shapes repeat in every layer, so their maps are kept."""
+
+    def __init__(self, axes: Mapping[str, Axis]) -> None:
+        self.axes = axes
+        self.maps: dict[tuple[str, str, tuple[int, ...]], tuple[DimMap, ...]] = {}
+
+    def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
+        layout = choice.value
+        rule = match.rule.pattern.text
+        if layout == "keep":
+            dims = tuple(map_dim(_ANY_SIZE, self.axes, size) for size in spec.shape)
+            plan = TensorPlan(spec, spec, rule, "keep", dims)
+        else:
+            key = (rule, choice.text.value, spec.shape)
+            if key not in self.maps:
+                self.maps[key] = self._map_dims(spec, layout, choice)
+            dims = self.maps[key]
+            shape = tuple(dim.wide_size for dim in dims)
+            plan = TensorPlan(
+                spec, replace(spec, shape=shape), rule, choice.text.value, dims,
+                power_scale(layout.powers, self.axes), layout.offset,
+            )  # fmt: skip
+        for copied in self._name_copies(plan, match):
+            _check_dtype(copied)
+            yield copied
+
+    def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
+        if len(layout.dims) != len(spec.shape):
+            raise choice.text.error(f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, this layout {len(layout.dims)}")
+        maps = []
+        for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
+            if size == 0:
+                raise PlanError(f"`{spec.name}` is empty: its shape is {_shape(spec.shape)}")
+            try:
+                maps.append(map_dim(dim, self.axes, size))
+            except LayoutError as problem:
+                sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
+                raise choice.text.error(
+                    f"`{spec.name}` has the shape {_shape(spec.shape)}, but dimension {position}, `{_excerpt(choice.text.value, dim)}`, {problem}",
+                    dim.span,
+                    hint=f"config and tensors disagree, or this is not the recipe for them; {sizes}",
+                ) from None
+        return tuple(maps)
+
+    def _name_copies(self, plan: TensorPlan, match: Match) -> Iterable[TensorPlan]:
+        """One plan for each tensor that an axis in the name turns the source into."""
+        parts = match.rule.pattern.axes
+        if not parts:
+            yield plan
+            return
+        factors = [self.axes[part.name].factor for part in parts]
+        for part in parts:
+            size = self.axes[part.name].size
+            if size is not None and int(match.groups[part.name]) >= size:
+                raise match.rule.text.error(f"`{plan.source.name}` is beyond the {size} that the axis `{part.name}` has")
+        pieces = math.prod(factor for part, factor in zip(parts, factors, strict=True) if part.contracted)
+        for digits in itertools.product(*map(range, factors)):
+            indices = [int(match.groups[part.name]) * factor + digit
+                       for part, factor, digit in zip(parts, factors, digits, strict=True)]  # fmt: skip
+            piece = 0
+            for part, factor, digit in zip(parts, factors, digits, strict=True):
+                piece = piece * factor + digit if part.contracted else piece
+            name = expand_name(match.rule.pattern, match.groups, indices)
+            yield replace(plan, target=replace(plan.target, name=name), name_copies=math.prod(factors),
+                          piece=piece, name_pieces=pieces)  # fmt: skip
+
+
+def _check_dtype(plan: TensorPlan) -> None:
+    kind = DTYPES[plan.source.dtype].kind
+    if kind == "float" or not (plan.is_changed or kind == "packed"):
+        return
+    if kind == "packed":
+        raise PlanError(f"`{plan.source.name}` is {plan.source.dtype}, whose scales are stored elsewhere; such weights are not widened",
+                        hint="dequantize the model to bfloat16 first")  # fmt: skip
+    if plan.is_scaled:
+        raise PlanError(f"`{plan.source.name}` is {plan.source.dtype}, but its rule scales it; integers that stand for weights are packed",
+                        hint="dequantize the model to bfloat16 first")  # fmt: skip
+
+
+def _excerpt(text: str, dim: Dim) -> str:
+    return text[slice(*dim.span)]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+# Config ---------------------------------------------------------------------------------------
+
+
+def _widen_config(
+    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis]
+) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
+    """The config of the wide model, and what changed; checked to give every axis its new size."""
+    known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
+    widened = copy.deepcopy(dict(config))
+    changes = []
+    for rule in recipe.config:
+        *path, key = rule.key.split(".")
+        section, new_section = config, widened
+        for name in path:
+            section = section.get(name) or {}
+            new_section = new_section.setdefault(name, {})
+        if rule.optional and key not in section:
+            continue
+        choice = _choose(rule.choices, values)
+        expression, powers = choice.value
+        after = _scaled(_evaluate(expression, known, choice.text.error), power_scale(powers, axes), choice)
+        if key not in section or section[key] != after:
+            changes.append(ConfigChange(rule.key, section.get(key), after))
+            new_section[key] = after
+    _check_config(recipe, widened, axes)
+    return widened, tuple(changes)
+
+
+def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
+    if scale == 1 or value is None:
+        return value
+    if isinstance(value, list):
+        return [_scaled(item, scale, choice) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise choice.text.error(f"`{value!r}` in the config cannot be scaled")
+    scaled = value * scale
+    return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
+
+
+def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
+    """Whoever reads the new config must derive the sizes that the new tensors have."""
+    used = frozenset(axis.name for axis in axes.values() if axis.size is not None)
+    sizes = _sizes_from_config(recipe, _environment(recipe, config), used)
+    for rule in recipe.axes:
+        expected = axes[rule.name].wide_size
+        if sizes[rule.name] is not None and sizes[rule.name] != expected:
+            raise rule.text.error(
+                f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, the widened tensors make it {expected}",
+                hint="the recipe's `config` section must set what the axis is computed from",
+            )
+
+
+# Shards ---------------------------------------------------------------------------------------
+
+
+def _shards(tensors: Sequence[TensorPlan], max_bytes: int | None) -> tuple[Shard, ...]:
+    by_name = {tensor.target.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        by_name,  # type: ignore[arg-type]
+        get_storage_size=lambda tensor: tensor.target.num_bytes,  # type: ignore[attr-defined]
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes if max_bytes is not None else 1 + sum(t.target.num_bytes for t in tensors),
+    )
+    return tuple(
+        Shard(file, tuple(by_name[name] for name in names)) for file, names in split.filename_to_tensors.items()
+    )

@@ -1,0 +1,429 @@
+"""Recipes: an architecture described as data, exactly enough to compute with.
+
+`load_recipe` turns a YAML file (design: axes, tensors, config keys) into a frozen `Recipe`, or
+raises a `RecipeError` that points at the line and the token. Nothing here knows a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from mupscale_cli import language
+from mupscale_cli.document import Entries, Items, Node, Text, parse_document
+from mupscale_cli.errors import RecipeError
+from mupscale_cli.language import Expression, LanguageError, Layout, Pattern, Power, suggest
+
+T = TypeVar("T")
+_PACKAGED = Path(__file__).parent / "recipes"  # in a wheel
+_CHECKOUT = Path(__file__).parent.parent / "recipes"  # in an editable install
+BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+Keep = Literal["keep"]
+Omit = Literal["omit"]
+_SECTIONS = ("about", "extends", "match", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
+             "config", "tensors")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """One alternative: taken when its condition holds; without a condition, always."""
+
+    when: Expression | None
+    value: T
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRule:
+    """How many units an axis has.
+
+    Attributes:
+        name: the axis.
+        size: an expression over the config, `shapes` (one size, read off the tensors) or
+            `varies` (each place has a size of its own; only the factor is common).
+        about: what the axis is, for people.
+    """
+
+    name: str
+    size: Expression | Literal["shapes", "varies"]
+    about: str
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """What the tensors that a pattern matches are made of: a layout, or `keep` or `omit` them."""
+
+    pattern: Pattern
+    choices: tuple[Choice[Layout | Keep | Omit], ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRule:
+    """What the widened config says under a key; an optional one is written only where it stood."""
+
+    key: str
+    optional: bool
+    choices: tuple[Choice[tuple[Expression, tuple[Power, ...]]], ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """`embed = h * d`: the config derives one axis from others, so their factors multiply."""
+
+    axis: str
+    product: tuple[str, ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An architecture: its axes, and what every tensor and config key has to do with them.
+
+    Attributes:
+        name: file name without its ending.
+        file: where it was read, for messages.
+        digest: sha256 of the text of the file and of those that it extends.
+        about: one sentence for people.
+        model_types: values of `model_type` in config.json that it is for.
+        tensor_patterns: for checkpoints without config.json, names that must all be there.
+        prefixes: what `{prefix}` may stand for.
+        defaults: config keys with the value that the architecture gives them when absent.
+        definitions: names for expressions.
+        axes: in the order of the file.
+        widen: axes that a bare factor widens.
+        fixed: axes that must not move, with the reason.
+        links: axes that the config ties together.
+        config: what the widened config says.
+        tensors: one rule for every tensor.
+    """
+
+    name: str
+    file: str
+    digest: str
+    about: str = ""
+    model_types: tuple[str, ...] = ()
+    tensor_patterns: tuple[Pattern, ...] = ()
+    prefixes: tuple[str, ...] = ("",)
+    defaults: dict[str, object] = field(default_factory=dict)
+    definitions: tuple[tuple[str, Expression, Text], ...] = ()
+    axes: tuple[AxisRule, ...] = ()
+    widen: tuple[str, ...] = ()
+    fixed: dict[str, str] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+    config: tuple[ConfigRule, ...] = ()
+    tensors: tuple[TensorRule, ...] = ()
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        return tuple(axis.name for axis in self.axes)
+
+
+# Finding --------------------------------------------------------------------------------------
+
+
+def recipe_files() -> tuple[Path, ...]:
+    """The built-in recipe files, by name."""
+    return tuple(sorted(BUILT_IN.glob("*.yaml")))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Load a recipe by its built-in name (`llama`) or from a file (`./mine.yaml`).
+
+    Raises:
+        RecipeError: there is none of that name, or it is not a valid recipe.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return _load_file(path)
+    built_in = BUILT_IN / f"{name_or_file}.yaml"
+    if not built_in.is_file():
+        known = [file.stem for file in recipe_files()]
+        raise RecipeError(f"there is no recipe `{name_or_file}`", hint=suggest(str(name_or_file), known))
+    return _load_file(built_in)
+
+
+@lru_cache(maxsize=256)
+def _load_file(path: Path) -> Recipe:
+    document, digest = _read(path, seen=())
+    return _recipe(path.stem, _shown(path), digest, document)
+
+
+def _shown(path: Path) -> str:
+    return f"recipes/{path.name}" if path.parent == BUILT_IN else str(path)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
+    """The document of a file with those that it extends merged under it, and the hash of them all."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe `{path}`: {error}") from None
+    document = parse_document(text, _shown(path))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    base = document.get("extends")
+    if base is None:
+        return document, digest
+    if not isinstance(base, Text):
+        raise base.error("`extends` takes the name of one recipe")
+    beside = path.parent / f"{base.value}.yaml"
+    parent = beside if beside.is_file() else BUILT_IN / f"{base.value}.yaml"
+    if not parent.is_file():
+        known = [file.stem for file in recipe_files()]
+        raise base.error(f"there is no recipe `{base.value}`", hint=suggest(base.value, known))
+    if parent in (*seen, path):
+        raise base.error(f"`{path.stem}` extends itself")
+    parent_document, parent_digest = _read(parent, (*seen, path))
+    return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
+
+
+def _merge(parent: Entries, child: Entries) -> Entries:
+    """Sections that are mappings are merged key by key; anything else the child says replaces it."""
+    own = {key.value: (key, node) for key, node in child if key.value != "extends"}
+    merged = []
+    for key, node in parent:
+        if key.value in ("about", "match"):
+            continue
+        if key.value not in own:
+            merged.append((key, node))
+            continue
+        own_key, own_node = own.pop(key.value)
+        if isinstance(node, Entries) and isinstance(own_node, Entries):
+            own_node = _merge_section(node, own_node)
+        merged.append((own_key, own_node))
+    return Entries((*own.values(), *merged), child.origin)
+
+
+def _merge_section(parent: Entries, child: Entries) -> Entries:
+    own = {key.value.removesuffix("?"): (key, node) for key, node in child}
+    inherited = [own.pop(key.value.removesuffix("?"), (key, node)) for key, node in parent]
+    pairs = [(key, node) for key, node in (*inherited, *own.values()) if not (isinstance(node, Text) and node.is_null)]
+    return Entries(tuple(pairs), child.origin)
+
+
+@cache
+def model_types() -> dict[str, str]:
+    """Which built-in recipe is for which `model_type` of config.json."""
+    return {model_type: file.stem for file in recipe_files() for model_type in _load_file(file).model_types}
+
+
+# Reading a document ---------------------------------------------------------------------------
+
+
+def _recipe(name: str, file: str, digest: str, document: Entries) -> Recipe:
+    for key, _ in document:
+        if key.value not in _SECTIONS:
+            raise key.error(f"unknown section `{key.value}`", hint=suggest(key.value, _SECTIONS))
+    sections = {key.value: node for key, node in document}
+    for required in ("axes", "tensors"):
+        if required not in sections:
+            raise RecipeError(f"{file}: the section `{required}` is missing")
+    model_types, tensor_patterns = _match(sections.get("match"))
+    recipe = Recipe(
+        name=name,
+        file=file,
+        digest=digest,
+        about=_optional_text(sections.get("about")),
+        model_types=model_types,
+        tensor_patterns=tensor_patterns,
+        prefixes=tuple(text.value for text in _texts(sections["prefix"])) if "prefix" in sections else ("",),
+        defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
+        definitions=tuple(_definition(key, node) for key, node in _entries(sections.get("define"))),
+        axes=tuple(_axis(key, node) for key, node in _entries(sections["axes"])),
+        widen=tuple(text.value for text in _texts(sections["widen"])) if "widen" in sections else (),
+        fixed={key.value: _text(node).value for key, node in _entries(sections.get("fixed"))},
+        links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
+        config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
+        tensors=tuple(_tensor_rule(key, node) for key, node in _entries(sections["tensors"])),
+    )
+    _check_names(recipe, sections)
+    return recipe
+
+
+def _match(node: Node | None) -> tuple[tuple[str, ...], tuple[Pattern, ...]]:
+    entries = {key.value: (key, value) for key, value in _entries(node)}
+    for key, _ in entries.values():
+        if key.value not in ("model_type", "tensors"):
+            raise key.error(f"unknown condition `{key.value}`", hint="`match` takes `model_type` and `tensors`")
+    types = tuple(text.value for text in _texts(entries["model_type"][1])) if "model_type" in entries else ()
+    patterns = _texts(entries["tensors"][1]) if "tensors" in entries else ()
+    return types, tuple(_parse(language.parse_pattern, text) for text in patterns)
+
+
+def _definition(key: Text, node: Node) -> tuple[str, Expression, Text]:
+    text = _text(node)
+    return key.value, _parse(language.parse_expression, text), text
+
+
+def _axis(key: Text, node: Node) -> AxisRule:
+    _check_identifier(key)
+    if not isinstance(node, Entries):
+        size, about = _text(node), ""
+    else:
+        for name, _ in node:
+            if name.value not in ("size", "about"):
+                raise name.error(f"unknown key `{name.value}`", hint="an axis has `size` and `about`")
+        size_node = node.get("size")
+        if size_node is None:
+            raise key.error(f"the axis `{key.value}` has no `size`")
+        size, about = _text(size_node), _optional_text(node.get("about"))
+    if size.value in ("from shapes", "varies"):
+        return AxisRule(key.value, "shapes" if size.value == "from shapes" else "varies", about, size)
+    return AxisRule(key.value, _parse(language.parse_expression, size), about, size)
+
+
+def _link(key: Text, node: Node) -> Link:
+    text = _text(node)
+    return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
+
+
+def _tensor_rule(key: Text, node: Node) -> TensorRule:
+    pattern = _parse(language.parse_pattern, key)
+    return TensorRule(pattern, _choices(node, "dims", _layout), key)
+
+
+def _layout(text: Text) -> Layout | Keep | Omit:
+    if text.value == "keep" or text.value == "omit":
+        return text.value  # type: ignore[return-value]
+    return _parse(language.parse_layout, text)
+
+
+def _config_rule(key: Text, node: Node) -> ConfigRule:
+    name = key.value.removesuffix("?")
+    choices = _choices(node, "value", lambda text: _parse(language.parse_scaled_expression, text))
+    return ConfigRule(name, name != key.value, choices, key)
+
+
+def _choices(node: Node, word: str, parse: Callable[[Text], T]) -> tuple[Choice[T], ...]:
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    if not nodes:
+        raise node.error("expected at least one alternative")
+    choices = tuple(_choice(item, word, parse) for item in nodes)
+    for choice in choices[:-1]:
+        if choice.when is None:
+            raise choice.text.error("the alternatives below it are never taken", hint="put it last")
+    return choices
+
+
+def _choice(node: Node, word: str, parse: Callable[[Text], T]) -> Choice[T]:
+    if not isinstance(node, Entries):
+        text = _text(node)
+        return Choice(None, parse(text), text)
+    for key, _ in node:
+        if key.value not in ("when", word):
+            raise key.error(f"unknown key `{key.value}`", hint=f"an alternative has `when` and `{word}`")
+    when, value = node.get("when"), node.get(word)
+    if when is None or value is None:
+        raise node.error(f"an alternative needs both `when` and `{word}`")
+    text = _text(value)
+    return Choice(_parse(language.parse_expression, _text(when)), parse(text), text)
+
+
+# Names that must be known ---------------------------------------------------------------------
+
+
+def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
+    axes = set(recipe.axis_names)
+
+    def known(name: str, text: Text, span: tuple[int, int] | None = None) -> None:
+        if name not in axes:
+            raise text.error(f"unknown axis `{name}`", span, suggest(name, axes))
+
+    if "widen" in sections:
+        for text in _texts(sections["widen"]):
+            known(text.value, text)
+            if text.value in recipe.fixed:
+                raise text.error(f"`{text.value}` is both widened and fixed")
+    for key, _ in _entries(sections.get("fixed")):
+        known(key.value, key)
+    for key, _ in _entries(sections.get("linked")):
+        known(key.value, key)
+    for link in recipe.links:
+        for name in link.product:
+            known(name, link.text)
+    mentioned = set()
+    for text, axis, span in _axis_mentions(recipe):
+        known(axis, text, span)
+        mentioned.add(axis)
+    for key, _ in _entries(sections["axes"]):
+        if key.value not in mentioned:
+            raise key.error(f"no tensor uses the axis `{key.value}`", hint="take it out, or use it in a tensor")
+
+
+def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:
+    for rule in recipe.tensors:
+        for part in rule.pattern.axes:
+            yield rule.text, part.name, part.span
+        for choice in rule.choices:
+            if isinstance(choice.value, Layout):
+                for ref in language.axis_refs(choice.value):
+                    name = ref.axis if isinstance(ref, Power) else ref.name
+                    yield choice.text, name, ref.span
+    for config_rule in recipe.config:
+        for config_choice in config_rule.choices:
+            for power in config_choice.value[1]:
+                yield config_choice.text, power.axis, power.span
+
+
+# Nodes to values ------------------------------------------------------------------------------
+
+
+def _parse(parse: Callable[[str], T], text: Text) -> T:
+    """Parse a text; what is wrong with it is raised with file, line and caret."""
+    try:
+        return parse(text.value)
+    except LanguageError as error:
+        raise text.error(error.message, error.span, error.hint) from None
+
+
+def _entries(node: Node | None) -> Entries | tuple[()]:
+    if node is None or (isinstance(node, Text) and node.is_null):
+        return ()
+    if not isinstance(node, Entries):
+        raise node.error("expected a mapping")
+    return node
+
+
+def _text(node: Node) -> Text:
+    if not isinstance(node, Text):
+        raise node.error("expected a text")
+    return node
+
+
+def _optional_text(node: Node | None) -> str:
+    return "" if node is None else _text(node).value
+
+
+def _texts(node: Node) -> tuple[Text, ...]:
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    return tuple(_text(item) for item in nodes)
+
+
+def _check_identifier(text: Text) -> None:
+    if not text.value.isidentifier():
+        raise text.error(f"`{text.value}` cannot be a name", hint="letters, digits and `_`, not a digit first")
+
+
+def _plain(node: Node) -> object:
+    """A default as JSON would have it: null, true, false, numbers, texts and lists of them."""
+    if isinstance(node, Items):
+        return [_plain(item) for item in node.nodes]
+    text = _text(node)
+    if text.quoted:
+        return text.value
+    words: dict[str, object] = {"true": True, "false": False, "null": None, "~": None, "": None}
+    if text.value in words:
+        return words[text.value]
+    for number in (int, float):
+        try:
+            return number(text.value)
+        except ValueError:
+            continue
+    return text.value

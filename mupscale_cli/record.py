@@ -1,0 +1,115 @@
+"""`mupscale.json`: what was done to a checkpoint, as `verify`, `hparams` and `push` read it.
+
+The record is a function of input, recipe and factors: no dates, no absolute paths, no host names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoint.source import CONFIG, Checkpoint
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.plan import Plan, TensorPlan
+
+FORMAT_VERSION = 1
+METADATA_KEY = "mupscale"
+_HASH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a narrow checkpoint came from: a path, or a repository and revision of the Hub."""
+
+    path: str
+    repo: str | None = None
+    revision: str | None = None
+
+
+def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) -> dict[str, Any]:
+    """The record of a widening, before its verification.
+
+    Args:
+        plan: what was done.
+        source: the narrow checkpoint; its files are hashed.
+        origin: what `verify` finds it by.
+        version: of mupscale.
+    """
+    before, after = plan.num_parameters
+    where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
+    return {
+        "format_version": FORMAT_VERSION,
+        "mupscale_version": version,
+        "source": {**where, "files": {file.name: _digest(file) for file in _hashed_files(source)}},
+        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest},
+        "axes": {
+            axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
+        },
+        "parameters": {"before": before, "after": after},
+        "rules": _rules(plan.tensors),
+        "omitted": list(plan.omitted),
+        "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
+        "perturbation": None,
+        "optimizer_state": None,
+        "verification": None,
+    }
+
+
+def _hashed_files(source: Checkpoint) -> Iterable[Path]:
+    config = source.path / CONFIG
+    return (*source.files, config) if config.is_file() else source.files
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    buffer = bytearray(_HASH_BYTES)
+    with open(file, "rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
+    """Each rule once for each way that it was applied, with coefficient and multiplicity."""
+    rules: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for tensor in tensors:
+        key = (tensor.rule, tensor.layout, tensor.parts)
+        if key not in rules:
+            parts = [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts]
+            rules[key] = {"pattern": tensor.rule, "layout": tensor.layout, "parts": parts, "tensors": 0}
+        rules[key]["tensors"] += 1
+    return list(rules.values())
+
+
+def check_version(record: Mapping[str, Any], file: Path) -> None:
+    """Refuse a record of a later format.
+
+    Raises:
+        CheckpointError: this version cannot know what it says.
+    """
+    version = record.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise CheckpointError(f"the record of `{file}` has format {version!r}, this mupscale reads up to {FORMAT_VERSION}",
+                              hint="upgrade mupscale")  # fmt: skip
+
+
+def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
+    """The name of a file of the source that is not what it was when the record was made."""
+    files = record.get("source", {}).get("files", {})
+    for file in _hashed_files(source):
+        noted = files.get(file.name)
+        if noted is None or noted["bytes"] != file.stat().st_size or noted["sha256"] != _digest(file)["sha256"]:
+            return file.name
+    return None
+
+
+def relative_path(source: Path, output: Path) -> str:
+    """The path of the source as seen from the folder of the output, so that both can move together."""
+    try:
+        return os.path.relpath(source.resolve(), output.resolve().parent)
+    except ValueError:  # two drives of Windows
+        return str(source.resolve())

@@ -1,0 +1,156 @@
+"""Building the reference model of a checkpoint: transformers' class, or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint
+from mupscale_cli.errors import VerifyError
+from mupscale_cli.verify.result import CannotVerify
+
+
+def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:
+    """Import `path/or/module.py:build`.
+
+    Returns:
+        The module and the function named after the colon.
+
+    Raises:
+        VerifyError: there is no such file, module or function.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise VerifyError(f"`--model {reference}` names no function", hint="write path/to/module.py:build")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise VerifyError(f"cannot import `{place}`: {error}") from None
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise VerifyError(f"`{place}` has no function `{name}`")
+    return module, build
+
+
+def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a user's `build` is given: config.json, or the tensors' shapes where there is none."""
+    if checkpoint.config is not None:
+        return checkpoint.config
+    return {"shapes": {spec.name: list(spec.shape) for spec in checkpoint.specs}}
+
+
+def build_user_model(build: Callable[[dict[str, Any]], nn.Module], checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The user's model with the checkpoint's weights, in evaluation mode.
+
+    Raises:
+        VerifyError: it is no module, or its parameters are not the checkpoint's.
+    """
+    model = build(user_config(checkpoint))
+    if not isinstance(model, nn.Module):
+        raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
+    state: dict[str, torch.Tensor] = {}
+    for file in checkpoint.files:
+        with safe_open(file, framework="pt") as tensors:
+            state.update({name: tensors.get_tensor(name) for name in tensors.keys()})
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise VerifyError(f"the model of `--model` does not fit `{checkpoint.path}`: {error}") from None
+    missing = [name for name in missing if name in dict(model.named_parameters())]  # tied ones appear once
+    if missing or unexpected:
+        raise VerifyError(
+            f"the model of `--model` does not fit `{checkpoint.path}`: it lacks {unexpected[:3]}, the file lacks {missing[:3]}",
+            hint="build the model with the names that the checkpoint has",
+        )
+    return model.to(dtype).eval()
+
+
+def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The transformers model of a checkpoint, in evaluation mode, with eager attention.
+
+    Raises:
+        CannotVerify: transformers is not installed, or there is no config to build from.
+        VerifyError: transformers cannot load the checkpoint, or would invent some of its weights.
+    """
+    if checkpoint.config is None:
+        raise CannotVerify("it has no config.json that says how to build the model; give your own with `--model module.py:build`")
+    transformers = _import_transformers()
+    model_class = _model_class(transformers, checkpoint.config)
+    with _as_directory(checkpoint) as directory:
+        try:
+            model, info = model_class.from_pretrained(
+                directory, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:  # whatever it is, the user needs to know which side it came from
+            raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info.get(problem):
+            raise VerifyError(
+                f"`{checkpoint.path}` does not fill {model_class.__name__}: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}",
+                hint="config.json and the weights do not belong together",
+            )
+    return model.to(dtype).eval()
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise CannotVerify("transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`") from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
+    """The class that config.json names; without a name, the causal language model of its type."""
+    architectures = config.get("architectures")
+    if not architectures:
+        return transformers.AutoModelForCausalLM
+    model_class = getattr(transformers, str(architectures[0]), None)
+    if model_class is None:
+        raise CannotVerify(f"transformers has no class `{architectures[0]}`, which config.json names; give your own model with `--model`")
+    return model_class
+
+
+@contextmanager
+def _as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A folder as transformers expects it; for a single file one of links, removed afterwards."""
+    if not checkpoint.is_file:
+        yield checkpoint.path
+        return
+    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
+        directory = Path(folder)
+        (directory / CONFIG).write_text(_dump(checkpoint.config), encoding="utf-8")
+        _link(checkpoint.path, directory / WEIGHTS)
+        yield directory
+
+
+def _dump(config: Any) -> str:
+    import json
+
+    return json.dumps(config)
+
+
+def _link(file: Path, name: Path) -> None:
+    try:
+        name.symlink_to(file.resolve())
+    except OSError:  # Windows without the privilege
+        os.link(file, name)

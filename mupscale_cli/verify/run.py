@@ -1,0 +1,255 @@
+"""Both models on the same inputs: the narrow one first, then the wide one in its place."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale_cli.checkpoint.source import Checkpoint
+from mupscale_cli.errors import VerifyError
+from mupscale_cli.plan import Plan
+from mupscale_cli.verify.activations import compare_activations, planned_modules, recording, store_scaled
+from mupscale_cli.verify.inputs import BATCH, LENGTH, Inputs, random_tokens, reference_inputs, user_inputs
+from mupscale_cli.verify.models import build_reference_model, build_user_model, load_user_module, user_config
+from mupscale_cli.verify.precision import everything_in, tolerance
+from mupscale_cli.verify.result import CannotVerify, Comparison, Verification, compare
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NEW_TOKENS = 8
+_PADDING = 5
+_OVERHEAD = 1.2  # activations, and what loading holds beside the weights
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify.
+
+    Attributes:
+        dtype: `auto`, or a key of `DTYPES`; `auto` is float64 where the models fit, else float32.
+        device: `auto`, or one of torch's names; `auto` is the GPU where there is one.
+        model: `path/or/module.py:build` for an own model instead of transformers'.
+        seed: of the random inputs.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    model: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class _Outputs:
+    """What one model computed."""
+
+    logits: dict[str, Tensor]
+    modules: dict[str, Tensor]
+    tokens: Tensor | None
+
+
+def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions) -> Verification:
+    """Run two checkpoints on the same random inputs and compare what they compute.
+
+    Compared are the outputs, the outputs of every module whose weight the plan knows (copies of
+    the narrow model's), and, for models that generate, a left-padded batch and the logits of
+    generation with a KV cache.
+
+    Args:
+        narrow: the source.
+        wide: what it was widened to.
+        plan: how.
+        options: data type, device, own model, seed.
+
+    Raises:
+        CannotVerify: it is not possible here.
+        VerifyError: a model cannot be built or run.
+    """
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, plan, device)
+    load, make_inputs = _reference(options, plan)
+    with torch.no_grad():
+        model = load(narrow, dtype).to(device)
+        plans = planned_modules(model, plan)
+        inputs = make_inputs(model, narrow).to(device, dtype)
+        before = _run(model, inputs, set(plans), dtype, options.seed, None)
+        rounding = None
+        if plan.rounded:
+            exact = before
+            store_scaled(model, plan)
+            before = _run(model, inputs, set(plans), dtype, options.seed, exact.tokens)
+            rounding = compare("logits", exact.logits["logits"], before.logits["logits"])
+        del model
+        _free(device)
+        model = load(wide, dtype).to(device)
+        after = _run(model, inputs, set(plans), dtype, options.seed, before.tokens)
+        del model
+        _free(device)
+    comparisons = tuple(compare(what, logits, after.logits[what]) for what, logits in before.logits.items())
+    modules = compare_activations(plans, before.modules, after.modules)
+    allowed, reason = tolerance(plan, dtype)
+    return Verification(
+        comparisons=comparisons + _final_hidden(modules, before),
+        num_modules=len(modules),
+        worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
+        first_difference=next((c for c in modules if not c.max_rel <= allowed), None),
+        tolerance=allowed,
+        tolerance_reason=reason,
+        dtype=str(dtype).removeprefix("torch."),
+        device=_describe(device),
+        inputs=inputs.about,
+        rounding=rounding,
+        rounded_tensors=len(plan.rounded),
+    )
+
+
+def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:
+    """What the last module before the readout computed."""
+    logits = outputs.logits["logits"]
+    inner = [c for c in modules if outputs.modules[c.what].shape != logits.shape]
+    return (replace(inner[-1], what=f"final hidden states (`{inner[-1].what}`)"),) if inner else ()
+
+
+def _reference(
+    options: VerifyOptions, plan: Plan
+) -> tuple[Callable[[Checkpoint, torch.dtype], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
+    """How to load a model, and how to make inputs for it."""
+    generator = torch.Generator().manual_seed(options.seed)
+    if options.model is None:
+        return build_reference_model, lambda model, _: reference_inputs(model, generator)
+    module, build = load_user_module(options.model)
+    return (
+        lambda checkpoint, dtype: build_user_model(build, checkpoint, dtype),
+        lambda _, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator),
+    )
+
+
+def _run(
+    model: nn.Module, inputs: Inputs, names: set[str], dtype: torch.dtype, seed: int, tokens: Tensor | None
+) -> _Outputs:
+    try:
+        with everything_in(dtype):
+            with recording(model, names) as recorder:
+                logits = {"logits": _output(model(*inputs.arguments, **inputs.keywords))}
+            if _generates(model):
+                padded, mask = _left_padded(model, seed, inputs)
+                output = _output(model(input_ids=padded, attention_mask=mask))
+                logits["logits of a left-padded batch"] = output[mask.bool()]
+                logits["logits of cached generation"], tokens = _generate(model, padded, mask, tokens)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise VerifyError(f"the model cannot be run: {error}") from error
+    return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
+
+
+def _output(output: Any) -> Tensor:
+    """The tensor that a model is asked for: its logits, else its last hidden state or what it returns."""
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
+    return output
+
+
+def _generates(model: nn.Module) -> bool:
+    can_generate = getattr(model, "can_generate", None)
+    return bool(can_generate and can_generate() and not getattr(model.config, "is_encoder_decoder", False))
+
+
+def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """A batch whose second sequence is shorter, padded on the left, and its mask."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    config: Any = model.config
+    tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
+    tokens[1, :_PADDING] = 0
+    mask[1, :_PADDING] = 0
+    device = inputs.keywords["input_ids"].device
+    return tokens.to(device), mask.to(device)
+
+
+def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits of greedy generation with a KV cache, and the tokens; those given are forced.
+
+    The wide model follows the narrow one's tokens: a tie of two logits must not end in two texts.
+    """
+    from transformers import GenerationConfig
+
+    class Forced:
+        def __call__(self, so_far: Tensor, scores: Tensor) -> Tensor:
+            assert forced is not None
+            chosen = forced[:, so_far.shape[1]].unsqueeze(1)
+            return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    settings = GenerationConfig(
+        max_new_tokens=_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None,
+        bos_token_id=None, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    previous, model.generation_config = model.generation_config, settings
+    try:
+        result = model.generate(
+            tokens, attention_mask=mask, generation_config=settings, logits_processor=[Forced()] if forced is not None else None
+        )
+    finally:
+        model.generation_config = previous
+    return torch.stack(result.logits, dim=1), result.sequences
+
+
+# Where and in what ---------------------------------------------------------------------------------
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VerifyError(f"the device `{name}` cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
+    """The type asked for, or the most precise one in which the wide model fits."""
+    free = _free_bytes(device)
+    parameters = max(plan.num_parameters)
+    candidates = [name] if name != "auto" else ["float64", "float32"]
+    for candidate in candidates:
+        if candidate not in DTYPES:
+            raise VerifyError(f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}")
+        needed = _OVERHEAD * parameters * DTYPES[candidate].itemsize
+        if free is None or needed <= free:
+            return DTYPES[candidate]
+    raise CannotVerify(f"the wide model takes {needed / 1e9:.1f} GB in {candidates[-1]}, {_describe(device)} has {(free or 0) / 1e9:.1f} GB free")
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,285 @@
+"""What `mupscale widen` does, as functions: find, plan, convert, verify, publish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mupscale_cli._version import __version__
+from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError, RecipeError
+from mupscale_cli.hub import HubId, download, parse_hub_id
+from mupscale_cli.language import suggest
+from mupscale_cli.matching import match_rules
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
+from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files
+from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
+
+if TYPE_CHECKING:
+    from mupscale_cli.verify import Verification, VerifyOptions
+
+_RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
+
+
+@dataclass(frozen=True)
+class Source:
+    """A narrow checkpoint and the name that it was asked for by."""
+
+    checkpoint: Checkpoint
+    hub: HubId | None = None
+    revision: str | None = None
+
+    @property
+    def default_directory(self) -> Path:
+        return Path() if self.hub else self.checkpoint.path.parent
+
+    @property
+    def stem(self) -> str:
+        if self.hub:
+            return self.hub.name
+        path = self.checkpoint.path
+        return path.stem if self.checkpoint.is_file else path.resolve().name
+
+    def origin(self, output: Path) -> Origin:
+        if self.hub:
+            return Origin(path="", repo=self.hub.repo, revision=self.revision)
+        return Origin(relative_path(self.checkpoint.path, output))
+
+
+@dataclass(frozen=True)
+class Widened:
+    """The result of `widen`.
+
+    Attributes:
+        output: the file or directory that was written.
+        plan: what was done.
+        record: the content of its mupscale.json.
+        verification: how equivalence was checked, None where it was not.
+        skipped: why it was not verified, None where it was.
+    """
+
+    output: Path
+    plan: Plan
+    record: dict[str, Any]
+    verification: Verification | None
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class Events:
+    """What a caller wants to be told while it works; every field may be left as it is.
+
+    Attributes:
+        phase: called with a name and a number of bytes when a phase begins.
+        advance: called with the bytes just done.
+    """
+
+    phase: Callable[[str, int], None] = lambda name, total: None
+    advance: Callable[[int], None] = lambda count: None
+
+
+def find_source(checkpoint: str | Path) -> Source:
+    """Open a checkpoint by path, or by its id on the Hub where there is no such path.
+
+    Raises:
+        CheckpointError: there is none, or it is not valid.
+    """
+    path = Path(checkpoint)
+    hub = None if path.exists() else parse_hub_id(str(checkpoint))
+    if hub is None:
+        return Source(open_checkpoint(path))
+    folder, revision = download(hub)
+    return Source(open_checkpoint(folder), hub, revision)
+
+
+def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
+    """The recipe for a checkpoint: by name, else by `model_type`, else by its tensors.
+
+    Raises:
+        RecipeError: there is none, or several fit.
+    """
+    if name is not None:
+        return load_recipe(name)
+    model_type = (checkpoint.config or {}).get("model_type")
+    if isinstance(model_type, str):
+        if model_type in model_types():
+            return load_recipe(model_types()[model_type])
+        near = suggest(model_type, model_types())
+        raise RecipeError(
+            f"there is no recipe for the model type `{model_type}`",
+            hint="if it has the shape of another, name that recipe: `--recipe llama`; or write one (README, "
+            f"How to write a recipe) and give its file. {near or ''}".strip(),
+        )
+    names = tuple(checkpoint.tensors)
+    fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}" if fitting else "no recipe fits its tensors"
+    raise RecipeError(f"`{checkpoint.path}` has no config.json with a `model_type`, and {found}", hint="name one with `--recipe`, or put config.json beside it")
+
+
+def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:
+    if not recipe.tensor_patterns:
+        return False
+    try:
+        match_rules(recipe, names)
+    except RecipeError:
+        return False
+    return True
+
+
+def plan_widening(
+    checkpoint: str | Path | Source,
+    factor: int | None = None,
+    axes: Mapping[str, int] | None = None,
+    *,
+    recipe: str | Path | None = None,
+    max_shard_size: int = DEFAULT_SHARD_BYTES,
+) -> Plan:
+    """Plan a widening from headers and config alone; nothing is written, torch is not imported.
+
+    Args:
+        checkpoint: a safetensors file, a model directory, or a Hub id.
+        factor: target width over source width, for every axis that the recipe widens.
+        axes: factors of single axes, which override or add to `factor`.
+        recipe: name or file of the recipe; found by the checkpoint if not given.
+        max_shard_size: largest output file of a directory, in bytes.
+
+    Raises:
+        MupscaleError: the checkpoint, the recipe or the factors do not allow it.
+
+    Example:
+        >>> plan = plan_widening("tiny", factor=2)  # doctest: +SKIP
+        >>> plan.num_parameters  # doctest: +SKIP
+        (120640, 471424)
+    """
+    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
+    found = source.checkpoint
+    chosen = choose_recipe(found, recipe)
+    if max_shard_size < 1:
+        raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
+    factors = resolve_factors(chosen, factor, axes or {})
+    plan = make_plan(chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size)
+    for name, asked in (axes or {}).items():
+        if asked > 1 and name not in plan.factors:
+            raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
+    if not plan.factors:
+        raise PlanError(f"nothing is widened: no tensor of `{found.path}` has one of the axes {', '.join(factors)}")
+    return plan
+
+
+def default_output(source: Source, factor: int | None, axes: Mapping[str, int]) -> Path:
+    """`NAME-x4` beside the input, or in the current folder for a model of the Hub."""
+    parts = [f"x{factor}"] if factor is not None else []
+    parts += [f"{name}{value}" for name, value in axes.items()]
+    name = f"{source.stem}-{'-'.join(parts)}"
+    return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)
+
+
+def widen(
+    checkpoint: str | Path | Source,
+    output: str | Path | None = None,
+    factor: int | None = None,
+    axes: Mapping[str, int] | None = None,
+    *,
+    recipe: str | Path | None = None,
+    max_shard_size: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    verify: VerifyOptions | bool = True,
+    plan: Plan | None = None,
+    events: Events = Events(),
+) -> Widened:
+    """Widen a checkpoint: weights, config and everything else that loading it needs.
+
+    The output appears under its name only when it is complete, flushed and, unless that was
+    declined or is not possible, verified. A model that turns out different is not published.
+
+    Args:
+        checkpoint: a safetensors file, a model directory, or a Hub id. A file gives a file (with
+            `NAME.config.json` beside it where there is a config), a directory gives a directory.
+        output: where to; `NAME-x4` beside the input if not given.
+        factor: target width over source width, for every axis that the recipe widens.
+        axes: factors of single axes, which override or add to `factor`.
+        recipe: name or file of the recipe; found by the checkpoint if not given.
+        max_shard_size: largest output file of a directory, in bytes.
+        overwrite: replace an existing output that mupscale wrote.
+        verify: whether, or with which options, to check that both models agree.
+        plan: the plan, if it was made before.
+        events: for progress.
+
+    Raises:
+        MupscaleError: something the user can fix; nothing was left under the output's name.
+    """
+    from mupscale_cli.checkpoint.target import Staging, check_output  # these import no torch, but convert does
+    from mupscale_cli.convert import convert
+
+    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
+    found = source.checkpoint
+    plan = plan or plan_widening(source, factor, axes, recipe=recipe, max_shard_size=max_shard_size)
+    target = Path(output) if output is not None else default_output(source, factor, axes or {})
+    check_output(target, found.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+    events.phase("hashing the source", found.num_bytes)
+    record = make_record(plan, found, source.origin(target), __version__)
+    with Staging(target, overwrite=overwrite) as staging:
+        events.phase("widening", plan.num_bytes)
+        metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
+        reserve = _RECORD_RESERVE if found.is_file else 0
+        convert(plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance)
+        _write_companions(plan, found, staging.directory)
+        verification, skipped = _verify(verify, found, plan, staging.directory, events)
+        record["verification"] = verification.as_record() if verification else None
+        if verification is not None and not verification.agrees:
+            return Widened(target, plan, record, verification, None)
+        _publish(staging, plan, found, target, record)
+    return Widened(target, plan, record, verification, skipped)
+
+
+def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:
+    """The config, the index and the files that a tokenizer or generation needs."""
+    from mupscale_cli.checkpoint.target import copy_file, write_json
+
+    if plan.config is not None:
+        write_json(directory / CONFIG, plan.config)
+    if source.is_file:
+        return
+    if len(plan.shards) > 1:
+        weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+        write_json(directory / INDEX, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
+    for file in source.carried_files:
+        copy_file(file, directory)
+
+
+def _verify(
+    verify: VerifyOptions | bool, source: Checkpoint, plan: Plan, directory: Path, events: Events
+) -> tuple[Verification | None, str | None]:
+    """Verify the staged output, or say why that is not possible."""
+    if verify is False:
+        return None, "it was not asked for (--no-verify)"
+    from mupscale_cli.verify import CannotVerify, VerifyOptions, verify_checkpoints
+
+    events.phase("verifying", 0)
+    staged = open_checkpoint(directory)
+    try:
+        return verify_checkpoints(source, staged, plan, VerifyOptions() if verify is True else verify), None
+    except CannotVerify as reason:
+        return None, str(reason)
+
+
+def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record: dict[str, Any]) -> None:
+    from mupscale_cli.checkpoint.header import replace_metadata
+    from mupscale_cli.checkpoint.target import write_json
+
+    if not source.is_file:
+        write_json(staging.directory / RECORD, record)
+        staging.publish_directory()
+        return
+    (shard,) = plan.shards
+    replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
+    beside = {CONFIG: target.with_suffix(".config.json")} if plan.config is not None else {}
+    staging.publish_file(shard.file, beside)
+
+
+__all__ = ["CheckpointError", "Events", "MupscaleError", "Source", "Widened", "choose_recipe", "default_output", "find_source", "plan_widening", "widen"]
