@@ -1,0 +1,50 @@
+"""What `mupscale verify` does, as a function: find both checkpoints, plan again, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.record import check_version, source_changed
+from mupscale_cli.verify import Verification, VerifyOptions, verify_checkpoints
+from mupscale_cli.widening import choose_recipe, find_source
+
+
+def verify(
+    wide: str | Path, narrow: str | Path | None = None, *, options: VerifyOptions | None = None, recipe: str | Path | None = None
+) -> Verification:
+    """Check that a widened checkpoint computes the same function as its source.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        options: data type, device, own model, seed.
+        recipe: name or file of the recipe; the one that the record names if not given.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
+    target = find_source(wide).checkpoint
+    record = target.record
+    if record is None:
+        raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
+    check_version(record, target.path)
+    source = find_source(narrow).checkpoint if narrow is not None else _recorded_source(target)
+    if changed := source_changed(record, source):
+        raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
+    factors = {name: axis["factor"] for name, axis in record["axes"].items()}
+    chosen = choose_recipe(source, recipe or record["recipe"]["name"])
+    plan = make_plan(chosen, source.specs, source.config, resolve_factors(chosen, None, factors))
+    return verify_checkpoints(source, target, plan, options or VerifyOptions())
+
+
+def _recorded_source(target: Checkpoint) -> Checkpoint:
+    where = target.record["source"]  # type: ignore[index]
+    if "repo" in where:
+        return find_source(f"{where['repo']}@{where['revision']}").checkpoint
+    path = target.path.resolve().parent / where["path"]
+    if not path.exists():
+        raise CheckpointError(f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`")
+    return open_checkpoint(path)
