@@ -1,0 +1,85 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Optional
+
+import typer
+
+from mupscale_cli.errors import PlanError
+
+Checkpoint = Annotated[str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name).")]
+Factor = Annotated[
+    Optional[str], typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
+]
+AxisFactors = Annotated[
+    Optional[list[str]],
+    typer.Option("--axis", "-a", metavar="NAME=K", help="The factor of one axis; overrides or adds to --factor. Repeatable."),
+]
+RecipeName = Annotated[
+    Optional[str], typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+VerifyDtype = Annotated[
+    str,
+    typer.Option("--dtype", metavar="TYPE", help="Run both models in float64, float32, bfloat16 or float16. auto: float64 where it fits."),
+]
+VerifyDevice = Annotated[str, typer.Option("--device", help="Where to run them, as torch names it. auto: the GPU if there is one.")]
+VerifyModel = Annotated[
+    Optional[str],
+    typer.Option("--model", metavar="FILE:FUNCTION", help="Your own model: a function from the config to an nn.Module."),
+]
+
+
+def parse_factor(text: str | None, option: str = "--factor") -> int | None:
+    """A factor as a whole number.
+
+    Raises:
+        PlanError: it is not one.
+    """
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise PlanError(
+            f"`{option}` is `{text}`; a factor is a whole number of at least 1", hint="units are copied whole, so 1.5 copies do not exist"
+        ) from None
+
+
+def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
+    """`NAME=K` texts as a mapping.
+
+    Raises:
+        PlanError: one is not of that form, or an axis stands twice.
+    """
+    axes: dict[str, int] = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        name = name.strip()
+        if not separator or not name:
+            raise PlanError(f"`--axis {text}` is not of the form NAME=K", hint="for instance `--axis ffn=4`")
+        if name in axes:
+            raise PlanError(f"`--axis {name}` is given twice")
+        factor = parse_factor(value.strip(), f"--axis {name}")
+        assert factor is not None
+        axes[name] = factor
+    return axes
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """A size such as `5GB` in bytes.
+
+    Raises:
+        PlanError: it is none.
+    """
+    digits = text.strip().upper().rstrip("BKMGT")
+    unit = text.strip().upper()[len(digits) :]
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise PlanError(f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB") from None

@@ -1,0 +1,125 @@
+"""What people see: results on stdout, everything else on stderr, readable without colour."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from mupscale_cli.errors import MupscaleError
+from mupscale_cli.widening import Events
+
+_PIPED_WIDTH = 160  # a pipe has no width; wide enough that no table is cut
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return _console(sys.stdout.isatty(), stderr=False)
+
+
+def stderr() -> Console:
+    """The console for progress, warnings and errors."""
+    return _console(sys.stderr.isatty(), stderr=True)
+
+
+def _console(is_terminal: bool, *, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if is_terminal else _PIPED_WIDTH)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document, and nothing else, on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_error(error: MupscaleError) -> None:
+    """What failed and where, then after a blank line what to do."""
+    console = stderr()
+    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+    if error.excerpt:
+        console.print(escape(error.excerpt), soft_wrap=True)
+    if error.hint:
+        console.print(f"\n[bold cyan]hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line for people beside the result."""
+    stderr().print(text, soft_wrap=True)
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An open table: headings, a rule, no box."""
+    result = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return result
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes as people write it: 1.7 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def count_text(count: float) -> str:
+    """A number of parameters as people write it: 254 M."""
+    for unit in ("", " k", " M", " B"):
+        if count < 1000 or unit == " B":
+            return f"{count:.0f}" if unit == "" else f"{count:.3g}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def number_text(value: float) -> str:
+    """A coefficient as a whole number or the inverse of one where it is, else as a decimal."""
+    if value == int(value):
+        return str(int(value))
+    inverse = 1 / value
+    return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-12 * inverse else f"{value:.4g}"
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Events]:
+    """Events that show one bar for each phase on a terminal, one line otherwise."""
+    console = stderr()
+    if quiet:
+        yield Events()
+        return
+    if not sys.stderr.isatty():
+        yield Events(phase=lambda name, total: console.print(f"{name}{_amount(total)}"))
+        return
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        current: list[TaskID] = []
+
+        def phase(name: str, total: int) -> None:
+            if current:
+                bars.remove_task(current.pop())
+            current.append(bars.add_task(name, total=total or None))
+
+        def advance(count: int) -> None:
+            if current:
+                bars.advance(current[0], count)
+
+        yield Events(phase, advance)
+
+
+def _amount(total: int) -> str:
+    return f" ({bytes_text(total)})" if total else ""
