@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
+from mupscale_cli.checkpoint.header import read_header
+from mupscale_cli.checkpoint.source import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.record import check_version, source_changed
+from mupscale_cli.record import METADATA_KEY, check_version, source_changed
 from mupscale_cli.verify import Verification, VerifyOptions, verify_checkpoints
 from mupscale_cli.widening import choose_recipe, find_source
 
@@ -48,3 +49,21 @@ def _recorded_source(target: Checkpoint) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`")
     return open_checkpoint(path)
+
+
+def newest_widened(folder: Path) -> Path:
+    """The checkpoint in a folder that mupscale wrote last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = [file.parent for file in folder.glob(f"*/{RECORD}")]
+    for file in folder.glob("*.safetensors"):
+        try:
+            if METADATA_KEY in read_header(file).metadata:
+                found.append(file)
+        except CheckpointError:
+            continue  # a broken file is not what was asked for
+    if not found:
+        raise CheckpointError("there is no widened checkpoint in this folder", hint="name it: `mupscale verify WIDE`")
+    return max(found, key=lambda path: path.stat().st_mtime)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError, RecipeError
+from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.hub import HubId, download, parse_hub_id
 from mupscale_cli.language import suggest
 from mupscale_cli.matching import match_rules
@@ -171,6 +171,17 @@ def plan_widening(
     return plan
 
 
+def describe(checkpoint: Checkpoint, recipe: str | Path | None = None) -> Plan:
+    """The plan that changes nothing: what a recipe knows of a checkpoint.
+
+    Raises:
+        MupscaleError: there is no recipe for it, or they contradict one another.
+    """
+    chosen = choose_recipe(checkpoint, recipe)
+    factors = dict.fromkeys(chosen.axis_names, 1)
+    return make_plan(chosen, checkpoint.specs, checkpoint.config, factors, None)
+
+
 def default_output(source: Source, factor: int | None, axes: Mapping[str, int]) -> Path:
     """`NAME-x4` beside the input, or in the current folder for a model of the Hub."""
     parts = [f"x{factor}"] if factor is not None else []
@@ -280,6 +291,3 @@ def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record:
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
     beside = {CONFIG: target.with_suffix(".config.json")} if plan.config is not None else {}
     staging.publish_file(shard.file, beside)
-
-
-__all__ = ["CheckpointError", "Events", "MupscaleError", "Source", "Widened", "choose_recipe", "default_output", "find_source", "plan_widening", "widen"]

@@ -1,0 +1,125 @@
+"""Tables of plans and verifications for people, and the same as documents for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mupscale_cli.cli.output import bytes_text, count_text, number_text, table
+from mupscale_cli.plan import Plan, TensorPlan
+
+if TYPE_CHECKING:
+    from mupscale_cli.verify import Verification
+
+
+def axes_table(plan: Plan) -> Table:
+    """Every axis: size, factor, what it is."""
+    about = {rule.name: rule.about for rule in plan.recipe.axes}
+    result = table("axis", "size", "factor", "wide", "what", right=("size", "factor", "wide"))
+    for axis in plan.axes:
+        size = "varies" if axis.size is None else str(axis.size)
+        wide = "varies" if axis.wide_size is None else str(axis.wide_size)
+        style = "bold" if axis.factor > 1 else "dim"
+        result.add_row(axis.name, size, f"x{axis.factor}", wide, escape(about[axis.name]), style=style)
+    return result
+
+
+def rules_table(tensors: Sequence[TensorPlan]) -> Table:
+    """Each rule once for every shape that it was applied to."""
+    groups: dict[tuple[Any, ...], list[TensorPlan]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.rule, tensor.layout, tensor.source.shape), []).append(tensor)
+    result = table("tensors", "n", "layout", "shape", "wide shape", "c", "m", right=("n", "c", "m"))
+    for (rule, layout, _), members in groups.items():
+        first = members[0]
+        coefficients = " ".join(number_text(c) for c in dict.fromkeys(c for c, _ in first.parts))
+        multiplicities = " ".join(str(m) for m in dict.fromkeys(m for _, m in first.parts))
+        result.add_row(
+            escape(rule.replace("{prefix}", "")), str(len(members)), escape(layout), _shape(first.source.shape),
+            _shape(first.target.shape), coefficients, multiplicities,
+        )  # fmt: skip
+    return result
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def print_plan(console: Console, plan: Plan, output: str) -> None:
+    """What a widening will do."""
+    before, after = plan.num_parameters
+    console.print(axes_table(plan))
+    console.print()
+    console.print(rules_table(plan.tensors))
+    console.print()
+    for change in plan.config_changes:
+        console.print(f"config.json  {change.key}: {change.before} -> {change.after}", markup=False)
+    if plan.omitted:
+        console.print(f"left out     {', '.join(plan.omitted)}", markup=False)
+    if plan.rounded:
+        console.print(f"rounded      {', '.join(tensor.target.name for tensor in plan.rounded)}", markup=False)
+    console.print(
+        f"\nrecipe {plan.recipe.name}, {count_text(before)} -> {count_text(after)} parameters, "
+        f"{bytes_text(plan.num_bytes)} in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)} at {output}",
+        markup=False,
+    )
+
+
+def plan_document(plan: Plan, output: str) -> dict[str, Any]:
+    """The plan for scripts."""
+    before, after = plan.num_parameters
+    return {
+        "schema_version": 1,
+        "recipe": plan.recipe.name,
+        "output": output,
+        "axes": {a.name: {"size": a.size, "wide_size": a.wide_size, "factor": a.factor} for a in plan.axes},
+        "parameters": {"before": before, "after": after},
+        "bytes": plan.num_bytes,
+        "files": {shard.file: shard.num_bytes for shard in plan.shards},
+        "config": [{"key": c.key, "before": c.before, "after": c.after} for c in plan.config_changes],
+        "omitted": list(plan.omitted),
+        "tensors": [
+            {
+                "name": tensor.target.name,
+                "dtype": tensor.target.dtype,
+                "shape": list(tensor.source.shape),
+                "wide_shape": list(tensor.target.shape),
+                "layout": tensor.layout,
+                "parts": [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts],
+                "rounded": tensor.is_rounded,
+            }
+            for tensor in plan.tensors
+        ],
+    }
+
+
+def print_verification(console: Console, found: Verification) -> None:
+    """What was compared, how closely it agrees, and what that is held against."""
+    result = table("compared", "largest relative", "largest absolute", right=("largest relative", "largest absolute"))
+    for comparison in found.comparisons:
+        style = None if comparison.max_rel <= found.tolerance else "bold red"
+        result.add_row(escape(comparison.what), f"{comparison.max_rel:.1e}", f"{comparison.max_abs:.1e}", style=style)
+    if found.worst_module is not None:
+        worst = found.worst_module
+        what = f"worst of {found.num_modules} modules (`{worst.what}`)"
+        result.add_row(escape(what), f"{worst.max_rel:.1e}", f"{worst.max_abs:.1e}")
+    console.print(result)
+    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False, soft_wrap=True)
+    if found.rounding is not None:
+        console.print(
+            f"rounding of {found.rounded_tensors} scaled tensors in their own type moves the logits by "
+            f"{found.rounding.max_rel:.1e}; the comparison is with the narrow model rounded alike",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    where = f"{found.dtype} on {found.device}, {found.inputs}"
+    if found.agrees:
+        console.print(f"[bold green]same function[/] ({escape(where)})", soft_wrap=True)
+        return
+    console.print(f"[bold red]the models differ[/] ({escape(where)})", soft_wrap=True)
+    if found.first_difference is not None:
+        first = found.first_difference
+        console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False, soft_wrap=True)
