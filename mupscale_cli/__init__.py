@@ -1,10 +1,10 @@
 """Widen a trained network without retraining it.
 
-    >>> import mupscale_cli as mupscale
-    >>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
-    >>> widened = mupscale.widen("tiny", factor=2)           # doctest: +SKIP
-    >>> mupscale.verify(widened.output).agrees               # doctest: +SKIP
-    True
+>>> import mupscale_cli as mupscale
+>>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
+>>> widened = mupscale.widen("tiny", factor=2)           # doctest: +SKIP
+>>> mupscale.verify(widened.output).agrees               # doctest: +SKIP
+True
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""`python -m mupscale_cli`."""
+
 from mupscale_cli.cli.main import main
 
 main()

@@ -58,7 +58,9 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
         strips = tuple(_moved(strip, base, wide_base, strip.digits) for strip in region.strips)
         yield Block(base, region.size, region.wide_size, strips, ((wide_base, 0),), 1)
         return
-    level = next((i for i, digit in enumerate(shared) if _unit_rows(digit) * wide_row_bytes <= max_bytes), len(shared) - 1)
+    level = next(
+        (i for i, digit in enumerate(shared) if _unit_rows(digit) * wide_row_bytes <= max_bytes), len(shared) - 1
+    )
     outer, cut = shared[:level], shared[level]
     chunk = max(1, max_bytes // (_unit_rows(cut) * wide_row_bytes))
     num_pieces = math.prod(digit.units.copies for digit in outer if digit.contracted)

@@ -93,7 +93,9 @@ def _write_tensor(
         progress(len(block.places) * block.num_wide_rows * wide_row_bytes)
 
 
-def _write_block(tensor: TensorPlan, block: Block, source: torch.Tensor, wide_row_bytes: int, writer: ShardWriter) -> None:
+def _write_block(
+    tensor: TensorPlan, block: Block, source: torch.Tensor, wide_row_bytes: int, writer: ShardWriter
+) -> None:
     columns = tensor.dims[1:]
     out = bytearray(block.num_wide_rows * wide_row_bytes)
     target = torch.frombuffer(out, dtype=source.dtype).view(block.num_wide_rows, *(dim.wide_size for dim in columns))

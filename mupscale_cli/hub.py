@@ -53,16 +53,21 @@ def download(model: HubId) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=_PATTERNS))
     except GatedRepoError:
-        raise CheckpointError(f"`{shown}` is gated",
-                              hint=f"ask for access at its page on the Hub, then `hf auth login` or set HF_TOKEN") from None  # fmt: skip
+        raise CheckpointError(
+            f"`{shown}` is gated", hint="ask for access at its page on the Hub, then `hf auth login` or set HF_TOKEN"
+        ) from None
     except RevisionNotFoundError:
         raise CheckpointError(f"`{model.repo}` has no revision `{model.revision}`") from None
     except RepositoryNotFoundError:
-        raise CheckpointError(f"there is neither a file nor a folder `{shown}`, nor such a model on the Hub",
-                              hint="check the name; for a private model, `hf auth login` or set HF_TOKEN") from None  # fmt: skip
+        raise CheckpointError(
+            f"there is neither a file nor a folder `{shown}`, nor such a model on the Hub",
+            hint="check the name; for a private model, `hf auth login` or set HF_TOKEN",
+        ) from None
     except LocalEntryNotFoundError:
-        raise CheckpointError(f"there is neither a file nor a folder `{shown}`, and the Hub cannot be reached",
-                              hint="check the path, or the connection (HF_ENDPOINT, HF_HUB_OFFLINE)") from None  # fmt: skip
+        raise CheckpointError(
+            f"there is neither a file nor a folder `{shown}`, and the Hub cannot be reached",
+            hint="check the path, or the connection (HF_ENDPOINT, HF_HUB_OFFLINE)",
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"cannot download `{shown}`: {error}") from None
     return folder, folder.name

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Union
+from typing import Any, Union
 
 
 class LanguageError(ValueError):
@@ -132,17 +132,21 @@ class _Parser:
 
 # Expressions ----------------------------------------------------------------------------------
 
-Value = Union[None, bool, int, float, str, list]
+Value = Union[None, bool, int, float, str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
+    """A number or a quoted text."""
+
     value: int | float | str
     span: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """A config key or an axis."""
+
     name: str
     span: tuple[int, int]
 
@@ -275,7 +279,7 @@ def _number(value: Value, expression: Expression, values: Mapping[str, Value]) -
     raise LanguageError(f"expected a number, got `{value!r}`", expression.span)
 
 
-def _arithmetic(expression: Operation, left: int | float, right: int | float) -> int | float:
+def _arithmetic(expression: Operation, left: float, right: float) -> int | float:
     match expression.operator:
         case "+":
             return left + right

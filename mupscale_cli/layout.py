@@ -93,7 +93,7 @@ def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
     exact = math.prod(axes[power.axis].factor for power in powers if power.exponent == 1)
     inverse = math.prod(axes[power.axis].factor for power in powers if power.exponent == -1)
     others = math.prod(
-        axes[power.axis].factor ** float(power.exponent) for power in powers if abs(power.exponent) != 1
+        math.pow(axes[power.axis].factor, power.exponent) for power in powers if abs(power.exponent) != 1
     )
     return exact * others / inverse
 

@@ -122,7 +122,9 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefix: str) -> No
         if rule.pattern.optional:
             continue
         if rule.pattern.text not in seen:
-            raise rule.text.error("no tensor of the checkpoint matches this rule", hint="end it with `?` if it may be absent")
+            raise rule.text.error(
+                "no tensor of the checkpoint matches this rule", hint="end it with `?` if it may be absent"
+            )
         stem = _stem(rule.pattern, prefix)
         missing = sorted(layers[stem] - seen[rule.pattern.text], key=lambda layer: (len(layer), layer))
         if missing and stem:

@@ -200,7 +200,10 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
         if factors[name] != 1:
             raise PlanError(f"the axis `{name}` of `{recipe.name}` cannot be widened: {reason}")
     if all(value == 1 for value in factors.values()):
-        raise PlanError("nothing is widened: the factor is 1 on every axis", hint="give `--factor 2`, or `--axis NAME=2` for one axis")
+        raise PlanError(
+            "nothing is widened: the factor is 1 on every axis",
+            hint="give `--factor 2`, or `--axis NAME=2` for one axis",
+        )
     for link in recipe.links:
         product = math.prod(factors[name] for name in link.product)
         if factors[link.axis] != product:
@@ -258,7 +261,8 @@ def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
     for key in _QUANTIZED_KEYS:
         if config and config.get(key):
             raise PlanError(
-                f"config.json has a `{key}`: the weights are quantized and packed, so rows and columns are not its units",
+                f"config.json has a `{key}`: the weights are quantized and packed, "
+                f"so rows and columns are not its units",
                 hint="dequantize the model first, or widen the checkpoint that it was quantized from",
             )
 
@@ -266,9 +270,11 @@ def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
 def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
     seen: dict[str, TensorPlan] = {}
     for tensor in tensors:
-        if other := seen.setdefault(tensor.target.name, tensor):
-            if other is not tensor:
-                raise RecipeError(f"`{other.source.name}` and `{tensor.source.name}` would both become `{tensor.target.name}`")
+        other = seen.setdefault(tensor.target.name, tensor)
+        if other is not tensor:
+            raise RecipeError(
+                f"`{other.source.name}` and `{tensor.source.name}` would both become `{tensor.target.name}`"
+            )
 
 
 def _environment(recipe: Recipe, config: Mapping[str, Any]) -> Values:
@@ -404,7 +410,9 @@ class _TensorPlanner:
 
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):
-            raise choice.text.error(f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, this layout {len(layout.dims)}")
+            raise choice.text.error(
+                f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, this layout {len(layout.dims)}"
+            )
         maps = []
         for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
             if size == 0:
@@ -414,7 +422,8 @@ class _TensorPlanner:
             except LayoutError as problem:
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
                 raise choice.text.error(
-                    f"`{spec.name}` has the shape {_shape(spec.shape)}, but dimension {position}, `{_excerpt(choice.text.value, dim)}`, {problem}",
+                    f"`{spec.name}` has the shape {_shape(spec.shape)}, but dimension {position}, "
+                    f"`{_excerpt(choice.text.value, dim)}`, {problem}",
                     dim.span,
                     hint=f"config and tensors disagree, or this is not the recipe for them; {sizes}",
                 ) from None
@@ -430,7 +439,9 @@ class _TensorPlanner:
         for part in parts:
             size = self.axes[part.name].size
             if size is not None and int(match.groups[part.name]) >= size:
-                raise match.rule.text.error(f"`{plan.source.name}` is beyond the {size} that the axis `{part.name}` has")
+                raise match.rule.text.error(
+                    f"`{plan.source.name}` is beyond the {size} that the axis `{part.name}` has"
+                )
         pieces = math.prod(factor for part, factor in zip(parts, factors, strict=True) if part.contracted)
         for digits in itertools.product(*map(range, factors)):
             indices = [int(match.groups[part.name]) * factor + digit
@@ -448,11 +459,17 @@ def _check_dtype(plan: TensorPlan) -> None:
     if kind == "float" or not (plan.is_changed or kind == "packed"):
         return
     if kind == "packed":
-        raise PlanError(f"`{plan.source.name}` is {plan.source.dtype}, whose scales are stored elsewhere; such weights are not widened",
-                        hint="dequantize the model to bfloat16 first")  # fmt: skip
+        raise PlanError(
+            f"`{plan.source.name}` is {plan.source.dtype}, whose scales are stored elsewhere; "
+            "such weights are not widened",
+            hint="dequantize the model to bfloat16 first",
+        )
     if plan.is_scaled:
-        raise PlanError(f"`{plan.source.name}` is {plan.source.dtype}, but its rule scales it; integers that stand for weights are packed",
-                        hint="dequantize the model to bfloat16 first")  # fmt: skip
+        raise PlanError(
+            f"`{plan.source.name}` is {plan.source.dtype}, but its rule scales it; "
+            "integers that stand for weights are packed",
+            hint="dequantize the model to bfloat16 first",
+        )
 
 
 def _excerpt(text: str, dim: Dim) -> str:
@@ -510,7 +527,8 @@ def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, 
         expected = axes[rule.name].wide_size
         if sizes[rule.name] is not None and sizes[rule.name] != expected:
             raise rule.text.error(
-                f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, the widened tensors make it {expected}",
+                f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, "
+                f"the widened tensors make it {expected}",
                 hint="the recipe's `config` section must set what the axis is computed from",
             )
 
@@ -519,10 +537,10 @@ def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, 
 
 
 def _shards(tensors: Sequence[TensorPlan], max_bytes: int | None) -> tuple[Shard, ...]:
-    by_name = {tensor.target.name: tensor for tensor in tensors}
+    by_name: dict[str, Any] = {tensor.target.name: tensor for tensor in tensors}
     split = split_state_dict_into_shards_factory(
-        by_name,  # type: ignore[arg-type]
-        get_storage_size=lambda tensor: tensor.target.num_bytes,  # type: ignore[attr-defined]
+        by_name,
+        get_storage_size=lambda tensor: tensor.target.num_bytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_bytes if max_bytes is not None else 1 + sum(t.target.num_bytes for t in tensors),
     )

@@ -290,7 +290,7 @@ def _tensor_rule(key: Text, node: Node) -> TensorRule:
 
 
 def _layout(text: Text) -> Layout | Keep | Omit:
-    if text.value == "keep" or text.value == "omit":
+    if text.value in ("keep", "omit"):
         return text.value  # type: ignore[return-value]
     return _parse(language.parse_layout, text)
 

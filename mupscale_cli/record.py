@@ -93,8 +93,10 @@ def check_version(record: Mapping[str, Any], file: Path) -> None:
     """
     version = record.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise CheckpointError(f"the record of `{file}` has format {version!r}, this mupscale reads up to {FORMAT_VERSION}",
-                              hint="upgrade mupscale")  # fmt: skip
+        raise CheckpointError(
+            f"the record of `{file}` has format {version!r}, this mupscale reads up to {FORMAT_VERSION}",
+            hint="upgrade mupscale",
+        )
 
 
 def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:

@@ -14,7 +14,11 @@ from mupscale_cli.widening import choose_recipe, find_source
 
 
 def verify(
-    wide: str | Path, narrow: str | Path | None = None, *, options: VerifyOptions | None = None, recipe: str | Path | None = None
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    *,
+    options: VerifyOptions | None = None,
+    recipe: str | Path | None = None,
 ) -> Verification:
     """Check that a widened checkpoint computes the same function as its source.
 
@@ -47,7 +51,9 @@ def _recorded_source(target: Checkpoint) -> Checkpoint:
         return find_source(f"{where['repo']}@{where['revision']}").checkpoint
     path = target.path.resolve().parent / where["path"]
     if not path.exists():
-        raise CheckpointError(f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`")
+        raise CheckpointError(
+            f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"
+        )
     return open_checkpoint(path)
 
 

@@ -77,8 +77,8 @@ class Events:
         advance: called with the bytes just done.
     """
 
-    phase: Callable[[str, int], None] = lambda name, total: None
-    advance: Callable[[int], None] = lambda count: None
+    phase: Callable[[str, int], None] = lambda _name, _total: None
+    advance: Callable[[int], None] = lambda _count: None
 
 
 def find_source(checkpoint: str | Path) -> Source:
@@ -117,8 +117,15 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
     if len(fitting) == 1:
         return fitting[0]
-    found = f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}" if fitting else "no recipe fits its tensors"
-    raise RecipeError(f"`{checkpoint.path}` has no config.json with a `model_type`, and {found}", hint="name one with `--recipe`, or put config.json beside it")
+    found = (
+        f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
+        if fitting
+        else "no recipe fits its tensors"
+    )
+    raise RecipeError(
+        f"`{checkpoint.path}` has no config.json with a `model_type`, and {found}",
+        hint="name one with `--recipe`, or put config.json beside it",
+    )
 
 
 def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.specs import DTYPES, TensorSpec
@@ -56,7 +57,9 @@ def read_header(file: Path) -> Header:
             file_size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
             if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
-                raise _broken(file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}")
+                raise _broken(
+                    file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}"
+                )
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from None
@@ -99,18 +102,22 @@ def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
     if not isinstance(dtype, str):
         raise _broken(file, f"`{name}` has no data type")
     if dtype not in DTYPES:
-        raise CheckpointError(f"`{name}` in `{file}` has the data type {dtype[:20]}, which is not supported",
-                              hint=f"supported: {', '.join(DTYPES)}")  # fmt: skip
+        raise CheckpointError(
+            f"`{name}` in `{file}` has the data type {dtype[:20]}, which is not supported",
+            hint=f"supported: {', '.join(DTYPES)}",
+        )
     if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
         raise _broken(file, f"`{name}` has no valid shape and offsets")
     spec = TensorSpec(name, dtype, tuple(shape))
     begin, end = offsets
     if end - begin != spec.num_bytes:
-        raise _broken(file, f"`{name}` has {end - begin} bytes of data, its shape {list(shape)} in {dtype} takes {spec.num_bytes}")
+        raise _broken(
+            file, f"`{name}` has {end - begin} bytes of data, its shape {list(shape)} in {dtype} takes {spec.num_bytes}"
+        )
     return StoredTensor(spec, file, start + begin)
 
 
-def _is_sizes(value: object) -> bool:
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 

@@ -23,7 +23,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 # (its card, its training state) is not true of the wide one and stays behind.
 _CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".merges", ".spm")
 _CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-_NOT_CARRIED = (CONFIG, INDEX, RECORD, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+_NOT_CARRIED = (
+    CONFIG,
+    INDEX,
+    RECORD,
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
 
 
 @dataclass(frozen=True)
@@ -100,15 +108,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         _refuse_pickle(path)
         files, config = (path,), _config_beside(path)
     else:
-        raise CheckpointError(f"there is no checkpoint at `{path}`", hint="give a .safetensors file, a model directory, or a Hub id like org/name")
+        raise CheckpointError(
+            f"there is no checkpoint at `{path}`",
+            hint="give a .safetensors file, a model directory, or a Hub id like org/name",
+        )
     headers = [read_header(file) for file in files]
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for tensor in header.tensors:
             name = tensor.spec.name
             if name in tensors:
-                raise CheckpointError(f"`{name}` is both in `{tensors[name].file.name}` and in `{tensor.file.name}`",
-                                      hint="the shards do not belong together; save the checkpoint again")  # fmt: skip
+                raise CheckpointError(
+                    f"`{name}` is both in `{tensors[name].file.name}` and in `{tensor.file.name}`",
+                    hint="the shards do not belong together; save the checkpoint again",
+                )
             tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"`{path}` holds no tensors")
@@ -131,15 +144,20 @@ def _directory_files(path: Path) -> tuple[Path, ...]:
         shards = dict.fromkeys(_weight_map(path / INDEX).values())
         missing = [shard for shard in shards if not (path / shard).is_file()]
         if missing:
-            raise CheckpointError(f"`{path / INDEX}` names `{missing[0]}`, which is not there ({len(missing)} of {len(shards)} shards are missing)",
-                                  hint="download the missing shards, or save the checkpoint again")  # fmt: skip
+            raise CheckpointError(
+                f"`{path / INDEX}` names `{missing[0]}`, which is not there "
+                f"({len(missing)} of {len(shards)} shards are missing)",
+                hint="download the missing shards, or save the checkpoint again",
+            )
         return tuple(path / shard for shard in shards)
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return (found[0],)
     if found:
-        raise CheckpointError(f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
-                              hint="give one of the files by name, or save the model with its index")  # fmt: skip
+        raise CheckpointError(
+            f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
+            hint="give one of the files by name, or save the model with its index",
+        )
     for file in sorted(path.iterdir()):
         _refuse_pickle(file)
     raise CheckpointError(f"`{path}` holds no safetensors weights")
@@ -156,10 +174,19 @@ def _refuse_pickle(file: Path) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
         raise CheckpointError(f"`{index}` has no `weight_map` from tensor to file")
     for file in set(weight_map.values()):
-        if len(PurePosixPath(file).parts) != 1 or "\\" in file or file in ("..", ".") or not file.endswith(".safetensors"):
+        if (
+            len(PurePosixPath(file).parts) != 1
+            or "\\" in file
+            or file in ("..", ".")
+            or not file.endswith(".safetensors")
+        ):
             raise CheckpointError(f"`{index}` names `{file}`, which is not a safetensors file beside it")
     return weight_map
 
@@ -168,12 +195,16 @@ def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
     weight_map = _weight_map(index)
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(f"`{index}` says that `{name}` is in `{file}`, but it is not",
-                                  hint="index and shards do not belong together; save the checkpoint again")  # fmt: skip
+            raise CheckpointError(
+                f"`{index}` says that `{name}` is in `{file}`, but it is not",
+                hint="index and shards do not belong together; save the checkpoint again",
+            )
     extra = next((name for name in tensors if name not in weight_map), None)
     if extra:
-        raise CheckpointError(f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
-                              hint="index and shards do not belong together; save the checkpoint again")  # fmt: skip
+        raise CheckpointError(
+            f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
+            hint="index and shards do not belong together; save the checkpoint again",
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -227,12 +258,14 @@ class RowReader:
         """
         if self._file != tensor.file or self._stream is None:
             self.close()
-            self._stream = open(tensor.file, "rb", buffering=0)
+            self._stream = open(tensor.file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
             self._file = tensor.file
         self._stream.seek(tensor.offset + start)
         done = 0
         while done < len(into):
             count = self._stream.readinto(into[done:])  # type: ignore[attr-defined]
             if not count:
-                raise CheckpointError(f"`{tensor.file}` ended in the middle of `{tensor.spec.name}`: it was changed while it was read")
+                raise CheckpointError(
+                    f"`{tensor.file}` ended in the middle of `{tensor.spec.name}`: it was changed while it was read"
+                )
             done += count

@@ -62,13 +62,15 @@ class Staging:
             if self.output.exists():
                 self._refuse_existing()
             for name, final in beside.items():
-                os.replace(self.directory / name, final)
-            os.replace(self.directory / staged, self.output)
+                (self.directory / name).replace(final)
+            (self.directory / staged).replace(self.output)
             _sync(self.output.parent)
 
     def _refuse_existing(self) -> None:
         if not self.overwrite:
-            raise OutputError(f"`{self.output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`")
+            raise OutputError(
+                f"`{self.output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
+            )
 
 
 def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bool) -> None:
@@ -82,16 +84,24 @@ def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bo
     if real == real_source:
         raise OutputError(f"output and input are both `{source}`", hint="choose another name with `-o`")
     if real_source.is_dir() and real.is_relative_to(real_source):
-        raise OutputError(f"the output `{output}` is inside of the input `{source}`", hint="choose a name outside of it with `-o`")
+        raise OutputError(
+            f"the output `{output}` is inside of the input `{source}`", hint="choose a name outside of it with `-o`"
+        )
     if real_source.is_relative_to(real):
-        raise OutputError(f"the input `{source}` is inside of the output `{output}`", hint="choose another name with `-o`")
+        raise OutputError(
+            f"the input `{source}` is inside of the output `{output}`", hint="choose another name with `-o`"
+        )
     if output.exists() or output.is_symlink():
         if not overwrite:
-            raise OutputError(f"`{output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`")
+            raise OutputError(
+                f"`{output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
+            )
         _refuse_replacing(output, source)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise OutputError(f"`{existing}` is not a directory that can be written to", hint="choose another place with `-o`")
+        raise OutputError(
+            f"`{existing}` is not a directory that can be written to", hint="choose another place with `-o`"
+        )
     free = shutil.disk_usage(existing).free
     if needed_bytes + _DISK_SLACK > free:
         raise OutputError(
@@ -118,7 +128,9 @@ def _resolved(path: Path) -> Path:
 class ShardWriter:
     """Writes one safetensors file: the header first, then tensor data at its final place."""
 
-    def __init__(self, file: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], reserve: int = 0) -> None:
+    def __init__(
+        self, file: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], reserve: int = 0
+    ) -> None:
         self.file = file
         header = encode_header(specs, metadata, reserve)
         self.offsets: dict[str, int] = {}
@@ -173,7 +185,7 @@ def replace_json(file: Path, content: Any) -> None:
     try:
         write_json(temporary, content)
         with _reported(file):
-            os.replace(temporary, file)
+            temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -190,7 +202,9 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}", hint="nothing was left under the final name") from None
+        raise OutputError(
+            f"cannot write `{path}`: {error.strerror or error}", hint="nothing was left under the final name"
+        ) from None
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def widen(
     checkpoint: options.Checkpoint,
-    out: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to; NAME-x4 beside the input if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to; NAME-x4 beside the input if not given.")
+    ] = None,
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
@@ -52,7 +54,9 @@ def widen(
 
     number, axes = options.parse_factor(factor), options.parse_axes(axis)
     source = widening.find_source(checkpoint)
-    plan = widening.plan_widening(source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size))
+    plan = widening.plan_widening(
+        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size)
+    )
     target = out or widening.default_output(source, number, axes)
     if dry_run:
         if as_json:
@@ -66,7 +70,9 @@ def widen(
 
         chosen = VerifyOptions(dtype, device, model)
     with output.progress() as events:
-        result = widening.widen(source, target, number, axes, overwrite=overwrite, verify=chosen, plan=plan, events=events)
+        result = widening.widen(
+            source, target, number, axes, overwrite=overwrite, verify=chosen, plan=plan, events=events
+        )
     failed = result.verification is not None and not result.verification.agrees
     if as_json:
         output.print_json({"schema_version": 1, "output": None if failed else str(target), **result.record})
@@ -81,7 +87,11 @@ def _report(result: Any, left: tuple[Path, ...]) -> None:
     console = output.stdout()
     console.print(render.axes_table(result.plan))
     before, after = result.plan.num_parameters
-    console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {output.bytes_text(result.plan.num_bytes)}\n", markup=False)
+    console.print(
+        f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, "
+        f"{output.bytes_text(result.plan.num_bytes)}\n",
+        markup=False,
+    )
     if result.verification is not None:
         render.print_verification(console, result.verification)
         if not result.verification.agrees:
@@ -95,7 +105,13 @@ def _report(result: Any, left: tuple[Path, ...]) -> None:
 
 @app.command()
 def verify(
-    checkpoints: Annotated[Optional[list[str]], typer.Argument(metavar="[NARROW] [WIDE]", help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.")] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NARROW] [WIDE]",
+            help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.",
+        ),
+    ] = None,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
@@ -105,7 +121,8 @@ def verify(
 ) -> None:
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
     from mupscale_cli.verify import VerifyOptions
-    from mupscale_cli.verifying import newest_widened, verify as run
+    from mupscale_cli.verifying import newest_widened
+    from mupscale_cli.verifying import verify as run
 
     given = checkpoints or []
     if len(given) > 2:
@@ -132,19 +149,25 @@ def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, a
     found = source.checkpoint
     plan = widening.describe(found, recipe)
     if as_json:
-        output.print_json({**render.plan_document(plan, ""), "output": None, "path": str(found.path), "record": found.record})
+        output.print_json(
+            {**render.plan_document(plan, ""), "output": None, "path": str(found.path), "record": found.record}
+        )
         return
     console = output.stdout()
     console.print(render.axes_table(plan))
     console.print()
     console.print(render.rules_table(plan.tensors))
     console.print(
-        f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, {len(found.tensors)} tensors, "
+        f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, "
+        f"{len(found.tensors)} tensors, "
         f"{output.bytes_text(found.num_bytes)} in {len(found.files)} file{'s' * (len(found.files) > 1)}",
         markup=False,
     )
     if found.record is not None:
-        console.print(f"widened by mupscale {found.record.get('mupscale_version')} from {found.record.get('source')}", markup=False)
+        console.print(
+            f"widened by mupscale {found.record.get('mupscale_version')} from {found.record.get('source')}",
+            markup=False,
+        )
 
 
 @recipes_app.command("list")
@@ -154,13 +177,17 @@ def list_recipes(as_json: options.Json = False) -> None:
 
     recipes = [load_recipe(file.stem) for file in recipe_files()]
     if as_json:
-        output.print_json({"schema_version": 1, "recipes": [
-            {"name": r.name, "model_types": list(r.model_types), "about": r.about, "axes": list(r.axis_names)} for r in recipes
-        ]})  # fmt: skip
+        rows = [
+            {"name": r.name, "model_types": list(r.model_types), "about": r.about, "axes": list(r.axis_names)}
+            for r in recipes
+        ]
+        output.print_json({"schema_version": 1, "recipes": rows})
         return
     result = output.table("recipe", "model types", "axes", "what")
     for recipe in recipes:
-        result.add_row(recipe.name, ", ".join(recipe.model_types) or "(no config)", " ".join(recipe.axis_names), recipe.about)
+        result.add_row(
+            recipe.name, ", ".join(recipe.model_types) or "(no config)", " ".join(recipe.axis_names), recipe.about
+        )
     output.stdout().print(result)
 
 
@@ -173,24 +200,30 @@ def show_recipe(recipe: Annotated[str, typer.Argument(help="Name or file.")]) ->
 
     found = load_recipe(recipe)
     console = output.stdout()
-    console.print(f"{found.name}: {found.about}\nfor model types: {', '.join(found.model_types) or '(no config)'}\n", markup=False)
+    console.print(
+        f"{found.name}: {found.about}\nfor model types: {', '.join(found.model_types) or '(no config)'}\n", markup=False
+    )
     axes = output.table("axis", "size", "widened by", "what")
     for axis in found.axes:
-        how = "--factor" if axis.name in found.widen else "never" if axis.name in found.fixed else f"--axis {axis.name}=K"
+        how = (
+            "--factor" if axis.name in found.widen else "never" if axis.name in found.fixed else f"--axis {axis.name}=K"
+        )
         axes.add_row(axis.name, escape(axis.text.value), how, escape(found.fixed.get(axis.name) or axis.about))
     console.print(axes)
     console.print()
     rules = output.table("tensors", "layout", "when")
     for rule in found.tensors:
         for choice in rule.choices:
-            rules.add_row(escape(rule.text.value), escape(choice.text.value), "" if choice.when is None else "condition")
+            rules.add_row(
+                escape(rule.text.value), escape(choice.text.value), "" if choice.when is None else "condition"
+            )
     console.print(rules)
 
 
 @recipes_app.command("check")
 def check_recipe(
     recipe: Annotated[str, typer.Argument(help="Name or file.")],
-    checkpoint: Annotated[Optional[str], typer.Argument(help="A checkpoint to check it against.")] = None,
+    checkpoint: Annotated[str | None, typer.Argument(help="A checkpoint to check it against.")] = None,
 ) -> None:
     """Check a recipe for itself and, where one is given, against a checkpoint."""
     from mupscale_cli import widening

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,24 +11,35 @@ from mupscale_cli.errors import PlanError
 
 Checkpoint = Annotated[str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name).")]
 Factor = Annotated[
-    Optional[str], typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
+    str | None, typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
 ]
 AxisFactors = Annotated[
-    Optional[list[str]],
-    typer.Option("--axis", "-a", metavar="NAME=K", help="The factor of one axis; overrides or adds to --factor. Repeatable."),
+    list[str] | None,
+    typer.Option(
+        "--axis", "-a", metavar="NAME=K", help="The factor of one axis; overrides or adds to --factor. Repeatable."
+    ),
 ]
 RecipeName = Annotated[
-    Optional[str], typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given.")
+    str | None,
+    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 VerifyDtype = Annotated[
     str,
-    typer.Option("--dtype", metavar="TYPE", help="Run both models in float64, float32, bfloat16 or float16. auto: float64 where it fits."),
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Run both models in float64, float32, bfloat16 or float16. auto: float64 where it fits.",
+    ),
 ]
-VerifyDevice = Annotated[str, typer.Option("--device", help="Where to run them, as torch names it. auto: the GPU if there is one.")]
+VerifyDevice = Annotated[
+    str, typer.Option("--device", help="Where to run them, as torch names it. auto: the GPU if there is one.")
+]
 VerifyModel = Annotated[
-    Optional[str],
-    typer.Option("--model", metavar="FILE:FUNCTION", help="Your own model: a function from the config to an nn.Module."),
+    str | None,
+    typer.Option(
+        "--model", metavar="FILE:FUNCTION", help="Your own model: a function from the config to an nn.Module."
+    ),
 ]
 
 
@@ -44,7 +55,8 @@ def parse_factor(text: str | None, option: str = "--factor") -> int | None:
         return int(text)
     except ValueError:
         raise PlanError(
-            f"`{option}` is `{text}`; a factor is a whole number of at least 1", hint="units are copied whole, so 1.5 copies do not exist"
+            f"`{option}` is `{text}`; a factor is a whole number of at least 1",
+            hint="units are copied whole, so 1.5 copies do not exist",
         ) from None
 
 
@@ -82,4 +94,6 @@ def parse_size(text: str) -> int:
     try:
         return int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise PlanError(f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB") from None
+        raise PlanError(
+            f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
+        ) from None

@@ -105,7 +105,13 @@ def progress(*, quiet: bool = False) -> Iterator[Events]:
     if not sys.stderr.isatty():
         yield Events(phase=lambda name, total: console.print(f"{name}{_amount(total)}"))
         return
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         current: list[TaskID] = []
 

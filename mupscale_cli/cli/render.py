@@ -122,4 +122,6 @@ def print_verification(console: Console, found: Verification) -> None:
     console.print(f"[bold red]the models differ[/] ({escape(where)})", soft_wrap=True)
     if found.first_difference is not None:
         first = found.first_difference
-        console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False, soft_wrap=True)
+        console.print(
+            f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False, soft_wrap=True
+        )

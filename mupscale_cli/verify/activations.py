@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ def recording(model: nn.Module, names: set[str]) -> Iterator[Recorder]:
     recorder = Recorder({})
     handles = []
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if recorder.enabled and isinstance(output, Tensor) and name not in recorder.outputs:
                 recorder.outputs[name] = output.detach().to("cpu", copy=True)
@@ -82,7 +82,9 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
         parameter.data.copy_(as_stored(stored, strips, scale=tensor.scale, offset=tensor.offset))
 
 
-def compare_activations(plans: dict[str, TensorPlan], narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> list[Comparison]:
+def compare_activations(
+    plans: dict[str, TensorPlan], narrow: dict[str, Tensor], wide: dict[str, Tensor]
+) -> list[Comparison]:
     """Compare every recorded module whose output the plan predicts, in the order of execution."""
     comparisons = []
     for name, output in narrow.items():

@@ -34,7 +34,9 @@ class Inputs:
                 return value.to(device, dtype) if value.is_floating_point() else value.to(device)
             return value
 
-        return Inputs(tuple(map(moved, self.arguments)), {key: moved(v) for key, v in self.keywords.items()}, self.about)
+        return Inputs(
+            tuple(map(moved, self.arguments)), {key: moved(v) for key, v in self.keywords.items()}, self.about
+        )
 
 
 def reference_inputs(model: nn.Module, generator: torch.Generator) -> Inputs:
@@ -51,7 +53,9 @@ def reference_inputs(model: nn.Module, generator: torch.Generator) -> Inputs:
         pixels = torch.randn(BATCH, config.num_channels, height, width, generator=generator, dtype=torch.float64)
         return Inputs((), {name: pixels}, f"{BATCH} random images of {height}x{width}")
     if name != "input_ids":
-        raise CannotVerify(f"it takes `{name}`, for which there are no random inputs yet; give your own model with `--model`")
+        raise CannotVerify(
+            f"it takes `{name}`, for which there are no random inputs yet; give your own model with `--model`"
+        )
     text = config.get_text_config()
     tokens = random_tokens(text.vocab_size, LENGTH, generator)
     keywords = {name: tokens}
@@ -61,6 +65,7 @@ def reference_inputs(model: nn.Module, generator: torch.Generator) -> Inputs:
 
 
 def random_tokens(vocab_size: int, length: int, generator: torch.Generator) -> Tensor:
+    """A batch of token ids."""
     return torch.randint(vocab_size, (BATCH, length), generator=generator)
 
 
@@ -77,10 +82,18 @@ def user_inputs(module: ModuleType, config: Mapping[str, Any], plan: Plan, gener
             return Inputs((), dict(made), "inputs of the user's module")
         return Inputs(made if isinstance(made, tuple) else (made,), {}, "inputs of the user's module")
     if "vocab_size" in config:
-        return Inputs((random_tokens(config["vocab_size"], LENGTH, generator),), {}, f"{BATCH} sequences of {LENGTH} random tokens")
-    first = next((t for t in plan.tensors if len(t.source.shape) in (2, 4) and t.dims[1].size == t.dims[1].wide_size), None)
+        return Inputs(
+            (random_tokens(config["vocab_size"], LENGTH, generator),),
+            {},
+            f"{BATCH} sequences of {LENGTH} random tokens",
+        )
+    first = next(
+        (t for t in plan.tensors if len(t.source.shape) in (2, 4) and t.dims[1].size == t.dims[1].wide_size), None
+    )
     if first is None:
-        raise CannotVerify("its first weight does not tell what it takes; define `inputs(config, generator)` beside the build function")
+        raise CannotVerify(
+            "its first weight does not tell what it takes; define `inputs(config, generator)` beside the build function"
+        )
     features = first.source.shape[1]
     size = (BATCH, features) if len(first.source.shape) == 2 else (BATCH, features, _IMAGE, _IMAGE)
     values = torch.randn(size, generator=generator, dtype=torch.float64)

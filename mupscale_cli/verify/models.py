@@ -36,7 +36,8 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
@@ -56,7 +57,9 @@ def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"shapes": {spec.name: list(spec.shape) for spec in checkpoint.specs}}
 
 
-def build_user_model(build: Callable[[dict[str, Any]], nn.Module], checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def build_user_model(
+    build: Callable[[dict[str, Any]], nn.Module], checkpoint: Checkpoint, dtype: torch.dtype
+) -> nn.Module:
     """The user's model with the checkpoint's weights, in evaluation mode.
 
     Raises:
@@ -68,7 +71,7 @@ def build_user_model(build: Callable[[dict[str, Any]], nn.Module], checkpoint: C
     state: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         with safe_open(file, framework="pt") as tensors:
-            state.update({name: tensors.get_tensor(name) for name in tensors.keys()})
+            state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118 (no mapping)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -76,7 +79,8 @@ def build_user_model(build: Callable[[dict[str, Any]], nn.Module], checkpoint: C
     missing = [name for name in missing if name in dict(model.named_parameters())]  # tied ones appear once
     if missing or unexpected:
         raise VerifyError(
-            f"the model of `--model` does not fit `{checkpoint.path}`: it lacks {unexpected[:3]}, the file lacks {missing[:3]}",
+            f"the model of `--model` does not fit `{checkpoint.path}`: it lacks {unexpected[:3]}, "
+            f"the file lacks {missing[:3]}",
             hint="build the model with the names that the checkpoint has",
         )
     return model.to(dtype).eval()
@@ -90,7 +94,9 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
         VerifyError: transformers cannot load the checkpoint, or would invent some of its weights.
     """
     if checkpoint.config is None:
-        raise CannotVerify("it has no config.json that says how to build the model; give your own with `--model module.py:build`")
+        raise CannotVerify(
+            "it has no config.json that says how to build the model; give your own with `--model module.py:build`"
+        )
     transformers = _import_transformers()
     model_class = _model_class(transformers, checkpoint.config)
     with _as_directory(checkpoint) as directory:
@@ -103,17 +109,21 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             raise VerifyError(
-                f"`{checkpoint.path}` does not fill {model_class.__name__}: {problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}",
+                f"`{checkpoint.path}` does not fill {model_class.__name__}: "
+                f"{problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}",
                 hint="config.json and the weights do not belong together",
             )
-    return model.to(dtype).eval()
+    built: nn.Module = model.to(dtype).eval()
+    return built
 
 
 def _import_transformers() -> Any:
     try:
-        import transformers
+        transformers: Any = importlib.import_module("transformers")
     except ImportError:
-        raise CannotVerify("transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`") from None
+        raise CannotVerify(
+            "transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`"
+        ) from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -126,7 +136,10 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
         return transformers.AutoModelForCausalLM
     model_class = getattr(transformers, str(architectures[0]), None)
     if model_class is None:
-        raise CannotVerify(f"transformers has no class `{architectures[0]}`, which config.json names; give your own model with `--model`")
+        raise CannotVerify(
+            f"transformers has no class `{architectures[0]}`, which config.json names; "
+            "give your own model with `--model`"
+        )
     return model_class
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mupscale_cli.errors import VerifyError
 
 
-class CannotVerify(VerifyError):
+class CannotVerify(VerifyError):  # noqa: N818 (it is a reason, and read as one)
     """A verification that is not possible here, for a reason that is not the checkpoint's fault."""
 
 

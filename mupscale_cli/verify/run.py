@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -148,8 +149,9 @@ def _run(
 def _output(output: Any) -> Tensor:
     """The tensor that a model is asked for: its logits, else its last hidden state or what it returns."""
     for name in ("logits", "last_hidden_state"):
-        if isinstance(getattr(output, name, None), Tensor):
-            return getattr(output, name)
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
@@ -179,7 +181,6 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -
 
     The wide model follows the narrow one's tokens: a tie of two logits must not end in two texts.
     """
-    from transformers import GenerationConfig
 
     class Forced:
         def __call__(self, so_far: Tensor, scores: Tensor) -> Tensor:
@@ -187,14 +188,18 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -
             chosen = forced[:, so_far.shape[1]].unsqueeze(1)
             return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
-    settings = GenerationConfig(
+    transformers: Any = importlib.import_module("transformers")
+    settings = transformers.GenerationConfig(
         max_new_tokens=_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None,
         bos_token_id=None, return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     previous, model.generation_config = model.generation_config, settings
     try:
         result = model.generate(
-            tokens, attention_mask=mask, generation_config=settings, logits_processor=[Forced()] if forced is not None else None
+            tokens,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=[Forced()] if forced is not None else None,
         )
     finally:
         model.generation_config = previous
@@ -222,11 +227,16 @@ def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
     candidates = [name] if name != "auto" else ["float64", "float32"]
     for candidate in candidates:
         if candidate not in DTYPES:
-            raise VerifyError(f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}")
+            raise VerifyError(
+                f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}"
+            )
         needed = _OVERHEAD * parameters * DTYPES[candidate].itemsize
         if free is None or needed <= free:
             return DTYPES[candidate]
-    raise CannotVerify(f"the wide model takes {needed / 1e9:.1f} GB in {candidates[-1]}, {_describe(device)} has {(free or 0) / 1e9:.1f} GB free")
+    raise CannotVerify(
+        f"the wide model takes {needed / 1e9:.1f} GB in {candidates[-1]}, "
+        f"{_describe(device)} has {(free or 0) / 1e9:.1f} GB free"
+    )
 
 
 def _free_bytes(device: torch.device) -> int | None:
