@@ -294,7 +294,7 @@ def _evaluate(expression: Expression, values: Values, error: Any) -> Any:
 
 def _choose(choices: Sequence[Choice[T]], values: Values, match: Match | None = None) -> Choice[T]:
     for choice in choices:
-        if choice.when is None or _evaluate(choice.when, values, choice.text.error):
+        if choice.when is None or choice.condition is None or _evaluate(choice.when, values, choice.condition.error):
             return choice
     what = f"for `{match.groups.string}` " if match else ""
     raise choices[-1].text.error(f"no alternative holds {what}with this config", hint="add one without `when`")

@@ -31,11 +31,19 @@ _SECTIONS = ("about", "extends", "match", "prefix", "defaults", "define", "axes"
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[T]):
-    """One alternative: taken when its condition holds; without a condition, always."""
+    """One alternative: taken when its condition holds; without a condition, always.
+
+    Attributes:
+        when: the condition.
+        value: what is taken.
+        text: the value as written.
+        condition: the condition as written.
+    """
 
     when: Expression | None
     value: T
     text: Text
+    condition: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,8 +330,8 @@ def _choice(node: Node, word: str, parse: Callable[[Text], T]) -> Choice[T]:
     when, value = node.get("when"), node.get(word)
     if when is None or value is None:
         raise node.error(f"an alternative needs both `when` and `{word}`")
-    text = _text(value)
-    return Choice(_parse(language.parse_expression, _text(when)), parse(text), text)
+    text, condition = _text(value), _text(when)
+    return Choice(_parse(language.parse_expression, condition), parse(text), text, condition)
 
 
 # Names that must be known ---------------------------------------------------------------------

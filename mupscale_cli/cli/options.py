@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mupscale_cli.errors import PlanError
+
+if TYPE_CHECKING:
+    from mupscale_cli.verify import VerifyOptions
 
 Checkpoint = Annotated[str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name).")]
 Factor = Annotated[
@@ -97,3 +100,10 @@ def parse_size(text: str) -> int:
         raise PlanError(
             f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
         ) from None
+
+
+def verify_options(dtype: str, device: str, model: str | None, seed: int = 0) -> VerifyOptions:
+    """The options of a verification; imports torch."""
+    from mupscale_cli.verify import VerifyOptions
+
+    return VerifyOptions(dtype, device, model, seed)

@@ -24,7 +24,7 @@ from rich.table import Table
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.widening import Events
 
-_PIPED_WIDTH = 160  # a pipe has no width; wide enough that no table is cut
+_PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut
 
 
 def stdout() -> Console:
@@ -85,6 +85,11 @@ def count_text(count: float) -> str:
             return f"{count:.0f}" if unit == "" else f"{count:.3g}{unit}"
         count /= 1000
     raise AssertionError
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def number_text(value: float) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mupscale_cli.cli.output import bytes_text, count_text, number_text, table
+from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text, table
 from mupscale_cli.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         console.print(f"rounded      {', '.join(tensor.target.name for tensor in plan.rounded)}", markup=False)
     console.print(
         f"\nrecipe {plan.recipe.name}, {count_text(before)} -> {count_text(after)} parameters, "
-        f"{bytes_text(plan.num_bytes)} in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)} at {output}",
+        f"{bytes_text(plan.num_bytes)} in {counted(len(plan.shards), 'file')} at {output}",
         markup=False,
     )
 
@@ -97,6 +97,19 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
     }
 
 
+def record_text(record: Mapping[str, Any]) -> str:
+    """How a widened checkpoint came to be, from its mupscale.json."""
+    source = record["source"]
+    where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
+    factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
+    text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
+    found = record["verification"]
+    if found is None:
+        return f"{text}; not verified"
+    worst = max(comparison["max_rel"] for comparison in found["comparisons"])
+    return f"{text}; verified in {found['dtype']}, largest relative difference {worst:.1e}"
+
+
 def print_verification(console: Console, found: Verification) -> None:
     """What was compared, how closely it agrees, and what that is held against."""
     result = table("compared", "largest relative", "largest absolute", right=("largest relative", "largest absolute"))
@@ -108,7 +121,7 @@ def print_verification(console: Console, found: Verification) -> None:
         what = f"worst of {found.num_modules} modules (`{worst.what}`)"
         result.add_row(escape(what), f"{worst.max_rel:.1e}", f"{worst.max_abs:.1e}")
     console.print(result)
-    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False, soft_wrap=True)
+    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
     if found.rounding is not None:
         console.print(
             f"rounding of {found.rounded_tensors} scaled tensors in their own type moves the logits by "
@@ -117,9 +130,9 @@ def print_verification(console: Console, found: Verification) -> None:
         )  # fmt: skip
     where = f"{found.dtype} on {found.device}, {found.inputs}"
     if found.agrees:
-        console.print(f"[bold green]same function[/] ({escape(where)})", soft_wrap=True)
+        console.print(f"[bold green]same function[/] ({escape(where)})")
         return
-    console.print(f"[bold red]the models differ[/] ({escape(where)})", soft_wrap=True)
+    console.print(f"[bold red]the models differ[/] ({escape(where)})")
     if found.first_difference is not None:
         first = found.first_difference
         console.print(

@@ -1,0 +1,81 @@
+"""`mupscale demo`: the first thing that a newcomer sees, made of nothing but the real commands."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+import time
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mupscale_cli.cli import output
+from mupscale_cli.errors import OutputError
+
+_PROMPT = "And the apprentice asked: "
+_SAMPLE_BYTES = 120
+
+
+def demo(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Option("--output", "-o", help="A new directory for the models.")] = Path(
+        "mupscale-demo"
+    ),
+) -> None:
+    """Train a small model, widen it, and verify that the wide one computes the same. Under a minute."""
+    if directory.exists():
+        raise OutputError(f"`{directory}` exists", hint="remove it, or choose another name with `-o`")
+    console = output.stdout()
+    narrow, wide = directory / "tiny", directory / "tiny-x4"
+    _heading(console, "1. Train a small language model: Llama's shape, grouped queries, tied embeddings")
+    _train(console, narrow)
+    _heading(console, "2. Make it four times as wide")
+    _run(context, console, f"mupscale widen {shlex.quote(str(narrow))} --factor 4")
+    _heading(console, "3. Compare the two models again, as anyone could who was given both")
+    _run(context, console, f"mupscale verify {shlex.quote(str(wide))}")
+    _heading(console, "4. Let both continue a sentence")
+    _compare_texts(console, narrow, wide)
+    console.print(f"\nBoth models are in {directory}. Next: the same with your own checkpoint.", markup=False)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{text}[/]\n")
+
+
+def _train(console: Console, directory: Path) -> None:
+    from mupscale_cli.demo import training
+
+    started = time.monotonic()
+    columns = (TextColumn("training"), BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
+    with Progress(*columns, console=output.stderr(), transient=True) as bar:
+        task = bar.add_task("training", total=training.STEPS, loss=float("nan"))
+        found = training.train(directory, lambda step, loss: bar.update(task, completed=step, loss=loss))
+    console.print(
+        f"{output.count_text(found.num_parameters)} parameters, loss {found.first_loss:.2f} -> {found.last_loss:.2f} "
+        f"nats a byte in {training.STEPS} steps, {time.monotonic() - started:.0f} s; saved in {directory}",
+        markup=False,
+    )
+
+
+def _run(context: typer.Context, console: Console, line: str) -> None:
+    """Show a command and run it, through the same parser as any other."""
+    console.print(f"[bold cyan]$[/] {line}", soft_wrap=True)
+    group = context.find_root().command
+    code = group.main(shlex.split(line)[1:], prog_name="mupscale", standalone_mode=False)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _compare_texts(console: Console, *directories: Path) -> None:
+    from mupscale_cli.demo.training import continue_text
+
+    for directory in directories:
+        text = continue_text(directory, _PROMPT, _SAMPLE_BYTES).replace("\n", " ")
+        lines = textwrap.wrap(text, max(40, min(console.width, 100) - 12))
+        for number, line in enumerate(lines):
+            console.print(f"[bold]{directory.name if number == 0 else '':<10}[/]", end="")
+            console.print(line, markup=False)

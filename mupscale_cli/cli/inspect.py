@@ -1,0 +1,28 @@
+"""`mupscale inspect`."""
+
+from __future__ import annotations
+
+from mupscale_cli import widening
+from mupscale_cli.cli import options, output, render
+
+
+def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, as_json: options.Json = False) -> None:
+    """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
+    found = widening.find_source(checkpoint).checkpoint
+    plan = widening.describe(found, recipe)
+    if as_json:
+        document = render.plan_document(plan, "")
+        output.print_json({**document, "output": None, "path": str(found.path), "record": found.record})
+        return
+    console = output.stdout()
+    console.print(render.axes_table(plan))
+    console.print()
+    console.print(render.rules_table(plan.tensors))
+    console.print(
+        f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, "
+        f"{len(found.tensors)} tensors, "
+        f"{output.bytes_text(found.num_bytes)} in {output.counted(len(found.files), 'file')}",
+        markup=False,
+    )
+    if found.record is not None:
+        console.print(render.record_text(found.record), markup=False, soft_wrap=True)

@@ -1,0 +1,45 @@
+"""`mupscale verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mupscale_cli.cli import options, output, render
+from mupscale_cli.errors import MupscaleError
+
+
+def verify(
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NARROW] [WIDE]",
+            help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.",
+        ),
+    ] = None,
+    dtype: options.VerifyDtype = "auto",
+    device: options.VerifyDevice = "auto",
+    model: options.VerifyModel = None,
+    recipe: options.RecipeName = None,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
+    from mupscale_cli import verifying
+
+    given = checkpoints or []
+    if len(given) > 2:
+        raise MupscaleError(f"`verify` takes a narrow and a wide checkpoint, not {len(given)}")
+    wide = given[-1] if given else str(verifying.newest_widened(Path()))
+    if not given:
+        output.note(f"verifying {wide}, the newest widened checkpoint here")
+    narrow = given[0] if len(given) == 2 else None
+    found = verifying.verify(wide, narrow, options=options.verify_options(dtype, device, model, seed), recipe=recipe)
+    if as_json:
+        output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
+    else:
+        render.print_verification(output.stdout(), found)
+    if not found.agrees:
+        raise typer.Exit(1)
