@@ -17,7 +17,7 @@ def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, a
     console = output.stdout()
     console.print(render.axes_table(plan))
     console.print()
-    console.print(render.rules_table(plan.tensors))
+    console.print(render.rules_table(plan))
     console.print(
         f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, "
         f"{len(found.tensors)} tensors, "
@@ -25,4 +25,4 @@ def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, a
         markup=False,
     )
     if found.record is not None:
-        console.print(render.record_text(found.record), markup=False, soft_wrap=True)
+        console.print(render.record_text(found.record), markup=False)

@@ -35,7 +35,7 @@ def main() -> None:
     """Run the command line; what the user can fix ends in one message and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(prog_name="mupscale")
     except MupscaleError as error:
         output.print_error(error)
         sys.exit(2)

@@ -49,16 +49,16 @@ def print_json(document: Any) -> None:
 def print_error(error: MupscaleError) -> None:
     """What failed and where, then after a blank line what to do."""
     console = stderr()
-    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(error.message)}")
     if error.excerpt:
         console.print(escape(error.excerpt), soft_wrap=True)
     if error.hint:
-        console.print(f"\n[bold cyan]hint:[/] {escape(error.hint)}", soft_wrap=True)
+        console.print(f"\n[bold cyan]hint:[/] {escape(error.hint)}")
 
 
 def note(text: str) -> None:
     """A line for people beside the result."""
-    stderr().print(text, soft_wrap=True)
+    stderr().print(text, markup=False)
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -56,7 +56,7 @@ def show_recipe(recipe: RecipeArgument) -> None:
             pattern = ""
     console.print(rules)
     for name, _, text in found.definitions:
-        console.print(f"\n{name} = {text.value}", markup=False, soft_wrap=True)
+        console.print(f"\n{name} = {text.value}", markup=False)
 
 
 @app.command("check")
@@ -72,4 +72,4 @@ def check_recipe(
     if checkpoint is not None:
         plan = widening.describe(widening.find_source(checkpoint).checkpoint, recipe)
         text += f"; every one of {len(plan.tensors)} tensors matches one rule and has its shape"
-    output.stdout().print(f"{text}: no mistakes found", markup=False, soft_wrap=True)
+    output.stdout().print(f"{text}: no mistakes found", markup=False)

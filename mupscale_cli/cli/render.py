@@ -17,31 +17,33 @@ if TYPE_CHECKING:
 
 
 def axes_table(plan: Plan) -> Table:
-    """Every axis: size, factor, what it is."""
+    """Every axis: size, what it is and, in a plan that widens, its factor."""
     about = {rule.name: rule.about for rule in plan.recipe.axes}
-    result = table("axis", "size", "factor", "wide", "what", right=("size", "factor", "wide"))
+    change = ("factor", "wide") if plan.factors else ()
+    result = table("axis", "size", *change, "what", right=("size", *change))
     for axis in plan.axes:
         size = "varies" if axis.size is None else str(axis.size)
         wide = "varies" if axis.wide_size is None else str(axis.wide_size)
-        style = "bold" if axis.factor > 1 else "dim"
-        result.add_row(axis.name, size, f"x{axis.factor}", wide, escape(about[axis.name]), style=style)
+        style = "bold" if axis.factor > 1 else None
+        after = (f"x{axis.factor}", wide) if plan.factors else ()
+        result.add_row(axis.name, size, *after, escape(about[axis.name]), style=style)
     return result
 
 
-def rules_table(tensors: Sequence[TensorPlan]) -> Table:
-    """Each rule once for every shape that it was applied to."""
+def rules_table(plan: Plan) -> Table:
+    """Each rule once for every shape that it was applied to; c and m where the plan widens."""
     groups: dict[tuple[Any, ...], list[TensorPlan]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.rule, tensor.layout, tensor.source.shape), []).append(tensor)
-    result = table("tensors", "n", "layout", "shape", "wide shape", "c", "m", right=("n", "c", "m"))
-    for (rule, layout, _), members in groups.items():
+    for tensor in plan.tensors:
+        groups.setdefault((tensor.rule, tensor.layout, tensor.source.dtype, tensor.source.shape), []).append(tensor)
+    change = ("wide shape", "c", "m") if plan.factors else ()
+    result = table("tensors", "n", "layout", "type", "shape", *change, right=("n", "c", "m"))
+    for (rule, layout, dtype, shape), members in groups.items():
         first = members[0]
         coefficients = " ".join(number_text(c) for c in dict.fromkeys(c for c, _ in first.parts))
         multiplicities = " ".join(str(m) for m in dict.fromkeys(m for _, m in first.parts))
-        result.add_row(
-            escape(rule.replace("{prefix}", "")), str(len(members)), escape(layout), _shape(first.source.shape),
-            _shape(first.target.shape), coefficients, multiplicities,
-        )  # fmt: skip
+        after = (_shape(first.target.shape), coefficients, multiplicities) if plan.factors else ()
+        name = escape(rule.replace("{prefix}", ""))
+        result.add_row(name, str(len(members)), escape(layout), dtype, _shape(shape), *after)
     return result
 
 
@@ -54,7 +56,7 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
     before, after = plan.num_parameters
     console.print(axes_table(plan))
     console.print()
-    console.print(rules_table(plan.tensors))
+    console.print(rules_table(plan))
     console.print()
     for change in plan.config_changes:
         console.print(f"config.json  {change.key}: {change.before} -> {change.after}", markup=False)
@@ -126,7 +128,7 @@ def print_verification(console: Console, found: Verification) -> None:
         console.print(
             f"rounding of {found.rounded_tensors} scaled tensors in their own type moves the logits by "
             f"{found.rounding.max_rel:.1e}; the comparison is with the narrow model rounded alike",
-            markup=False, soft_wrap=True,
+            markup=False,
         )  # fmt: skip
     where = f"{found.dtype} on {found.device}, {found.inputs}"
     if found.agrees:
@@ -135,6 +137,4 @@ def print_verification(console: Console, found: Verification) -> None:
     console.print(f"[bold red]the models differ[/] ({escape(where)})")
     if found.first_difference is not None:
         first = found.first_difference
-        console.print(
-            f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False, soft_wrap=True
-        )
+        console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
