@@ -6,15 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from mupscale_cli.errors import CheckpointError
 
 _HUB_ID = re.compile(r"(?:hf://)?(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -49,6 +40,15 @@ def download(model: HubId) -> tuple[Path, str]:
     Raises:
         CheckpointError: there is none of that name, it is gated, or the Hub cannot be reached.
     """
+    from huggingface_hub import snapshot_download  # a sixth of a second, which only downloads need
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     shown = f"{model.repo}@{model.revision}" if model.revision else model.repo
     try:
         folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=_PATTERNS))

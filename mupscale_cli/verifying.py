@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.checkpoint.source import RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.record import METADATA_KEY, check_version, source_changed
@@ -21,6 +24,8 @@ def verify(
     recipe: str | Path | None = None,
 ) -> Verification:
     """Check that a widened checkpoint computes the same function as its source.
+
+    The figures are kept in the directory's mupscale.json, unless it is read-only.
 
     Args:
         wide: a checkpoint that mupscale wrote.
@@ -42,7 +47,16 @@ def verify(
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or record["recipe"]["name"])
     plan = make_plan(chosen, source.specs, source.config, resolve_factors(chosen, None, factors))
-    return verify_checkpoints(source, target, plan, options or VerifyOptions())
+    found = verify_checkpoints(source, target, plan, options or VerifyOptions())
+    _note(target, {**record, "verification": found.as_record()})
+    return found
+
+
+def _note(target: Checkpoint, record: dict[str, Any]) -> None:
+    """Keep the figures in mupscale.json, where it can be written; the header of a single file is left alone."""
+    file = target.path / RECORD
+    if not target.is_file and not file.is_symlink() and os.access(file, os.W_OK) and os.access(target.path, os.W_OK):
+        replace_json(file, record)
 
 
 def _recorded_source(target: Checkpoint) -> Checkpoint:
