@@ -86,4 +86,10 @@ def newest_widened(folder: Path) -> Path:
             continue  # a broken file is not what was asked for
     if not found:
         raise CheckpointError("there is no widened checkpoint in this folder", hint="name it: `mupscale verify WIDE`")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=_written_at)
+
+
+def _written_at(path: Path) -> float:
+    """When the weights were written; the record is younger once it was verified again."""
+    files = path.glob("*.safetensors") if path.is_dir() else (path,)
+    return max((file.stat().st_mtime for file in files), default=0.0)

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -67,7 +66,7 @@ def _run(context: typer.Context, console: Console, line: str) -> None:
     group = context.find_root().command
     code = group.main(shlex.split(line)[1:], prog_name="mupscale", standalone_mode=False)
     if code:
-        raise click.exceptions.Exit(code)
+        raise typer.Exit(code)
 
 
 def _compare_texts(console: Console, *directories: Path) -> None:
