@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -16,8 +17,16 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.expand import element_dtype, expand
 from mupscale_cli.language import Fixed
 from mupscale_cli.layout import DimMap, map_dim
-from mupscale_cli.plan import Plan, Shard, TensorPlan
+from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.specs import DTYPES
+
+
+class Writer(Protocol):
+    """Something that takes the bytes of tensors at their places."""
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Take bytes of a tensor from its byte `start` on."""
+
 
 BLOCK_BYTES = 8 << 20  # of the target; it fits a cache, and a large model is still few blocks
 Progress = Callable[[int], None]
@@ -49,32 +58,39 @@ def convert(
         CheckpointError: the source changed while it was read, or what would be scaled is not finite.
         OutputError: the disk refused.
     """
-    with RowReader() as reader:
-        for shard in plan.shards:
-            _write_shard(shard, tensors, directory / shard.file, reader, metadata, reserve, progress, block_bytes)
+    for shard in plan.shards:
+        specs = tuple(tensor.target for tensor in shard.tensors)
+        with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
+            write_tensors(shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes)
 
 
-def _write_shard(
-    shard: Shard,
-    tensors: Mapping[str, StoredTensor],
-    file: Path,
-    reader: RowReader,
-    metadata: Mapping[str, str],
-    reserve: int,
-    progress: Progress,
-    block_bytes: int,
+def write_tensors(
+    tensors: Iterable[TensorPlan],
+    stored: Mapping[str, StoredTensor],
+    writer: Writer,
+    *,
+    progress: Progress = lambda _: None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> None:
-    specs = tuple(tensor.target for tensor in shard.tensors)
-    with ShardWriter(file, specs, metadata, reserve) as writer:
-        for tensor in shard.tensors:
-            _write_tensor(tensor, tensors[tensor.source.name], reader, writer, progress, block_bytes)
+    """Read, expand and write tensors, one block at a time.
+
+    Args:
+        tensors: what to write.
+        stored: where the sources are, by name.
+        writer: takes the bytes.
+        progress: called with the bytes just written.
+        block_bytes: size of a block of the output.
+    """
+    with RowReader() as reader:
+        for tensor in tensors:
+            _write_tensor(tensor, stored[tensor.source.name], reader, writer, progress, block_bytes)
 
 
 def _write_tensor(
     tensor: TensorPlan,
     stored: StoredTensor,
     reader: RowReader,
-    writer: ShardWriter,
+    writer: Writer,
     progress: Progress,
     block_bytes: int,
 ) -> None:
@@ -93,9 +109,7 @@ def _write_tensor(
         progress(len(block.places) * block.num_wide_rows * wide_row_bytes)
 
 
-def _write_block(
-    tensor: TensorPlan, block: Block, source: torch.Tensor, wide_row_bytes: int, writer: ShardWriter
-) -> None:
+def _write_block(tensor: TensorPlan, block: Block, source: torch.Tensor, wide_row_bytes: int, writer: Writer) -> None:
     columns = tensor.dims[1:]
     out = bytearray(block.num_wide_rows * wide_row_bytes)
     target = torch.frombuffer(out, dtype=source.dtype).view(block.num_wide_rows, *(dim.wide_size for dim in columns))
@@ -110,9 +124,30 @@ def _write_block(
                 offset=tensor.offset,
                 piece=tensor.piece * block.num_pieces + piece,
                 num_pieces=tensor.name_pieces * block.num_pieces,
+                first_only=tensor.first_only,
             )
             expanded = piece
         writer.write(tensor.target.name, row * wide_row_bytes, memoryview(out))
+
+
+def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
+    """The widened tensor in memory.
+
+    Args:
+        tensor: how it is made.
+        source: contiguous, of the narrow shape and the type of the plan's source.
+
+    Raises:
+        CheckpointError: what would be scaled is not finite.
+    """
+    _check_finite(tensor, source)
+    target = torch.empty(tensor.target.shape, dtype=source.dtype)
+    expand(
+        source, target, tuple(dim.strips for dim in tensor.dims),
+        scale=tensor.scale, offset=tensor.offset, piece=tensor.piece, num_pieces=tensor.name_pieces,
+        first_only=tensor.first_only,
+    )  # fmt: skip
+    return target
 
 
 def _rows(tensor: TensorPlan) -> DimMap:

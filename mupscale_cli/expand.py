@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,12 @@ def split_exactly(values: Tensor, num_shares: int) -> Shares:
     return Shares(nearest, neighbour, remainder / step)
 
 
+def give_first(values: Tensor, _num_shares: int) -> Shares:
+    """Shares of which the first is the element and the others are zero."""
+    zeros = torch.zeros_like(values)
+    return Shares(zeros, values, torch.ones_like(zeros))
+
+
 def expand(
     source: Tensor,
     target: Tensor,
@@ -104,6 +110,7 @@ def expand(
     offset: int = 0,
     piece: int = 0,
     num_pieces: int = 1,
+    first_only: bool = False,
 ) -> None:
     """Fill `target` with the widened elements of `source`: W' = c R(W).
 
@@ -115,6 +122,7 @@ def expand(
         offset: o where the layer uses o + w.
         piece: where the tensor itself is one of `num_pieces` shares, which.
         num_pieces: into how many shares others beside this tensor split an element.
+        first_only: the first share takes the whole element and the others are zero.
     """
     strides, wide_strides = source.stride(), target.stride()
     for combination in itertools.product(*strips):
@@ -128,7 +136,7 @@ def expand(
         values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
         part_scale = scale * math.prod(strip.scale for strip in combination)
         values = scale_elements(values, part_scale, offset)
-        _copy(values, target, wide_start, digits, piece, num_pieces)
+        _copy(values, target, wide_start, digits, piece, num_pieces, give_first if first_only else split_exactly)
 
 
 def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0) -> Tensor:
@@ -153,12 +161,20 @@ def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float
     return result
 
 
-def _copy(values: Tensor, target: Tensor, start: int, digits: Sequence[Digit], piece: int, num_pieces: int) -> None:
+def _copy(
+    values: Tensor,
+    target: Tensor,
+    start: int,
+    digits: Sequence[Digit],
+    piece: int,
+    num_pieces: int,
+    split: Callable[[Tensor, int], Shares],
+) -> None:
     """Copy elements, or their shares, to all places of the target that belong to them."""
     summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
     inner_pieces = math.prod(digit.units.copies for digit in summed)
     total = inner_pieces * num_pieces
-    shares = split_exactly(values, total) if total > 1 else None
+    shares = split(values, total) if total > 1 else None
     if shares is None or shares.are_equal:
         nearest = values if shares is None else shares.nearest
         _places(target, start, digits).copy_(_spread(nearest, digits))

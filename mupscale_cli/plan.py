@@ -53,6 +53,7 @@ class TensorPlan:
         name_copies: how many tensors the source becomes, where an axis is in the name.
         piece: which share of the split this tensor is, where the layer sums over such an axis.
         name_pieces: into how many shares the axes in the name split an element.
+        first_only: the first share takes the whole element and the others are zero.
     """
 
     source: TensorSpec
@@ -65,6 +66,7 @@ class TensorPlan:
     name_copies: int = 1
     piece: int = 0
     name_pieces: int = 1
+    first_only: bool = False
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:
@@ -254,7 +256,7 @@ def make_plan(
     ]  # fmt: skip
     _refuse_duplicates(tensors)
     new_config, changes = _widen_config(recipe, config, values, axes) if config is not None else (None, ())
-    return Plan(recipe, tuple(axes.values()), _shards(tensors, max_shard_bytes), new_config, changes, omitted)
+    return Plan(recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted)
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
@@ -536,12 +538,21 @@ def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, 
 # Shards ---------------------------------------------------------------------------------------
 
 
-def _shards(tensors: Sequence[TensorPlan], max_bytes: int | None) -> tuple[Shard, ...]:
+def split_into_shards(
+    tensors: Sequence[TensorPlan], max_bytes: int | None, pattern: str = "model{suffix}.safetensors"
+) -> tuple[Shard, ...]:
+    """Distribute tensors over files, in their order.
+
+    Args:
+        tensors: what is written.
+        max_bytes: largest file, in bytes of tensor data; None for a single one.
+        pattern: of the names of the files.
+    """
     by_name: dict[str, Any] = {tensor.target.name: tensor for tensor in tensors}
     split = split_state_dict_into_shards_factory(
         by_name,
         get_storage_size=lambda tensor: tensor.target.num_bytes,
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=pattern,
         max_shard_size=max_bytes if max_bytes is not None else 1 + sum(t.target.num_bytes for t in tensors),
     )
     return tuple(

@@ -14,9 +14,11 @@ from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.hub import HubId, download, parse_hub_id
 from mupscale_cli.language import suggest
 from mupscale_cli.matching import match_rules
+from mupscale_cli.optimizer.files import WideState, find_optimizer, open_optimizer
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files
 from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
+from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
     from mupscale_cli.verify import Verification, VerifyOptions
@@ -59,6 +61,7 @@ class Widened:
         record: the content of its mupscale.json.
         verification: how equivalence was checked, None where it was not.
         skipped: why it was not verified, None where it was.
+        left: files of the source that were left behind.
     """
 
     output: Path
@@ -66,6 +69,30 @@ class Widened:
     record: dict[str, Any]
     verification: Verification | None
     skipped: str | None
+    left: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class StateOptions:
+    """What to do with the optimizer's state.
+
+    Attributes:
+        optimizer: where it is; `auto` is beside the checkpoint if it is there, `none` leaves it.
+        policy: `copy`, `reset-new` or `reset`.
+        key: dotted keys that lead to it in a file that holds more.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+    """
+
+    optimizer: str | Path = "auto"
+    policy: Policy = "copy"
+    key: str | None = None
+    allow_pickle: bool = False
+
+    def find(self, checkpoint: Checkpoint) -> Path | None:
+        """The state to carry, if there is one."""
+        if self.optimizer == "none":
+            return None
+        return find_optimizer(checkpoint) if self.optimizer == "auto" else Path(self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -207,6 +234,7 @@ def widen(
     max_shard_size: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     verify: VerifyOptions | bool = True,
+    state: StateOptions = StateOptions(),
     plan: Plan | None = None,
     events: Events = Events(),
 ) -> Widened:
@@ -225,6 +253,7 @@ def widen(
         max_shard_size: largest output file of a directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
         verify: whether, or with which options, to check that both models agree.
+        state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
         plan: the plan, if it was made before.
         events: for progress.
 
@@ -238,7 +267,9 @@ def widen(
     found = source.checkpoint
     plan = plan or plan_widening(source, factor, axes, recipe=recipe, max_shard_size=max_shard_size)
     target = Path(output) if output is not None else default_output(source, factor, axes or {})
-    check_output(target, found.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+    carried = _plan_state(state, found, plan, max_shard_size)
+    needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
+    check_output(target, found.path, needed_bytes=needed, overwrite=overwrite)
     events.phase("hashing the source", found.num_bytes)
     record = make_record(plan, found, source.origin(target), __version__)
     with Staging(target, overwrite=overwrite) as staging:
@@ -247,12 +278,61 @@ def widen(
         reserve = _RECORD_RESERVE if found.is_file else 0
         convert(plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance)
         _write_companions(plan, found, staging.directory)
+        if carried is not None:
+            events.phase("optimizer state", carried.state.num_bytes)
+            record["optimizer_state"] = carried.write(staging.directory, events.advance)
         verification, skipped = _verify(verify, found, plan, staging.directory, events)
         record["verification"] = verification.as_record() if verification else None
         if verification is not None and not verification.agrees:
             return Widened(target, plan, record, verification, None)
         _publish(staging, plan, found, target, record)
-    return Widened(target, plan, record, verification, skipped)
+    taken = carried.files if carried else ()
+    left = tuple(file for file in found.left_files if file not in taken)
+    return Widened(target, plan, record, verification, skipped, left)
+
+
+@dataclass(frozen=True)
+class _CarriedState:
+    """An optimizer's state that is planned, and what resuming needs beside it."""
+
+    path: Path
+    state: WideState
+    policy: Policy
+    beside: tuple[Path, ...]
+    scheduler: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
+
+    def write(self, directory: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+        """Write everything into the staged output; returns what the record says of it."""
+        from mupscale_cli.checkpoint.target import copy_file
+        from mupscale_cli.optimizer.trainer import widen_scheduler
+
+        self.state.write(directory, self.path.name, progress)
+        for file in self.beside:
+            copy_file(file, directory)
+        if self.scheduler is not None:
+            widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
+        copied = {"copied": list(self.state.copied)} if self.state.copied else {}
+        return {"file": self.path.name, **self.state.about, "policy": self.policy, **copied}
+
+
+def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
+    path = options.find(source)
+    if path is None:
+        return None
+    from mupscale_cli.optimizer.trainer import SCHEDULER, resumed_files
+
+    opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
+    state = opened.widen(plan, options.policy, max_shard_bytes)
+    beside: tuple[Path, ...] = ()
+    scheduler = None
+    if state.groups and path.parent == source.path:
+        beside = resumed_files(path.parent)
+        scheduler = path.parent / SCHEDULER if (path.parent / SCHEDULER).is_file() else None
+    return _CarriedState(path, state, options.policy, beside, scheduler)
 
 
 def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:
@@ -296,5 +376,10 @@ def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record:
         return
     (shard,) = plan.shards
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
-    beside = {CONFIG: target.with_suffix(".config.json")} if plan.config is not None else {}
-    staging.publish_file(shard.file, beside)
+    names = (file.name for file in staging.directory.iterdir() if file.name != shard.file)
+    staging.publish_file(shard.file, {name: _beside(target, source, name) for name in names})
+
+
+def _beside(target: Path, source: Checkpoint, name: str) -> Path:
+    """What a file beside a single output is called: `NAME.config.json`, `NAME.optimizer.pt`."""
+    return target.with_name(f"{target.stem}.{name.removeprefix(f'{source.path.stem}.')}")

@@ -145,7 +145,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         with _reported(self.file):
             self._stream = open(self.file, "xb", buffering=0)
-            _write_all(self._stream, memoryview(self._header))
+            write_all(self._stream, memoryview(self._header))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -161,10 +161,11 @@ class ShardWriter:
         assert self._stream is not None
         with _reported(self.file):
             self._stream.seek(self.offsets[name] + start)
-            _write_all(self._stream, data)
+            write_all(self._stream, data)
 
 
-def _write_all(stream: BinaryIO, data: memoryview) -> None:
+def write_all(stream: BinaryIO, data: memoryview) -> None:
+    """Write all of it, however many calls the system makes of that."""
     done = 0
     while done < len(data):
         done += stream.write(data[done:])

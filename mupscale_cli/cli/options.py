@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mupscale_cli.errors import PlanError
+from mupscale_cli.state import POLICIES
+from mupscale_cli.widening import StateOptions
 
 if TYPE_CHECKING:
     from mupscale_cli.verify import VerifyOptions
@@ -42,6 +44,30 @@ VerifyModel = Annotated[
     str | None,
     typer.Option(
         "--model", metavar="FILE:FUNCTION", help="Your own model: a function from the config to an nn.Module."
+    ),
+]
+OptimizerState = Annotated[
+    str,
+    typer.Option(
+        "--optimizer", metavar="PATH|none", help="The optimizer's state. auto: beside the checkpoint if it is there."
+    ),
+]
+OptimizerPolicy = Annotated[
+    str,
+    typer.Option(
+        "--optimizer-policy",
+        metavar="POLICY",
+        help="copy its moments to all copies, `reset-new` only to the first of them, or reset them all.",
+    ),
+]
+StateKey = Annotated[
+    str | None,
+    typer.Option("--key", metavar="NAME", help="Where in PATH the optimizer's state is, for instance `optimizer`."),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read distributed checkpoints, whose metadata are a pickle that could run code."
     ),
 ]
 
@@ -100,6 +126,18 @@ def parse_size(text: str) -> int:
         raise PlanError(
             f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
         ) from None
+
+
+def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bool) -> StateOptions:
+    """What to do with the optimizer's state.
+
+    Raises:
+        PlanError: there is no such policy.
+    """
+    for known in POLICIES:
+        if policy == known:
+            return StateOptions(optimizer, known, key, allow_pickle)
+    raise PlanError(f"there is no optimizer policy `{policy}`", hint=f"known: {', '.join(POLICIES)}")
 
 
 def verify_options(dtype: str, device: str, model: str | None, seed: int = 0) -> VerifyOptions:

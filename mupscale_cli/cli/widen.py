@@ -23,6 +23,10 @@ def widen(
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
+    optimizer: options.OptimizerState = "auto",
+    optimizer_policy: options.OptimizerPolicy = "copy",
+    key: options.StateKey = None,
+    allow_pickle: options.AllowPickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
@@ -32,7 +36,7 @@ def widen(
     model: options.VerifyModel = None,
     as_json: options.Json = False,
 ) -> None:
-    """Widen a checkpoint: weights, config, and everything that loading it needs.
+    """Widen a checkpoint: weights, optimizer state, config, and everything that loading it needs.
 
     `mupscale widen tiny --factor 4` writes `tiny-x4`; `--axis ffn=8` widens one axis differently.
     """
@@ -41,31 +45,34 @@ def widen(
     plan = widening.plan_widening(
         source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size)
     )
+    state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
     target = out or widening.default_output(source, number, axes)
     if dry_run:
         if as_json:
             output.print_json(render.plan_document(plan, str(target)))
         else:
             render.print_plan(output.stdout(), plan, str(target))
+            path = state.find(source.checkpoint)
+            output.stdout().print(f"optimizer state: {path or 'none found'}", markup=False, soft_wrap=True)
         return
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
     with output.progress() as events:
         result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, verify=chosen, plan=plan, events=events
+            source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
         )
     failed = result.verification is not None and not result.verification.agrees
     if as_json:
         output.print_json({"schema_version": 1, "output": None if failed else str(target), **result.record})
     else:
-        _report(result, source.checkpoint.left_files)
+        _report(result)
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
         raise typer.Exit(1)
 
 
-def _report(result: Widened, left: tuple[Path, ...]) -> None:
+def _report(result: Widened) -> None:
     console = output.stdout()
     console.print(render.axes_table(result.plan))
     before, after = result.plan.num_parameters
@@ -77,7 +84,11 @@ def _report(result: Widened, left: tuple[Path, ...]) -> None:
             return
     else:
         console.print(f"not verified: {result.skipped}", markup=False, soft_wrap=True)
-    if left:
-        names = ", ".join(file.name for file in left)
+    if state := result.record["optimizer_state"]:
+        console.print(f"optimizer state widened: {state['file']} ({state['policy']})", markup=False)
+        if state.get("copied"):
+            output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
+    if result.left:
+        names = ", ".join(file.name for file in result.left)
         output.note(f"left behind, as it describes the narrow model: {names}")
     console.print(f"wrote {result.output}", markup=False, soft_wrap=True)

@@ -1,0 +1,187 @@
+"""Widening everything that a training checkpoint holds: optimizer, weights, and what is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.language import Fixed
+from mupscale_cli.layout import map_dim
+from mupscale_cli.optimizer.groups import Scaled, WideGroup
+from mupscale_cli.optimizer.torchfile import Place, blank, place_name, walk
+from mupscale_cli.optimizer.tree import Groups, is_optimizer, parse_tree, render_tree
+from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.specs import TensorSpec
+from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
+
+_USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class WideContent:
+    """What a widened training checkpoint holds.
+
+    Attributes:
+        content: nested mappings and sequences with blank tensors.
+        tensors: how each of them is made; the targets are named by their place.
+        groups: of the optimizer.
+        copied: top-level entries that were left as they are.
+    """
+
+    content: Any
+    tensors: tuple[TensorPlan, ...]
+    groups: tuple[WideGroup, ...]
+    copied: tuple[str, ...]
+
+
+def scaled_by(plan: Plan) -> Callable[[str], list[Scaled]]:
+    """What became of a parameter, by the name that its optimizer has for it."""
+    names = ParameterNames(plan)
+
+    def find(parameter: str) -> list[Scaled]:
+        return [
+            Scaled(names.wide(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset)
+            for t in names.find(parameter)
+        ]
+
+    return find
+
+
+def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
+    """Where in a checkpoint the optimizer's state dict is.
+
+    Args:
+        content: of the checkpoint.
+        key: dotted keys that lead to it, if the user said so.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if key is not None:
+        place = tuple(part for part in key.split(".") if part)
+        if not is_optimizer(_at(content, place)):
+            raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`")
+        return place
+    if is_optimizer(content):
+        return ()
+    for usual in _USUAL_KEYS:
+        if isinstance(content, Mapping) and is_optimizer(content.get(usual)):
+            return (usual,)
+    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+    raise CheckpointError(
+        f"`{where}` holds no optimizer's state where one is looked for; it holds {found}",
+        hint="say where it is with `--key NAME`",
+    )
+
+
+def _at(content: Any, place: Sequence[Any]) -> Any:
+    for key in place:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def widen_content(
+    content: Any, specs: Mapping[int, TensorSpec], root: Place, plan: Plan, policy: Policy, names_of: NamesOf
+) -> WideContent:
+    """Plan the widened form of a training checkpoint.
+
+    Args:
+        content: nested mappings and sequences with tensors that need no data.
+        specs: the spec of each tensor, by its id().
+        root: where the optimizer's state dict is.
+        plan: of the weights.
+        policy: for the state.
+        names_of: gives names to numbered parameters.
+
+    Raises:
+        MupscaleError: state and weights do not belong together.
+    """
+    tree = parse_tree(_at(content, root), names_of)
+    made: dict[int, TensorPlan] = {}
+    entries = [
+        StateEntry(name, key, specs[id(value)])
+        for name, state in tree.states.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    ]
+    states: dict[str, dict[str, Any]] = {}
+    names = ParameterNames(plan)
+    for state in plan_state(plan, entries, policy):
+        tensor = blank(state.tensor.target)
+        made[id(tensor)] = state.tensor
+        states.setdefault(state.parameter, {})[state.key] = tensor
+    if policy != "reset":
+        for name, state_values in tree.states.items():
+            plain = {key: value for key, value in state_values.items() if not isinstance(value, torch.Tensor)}
+            for tensor_plan in names.find(name) if plain else ():
+                states.setdefault(names.wide(name, tensor_plan), {}).update(plain)
+    optimizer, groups = render_tree(tree, states, scaled_by(plan))
+    copied: list[str] = []
+    whole = _replaced(content, root, optimizer, (), _WeightFinder(names, specs, made), copied)
+    tensors = tuple(_placed(place, tensor, made, specs) for place, tensor in walk(whole))
+    # The blank tensors of `made` are alive in `whole`, so their ids are theirs alone.
+    return WideContent(whole, tensors, tuple(groups), tuple(copied))
+
+
+def _placed(
+    place: Place, tensor: torch.Tensor, made: Mapping[int, TensorPlan], specs: Mapping[int, TensorSpec]
+) -> TensorPlan:
+    name = place_name(place)
+    if id(tensor) in made:
+        plan = made[id(tensor)]
+        return replace(plan, target=replace(plan.target, name=name))
+    spec = specs[id(tensor)]
+    dims = tuple(map_dim(Fixed(None, (0, 1)), {}, size) for size in spec.shape)
+    return TensorPlan(spec, replace(spec, name=name), "", "keep", dims)
+
+
+@dataclass(frozen=True)
+class _WeightFinder:
+    """Recognises a mapping from the plan's tensor names to tensors, and widens it."""
+
+    names: ParameterNames
+    specs: Mapping[int, TensorSpec]
+    made: dict[int, TensorPlan]
+
+    def widened(self, mapping: Mapping[Any, Any]) -> dict[Any, Any] | None:
+        if not mapping or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in mapping.items()):
+            return None
+        result = {wide: made for name, tensor in mapping.items() for wide, made in self._tensors(name, tensor)}
+        return result if any(id(tensor) in self.made for tensor in result.values()) else None
+
+    def _tensors(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        if not self.names.knows(name):
+            yield name, tensor
+            return
+        plans = self.names.find(name)
+        spec = self.specs[id(tensor)]
+        if plans[0].source.shape != spec.shape:
+            raise CheckpointError(
+                f"`{name}` has the shape {spec.shape} here and {plans[0].source.shape} in the weights"
+            )
+        for plan in plans:
+            target = replace(spec, shape=plan.target.shape)
+            wide = blank(target)
+            self.made[id(wide)] = replace(plan, source=spec, target=target)
+            yield self.names.wide(name, plan), wide
+
+
+def _replaced(
+    content: Any, root: Place, optimizer: Any, place: Place, weights: _WeightFinder, copied: list[str]
+) -> Any:
+    """The content with the optimizer replaced and every mapping of weights widened."""
+    if place == root:
+        return optimizer
+    if not isinstance(content, Mapping):
+        copied.append(place_name(place))
+        return content
+    wide = weights.widened(content)
+    if wide is not None:
+        return wide
+    return {key: _replaced(value, root, optimizer, (*place, key), weights, copied) for key, value in content.items()}

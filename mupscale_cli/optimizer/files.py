@@ -1,0 +1,180 @@
+"""An optimizer's state as it lies on disk: found, read by header, widened, written back in kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mupscale_cli.checkpoint.header import StoredTensor, read_header
+from mupscale_cli.checkpoint.source import Checkpoint, read_json
+from mupscale_cli.checkpoint.target import ShardWriter, write_json
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.plan import Plan, split_into_shards
+from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
+
+# What trainers call their optimizer's state, the most telling first.
+_FILES = (
+    "optimizer.safetensors",
+    "optimizer.safetensors.index.json",
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer.pth",
+    "optim.pt",
+)
+_FOLDERS = ("optimizer", "optim", "optimizer_0")
+_FLAT_PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
+Progress = Callable[[int], None]
+
+
+class OptimizerSource(Protocol):
+    """An optimizer's state of one format; nothing of its data is in memory."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of tensor data."""
+
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:
+        """Plan the widened state."""
+
+
+@dataclass(frozen=True)
+class WideState:
+    """A widened state that is planned and not written.
+
+    Attributes:
+        num_bytes: of tensor data.
+        write: writes it into a folder under a name, telling its progress in bytes.
+        about: what there is to know of it, for the record.
+        base_lrs: factor of the learning rate of each group, and the narrow group that it came from.
+        copied: entries of the file that were copied as they are.
+    """
+
+    num_bytes: int
+    write: Callable[[Path, str, Progress], None]
+    about: dict[str, Any]
+    groups: tuple[tuple[int, float], ...] = ()
+    copied: tuple[str, ...] = ()
+
+
+def find_optimizer(checkpoint: Checkpoint) -> Path | None:
+    """The optimizer's state beside a checkpoint, if there is one."""
+    folder = checkpoint.path.parent if checkpoint.is_file else checkpoint.path
+    if checkpoint.is_file:
+        stem = checkpoint.path.stem
+        own = [folder / f"{stem}.{name}" for name in _FILES]
+        return next((path for path in own if path.is_file()), None)
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    return next((folder / name for name in _FOLDERS if (folder / name / ".metadata").is_file()), None)
+
+
+def open_optimizer(
+    path: Path, config: Mapping[str, Any] | None, *, key: str | None = None, allow_pickle: bool = False
+) -> OptimizerSource:
+    """Read what an optimizer's state consists of, without its data.
+
+    Args:
+        path: a safetensors file or index, a file of torch.save, or a folder of torch.distributed.checkpoint.
+        config: config.json, by which numbered parameters may be named.
+        key: dotted keys that lead to the state in a file that holds more than it.
+        allow_pickle: read folders of torch.distributed.checkpoint, whose metadata are a pickle.
+
+    Raises:
+        CheckpointError: it is not one of these, or not valid.
+    """
+    if path.is_dir():
+        if not (path / ".metadata").is_file():
+            raise CheckpointError(
+                f"`{path}` is not an optimizer's state: it has no .metadata of a distributed checkpoint"
+            )
+        if not allow_pickle:
+            raise CheckpointError(
+                f"`{path}` is a torch distributed checkpoint, whose metadata are a pickle that could run code",
+                hint="if you trust where it comes from, add `--allow-pickle`; `--optimizer none` leaves it behind",
+            )
+        from mupscale_cli.optimizer.distributed import open_distributed
+
+        return open_distributed(path, config, key)
+    if not path.is_file():
+        raise CheckpointError(f"there is no optimizer's state at `{path}`")
+    if path.suffix in (".safetensors", ".json"):
+        return _open_safetensors(path)
+    from mupscale_cli.optimizer.torchstate import open_torch_state
+
+    return open_torch_state(path, config, key)
+
+
+# Safetensors ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SafetensorsState:
+    """`state.PARAMETER.KEY` in one safetensors file, or in several with an index."""
+
+    path: Path
+    stored: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
+
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:
+        """Plan the widened state.
+
+        Raises:
+            MupscaleError: it does not belong to the weights, or has entries that are not understood.
+        """
+        states = plan_state(plan, self._entries(plan), policy)
+        tensors = tuple(state.tensor for state in states)
+
+        def write(directory: Path, name: str, progress: Progress) -> None:
+            from mupscale_cli.convert import write_tensors
+
+            stem = name.removesuffix(".index.json").removesuffix(".safetensors")
+            shards = split_into_shards(tensors, max_shard_bytes, f"{stem}{{suffix}}.safetensors")
+            for shard in shards:
+                specs = tuple(tensor.target for tensor in shard.tensors)
+                with ShardWriter(directory / shard.file, specs, self.metadata) as writer:
+                    write_tensors(shard.tensors, self.stored, writer, progress=progress)
+            if len(shards) > 1:
+                weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
+                total = sum(shard.num_bytes for shard in shards)
+                index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+                write_json(directory / f"{stem}.safetensors.index.json", index)
+
+        return WideState(sum(t.target.num_bytes for t in tensors), write, {"format": "safetensors"})
+
+    def _entries(self, plan: Plan) -> list[StateEntry]:
+        """The entries under the prefix that makes their parameters known, told apart by what is there."""
+        names = ParameterNames(plan)
+        for prefix in _FLAT_PREFIXES:
+            if all(name.startswith(prefix) for name in self.stored):
+                parsed = [(*name.removeprefix(prefix).rpartition(".")[::2], t.spec) for name, t in self.stored.items()]
+                if any(names.knows(parameter) for parameter, _, _ in parsed):
+                    return [StateEntry(parameter, key, spec) for parameter, key, spec in parsed]
+        raise CheckpointError(
+            f"`{self.path}` holds no state of a parameter of this checkpoint",
+            hint=f"its tensors should be called `state.PARAMETER.exp_avg`; "
+            f"the first is `{next(iter(self.stored), '')}`",
+        )
+
+
+def _open_safetensors(path: Path) -> SafetensorsState:
+    files = [path]
+    if path.suffix == ".json":
+        shards = dict.fromkeys(read_json(path).get("weight_map", {}).values())
+        files = [path.parent / Path(str(shard)).name for shard in shards]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise CheckpointError(f"`{path}` names {missing[0] if missing else 'no file'}, which is not there")
+    headers = [read_header(file) for file in files]
+    stored = {tensor.spec.name: tensor for header in headers for tensor in header.tensors}
+    return SafetensorsState(path, stored, {"format": "pt", **headers[0].metadata})

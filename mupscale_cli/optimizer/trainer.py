@@ -1,0 +1,45 @@
+"""The files that the Trainer of transformers keeps beside optimizer.pt, so that it can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mupscale_cli.errors import CheckpointError
+
+# Position in the data and random numbers do not depend on the width.
+COPIED = ("trainer_state.json", "rng_state*.pth", "scaler.pt")
+SCHEDULER = "scheduler.pt"
+_RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+
+
+def resumed_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a Trainer's checkpoint that a widened one takes along as they are."""
+    return tuple(sorted(file for pattern in COPIED for file in folder.glob(pattern)))
+
+
+def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, float]]) -> None:
+    """Write a learning rate scheduler's state with one entry for each wide group.
+
+    Args:
+        source: the narrow scheduler.pt.
+        target: the wide one.
+        groups: of each wide group, the narrow group and the factor of its learning rate.
+
+    Raises:
+        CheckpointError: it is not the state of a scheduler.
+    """
+    try:
+        state: Any = torch.load(source, weights_only=True)
+        narrow = len(state["base_lrs"])
+    except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
+        raise CheckpointError(f"cannot read `{source}` as the state of a scheduler: {error}") from None
+    wide = dict(state)
+    for key, value in state.items():
+        if isinstance(value, list) and len(value) == narrow:
+            rates = key in _RATES
+            wide[key] = [value[index] * factor if rates else value[index] for index, factor in groups]
+    torch.save(wide, target)
