@@ -15,14 +15,18 @@ from mupscale_cli._version import __version__
 
 if TYPE_CHECKING:
     from mupscale_cli.errors import MupscaleError
+    from mupscale_cli.handoff import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan
     from mupscale_cli.recipe import Recipe, load_recipe
     from mupscale_cli.verify import Verification, VerifyOptions
     from mupscale_cli.verifying import verify
-    from mupscale_cli.widening import Widened, plan_widening, widen
+    from mupscale_cli.widening import StateOptions, Widened, plan_widening, widen
 
 _PLACES = {
     "MupscaleError": "errors",
+    "clip_grad_norm_": "handoff",
+    "param_groups": "handoff",
+    "StateOptions": "widening",
     "Plan": "plan",
     "Recipe": "recipe",
     "load_recipe": "recipe",
@@ -37,11 +41,14 @@ __all__ = [
     "MupscaleError",
     "Plan",
     "Recipe",
+    "StateOptions",
     "Verification",
     "VerifyOptions",
     "Widened",
     "__version__",
+    "clip_grad_norm_",
     "load_recipe",
+    "param_groups",
     "plan_widening",
     "verify",
     "widen",

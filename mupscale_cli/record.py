@@ -15,6 +15,7 @@ from typing import Any
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.scaling import Scaled
 
 FORMAT_VERSION = 1
 METADATA_KEY = "mupscale"
@@ -74,15 +75,44 @@ def _digest(file: Path) -> dict[str, Any]:
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
-    """Each rule once for each way that it was applied, with coefficient and multiplicity."""
+    """Each rule once for each way that it was applied: coefficient, multiplicity, shapes, tensors."""
     rules: dict[tuple[Any, ...], dict[str, Any]] = {}
     for tensor in tensors:
-        key = (tensor.rule, tensor.layout, tensor.parts)
+        key = (tensor.rule, tensor.layout, tensor.parts, tensor.source.shape)
         if key not in rules:
-            parts = [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts]
-            rules[key] = {"pattern": tensor.rule, "layout": tensor.layout, "parts": parts, "tensors": 0}
-        rules[key]["tensors"] += 1
+            rules[key] = {
+                "pattern": tensor.rule,
+                "layout": tensor.layout,
+                "parts": [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts],
+                "offset": tensor.offset,
+                "shape": list(tensor.source.shape),
+                "wide_shape": list(tensor.target.shape),
+                "tensors": [],
+            }
+        rules[key]["tensors"].append(tensor.target.name)
     return list(rules.values())
+
+
+def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
+    """What the record says of every wide tensor, as far as its training is concerned.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    try:
+        return tuple(
+            Scaled(
+                name,
+                tuple((float(part["coefficient"]), int(part["multiplicity"])) for part in rule["parts"]),
+                tuple(rule["shape"]),
+                tuple(rule["wide_shape"]),
+                int(rule["offset"]),
+            )
+            for rule in record["rules"]
+            for name in rule["tensors"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
 
 
 def check_version(record: Mapping[str, Any], file: Path) -> None:

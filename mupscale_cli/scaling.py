@@ -157,6 +157,53 @@ def muon_shape_factor(shape: tuple[int, ...], adjust: str | None) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What widening did to one tensor, as far as its training is concerned.
+
+    Attributes:
+        name: of the wide tensor.
+        parts: coefficient and multiplicity of each of its parts.
+        shape: before.
+        wide_shape: after.
+        offset: o where the layer uses o + w.
+    """
+
+    name: str
+    parts: tuple[tuple[float, int], ...]
+    shape: tuple[int, ...]
+    wide_shape: tuple[int, ...]
+    offset: int = 0
+
+
+def tensor_multipliers(
+    tensor: Scaled, rule: OptimizerRule, settings: Mapping[str, Any], decoupled: bool
+) -> Multipliers:
+    """The multipliers of one tensor.
+
+    Where its parts would need different ones (segments with scales of their own), no learning rate
+    of the tensor is exact; those of its first part are taken, and `is_exact` says so.
+
+    Args:
+        tensor: the wide tensor.
+        rule: the optimizer.
+        settings: of its group; Muon's `adjust_lr_fn` makes the learning rate depend on the shape.
+        decoupled: how the weight decay works.
+    """
+    c, m = tensor.parts[0]
+    found = multipliers(rule, c, m, decoupled=decoupled)
+    if rule.name != "muon" or len(tensor.shape) != 2:
+        return found
+    adjust = settings.get("adjust_lr_fn")
+    lr = found.lr * muon_shape_factor(tensor.shape, adjust) / muon_shape_factor(tensor.wide_shape, adjust)
+    return Multipliers(lr, found.eps, 1 / lr, found.clip)
+
+
+def is_exact(tensor: Scaled, rule: OptimizerRule) -> bool:
+    """Whether one set of hyperparameters serves every part of a tensor."""
+    return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1
+
+
 def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[OptimizerRule, bool] | None:
     """Which optimizer a parameter group of a torch state dict belongs to, and whether its decay is decoupled.
 

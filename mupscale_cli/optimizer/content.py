@@ -11,10 +11,11 @@ import torch
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.language import Fixed
 from mupscale_cli.layout import map_dim
-from mupscale_cli.optimizer.groups import Scaled, WideGroup
+from mupscale_cli.optimizer.groups import WideGroup
 from mupscale_cli.optimizer.torchfile import Place, blank, place_name, walk
 from mupscale_cli.optimizer.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.scaling import Scaled
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
 

@@ -7,57 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.scaling import Multipliers, OptimizerRule, infer_optimizer, multipliers, muon_shape_factor
+from mupscale_cli.scaling import Multipliers, OptimizerRule, Scaled, infer_optimizer, tensor_multipliers
 
-Parts = Sequence[tuple[float, int]]
 CLIP_WEIGHT = "clip_weight"  # the group's weight in the global norm of the gradient
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """What widening did to one tensor, as far as its training is concerned.
-
-    Attributes:
-        name: of the wide tensor.
-        parts: coefficient and multiplicity of each of its parts.
-        shape: before.
-        wide_shape: after.
-        offset: o where the layer uses o + w.
-    """
-
-    name: str
-    parts: tuple[tuple[float, int], ...]
-    shape: tuple[int, ...]
-    wide_shape: tuple[int, ...]
-    offset: int = 0
-
-
-def tensor_multipliers(
-    tensor: Scaled, rule: OptimizerRule, settings: Mapping[str, Any], decoupled: bool
-) -> Multipliers:
-    """The multipliers of one tensor.
-
-    Where its parts would need different ones (segments with scales of their own), no learning rate
-    of the tensor is exact; those of its first part are taken, and `is_exact` says so.
-
-    Args:
-        tensor: the wide tensor.
-        rule: the optimizer.
-        settings: of its group; Muon's `adjust_lr_fn` makes the learning rate depend on the shape.
-        decoupled: how the weight decay works.
-    """
-    c, m = tensor.parts[0]
-    found = multipliers(rule, c, m, decoupled=decoupled)
-    if rule.name != "muon" or len(tensor.shape) != 2:
-        return found
-    adjust = settings.get("adjust_lr_fn")
-    lr = found.lr * muon_shape_factor(tensor.shape, adjust) / muon_shape_factor(tensor.wide_shape, adjust)
-    return Multipliers(lr, found.eps, 1 / lr, found.clip)
-
-
-def is_exact(tensor: Scaled, rule: OptimizerRule) -> bool:
-    """Whether one set of hyperparameters serves every part of a tensor."""
-    return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1
 
 
 def split_alike(names: Iterable[str], of: Callable[[str], Multipliers]) -> list[tuple[Multipliers, list[str]]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizer.groups import Scaled, WideGroup, widen_groups
+from mupscale_cli.optimizer.groups import WideGroup, widen_groups
+from mupscale_cli.scaling import Scaled
 
 Form = Literal["numbers", "names", "flat"]
 Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
