@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -98,6 +98,7 @@ class Recipe:
     Attributes:
         name: file name without its ending.
         file: where it was read, for messages.
+        path: its file, None if it is built in.
         digest: sha256 of the text of the file and of those that it extends.
         about: one sentence for people.
         model_types: values of `model_type` in config.json that it is for.
@@ -128,6 +129,7 @@ class Recipe:
     links: tuple[Link, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
+    path: Path | None = None
 
     @property
     def axis_names(self) -> tuple[str, ...]:
@@ -150,15 +152,19 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _load_file(path)
+        return replace(_load_file(path), path=path)
     built_in = BUILT_IN / f"{name_or_file}.yaml"
     if not built_in.is_file():
         known = [file.stem for file in recipe_files()]
         raise RecipeError(f"there is no recipe `{name_or_file}`", hint=suggest(str(name_or_file), known))
-    return _load_file(built_in)
+    return _load_built_in(built_in)
 
 
 @lru_cache(maxsize=256)
+def _load_built_in(path: Path) -> Recipe:
+    return _load_file(path)
+
+
 def _load_file(path: Path) -> Recipe:
     document, digest = _read(path, seen=())
     return _recipe(path.stem, _shown(path), digest, document)

@@ -24,11 +24,19 @@ _HASH_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a narrow checkpoint came from: a path, or a repository and revision of the Hub."""
+    """Where a narrow checkpoint came from: a path, or a repository and revision of the Hub.
+
+    Attributes:
+        path: of the checkpoint, relative to the output's folder.
+        repo: on the Hub, None for a path.
+        revision: the commit of the repository.
+        recipe: path of the recipe, None for a built-in one.
+    """
 
     path: str
     repo: str | None = None
     revision: str | None = None
+    recipe: str | None = None
 
 
 def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) -> dict[str, Any]:
@@ -41,12 +49,13 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         version: of mupscale.
     """
     before, after = plan.num_parameters
+    recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
     where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
         "source": {**where, "files": {file.name: _digest(file) for file in _hashed_files(source)}},
-        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest},
+        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
         },

@@ -215,7 +215,7 @@ def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[Op
     for name, marks in _GROUP_MARKS:
         if all(mark in group for mark in marks) and not (name == "lion" and "exp_avg_sq" in keys):
             rule = OPTIMIZERS[name]
-            if rule.name == "adam" and decoupled is None:
+            if rule.name == "adam" and decoupled is not False:
                 # Before torch 2.7 the group did not say; the Trainer and most recipes use AdamW.
                 rule = OPTIMIZERS["adamw"]
             return rule, rule.decoupled if decoupled is None else bool(decoupled)

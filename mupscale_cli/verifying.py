@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.checkpoint.source import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizer.files import find_optimizer
+from mupscale_cli.optimizer.loading import load_state
+from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.record import METADATA_KEY, check_version, source_changed
-from mupscale_cli.verify import Verification, VerifyOptions, verify_checkpoints
+from mupscale_cli.verify import Verification, VerifyOptions, train_checkpoints, verify_checkpoints
 from mupscale_cli.widening import choose_recipe, find_source
 
 
@@ -22,6 +27,8 @@ def verify(
     *,
     options: VerifyOptions | None = None,
     recipe: str | Path | None = None,
+    optimizer: Path | None = None,
+    allow_pickle: bool = False,
 ) -> Verification:
     """Check that a widened checkpoint computes the same function as its source.
 
@@ -32,6 +39,8 @@ def verify(
         narrow: its source; the one that its record names if not given.
         options: data type, device, own model, seed.
         recipe: name or file of the recipe; the one that the record names if not given.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source; for `options.steps`.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
 
     Raises:
         MupscaleError: one of them is missing or not what the record says.
@@ -45,11 +54,45 @@ def verify(
     if changed := source_changed(record, source):
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
-    chosen = choose_recipe(source, recipe or record["recipe"]["name"])
+    chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
     plan = make_plan(chosen, source.specs, source.config, resolve_factors(chosen, None, factors))
-    found = verify_checkpoints(source, target, plan, options or VerifyOptions())
+    chosen_options = options or VerifyOptions()
+    found = verify_checkpoints(source, target, plan, chosen_options)
+    if chosen_options.steps:
+        states = _states(source, target, record, optimizer, allow_pickle=allow_pickle)
+        found = replace(found, training=train_checkpoints(source, target, plan, chosen_options, *states))
     _note(target, {**record, "verification": found.as_record()})
     return found
+
+
+def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
+    """The recipe by its name or, if it is not built in, by its file."""
+    file = record["recipe"].get("file")
+    return target.path.resolve().parent / file if file else str(record["recipe"]["name"])
+
+
+def _states(
+    source: Checkpoint, target: Checkpoint, record: Mapping[str, Any], optimizer: Path | None, *, allow_pickle: bool
+) -> tuple[OptimizerTree | None, OptimizerTree | None]:
+    """The optimizer's state of both checkpoints, where one was carried."""
+    carried = record.get("optimizer_state")
+    if not carried or carried["policy"] != "copy":
+        return None, None
+    before = optimizer or find_optimizer(source)
+    after = (
+        target.path.parent / f"{target.path.stem}.{carried['file']}"
+        if target.is_file
+        else target.path / carried["file"]
+    )
+    if before is None:
+        raise CheckpointError(
+            f"the optimizer's state `{carried['file']}` is not beside `{source.path}`",
+            hint="give it with `--optimizer PATH`",
+        )
+    return (
+        load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
+        load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),
+    )
 
 
 def _note(target: Checkpoint, record: dict[str, Any]) -> None:

@@ -45,10 +45,12 @@ class Source:
         path = self.checkpoint.path
         return path.stem if self.checkpoint.is_file else path.resolve().name
 
-    def origin(self, output: Path) -> Origin:
+    def origin(self, output: Path, recipe: Recipe) -> Origin:
+        """Where everything came from, as seen from the output."""
+        file = None if recipe.path is None else relative_path(recipe.path, output)
         if self.hub:
-            return Origin(path="", repo=self.hub.repo, revision=self.revision)
-        return Origin(relative_path(self.checkpoint.path, output))
+            return Origin(path="", repo=self.hub.repo, revision=self.revision, recipe=file)
+        return Origin(relative_path(self.checkpoint.path, output), recipe=file)
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def widen(
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
     check_output(target, found.path, needed_bytes=needed, overwrite=overwrite)
     events.phase("hashing the source", found.num_bytes)
-    record = make_record(plan, found, source.origin(target), __version__)
+    record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
     with Staging(target, overwrite=overwrite) as staging:
         events.phase("widening", plan.num_bytes)
         metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
@@ -300,6 +302,7 @@ class _CarriedState:
     policy: Policy
     beside: tuple[Path, ...]
     scheduler: Path | None
+    key: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -316,7 +319,8 @@ class _CarriedState:
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
-        return {"file": self.path.name, **self.state.about, "policy": self.policy, **copied}
+        key = {"key": self.key} if self.key else {}
+        return {"file": self.path.name, **key, **self.state.about, "policy": self.policy, **copied}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
@@ -332,7 +336,7 @@ def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard
     if state.groups and path.parent == source.path:
         beside = resumed_files(path.parent)
         scheduler = path.parent / SCHEDULER if (path.parent / SCHEDULER).is_file() else None
-    return _CarriedState(path, state, options.policy, beside, scheduler)
+    return _CarriedState(path, state, options.policy, beside, scheduler, options.key)
 
 
 def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:

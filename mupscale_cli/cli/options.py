@@ -140,8 +140,8 @@ def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bo
     raise PlanError(f"there is no optimizer policy `{policy}`", hint=f"known: {', '.join(POLICIES)}")
 
 
-def verify_options(dtype: str, device: str, model: str | None, seed: int = 0) -> VerifyOptions:
+def verify_options(dtype: str, device: str, model: str | None, seed: int = 0, steps: int = 0) -> VerifyOptions:
     """The options of a verification; imports torch."""
     from mupscale_cli.verify import VerifyOptions
 
-    return VerifyOptions(dtype, device, model, seed)
+    return VerifyOptions(dtype, device, model, seed, steps)

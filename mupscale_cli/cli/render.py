@@ -13,7 +13,9 @@ from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text
 from mupscale_cli.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
-    from mupscale_cli.verify import Verification
+    from mupscale_cli.verify import TrainingVerification, Verification
+
+_SHOWN_STEPS = 6
 
 
 def axes_table(plan: Plan) -> Table:
@@ -131,6 +133,8 @@ def print_verification(console: Console, found: Verification) -> None:
             markup=False,
         )  # fmt: skip
     where = f"{found.dtype} on {found.device}, {found.inputs}"
+    if found.training is not None:
+        _print_training(console, found.training)
     if found.agrees:
         console.print(f"[bold green]same function[/] ({escape(where)})")
         return
@@ -138,3 +142,32 @@ def print_verification(console: Console, found: Verification) -> None:
     if found.first_difference is not None:
         first = found.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
+
+
+def _print_training(console: Console, found: TrainingVerification) -> None:
+    """Losses of both models side by side, and how far what was trained is apart."""
+    result = table("step", "narrow loss", "wide loss", "relative difference", right=("step", "narrow loss", "wide loss",
+                   "relative difference"))  # fmt: skip
+    shown = range(found.steps) if found.steps <= _SHOWN_STEPS else [*range(_SHOWN_STEPS - 1), found.steps - 1]
+    for step in shown:
+        narrow, wide = found.losses[step]
+        difference = abs(narrow - wide) / abs(narrow) if narrow else abs(wide)
+        result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
+    console.print()
+    console.print(result)
+    state = "carried state" if found.carried else "a fresh start"
+    console.print(
+        f"{found.steps} steps of {found.optimizer} from {state} in float64: losses differ by {found.max_rel:.1e}, "
+        f"weights by {found.weights.max_rel:.1e} (`{found.weights.what}`)",
+        markup=False,
+    )
+    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
+    console.print(
+        f"stored weights{' and state' if found.carried else ''} are within {found.stored.units:.2g} units in the last "
+        f"place of c R(W) (`{found.stored.what}`)",
+        markup=False,
+    )
+    if not found.agrees and found.first_difference is not None:
+        first = found.first_difference
+        text = f"first update that went wrong: `{first.what}`, off by {first.max_rel:.1e} relative"
+        console.print(text, style="bold red", markup=False)

@@ -24,6 +24,13 @@ def verify(
     model: options.VerifyModel = None,
     recipe: options.RecipeName = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Also take so many optimizer steps on both, with the carried state, in float64.")
+    ] = 0,
+    optimizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The narrow optimizer's state, if it is not beside NARROW.")
+    ] = None,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
 ) -> None:
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
@@ -36,7 +43,10 @@ def verify(
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint here")
     narrow = given[0] if len(given) == 2 else None
-    found = verifying.verify(wide, narrow, options=options.verify_options(dtype, device, model, seed), recipe=recipe)
+    found = verifying.verify(
+        wide, narrow, options=options.verify_options(dtype, device, model, seed, steps), recipe=recipe,
+        optimizer=optimizer, allow_pickle=allow_pickle,
+    )  # fmt: skip
     if as_json:
         output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
     else:

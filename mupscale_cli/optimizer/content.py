@@ -66,7 +66,7 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     """
     if key is not None:
         place = tuple(part for part in key.split(".") if part)
-        if not is_optimizer(_at(content, place)):
+        if not is_optimizer(at(content, place)):
             raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`")
         return place
     if is_optimizer(content):
@@ -81,7 +81,8 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     )
 
 
-def _at(content: Any, place: Sequence[Any]) -> Any:
+def at(content: Any, place: Sequence[Any]) -> Any:
+    """The value at a place in nested mappings, None where there is none."""
     for key in place:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content
@@ -103,7 +104,7 @@ def widen_content(
     Raises:
         MupscaleError: state and weights do not belong together.
     """
-    tree = parse_tree(_at(content, root), names_of)
+    tree = parse_tree(at(content, root), names_of)
     made: dict[int, TensorPlan] = {}
     entries = [
         StateEntry(name, key, specs[id(value)])

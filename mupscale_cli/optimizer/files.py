@@ -24,7 +24,7 @@ _FILES = (
     "optim.pt",
 )
 _FOLDERS = ("optimizer", "optim", "optimizer_0")
-_FLAT_PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
+FLAT_PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
 Progress = Callable[[int], None]
 
 
@@ -155,7 +155,7 @@ class SafetensorsState:
     def _entries(self, plan: Plan) -> list[StateEntry]:
         """The entries under the prefix that makes their parameters known, told apart by what is there."""
         names = ParameterNames(plan)
-        for prefix in _FLAT_PREFIXES:
+        for prefix in FLAT_PREFIXES:
             if all(name.startswith(prefix) for name in self.stored):
                 parsed = [(*name.removeprefix(prefix).rpartition(".")[::2], t.spec) for name, t in self.stored.items()]
                 if any(names.knows(parameter) for parameter, _, _ in parsed):

@@ -1,6 +1,14 @@
-"""Proving that two models compute the same function."""
+"""Proving that two models compute the same function, and train alike."""
 
-from mupscale_cli.verify.result import CannotVerify, Comparison, Verification
-from mupscale_cli.verify.run import VerifyOptions, verify_checkpoints
+from mupscale_cli.verify.result import CannotVerify, Comparison, TrainingVerification, Verification
+from mupscale_cli.verify.run import VerifyOptions, train_checkpoints, verify_checkpoints
 
-__all__ = ["CannotVerify", "Comparison", "Verification", "VerifyOptions", "verify_checkpoints"]
+__all__ = [
+    "CannotVerify",
+    "Comparison",
+    "TrainingVerification",
+    "Verification",
+    "VerifyOptions",
+    "train_checkpoints",
+    "verify_checkpoints",
+]

@@ -48,6 +48,7 @@ class Verification:
             is rounded. The comparisons are with the narrow model after that rounding, so that it
             hides no wrong rule.
         rounded_tensors: how many tensors that are.
+        training: whether both take the same steps, None where that was not tried.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -61,9 +62,12 @@ class Verification:
     inputs: str
     rounding: Comparison | None = None
     rounded_tensors: int = 0
+    training: TrainingVerification | None = None
 
     @property
     def agrees(self) -> bool:
+        if self.training is not None and not self.training.agrees:
+            return False
         return self.first_difference is None and all(c.max_rel <= self.tolerance for c in self.comparisons)
 
     @property
@@ -93,6 +97,74 @@ class Verification:
             "first_difference": plain(self.first_difference),
             "rounding": plain(self.rounding),
             "rounded_tensors": self.rounded_tensors,
+            "training": self.training.as_record() if self.training else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheck:
+    """How far a stored tensor is from the planned one.
+
+    Attributes:
+        what: which tensor.
+        units: largest distance of an element, in units in the last place of its type; at most 1 is rounding.
+    """
+
+    what: str
+    units: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingVerification:
+    """Whether two models take the same steps.
+
+    Attributes:
+        steps: how many were taken.
+        optimizer: which, with what.
+        losses: of the narrow and the wide model, before each step.
+        weights: the parameter that is farthest from c R(narrow) in the end, relative to its largest element.
+        stored: the stored weight or state that is farthest from the planned one.
+        carried: whether a carried optimizer state was compared.
+        first_difference: in the first step whose loss differs, the parameter that is farthest off.
+        tolerance: largest relative difference of losses and weights that rounding explains.
+        tolerance_reason: how that follows.
+    """
+
+    steps: int
+    optimizer: str
+    losses: tuple[tuple[float, float], ...]
+    weights: Comparison
+    stored: StoredCheck
+    carried: bool
+    first_difference: Comparison | None
+    tolerance: float
+    tolerance_reason: str
+
+    @property
+    def max_rel(self) -> float:
+        """Largest relative difference of the losses of a step."""
+        errors = [abs(a - b) / abs(a) if a else abs(b) for a, b in self.losses]
+        return math.inf if any(map(math.isnan, errors)) else max(errors)
+
+    @property
+    def agrees(self) -> bool:
+        return self.max_rel <= self.tolerance and self.weights.max_rel <= self.tolerance and self.stored.units <= 1
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures as mupscale.json and `--json` show them."""
+        first = self.first_difference
+        return {
+            "agrees": self.agrees,
+            "steps": self.steps,
+            "optimizer": self.optimizer,
+            "max_rel": _json(self.max_rel),
+            "tolerance": self.tolerance,
+            "tolerance_reason": self.tolerance_reason,
+            "losses": [[_json(a), _json(b)] for a, b in self.losses],
+            "weights": {"what": self.weights.what, "max_rel": _json(self.weights.max_rel)},
+            "stored": {"what": self.stored.what, "units": _json(self.stored.units)},
+            "state_compared": self.carried,
+            "first_difference": None if first is None else {"what": first.what, "max_rel": _json(first.max_rel)},
         }
 
 

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verify.activations import compare_activations, planned_modules, recording, store_scaled
 from mupscale_cli.verify.inputs import BATCH, LENGTH, Inputs, random_tokens, reference_inputs, user_inputs
 from mupscale_cli.verify.models import build_reference_model, build_user_model, load_user_module, user_config
 from mupscale_cli.verify.precision import everything_in, tolerance
-from mupscale_cli.verify.result import CannotVerify, Comparison, Verification, compare
+from mupscale_cli.verify.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
+from mupscale_cli.verify.training import batch_loss, verify_training
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NEW_TOKENS = 8
 _PADDING = 5
+_TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
 _OVERHEAD = 1.2  # activations, and what loading holds beside the weights
 
 
@@ -36,12 +39,14 @@ class VerifyOptions:
         device: `auto`, or one of torch's names; `auto` is the GPU where there is one.
         model: `path/or/module.py:build` for an own model instead of transformers'.
         seed: of the random inputs.
+        steps: optimizer steps to take on both models, beside comparing what they compute.
     """
 
     dtype: str = "auto"
     device: str = "auto"
     model: str | None = None
     seed: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -106,6 +111,41 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         rounding=rounding,
         rounded_tensors=len(plan.rounded),
     )
+
+
+def train_checkpoints(
+    narrow: Checkpoint,
+    wide: Checkpoint,
+    plan: Plan,
+    options: VerifyOptions,
+    state: OptimizerTree | None = None,
+    wide_state: OptimizerTree | None = None,
+) -> TrainingVerification:
+    """Take optimizer steps on two checkpoints, in float64 and side by side, and compare them.
+
+    Args:
+        narrow: the source.
+        wide: what it was widened to.
+        plan: how.
+        options: device, own model, seed, number of steps.
+        state: the narrow optimizer's, None for a fresh start of AdamW.
+        wide_state: the carried one.
+
+    Raises:
+        CannotVerify: it is not possible here.
+        VerifyError: a model cannot be built or trained.
+    """
+    device = _device(options.device)
+    _check_memory(_TRAINING_COPIES * sum(plan.num_parameters) * 8, "float64 with gradients and optimizer state", device)
+    load, _ = _reference(options, plan)
+    before, after = (load(checkpoint, torch.float64).to(device).requires_grad_() for checkpoint in (narrow, wide))
+
+    def inputs(step: int) -> Inputs:
+        _, make = _reference(replace(options, seed=options.seed + step), plan)
+        return make(before, narrow).to(device, torch.float64)
+
+    loss = batch_loss(inputs, _output, options.seed)
+    return verify_training(before, after, plan, loss, options.steps, state=state, wide_state=wide_state)
 
 
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:
@@ -233,9 +273,19 @@ def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
         needed = _OVERHEAD * parameters * DTYPES[candidate].itemsize
         if free is None or needed <= free:
             return DTYPES[candidate]
-    raise CannotVerify(
-        f"the wide model takes {needed / 1e9:.1f} GB in {candidates[-1]}, "
-        f"{_describe(device)} has {(free or 0) / 1e9:.1f} GB free"
+    raise _too_large(needed, candidates[-1], device)
+
+
+def _check_memory(needed: float, what: str, device: torch.device) -> None:
+    free = _free_bytes(device)
+    if free is not None and needed > free:
+        raise _too_large(needed, what, device)
+
+
+def _too_large(needed: float, what: str, device: torch.device) -> CannotVerify:
+    free = _free_bytes(device) or 0
+    return CannotVerify(
+        f"the models take {needed / 1e9:.1f} GB in {what}, {_describe(device)} has {free / 1e9:.1f} GB free"
     )
 
 

@@ -1,0 +1,102 @@
+"""Optimizers for trying out training: torch's own, and exact forms of those that it lacks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mupscale_cli.scaling import OptimizerRule, muon_shape_factor
+from mupscale_cli.verify.result import CannotVerify
+
+_CLASSES = {
+    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}  # fmt: skip
+# How torch computes, which changes no result that counts here.
+_IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al., arXiv 2302.06675, algorithm 2."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
+        """Take one step."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                average = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(group["lr"] * torch.lerp(parameter.grad, average, first).sign())
+                average.lerp_(parameter.grad, 1 - second)
+
+
+class ExactMuon(torch.optim.Optimizer):
+    """torch.optim.Muon with an exact orthogonalisation instead of Newton-Schulz in bfloat16."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
+        nesterov: bool = True, adjust_lr_fn: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum,
+                                  "nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn})  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
+        """Take one step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                direction = torch.lerp(parameter.grad, buffer, group["momentum"]) if group["nesterov"] else buffer
+                rate = group["lr"] * muon_shape_factor(tuple(parameter.shape), group["adjust_lr_fn"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(rate * _orthogonalised(direction))
+
+
+def _orthogonalised(matrix: Tensor) -> Tensor:
+    """U V^T of the singular value decomposition, leaving out the directions that hold only rounding error."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    kept = values > values[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    product: Tensor = left[:, kept] @ right[kept]
+    return product
+
+
+def make_optimizer(rule: OptimizerRule, decoupled: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """An optimizer of a kind for groups that may have settings which it does not know.
+
+    Raises:
+        CannotVerify: the kind cannot be tried out with its weight decay.
+    """
+    if rule.name == "lion":
+        return Lion([_known(Lion, group) for group in groups])
+    if rule.name == "muon":
+        return ExactMuon([_known(ExactMuon, group) for group in groups])
+    name = "adamw" if rule.name == "adam" and decoupled else rule.name
+    name = "adam" if rule.name == "adamw" and not decoupled else name
+    optimizer_class: Any = _CLASSES[name]
+    if decoupled and _CLASSES[name] is not torch.optim.AdamW:
+        if "decoupled_weight_decay" not in inspect.signature(optimizer_class).parameters:
+            raise CannotVerify(f"torch's {name} has no decoupled weight decay")
+        groups = [{**group, "decoupled_weight_decay": True} for group in groups]
+    made: torch.optim.Optimizer = optimizer_class([_known(optimizer_class, group) for group in groups])
+    return made
+
+
+def _known(optimizer_class: Any, group: Mapping[str, Any]) -> dict[str, Any]:
+    known = set(inspect.signature(optimizer_class).parameters) - _IMPLEMENTATION
+    return {key: value for key, value in group.items() if key == "params" or key in known}

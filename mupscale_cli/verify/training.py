@@ -1,0 +1,307 @@
+"""Whether the wide model trains as the narrow one does: both take the same steps, side by side.
+
+What is stored is compared first: wide weights and state must be what the plan makes of the narrow
+ones, up to one rounding in their type. Training then starts from the unrounded values, in float64,
+so that rounding of storage can neither hide a wrong rule nor look like one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale_cli.convert import expand_whole
+from mupscale_cli.errors import VerifyError
+from mupscale_cli.optimizer.content import scaled_by
+from mupscale_cli.optimizer.groups import WideGroup, widen_groups
+from mupscale_cli.optimizer.tree import OptimizerTree
+from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.scaling import infer_optimizer, state_kind, state_scale
+from mupscale_cli.specs import DTYPES
+from mupscale_cli.state import ParameterNames, rescale
+from mupscale_cli.verify.activations import name_in
+from mupscale_cli.verify.inputs import Inputs
+from mupscale_cli.verify.optimizers import make_optimizer
+from mupscale_cli.verify.precision import everything_in, tolerance
+from mupscale_cli.verify.result import Comparison, StoredCheck, TrainingVerification
+
+_PASSES = 3  # forward, backward to activations, backward to weights: each as many products as the first
+DEFAULT_GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False,
+                 "decoupled_weight_decay": True}  # fmt: skip
+Loss = Callable[[nn.Module, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models with its optimizer."""
+
+    parameters: Mapping[str, nn.Parameter]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def verify_training(
+    narrow: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    loss: Loss,
+    steps: int,
+    *,
+    state: OptimizerTree | None = None,
+    wide_state: OptimizerTree | None = None,
+) -> TrainingVerification:
+    """Take optimizer steps on both models and compare losses and weights.
+
+    Args:
+        narrow: in float64, with the weights of the source.
+        wide: in float64, with the weights of the widened checkpoint.
+        plan: of the weights.
+        loss: of a model on the batch of a step, the same for both.
+        steps: how many to take.
+        state: the narrow optimizer's; AdamW from a fresh start if None.
+        wide_state: the carried one, which is compared with what the plan makes of `state`.
+
+    Raises:
+        VerifyError: the model cannot be trained, or weights and plan do not belong together.
+    """
+    tensors = _by_parameter(plan, narrow, wide)
+    stored = [_settle_weight(tensor, before, after) for tensor, before, after in tensors.values()]
+    groups, wide_groups = _groups(plan, state, wide_state, narrow)
+    before_state = dict(state.states) if state else {}
+    states, checks = _wide_states(plan, before_state, wide_state)
+    sides = (
+        _side(narrow, groups, before_state, dict(narrow.named_parameters())),
+        _side(wide, wide_groups, states, dict(wide.named_parameters())),
+    )
+    allowed, reason = _tolerance(plan, steps)
+    losses: list[tuple[float, float]] = []
+    first: Comparison | None = None
+    with everything_in(torch.float64):
+        for step in range(steps):
+            losses.append(tuple(_step(side, loss, step) for side in sides))  # type: ignore[arg-type]
+            deviations = [_deviation(name, tensor, b, a) for name, (tensor, b, a) in tensors.items()]
+            worst = max(deviations, key=lambda found: found.max_rel)
+            first_loss = abs(losses[-1][0] - losses[-1][1]) / max(abs(losses[-1][0]), 1e-300)
+            if first is None and not first_loss <= allowed:
+                first = replace(worst, what=f"{worst.what} (step {step + 1})")
+    return TrainingVerification(
+        steps=steps,
+        optimizer=_optimizer_text(groups),
+        losses=tuple(losses),
+        weights=worst,
+        stored=_worst_check([*stored, *checks]),
+        carried=wide_state is not None,
+        first_difference=first,
+        tolerance=allowed,
+        tolerance_reason=reason,
+    )
+
+
+def _tolerance(plan: Plan, steps: int) -> tuple[float, str]:
+    forward, reason = tolerance(plan, torch.float64)
+    return forward * _PASSES * steps, f"{reason}; {_PASSES} passes x {steps} steps of them"
+
+
+# What is stored ------------------------------------------------------------------------------------
+
+
+def _by_parameter(
+    plan: Plan, narrow: nn.Module, wide: nn.Module
+) -> dict[str, tuple[TensorPlan, nn.Parameter, nn.Parameter]]:
+    before, after = dict(narrow.named_parameters()), dict(wide.named_parameters())
+    found = {}
+    for tensor in plan.tensors:
+        source, target = name_in(narrow, tensor.source.name, before), name_in(wide, tensor.target.name, after)
+        if source is not None and target is not None:
+            found[target] = tensor, before[source], after[target]
+    strangers = after.keys() - found.keys()
+    if strangers:
+        raise VerifyError(f"the plan does not know the wide model's parameter `{min(strangers)}`")
+    return found
+
+
+def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:
+    """C R(W) in float64, unrounded. Shapes as the plan has them."""
+    exact = replace(rescale(tensor, lambda c, _: c), offset=tensor.offset)
+    return _planned(exact, narrow)
+
+
+def _planned(tensor: TensorPlan, narrow: Tensor) -> Tensor:
+    source = narrow.detach().to("cpu", torch.float64).contiguous()
+    spec = replace(tensor.source, dtype="F64")
+    return expand_whole(replace(tensor, source=spec, target=replace(tensor.target, dtype="F64")), source)
+
+
+def _settle_weight(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter) -> StoredCheck:
+    """Compare a stored weight with the planned one, and put the planned one in its place."""
+    ideal = planned_weight(tensor, narrow)
+    check = _check(tensor.target.name, tensor.target.dtype, ideal, wide)
+    wide.data.copy_(ideal)
+    return check
+
+
+def _check(name: str, dtype: str, ideal: Tensor, stored: Tensor) -> StoredCheck:
+    """How far what is stored is from what was planned, in units of its type's rounding.
+
+    A share of an exact split is within one unit in the last place, which is two roundings.
+    """
+    unit = 2 * DTYPES[dtype].unit_roundoff
+    error = (stored.detach().cpu().double() - ideal).abs()
+    smallest = torch.finfo(_FLOATS[dtype]).tiny
+    ratio = float((error / (ideal.abs() * unit).clamp_min(smallest * unit)).max()) if ideal.numel() else 0.0
+    return StoredCheck(name, ratio if math.isfinite(ratio) else math.inf)
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _worst_check(checks: Sequence[StoredCheck]) -> StoredCheck:
+    return max(checks, key=lambda check: check.units)
+
+
+# State and groups ----------------------------------------------------------------------------------
+
+
+def _groups(
+    plan: Plan, state: OptimizerTree | None, wide_state: OptimizerTree | None, narrow: nn.Module
+) -> tuple[list[tuple[Mapping[str, Any], Sequence[str]]], list[tuple[Mapping[str, Any], Sequence[str]]]]:
+    """Settings and names of both optimizers: the files' own, or what the rules make of the narrow one's."""
+    groups = list(state.groups) if state and state.groups else []
+    if not groups:
+        names = [name for name, _ in narrow.named_parameters()]
+        keys = {key for entries in (state.states.values() if state else ()) for key in entries}
+        groups = [({**DEFAULT_GROUP, **_default_settings(keys)}, names)]
+    if wide_state and wide_state.groups:
+        return groups, list(wide_state.groups)
+    keys_of = {name: entries.keys() for name, entries in (state.states if state else {}).items()}
+    scaled = scaled_by(plan)
+    made: list[WideGroup] = widen_groups(groups, keys_of, scaled)
+    return groups, [(group.settings, group.names) for group in made]
+
+
+def _default_settings(keys: set[str]) -> dict[str, Any]:
+    """Settings for a state whose file has none, by what is in it."""
+    if "max_exp_avg_sq" in keys:
+        return {"amsgrad": True}
+    return {}
+
+
+def _wide_states(
+    plan: Plan, states: Mapping[str, Mapping[str, Any]], carried: OptimizerTree | None
+) -> tuple[dict[str, dict[str, Any]], list[StoredCheck]]:
+    """The planned state of every wide parameter, and how far the carried one is from it."""
+    names = ParameterNames(plan)
+    result: dict[str, dict[str, Any]] = {}
+    checks = []
+    for parameter, entries in states.items():
+        for tensor in names.find(parameter):
+            wide = names.wide(parameter, tensor)
+            for key, value in entries.items():
+                planned = _planned_state(tensor, key, value, set(entries))
+                result.setdefault(wide, {})[key] = planned
+                if carried is None or not isinstance(value, Tensor):
+                    continue
+                found = carried.states.get(wide, {}).get(key)
+                if not isinstance(found, Tensor) or found.shape != planned.shape:
+                    raise VerifyError(f"the carried state of `{wide}` has no `{key}` of shape {tuple(planned.shape)}")
+                if found.is_floating_point():
+                    checks.append(_check(f"{key} of {wide}", _dtype_name(found), planned.double(), found))
+    return result, checks
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return next(name for name, dtype in _FLOATS.items() if dtype == tensor.dtype)
+
+
+def _planned_state(tensor: TensorPlan, key: str, value: Any, keys: set[str]) -> Any:
+    if not isinstance(value, Tensor) or tuple(value.shape) != tensor.source.shape:
+        return value.clone() if isinstance(value, Tensor) else value
+    kind = state_kind(key, keys)
+    if kind == "weight":
+        return planned_weight(tensor, value)
+    return _planned(rescale(tensor, lambda c, m: state_scale(kind, c, m)), value)  # type: ignore[arg-type]
+
+
+def _side(
+    model: nn.Module,
+    groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]],
+    states: Mapping[str, Mapping[str, Any]],
+    parameters: Mapping[str, nn.Parameter],
+) -> Side:
+    """A model with an optimizer that has the given groups and state."""
+    known = {name: parameters[found] for name in (n for _, names in groups for n in names)
+             if (found := name_in(model, name, parameters)) is not None}  # fmt: skip
+    missing = next((name for _, names in groups for name in names if name not in known), None)
+    if missing:
+        raise VerifyError(f"the model has no parameter `{missing}`, which the optimizer has")
+    keys = {key for entries in states.values() for key in entries}
+    found_rule = infer_optimizer(groups[0][0], keys)
+    if found_rule is None:
+        raise VerifyError("it cannot be told which optimizer the state belongs to")
+    made = [{**settings, "params": [known[name] for name in names]} for settings, names in groups]
+    optimizer = make_optimizer(*found_rule, made)
+    for name, entries in states.items():
+        if name in known:
+            optimizer.state[known[name]] = {key: _as_float64(value) for key, value in entries.items()}
+    return Side(parameters, model, optimizer)
+
+
+def _as_float64(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone().double() if value.is_floating_point() else value.clone()
+    return value
+
+
+def _optimizer_text(groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> str:
+    found = infer_optimizer(groups[0][0], ())
+    settings = groups[0][0]
+    shown = ", ".join(f"{key} {settings[key]:g}" for key in ("lr", "weight_decay", "momentum") if settings.get(key))
+    return f"{found[0].name if found else 'optimizer'} ({shown})"
+
+
+# Steps ---------------------------------------------------------------------------------------------
+
+
+def _step(side: Side, loss: Loss, step: int) -> float:
+    try:
+        value = loss(side.model, step)
+        side.optimizer.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        side.optimizer.step()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise VerifyError(f"the model cannot be trained: {error}") from error
+    return float(value.detach())
+
+
+def _deviation(name: str, tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Comparison:
+    ideal = planned_weight(tensor, narrow)
+    error = float((wide.detach().cpu() - ideal).abs().max())
+    scale = float(ideal.abs().max())
+    return Comparison(name, error, error / scale if scale else (0.0 if error == 0 else math.inf))
+
+
+def batch_loss(inputs: Callable[[int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
+    """A loss for any model: next-token cross-entropy where it takes tokens, else distance to random targets.
+
+    Args:
+        inputs: of a step.
+        output: the tensor of what a model returns.
+        seed: of the targets.
+    """
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        batch = inputs(step)
+        result = output(model(*batch.arguments, **batch.keywords))
+        tokens = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
+        if isinstance(tokens, Tensor) and not tokens.is_floating_point() and result.dim() == 3:
+            return nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        generator = torch.Generator().manual_seed(seed + step)
+        target = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.device)
+        return (result - target).square().mean()
+
+    return loss
