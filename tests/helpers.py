@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+# Some configs ask that hidden_size is a multiple of the number of heads, though head_dim is given: 48 is for 4, 8, 12.
 SIZES = {
-    "hidden_size": 32,
+    "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "intermediate_size": 48,
+    "intermediate_size": 40,
     "vocab_size": 50,
     "head_dim": 8,
+    "pad_token_id": 0,
+}
+GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "n_positions": 64}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
+
+# Name of the case: class in transformers, its config class, settings.
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{
+        f"{name}-{'tied' if tied else 'untied'}": (
+            f"{name}ForCausalLM",
+            config,
+            {**SIZES, **more, "tie_word_embeddings": tied},
+        )
+        for name, config, more in (
+            ("Llama", "LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+            ("Mistral", "MistralConfig", {"sliding_window": 6}),
+            ("Qwen2", "Qwen2Config", {}),
+            ("SmolLM3", "SmolLM3Config", {}),
+            ("Qwen3", "Qwen3Config", {}),
+            ("Olmo2", "Olmo2Config", {}),
+            ("Olmo3", "Olmo3Config", {}),
+            ("Gemma", "GemmaConfig", {}),
+            ("Gemma2", "Gemma2Config", {}),
+            ("Gemma3", "Gemma3TextConfig", {}),
+        )
+        for tied in (False, True)
+    },
+    "GPT2-untied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "tie_word_embeddings": False}),
+    "GPT2-tied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "n_inner": 40}),
+    "ResNet-basic": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
+    "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
 }
 
 
@@ -32,21 +64,25 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def reference_model(name: str, *, tied: bool = False, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
-    """A random transformers model, e.g. `reference_model("Llama", tied=True)`."""
+def build(case: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A random transformers model of a case of `MODELS`."""
     import transformers
 
-    settings = getattr(transformers, f"{name}Config")(**{**SIZES, "tie_word_embeddings": tied, **config})
-    return randomise(getattr(transformers, f"{name}ForCausalLM")(settings).to(dtype)).eval()
+    model_class, config_class, settings = MODELS[case]
+    config = getattr(transformers, config_class)(**{**settings, **changes})
+    return randomise(getattr(transformers, model_class)(config).to(dtype)).eval()
 
 
-def save_reference(directory: Path, name: str = "Llama", *, max_shard_size: str = "5GB", **config: Any) -> Path:
+def save_model(directory: Path, case: str = "Llama-untied", *, max_shard_size: str = "5GB", **changes: Any) -> Path:
     """Save a random transformers model as `save_pretrained` does; returns the directory."""
-    reference_model(name, **config).save_pretrained(directory, max_shard_size=max_shard_size)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    build(case, **changes).save_pretrained(directory, max_shard_size=max_shard_size)
     return directory
 
 
-@lru_cache(maxsize=1)
+@cache
 def mlp_tensors() -> dict[str, torch.Tensor]:
     """The tensors of `Sequential(Linear(5, 8), ReLU, Linear(8, 6), ReLU, Linear(6, 3))`, random."""
     sizes = {"0": (8, 5), "2": (6, 8), "4": (3, 6)}
