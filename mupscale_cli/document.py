@@ -16,6 +16,8 @@ from mupscale_cli.errors import RecipeError
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
+_STANDARD = "tag:yaml.org,2002:"
+_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}  # what plain YAML becomes
 # The parser in C is about ten times faster and not part of every build of PyYAML.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -133,7 +135,7 @@ def _convert(node: yaml.Node, file: str, lines: list[str], depth: int) -> Node:
     origin = Origin(file, mark.line + 1, mark.column + quoted, source)
     if depth > _MAX_DEPTH:
         raise origin.error("nested too deeply")
-    if node.tag and not node.tag.startswith("tag:yaml.org,2002:"):
+    if node.tag and node.tag.removeprefix(_STANDARD) not in _TAGS:
         raise origin.error(f"the tag `{node.tag}` is not part of the recipe language")
     if isinstance(node, yaml.ScalarNode):
         return Text(node.value, origin, quoted)

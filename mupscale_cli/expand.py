@@ -131,8 +131,12 @@ def expand(
             for strip, stride, wide_stride in zip(combination, strides, wide_strides, strict=True)
             for digit in strip.digits
         ]
-        start = sum(strip.offset * stride for strip, stride in zip(combination, strides, strict=True))
-        wide_start = sum(strip.wide_offset * stride for strip, stride in zip(combination, wide_strides, strict=True))
+        start = source.storage_offset() + sum(
+            strip.offset * stride for strip, stride in zip(combination, strides, strict=True)
+        )
+        wide_start = target.storage_offset() + sum(
+            strip.wide_offset * stride for strip, stride in zip(combination, wide_strides, strict=True)
+        )
         values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
         part_scale = scale * math.prod(strip.scale for strip in combination)
         values = scale_elements(values, part_scale, offset)
@@ -156,7 +160,7 @@ def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float
         steps = [digit.stride * stride for strip, stride in pairs for digit in strip.digits]
         start = sum(strip.offset * stride for strip, stride in pairs)
         part_scale = scale * math.prod(strip.scale for strip in combination)
-        values = stored_elements(source.as_strided(sizes, steps, start), part_scale, offset)
+        values = stored_elements(source.as_strided(sizes, steps, source.storage_offset() + start), part_scale, offset)
         result.as_strided(sizes, steps, start).copy_(values)
     return result
 

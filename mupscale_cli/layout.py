@@ -248,13 +248,19 @@ class _Builder:
 
 
 def _merge(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
-    """Neighbours that are copied as they stand become one digit."""
+    """Neighbours that are copied as they stand, and lie end to end, become one digit."""
     merged: list[Digit] = []
     for digit in digits:
         last = merged[-1] if merged else None
-        if last and last.units.copies == digit.units.copies == 1:
+        if last and last.units.copies == digit.units.copies == 1 and _is_around(last, digit):
             units = CopyMap(last.units.size * digit.units.size)
             merged[-1] = Digit(units, False, digit.stride, digit.wide_stride)
         else:
             merged.append(digit)
     return tuple(merged)
+
+
+def _is_around(outer: Digit, inner: Digit) -> bool:
+    """Whether a step of the outer digit is all the units of the inner one, and nothing beside them."""
+    size = inner.units.size
+    return outer.stride == size * inner.stride and outer.wide_stride == size * inner.wide_stride

@@ -3,8 +3,13 @@
 from functools import cache
 
 import pytest
+from hypothesis import settings
 
 from helpers import save_model
+
+# A busy machine is no reason to fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -274,8 +274,8 @@ def test_overwrite_leaves_what_mupscale_did_not_write(narrow, tmp_path):
 
 
 def test_not_enough_disk(narrow, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
+    usage = SimpleNamespace(total=10**9, used=10**9, free=10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(tmp_path, "widen", str(narrow), "--factor", "2", says=["not enough disk", "free"])
 
 

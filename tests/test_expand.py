@@ -1,24 +1,158 @@
-"""Exact splitting and strided expansion."""
+"""Exact splitting and strided expansion, against arithmetic with fractions."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mupscale_cli.expand import split_exactly
+from mupscale_cli.blocks import row_blocks
+from mupscale_cli.expand import expand, give_first, split_exactly
+from mupscale_cli.language import parse_layout
+from mupscale_cli.layout import map_dim
+from mupscale_cli.specs import Axis
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+AXES = {"a": Axis("a", 2, 3), "b": Axis("b", 3, 1), "c": Axis("c", 2, 2)}
+
+
+def any_floats(dtype, count, seed):
+    """Finite values of every magnitude: random bits, subnormal numbers, zeros and the largest."""
+    info = torch.iinfo(BITS[dtype.itemsize])
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(info.min, info.max, (count,), generator=generator, dtype=BITS[dtype.itemsize])
+    limits = torch.finfo(dtype)
+    special = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny, limits.smallest_normal / 4], dtype=dtype)
+    values = torch.cat([bits.view(dtype), (bits % 300).view(dtype), special])
+    return values[torch.isfinite(values)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_shares", [2, 3, 5, 6, 7, 12])
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 5, 6, 7, 12])
 def test_split_exactly_adds_up_to_the_source_in_exact_arithmetic(dtype, num_shares):
-    generator = torch.Generator().manual_seed(num_shares)
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    info = torch.iinfo(bits)
-    values = torch.randint(info.min, info.max, (2000,), generator=generator, dtype=bits).view(dtype)
-    values = values[torch.isfinite(values)]
+    values = any_floats(dtype, 1000, num_shares)
     shares = split_exactly(values, num_shares)
     parts = torch.stack([shares.share(index) for index in range(num_shares)])
     for value, column in zip(values.double().tolist(), parts.double().T.tolist(), strict=True):
         assert sum(map(Fraction, column)) == Fraction(value)
+    # All shares of an element are neighbouring numbers.
+    low, high = parts.min(0).values, parts.max(0).values
+    assert bool(((low == high) | (torch.nextafter(low, high) == high)).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_powers_of_two_split_into_equal_shares(dtype):
+    values = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shares = split_exactly(values, 8)
+    assert shares.are_equal
+    assert torch.equal(shares.share(3) * 8, values)
+
+
+def test_the_first_share_may_take_everything():
+    values = torch.tensor([3.0, -1.0])
+    shares = give_first(values, 3)
+    assert [shares.share(index).tolist() for index in range(3)] == [[3.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+# Against an enumeration of every element ------------------------------------------------------
+
+
+def naive(source, dims, axes):
+    """For each wide element: the narrow element, and into how many shares the layer splits it."""
+    maps = []
+    for dim, size in zip(dims, source.shape, strict=True):
+        mapped = map_dim(dim, axes, size)
+        found = {}
+        for strip in mapped.strips:
+            ranges = [range(d.units.size * d.units.copies) for d in strip.digits]
+            for wide in itertools.product(*ranges):
+                units = [w // d.units.copies for w, d in zip(wide, strip.digits, strict=True)]
+                s = strip.offset + sum(u * d.stride for u, d in zip(units, strip.digits, strict=True))
+                w = strip.wide_offset + sum(i * d.wide_stride for i, d in zip(wide, strip.digits, strict=True))
+                found[w] = s, strip.pieces, strip.scale
+        maps.append([found[w] for w in range(mapped.wide_size)])
+    return maps
+
+
+def expand_all(source, text):
+    dims = parse_layout(text).dims
+    maps = [map_dim(dim, AXES, size) for dim, size in zip(dims, source.shape, strict=True)]
+    target = torch.full([m.wide_size for m in maps], float("nan"), dtype=source.dtype)
+    expand(source, target, tuple(m.strips for m in maps))
+    return target, naive(source, dims, AXES)
+
+
+LAYOUTS = {
+    "a, /c": (2, 2),
+    "/a, /c": (2, 2),
+    "(a b), /(c a)": (6, 4),
+    "/(c 2), b": (4, 3),
+    "[a + /c], /a": (4, 2),
+    "(b [a + c]), (/a b)": (12, 6),
+    "([a + b] [a + b])": (25,),
+    "/a, b, c, 2": (2, 3, 2, 2),
+    "(/a /c)": (4,),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_wide_element_copies_its_source_and_shares_add_up(layout, dtype):
+    shape = LAYOUTS[layout]
+    source = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target, maps = expand_all(source, layout)
+    sums = {}
+    for wide in itertools.product(*map(range, target.shape)):
+        places = [found[i] for found, i in zip(maps, wide, strict=True)]
+        narrow, pieces = tuple(p[0] for p in places), 1
+        for _, count, _ in places:
+            pieces *= count
+        share = Fraction(target[wide].item())
+        key = narrow
+        total, copies, _ = sums.get(key, (0, 0, 1))
+        sums[key] = total + share, copies + 1, pieces
+    for narrow, (total, copies, pieces) in sums.items():
+        # Copies that are not shares repeat the sum.
+        assert total == Fraction(source[narrow].item()) * copies / pieces
+    assert len(sums) == source.numel()
+
+
+def test_scales_and_offsets_round_once():
+    source = torch.tensor([0.1, -0.7, 2.0], dtype=torch.float32)
+    target = torch.empty(3)
+    (dim,) = parse_layout("b").dims
+    expand(source, target, (map_dim(dim, AXES, 3).strips,), scale=1 / 3, offset=1)
+    expected = [(1 + value) * (1 / 3) - 1 for value in source.double().tolist()]
+    assert target.tolist() == torch.tensor(expected, dtype=torch.float64).float().tolist()
+
+
+@settings(max_examples=60)
+@given(
+    layout=st.sampled_from(["(a b c)", "/(a b c)", "[(a b) + /c]", "(b [a + c])", "/(a [b + b])", "a", "(c /a)", "b"]),
+    rest=st.sampled_from(["", ", /a", ", c"]),
+    max_bytes=st.sampled_from([1, 8, 40, 200, 10_000]),
+)
+def test_blocks_of_any_size_make_the_same_tensor(layout, rest, max_bytes):
+    dims = parse_layout(layout + rest).dims
+    sizes = {"(a b c)": 12, "/(a b c)": 12, "[(a b) + /c]": 8, "(b [a + c])": 12, "/(a [b + b])": 12, "a": 2,
+             "(c /a)": 4, "b": 3}  # fmt: skip
+    shape = (sizes[layout], *((2,) if rest else ()))
+    source = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    rows, *columns = (map_dim(dim, AXES, size) for dim, size in zip(dims, shape, strict=True))
+    whole = torch.empty([rows.wide_size, *(column.wide_size for column in columns)])
+    strips = tuple(column.strips for column in columns)
+    expand(source, whole, (rows.strips, *strips))
+    pieced = torch.full_like(whole, float("nan"))
+    row_bytes = 4 * whole[0].numel()
+    for block in row_blocks(rows, row_bytes, max_bytes):
+        part = source[block.row : block.row + block.num_rows]
+        for row, piece in block.places:
+            out = torch.empty(block.num_wide_rows, *whole.shape[1:])
+            expand(part, out, (block.strips, *strips), piece=piece, num_pieces=block.num_pieces)
+            assert pieced[row : row + block.num_wide_rows].isnan().all()
+            pieced[row : row + block.num_wide_rows] = out
+    assert pieced.isfinite().all()
+    assert torch.equal(whole, pieced)
