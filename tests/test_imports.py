@@ -1,0 +1,103 @@
+"""Imports go one way, and what needs no torch does not wait for it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mupscale_cli
+
+PACKAGE = Path(mupscale_cli.__file__).parent
+# Each module may import those before it.
+ORDER = [
+    "_version", "errors", "specs", "language", "document", "recipe", "matching", "layout", "plan", "scaling", "state",
+    "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "convert", "hub",
+    "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
+    "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
+    "hyperparameters", "formats", "handoff",
+    "verify.result", "verify.precision", "verify.activations", "verify.inputs", "verify.models", "verify.optimizers",
+    "verify.training", "verify.run", "verify", "widening", "verifying", "demo.training",
+    "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
+    "cli.demo", "cli.main",
+]  # fmt: skip
+LATER = {  # imported when a command needs them, not when the module is
+    "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
+}
+NO_TORCH = ["errors", "specs", "language", "document", "recipe", "matching", "layout", "plan", "scaling", "state",
+            "blocks", "record", "hyperparameters", "formats", "widening", "cli.main"]  # fmt: skip
+
+
+def name_of(file):
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(file):
+    """The project's modules that a file imports, at its top or inside of functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mupscale_cli"):
+            base = node.module.removeprefix("mupscale_cli").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
+
+
+FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in ("", "__main__", "checkpoint", "cli", "demo", "optimizer")]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_one_way(file):
+    name = name_of(file)
+    assert name in ORDER
+    for other in imported(file):
+        if other and other not in LATER.get(name, ()):
+            assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
+
+
+def test_the_order_names_no_module_that_is_gone():
+    assert set(ORDER) == {name_of(file) for file in FILES}
+
+
+def test_expansion_and_files_do_not_know_one_another():
+    assert "expand" not in {name for file in (PACKAGE / "checkpoint").glob("*.py") for name in imported(file)}
+    assert not any(name.startswith("checkpoint") for name in imported(PACKAGE / "expand.py"))
+
+
+def test_the_hub_has_one_door():
+    users = {name_of(file) for file in FILES if "huggingface_hub" in file.read_text()}
+    assert users == {"hub", "plan"}
+
+
+def loaded(code, *arguments):
+    """Which of the heavy modules a process has imported when it is done."""
+    program = (
+        f"{code}\nimport sys\nprint('LOADED', *(name for name in ('torch', 'transformers') if name in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1].split()[1:]
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_planning_needs_no_torch(module):
+    assert loaded(f"import mupscale_cli.{module}") == []
+
+
+COMMAND = """
+import sys
+from mupscale_cli.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
+    assert loaded(COMMAND, "--help") == []
+    assert loaded(COMMAND, "widen", "--help") == []
+    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
+    assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
+    assert loaded(COMMAND, "recipes", "list") == []
+    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--no-verify", "-o", str(saved("Llama-tied")) + "-wide") == ["torch"]  # fmt: skip
