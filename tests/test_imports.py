@@ -44,7 +44,8 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in ("", "__main__", "checkpoint", "cli", "demo", "optimizer")]  # fmt: skip
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "optimizer")
+FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -100,4 +101,5 @@ def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
     assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
     assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
     assert loaded(COMMAND, "recipes", "list") == []
-    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--no-verify", "-o", str(saved("Llama-tied")) + "-wide") == ["torch"]  # fmt: skip
+    output = f"{saved('Llama-tied')}-wide"
+    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", output) == ["torch"]

@@ -194,7 +194,7 @@ def test_a_value_that_is_not_finite_is_a_difference(value, wide_llama, saved):
     json.dumps(found.as_record(), allow_nan=False)
 
 
-def test_nan_in_both_models_is_no_agreement(saved, tmp_path):
+def test_nan_in_both_models_is_no_agreement(tmp_path):
     source = save_model(tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.0.input_layernorm.weight"][0] = math.nan  # copied, not scaled, so not refused earlier
@@ -292,7 +292,7 @@ def test_what_rounding_moves_is_told_and_hides_nothing(case, factor, rounded, sa
         assert found.rounding is None
 
 
-def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved, tmp_path):
+def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved):
     source = saved("Gemma-tied", dtype=torch.bfloat16)
     plan = plan_widening(source, 2)
     model = build_reference_model(open_checkpoint(source), torch.float64)
@@ -580,7 +580,7 @@ def test_inputs_of_the_users_module_are_passed_as_it_returns_them(returned, argu
     assert (found.arguments, dict(found.keywords)) == (arguments, keywords)
 
 
-def test_inputs_of_the_users_module_reach_both_models(mlp, tmp_path):
+def test_inputs_of_the_users_module_reach_both_models(tmp_path):
     (tmp_path / "own.py").write_text(
         f"{MLP}\nimport torch\ndef inputs(config, generator):\n"
         "    assert 'shapes' in config\n"
@@ -612,7 +612,8 @@ def test_inputs_of_the_users_module_reach_both_models(mlp, tmp_path):
         ("./net:build", "net"),
     ],
 )
-def test_a_model_option_that_leads_nowhere_is_named(reference, says, mlp, tmp_path):
+def test_a_model_option_that_leads_nowhere_is_named(reference, says, tmp_path):
+    (tmp_path / "net.py").write_text(MLP)
     (tmp_path / "broken.py").write_text("def build(:\n")
     (tmp_path / "needy.py").write_text("import no_such_package\n")
     with pytest.raises(VerifyError, match=says):
@@ -679,7 +680,7 @@ def test_a_user_model_may_have_buffers_that_the_checkpoint_lacks(tmp_path):
     build_user_model(build, open_checkpoint(save_mlp(tmp_path / "mlp.safetensors")), torch.float64)
 
 
-def test_transformers_must_not_invent_weights(saved, tmp_path):
+def test_transformers_must_not_invent_weights(tmp_path):
     source = save_model(tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
