@@ -212,6 +212,8 @@ def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[Op
         keys: state keys of its parameters; may be empty before the first step.
     """
     decoupled = group.get("decoupled_weight_decay")
+    if "exp_inf" in keys:  # its settings are Adam's
+        return OPTIMIZERS["adamax"], False
     for name, marks in _GROUP_MARKS:
         if all(mark in group for mark in marks) and not (name == "lion" and "exp_avg_sq" in keys):
             rule = OPTIMIZERS[name]

@@ -42,7 +42,7 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except (ImportError, OSError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001 (the user's own code may do anything)
         raise VerifyError(f"cannot import `{place}`: {error}") from None
     build = getattr(module, name, None)
     if not callable(build):

@@ -1,0 +1,120 @@
+"""The wide model takes the steps that the narrow one would have taken, from its carried state."""
+
+import pytest
+import torch
+
+from helpers import MODELS
+from mupscale_cli.errors import VerifyError
+from mupscale_cli.scaling import OPTIMIZERS as RULES
+from mupscale_cli.verify import VerifyOptions
+from mupscale_cli.verifying import verify
+from mupscale_cli.widening import widen
+from training import OPTIMIZERS, save_training
+
+STEPS = 20
+DEFAULT_FACTOR = {"GPT2": {"h": 3, "embed": 3, "ffn": 2}, "ResNet": {"c": 3}}
+MIXED = {"embed": 2, "kv": 3, "g": 2, "ffn": 4}
+
+
+def train(tmp_path, case, optimizer, factor=None, axes=None):
+    source = save_training(tmp_path / "narrow", case, optimizer)
+    widen(source, tmp_path / "wide", factor, axes, verify=False)
+    return verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=STEPS)).training
+
+
+def check(found):
+    assert found.agrees, found
+    assert found.carried
+    assert found.max_rel < 1e-10
+    assert len(found.losses) == STEPS
+    assert found.losses[0][0] != found.losses[-1][0]
+
+
+def mixed_axes(case):
+    return next((axes for name, axes in DEFAULT_FACTOR.items() if name in case), MIXED)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer(optimizer, tmp_path):
+    check(train(tmp_path, "Qwen3-tied", optimizer, axes=MIXED))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in MODELS if not case.startswith(("Mistral", "SmolLM3", "Olmo3", "Gemma2"))]
+)
+def test_every_recipe(case, tmp_path):
+    check(train(tmp_path, case, "adamw", axes=mixed_axes(case)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [2, 3, "mixed"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("case", MODELS)
+def test_every_recipe_with_every_optimizer(case, optimizer, factor, tmp_path):
+    if optimizer == "muon" and "ResNet" in case:
+        pytest.skip("Muon takes matrices, and convolutions are none")
+    axes = mixed_axes(case) if factor == "mixed" else None
+    check(train(tmp_path, case, optimizer, None if axes else factor, axes))
+
+
+# Teeth ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "factor"), [("lr", 1.01), ("eps", 1.5), ("weight_decay", 1.1), ("lr", 3.0)])
+def test_a_wrong_hyperparameter_is_found(key, factor, tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    widen(source, tmp_path / "wide", 3, verify=False)
+    file = tmp_path / "wide" / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    wrong = next(group for group in state["param_groups"] if any("q_proj" in name for name in group["param_names"]))
+    wrong[key] *= factor
+    torch.save(state, file)
+    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=STEPS)).training
+    assert not found.agrees
+    assert found.stored.units <= 1
+    assert found.first_difference is None or found.first_difference.what.split(" ")[0] in wrong["param_names"]
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
+def test_a_wrong_state_is_found_and_named(key, tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
+    widen(source, tmp_path / "wide", 3, verify=False)
+    file = tmp_path / "wide" / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    names = [name for group in state["param_groups"] for name in group["param_names"]]
+    number = names.index("model.layers.1.mlp.up_proj.weight")
+    state["state"][number][key] *= 1.001
+    torch.save(state, file)
+    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=2)).training
+    assert not found.agrees
+    assert found.stored.what == f"{key} of model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_wrong_rule_is_found(tmp_path, monkeypatch):
+    """Adam's learning rate multiplied by c^2 instead of c."""
+    import dataclasses
+
+    monkeypatch.setitem(RULES, "adamw", dataclasses.replace(RULES["adamw"], c_power=2))
+    found = train(tmp_path, "Llama-tied", "adamw", 2)
+    assert not found.agrees
+    assert found.first_difference.what.endswith("(step 2)")
+
+
+def test_state_that_is_missing_is_named(tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    widen(source, tmp_path / "wide", 2, verify=False)
+    file = tmp_path / "wide" / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    del state["state"][3]
+    torch.save(state, file)
+    with pytest.raises(VerifyError, match=r"carried state of `model\."):
+        verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=2))
+
+
+def test_without_a_state_both_start_afresh(saved, tmp_path):
+    widen(saved("Qwen2-tied", dtype=torch.bfloat16), tmp_path / "wide", 3, verify=False)
+    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=5)).training
+    assert found.agrees
+    assert not found.carried
+    # bfloat16 weights are compared as stored, and trained from the unrounded values.
+    assert 0 < found.stored.units <= 1

@@ -1,0 +1,69 @@
+"""Narrow checkpoints in the middle of training, with any optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers import build
+from mupscale_cli.verify.optimizers import ExactMuon, Lion
+
+# Name: class and settings. All with weight decay, so that its multiplier counts.
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
+    "adam-l2": (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
+    "amsgrad": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "amsgrad": True, "eps": 1e-6}),
+    "nadam": (torch.optim.NAdam, {"lr": 3e-3, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "adamax": (torch.optim.Adamax, {"lr": 3e-3, "weight_decay": 0.1}),
+    "sgd-momentum": (torch.optim.SGD, {"lr": 3e-3, "momentum": 0.9}),
+    "sgd-nesterov": (torch.optim.SGD, {"lr": 3e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "lion": (Lion, {"lr": 3e-4, "weight_decay": 0.1}),
+    "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "weight_decay": 0.1, "lr_decay": 0.01}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.5, "centered": True, "eps": 1e-6}),
+    "muon": (ExactMuon, {"lr": 3e-3, "weight_decay": 0.1}),
+}
+
+
+def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
+    """A loss on random tokens or images."""
+    if model.main_input_name == "pixel_values":
+        images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
+        return model(pixel_values=images).logits.square().mean()
+    tokens = torch.randint(50, (2, 9), generator=generator)
+    return model(input_ids=tokens, labels=tokens).loss
+
+
+def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> tuple[Any, Any]:
+    """A model and its optimizer after some steps, so that no state is zero."""
+    model = build(case, dtype=dtype)
+    optimizer_class, settings = OPTIMIZERS[optimizer]
+    named = list(model.named_parameters())
+    # Gains stored as their difference from 1 are the one thing whose decay cannot be carried over.
+    undecayed = [n for n, p in named if "Gemma" in case and p.dim() == 1]
+    if optimizer == "muon":
+        made = optimizer_class([{**_group([(n, p) for n, p in named if p.dim() == 2]), "ns_steps": 5}], **settings)
+    else:
+        groups = [_group([(n, p) for n, p in named if n not in undecayed])]
+        if undecayed:
+            groups.append({**_group([(n, p) for n, p in named if n in undecayed]), "weight_decay": 0.0})
+        made = optimizer_class(groups, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        random_loss(model, generator).backward()
+        made.step()
+        model.zero_grad()
+    return model, made
+
+
+def _group(named: list[tuple[str, torch.nn.Parameter]]) -> dict[str, Any]:
+    return {"params": [parameter for _, parameter in named], "param_names": [name for name, _ in named]}
+
+
+def save_training(directory: Path, case: str, optimizer: str, **options: Any) -> Path:
+    """Save a model in the middle of training, with optimizer.pt beside it; returns the directory."""
+    model, made = trained(case, optimizer, **options)
+    model.save_pretrained(directory)
+    torch.save(made.state_dict(), directory / "optimizer.pt")
+    return directory
