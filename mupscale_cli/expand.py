@@ -131,10 +131,10 @@ def expand(
             for strip, stride, wide_stride in zip(combination, strides, wide_strides, strict=True)
             for digit in strip.digits
         ]
-        start = source.storage_offset() + sum(
+        start = int(source.storage_offset()) + sum(
             strip.offset * stride for strip, stride in zip(combination, strides, strict=True)
         )
-        wide_start = target.storage_offset() + sum(
+        wide_start = int(target.storage_offset()) + sum(
             strip.wide_offset * stride for strip, stride in zip(combination, wide_strides, strict=True)
         )
         values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)

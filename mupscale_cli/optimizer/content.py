@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ from mupscale_cli.layout import map_dim
 from mupscale_cli.optimizer.groups import WideGroup
 from mupscale_cli.optimizer.torchfile import Place, blank, place_name, walk
 from mupscale_cli.optimizer.tree import Groups, is_optimizer, parse_tree, render_tree
-from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.scaling import Scaled
 from mupscale_cli.specs import TensorSpec
-from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
+from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state, unwrapped
 
 _USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
@@ -89,7 +89,13 @@ def at(content: Any, place: Sequence[Any]) -> Any:
 
 
 def widen_content(
-    content: Any, specs: Mapping[int, TensorSpec], root: Place, plan: Plan, policy: Policy, names_of: NamesOf
+    content: Any,
+    specs: Mapping[int, TensorSpec],
+    root: Place,
+    plan: Plan,
+    policy: Policy,
+    config: Mapping[str, Any] | None,
+    names_of: NamesOf,
 ) -> WideContent:
     """Plan the widened form of a training checkpoint.
 
@@ -99,6 +105,7 @@ def widen_content(
         root: where the optimizer's state dict is.
         plan: of the weights.
         policy: for the state.
+        config: config.json of the narrow weights.
         names_of: gives names to numbered parameters.
 
     Raises:
@@ -125,7 +132,7 @@ def widen_content(
                 states.setdefault(names.wide(name, tensor_plan), {}).update(plain)
     optimizer, groups = render_tree(tree, states, scaled_by(plan))
     copied: list[str] = []
-    whole = _replaced(content, root, optimizer, (), _WeightFinder(names, specs, made), copied)
+    whole = _replaced(content, root, optimizer, (), _WeightFinder(names, plan, config, specs, made), copied)
     tensors = tuple(_placed(place, tensor, made, specs) for place, tensor in walk(whole))
     # The blank tensors of `made` are alive in `whole`, so their ids are theirs alone.
     return WideContent(whole, tensors, tuple(groups), tuple(copied))
@@ -145,33 +152,34 @@ def _placed(
 
 @dataclass(frozen=True)
 class _WeightFinder:
-    """Recognises a mapping from the plan's tensor names to tensors, and widens it."""
+    """Recognises the weights among everything else, and plans them like a checkpoint of their own."""
 
     names: ParameterNames
+    plan: Plan
+    config: Mapping[str, Any] | None
     specs: Mapping[int, TensorSpec]
     made: dict[int, TensorPlan]
 
     def widened(self, mapping: Mapping[Any, Any]) -> dict[Any, Any] | None:
-        if not mapping or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in mapping.items()):
-            return None
-        result = {wide: made for name, tensor in mapping.items() for wide, made in self._tensors(name, tensor)}
-        return result if any(id(tensor) in self.made for tensor in result.values()) else None
+        """The widened mapping, if it is one from names of weights to tensors.
 
-    def _tensors(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        if not self.names.knows(name):
-            yield name, tensor
-            return
-        plans = self.names.find(name)
-        spec = self.specs[id(tensor)]
-        if plans[0].source.shape != spec.shape:
-            raise CheckpointError(
-                f"`{name}` has the shape {spec.shape} here and {plans[0].source.shape} in the weights"
-            )
-        for plan in plans:
-            target = replace(spec, shape=plan.target.shape)
-            wide = blank(target)
-            self.made[id(wide)] = replace(plan, source=spec, target=target)
-            yield self.names.wide(name, plan), wide
+        Raises:
+            MupscaleError: it is, but holds tensors that the recipe does not know or that have other shapes.
+        """
+        if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in mapping.items()):
+            return None
+        if not any(self.names.knows(name) for name in mapping):
+            return None
+        spelt = {unwrapped(name): name for name in mapping}
+        specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in spelt.items()]
+        factors = {axis.name: axis.factor for axis in self.plan.axes}
+        result = {}
+        for tensor in make_plan(self.plan.recipe, specs, self.config, factors, None).tensors:
+            name = spelt[tensor.source.name]
+            wide = blank(tensor.target)
+            self.made[id(wide)] = replace(tensor, source=self.specs[id(mapping[name])])
+            result[self.names.wide(name, tensor)] = wide
+        return result
 
 
 def _replaced(

@@ -5,7 +5,9 @@ Tensors are read, widened and written one after the other, so memory is that of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ class DistributedState:
         }
         wide = widen_content(
             self.content, specs, self.root, plan, policy,
-            lambda groups, states: names_by_order(self.config, groups, states),
+            self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
 
         def write(directory: Path, name: str, progress: Progress) -> None:
@@ -85,7 +87,8 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
             name: None for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)
         }
         if plain:
-            load(plain, checkpoint_id=path, no_dist=True)
+            with alone():
+                load(plain, checkpoint_id=path, no_dist=True)
     except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
         raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from None
     content: dict[Any, Any] = {}
@@ -100,6 +103,14 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
         _put(content, place, value)
     content = _with_lists(content)
     return DistributedState(path, content, keys, locate_optimizer(content, key, str(path)), config)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process without a process group is meant, and no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _put(content: dict[Any, Any], place: Place, value: Any) -> None:
@@ -145,7 +156,8 @@ class _Widening(DefaultSavePlanner):
             return super().resolve_data(write_item)
         narrow = blank_real(tensor.source)
         key = self.source.keys[tensor.source.name]
-        load({key: narrow}, checkpoint_id=self.source.path, no_dist=True)
+        with alone():
+            load({key: narrow}, checkpoint_id=self.source.path, no_dist=True)
         wide = expand_whole(tensor, narrow)
         self.progress(tensor.target.num_bytes)
         return wide
@@ -160,12 +172,13 @@ def _save(wide: WideContent, source: DistributedState, folder: Path, progress: P
     by_name = {tensor.target.name: tensor for tensor in wide.tensors}
     tensors = {place: by_name[place_name(place)] for place, _ in walk(wide.content)}
     content = _on_meta(wide.content)
-    save(
-        content,
-        storage_writer=FileSystemWriter(folder, single_file_per_rank=False, sync_files=True),
-        planner=_Widening(tensors, source, progress),
-        no_dist=True,
-    )
+    with alone():
+        save(
+            content,
+            storage_writer=FileSystemWriter(folder, single_file_per_rank=False, sync_files=True),
+            planner=_Widening(tensors, source, progress),
+            no_dist=True,
+        )
 
 
 def _on_meta(content: Any) -> Any:

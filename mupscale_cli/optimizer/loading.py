@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizer.content import at
-from mupscale_cli.optimizer.distributed import DistributedState
+from mupscale_cli.optimizer.distributed import DistributedState, alone
 from mupscale_cli.optimizer.files import FLAT_PREFIXES, SafetensorsState, open_optimizer
 from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import place_name, walk
@@ -64,7 +64,8 @@ def _filled(source: DistributedState) -> Any:
         place_name(place): torch.empty(tensor.shape, dtype=tensor.dtype) for place, tensor in walk(source.content)
     }
     by_key = {source.keys[name]: tensor for name, tensor in tensors.items()}
-    load(by_key, checkpoint_id=source.path, no_dist=True)
+    with alone():
+        load(by_key, checkpoint_id=source.path, no_dist=True)
 
     def fill(content: Any, place: tuple[Any, ...]) -> Any:
         if isinstance(content, torch.Tensor):

@@ -41,7 +41,7 @@ class TorchState:
         specs = {id(tensor): self.file.tensors[place].spec for place, tensor in walk(self.file.content)}
         wide = widen_content(
             self.file.content, specs, self.root, plan, policy,
-            lambda groups, states: names_by_order(self.config, groups, states),
+            self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
         stored = {tensor.spec.name: tensor for tensor in self.file.tensors.values()}
 

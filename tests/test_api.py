@@ -1,0 +1,80 @@
+"""The public functions: what a script imports, on paths and plain values."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import mupscale_cli as mupscale
+
+
+@pytest.mark.parametrize("name", [name for name in mupscale.__all__ if name != "__version__"])
+def test_every_public_name_is_documented_and_typed(name):
+    found = getattr(mupscale, name)
+    assert callable(found)
+    assert inspect.getdoc(found)
+    if inspect.isfunction(found):
+        signature = inspect.signature(found)
+        annotations = [parameter.annotation for parameter in signature.parameters.values()]
+        assert inspect.Parameter.empty not in (*annotations, signature.return_annotation)
+
+
+def test_all_names_come_with_a_star():
+    names = {}
+    exec("from mupscale_cli import *", names)  # noqa: S102 (there is no other way to write it in a function)
+    assert set(mupscale.__all__) <= names.keys()
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    assert not hasattr(mupscale, "widden")
+    with pytest.raises(AttributeError, match="widden"):
+        mupscale.widden  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_plan_widen_verify(kind, saved, tmp_path):
+    plan = mupscale.plan_widening(kind(saved("Llama-tied")), factor=2)
+    widened = mupscale.widen(kind(saved("Llama-tied")), kind(tmp_path / "wide"), factor=2)
+    assert widened.plan.num_parameters == plan.num_parameters
+    assert widened.output == tmp_path / "wide"
+    assert widened.verification.agrees
+    found = mupscale.verify(kind(widened.output), options=mupscale.VerifyOptions(dtype="float32"))
+    assert isinstance(found, mupscale.Verification)
+    assert found.agrees
+
+
+def test_recipes_are_loaded_by_name_or_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: llama\n")
+    by_name, by_file = mupscale.load_recipe("llama"), mupscale.load_recipe(tmp_path / "mine.yaml")
+    assert isinstance(by_name, mupscale.Recipe)
+    assert by_name.name == "llama"
+    assert by_file.name == "mine"
+    assert by_file.axis_names == by_name.axis_names == ("embed", "kv", "g", "d", "ffn")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: mupscale.widen(folder / "absent", factor=2),
+        lambda folder: mupscale.plan_widening(folder / "absent.safetensors", 2),
+        lambda folder: mupscale.verify(folder, folder),
+        lambda folder: mupscale.load_recipe("lama"),  # noqa: ARG005
+        lambda folder: mupscale.load_recipe(folder / "absent.yaml"),
+    ],
+)
+def test_what_a_user_can_fix_is_one_kind_of_error_with_a_message(call, tmp_path):
+    with pytest.raises(mupscale.MupscaleError) as caught:
+        call(tmp_path)
+    assert caught.value.message
+    assert str(caught.value).startswith(caught.value.message)
+
+
+def test_planning_in_a_script_imports_no_torch(saved):
+    script = (
+        "import sys, mupscale_cli as m; m.plan_widening(sys.argv[1], 2); m.widen; assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(saved("Llama-tied"))], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,286 @@
+"""The optimizer's state in every format: read, widened, written back in kind."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from cli_runner import run
+from helpers import build, mlp_tensors
+from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError
+from mupscale_cli.optimizer.loading import load_state
+from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
+from mupscale_cli.specs import TensorSpec
+from mupscale_cli.widening import StateOptions, widen
+from training import save_training, trained
+
+Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
+# exp_avg is multiplied by 1 / (m c), its square by the square of that. Factors: embed 2, kv 3, g 1, ffn 5.
+AXES = {"embed": 2, "kv": 3, "ffn": 5}
+SCALES = {Q: (6, 1 / 2), NORM: (2, 1 / 2), EMBED: (2, 1)}  # m and c by hand
+
+
+@pytest.fixture
+def run_in_progress(tmp_path):
+    """A narrow model and its AdamW in the middle of training, and a directory with the weights."""
+    model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "narrow")
+    return model, optimizer, tmp_path / "narrow"
+
+
+def narrow_states(model, optimizer):
+    return {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+
+
+def check_states(before, after):
+    """Against the table of design.md section 2: every copy has 1/(mc) of exp_avg and its square of exp_avg_sq."""
+    assert after.keys() == before.keys()
+    for name, (m, c) in SCALES.items():
+        for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            narrow, wide = before[name][key].double(), after[name][key].double()
+            expected = narrow.sum() * m / (m * c) ** power
+            torch.testing.assert_close(wide.sum(), expected, rtol=1e-5, atol=1e-9)
+            assert wide.numel() == m * narrow.numel()
+        assert after[name]["step"] == before[name]["step"]
+
+
+def check_groups(groups, lr=3e-3):
+    by_name = {name: group for group in groups for name in group["param_names"]}
+    assert by_name[Q]["lr"] == pytest.approx(lr / 2)
+    assert by_name[Q]["weight_decay"] == pytest.approx(0.1 * 2)
+    assert by_name[Q]["eps"] == pytest.approx(1e-6 / 3)
+    assert by_name[EMBED]["lr"] == lr
+    assert by_name[NORM]["clip_weight"] == 2 / 4
+
+
+@pytest.mark.parametrize(
+    "spelling", ["state.{}.{}", "optimizer.state.{}.{}", "{}.{}", "optimizer.{}.{}", "state.module.{}.{}"]
+)
+def test_safetensors_in_every_spelling(spelling, run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    before = narrow_states(model, optimizer)
+    flat = {spelling.format(name, key): value for name, state in before.items() for key, value in state.items()}
+    save_file(flat, source / "optimizer.safetensors", metadata={"run": "7"})
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    after = load_file(tmp_path / "wide" / "optimizer.safetensors")
+    assert after.keys() == flat.keys()
+    spelt = {name: {key: after[spelling.format(name, key)] for key in state} for name, state in before.items()}
+    check_states(before, spelt)
+
+
+def test_safetensors_are_sharded(run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    before = narrow_states(model, optimizer)
+    flat = {f"state.{name}.{key}": value for name, state in before.items() for key, value in state.items()}
+    save_file(flat, source / "optimizer.safetensors")
+    widen(source, tmp_path / "wide", axes=AXES, verify=False, max_shard_size=200_000)
+    index = json.loads((tmp_path / "wide" / "optimizer.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == flat.keys()
+    assert len(set(index["weight_map"].values())) > 2
+    again = load_state(tmp_path / "wide" / "optimizer.safetensors.index.json", None)
+    check_states(before, again.states)
+    # And read back: the wide state, widened again.
+    widen(tmp_path / "wide", tmp_path / "wider", 2, verify=False)
+    assert list((tmp_path / "wider").glob("optimizer*.safetensors"))
+
+
+def test_torch_file_with_names(run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    torch.save(optimizer.state_dict(), source / "optimizer.pt")
+    result = widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    assert result.record["optimizer_state"] == {"file": "optimizer.pt", "format": "torch", "policy": "copy"}
+    file = tmp_path / "wide" / "optimizer.pt"
+    assert zipfile.ZipFile(file).testzip() is None
+    wide = torch.load(file, weights_only=True)
+    names = [name for group in wide["param_groups"] for name in group["param_names"]]
+    check_states(narrow_states(model, optimizer), {name: wide["state"][i] for i, name in enumerate(names)})
+    check_groups(wide["param_groups"])
+
+
+def test_torch_file_without_names_is_read_in_the_order_of_the_trainer(run_in_progress, tmp_path):
+    import transformers
+
+    model, optimizer, source = run_in_progress
+    chosen = set(transformers.Trainer.get_decay_parameter_names(None, model))
+    decayed = [name for name, _ in model.named_parameters() if name in chosen]
+    order = [*decayed, *(name for name, _ in model.named_parameters() if name not in chosen)]
+    settings = optimizer.state_dict()["param_groups"][0]
+    plain = {key: value for key, value in settings.items() if key not in ("params", "param_names")}
+    before = narrow_states(model, optimizer)
+    groups = [
+        {**plain, "params": list(range(len(decayed)))},
+        {**plain, "params": list(range(len(decayed), len(order)))},
+    ]
+    torch.save(
+        {"state": {i: before[name] for i, name in enumerate(order)}, "param_groups": groups}, source / "optimizer.pt"
+    )
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    wide = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)
+    names = [name for group in wide["param_groups"] for name in group["param_names"]]
+    check_states(before, {name: wide["state"][i] for i, name in enumerate(names)})
+    # In another order the shapes betray it.
+    groups[0]["params"], groups[1]["params"] = groups[1]["params"], groups[0]["params"]
+    torch.save(
+        {"state": {i: before[name] for i, name in enumerate(order)}, "param_groups": groups}, source / "optimizer.pt"
+    )
+    with pytest.raises(CheckpointError, match="parameters"):
+        widen(source, tmp_path / "other", axes=AXES, verify=False)
+
+
+def test_one_file_with_model_and_optimizer(run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    content = {"model": model.state_dict(), "training": {"adam": optimizer.state_dict()}, "iter_num": 3,
+               "rng": torch.get_rng_state()}  # fmt: skip
+    torch.save(content, tmp_path / "ckpt.pt")
+    state = StateOptions(optimizer=tmp_path / "ckpt.pt", key="training.adam")
+    result = widen(source, tmp_path / "wide", axes=AXES, verify=False, state=state)
+    wide = torch.load(tmp_path / "wide" / "ckpt.pt", weights_only=True)
+    assert wide["iter_num"] == 3
+    assert torch.equal(wide["rng"], content["rng"])
+    weights = load_file(tmp_path / "wide" / "model.safetensors")
+    assert all(torch.equal(wide["model"][name], weights[name]) for name in weights)
+    check_groups(wide["training"]["adam"]["param_groups"])
+    assert result.record["optimizer_state"]["copied"] == ["iter_num", "rng"]
+    with pytest.raises(CheckpointError, match="holds model, training"):
+        widen(source, tmp_path / "other", axes=AXES, state=StateOptions(optimizer=tmp_path / "ckpt.pt"))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoints_written_and_loaded_by_torch(flat, run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    before = {name: {k: v.clone() for k, v in state.items()} for name, state in narrow_states(model, optimizer).items()}
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    dcp.save({"optimizer": state, "model": model.state_dict()}, checkpoint_id=source / "optimizer", no_dist=True)
+    with pytest.raises(CheckpointError, match="--allow-pickle") as error:
+        widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    assert "--optimizer none" in str(error.value)
+    widen(source, tmp_path / "wide", axes=AXES, verify=False, state=StateOptions(allow_pickle=True))
+    check_states(before, load_state(tmp_path / "wide" / "optimizer", None, allow_pickle=True).states)
+    # torch itself loads it into a wide model's optimizer.
+    import transformers
+
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    fresh = torch.optim.AdamW(wide.parameters(), lr=1.0)
+    for parameter in wide.parameters():
+        moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        fresh.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    target = {"optimizer": get_optimizer_state_dict(wide, fresh, options=options), "model": wide.state_dict()}
+    dcp.load(target, checkpoint_id=tmp_path / "wide" / "optimizer", no_dist=True)
+    set_optimizer_state_dict(wide, fresh, target["optimizer"], options=options)
+    check_states(before, {name: fresh.state[parameter] for name, parameter in wide.named_parameters()})
+    dcp_to_torch_save(tmp_path / "wide" / "optimizer", tmp_path / "x.pt")
+    weights = load_file(tmp_path / "wide" / "model.safetensors")
+    stored = torch.load(tmp_path / "x.pt", weights_only=False)["model"]
+    assert all(torch.equal(stored[name], weights[name]) for name in weights)
+
+
+# Policies and kinds ---------------------------------------------------------------------------
+
+
+def test_policies(tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
+    before = load_state(source / "optimizer.pt", None).states[Q]["exp_avg"]
+    for policy in ("copy", "reset-new", "reset"):
+        widen(source, tmp_path / policy, axes=AXES, verify=False, state=StateOptions(policy=policy))
+    copied = load_state(tmp_path / "copy" / "optimizer.pt", None).states[Q]["exp_avg"]
+    first = load_state(tmp_path / "reset-new" / "optimizer.pt", None).states[Q]["exp_avg"]
+    # Rows are (kv g d) with kv x3 and g x1, columns are embed x2; the first copies are those of the copied state.
+    rows = [((kv * 3) * 2 + g) * 8 + d for kv in range(2) for g in range(2) for d in range(8)]
+    assert torch.equal(first[rows][:, ::2], copied[rows][:, ::2])
+    assert torch.count_nonzero(first) == torch.count_nonzero(before)
+    reset = torch.load(tmp_path / "reset" / "optimizer.pt", weights_only=True)
+    assert reset["state"] == {}
+    check_groups(reset["param_groups"])
+
+
+def test_state_is_left_when_asked(tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
+    result = widen(source, tmp_path / "wide", 2, verify=False, state=StateOptions(optimizer="none"))
+    assert not (tmp_path / "wide" / "optimizer.pt").exists()
+    assert [file.name for file in result.left] == ["optimizer.pt"]
+    assert result.record["optimizer_state"] is None
+
+
+def test_float32_state_and_master_weights_beside_bfloat16(tmp_path, saved):
+    source = shutil.copytree(saved("Llama-tied", dtype=torch.bfloat16), tmp_path / "narrow")
+    weights = load_file(source / "model.safetensors")
+    flat = {f"state.{n}.fp32_param": w.float() + 1e-4 for n, w in weights.items()}
+    flat |= {f"state.{n}.exp_avg": w.float() for n, w in weights.items()}
+    save_file(flat, source / "optimizer.safetensors")
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    wide = load_file(tmp_path / "wide" / "optimizer.safetensors")
+    master = wide[f"state.{Q}.fp32_param"].double().reshape(2, 3, 16, 48, 2)
+    narrow = flat[f"state.{Q}.fp32_param"].double().reshape(2, 16, 48)
+    assert all(torch.equal(master[:, copy].sum(-1), narrow) for copy in range(3))
+    assert wide[f"state.{Q}.exp_avg"].dtype == torch.float32
+
+
+def test_a_single_file_and_its_state(tmp_path):
+    tensors = mlp_tensors()
+    save_file(tensors, tmp_path / "net.safetensors")
+    save_file({f"state.{n}.exp_avg": t for n, t in tensors.items()}, tmp_path / "net.optimizer.safetensors")
+    assert run("widen", str(tmp_path / "net.safetensors"), "--factor", "2", "--no-verify").code == 0
+    wide = load_file(tmp_path / "net-x2.optimizer.safetensors")
+    assert wide["state.2.weight.exp_avg"].shape == (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({f"state.{Q}.row_moment": torch.zeros(32, 48)}), "`row_moment`.*not known"),
+        (lambda s: s.update({f"state.{Q}.exp_avg": torch.zeros(32)}), "has the shape"),
+        (lambda s: s.update({"state.model.other.weight.exp_avg": torch.zeros(3)}), "no such tensor"),
+        (lambda s: s.update({f"state.{Q}.exp_avg_sq": torch.zeros(32, 48, dtype=torch.uint8)}), "cannot be scaled"),
+        (lambda s: s.update({f"state.{Q}.exp_avg": torch.full((32, 48), float("nan"))}), "not finite"),
+    ],
+)
+def test_states_that_are_not_understood(change, message, run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    flat = {f"state.{n}.{k}": v.clone() for n, s in narrow_states(model, optimizer).items() for k, v in s.items()}
+    change(flat)
+    save_file(flat, source / "optimizer.safetensors")
+    with pytest.raises(MupscaleError, match=f"(?s){message}"):
+        widen(source, tmp_path / "wide", 2, verify=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["narrow"]
+
+
+def test_a_state_that_could_run_code_is_not_read(run_in_progress, tmp_path):
+    _, _, source = run_in_progress
+    torch.save({"state": {}, "param_groups": [], "x": PlanError}, source / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        widen(source, tmp_path / "wide", 2, verify=False)
+    (source / "optimizer.pt").write_bytes(b"not a zip")
+    with pytest.raises(CheckpointError, match=r"torch\.save"):
+        widen(source, tmp_path / "wide", 2, verify=False)
+
+
+def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
+    specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
+    with TorchWriter(tmp_path / "x.pt", {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}) as writer:
+        writer.write("a/0", 4, memoryview(bytearray(torch.full((4,), 2.0).bfloat16().view(torch.uint8).numpy())))
+        writer.write("a/0", 0, memoryview(bytearray(torch.full((2,), 1.0).bfloat16().view(torch.uint8).numpy())))
+        writer.write("b", 0, memoryview(bytearray((7).to_bytes(8, "little"))))
+    found = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert (found["b"].item(), found["c"]) == (7, [1, "x"])
+    assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
+    assert {t.spec for t in read_torch_file(tmp_path / "x.pt").tensors.values()} == set(specs)
+
+
+def test_build_is_not_needed_where_names_are_known(tmp_path):
+    """A state with names is read without transformers building anything."""
+    model = build("Llama-tied")
+    torch.save(torch.optim.AdamW(model.named_parameters()).state_dict(), tmp_path / "optimizer.pt")
+    tree = load_state(tmp_path / "optimizer.pt", None)
+    assert len(tree.numbers) == len(list(model.parameters()))
