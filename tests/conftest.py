@@ -3,10 +3,12 @@
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import settings
 
 from helpers import save_model
 
+torch.set_num_threads(1)  # the models are tiny, and there is one process a core
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

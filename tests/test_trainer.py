@@ -44,7 +44,8 @@ class WideTrainer(Trainer):
 
 def arguments(folder, steps):
     return TrainingArguments(
-        folder, max_steps=steps, save_steps=4, logging_steps=1, learning_rate=LR, weight_decay=DECAY, max_grad_norm=CLIP,
+        folder, max_steps=steps, save_steps=4, logging_steps=1, learning_rate=LR, weight_decay=DECAY,
+        max_grad_norm=CLIP,
         lr_scheduler_type="cosine", warmup_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[],
         disable_tqdm=True, seed=0,
     )  # fmt: skip

@@ -226,21 +226,36 @@ def test_models_that_generate_are_compared_with_padding_and_cache(saved, tmp_pat
     assert any("`model.norm`" in name for name in what)
 
 
-def test_a_mask_that_is_not_respected_is_seen(monkeypatch, saved, tmp_path):
-    """Only the comparison of the padded batch feels what a model does with its mask."""
+def without_padding(_query, mask):
+    """The first sequence is whole, so its mask is the causal one."""
+    return mask[:1].expand_as(mask)
+
+
+def forgetful(query, mask):
+    """With a cache, one query at a time: it misses the oldest key."""
+    return mask.index_fill(-1, torch.tensor(0), torch.finfo(mask.dtype).min) if query.shape[2] == 1 else mask
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        (without_padding, {"logits of a left-padded batch", "logits of cached generation"}),
+        (forgetful, {"logits of cached generation"}),
+    ],
+)
+def test_what_only_padding_or_a_cache_shows_is_seen(change, differing, monkeypatch, saved, tmp_path):
     import transformers
 
     attend = transformers.models.llama.modeling_llama.eager_attention_forward
 
     def careless(module, query, key, value, attention_mask, **rest):
         is_wide = query.shape[1] > 4
-        return attend(module, query, key, value, None if is_wide else attention_mask, **rest)
+        return attend(module, query, key, value, change(query, attention_mask) if is_wide else attention_mask, **rest)
 
-    found = widen(saved("Llama-tied"), tmp_path / "right", 2, verify=EXACT).verification
-    assert found.agrees
     monkeypatch.setattr(transformers.models.llama.modeling_llama, "eager_attention_forward", careless)
     found = widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=EXACT).verification
     assert not found.agrees
+    assert {c.what for c in found.comparisons if not c.max_rel <= found.tolerance} == differing
 
 
 def test_generation_covers_more_than_one_step_and_is_forced(saved):
