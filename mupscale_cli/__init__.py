@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mupscale_cli.handoff import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan
     from mupscale_cli.recipe import Recipe, load_recipe
-    from mupscale_cli.verify import Verification, VerifyOptions
+    from mupscale_cli.verification import Verification, VerifyOptions
     from mupscale_cli.verifying import verify
     from mupscale_cli.widening import StateOptions, Widened, plan_widening, widen
 
@@ -30,8 +30,8 @@ _PLACES = {
     "Plan": "plan",
     "Recipe": "recipe",
     "load_recipe": "recipe",
-    "Verification": "verify",
-    "VerifyOptions": "verify",
+    "Verification": "verification",
+    "VerifyOptions": "verification",
     "verify": "verifying",
     "Widened": "widening",
     "plan_widening": "widening",

@@ -15,8 +15,7 @@ from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.expand import element_dtype, expand
-from mupscale_cli.language import Fixed
-from mupscale_cli.layout import DimMap, map_dim
+from mupscale_cli.layout import DimMap, keep_dims
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.specs import DTYPES
 
@@ -30,7 +29,7 @@ class Writer(Protocol):
 
 BLOCK_BYTES = 8 << 20  # of the target; it fits a cache, and a large model is still few blocks
 Progress = Callable[[int], None]
-_ONE_ROW = map_dim(Fixed(1, (0, 1)), {}, 1)
+(_ONE_ROW,) = keep_dims((1,))
 
 
 def convert(

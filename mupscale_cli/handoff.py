@@ -15,7 +15,7 @@ from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.language import suggest
 from mupscale_cli.optimizer.groups import CLIP_WEIGHT, scaled_settings, split_alike
-from mupscale_cli.record import check_version, scaled_tensors
+from mupscale_cli.record import check_record, scaled_tensors
 from mupscale_cli.scaling import Multipliers, Scaled, optimizer_rule, tensor_multipliers
 from mupscale_cli.state import unwrapped
 
@@ -88,7 +88,7 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Sca
     found = open_checkpoint(Path(checkpoint))
     if found.record is None:
         raise CheckpointError(f"`{checkpoint}` was not written by mupscale: it has no record of its widening")
-    check_version(found.record, found.path)
+    check_record(found.record, found.path)
     tensors = {tensor.name: tensor for tensor in scaled_tensors(found.record)}
     return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
 

@@ -8,7 +8,7 @@ strips, whatever the architecture. Pure Python, no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -177,6 +177,12 @@ def map_dim(dim: Dim, axes: Mapping[str, Axis], size: int) -> DimMap:
         regions.append(inner.region())
         offset, wide_offset = offset + inner.size, wide_offset + inner.wide_size
     return DimMap(part.size, part.wide_size, tuple(regions))
+
+
+def keep_dims(shape: Iterable[int]) -> tuple[DimMap, ...]:
+    """The maps of a tensor that is copied as it is; it may be empty."""
+    strips = [(size, Strip(0, 0, (Digit(CopyMap(size), contracted=False),))) for size in shape]
+    return tuple(DimMap(size, size, (Region((strip,), 1, size, size),)) for size, strip in strips)
 
 
 @dataclass(frozen=True, slots=True)

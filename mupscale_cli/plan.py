@@ -18,7 +18,6 @@ from mupscale_cli.language import (
     AxisRef,
     Dim,
     Expression,
-    Fixed,
     LanguageError,
     Layout,
     axis_refs,
@@ -26,7 +25,7 @@ from mupscale_cli.language import (
     expand_name,
     suggest,
 )
-from mupscale_cli.layout import DimMap, LayoutError, map_dim, power_scale, solve_size
+from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, solve_size
 from mupscale_cli.matching import Match, match_rules
 from mupscale_cli.recipe import Choice, Recipe
 from mupscale_cli.specs import DTYPES, Axis, TensorSpec
@@ -34,7 +33,6 @@ from mupscale_cli.specs import DTYPES, Axis, TensorSpec
 T = TypeVar("T")
 Values = dict[str, Any]
 DEFAULT_SHARD_BYTES = 5 * 10**9
-_ANY_SIZE = Fixed(None, (0, 1))
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 
 
@@ -394,8 +392,7 @@ class _TensorPlanner:
         layout = choice.value
         rule = match.rule.pattern.text
         if layout == "keep":
-            dims = tuple(map_dim(_ANY_SIZE, self.axes, size) for size in spec.shape)
-            plan = TensorPlan(spec, spec, rule, "keep", dims)
+            plan = TensorPlan(spec, spec, rule, "keep", keep_dims(spec.shape))
         else:
             key = (rule, choice.text.value, spec.shape)
             if key not in self.maps:

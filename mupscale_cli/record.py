@@ -124,11 +124,11 @@ def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
 
 
-def check_version(record: Mapping[str, Any], file: Path) -> None:
-    """Refuse a record of a later format.
+def check_record(record: Mapping[str, Any], file: Path) -> None:
+    """Refuse a record of a later format, or one that lacks what every command reads of it.
 
     Raises:
-        CheckpointError: this version cannot know what it says.
+        CheckpointError: this version cannot know what it says, or it is damaged.
     """
     version = record.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
@@ -136,6 +136,19 @@ def check_version(record: Mapping[str, Any], file: Path) -> None:
             f"the record of `{file}` has format {version!r}, this mupscale reads up to {FORMAT_VERSION}",
             hint="upgrade mupscale",
         )
+    source, recipe, axes = record.get("source"), record.get("recipe"), record.get("axes")
+    is_whole = (
+        isinstance(source, dict)
+        and isinstance(source.get("files"), dict)
+        and ("path" in source or {"repo", "revision"} <= source.keys())
+        and isinstance(recipe, dict)
+        and isinstance(recipe.get("name"), str)
+        and isinstance(axes, dict)
+        and bool(axes)
+        and all(isinstance(axis, dict) and type(axis.get("factor")) is int for axis in axes.values())
+    )
+    if not is_whole:
+        raise CheckpointError(f"the record of `{file}` is damaged", hint="widen the source again")
 
 
 def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.language import Fixed, suggest
-from mupscale_cli.layout import Digit, DimMap, Region, Strip, map_dim
+from mupscale_cli.language import suggest
+from mupscale_cli.layout import Digit, DimMap, Region, Strip, keep_dims
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.scaling import StateKind, state_kind, state_scale
 from mupscale_cli.specs import DTYPES, TensorSpec
@@ -151,7 +151,7 @@ def _state_tensor(
     tensor: TensorPlan, spec: TensorSpec, name: str, kind: StateKind, policy: Policy, index: int
 ) -> TensorPlan:
     if spec.shape != tensor.source.shape:  # a scalar such as `step`
-        return TensorPlan(spec, replace(spec, name=name), tensor.rule, "keep", _kept(spec))
+        return TensorPlan(spec, replace(spec, name=name), tensor.rule, "keep", keep_dims(spec.shape))
     target = TensorSpec(name, spec.dtype, tensor.target.shape)
     if kind == "weight":
         return replace(tensor, source=spec, target=target)
@@ -160,10 +160,6 @@ def _state_tensor(
         dims = tuple(_map_digits(dim, lambda digit: replace(digit, contracted=True)) for dim in rescaled.dims)
         rescaled = replace(rescaled, dims=dims, first_only=True, name_pieces=tensor.name_copies, piece=index)
     return replace(rescaled, source=spec, target=target)
-
-
-def _kept(spec: TensorSpec) -> tuple[DimMap, ...]:
-    return tuple(map_dim(Fixed(None, (0, 1)), {}, size) for size in spec.shape)
 
 
 def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> TensorPlan:

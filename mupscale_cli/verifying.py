@@ -16,8 +16,8 @@ from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.record import METADATA_KEY, check_version, source_changed
-from mupscale_cli.verify import Verification, VerifyOptions, train_checkpoints, verify_checkpoints
+from mupscale_cli.record import METADATA_KEY, check_record, source_changed
+from mupscale_cli.verification import Verification, VerifyOptions, train_checkpoints, verify_checkpoints
 from mupscale_cli.widening import choose_recipe, find_source
 
 
@@ -49,7 +49,7 @@ def verify(
     record = target.record
     if record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
-    check_version(record, target.path)
+    check_record(record, target.path)
     source = find_source(narrow).checkpoint if narrow is not None else _recorded_source(target)
     if changed := source_changed(record, source):
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")

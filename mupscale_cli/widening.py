@@ -21,7 +21,7 @@ from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
 from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
-    from mupscale_cli.verify import Verification, VerifyOptions
+    from mupscale_cli.verification import Verification, VerifyOptions
 
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 
@@ -360,7 +360,7 @@ def _verify(
     """Verify the staged output, or say why that is not possible."""
     if verify is False:
         return None, "it was not asked for (--no-verify)"
-    from mupscale_cli.verify import CannotVerify, VerifyOptions, verify_checkpoints
+    from mupscale_cli.verification import CannotVerify, VerifyOptions, verify_checkpoints
 
     events.phase("verifying", 0)
     staged = open_checkpoint(directory)

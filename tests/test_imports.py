@@ -17,8 +17,9 @@ ORDER = [
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "formats", "handoff",
-    "verify.result", "verify.precision", "verify.activations", "verify.inputs", "verify.models", "verify.optimizers",
-    "verify.training", "verify.run", "verify", "widening", "verifying", "demo.training",
+    "verification.result", "verification.precision", "verification.activations", "verification.inputs",
+    "verification.models", "verification.optimizers",
+    "verification.training", "verification.run", "verification", "widening", "verifying", "demo.training",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
     "cli.demo", "cli.main",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import mupscale_cli
 from helpers import MODELS, save_mlp
 from mupscale_cli.recipe import load_recipe, model_types, recipe_files
-from mupscale_cli.verify import VerifyOptions
+from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.widening import widen
 
 EXACT = VerifyOptions(dtype="float64")

@@ -6,7 +6,7 @@ import torch
 from helpers import MODELS
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.scaling import OPTIMIZERS as RULES
-from mupscale_cli.verify import VerifyOptions
+from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify
 from mupscale_cli.widening import widen
 from training import OPTIMIZERS, save_training

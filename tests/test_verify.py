@@ -13,12 +13,12 @@ from torch import nn
 from helpers import mlp_tensors, save_mlp, save_model
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.verify import CannotVerify, VerifyOptions, run, verify_checkpoints
-from mupscale_cli.verify.activations import name_in, recording, store_scaled
-from mupscale_cli.verify.inputs import Inputs, reference_inputs, user_inputs
-from mupscale_cli.verify.models import build_reference_model, build_user_model, load_user_module
-from mupscale_cli.verify.precision import everything_in, tolerance
-from mupscale_cli.verify.result import Comparison, Verification, compare
+from mupscale_cli.verification import CannotVerify, VerifyOptions, run, verify_checkpoints
+from mupscale_cli.verification.activations import name_in, recording, store_scaled
+from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
+from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
+from mupscale_cli.verification.precision import everything_in, tolerance
+from mupscale_cli.verification.result import Comparison, Verification, compare
 from mupscale_cli.widening import plan_widening, widen
 
 EXACT = VerifyOptions(dtype="float64")
@@ -741,8 +741,9 @@ def is_skipped(source, output, says, **arguments):
 
 
 def test_without_transformers_it_is_skipped(monkeypatch, saved, tmp_path):
+    source = saved("Llama-tied")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    is_skipped(saved("Llama-tied"), tmp_path / "wide", "pip install 'mupscale[hf]'")
+    is_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
 
 
 def test_without_config_it_is_skipped(tmp_path):

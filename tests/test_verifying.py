@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
-from mupscale_cli.verify import CannotVerify, VerifyOptions
+from mupscale_cli.verification import CannotVerify, VerifyOptions
 from mupscale_cli.verifying import newest_widened, verify
 from mupscale_cli.widening import widen
 

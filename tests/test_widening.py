@@ -11,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import mlp_tensors, save_mlp, save_model
+from mupscale_cli.checkpoint.source import open_checkpoint
+from mupscale_cli.convert import convert
 from mupscale_cli.errors import OutputError, PlanError
-from mupscale_cli.verify import VerifyOptions
-from mupscale_cli.verify.precision import tolerance
+from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.precision import tolerance
 from mupscale_cli.widening import Events, plan_widening, widen
 
 KIB = 1024
@@ -497,3 +499,17 @@ def test_the_plan_is_what_is_written(saved, tmp_path):
         }
     assert {file.name for file in shards_of(tmp_path / "wide")} == {shard.file for shard in plan.shards}
     assert json.loads((tmp_path / "wide" / "config.json").read_text()) == plan.config
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 3000])
+@pytest.mark.parametrize("case", ["Llama-tied", "GPT2-tied", "ResNet-basic"])
+def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp_path):
+    """A large model is converted in many blocks; these are small enough that a small one is, too."""
+    found = open_checkpoint(saved(case))
+    plan = plan_widening(found.path, 3)
+    written = []
+    for size in (block_bytes, 1 << 30):
+        (tmp_path / str(size)).mkdir()
+        convert(plan, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
+        written.append(digests(tmp_path / str(size)))
+    assert written[0] == written[1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from helpers import build
-from mupscale_cli.verify.optimizers import ExactMuon, Lion
+from mupscale_cli.verification.optimizers import ExactMuon, Lion
 
 # Name: class and settings. All with weight decay, so that its multiplier counts.
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -11,7 +11,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.formats import FORMS, document, render
 from mupscale_cli.hyperparameters import Hyperparameters, Settings, hyperparameters
-from mupscale_cli.record import check_version
+from mupscale_cli.record import check_record
 from mupscale_cli.scaling import OPTIMIZERS
 from mupscale_cli.widening import find_source
 
@@ -36,7 +36,7 @@ def hparams(
     found = find_source(wide).checkpoint
     if found.record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its widening")
-    check_version(found.record, found.path)
+    check_record(found.record, found.path)
     settings = Settings(lr, optimizer, weight_decay, eps, _betas(betas), decoupled, decay)
     result = hyperparameters(found.record, settings)
     form = "json" if as_json else "yaml" if as_yaml else form

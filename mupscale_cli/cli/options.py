@@ -12,7 +12,7 @@ from mupscale_cli.state import POLICIES
 from mupscale_cli.widening import StateOptions
 
 if TYPE_CHECKING:
-    from mupscale_cli.verify import VerifyOptions
+    from mupscale_cli.verification import VerifyOptions
 
 Checkpoint = Annotated[str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name).")]
 Factor = Annotated[
@@ -142,6 +142,6 @@ def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bo
 
 def verify_options(dtype: str, device: str, model: str | None, seed: int = 0, steps: int = 0) -> VerifyOptions:
     """The options of a verification; imports torch."""
-    from mupscale_cli.verify import VerifyOptions
+    from mupscale_cli.verification import VerifyOptions
 
     return VerifyOptions(dtype, device, model, seed, steps)

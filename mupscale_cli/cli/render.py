@@ -13,7 +13,7 @@ from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text
 from mupscale_cli.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
-    from mupscale_cli.verify import TrainingVerification, Verification
+    from mupscale_cli.verification import TrainingVerification, Verification
 
 _SHOWN_STEPS = 6
 

@@ -11,7 +11,7 @@ from mupscale_cli import widening
 from mupscale_cli.cli import options, output, render
 
 if TYPE_CHECKING:
-    from mupscale_cli.verify import VerifyOptions
+    from mupscale_cli.verification import VerifyOptions
     from mupscale_cli.widening import Widened
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.language import Fixed
-from mupscale_cli.layout import map_dim
+from mupscale_cli.layout import keep_dims
 from mupscale_cli.optimizer.groups import WideGroup
 from mupscale_cli.optimizer.torchfile import Place, blank, place_name, walk
 from mupscale_cli.optimizer.tree import Groups, is_optimizer, parse_tree, render_tree
@@ -146,8 +145,7 @@ def _placed(
         plan = made[id(tensor)]
         return replace(plan, target=replace(plan.target, name=name))
     spec = specs[id(tensor)]
-    dims = tuple(map_dim(Fixed(None, (0, 1)), {}, size) for size in spec.shape)
-    return TensorPlan(spec, replace(spec, name=name), "", "keep", dims)
+    return TensorPlan(spec, replace(spec, name=name), "", "keep", keep_dims(spec.shape))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mupscale_cli.scaling import OptimizerRule, muon_shape_factor
-from mupscale_cli.verify.result import CannotVerify
+from mupscale_cli.verification.result import CannotVerify
 
 _CLASSES = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,

@@ -16,12 +16,12 @@ from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
-from mupscale_cli.verify.activations import compare_activations, planned_modules, recording, store_scaled
-from mupscale_cli.verify.inputs import BATCH, LENGTH, Inputs, random_tokens, reference_inputs, user_inputs
-from mupscale_cli.verify.models import build_reference_model, build_user_model, load_user_module, user_config
-from mupscale_cli.verify.precision import everything_in, tolerance
-from mupscale_cli.verify.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
-from mupscale_cli.verify.training import batch_loss, verify_training
+from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
+from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, random_tokens, reference_inputs, user_inputs
+from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module, user_config
+from mupscale_cli.verification.precision import everything_in, tolerance
+from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
+from mupscale_cli.verification.training import batch_loss, verify_training
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NEW_TOKENS = 8

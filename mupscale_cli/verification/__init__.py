@@ -1,7 +1,7 @@
 """Proving that two models compute the same function, and train alike."""
 
-from mupscale_cli.verify.result import CannotVerify, Comparison, TrainingVerification, Verification
-from mupscale_cli.verify.run import VerifyOptions, train_checkpoints, verify_checkpoints
+from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification
+from mupscale_cli.verification.run import VerifyOptions, train_checkpoints, verify_checkpoints
 
 __all__ = [
     "CannotVerify",

@@ -24,11 +24,11 @@ from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.scaling import infer_optimizer, state_kind, state_scale
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.state import ParameterNames, rescale
-from mupscale_cli.verify.activations import name_in
-from mupscale_cli.verify.inputs import Inputs
-from mupscale_cli.verify.optimizers import make_optimizer
-from mupscale_cli.verify.precision import everything_in, tolerance
-from mupscale_cli.verify.result import Comparison, StoredCheck, TrainingVerification
+from mupscale_cli.verification.activations import name_in
+from mupscale_cli.verification.inputs import Inputs
+from mupscale_cli.verification.optimizers import make_optimizer
+from mupscale_cli.verification.precision import everything_in, tolerance
+from mupscale_cli.verification.result import Comparison, StoredCheck, TrainingVerification
 
 _PASSES = 3  # forward, backward to activations, backward to weights: each as many products as the first
 DEFAULT_GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.plan import Plan
-from mupscale_cli.verify.result import CannotVerify
+from mupscale_cli.verification.result import CannotVerify
 
 BATCH = 2
 LENGTH = 16

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mupscale_cli.expand import TORCH_DTYPES, as_stored, expand
 from mupscale_cli.layout import DimMap, Strip
 from mupscale_cli.plan import Plan, TensorPlan
-from mupscale_cli.verify.result import Comparison, compare
+from mupscale_cli.verification.result import Comparison, compare
 
 _CHANNELS = (-1, 1)  # features come last, or second in convolutions
 

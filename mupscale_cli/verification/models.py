@@ -18,7 +18,7 @@ from torch import nn
 
 from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.verify.result import CannotVerify
+from mupscale_cli.verification.result import CannotVerify
 
 
 def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:

@@ -1,0 +1,93 @@
+"""What the benchmarks share: checkpoints of a size, plain copies, memory of a process, a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+_BUFFER = 8 << 20
+
+
+def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A Llama checkpoint of about this size with random weights and no model behind it; returns the directory."""
+    hidden, layers = 1024, 0
+    per_layer = 12 * hidden * hidden * dtype.itemsize
+    layers = max(1, round(num_bytes / per_layer))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": 512,
+        "intermediate_size": 8 * hidden // 3 // 256 * 256, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "num_hidden_layers": layers, "tie_word_embeddings": True, "head_dim": 64,
+    }  # fmt: skip
+    ffn = config["intermediate_size"]
+    shapes = {"model.embed_tokens.weight": (512, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
+        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    directory.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(max(ffn, 512) * hidden, generator=generator).to(dtype)
+    tensors = {name: noise[: torch.Size(shape).numel()].reshape(shape).clone() for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def copy_seconds(source: Path, target: Path, num_bytes: int) -> float:
+    """Seconds to write so many bytes by a plain buffered copy that is flushed to the disk."""
+    started = time.perf_counter()
+    left = num_bytes
+    with open(target, "wb") as out:
+        while left:
+            with open(source, "rb") as data:
+                while left and (block := data.read(min(_BUFFER, left))):
+                    out.write(block)
+                    left -= len(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return time.perf_counter() - started
+
+
+def command_seconds(*arguments: str) -> float:
+    """Seconds that `python ARGUMENTS` takes as a process of its own."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    return time.perf_counter() - started
+
+
+def peak_bytes(code: str) -> int:
+    """The largest resident memory of a process that runs this Python code (Linux)."""
+    program = f"{code}\nprint([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1])"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)  # noqa: S603
+    return int(found.stdout.split()[-1]) * 1024
+
+
+def repeated(measure: Callable[[], float], times: int) -> tuple[float, float]:
+    """Median and spread (largest over smallest) of some measurements."""
+    values = [measure() for _ in range(times)]
+    return statistics.median(values), max(values) / min(values)
+
+
+def report(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
+    """Print results as a table for people or JSON for scripts."""
+    if as_json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
