@@ -89,6 +89,8 @@ def split_exactly(values: Tensor, num_shares: int) -> Shares:
         wide = torch.float64 if values.dtype == torch.float32 else torch.float32
         nearest = (values.to(wide) / num_shares).to(values.dtype)
         remainder = values.to(wide) - num_shares * nearest.to(wide)
+    if not bool(remainder.any()):  # as for powers of two, where nothing is left to distribute
+        return Shares(nearest, nearest, remainder)
     direction = torch.copysign(torch.full_like(remainder, math.inf), remainder).to(values.dtype)
     neighbour = torch.nextafter(nearest, direction)
     step = neighbour.to(wide) - nearest.to(wide)

@@ -1,5 +1,6 @@
 """Checkpoints that many tests read and none changes."""
 
+import gc
 from functools import cache
 
 import pytest
@@ -12,6 +13,16 @@ torch.set_num_threads(1)  # the models are tiny, and there is one process a core
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen():
+    """Every verification collects garbage; what transformers leaves at import would be visited each time."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

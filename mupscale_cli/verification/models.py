@@ -65,7 +65,10 @@ def build_user_model(
     Raises:
         VerifyError: it is no module, or its parameters are not the checkpoint's.
     """
-    model = build(user_config(checkpoint))
+    try:
+        model = build(user_config(checkpoint))
+    except Exception as error:  # the user's own code may do anything
+        raise VerifyError(f"the model of `--model` cannot be built for `{checkpoint.path}`: {error!r}") from error
     if not isinstance(model, nn.Module):
         raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
     state: dict[str, torch.Tensor] = {}

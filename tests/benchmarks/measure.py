@@ -65,14 +65,14 @@ def copy_seconds(source: Path, target: Path, num_bytes: int) -> float:
 def command_seconds(*arguments: str) -> float:
     """Seconds that `python ARGUMENTS` takes as a process of its own."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def peak_bytes(code: str) -> int:
     """The largest resident memory of a process that runs this Python code (Linux)."""
     program = f"{code}\nprint([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1])"
-    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)  # noqa: S603
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     return int(found.stdout.split()[-1]) * 1024
 
 
@@ -85,7 +85,7 @@ def repeated(measure: Callable[[], float], times: int) -> tuple[float, float]:
 def report(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
     """Print results as a table for people or JSON for scripts."""
     if as_json:
-        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2) + "\n")
         return
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
