@@ -17,6 +17,7 @@ from mupscale_cli.errors import OutputError
 
 _PROMPT = "And the apprentice asked: "
 _SAMPLE_BYTES = 120
+_NOISE = 0.1
 
 
 def demo(
@@ -38,6 +39,8 @@ def demo(
     _run(context, console, f"mupscale verify {shlex.quote(str(wide))}")
     _heading(console, "4. Let both continue a sentence")
     _compare_texts(console, narrow, wide)
+    _heading(console, "5. Go on training: the optimizer's state was widened too")
+    _continue(console, narrow, wide)
     console.print(f"\nBoth models are in {directory}. Next: the same with your own checkpoint.", markup=False)
 
 
@@ -67,6 +70,29 @@ def _run(context: typer.Context, console: Console, line: str) -> None:
     code = group.main(shlex.split(line)[1:], prog_name="mupscale", standalone_mode=False)
     if code:
         raise typer.Exit(code)
+
+
+def _continue(console: Console, narrow: Path, wide: Path) -> None:
+    """The same batches for the narrow model, the wide one, and the wide one with some noise."""
+    from mupscale_cli.demo.training import CONTINUED, continue_training
+
+    with console.status("training both"):
+        before = continue_training(narrow, widened=False)
+        after = continue_training(wide, widened=True)
+        noisy = continue_training(wide, widened=True, noise=_NOISE)
+    columns = ("tiny", "tiny-x4", "difference", f"tiny-x4 with {_NOISE:.0%} noise")
+    result = output.table("step", *columns, right=("step", *columns))
+    for step in sorted({0, 1, CONTINUED // 4, CONTINUED // 2, CONTINUED - 1}):
+        losses = before[step], after[step], noisy[step]
+        result.add_row(str(step + 1), f"{losses[0]:.6f}", f"{losses[1]:.6f}", f"{abs(losses[0] - losses[1]):.0e}",
+                       f"{losses[2]:.6f}")  # fmt: skip
+    console.print(result)
+    console.print(
+        "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is\n"
+        "float32 rounding; `mupscale verify --steps 20` shows it in float64). Copies stay copies, so noise has to\n"
+        "tell them apart before the new capacity is used.",
+        markup=False,
+    )
 
 
 def _compare_texts(console: Console, *directories: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.handoff import param_groups
 
 _CORPUS = Path(__file__).with_name("corpus.txt")
 _CONTEXT = 64
 _BATCH = 16
 _LEARNING_RATE = 5e-3
 _WARMUP = 20
+_DECAY = 0.1
+_BETAS = (0.9, 0.95)
+_CONTINUED_RATE = 1e-3  # constant, so that what is compared is easy to see
 STEPS = 600
+CONTINUED = 20
 
 # Llama's shape with everything that makes widening hard: grouped queries and tied embeddings.
 _CONFIG = {
@@ -66,8 +71,12 @@ def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_CONFIG))
-        losses = _train(model, _tokens(_CORPUS.read_text(encoding="utf-8")), progress)
+        optimizer = torch.optim.AdamW(model.named_parameters(), lr=_LEARNING_RATE, betas=_BETAS, weight_decay=_DECAY)
+        losses = _train(model, optimizer, progress)
     model.save_pretrained(directory)
+    for group in optimizer.param_groups:
+        group["lr"] = _CONTINUED_RATE
+    torch.save(optimizer.state_dict(), directory / "optimizer.pt")
     _tokenizer(transformers).save_pretrained(directory)
     return Trained(losses[0], sum(losses[-10:]) / 10, sum(p.numel() for p in model.parameters()))
 
@@ -95,23 +104,55 @@ def _transformers() -> Any:
     return module
 
 
-def _tokens(text: str) -> Tensor:
-    return torch.tensor(list(text.encode()))
+def continue_training(directory: Path, *, widened: bool, noise: float = 0.0) -> list[float]:
+    """Go on with a model and the optimizer's state beside it; the losses of `CONTINUED` steps.
+
+    Args:
+        directory: of the model.
+        widened: whether it was widened, so that its groups follow from its record.
+        noise: size of random numbers added to every matrix, relative to the root mean square of its
+            elements: what makes copies differ, so that the new capacity comes to be used.
+    """
+    transformers = _transformers()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    settings: dict[str, Any] = {"lr": _CONTINUED_RATE, "weight_decay": _DECAY, "betas": _BETAS}
+    if widened:
+        optimizer = torch.optim.AdamW(param_groups(model, directory, **settings, decay=lambda _name, _tensor: True))
+    else:
+        optimizer = torch.optim.AdamW(model.named_parameters(), **settings)
+    optimizer.load_state_dict(torch.load(directory / "optimizer.pt", weights_only=True))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in model.parameters() if noise else ():
+            if parameter.dim() > 1:
+                parameter.add_(noise * parameter.square().mean().sqrt() * torch.randn_like(parameter))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return [_step(model, optimizer, batch) for batch in _batches(CONTINUED)]
 
 
-def _train(model: nn.Module, tokens: Tensor, progress: Callable[[int, float], None]) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+def _batches(count: int) -> Iterator[Tensor]:
+    """Random pieces of the text, as bytes."""
+    tokens = torch.tensor(list(_CORPUS.read_bytes()))
+    for _ in range(count):
+        starts = torch.randint(len(tokens) - _CONTEXT, (_BATCH, 1))
+        yield tokens[starts + torch.arange(_CONTEXT)]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> float:
+    loss = model(input_ids=batch, labels=batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Callable[[int, float], None]) -> list[float]:
     losses = []
-    for step in range(STEPS):
+    for step, batch in enumerate(_batches(STEPS)):
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * _schedule(step)
-        starts = torch.randint(len(tokens) - _CONTEXT, (_BATCH, 1))
-        batch = tokens[starts + torch.arange(_CONTEXT)]
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(_step(model, optimizer, batch))
         progress(step + 1, losses[-1])
     return losses
 
