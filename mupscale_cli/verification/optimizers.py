@@ -69,9 +69,13 @@ class ExactMuon(torch.optim.Optimizer):
 
 
 def _orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition, leaving out the directions that hold only rounding error."""
+    """U V^T of the singular value decomposition, without the directions in which there is no gradient.
+
+    Their singular values are rounding error, near 1e-16 of the largest. The limit is far above it,
+    so that both models leave out the same ones, and far below what Newton-Schulz would raise.
+    """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    kept = values > values[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5
     product: Tensor = left[:, kept] @ right[kept]
     return product
 
