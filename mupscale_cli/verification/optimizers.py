@@ -44,7 +44,14 @@ class Lion(torch.optim.Optimizer):
 
 
 class ExactMuon(torch.optim.Optimizer):
-    """torch.optim.Muon with an exact orthogonalisation instead of Newton-Schulz in bfloat16."""
+    """torch.optim.Muon with an exact orthogonalisation instead of Newton-Schulz in bfloat16.
+
+    Attributes:
+        condition: largest ratio of singular values met so far. An orthogonalised matrix depends on
+            its argument with a relative error of up to this times the argument's.
+    """
+
+    condition = 1.0
 
     def __init__(
         self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
@@ -65,19 +72,20 @@ class ExactMuon(torch.optim.Optimizer):
                 direction = torch.lerp(parameter.grad, buffer, group["momentum"]) if group["nesterov"] else buffer
                 rate = group["lr"] * muon_shape_factor(tuple(parameter.shape), group["adjust_lr_fn"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(rate * _orthogonalised(direction))
+                parameter.sub_(rate * self._orthogonalised(direction))
 
+    def _orthogonalised(self, matrix: Tensor) -> Tensor:
+        """U V^T of the singular value decomposition, without the directions in which there is no gradient.
 
-def _orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition, without the directions in which there is no gradient.
-
-    Their singular values are rounding error, near 1e-16 of the largest. The limit is far above it,
-    so that both models leave out the same ones, and far below what Newton-Schulz would raise.
-    """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5
-    product: Tensor = left[:, kept] @ right[kept]
-    return product
+        Their singular values are rounding error, near 1e-16 of the largest. The limit is far above it,
+        so that both models leave out the same ones, and far below what Newton-Schulz would raise.
+        """
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5
+        if bool(kept.any()):
+            self.condition = max(self.condition, float(values[0] / values[kept][-1]))
+        product: Tensor = left[:, kept] @ right[kept]
+        return product
 
 
 def make_optimizer(rule: OptimizerRule, decoupled: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

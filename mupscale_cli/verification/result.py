@@ -126,8 +126,9 @@ class TrainingVerification:
         stored: the stored weight or state that is farthest from the planned one.
         carried: whether a carried optimizer state was compared.
         first_difference: in the first step whose loss differs, the parameter that is farthest off.
-        tolerance: largest relative difference of losses and weights that rounding explains.
+        tolerance: largest relative difference of losses that rounding explains.
         tolerance_reason: how that follows.
+        weights_tolerance: the same for weights; larger where a step multiplies errors (Muon).
     """
 
     steps: int
@@ -139,6 +140,7 @@ class TrainingVerification:
     first_difference: Comparison | None
     tolerance: float
     tolerance_reason: str
+    weights_tolerance: float
 
     @property
     def max_rel(self) -> float:
@@ -148,7 +150,8 @@ class TrainingVerification:
 
     @property
     def agrees(self) -> bool:
-        return self.max_rel <= self.tolerance and self.weights.max_rel <= self.tolerance and self.stored.units <= 1
+        losses_agree, weights_agree = self.max_rel <= self.tolerance, self.weights.max_rel <= self.weights_tolerance
+        return losses_agree and weights_agree and self.stored.units <= 1
 
     def as_record(self) -> dict[str, Any]:
         """The figures as mupscale.json and `--json` show them."""
@@ -161,6 +164,7 @@ class TrainingVerification:
             "tolerance": self.tolerance,
             "tolerance_reason": self.tolerance_reason,
             "losses": [[_json(a), _json(b)] for a, b in self.losses],
+            "weights_tolerance": self.weights_tolerance,
             "weights": {"what": self.weights.what, "max_rel": _json(self.weights.max_rel)},
             "stored": {"what": self.stored.what, "units": _json(self.stored.units)},
             "state_compared": self.carried,

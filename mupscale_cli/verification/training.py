@@ -99,6 +99,7 @@ def verify_training(
         first_difference=first,
         tolerance=allowed,
         tolerance_reason=reason,
+        weights_tolerance=allowed * getattr(sides[0].optimizer, "condition", 1.0),
     )
 
 
