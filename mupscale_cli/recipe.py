@@ -179,7 +179,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe `{path}`: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot read the recipe `{path}`: {why}") from None
     document = parse_document(text, _shown(path))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")

@@ -53,7 +53,8 @@ def _train(console: Console, directory: Path) -> None:
 
     started = time.monotonic()
     columns = (TextColumn("training"), BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
-    with Progress(*columns, console=output.stderr(), transient=True) as bar:
+    progress_console = output.stderr()
+    with Progress(*columns, console=progress_console, transient=True, disable=not progress_console.is_terminal) as bar:
         task = bar.add_task("training", total=training.STEPS, loss=float("nan"))
         found = training.train(directory, lambda step, loss: bar.update(task, completed=step, loss=loss))
     console.print(

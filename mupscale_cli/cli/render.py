@@ -136,7 +136,8 @@ def print_verification(console: Console, found: Verification) -> None:
     if found.training is not None:
         _print_training(console, found.training)
     if found.agrees:
-        console.print(f"[bold green]same function[/] ({escape(where)})")
+        trained = f", and the same {found.training.steps} steps" if found.training else ""
+        console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
         return
     console.print(f"[bold red]the models differ[/] ({escape(where)})")
     if found.first_difference is not None:
