@@ -89,8 +89,8 @@ def _continue(console: Console, narrow: Path, wide: Path) -> None:
                        f"{losses[2]:.6f}")  # fmt: skip
     console.print(result)
     console.print(
-        "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is\n"
-        "float32 rounding; `mupscale verify --steps 20` shows it in float64). Copies stay copies, so noise has to\n"
+        "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is "
+        "float32 rounding; `mupscale verify --steps 20` shows it in float64). Copies stay copies, so noise has to "
         "tell them apart before the new capacity is used.",
         markup=False,
     )

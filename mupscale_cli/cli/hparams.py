@@ -66,22 +66,24 @@ def _betas(text: str | None) -> tuple[float, float] | None:
 
 def _print_table(found: Hyperparameters) -> None:
     console = output.stdout()
-    result = output.table("tensors", "n", "c", "m", "lr", "eps", "weight decay", "clip weight",
-                          right=("n", "c", "m", "lr", "eps", "weight decay", "clip weight"))  # fmt: skip
+    decay = ("weight decay",) if found.settings.weight_decay else ()
+    columns = ("n", "c", "m", "lr", "eps", *decay, "clip weight")
+    result = output.table("tensors", *columns, right=columns)
+    prefix = _common_prefix([name for group in found.groups for name in group.tensors])
     for group in found.groups:
         c, m = (output.number_text(group.scales[0]), str(group.scales[1])) if group.scales else ("", "")
-        names = list(dict.fromkeys(_short(name) for name in group.tensors))
+        names = dict.fromkeys(_short(name.removeprefix(prefix)) for name in group.tensors)
+        decayed = (f"{group.weight_decay:.4g}",) if decay else ()
         result.add_row(
             escape("\n".join(names)), str(len(group.tensors)), c, m, f"{group.lr:.4g}",
-            "" if group.eps is None else f"{group.eps:.3g}", f"{group.weight_decay:.4g}",
-            output.number_text(group.clip_weight),
+            "" if group.eps is None else f"{group.eps:.3g}", *decayed, output.number_text(group.clip_weight),
         )  # fmt: skip
     console.print(result)
     console.print()
     for key, formula in found.formulas.items():
         console.print(f"{key:<12} = {formula}", markup=False)
     console.print(
-        "\nSchedules multiply each group's lr and carry over; betas and step counts stay. Clip by the weighted norm:\n"
+        "\nSchedules multiply each group's lr and carry over; betas and step counts stay. Clip by the weighted norm, "
         "the square root of the sum of clip weight x squared norm (mupscale_cli.clip_grad_norm_).",
         markup=False,
     )
@@ -89,6 +91,12 @@ def _print_table(found: Hyperparameters) -> None:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}")
     for advice in found.advice:
         console.print(f"[bold]advice:[/] {escape(advice)}")
+
+
+def _common_prefix(names: list[str]) -> str:
+    """What all names begin with, up to a dot: it tells nothing."""
+    first, _, _ = names[0].partition(".")
+    return f"{first}." if all(name.startswith(f"{first}.") for name in names) else ""
 
 
 def _short(name: str) -> str:

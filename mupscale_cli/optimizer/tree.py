@@ -126,7 +126,7 @@ def render_tree(
         _GROUPS: [
             {
                 **group.settings,
-                **({_NAMES: list(group.names)} if tree.form == "numbers" else {}),
+                _NAMES: list(group.names),
                 _PARAMS: [labels[name] for name in group.names],
             }
             for group in groups

@@ -1,0 +1,80 @@
+"""What each of two processes does in test_fsdp.py: train sharded and save, or load what was widened."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+import transformers
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from helpers import build
+
+WORLD = 2
+
+
+def sharded(model: torch.nn.Module) -> torch.nn.Module:
+    """A model cut over the processes, as FSDP2 does it."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
+    """One step on random tokens, the same in every process."""
+    tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(seed))
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def train(folder: Path) -> None:
+    """Three steps on the narrow model, saved by torch, and the loss of the next."""
+    model = sharded(build("Llama-tied", dtype=torch.float64).train())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "step-3")
+    losses = [step(model, optimizer, seed) for seed in range(3, 6)]
+    if dist.get_rank() == 0:
+        torch.save(losses, folder / "losses.pt")
+
+
+def resume(folder: Path) -> None:
+    """The wide model with the widened state, loaded by torch; the losses of the same steps."""
+    from mupscale_cli import param_groups
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "wide", dtype=torch.float64).train()
+    model = sharded(model)
+    settings = {"lr": 1e-3, "weight_decay": 0.1, "decay": lambda _name, _parameter: True}
+    optimizer = torch.optim.AdamW(param_groups(model, folder / "wide", **settings))
+    weights, state = get_state_dict(model, optimizer)
+    content = {"model": weights, "optimizer": state}
+    dcp.load(content, checkpoint_id=folder / "wide" / "step-3")
+    set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+    losses = [step(model, optimizer, seed) for seed in range(3, 6)]
+    if dist.get_rank() == 0:
+        torch.save(losses, folder / "wide_losses.pt")
+
+
+def main(rank: int, task: str, folder: str) -> None:
+    """Join the others and do one of the tasks."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{task}.meeting", rank=rank, world_size=WORLD)
+    {"train": train, "resume": resume}[task](Path(folder))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    mp.spawn(main, args=tuple(sys.argv[1:]), nprocs=WORLD)
