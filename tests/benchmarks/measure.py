@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 _BUFFER = 8 << 20
 
@@ -45,6 +45,19 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def save_adam(directory: Path, form: str) -> None:
+    """Adam's moments in float32 beside a checkpoint: `safetensors` or `pt`."""
+    weights = load_file(directory / "model.safetensors")
+    states = {name: {key: torch.ones(w.shape) for key in ("exp_avg", "exp_avg_sq")} for name, w in weights.items()}
+    if form == "safetensors":
+        flat = {f"state.{name}.{key}": t for name, state in states.items() for key, t in state.items()}
+        save_file(flat, directory / "optimizer.safetensors")
+        return
+    settings = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
+    group = {**settings, "params": list(range(len(states))), "param_names": list(states)}
+    torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
 
 
 def copy_seconds(source: Path, target: Path, num_bytes: int) -> float:

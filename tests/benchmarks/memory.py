@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from measure import peak_bytes, report, save_llama
+from measure import peak_bytes, report, save_adam, save_llama
 
 PROMISE = 500  # MB
 
@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 200, 800])
     parser.add_argument("--factor", type=int, default=2)
+    parser.add_argument("--state", choices=["none", "safetensors", "pt"], default="none", help="Adam's state beside it")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -24,6 +25,8 @@ def main() -> None:
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             source = save_llama(Path(folder) / "narrow", megabytes * 10**6)
+            if options.state != "none":
+                save_adam(source, options.state)
             code = f"import mupscale_cli as m; m.widen({str(source)!r}, factor={options.factor}, verify=False)"
             beyond = (peak_bytes(code) - libraries) / 1e6
             size = (source / "model.safetensors").stat().st_size / 1e6
