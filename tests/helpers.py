@@ -20,6 +20,7 @@ SIZES = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
+STABLELM = {**SIZES, "head_dim": None, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "n_positions": 64}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
 
@@ -36,6 +37,13 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("Mistral", "MistralConfig", {"sliding_window": 6}),
             ("Qwen2", "Qwen2Config", {}),
             ("SmolLM3", "SmolLM3Config", {}),
+            ("Phi3", "Phi3Config", {}),
+            ("Glm4", "Glm4Config", {}),
+            ("Starcoder2", "Starcoder2Config", {}),
+            ("Granite", "GraniteConfig", {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+            ("Cohere", "CohereConfig", {"use_qk_norm": True}),
+            ("Cohere2", "Cohere2Config", {}),
+            ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
             ("Qwen3", "Qwen3Config", {}),
             ("Olmo2", "Olmo2Config", {}),
             ("Olmo3", "Olmo3Config", {}),
@@ -47,6 +55,18 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     },
     "GPT2-untied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "tie_word_embeddings": False}),
     "GPT2-tied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "n_inner": 40}),
+    **{
+        f"StableLm-{'parallel' if parallel else 'serial'}": (
+            "StableLmForCausalLM",
+            "StableLmConfig",
+            {**STABLELM, "use_parallel_residual": parallel, "tie_word_embeddings": parallel},
+        )
+        for parallel in (False, True)
+    },
+    "GPTNeoX-untied": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**SIZES, "head_dim": None}),
+    "GPTNeoX-tied": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**SIZES, "head_dim": None, "tie_word_embeddings": True}),
+    "Bert-tied": ("BertForMaskedLM", "BertConfig", {**SIZES, "head_dim": None}),
+    "Bert-pooler": ("BertForSequenceClassification", "BertConfig", {**SIZES, "head_dim": None}),
     "ResNet-basic": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
     "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
 }

@@ -105,7 +105,12 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
     with _as_directory(checkpoint) as directory:
         try:
             model, info = model_class.from_pretrained(
-                directory, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
+                directory,
+                dtype=dtype,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
             )
         except Exception as error:  # whatever it is, the user needs to know which side it came from
             raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
