@@ -26,7 +26,7 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 _SECTIONS = ("about", "extends", "match", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
-             "config", "tensors")  # fmt: skip
+             "config", "tensors", "parameters")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ class Recipe:
         links: axes that the config ties together.
         config: what the widened config says.
         tensors: one rule for every tensor.
+        parameters: what the reference model calls a tensor that it saves under another name.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Recipe:
     links: tuple[Link, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
 
     @property
@@ -248,6 +250,7 @@ def _recipe(name: str, file: str, digest: str, document: Entries) -> Recipe:
         about=_optional_text(sections.get("about")),
         model_types=model_types,
         tensor_patterns=tensor_patterns,
+        parameters={key.value: _text(node).value for key, node in _entries(sections.get("parameters"))},
         prefixes=tuple(text.value for text in _texts(sections["prefix"])) if "prefix" in sections else ("",),
         defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
         definitions=tuple(_definition(key, node) for key, node in _entries(sections.get("define"))),

@@ -61,6 +61,7 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         },
         "parameters": {"before": before, "after": after},
         "rules": _rules(plan.tensors),
+        "called": dict(plan.recipe.parameters),
         "omitted": list(plan.omitted),
         "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
         "perturbation": None,
@@ -103,15 +104,16 @@ def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
 
 
 def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
-    """What the record says of every wide tensor, as far as its training is concerned.
+    """What the record says of every wide tensor, as far as its training is concerned, by its name in the model.
 
     Raises:
         CheckpointError: the record is damaged.
     """
+    called = record.get("called", {})
     try:
         return tuple(
             Scaled(
-                name,
+                called.get(name, name),
                 tuple((float(part["coefficient"]), int(part["multiplicity"])) for part in rule["parts"]),
                 tuple(rule["shape"]),
                 tuple(rule["wide_shape"]),

@@ -57,6 +57,7 @@ class ParameterNames:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
         for tensor in plan.tensors:
             self._tensors[tensor.source.name].append(tensor)
+        self._saved_as = {parameter: name for name, parameter in plan.recipe.parameters.items()}
         self._prefixes = tuple(prefix for prefix in plan.recipe.prefixes if prefix)
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:
@@ -76,6 +77,7 @@ class ParameterNames:
 
     def _spelling(self, parameter: str) -> str | None:
         name = unwrapped(parameter)
+        name = self._saved_as.get(name, name)
         spellings = (name, *(name.removeprefix(prefix) for prefix in self._prefixes),
                      *(prefix + name for prefix in self._prefixes))  # fmt: skip
         return next((spelling for spelling in spellings if spelling in self._tensors), None)

@@ -269,3 +269,15 @@ def test_the_weighted_norm_is_that_of_the_narrow_gradient(wide, saved):
     # The reference computes norms and softmax in float32.
     assert norms[1] == pytest.approx(norms[0], rel=16 * 2**-24)
     assert norms[0] > 0.1
+
+
+def test_parameters_are_called_what_the_model_calls_them(saved, tmp_path):
+    """GPT-NeoX saves `lm_head` as `embed_out`."""
+    import transformers
+
+    wide = widen(saved("GPTNeoX-untied"), tmp_path / "wide", 2, verify=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide.output)
+    groups = param_groups(model, wide.output, lr=1.0)
+    rate = next(group["lr"] for group in groups if "lm_head.weight" in group["param_names"])
+    assert rate == 1 / 2
+    assert "lm_head.weight" in groups_of(wide)[1]

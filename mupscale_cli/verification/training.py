@@ -122,7 +122,9 @@ def _by_parameter(
     before, after = dict(narrow.named_parameters()), dict(wide.named_parameters())
     found = {}
     for tensor in plan.tensors:
-        source, target = name_in(narrow, tensor.source.name, before), name_in(wide, tensor.target.name, after)
+        called = plan.recipe.parameters
+        source = name_in(narrow, tensor.source.name, before, called)
+        target = name_in(wide, tensor.target.name, after, called)
         if source is not None and target is not None:
             found[target] = tensor, before[source], after[target]
     strangers = after.keys() - found.keys()
