@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from cli_runner import run
 from helpers import build, mlp_tensors
-from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError
+from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
 from mupscale_cli.specs import TensorSpec
@@ -183,6 +183,28 @@ def test_distributed_checkpoints_written_and_loaded_by_torch(flat, run_in_progre
     weights = load_file(tmp_path / "wide" / "model.safetensors")
     stored = torch.load(tmp_path / "x.pt", weights_only=False)["model"]
     assert all(torch.equal(stored[name], weights[name]) for name in weights)
+
+
+def test_what_is_wrong_in_a_distributed_checkpoint_is_told(run_in_progress, tmp_path):
+    model, optimizer, source = run_in_progress
+    optimizer.state[model.model.embed_tokens.weight]["exp_avg"][0] = float("nan")
+    state = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"optimizer": state}, checkpoint_id=source / "optimizer", no_dist=True)
+    with pytest.raises(CheckpointError, match="not finite"):
+        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+    next((source / "optimizer").glob("*.distcp")).unlink()
+    with pytest.raises(CheckpointError, match="distributed checkpoint"):
+        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+    (source / "optimizer" / ".metadata").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["narrow"]
+
+
+def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
+    with pytest.raises(OutputError, match="PytorchStreamWriter"):
+        TorchWriter(tmp_path / "x.pt", {})
 
 
 # Policies and kinds ---------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Staging:
         self.directory = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Staging:
-        with _reported(self.output):
+        with reported(self.output):
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self.directory.mkdir()
         return self
@@ -42,7 +42,7 @@ class Staging:
 
     def publish_directory(self) -> None:
         """Give the staged directory its final name; an existing one is replaced if that was asked."""
-        with _reported(self.output):
+        with reported(self.output):
             for file in self.directory.iterdir():
                 _sync(file)
             _sync(self.directory)
@@ -56,7 +56,7 @@ class Staging:
 
     def publish_file(self, staged: str, beside: Mapping[str, Path]) -> None:
         """Give a staged file its final name, after those that go beside it."""
-        with _reported(self.output):
+        with reported(self.output):
             for file in self.directory.iterdir():
                 _sync(file)
             if self.output.exists():
@@ -143,14 +143,14 @@ class ShardWriter:
         self._stream: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
-        with _reported(self.file):
+        with reported(self.file):
             self._stream = open(self.file, "xb", buffering=0)
             write_all(self._stream, memoryview(self._header))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         assert self._stream is not None
-        with self._stream as stream, _reported(self.file):
+        with self._stream as stream, reported(self.file):
             if kind is None:
                 if os.fstat(stream.fileno()).st_size != self._size:
                     raise OutputError(f"`{self.file}` has not the size that was planned")
@@ -159,7 +159,7 @@ class ShardWriter:
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write bytes of a tensor from its byte `start` on."""
         assert self._stream is not None
-        with _reported(self.file):
+        with reported(self.file):
             self._stream.seek(self.offsets[name] + start)
             write_all(self._stream, data)
 
@@ -173,7 +173,7 @@ def write_all(stream: BinaryIO, data: memoryview) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a new JSON file and flush it to the disk."""
-    with _reported(file), open(file, "x", encoding="utf-8") as stream:
+    with reported(file), open(file, "x", encoding="utf-8") as stream:
         json.dump(content, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
         stream.flush()
@@ -185,7 +185,7 @@ def replace_json(file: Path, content: Any) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         write_json(temporary, content)
-        with _reported(file):
+        with reported(file):
             temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -193,12 +193,12 @@ def replace_json(file: Path, content: Any) -> None:
 
 def copy_file(source: Path, directory: Path) -> None:
     """Copy a file's content under its own name; what a symbolic link points to, not the link."""
-    with _reported(directory / source.name):
+    with reported(directory / source.name):
         shutil.copyfile(source, directory / source.name)
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into a message for the user."""
     try:
         yield

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mupscale_cli.convert import expand_whole
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import Progress, WideState
 from mupscale_cli.optimizer.order import names_by_order
@@ -89,7 +90,7 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
         if plain:
             with alone():
                 load(plain, checkpoint_id=path, no_dist=True)
-    except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
+    except (Exception, CheckpointException) as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
         raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from None
     content: dict[Any, Any] = {}
     keys = {}
@@ -107,10 +108,17 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One process without a process group is meant, and no reason for a warning."""
+    """One process without a process group is meant, and no reason for a warning; errors are the user's to read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as failed:
+            causes = [cause[0] for cause in failed.failures.values()]
+            told = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
+            if told is not None:
+                raise told from None
+            raise CheckpointError(f"torch could not read or write a distributed checkpoint: {causes[0]}") from failed
 
 
 def _put(content: dict[Any, Any], place: Place, value: Any) -> None:

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
 from mupscale_cli.checkpoint.header import StoredTensor
-from mupscale_cli.checkpoint.target import write_all
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.checkpoint.target import reported, write_all
+from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.specs import TensorSpec
 
 DTYPE_NAMES = {
@@ -115,8 +115,11 @@ class TorchWriter:
 
     def __init__(self, file: Path, content: Any) -> None:
         self.file = file
-        with skip_data(materialize_fake_tensors=True):
-            torch.save(content, file)
+        try:
+            with reported(file), skip_data(materialize_fake_tensors=True):
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's own writer reports a full disk this way
+            raise OutputError(f"cannot write `{file}`: {str(error).splitlines()[0]}") from None
         self.offsets = {tensor.spec.name: tensor.offset for tensor in read_torch_file(file).tensors.values()}
         self._stream: BinaryIO = open(file, "r+b", buffering=0)  # noqa: SIM115 (closed on exit)
 
@@ -124,15 +127,16 @@ class TorchWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._stream as stream:
+        with self._stream as stream, reported(self.file):
             if kind is None:
                 _write_checksums(self.file, stream)
                 os.fsync(stream.fileno())
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write bytes of a tensor from its byte `start` on."""
-        self._stream.seek(self.offsets[name] + start)
-        write_all(self._stream, data)
+        with reported(self.file):
+            self._stream.seek(self.offsets[name] + start)
+            write_all(self._stream, data)
 
 
 def _write_checksums(file: Path, stream: BinaryIO) -> None:
