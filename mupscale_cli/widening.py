@@ -298,6 +298,7 @@ class _CarriedState:
     """An optimizer's state that is planned, and what resuming needs beside it."""
 
     path: Path
+    name: str
     state: WideState
     policy: Policy
     beside: tuple[Path, ...]
@@ -313,14 +314,14 @@ class _CarriedState:
         from mupscale_cli.checkpoint.target import copy_file
         from mupscale_cli.optimizer.trainer import widen_scheduler
 
-        self.state.write(directory, self.path.name, progress)
+        written = self.state.write(directory, self.name, progress)
         for file in self.beside:
             copy_file(file, directory)
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
-        return {"file": self.path.name, **key, **self.state.about, "policy": self.policy, **copied}
+        return {"file": written, **key, **self.state.about, "policy": self.policy, **copied}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
@@ -330,13 +331,15 @@ def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard
     from mupscale_cli.optimizer.trainer import SCHEDULER, resumed_files
 
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
-    state = opened.widen(plan, options.policy, max_shard_bytes)
+    state = opened.widen(plan, options.policy, None if source.is_file else max_shard_bytes)
+    # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.
+    name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
     beside: tuple[Path, ...] = ()
     scheduler = None
     if state.groups and path.parent == source.path:
         beside = resumed_files(path.parent)
         scheduler = path.parent / SCHEDULER if (path.parent / SCHEDULER).is_file() else None
-    return _CarriedState(path, state, options.policy, beside, scheduler, options.key)
+    return _CarriedState(path, name, state, options.policy, beside, scheduler, options.key)
 
 
 def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:
@@ -381,9 +384,9 @@ def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record:
     (shard,) = plan.shards
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
     names = (file.name for file in staging.directory.iterdir() if file.name != shard.file)
-    staging.publish_file(shard.file, {name: _beside(target, source, name) for name in names})
+    staging.publish_file(shard.file, {name: _beside(target, name) for name in names})
 
 
-def _beside(target: Path, source: Checkpoint, name: str) -> Path:
+def _beside(target: Path, name: str) -> Path:
     """What a file beside a single output is called: `NAME.config.json`, `NAME.optimizer.pt`."""
-    return target.with_name(f"{target.stem}.{name.removeprefix(f'{source.path.stem}.')}")
+    return target.with_name(f"{target.stem}.{name}")

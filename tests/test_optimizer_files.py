@@ -21,6 +21,8 @@ from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, Pla
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
 from mupscale_cli.specs import TensorSpec
+from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verifying import verify
 from mupscale_cli.widening import StateOptions, widen
 from training import save_training, trained
 
@@ -89,6 +91,7 @@ def test_safetensors_are_sharded(run_in_progress, tmp_path):
     assert len(set(index["weight_map"].values())) > 2
     again = load_state(tmp_path / "wide" / "optimizer.safetensors.index.json", None)
     check_states(before, again.states)
+    assert verify(tmp_path / "wide", options=VerifyOptions(steps=2)).training.carried
     # And read back: the wide state, widened again.
     widen(tmp_path / "wide", tmp_path / "wider", 2, verify=False)
     assert list((tmp_path / "wider").glob("optimizer*.safetensors"))

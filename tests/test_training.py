@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from helpers import MODELS
+from helpers import MODELS, randomise
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.scaling import OPTIMIZERS as RULES
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify
 from mupscale_cli.widening import widen
-from training import OPTIMIZERS, save_training
+from training import OPTIMIZERS, make, save_training
 
 STEPS = 20
 HEADS = {"h": 3, "embed": 3, "ffn": 2}
@@ -120,3 +121,29 @@ def test_without_a_state_both_start_afresh(saved, tmp_path):
     assert not found.carried
     # bfloat16 weights are compared as stored, and trained from the unrounded values.
     assert 0 < found.stored.units <= 1
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stack_of_linear_layers(optimizer, factor, tmp_path):
+    """Without a config and with a model of the user's own; the parameters have names, so the state is found."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(config):\n"
+        "    sizes = [config['shapes'][f'{i}.weight'] for i in (0, 2, 4)]\n"
+        "    layers = [nn.Linear(columns, rows) for rows, columns in sizes]\n"
+        "    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])\n"
+    )
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)]
+    model = randomise(torch.nn.Sequential(*layers).double())
+    made = make(optimizer, list(model.named_parameters()), [])
+    for _ in range(3):
+        model(torch.randn(16, 5, generator=generator, dtype=torch.float64)).square().mean().backward()
+        made.step()
+        model.zero_grad()
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    torch.save(made.state_dict(), tmp_path / "net.optimizer.pt")
+    widen(tmp_path / "net.safetensors", tmp_path / "wide.safetensors", factor, verify=False)
+    options = VerifyOptions(dtype="float64", steps=STEPS, model=f"{tmp_path / 'net.py'}:build")
+    check(verify(tmp_path / "wide.safetensors", options=options).training)

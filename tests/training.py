@@ -35,13 +35,9 @@ def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
     return model(input_ids=tokens).logits.square().mean()
 
 
-def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> tuple[Any, Any]:
-    """A model and its optimizer after some steps, so that no state is zero."""
-    model = build(case, dtype=dtype)
+def make(optimizer: str, named: list[tuple[str, torch.nn.Parameter]], undecayed: list[str]) -> Any:
+    """An optimizer of `OPTIMIZERS` whose groups say the names of their parameters."""
     optimizer_class, settings = OPTIMIZERS[optimizer]
-    named = list(model.named_parameters())
-    # Gains stored as their difference from 1 are the one thing whose decay cannot be carried over.
-    undecayed = [n for n, p in named if "Gemma" in case and p.dim() == 1]
     if optimizer == "muon":
         made = optimizer_class([{**_group([(n, p) for n, p in named if p.dim() == 2]), "ns_steps": 5}], **settings)
     else:
@@ -49,6 +45,15 @@ def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps
         if undecayed:
             groups.append({**_group([(n, p) for n, p in named if n in undecayed]), "weight_decay": 0.0})
         made = optimizer_class(groups, **settings)
+    return made
+
+
+def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> tuple[Any, Any]:
+    """A model and its optimizer after some steps, so that no state is zero."""
+    model = build(case, dtype=dtype)
+    named = list(model.named_parameters())
+    # Gains stored as their difference from 1 are the one thing whose decay cannot be carried over.
+    made = make(optimizer, named, [n for n, p in named if "Gemma" in case and p.dim() == 1])
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         random_loss(model, generator).backward()

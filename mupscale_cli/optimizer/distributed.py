@@ -53,7 +53,7 @@ class DistributedState:
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for _, tensor in walk(self.content))
 
-    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:  # noqa: ARG002 (torch decides)
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (torch decides)
         """Plan the widened checkpoint.
 
         Raises:
@@ -68,8 +68,9 @@ class DistributedState:
             self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
 
-        def write(directory: Path, name: str, progress: Progress) -> None:
+        def write(directory: Path, name: str, progress: Progress) -> str:
             _save(wide, self, directory / name, progress)
+            return name
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         size = sum(tensor.target.num_bytes for tensor in wide.tensors)

@@ -39,8 +39,8 @@ class OptimizerSource(Protocol):
     def num_bytes(self) -> int:
         """Of tensor data."""
 
-    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:
-        """Plan the widened state."""
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
+        """Plan the widened state; safetensors in files of at most so many bytes, None for a single one."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,15 @@ class WideState:
 
     Attributes:
         num_bytes: of tensor data.
-        write: writes it into a folder under a name, telling its progress in bytes.
+        write: writes it into a folder under a name, telling its progress in bytes; returns the name of the
+            file or folder that it can be opened by.
         about: what there is to know of it, for the record.
-        base_lrs: factor of the learning rate of each group, and the narrow group that it came from.
+        groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
     """
 
     num_bytes: int
-    write: Callable[[Path, str, Progress], None]
+    write: Callable[[Path, str, Progress], str]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()
@@ -126,7 +127,7 @@ class SafetensorsState:
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
-    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
         """Plan the widened state.
 
         Raises:
@@ -135,7 +136,7 @@ class SafetensorsState:
         states = plan_state(plan, self._entries(plan), policy)
         tensors = tuple(state.tensor for state in states)
 
-        def write(directory: Path, name: str, progress: Progress) -> None:
+        def write(directory: Path, name: str, progress: Progress) -> str:
             from mupscale_cli.convert import write_tensors
 
             stem = name.removesuffix(".index.json").removesuffix(".safetensors")
@@ -149,6 +150,8 @@ class SafetensorsState:
                 total = sum(shard.num_bytes for shard in shards)
                 index = {"metadata": {"total_size": total}, "weight_map": weight_map}
                 write_json(directory / f"{stem}.safetensors.index.json", index)
+                return f"{stem}.safetensors.index.json"
+            return f"{stem}.safetensors"
 
         return WideState(sum(t.target.num_bytes for t in tensors), write, {"format": "safetensors"})
 

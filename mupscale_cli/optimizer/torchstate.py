@@ -32,7 +32,7 @@ class TorchState:
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.file.tensors.values())
 
-    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int) -> WideState:  # noqa: ARG002 (one file is one file)
+    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (one file is one file)
         """Plan the widened file.
 
         Raises:
@@ -45,9 +45,10 @@ class TorchState:
         )  # fmt: skip
         stored = {tensor.spec.name: tensor for tensor in self.file.tensors.values()}
 
-        def write(directory: Path, name: str, progress: Progress) -> None:
+        def write(directory: Path, name: str, progress: Progress) -> str:
             with TorchWriter(directory / name, wide.content) as writer:
                 write_tensors(wide.tensors, stored, writer, progress=progress)
+            return name
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         size = sum(tensor.target.num_bytes for tensor in wide.tensors)

@@ -75,6 +75,7 @@ def build_user_model(
     for file in checkpoint.files:
         with safe_open(file, framework="pt") as tensors:
             state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118 (no mapping)
+    model.to(dtype)  # before loading, which would round the weights to the type that the model was built in
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -86,7 +87,7 @@ def build_user_model(
             f"the file lacks {missing[:3]}",
             hint="build the model with the names that the checkpoint has",
         )
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
