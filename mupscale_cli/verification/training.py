@@ -301,12 +301,11 @@ class _Felt:
 
     def note(self) -> None:
         """Look at the gradients of the step just taken."""
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                size = parameter.grad.abs()
-                is_real = size > self._allowed * size.max()
-                self._real[name] |= is_real
-                self._noise[name] |= ~is_real & (size > 0)
+        sizes = {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
+        limit = self._allowed * max((float(size.max()) for size in sizes.values()), default=0.0)
+        for name, size in sizes.items():
+            self._real[name] |= size > limit
+            self._noise[name] |= (size > 0) & (size <= limit)
 
     def only_rounding(self, name: str) -> Tensor:
         """The elements of a parameter that have felt nothing else so far."""
