@@ -47,17 +47,20 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A scalar as written, without its quotes."""
+    """A scalar without its quotes; `as_written` unless it was renamed since, so that carets would not fit."""
 
     value: str
     origin: Origin
     quoted: bool = False
+    as_written: bool = True
 
     @property
     def is_null(self) -> bool:
         return not self.quoted and self.value in ("", "~", "null")
 
     def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+        if not self.as_written:
+            return self.origin.error(message, hint=hint)
         return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
 
 

@@ -137,9 +137,9 @@ Value = Union[None, bool, int, float, str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number or a quoted text."""
+    """A number, a quoted text, `true` or `false`."""
 
-    value: int | float | str
+    value: bool | int | float | str
     span: tuple[int, int]
 
 
@@ -153,7 +153,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One of `or and not == ~ + - * //`, with one argument for `not` and unary `-`, else two."""
+    """One of `or and not == ~ + - * // / []`, with one argument for `not` and unary `-`, else two."""
 
     operator: str
     arguments: tuple[Expression, ...]
@@ -161,16 +161,17 @@ class Operation:
 
 
 Expression = Union[Literal, Name, Operation]
-_LEVELS = (("or",), ("and",), ("not",), ("==", "~"), ("+", "-"), ("*", "//"))
+_LEVELS = (("or",), ("and",), ("not",), ("==", "~"), ("+", "-"), ("*", "//", "/"))
 _KEYWORDS = {"or", "and", "not", "offset"}
+_CONSTANTS = {"true": True, "false": False}
 
 
 def parse_expression(text: str) -> Expression:
     """Parse an expression over config keys and axes.
 
     The grammar, loosest first: `or`, `and`, `not`, `==` and `~` (a glob match on text), `+ -`,
-    `* //`, unary `-`, then names (`a.b` reaches into nested configs), numbers, quoted texts and
-    parentheses.
+    `* // /`, unary `-`, then names (`a.b` reaches into nested configs, `a[0]` into lists), numbers,
+    quoted texts, `true`, `false` and parentheses.
 
     Raises:
         LanguageError: the text is not an expression.
@@ -211,9 +212,12 @@ def _operand(parser: _Parser) -> Expression:
         argument = _operand(parser)
         parser.leave()
         return Operation("-", (argument,), (token.start, argument.span[1]))
+    if token.kind == "name" and token.text in _CONSTANTS:
+        parser.advance()
+        return Literal(_CONSTANTS[token.text], token.span)
     if token.kind == "name" and token.text not in _KEYWORDS:
         parser.advance()
-        return Name(token.text, token.span)
+        return _indexed(parser, Name(token.text, token.span))
     if token.kind == "number":
         parser.advance()
         value = float(token.text) if "." in token.text else int(token.text)
@@ -222,6 +226,18 @@ def _operand(parser: _Parser) -> Expression:
         parser.advance()
         return Literal(token.text[1:-1], token.span)
     raise parser.unexpected("expected a name, a number or `(`")
+
+
+def _indexed(parser: _Parser, name: Name) -> Expression:
+    opened = parser.accept("[")
+    if opened is None:
+        return name
+    token = parser.token
+    if token.kind != "number" or "." in token.text:
+        raise parser.unexpected("expected a whole number")
+    parser.advance()
+    end = parser.expect("]", opened).span[1]
+    return Operation("[]", (name, Literal(int(token.text), token.span)), (name.span[0], end))
 
 
 def names_in(expression: Expression) -> Iterator[Name]:
@@ -242,7 +258,7 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
     if isinstance(expression, Literal):
         return expression.value
     if isinstance(expression, Name):
-        return _look_up(expression.name, values)
+        return look_up(expression.name, values)
     operator, arguments = expression.operator, expression.arguments
     first = evaluate(arguments[0], values)
     if operator == "not":
@@ -255,13 +271,16 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
     second = evaluate(arguments[1], values)
     if operator == "==":
         return first == second
+    if operator == "[]":
+        return first[second] if isinstance(first, list) and second < len(first) else None  # type: ignore
     if operator == "~":
         texts = first if isinstance(first, list) else [first]
         return any(fnmatchcase(str(text), str(second)) for text in texts if text is not None)
     return _arithmetic(expression, _number(first, arguments[0], values), _number(second, arguments[1], values))
 
 
-def _look_up(name: str, values: Mapping[str, Value]) -> Value:
+def look_up(name: str, values: Mapping[str, Value]) -> Value:
+    """A config key by its name, dotted for nested configs; None where there is none."""
     if name in values:
         return values[name]
     value: object = values
@@ -273,7 +292,7 @@ def _look_up(name: str, values: Mapping[str, Value]) -> Value:
 def _number(value: Value, expression: Expression, values: Mapping[str, Value]) -> int | float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    missing = [name.name for name in names_in(expression) if _look_up(name.name, values) is None]
+    missing = [name.name for name in names_in(expression) if look_up(name.name, values) is None]
     if value is None and missing:
         raise LanguageError(f"the config has no `{missing[0]}`", expression.span)
     raise LanguageError(f"expected a number, got `{value!r}`", expression.span)
@@ -289,7 +308,7 @@ def _arithmetic(expression: Operation, left: float, right: float) -> int | float
             return left * right
     if right == 0:
         raise LanguageError("division by zero", expression.span)
-    return left // right
+    return left // right if expression.operator == "//" else left / right
 
 
 # Layouts --------------------------------------------------------------------------------------
@@ -496,7 +515,7 @@ def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
 # Patterns -------------------------------------------------------------------------------------
 
 _PATTERN_PART = re.compile(r"\{(?P<brace>[^{}]*)\}|(?P<star>\*)|(?P<literal>[^{}*]+)|(?P<bad>[{}])")
-_AXIS_IN_NAME = re.compile(r"(?P<slash>/?)(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
+_AXIS_IN_NAME = re.compile(r"(?P<slash>/?)(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,6 +526,11 @@ class NameAxis:
     contracted: bool
     span: tuple[int, int]
 
+    @property
+    def group(self) -> str:
+        """Its group in the pattern's regular expression."""
+        return self.name.replace(".", "__")
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -514,7 +538,7 @@ class Pattern:
 
     Attributes:
         text: as written, without the mark of an optional tensor.
-        parts: literals, `*`, `first`, `last`, `prefix`, alternatives or a `NameAxis`, in order.
+        parts: literals, `*`, `first`, `last`, prefixes, alternatives or a `NameAxis`, in order.
         optional: the checkpoint may lack every tensor that it would match (`?` at the end).
     """
 
@@ -531,9 +555,9 @@ class Pattern:
         """How many `*` it has: of two patterns that match a name, the one with fewer is meant."""
         return sum(part is STAR for part in self.parts)
 
-    def regex(self, prefix: str) -> re.Pattern[str]:
+    def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
         """A regular expression with the groups `first`, `last` and one for each axis in the name."""
-        return re.compile("".join(_part_regex(part, prefix) for part in self.parts))
+        return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,17 +574,28 @@ class Alternatives:
     texts: tuple[str, ...]
 
 
-STAR, FIRST, LAST, PREFIX = Word("*"), Word("first"), Word("last"), Word("prefix")
-_WORDS = {word.word: word for word in (FIRST, LAST, PREFIX)}
-Part = Union[str, Word, Alternatives, NameAxis]
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """`{prefix}`: what the recipe's section `prefix` lists, the same for all patterns of a checkpoint."""
+
+    word: str
 
 
-def parse_pattern(text: str) -> Pattern:
+STAR, FIRST, LAST = Word("*"), Word("first"), Word("last")
+_WORDS = {word.word: word for word in (FIRST, LAST)}
+Part = Union[str, Word, Prefix, Alternatives, NameAxis]
+
+
+def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     """Parse a pattern of tensor names.
 
     `*` is anything without a dot, `{a,b}` is a or b, `{first}` and `{last}` are the smallest and
     the largest number in that place, `{prefix}` is one of the recipe's prefixes, `{e}` and `{/e}`
     are an axis in the name. A `?` at the end makes the tensor optional.
+
+    Args:
+        text: the pattern.
+        prefixes: words that stand for prefixes.
 
     Raises:
         LanguageError: the text is not a pattern.
@@ -568,14 +603,14 @@ def parse_pattern(text: str) -> Pattern:
     body = text.removesuffix("?")
     if not body:
         raise LanguageError("an empty pattern matches nothing", (0, 1))
-    parts = tuple(_pattern_part(match) for match in _PATTERN_PART.finditer(body))
+    parts = tuple(_pattern_part(match, frozenset(prefixes)) for match in _PATTERN_PART.finditer(body))
     for word in (FIRST, LAST):
         if sum(part is word for part in parts) > 1:
             raise LanguageError(f"`{{{word.word}}}` stands twice in one pattern", (0, len(body)))
     return Pattern(body, parts, optional=text.endswith("?"))
 
 
-def _pattern_part(match: re.Match[str]) -> Part:
+def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
     if match["bad"]:
         raise LanguageError(f"`{match['bad']}` without its partner", match.span())
     if match["literal"]:
@@ -585,6 +620,8 @@ def _pattern_part(match: re.Match[str]) -> Part:
     inside = match["brace"]
     if inside in _WORDS:
         return _WORDS[inside]
+    if inside in prefixes:
+        return Prefix(inside)
     if "," in inside:
         return Alternatives(tuple(text.strip() for text in inside.split(",")))
     axis = _AXIS_IN_NAME.match(inside)
@@ -597,15 +634,15 @@ def _pattern_part(match: re.Match[str]) -> Part:
     return NameAxis(axis["name"], bool(axis["slash"]), match.span())
 
 
-def _part_regex(part: Part, prefix: str) -> str:
+def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
     if isinstance(part, str):
         return re.escape(part)
     if isinstance(part, Alternatives):
         return f"(?:{'|'.join(map(re.escape, part.texts))})"
     if isinstance(part, NameAxis):
-        return rf"(?P<{part.name}>\d+)"
-    if part is PREFIX:
-        return re.escape(prefix)
+        return rf"(?P<{part.group}>\d+)"
+    if isinstance(part, Prefix):
+        return re.escape(prefixes[part.word])
     return r"[^.]+" if part is STAR else rf"(?P<{part.word}>\d+)"
 
 
@@ -613,7 +650,7 @@ def expand_name(pattern: Pattern, match: re.Match[str], indices: Sequence[int]) 
     """The matched name with the indices of the axes in it replaced, in the pattern's order."""
     name, shift = match.string, 0
     for axis, index in zip(pattern.axes, indices, strict=True):
-        start, end = match.span(axis.name)
+        start, end = match.span(axis.group)
         text = str(index)
         name = name[: start + shift] + text + name[end + shift :]
         shift += len(text) - (end - start)

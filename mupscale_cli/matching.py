@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mupscale_cli.errors import RecipeError
-from mupscale_cli.language import FIRST, LAST, Pattern
+from mupscale_cli.language import FIRST, LAST, STAR, Pattern, Prefix
 from mupscale_cli.recipe import Recipe, TensorRule
 
+Prefixes = Mapping[str, str]
 _MAX_NAMED = 5  # names shown in one message
 
 
@@ -38,9 +39,8 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     Raises:
         RecipeError: a tensor matches no rule, or two equally; a rule matches nothing it must.
     """
-    by_prefix = {prefix: _candidates(recipe, prefix, names) for prefix in recipe.prefixes}
-    prefix = max(by_prefix, key=lambda prefix: sum(map(bool, by_prefix[prefix].values())))
-    candidates = by_prefix[prefix]
+    tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
+    prefixes, candidates = max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
     _resolve_ends(candidates)
     unknown = [name for name, matches in candidates.items() if not matches]
     if unknown:
@@ -49,17 +49,17 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
             hint="add a rule for it, or say `keep` or `omit` where it is not widened",
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
-    _check_present(recipe, matched, prefix)
+    _check_present(recipe, matched, prefixes)
     return matched
 
 
-def _candidates(recipe: Recipe, prefix: str, names: Sequence[str]) -> dict[str, list[Match]]:
+def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:
     """Every rule that matches each name; rules are looked up by the last part of the name."""
     by_ending: dict[str | None, list[tuple[TensorRule, re.Pattern[str]]]] = defaultdict(list)
     for rule in recipe.tensors:
         last = rule.pattern.parts[-1]
         ending = last.rpartition(".")[2] if isinstance(last, str) and "." in last else None
-        by_ending[ending].append((rule, rule.pattern.regex(prefix)))
+        by_ending[ending].append((rule, rule.pattern.regex(prefixes)))
     any_ending = by_ending.pop(None, [])
 
     def match(name: str) -> list[Match]:
@@ -107,7 +107,7 @@ def _most_specific(name: str, matches: list[Match]) -> Match:
     return best[0]
 
 
-def _check_present(recipe: Recipe, matched: dict[str, Match], prefix: str) -> None:
+def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes) -> None:
     """Every rule that is not optional matches, and for each layer that any rule matches.
 
     A layer is what the first `*` of a pattern stands for, after the same text.
@@ -115,7 +115,7 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefix: str) -> No
     layers: dict[str, set[str]] = defaultdict(set)
     seen: dict[str, set[str]] = defaultdict(set)
     for match in matched.values():
-        stem, layer = _layer(match, prefix)
+        stem, layer = _layer(match, prefixes)
         layers[stem].add(layer)
         seen[match.rule.pattern.text].add(layer)
     for rule in recipe.tensors:
@@ -125,7 +125,7 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefix: str) -> No
             raise rule.text.error(
                 "no tensor of the checkpoint matches this rule", hint="end it with `?` if it may be absent"
             )
-        stem = _stem(rule.pattern, prefix)
+        stem = _stem(rule.pattern, prefixes)
         missing = sorted(layers[stem] - seen[rule.pattern.text], key=lambda layer: (len(layer), layer))
         if missing and stem:
             example = stem + missing[0]
@@ -135,21 +135,21 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefix: str) -> No
             )
 
 
-def _stem(pattern: Pattern, prefix: str) -> str:
+def _stem(pattern: Pattern, prefixes: Prefixes) -> str:
     """The literal text in front of the first wildcard, where that is a numbered layer."""
     stem = ""
     for part in pattern.parts:
         if isinstance(part, str):
             stem += part
-        elif getattr(part, "word", None) == "prefix":
-            stem += prefix
+        elif isinstance(part, Prefix):
+            stem += prefixes[part.word]
         else:
-            return stem if stem.endswith(".") and getattr(part, "word", None) == "*" else ""
+            return stem if stem.endswith(".") and part is STAR else ""
     return ""
 
 
-def _layer(match: Match, prefix: str) -> tuple[str, str]:
-    stem = _stem(match.rule.pattern, prefix)
+def _layer(match: Match, prefixes: Prefixes) -> tuple[str, str]:
+    stem = _stem(match.rule.pattern, prefixes)
     return stem, match.groups.string[len(stem) :].partition(".")[0] if stem else ""
 
 

@@ -23,6 +23,7 @@ from mupscale_cli.language import (
     axis_refs,
     evaluate,
     expand_name,
+    look_up,
     suggest,
 )
 from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, solve_size
@@ -190,12 +191,17 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
         if value is not None and value < 1:
             raise PlanError(f"`{name}` is {value}; a factor is a whole number of at least 1")
     for name in axes:
-        if name not in recipe.axis_names:
-            raise PlanError(f"`{recipe.name}` has no axis `{name}`", hint=suggest(name, recipe.axis_names))
+        if name not in recipe.axis_names and name not in recipe.groups:
+            raise PlanError(
+                f"`{recipe.name}` has no axis `{name}`", hint=suggest(name, (*recipe.groups, *recipe.axis_names))
+            )
     factors = dict.fromkeys(recipe.axis_names, 1)
     if factor is not None:
         factors.update(dict.fromkeys(recipe.widen, factor))
-    factors.update(axes)
+    for name, members in recipe.groups.items():
+        if name in axes:
+            factors.update(dict.fromkeys(members, axes[name]))
+    factors.update({name: value for name, value in axes.items() if name not in recipe.groups})
     for name, reason in recipe.fixed.items():
         if factors[name] != 1:
             raise PlanError(f"the axis `{name}` of `{recipe.name}` cannot be widened: {reason}")
@@ -243,7 +249,7 @@ def make_plan(
     """
     _refuse_quantized(config)
     matches = match_rules(recipe, [spec.name for spec in specs])
-    values = _environment(recipe, config or {})
+    values = _environment(recipe, config or {}, matches)
     layouts = {name: _choose(match.rule.choices, values, match) for name, match in matches.items()}
     axes = _axes(recipe, specs, layouts, matches, values, factors)
     planner = _TensorPlanner(axes)
@@ -277,9 +283,16 @@ def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
             )
 
 
-def _environment(recipe: Recipe, config: Mapping[str, Any]) -> Values:
-    """Config keys, with the recipe's defaults where they are absent or null, and its definitions."""
-    values = {**recipe.defaults, **{key: value for key, value in config.items() if value is not None}}
+def _environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] = ()) -> Values:
+    """What expressions see: config keys, the recipe's defaults where they are absent or null, its definitions.
+
+    `tensors` is the list of the checkpoint's tensors.
+    """
+    values: Values = {key: value for key, value in config.items() if value is not None}
+    for key, default in recipe.defaults.items():
+        if look_up(key, values) is None:
+            values[key] = default
+    values["tensors"] = list(names)
     for name, expression, text in recipe.definitions:
         values[name] = _evaluate(expression, values, text.error)
     return values
@@ -374,7 +387,7 @@ def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for match in matches.values():
         for part in match.rule.pattern.axes:
-            counts[part.name] = max(counts[part.name], int(match.groups[part.name]) + 1)
+            counts[part.name] = max(counts[part.name], int(match.groups[part.group]) + 1)
     return counts
 
 
@@ -437,13 +450,13 @@ class _TensorPlanner:
         factors = [self.axes[part.name].factor for part in parts]
         for part in parts:
             size = self.axes[part.name].size
-            if size is not None and int(match.groups[part.name]) >= size:
+            if size is not None and int(match.groups[part.group]) >= size:
                 raise match.rule.text.error(
                     f"`{plan.source.name}` is beyond the {size} that the axis `{part.name}` has"
                 )
         pieces = math.prod(factor for part, factor in zip(parts, factors, strict=True) if part.contracted)
         for digits in itertools.product(*map(range, factors)):
-            indices = [int(match.groups[part.name]) * factor + digit
+            indices = [int(match.groups[part.group]) * factor + digit
                        for part, factor, digit in zip(parts, factors, digits, strict=True)]  # fmt: skip
             piece = 0
             for part, factor, digit in zip(parts, factors, digits, strict=True):
@@ -503,7 +516,7 @@ def _widen_config(
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             new_section[key] = after
-    _check_config(recipe, widened, axes)
+    _check_config(recipe, widened, axes, values["tensors"])
     return widened, tuple(changes)
 
 
@@ -518,10 +531,10 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 
-def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
+def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis], names: list[str]) -> None:
     """Whoever reads the new config must derive the sizes that the new tensors have."""
     used = frozenset(axis.name for axis in axes.values() if axis.size is not None)
-    sizes = _sizes_from_config(recipe, _environment(recipe, config), used)
+    sizes = _sizes_from_config(recipe, _environment(recipe, config, names), used)
     for rule in recipe.axes:
         expected = axes[rule.name].wide_size
         if sizes[rule.name] is not None and sizes[rule.name] != expected:

@@ -7,13 +7,13 @@ raises a `RecipeError` that points at the line and the token. Nothing here knows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from mupscale_cli import language
+from mupscale_cli import language, parts
 from mupscale_cli.document import Entries, Items, Node, Text, parse_document
 from mupscale_cli.errors import RecipeError
 from mupscale_cli.language import Expression, LanguageError, Layout, Pattern, Power, suggest
@@ -25,8 +25,8 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 Keep = Literal["keep"]
 Omit = Literal["omit"]
-_SECTIONS = ("about", "extends", "match", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
-             "config", "tensors", "parameters")  # fmt: skip
+_SECTIONS = ("about", "extends", "match", "parts", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
+             "config", "tensors", "parameters", "untie")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,20 @@ class Recipe:
         digest: sha256 of the text of the file and of those that it extends.
         about: one sentence for people.
         model_types: values of `model_type` in config.json that it is for.
+        condition: what else must hold of the config; such a recipe goes before one without.
         tensor_patterns: for checkpoints without config.json, names that must all be there.
-        prefixes: what `{prefix}` may stand for.
+        prefixes: what `{prefix}`, or each of several such words, may stand for.
         defaults: config keys with the value that the architecture gives them when absent.
         definitions: names for expressions.
         axes: in the order of the file.
         widen: axes that a bare factor widens.
+        groups: for the parts of a composite model, the axes that a factor of the part widens.
         fixed: axes that must not move, with the reason.
         links: axes that the config ties together.
         config: what the widened config says.
         tensors: one rule for every tensor.
         parameters: what the reference model calls a tensor that it saves under another name.
+        untie: for tensors that share another one's data, which one; they are written when untied.
     """
 
     name: str
@@ -121,7 +124,7 @@ class Recipe:
     about: str = ""
     model_types: tuple[str, ...] = ()
     tensor_patterns: tuple[Pattern, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
+    prefixes: tuple[dict[str, str], ...] = ({"prefix": ""},)
     defaults: dict[str, object] = field(default_factory=dict)
     definitions: tuple[tuple[str, Expression, Text], ...] = ()
     axes: tuple[AxisRule, ...] = ()
@@ -131,6 +134,9 @@ class Recipe:
     config: tuple[ConfigRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
+    untie: dict[str, str] = field(default_factory=dict)
+    condition: Expression | None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     path: Path | None = None
 
     @property
@@ -146,30 +152,62 @@ def recipe_files() -> tuple[Path, ...]:
     return tuple(sorted(BUILT_IN.glob("*.yaml")))
 
 
-def load_recipe(name_or_file: str | Path) -> Recipe:
+def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = None) -> Recipe:
     """Load a recipe by its built-in name (`llama`) or from a file (`./mine.yaml`).
+
+    Args:
+        name_or_file: which.
+        config: config.json; a composite recipe chooses the recipes of its parts by it.
 
     Raises:
         RecipeError: there is none of that name, or it is not a valid recipe.
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return replace(_load_file(path), path=path)
+        return replace(_load_file(path, config), path=path)
     built_in = BUILT_IN / f"{name_or_file}.yaml"
     if not built_in.is_file():
         known = [file.stem for file in recipe_files()]
         raise RecipeError(f"there is no recipe `{name_or_file}`", hint=suggest(str(name_or_file), known))
-    return _load_built_in(built_in)
+    return _load_file(built_in, config)
+
+
+def recipe_for(config: Mapping[str, Any]) -> str | None:
+    """The built-in recipe for a config, by its `model_type` and the recipes' conditions."""
+    for condition, name in model_types().get(str(config.get("model_type")), ()):
+        if condition is None or language.evaluate(condition, config):
+            return name
+    return None
+
+
+def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
+    document, digest = _read(path, seen=())
+    found = parts.read_parts(document)
+    names = tuple(recipe_for(parts.config_of(part, config)) or part.recipe.value for part in found)
+    return _load_parts(path, digest, names)
 
 
 @lru_cache(maxsize=256)
-def _load_built_in(path: Path) -> Recipe:
-    return _load_file(path)
+def _load_parts(path: Path, digest: str, names: tuple[str, ...]) -> Recipe:
+    document, _ = _read(path, seen=())
+    groups, documents = {}, []
+    for part, name in zip(parts.read_parts(document), names, strict=True):
+        file = _beside(path, name)
+        if file is None:
+            raise part.recipe.error(f"there is no recipe `{name}`")
+        inner, inner_digest = _read(file, seen=(path,))
+        renamed, groups[part.name] = parts.as_part(inner, part)
+        documents.append(renamed)
+        digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
+    if documents:
+        document = parts.join(documents, document, _merge)
+    return _recipe(path.stem, _shown(path), digest, document, groups)
 
 
-def _load_file(path: Path) -> Recipe:
-    document, digest = _read(path, seen=())
-    return _recipe(path.stem, _shown(path), digest, document)
+def _beside(path: Path, name: str) -> Path | None:
+    """The recipe of a name in the same folder, else the built-in one."""
+    files = (path.parent / f"{name}.yaml", BUILT_IN / f"{name}.yaml")
+    return next((file for file in files if file.is_file()), None)
 
 
 def _shown(path: Path) -> str:
@@ -190,9 +228,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
         return document, digest
     if not isinstance(base, Text):
         raise base.error("`extends` takes the name of one recipe")
-    beside = path.parent / f"{base.value}.yaml"
-    parent = beside if beside.is_file() else BUILT_IN / f"{base.value}.yaml"
-    if not parent.is_file():
+    parent = _beside(path, base.value)
+    if parent is None:
         known = [file.stem for file in recipe_files()]
         raise base.error(f"there is no recipe `{base.value}`", hint=suggest(base.value, known))
     if parent in (*seen, path):
@@ -226,15 +263,22 @@ def _merge_section(parent: Entries, child: Entries) -> Entries:
 
 
 @cache
-def model_types() -> dict[str, str]:
-    """Which built-in recipe is for which `model_type` of config.json."""
-    return {model_type: file.stem for file in recipe_files() for model_type in _load_file(file).model_types}
+def model_types() -> dict[str, list[tuple[Expression | None, str]]]:
+    """The built-in recipes for each `model_type` of config.json; those with a condition come first."""
+    found: dict[str, list[tuple[Expression | None, str]]] = {}
+    for file in recipe_files():
+        types, condition, _ = _match(parse_document(file.read_text(encoding="utf-8"), _shown(file)).get("match"))
+        for model_type in types:
+            found.setdefault(model_type, []).append((condition, file.stem))
+    for recipes in found.values():
+        recipes.sort(key=lambda pair: pair[0] is None)
+    return found
 
 
 # Reading a document ---------------------------------------------------------------------------
 
 
-def _recipe(name: str, file: str, digest: str, document: Entries) -> Recipe:
+def _recipe(name: str, file: str, digest: str, document: Entries, groups: dict[str, tuple[str, ...]]) -> Recipe:
     for key, _ in document:
         if key.value not in _SECTIONS:
             raise key.error(f"unknown section `{key.value}`", hint=suggest(key.value, _SECTIONS))
@@ -242,7 +286,8 @@ def _recipe(name: str, file: str, digest: str, document: Entries) -> Recipe:
     for required in ("axes", "tensors"):
         if required not in sections:
             raise RecipeError(f"{file}: the section `{required}` is missing")
-    model_types, tensor_patterns = _match(sections.get("match"))
+    model_types, condition, tensor_patterns = _match(sections.get("match"))
+    prefixes = _prefixes(sections.get("prefix"))
     recipe = Recipe(
         name=name,
         file=file,
@@ -250,29 +295,54 @@ def _recipe(name: str, file: str, digest: str, document: Entries) -> Recipe:
         about=_optional_text(sections.get("about")),
         model_types=model_types,
         tensor_patterns=tensor_patterns,
+        condition=condition,
         parameters={key.value: _text(node).value for key, node in _entries(sections.get("parameters"))},
-        prefixes=tuple(text.value for text in _texts(sections["prefix"])) if "prefix" in sections else ("",),
+        untie={key.value: _text(node).value for key, node in _entries(sections.get("untie"))},
+        prefixes=prefixes,
+        groups=groups,
         defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
         definitions=tuple(_definition(key, node) for key, node in _entries(sections.get("define"))),
         axes=tuple(_axis(key, node) for key, node in _entries(sections["axes"])),
-        widen=tuple(text.value for text in _texts(sections["widen"])) if "widen" in sections else (),
+        widen=_widen(sections.get("widen"), groups),
         fixed={key.value: _text(node).value for key, node in _entries(sections.get("fixed"))},
         links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
         config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
-        tensors=tuple(_tensor_rule(key, node) for key, node in _entries(sections["tensors"])),
+        tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
     _check_names(recipe, sections)
     return recipe
 
 
-def _match(node: Node | None) -> tuple[tuple[str, ...], tuple[Pattern, ...]]:
+def _match(node: Node | None) -> tuple[tuple[str, ...], Expression | None, tuple[Pattern, ...]]:
     entries = {key.value: (key, value) for key, value in _entries(node)}
     for key, _ in entries.values():
-        if key.value not in ("model_type", "tensors"):
-            raise key.error(f"unknown condition `{key.value}`", hint="`match` takes `model_type` and `tensors`")
+        if key.value not in ("model_type", "when", "tensors"):
+            raise key.error(f"unknown condition `{key.value}`", hint="`match` takes `model_type`, `when` and `tensors`")
     types = tuple(text.value for text in _texts(entries["model_type"][1])) if "model_type" in entries else ()
+    when = _parse(language.parse_expression, _text(entries["when"][1])) if "when" in entries else None
     patterns = _texts(entries["tensors"][1]) if "tensors" in entries else ()
-    return types, tuple(_parse(language.parse_pattern, text) for text in patterns)
+    return types, when, tuple(_parse(language.parse_pattern, text) for text in patterns)
+
+
+def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
+    """`[a., b.]` for one word, `prefix`; a list of mappings for several, which belong together."""
+    if node is None:
+        return ({"prefix": ""},)
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    if not nodes:
+        raise node.error("expected at least one prefix")
+    found = []
+    for item in nodes:
+        pairs = item.pairs if isinstance(item, Entries) else ((None, item),)
+        found.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
+        if set(found[-1]) != set(found[0]):
+            raise item.error(f"expected the words {', '.join(found[0])}, as in the first")
+    return tuple(found)
+
+
+def _widen(node: Node | None, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    names = [text.value for text in _texts(node)] if node is not None else []
+    return tuple(axis for name in names for axis in groups.get(name, (name,)))
 
 
 def _definition(key: Text, node: Node) -> tuple[str, Expression, Text]:
@@ -281,7 +351,8 @@ def _definition(key: Text, node: Node) -> tuple[str, Expression, Text]:
 
 
 def _axis(key: Text, node: Node) -> AxisRule:
-    _check_identifier(key)
+    if key.as_written:
+        _check_identifier(key)
     if not isinstance(node, Entries):
         size, about = _text(node), ""
     else:
@@ -302,8 +373,8 @@ def _link(key: Text, node: Node) -> Link:
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
 
 
-def _tensor_rule(key: Text, node: Node) -> TensorRule:
-    pattern = _parse(language.parse_pattern, key)
+def _tensor_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> TensorRule:
+    pattern = _parse(lambda text: language.parse_pattern(text, prefixes), key)
     return TensorRule(pattern, _choices(node, "dims", _layout), key)
 
 
@@ -356,6 +427,8 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
 
     if "widen" in sections:
         for text in _texts(sections["widen"]):
+            if text.value in recipe.groups:
+                continue
             known(text.value, text)
             if text.value in recipe.fixed:
                 raise text.error(f"`{text.value}` is both widened and fixed")

@@ -58,7 +58,7 @@ class ParameterNames:
         for tensor in plan.tensors:
             self._tensors[tensor.source.name].append(tensor)
         self._saved_as = {parameter: name for name, parameter in plan.recipe.parameters.items()}
-        self._prefixes = tuple(prefix for prefix in plan.recipe.prefixes if prefix)
+        self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:
         """The plans whose source is a parameter: one, or several where an axis is in its name.

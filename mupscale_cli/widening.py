@@ -16,7 +16,7 @@ from mupscale_cli.language import suggest
 from mupscale_cli.matching import match_rules
 from mupscale_cli.optimizer.files import WideState, find_optimizer, open_optimizer
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
-from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files
+from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
 from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
 from mupscale_cli.state import Policy
 
@@ -130,12 +130,14 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     Raises:
         RecipeError: there is none, or several fit.
     """
+    config = checkpoint.config or {}
     if name is not None:
-        return load_recipe(name)
-    model_type = (checkpoint.config or {}).get("model_type")
+        return load_recipe(name, config)
+    model_type = config.get("model_type")
     if isinstance(model_type, str):
-        if model_type in model_types():
-            return load_recipe(model_types()[model_type])
+        found = recipe_for(config)
+        if found is not None:
+            return load_recipe(found, config)
         near = suggest(model_type, model_types())
         raise RecipeError(
             f"there is no recipe for the model type `{model_type}`",
@@ -146,13 +148,13 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
     if len(fitting) == 1:
         return fitting[0]
-    found = (
+    several = (
         f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
         if fitting
         else "no recipe fits its tensors"
     )
     raise RecipeError(
-        f"`{checkpoint.path}` has no config.json with a `model_type`, and {found}",
+        f"`{checkpoint.path}` has no config.json with a `model_type`, and {several}",
         hint="name one with `--recipe`, or put config.json beside it",
     )
 
@@ -200,7 +202,7 @@ def plan_widening(
     factors = resolve_factors(chosen, factor, axes or {})
     plan = make_plan(chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size)
     for name, asked in (axes or {}).items():
-        if asked > 1 and name not in plan.factors:
+        if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
             raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
     if not plan.factors:
         raise PlanError(f"nothing is widened: no tensor of `{found.path}` has one of the axes {', '.join(factors)}")

@@ -20,56 +20,180 @@ SIZES = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
+NO_HEAD_DIM = {key: value for key, value in SIZES.items() if key != "head_dim"}
+ENCODER = {key: value for key, value in NO_HEAD_DIM.items() if key != "num_key_value_heads"}
 STABLELM = {**SIZES, "head_dim": None, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "n_positions": 64}
+GPT_NEO = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+           "vocab_size": 50, "window_size": 6, "max_position_embeddings": 64}  # fmt: skip
+OPT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 40, "vocab_size": 50,
+       "max_position_embeddings": 64}  # fmt: skip
+FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 40, "vocab_size": 50}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1], "num_labels": 3}
+CONVNEXT = {"hidden_sizes": [8, 16], "depths": [2, 1], "num_stages": 2, "num_labels": 3}
+SWIN = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4}
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "image_size": 32,
+       "patch_size": 8}  # fmt: skip
+DINO = {key: value for key, value in VIT.items() if key != "intermediate_size"}
+T5 = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 6, "d_ff": 40, "vocab_size": 50,
+      "decoder_start_token_id": 0}  # fmt: skip
+BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 24, "vocab_size": 50,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+WHISPER = {**BART, "num_mel_bins": 10, "max_source_positions": 16, "max_target_positions": 32,
+           "decoder_start_token_id": 1}  # fmt: skip
+MLA = {"kv_lora_rank": 10, "q_lora_rank": 14, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 7,
+       "num_key_value_heads": 4}  # fmt: skip
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
+DEEPSEEK = {**NO_HEAD_DIM, **MLA, **MOE, "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1,
+            "n_group": 2, "topk_group": 1}  # fmt: skip
+MAMBA = {"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 6}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 50,
+        "max_position_embeddings": 32}  # fmt: skip
+VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36,
+          "image_size": 32, "patch_size": 8}  # fmt: skip
 
 # Name of the case: class in transformers, its config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{
         f"{name}-{'tied' if tied else 'untied'}": (
             f"{name}ForCausalLM",
-            config,
+            f"{name}Config" if name not in ("Gemma3", "Llama4") else f"{name}TextConfig",
             {**SIZES, **more, "tie_word_embeddings": tied},
         )
-        for name, config, more in (
-            ("Llama", "LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
-            ("Mistral", "MistralConfig", {"sliding_window": 6}),
-            ("Qwen2", "Qwen2Config", {}),
-            ("SmolLM3", "SmolLM3Config", {}),
-            ("Phi3", "Phi3Config", {}),
-            ("Glm4", "Glm4Config", {}),
-            ("Starcoder2", "Starcoder2Config", {}),
-            ("Granite", "GraniteConfig", {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
-            ("Cohere", "CohereConfig", {"use_qk_norm": True}),
-            ("Cohere2", "Cohere2Config", {}),
-            ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-            ("Qwen3", "Qwen3Config", {}),
-            ("Olmo2", "Olmo2Config", {}),
-            ("Olmo3", "Olmo3Config", {}),
-            ("Gemma", "GemmaConfig", {}),
-            ("Gemma2", "Gemma2Config", {}),
-            ("Gemma3", "Gemma3TextConfig", {}),
+        for name, more in (
+            ("Llama", {"attention_bias": True, "mlp_bias": True}),
+            ("Mistral", {"sliding_window": 6}),
+            ("Qwen2", {}),
+            ("SmolLM3", {}),
+            ("SeedOss", {}),
+            ("Ernie4_5", {"use_bias": True}),
+            ("Helium", {"hidden_size": 32}),
+            ("Nemotron", {}),
+            ("Arcee", {}),
+            ("Apertus", {}),
+            ("Phi3", {}),
+            ("Glm4", {}),
+            ("Starcoder2", {}),
+            ("Granite", {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+            ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0}),
+            ("GraniteMoeShared", {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24}),
+            ("Cohere", {"use_qk_norm": True}),
+            ("Cohere2", {}),
+            ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+            ("Qwen2Moe", {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 20, "mlp_only_layers": [0],
+                          "decoder_sparse_step": 1}),
+            ("Qwen3Moe", {**MOE, "num_experts": 4, "mlp_only_layers": [0]}),
+            ("Dots1", {**MOE, "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1,
+                       "topk_group": 1}),
+            ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}),
+            ("Llama4", {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 20,
+                        "moe_layers": [1]}),
+            ("Qwen3", {}),
+            ("Olmo2", {}),
+            ("Olmo3", {}),
+            ("Exaone4", {}),
+            ("Gemma", {}),
+            ("Gemma2", {}),
+            ("Gemma3", {}),
+            ("VaultGemma", {}),
+            ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": True, "conv_bias": True}),
+            ("FalconH1", {"mamba_d_ssm": 96, "mamba_n_heads": 12, "mamba_d_head": 8, "mamba_n_groups": 2,
+                          "mamba_d_state": 6, "lm_head_multiplier": 0.5}),
+        )
+        for tied in (False, True)
+    },  # fmt: skip
+    **{
+        f"{name}-{'tied' if tied else 'untied'}": (
+            f"{name}ForCausalLM",
+            f"{name}Config",
+            {**settings, "tie_word_embeddings": tied},
+        )
+        for name, settings in (
+            ("Phi", {**NO_HEAD_DIM, "qk_layernorm": True}),
+            ("Persimmon", ENCODER),
+            ("Olmoe", {**NO_HEAD_DIM, "num_experts": 4, "num_experts_per_tok": 2}),
+            ("DeepseekV2", DEEPSEEK),
+            ("DeepseekV3", {**DEEPSEEK, "head_dim": 4}),
+            ("MiniCPM3", {**NO_HEAD_DIM, **MLA, "dim_model_base": 12}),
+            ("GPTNeoX", {**SIZES, "head_dim": None}),
+            ("GPTNeo", {**GPT_NEO, "intermediate_size": 40}),
+            ("GPTJ", {**GPT2, "rotary_dim": 4}),
+            ("CodeGen", {**GPT2, "n_head": 4, "rotary_dim": 4}),
+            ("OPT", OPT),
+            ("BioGpt", {**ENCODER, "max_position_embeddings": 64}),
+            ("Bloom", {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50}),
+            ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 50}),
+            ("XGLM", {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 40, "vocab_size": 50}),
+            ("Mamba", {**MAMBA, "time_step_rank": 5}),
+            ("Mamba2", {**MAMBA, "num_heads": 12, "head_dim": 8, "n_groups": 2}),
         )
         for tied in (False, True)
     },
+    "Olmo-untied": ("OlmoForCausalLM", "OlmoConfig", {**SIZES, "tie_word_embeddings": False}),
+    "NanoChat-untied": ("NanoChatForCausalLM", "NanoChatConfig", {**SIZES, "tie_word_embeddings": False}),
+    "DeepseekV2-lite": ("DeepseekV2ForCausalLM", "DeepseekV2Config", {**DEEPSEEK, "q_lora_rank": None}),
     "GPT2-untied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "tie_word_embeddings": False}),
     "GPT2-tied": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "n_inner": 40}),
+    "GPTBigCode-multi": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", {**GPT2, "multi_query": True}),
+    "GPTBigCode-heads": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", {**GPT2, "multi_query": False}),
+    "OPT-projected": ("OPTForCausalLM", "OPTConfig",
+                      {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "Falcon-multi": ("FalconForCausalLM", "FalconConfig", {**FALCON, "bias": True}),
+    "Falcon-groups": ("FalconForCausalLM", "FalconConfig",
+                      {**FALCON, "num_kv_heads": 2, "new_decoder_architecture": True, "tie_word_embeddings": False}),
+    "Falcon-alibi": ("FalconForCausalLM", "FalconConfig",
+                     {**FALCON, "multi_query": False, "alibi": True, "bias": True, "parallel_attn": False}),
     **{
         f"StableLm-{'parallel' if parallel else 'serial'}": (
             "StableLmForCausalLM",
             "StableLmConfig",
-            {**STABLELM, "use_parallel_residual": parallel, "tie_word_embeddings": parallel},
+            {**STABLELM, "use_parallel_residual": parallel, "tie_word_embeddings": parallel,
+             "qk_layernorm": parallel},
         )
         for parallel in (False, True)
     },
-    "GPTNeoX-untied": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**SIZES, "head_dim": None}),
-    "GPTNeoX-tied": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**SIZES, "head_dim": None, "tie_word_embeddings": True}),
-    "Bert-tied": ("BertForMaskedLM", "BertConfig", {**SIZES, "head_dim": None}),
-    "Bert-pooler": ("BertForSequenceClassification", "BertConfig", {**SIZES, "head_dim": None}),
+    "Bert-tied": ("BertForMaskedLM", "BertConfig", ENCODER),
+    "Bert-pooler": ("BertForSequenceClassification", "BertConfig", ENCODER),
+    "Bert-pretraining": ("BertForPreTraining", "BertConfig", {**ENCODER, "tie_word_embeddings": False}),
+    "Roberta-tied": ("RobertaForMaskedLM", "RobertaConfig", {**ENCODER, "max_position_embeddings": 64}),
+    "Roberta-classifier": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),
+    "Roberta-tokens": ("RobertaForTokenClassification", "RobertaConfig", ENCODER),
+    "DistilBert-tied": ("DistilBertForMaskedLM", "DistilBertConfig",
+                        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "vocab_size": 50}),
+    "DistilBert-classifier": ("DistilBertForSequenceClassification", "DistilBertConfig",
+                              {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "vocab_size": 50}),
+    "Electra-tied": ("ElectraForMaskedLM", "ElectraConfig", {**ENCODER, "embedding_size": 16}),
+    "Electra-discriminator": ("ElectraForPreTraining", "ElectraConfig", {**ENCODER, "embedding_size": 48}),
+    "Electra-classifier": ("ElectraForSequenceClassification", "ElectraConfig", {**ENCODER, "embedding_size": 16}),
+    "ModernBert-tied": ("ModernBertForMaskedLM", "ModernBertConfig", ENCODER),
+    "ModernBert-classifier": ("ModernBertForSequenceClassification", "ModernBertConfig", ENCODER),
+    "DebertaV2-shared": ("DebertaV2ForMaskedLM", "DebertaV2Config",
+                         {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
+                          "position_biased_input": False, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+                          "position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "DebertaV2-classifier": ("DebertaV2ForSequenceClassification", "DebertaV2Config",
+                             {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "T5-tied": ("T5ForConditionalGeneration", "T5Config", T5),
+    "T5-gated": ("T5ForConditionalGeneration", "T5Config",
+                 {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "T5-encoder": ("T5EncoderModel", "T5Config", T5),
+    "MT5-gated": ("MT5ForConditionalGeneration", "MT5Config", T5),
+    "Bart-tied": ("BartForConditionalGeneration", "BartConfig", {**BART, "scale_embedding": True}),
+    "Bart-plain": ("BartForConditionalGeneration", "BartConfig", BART),
+    "Bart-classifier": ("BartForSequenceClassification", "BartConfig", BART),
+    "Whisper-tied": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
+    "ViT-classifier": ("ViTForImageClassification", "ViTConfig", VIT),
+    "ViT-pooler": ("ViTModel", "ViTConfig", VIT),
+    "DeiT-teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", VIT),
+    "Dinov2-classifier": ("Dinov2ForImageClassification", "Dinov2Config", DINO),
+    "Dinov2-gated": ("Dinov2ForImageClassification", "Dinov2Config", {**DINO, "use_swiglu_ffn": True}),
+    "Swin-classifier": ("SwinForImageClassification", "SwinConfig", SWIN),
+    "ConvNext-classifier": ("ConvNextForImageClassification", "ConvNextConfig", CONVNEXT),
+    "ConvNextV2-classifier": ("ConvNextV2ForImageClassification", "ConvNextV2Config", CONVNEXT),
     "ResNet-basic": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
     "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
-}
+}  # fmt: skip
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
