@@ -514,22 +514,31 @@ def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
 
 # Patterns -------------------------------------------------------------------------------------
 
-_PATTERN_PART = re.compile(r"\{(?P<brace>[^{}]*)\}|(?P<star>\*)|(?P<literal>[^{}*]+)|(?P<bad>[{}])")
-_AXIS_IN_NAME = re.compile(r"(?P<slash>/?)(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)$")
+_PATTERN_PART = re.compile(r"\{(?P<brace>[^{}]*)\}|(?P<star>\*\*?)|(?P<literal>[^{}*]+)|(?P<bad>[{}])")
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
+_AXIS_IN_NAME = re.compile(rf"/?(?:{_NAME}|\({_NAME}(?: +{_NAME})+\))$")
 
 
 @dataclass(frozen=True, slots=True)
 class NameAxis:
-    """An axis that counts tensors: `experts.{e}.w1.weight`."""
+    """Axes that count tensors: `experts.{e}.w1.weight`, `norms.{(kv g)}.weight`.
 
-    name: str
+    Attributes:
+        names: one axis, or several of which the last one counts fastest.
+        contracted: the layer sums over them.
+        starts: where each name begins in the text.
+        span: of the braces.
+    """
+
+    names: tuple[str, ...]
     contracted: bool
+    starts: tuple[int, ...]
     span: tuple[int, int]
 
     @property
     def group(self) -> str:
         """Its group in the pattern's regular expression."""
-        return self.name.replace(".", "__")
+        return "__".join(self.names).replace(".", "__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -552,11 +561,11 @@ class Pattern:
 
     @property
     def num_wildcards(self) -> int:
-        """How many `*` it has: of two patterns that match a name, the one with fewer is meant."""
-        return sum(part is STAR for part in self.parts)
+        """How many `*` it has, `**` for very many: of two patterns that match a name, the one with fewer is meant."""
+        return sum(part is STAR for part in self.parts) + sum(100 for part in self.parts if part is REST)
 
     def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
-        """A regular expression with the groups `first`, `last` and one for each axis in the name."""
+        """A regular expression with the groups `first`, `last`, one for each axis, and one without a name for each `*` or `**`."""
         return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))
 
 
@@ -581,7 +590,7 @@ class Prefix:
     word: str
 
 
-STAR, FIRST, LAST = Word("*"), Word("first"), Word("last")
+STAR, REST, FIRST, LAST = Word("*"), Word("**"), Word("first"), Word("last")
 _WORDS = {word.word: word for word in (FIRST, LAST)}
 Part = Union[str, Word, Prefix, Alternatives, NameAxis]
 
@@ -589,9 +598,9 @@ Part = Union[str, Word, Prefix, Alternatives, NameAxis]
 def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     """Parse a pattern of tensor names.
 
-    `*` is anything without a dot, `{a,b}` is a or b, `{first}` and `{last}` are the smallest and
-    the largest number in that place, `{prefix}` is one of the recipe's prefixes, `{e}` and `{/e}`
-    are an axis in the name. A `?` at the end makes the tensor optional.
+    `*` is anything without a dot, `**` anything, `{a,b}` is a or b, `{first}` and `{last}` are the smallest and
+    the largest number in that place, `{prefix}` is one of the recipe's prefixes, `{e}`, `{/e}`
+    and `{(a b)}` are axes in the name. A `?` at the end makes the tensor optional.
 
     Args:
         text: the pattern.
@@ -616,7 +625,7 @@ def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
     if match["literal"]:
         return match["literal"]
     if match["star"]:
-        return STAR
+        return STAR if match["star"] == "*" else REST
     inside = match["brace"]
     if inside in _WORDS:
         return _WORDS[inside]
@@ -624,14 +633,15 @@ def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
         return Prefix(inside)
     if "," in inside:
         return Alternatives(tuple(text.strip() for text in inside.split(",")))
-    axis = _AXIS_IN_NAME.match(inside)
-    if axis is None:
+    if _AXIS_IN_NAME.match(inside) is None:
         raise LanguageError(
             f"`{{{inside}}}` is neither an axis, a word nor a choice",
             match.span(),
-            "write {axis}, {a,b}, {first}, {last} or {prefix}",
+            "write {axis}, {(a b)}, {a,b}, {first}, {last} or {prefix}",
         )
-    return NameAxis(axis["name"], bool(axis["slash"]), match.span())
+    names = list(re.finditer(_NAME, inside))
+    starts = tuple(match.start() + 1 + name.start() for name in names)
+    return NameAxis(tuple(name.group() for name in names), inside.startswith("/"), starts, match.span())
 
 
 def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
@@ -643,7 +653,9 @@ def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
         return rf"(?P<{part.group}>\d+)"
     if isinstance(part, Prefix):
         return re.escape(prefixes[part.word])
-    return r"[^.]+" if part is STAR else rf"(?P<{part.word}>\d+)"
+    if part in (STAR, REST):
+        return r"([^.]+)" if part is STAR else r"(.+)"
+    return rf"(?P<{part.word}>\d+)"
 
 
 def expand_name(pattern: Pattern, match: re.Match[str], indices: Sequence[int]) -> str:

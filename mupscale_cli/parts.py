@@ -13,11 +13,11 @@ from typing import Any
 
 from mupscale_cli import language
 from mupscale_cli.document import Entries, Items, Node, Text
-from mupscale_cli.language import AxisRef, NameAxis, Power
+from mupscale_cli.language import AxisRef, Power
 
 _KEYS = ("config", "recipe", "prefix", "names")
-_DROPPED = ("about", "match", "extends", "prefix", "parameters")
-_GLOBAL = ("tensors",)  # names in expressions that mean the same in every part
+_DROPPED = ("about", "match", "extends", "prefix", "parameters", "tie")
+_GLOBAL = ("tensors", "tie")  # names in expressions that mean the same in every part
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ class Part:
 
     Attributes:
         name: of the part; its axes are `name.axis`.
-        section: the key of the config that holds its config.
+        sections: keys of the config that may hold its config, the empty one for the config itself.
         recipe: the recipe's name where the config names no model type that has one.
         prefix: the word for which `{prefix}` of its patterns stands.
         names: the word that stands before its other tensors, None for nothing.
     """
 
     name: str
-    section: str
+    sections: tuple[str, ...]
     recipe: Text
     prefix: str
     names: str | None
@@ -58,30 +58,29 @@ def _part(key: Text, node: Node) -> Part:
         raise node.error("a part has `config`, `recipe`, `prefix` and perhaps `names`")
     if not key.value.isidentifier():
         raise key.error(f"`{key.value}` cannot be a name", hint="letters, digits and `_`, not a digit first")
-    texts: dict[str, Text] = {}
+    texts: dict[str, tuple[Text, ...]] = {}
     for name, value in node:
         if name.value not in _KEYS:
             raise name.error(f"unknown key `{name.value}`", hint=language.suggest(name.value, _KEYS))
-        if not isinstance(value, Text):
+        nodes = value.nodes if isinstance(value, Items) and name.value == "config" else (value,)
+        if not all(isinstance(item, Text) for item in nodes):
             raise value.error("expected a text")
-        texts[name.value] = value
+        texts[name.value] = tuple(item for item in nodes if isinstance(item, Text))
     for required in ("config", "recipe", "prefix"):
         if required not in texts:
             raise key.error(f"the part `{key.value}` has no `{required}`")
-    names = texts.get("names")
-    return Part(key.value, texts["config"].value, texts["recipe"], texts["prefix"].value, None if names is None else names.value)
+    names = texts["names"][0].value if "names" in texts else None
+    sections = tuple(text.value for text in texts["config"])
+    return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names)
 
 
-def config_of(part: Part, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The section of a config that is the part's."""
-    section: Any = config or {}
-    for key in part.section.split("."):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    return section if isinstance(section, Mapping) else {}
+def section_of(part: Part, config: Mapping[str, Any]) -> str:
+    """Which of its sections a config has; the first if it has none."""
+    return next((key for key in part.sections if not key or isinstance(config.get(key), Mapping)), part.sections[0])
 
 
-def as_part(document: Entries, part: Part) -> tuple[Entries, tuple[str, ...]]:
-    """A recipe's document with everything named as a part of another.
+def as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple[str, ...]]:
+    """A recipe's document with everything named as a part of another, whose config is in a section.
 
     Returns:
         The document, and the axes that the part widens by itself.
@@ -95,7 +94,10 @@ def as_part(document: Entries, part: Part) -> tuple[Entries, tuple[str, ...]]:
     def rename(name: str) -> str:
         if name in _GLOBAL:
             return name
-        return f"{part.name}.{name}" if name in local else f"{part.section}.{name}"
+        return f"{part.name}.{name}" if name in local else key_of(name)
+
+    def key_of(name: str) -> str:
+        return f"{section}.{name}" if section else name
 
     def axis(text: Text) -> Text:
         return _written(text, f"{part.name}.{text.value}")
@@ -103,17 +105,17 @@ def as_part(document: Entries, part: Part) -> tuple[Entries, tuple[str, ...]]:
     def expression(node: Node) -> Node:
         return _in_texts(node, lambda text: _expression(text, rename))
 
-    def of(section: str) -> Iterable[tuple[Text, Node]]:
-        return _entries(sections.get(section))
+    def of(name: str) -> Iterable[tuple[Text, Node]]:
+        return _entries(sections.get(name))
 
     renamed = {
-        "defaults": [(_written(key, f"{part.section}.{key.value}"), node) for key, node in of("defaults")],
+        "defaults": [(_written(key, key_of(key.value)), node) for key, node in of("defaults")],
         "define": [(axis(key), expression(node)) for key, node in of("define")],
         "axes": [(axis(key), _axis(node, expression)) for key, node in of("axes")],
         "fixed": [(axis(key), node) for key, node in of("fixed")],
         "linked": [(axis(key), _in_texts(node, lambda text: _product(text, axis))) for key, node in of("linked")],
         "config": [
-            (_written(key, f"{part.section}.{key.value}"),
+            (_written(key, key_of(key.value)),
              _choices(node, lambda text: _scaled_expression(text, rename), expression))
             for key, node in of("config")
         ],
@@ -228,8 +230,11 @@ def _product(text: Text, axis: Callable[[Text], Text]) -> Text:
 
 def _pattern(text: Text, part: Part, rename: Callable[[str], str]) -> Text:
     pattern = _parsed(text, language.parse_pattern)
-    named = [(axis.span[0] + 1 + axis.contracted, axis.name, rename(axis.name)) for axis in pattern.axes
-             if isinstance(axis, NameAxis)]  # fmt: skip
+    named = [
+        (start, name, rename(name))
+        for axis in pattern.axes
+        for start, name in zip(axis.starts, axis.names, strict=True)
+    ]
     value = _replaced(text, named).value
     if "{prefix}" in value:
         return _written(text, value.replace("{prefix}", f"{{{part.prefix}}}"))

@@ -20,6 +20,7 @@ from mupscale_cli.language import (
     Expression,
     LanguageError,
     Layout,
+    NameAxis,
     axis_refs,
     evaluate,
     expand_name,
@@ -34,6 +35,7 @@ from mupscale_cli.specs import DTYPES, Axis, TensorSpec
 T = TypeVar("T")
 Values = dict[str, Any]
 DEFAULT_SHARD_BYTES = 5 * 10**9
+_TIE_KEY = "tie_word_embeddings"
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 
 
@@ -141,6 +143,7 @@ class Plan:
         config: the widened config, None where the checkpoint has none.
         config_changes: what differs from the source's config.
         omitted: tensors that the recipe leaves out.
+        tie: for a readout that shares the embedding, where its factor went: `fold`, `config` or `untie`.
     """
 
     recipe: Recipe
@@ -149,6 +152,7 @@ class Plan:
     config: dict[str, Any] | None
     config_changes: tuple[ConfigChange, ...]
     omitted: tuple[str, ...]
+    tie: str | None = None
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -233,6 +237,7 @@ def make_plan(
     config: Mapping[str, Any] | None,
     factors: Mapping[str, int],
     max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
+    tie: str | None = None,
 ) -> Plan:
     """Plan a widening from headers alone.
 
@@ -242,25 +247,36 @@ def make_plan(
         config: config.json, None where there is none.
         factors: of every axis, as `resolve_factors` gives them.
         max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
+        tie: what to do about a readout that shares the embedding; the recipe's first way if not given.
 
     Raises:
         RecipeError: the recipe and the checkpoint contradict one another.
         PlanError: the checkpoint cannot be widened as asked.
     """
     _refuse_quantized(config)
+    names = [spec.name for spec in specs]
+    tie = _resolve_tie(recipe, config or {}, names, tie)
+    shared = _untied(recipe, names) if tie == "untie" else {}
+    if tie == "untie":
+        config = _with_untied(config or {})
+        by_name = {spec.name: spec for spec in specs}
+        specs = [*specs, *(replace(by_name[source], name=name) for name, source in shared.items())]
     matches = match_rules(recipe, [spec.name for spec in specs])
-    values = _environment(recipe, config or {}, matches)
+    values = _environment(recipe, config or {}, matches, tie)
     layouts = {name: _choose(match.rule.choices, values, match) for name, match in matches.items()}
-    axes = _axes(recipe, specs, layouts, matches, values, factors)
+    used = _used_axes(layouts, matches)
+    axes = _axes(recipe, specs, layouts, matches, values, factors, used)
     planner = _TensorPlanner(axes)
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
     tensors = [
-        plan for spec in specs if spec.name not in omitted
+        _reading(plan, shared) for spec in specs if spec.name not in omitted
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]  # fmt: skip
     _refuse_duplicates(tensors)
-    new_config, changes = _widen_config(recipe, config, values, axes) if config is not None else (None, ())
-    return Plan(recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted)
+    new_config, changes = _widen_config(recipe, config, values, axes, used) if config is not None else (None, ())
+    if tie == "untie":
+        changes = (*changes, ConfigChange(_TIE_KEY, True, False))
+    return Plan(recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted, tie)
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
@@ -283,16 +299,62 @@ def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
             )
 
 
-def _environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] = ()) -> Values:
+def _resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str], asked: str | None) -> str | None:
+    """What is done about a readout that shares the embedding; None where there is none."""
+    rule = recipe.tie
+    shares = rule is not None and _evaluate(rule.when, _environment(recipe, config, names), rule.text.error)
+    if rule is None or not shares:
+        if asked is not None:
+            raise PlanError(
+                f"`--tie {asked}`: the readout of this checkpoint does not share the embedding, so it takes its factor "
+                "itself"
+            )
+        return None
+    if asked is not None and asked not in rule.ways:
+        raise PlanError(
+            f"`--tie {asked}` is not possible with `{recipe.name}`", hint=f"possible: {', '.join(rule.ways)}"
+        )
+    return asked or rule.ways[0]
+
+
+def _untied(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
+    """The tensors to write where the checkpoint has one for several, and whose data they take."""
+    assert recipe.tie is not None
+    present = frozenset(names)
+    found = {}
+    for prefixes in recipe.prefixes:
+        for name, source in recipe.tie.untie:
+            name, source = name.format_map(prefixes), source.format_map(prefixes)
+            if source in present and name not in present:
+                found[name] = source
+    return found
+
+
+def _with_untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that says that embedding and readout are two tensors, in every section that said something of it."""
+    nested = {key: _with_untied(value) for key, value in config.items()
+              if isinstance(value, Mapping) and _TIE_KEY in value}  # fmt: skip
+    return {**config, **nested, _TIE_KEY: False}
+
+
+def _reading(plan: TensorPlan, shared: Mapping[str, str]) -> TensorPlan:
+    """A plan that reads the tensor which the checkpoint has."""
+    name = shared.get(plan.source.name)
+    return plan if name is None else replace(plan, source=replace(plan.source, name=name))
+
+
+def _environment(
+    recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] = (), tie: str | None = None
+) -> Values:
     """What expressions see: config keys, the recipe's defaults where they are absent or null, its definitions.
 
-    `tensors` is the list of the checkpoint's tensors.
+    `tensors` is the list of the checkpoint's tensors, `tie` what is done about a shared readout.
     """
     values: Values = {key: value for key, value in config.items() if value is not None}
     for key, default in recipe.defaults.items():
         if look_up(key, values) is None:
             values[key] = default
-    values["tensors"] = list(names)
+    values |= {"tensors": list(names), "tie": tie}
     for name, expression, text in recipe.definitions:
         values[name] = _evaluate(expression, values, text.error)
     return values
@@ -323,9 +385,9 @@ def _axes(
     matches: Mapping[str, Match],
     values: Values,
     factors: Mapping[str, int],
+    used: frozenset[str],
 ) -> dict[str, Axis]:
     """The axes with their sizes, from the config or, where the recipe says so, from the shapes."""
-    used = _used_axes(layouts, matches)
     sizes = _sizes_from_config(recipe, values, used)
     axes = {name: Axis(name, size, factors[name] if name in used else 1) for name, size in sizes.items()}
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
@@ -365,6 +427,8 @@ def _sizes_from_config(recipe: Recipe, values: Values, used: frozenset[str]) -> 
         if size is None and rule.name not in used:
             sizes[rule.name] = None
             continue
+        if isinstance(size, float) and size.is_integer():
+            size = int(size)
         if type(size) is not int or size < 1:
             raise rule.text.error(
                 f"the config makes the axis `{rule.name}` {size!r}, expected a whole number above 0",
@@ -378,7 +442,7 @@ def _used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match])
     """The axes that some tensor of the checkpoint has."""
     seen = {id(choice): choice.value for choice in layouts.values() if isinstance(choice.value, Layout)}
     in_layouts = (ref.name for layout in seen.values() for ref in axis_refs(layout) if isinstance(ref, AxisRef))
-    in_names = (part.name for match in matches.values() for part in match.rule.pattern.axes)
+    in_names = (name for match in matches.values() for part in match.rule.pattern.axes for name in part.names)
     return frozenset((*in_layouts, *in_names))
 
 
@@ -387,7 +451,8 @@ def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for match in matches.values():
         for part in match.rule.pattern.axes:
-            counts[part.name] = max(counts[part.name], int(match.groups[part.group]) + 1)
+            if len(part.names) == 1:
+                counts[part.names[0]] = max(counts[part.names[0]], int(match.groups[part.group]) + 1)
     return counts
 
 
@@ -442,28 +507,41 @@ class _TensorPlanner:
         return tuple(maps)
 
     def _name_copies(self, plan: TensorPlan, match: Match) -> Iterable[TensorPlan]:
-        """One plan for each tensor that an axis in the name turns the source into."""
+        """One plan for each tensor that the axes in the name turn the source into."""
         parts = match.rule.pattern.axes
         if not parts:
             yield plan
             return
-        factors = [self.axes[part.name].factor for part in parts]
-        for part in parts:
-            size = self.axes[part.name].size
-            if size is not None and int(match.groups[part.group]) >= size:
-                raise match.rule.text.error(
-                    f"`{plan.source.name}` is beyond the {size} that the axis `{part.name}` has"
-                )
-        pieces = math.prod(factor for part, factor in zip(parts, factors, strict=True) if part.contracted)
-        for digits in itertools.product(*map(range, factors)):
-            indices = [int(match.groups[part.group]) * factor + digit
-                       for part, factor, digit in zip(parts, factors, digits, strict=True)]  # fmt: skip
+        copies = [list(self._indices(part, plan, match)) for part in parts]
+        contracted = [len(indices) if part.contracted else 1 for part, indices in zip(parts, copies, strict=True)]
+        for chosen in itertools.product(*map(enumerate, copies)):
             piece = 0
-            for part, factor, digit in zip(parts, factors, digits, strict=True):
-                piece = piece * factor + digit if part.contracted else piece
-            name = expand_name(match.rule.pattern, match.groups, indices)
-            yield replace(plan, target=replace(plan.target, name=name), name_copies=math.prod(factors),
-                          piece=piece, name_pieces=pieces)  # fmt: skip
+            for part, (digit, _), pieces in zip(parts, chosen, contracted, strict=True):
+                piece = piece * pieces + digit if part.contracted else piece
+            name = expand_name(match.rule.pattern, match.groups, [index for _, index in chosen])
+            yield replace(plan, target=replace(plan.target, name=name), name_copies=math.prod(map(len, copies)),
+                          piece=piece, name_pieces=math.prod(contracted))  # fmt: skip
+
+    def _indices(self, part: NameAxis, plan: TensorPlan, match: Match) -> Iterable[int]:
+        """The numbers that the copies of a tensor have, where its own counts the axes of `part`."""
+        rest, digits = int(match.groups[part.group]), []
+        axes = [self.axes[name] for name in part.names]
+        for axis in reversed(axes[1:]):
+            if axis.size is None:
+                raise match.rule.text.error(f"the axis `{axis.name}` has no one size, so it cannot count tensors")
+            rest, digit = divmod(rest, axis.size)
+            digits.append(digit)
+        if axes[0].size is not None and rest >= axes[0].size:
+            size = math.prod(axis.size or 1 for axis in axes)
+            raise match.rule.text.error(
+                f"`{plan.source.name}` is beyond the {size} that `{{{' '.join(part.names)}}}` has"
+            )
+        digits = [rest, *reversed(digits)]
+        for copies in itertools.product(*(range(axis.factor) for axis in axes)):
+            index = 0
+            for axis, digit, copy_ in zip(axes, digits, copies, strict=True):
+                index = index * (axis.wide_size or 1) + digit * axis.factor + copy_
+            yield index
 
 
 def _check_dtype(plan: TensorPlan) -> None:
@@ -496,7 +574,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _widen_config(
-    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis]
+    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis], used: frozenset[str]
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
     """The config of the wide model, and what changed; checked to give every axis its new size."""
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
@@ -516,7 +594,7 @@ def _widen_config(
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             new_section[key] = after
-    _check_config(recipe, widened, axes, values["tensors"])
+    _check_config(recipe, widened, axes, used, values)
     return widened, tuple(changes)
 
 
@@ -531,13 +609,14 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 
-def _check_config(recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis], names: list[str]) -> None:
+def _check_config(
+    recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis], used: frozenset[str], values: Values
+) -> None:
     """Whoever reads the new config must derive the sizes that the new tensors have."""
-    used = frozenset(axis.name for axis in axes.values() if axis.size is not None)
-    sizes = _sizes_from_config(recipe, _environment(recipe, config, names), used)
+    sizes = _sizes_from_config(recipe, _environment(recipe, config, values["tensors"], values["tie"]), used)
     for rule in recipe.axes:
         expected = axes[rule.name].wide_size
-        if sizes[rule.name] is not None and sizes[rule.name] != expected:
+        if rule.name in used and sizes[rule.name] not in (None, expected):
             raise rule.text.error(
                 f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, "
                 f"the widened tensors make it {expected}",

@@ -7,9 +7,10 @@ raises a `RecipeError` that points at the line and the token. Nothing here knows
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.language import Expression, LanguageError, Layout, Pattern, Power, suggest
 
 T = TypeVar("T")
+TIES = ("fold", "config", "untie")
 _PACKAGED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in an editable install
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
@@ -26,7 +28,7 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 _SECTIONS = ("about", "extends", "match", "parts", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
-             "config", "tensors", "parameters", "untie")  # fmt: skip
+             "config", "tensors", "parameters", "tie")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,31 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class TieRule:
+    """A readout that shares the embedding's tensor, which cannot be divided by k for the readout alone.
+
+    Attributes:
+        when: whether it does, with this config.
+        ways: what to do, the first unless asked otherwise: `fold` the factor into the norm before
+            it, let a key of the `config` take it, or `untie` the two.
+        untie: the tensors that are written when untied, and those whose data they share.
+        text: of the condition.
+    """
+
+    when: Expression
+    ways: tuple[str, ...]
+    untie: tuple[tuple[str, str], ...]
+    text: Text
+
+
+class _Keeping(dict[str, str]):
+    """Values for `str.format_map` that leaves what they do not have as it is."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """An architecture: its axes, and what every tensor and config key has to do with them.
 
@@ -115,7 +142,7 @@ class Recipe:
         config: what the widened config says.
         tensors: one rule for every tensor.
         parameters: what the reference model calls a tensor that it saves under another name.
-        untie: for tensors that share another one's data, which one; they are written when untied.
+        tie: what can be done about a readout that shares the embedding, None if it never does.
     """
 
     name: str
@@ -133,8 +160,8 @@ class Recipe:
     links: tuple[Link, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
-    parameters: dict[str, str] = field(default_factory=dict)
-    untie: dict[str, str] = field(default_factory=dict)
+    parameters: tuple[tuple[Pattern, str], ...] = ()
+    tie: TieRule | None = None
     condition: Expression | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     path: Path | None = None
@@ -142,6 +169,21 @@ class Recipe:
     @property
     def axis_names(self) -> tuple[str, ...]:
         return tuple(axis.name for axis in self.axes)
+
+    @cached_property
+    def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple(
+            (pattern.regex(prefixes), template.format_map(_Keeping(prefixes)))
+            for pattern, template in self.parameters
+            for prefixes in self.prefixes
+        )
+
+    def parameter_name(self, tensor: str) -> str:
+        """What the reference model calls a tensor of the checkpoint."""
+        for pattern, template in self._parameter_patterns:
+            if match := pattern.fullmatch(tensor):
+                return template.format(**{f"_{i}": text for i, text in enumerate(match.groups())})
+        return tensor
 
 
 # Finding --------------------------------------------------------------------------------------
@@ -182,21 +224,25 @@ def recipe_for(config: Mapping[str, Any]) -> str | None:
 
 def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     document, digest = _read(path, seen=())
-    found = parts.read_parts(document)
-    names = tuple(recipe_for(parts.config_of(part, config)) or part.recipe.value for part in found)
-    return _load_parts(path, digest, names)
+    chosen = []
+    for part in parts.read_parts(document):
+        section = parts.section_of(part, config or {})
+        own = (config or {}).get(section) if section else None
+        chosen.append((recipe_for(own or {}) or part.recipe.value, section))
+    return _load_parts(path, digest, tuple(chosen))
 
 
 @lru_cache(maxsize=256)
-def _load_parts(path: Path, digest: str, names: tuple[str, ...]) -> Recipe:
+def _load_parts(path: Path, digest: str, chosen: tuple[tuple[str, str], ...]) -> Recipe:
+    """A recipe, with for each of its parts a recipe's name and the section of the config."""
     document, _ = _read(path, seen=())
     groups, documents = {}, []
-    for part, name in zip(parts.read_parts(document), names, strict=True):
+    for part, (name, section) in zip(parts.read_parts(document), chosen, strict=True):
         file = _beside(path, name)
         if file is None:
             raise part.recipe.error(f"there is no recipe `{name}`")
         inner, inner_digest = _read(file, seen=(path,))
-        renamed, groups[part.name] = parts.as_part(inner, part)
+        renamed, groups[part.name] = parts.as_part(inner, part, section)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
@@ -296,8 +342,8 @@ def _recipe(name: str, file: str, digest: str, document: Entries, groups: dict[s
         model_types=model_types,
         tensor_patterns=tensor_patterns,
         condition=condition,
-        parameters={key.value: _text(node).value for key, node in _entries(sections.get("parameters"))},
-        untie={key.value: _text(node).value for key, node in _entries(sections.get("untie"))},
+        parameters=tuple(_renamed(key, node, prefixes[0]) for key, node in _entries(sections.get("parameters"))),
+        tie=_tie(sections.get("tie"), prefixes[0]),
         prefixes=prefixes,
         groups=groups,
         defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
@@ -371,6 +417,44 @@ def _axis(key: Text, node: Node) -> AxisRule:
 def _link(key: Text, node: Node) -> Link:
     text = _text(node)
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
+
+
+def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
+    if node is None or (isinstance(node, Text) and node.is_null):
+        return None
+    found = dict.fromkeys(("when", "ways", "untie"))
+    entries = {key.value: value for key, value in _entries(node)}
+    for key, _ in _entries(node):
+        if key.value not in found:
+            raise key.error(f"unknown key `{key.value}`", hint="`tie` has `when`, `ways` and `untie`")
+    if "when" not in entries or "ways" not in entries:
+        raise node.error("`tie` needs both `when` and `ways`")
+    when = _text(entries["when"])
+    ways = _texts(entries["ways"])
+    for way in ways:
+        if way.value not in TIES:
+            raise way.error(f"there is no way `{way.value}`", hint=f"known: {', '.join(TIES)}")
+    pairs = []
+    for key, source in _entries(entries.get("untie")):
+        for text in (key, _text(source)):
+            pattern = _parse(lambda text: language.parse_pattern(text, prefixes), text)
+            if not all(isinstance(part, (str, language.Prefix)) for part in pattern.parts):
+                raise text.error("expected the name of one tensor")
+        pairs.append((key.value, _text(source).value))
+    if any(way.value == "untie" for way in ways) != bool(pairs):
+        raise node.error("the way `untie` and the tensors under `untie` go together")
+    return TieRule(_parse(language.parse_expression, when), tuple(way.value for way in ways), tuple(pairs), when)
+
+
+def _renamed(key: Text, node: Node, prefixes: Mapping[str, str]) -> tuple[Pattern, str]:
+    """A pattern, and the other name with its `*` numbered, each for what the pattern's `*` or `**` matched."""
+    pattern = _parse(lambda text: language.parse_pattern(text, prefixes), key)
+    text = _text(node)
+    pieces = text.value.split("*")
+    wildcards = sum(part in (language.STAR, language.REST) for part in pattern.parts)
+    if len(pieces) - 1 != wildcards or pattern.axes:
+        raise text.error(f"has {len(pieces) - 1} `*`, the name on the left has {wildcards}")
+    return pattern, pieces[0] + "".join(f"{{_{i}}}{piece}" for i, piece in enumerate(pieces[1:]))
 
 
 def _tensor_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> TensorRule:
@@ -451,7 +535,8 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
 def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:
     for rule in recipe.tensors:
         for part in rule.pattern.axes:
-            yield rule.text, part.name, part.span
+            for name in part.names:
+                yield rule.text, name, part.span
         for choice in rule.choices:
             if isinstance(choice.value, Layout):
                 for ref in language.axis_refs(choice.value):

@@ -61,13 +61,20 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         },
         "parameters": {"before": before, "after": after},
         "rules": _rules(plan.tensors),
-        "called": dict(plan.recipe.parameters),
+        "called": _called(plan),
         "omitted": list(plan.omitted),
+        "tie": plan.tie,
         "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
         "perturbation": None,
         "optimizer_state": None,
         "verification": None,
     }
+
+
+def _called(plan: Plan) -> dict[str, str]:
+    """Names of the output's tensors for which the reference model's parameters have others."""
+    named = ((tensor.target.name, plan.recipe.parameter_name(tensor.target.name)) for tensor in plan.tensors)
+    return {name: parameter for name, parameter in named if name != parameter}
 
 
 def _hashed_files(source: Checkpoint) -> Iterable[Path]:

@@ -57,7 +57,7 @@ class ParameterNames:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
         for tensor in plan.tensors:
             self._tensors[tensor.source.name].append(tensor)
-        self._saved_as = {parameter: name for name, parameter in plan.recipe.parameters.items()}
+        self._saved_as = {plan.recipe.parameter_name(name): name for name in self._tensors}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:

@@ -55,7 +55,8 @@ def verify(
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
-    plan = make_plan(chosen, source.specs, source.config, resolve_factors(chosen, None, factors))
+    resolved = resolve_factors(chosen, None, factors)
+    plan = make_plan(chosen, source.specs, source.config, resolved, tie=record.get("tie"))
     chosen_options = options or VerifyOptions()
     found = verify_checkpoints(source, target, plan, chosen_options)
     if chosen_options.steps:

@@ -176,6 +176,7 @@ def plan_widening(
     *,
     recipe: str | Path | None = None,
     max_shard_size: int = DEFAULT_SHARD_BYTES,
+    tie: str | None = None,
 ) -> Plan:
     """Plan a widening from headers and config alone; nothing is written, torch is not imported.
 
@@ -185,6 +186,8 @@ def plan_widening(
         axes: factors of single axes, which override or add to `factor`.
         recipe: name or file of the recipe; found by the checkpoint if not given.
         max_shard_size: largest output file of a directory, in bytes.
+        tie: for a readout that shares the embedding, where its factor goes: `fold` (the last norm),
+            `config` (a key of it) or `untie` (two tensors); the recipe's own choice if not given.
 
     Raises:
         MupscaleError: the checkpoint, the recipe or the factors do not allow it.
@@ -200,7 +203,7 @@ def plan_widening(
     if max_shard_size < 1:
         raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
     factors = resolve_factors(chosen, factor, axes or {})
-    plan = make_plan(chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size)
+    plan = make_plan(chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size, tie)
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
             raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
@@ -236,6 +239,7 @@ def widen(
     *,
     recipe: str | Path | None = None,
     max_shard_size: int = DEFAULT_SHARD_BYTES,
+    tie: str | None = None,
     overwrite: bool = False,
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),
@@ -255,6 +259,7 @@ def widen(
         axes: factors of single axes, which override or add to `factor`.
         recipe: name or file of the recipe; found by the checkpoint if not given.
         max_shard_size: largest output file of a directory, in bytes.
+        tie: for a readout that shares the embedding, where its factor goes: `fold`, `config` or `untie`.
         overwrite: replace an existing output that mupscale wrote.
         verify: whether, or with which options, to check that both models agree.
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
@@ -269,7 +274,7 @@ def widen(
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
     found = source.checkpoint
-    plan = plan or plan_widening(source, factor, axes, recipe=recipe, max_shard_size=max_shard_size)
+    plan = plan or plan_widening(source, factor, axes, recipe=recipe, max_shard_size=max_shard_size, tie=tie)
     target = Path(output) if output is not None else default_output(source, factor, axes or {})
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
@@ -332,6 +337,12 @@ def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard
         return None
     from mupscale_cli.optimizer.trainer import SCHEDULER, resumed_files
 
+    if plan.tie == "untie":
+        raise PlanError(
+            f"`{path}` has one moment for embedding and readout together, which untied train each by itself",
+            hint="leave it with `--optimizer none`"
+            + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
+        )
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
     state = opened.widen(plan, options.policy, None if source.is_file else max_shard_bytes)
     # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.

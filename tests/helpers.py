@@ -34,7 +34,7 @@ CONVNEXT = {"hidden_sizes": [8, 16], "depths": [2, 1], "num_stages": 2, "num_lab
 SWIN = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4}
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "image_size": 32,
        "patch_size": 8}  # fmt: skip
-DINO = {key: value for key, value in VIT.items() if key != "intermediate_size"}
+DINO = {**{key: value for key, value in VIT.items() if key != "intermediate_size"}, "hidden_size": 48}
 T5 = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 6, "d_ff": 40, "vocab_size": 50,
       "decoder_start_token_id": 0}  # fmt: skip
 BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
@@ -52,6 +52,8 @@ TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
         "max_position_embeddings": 32}  # fmt: skip
 VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36,
           "image_size": 32, "patch_size": 8}  # fmt: skip
+
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 
 # Name of the case: class in transformers, its config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -191,6 +193,33 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Swin-classifier": ("SwinForImageClassification", "SwinConfig", SWIN),
     "ConvNext-classifier": ("ConvNextForImageClassification", "ConvNextConfig", CONVNEXT),
     "ConvNextV2-classifier": ("ConvNextV2ForImageClassification", "ConvNextV2Config", CONVNEXT),
+    "CLIPText-projection": ("CLIPTextModelWithProjection", "CLIPTextConfig", {**TEXT, "projection_dim": 16}),
+    "CLIPVision-projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**VISION, "projection_dim": 16}),
+    "CLIP-both": ("CLIPModel", "CLIPConfig", {"text_config": {**TEXT, "eos_token_id": 49}, "vision_config": VISION,
+                                              "projection_dim": 16}),
+    "Siglip-both": ("SiglipModel", "SiglipConfig", {"text_config": {**TEXT, "projection_size": 24},
+                                                    "vision_config": VISION}),
+    "Gemma3-images": ("Gemma3ForConditionalGeneration", "Gemma3Config",
+                      {"text_config": SIZES, "vision_config": VISION, "mm_tokens_per_image": 4,
+                       "image_token_index": 47, "boi_token_index": 48, "eoi_token_index": 49}),
+    "Llava-clip": ("LlavaForConditionalGeneration", "LlavaConfig",
+                   {"text_config": {**SIZES, "model_type": "llama"}, "image_token_index": 49,
+                    "vision_config": {**VISION, "model_type": "clip_vision_model", "projection_dim": 16}}),
+    "Llava-siglip": ("LlavaForConditionalGeneration", "LlavaConfig",
+                     {"text_config": {**SIZES, "model_type": "qwen3"}, "image_token_index": 49,
+                      "vision_feature_select_strategy": "full", "tie_word_embeddings": True,
+                      "vision_config": {**VISION, "model_type": "siglip_vision_model"}}),
+    "Qwen2VL-images": ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig",
+                       {"text_config": {**NO_HEAD_DIM, "hidden_size": 32, **MROPE}, "image_token_id": 49,
+                        "video_token_id": 48, "vision_start_token_id": 47, "vision_end_token_id": 46,
+                        "vision_config": {"depth": 2, "embed_dim": 24, "hidden_size": 32, "num_heads": 2,
+                                          "mlp_ratio": 2, "patch_size": 4}}),
+    "Qwen3VL-images": ("Qwen3VLForConditionalGeneration", "Qwen3VLConfig",
+                       {"text_config": {**SIZES, **MROPE}, "image_token_id": 49, "video_token_id": 48,
+                        "vision_start_token_id": 47, "vision_end_token_id": 46,
+                        "vision_config": {"depth": 2, "hidden_size": 32, "out_hidden_size": 48, "num_heads": 4,
+                                          "intermediate_size": 36, "patch_size": 4,
+                                          "deepstack_visual_indexes": [0], "num_position_embeddings": 16}}),
     "ResNet-basic": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
     "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
 }  # fmt: skip

@@ -28,6 +28,15 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given."),
 ]
+Tie = Annotated[
+    str | None,
+    typer.Option(
+        "--tie",
+        metavar="fold|config|untie",
+        help="Where the factor of a readout goes that shares the embedding: into the norm before it, into a key of "
+        "the config, or into a tensor of its own. Not given: the recipe's choice.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 VerifyDtype = Annotated[
     str,

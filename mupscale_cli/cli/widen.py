@@ -23,6 +23,7 @@ def widen(
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
+    tie: options.Tie = None,
     optimizer: options.OptimizerState = "auto",
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
@@ -43,7 +44,7 @@ def widen(
     number, axes = options.parse_factor(factor), options.parse_axes(axis)
     source = widening.find_source(checkpoint)
     plan = widening.plan_widening(
-        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size)
+        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie
     )
     state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
     target = out or widening.default_output(source, number, axes)

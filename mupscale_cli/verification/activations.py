@@ -48,20 +48,16 @@ def recording(model: nn.Module, names: set[str]) -> Iterator[Recorder]:
             handle.remove()
 
 
-def name_in(
-    model: nn.Module, name: str, known: Mapping[str, object], called: Mapping[str, str] | None = None
-) -> str | None:
-    """What a tensor or module of the checkpoint is called in a model.
+def name_in(model: nn.Module, name: str, known: Mapping[str, object]) -> str | None:
+    """What a parameter or module is called in a model.
 
     Checkpoints may leave away the prefix that the model with a head gives its base.
 
     Args:
         model: the model.
-        name: in the checkpoint.
+        name: as the recipe has it.
         known: the model's names.
-        called: names that the model has for tensors which it saves under others.
     """
-    name = (called or {}).get(name, name)
     prefix = getattr(model, "base_model_prefix", "")
     return next((found for found in (name, f"{prefix}.{name}") if found in known), None)
 
@@ -71,7 +67,7 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, TensorPlan]:
     modules = dict(model.named_modules())
     found = {}
     for tensor in plan.tensors:
-        target = plan.recipe.parameters.get(tensor.target.name, tensor.target.name)
+        target = plan.recipe.parameter_name(tensor.target.name)
         owner, _, kind = target.rpartition(".")
         name = name_in(model, owner, modules) if kind == "weight" and tensor.name_copies == 1 else None
         if name is not None:
@@ -83,7 +79,7 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
     """Give a narrow model the rounding that its scaled tensors get when they are stored, in place."""
     parameters = dict(model.named_parameters())
     for tensor in plan.rounded:
-        name = name_in(model, tensor.source.name, parameters, plan.recipe.parameters)
+        name = name_in(model, plan.recipe.parameter_name(tensor.source.name), parameters)
         if name is None:
             continue
         parameter = parameters[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,15 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
-from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, random_tokens, reference_inputs, user_inputs
+from mupscale_cli.verification.inputs import (
+    BATCH,
+    LENGTH,
+    Inputs,
+    image_token,
+    random_tokens,
+    reference_inputs,
+    user_inputs,
+)
 from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module, user_config
 from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
@@ -88,14 +96,15 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
             exact = before
             store_scaled(model, plan)
             before = _run(model, inputs, set(plans), dtype, options.seed, exact.tokens)
-            rounding = compare("logits", exact.logits["logits"], before.logits["logits"])
+            main = next(iter(exact.logits))
+            rounding = compare(main, exact.logits[main], before.logits[main])
         del model
         _free(device)
         model = load(wide, dtype).to(device)
         after = _run(model, inputs, set(plans), dtype, options.seed, before.tokens)
         del model
         _free(device)
-    comparisons = tuple(compare(what, logits, after.logits[what]) for what, logits in before.logits.items())
+    comparisons = tuple(_compare_outputs(before.logits, after.logits))
     modules = compare_activations(plans, before.modules, after.modules)
     allowed, reason = tolerance(plan, dtype)
     return Verification(
@@ -148,9 +157,24 @@ def train_checkpoints(
     return verify_training(before, after, plan, loss, options.steps, state=state, wide_state=wide_state)
 
 
+def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[Comparison]:
+    """What two models return. Logits are equal; hidden states, which a headless model returns, are copies.
+
+    Of further outputs those that depend on the width are left out: hidden states are compared
+    module by module, and what is normalised over its length has another scale.
+    """
+    for position, (what, narrow) in enumerate(before.items()):
+        wide = after[what]
+        if narrow.shape == wide.shape:
+            yield compare(what, narrow, wide)
+        elif position == 0:
+            copies = max(1, wide.shape[-1] // narrow.shape[-1])
+            yield compare(f"{what} (each unit {copies} times)", narrow.repeat_interleave(copies, -1), wide)
+
+
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:
     """What the last module before the readout computed."""
-    logits = outputs.logits["logits"]
+    logits = next(iter(outputs.logits.values()))
     inner = [c for c in modules if outputs.modules[c.what].shape != logits.shape]
     return (replace(inner[-1], what=f"final hidden states (`{inner[-1].what}`)"),) if inner else ()
 
@@ -175,7 +199,7 @@ def _run(
     try:
         with everything_in(dtype):
             with recording(model, names) as recorder:
-                logits = {"logits": _output(model(*inputs.arguments, **inputs.keywords))}
+                logits = _outputs(model(*inputs.arguments, **inputs.keywords))
             if _generates(model):
                 padded, mask = _left_padded(model, seed, inputs)
                 output = _output(model(input_ids=padded, attention_mask=mask))
@@ -186,11 +210,21 @@ def _run(
     return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
 
 
+def _outputs(output: Any) -> dict[str, Tensor]:
+    """Every floating-point tensor that a model returns by name, the main one first."""
+    main = _output(output)
+    named = output.items() if isinstance(output, Mapping) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
+    first = next((name for name, value in tensors.items() if value is main), "logits")
+    return {first: main, **tensors}
+
+
 def _output(output: Any) -> Tensor:
-    """The tensor that a model is asked for: its logits, else its last hidden state or what it returns."""
-    for name in ("logits", "last_hidden_state"):
+    """The tensor that a model is asked for: its logits, else its last hidden state or the first it returns."""
+    named = output if isinstance(output, Mapping) else {}
+    for name in ("logits", "last_hidden_state", *named):
         value = getattr(output, name, None)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.is_floating_point():
             return value
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -210,6 +244,7 @@ def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, T
     config: Any = model.config
     tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
+    tokens[tokens == image_token(config)] = 0
     tokens[1, :_PADDING] = 0
     mask[1, :_PADDING] = 0
     device = inputs.keywords["input_ids"].device

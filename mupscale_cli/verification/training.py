@@ -122,9 +122,8 @@ def _by_parameter(
     before, after = dict(narrow.named_parameters()), dict(wide.named_parameters())
     found = {}
     for tensor in plan.tensors:
-        called = plan.recipe.parameters
-        source = name_in(narrow, tensor.source.name, before, called)
-        target = name_in(wide, tensor.target.name, after, called)
+        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), before)
+        target = name_in(wide, plan.recipe.parameter_name(tensor.target.name), after)
         if source is not None and target is not None:
             found[target] = tensor, before[source], after[target]
     strangers = after.keys() - found.keys()
