@@ -176,6 +176,13 @@ class Plan:
         return sum(spec.num_elements for spec in sources.values()), sum(t.target.num_elements for t in floats)
 
     @property
+    def untied(self) -> tuple[str, ...]:
+        """Tensors of the output that share another one's data in the source."""
+        if self.tie != "untie":
+            return ()
+        return tuple(t.target.name for t in self.tensors if t.target.name != t.source.name and t.name_copies == 1)
+
+    @property
     def rounded(self) -> tuple[TensorPlan, ...]:
         """Tensors whose scale is not exact in their data type."""
         return tuple(tensor for tensor in self.tensors if tensor.is_rounded)
@@ -323,7 +330,7 @@ def _untied(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     present = frozenset(names)
     found = {}
     for prefixes in recipe.prefixes:
-        for name, source in recipe.tie.untie:
+        for name, source in recipe.tie.shares:
             name, source = name.format_map(prefixes), source.format_map(prefixes)
             if source in present and name not in present:
                 found[name] = source

@@ -101,13 +101,13 @@ class TieRule:
         when: whether it does, with this config.
         ways: what to do, the first unless asked otherwise: `fold` the factor into the norm before
             it, let a key of the `config` take it, or `untie` the two.
-        untie: the tensors that are written when untied, and those whose data they share.
+        shares: tensors, and those whose data they share; all are written when untied.
         text: of the condition.
     """
 
     when: Expression
     ways: tuple[str, ...]
-    untie: tuple[tuple[str, str], ...]
+    shares: tuple[tuple[str, str], ...]
     text: Text
 
 
@@ -177,6 +177,17 @@ class Recipe:
             for pattern, template in self.parameters
             for prefixes in self.prefixes
         )
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Names of tensors that may stand for one another where embedding and readout are one."""
+        pairs = self.tie.shares if self.tie else ()
+        found = {}
+        for prefixes in self.prefixes:
+            for name, source in pairs:
+                found[name.format_map(prefixes)] = source.format_map(prefixes)
+                found.setdefault(source.format_map(prefixes), name.format_map(prefixes))
+        return found
 
     def parameter_name(self, tensor: str) -> str:
         """What the reference model calls a tensor of the checkpoint."""
@@ -422,11 +433,11 @@ def _link(key: Text, node: Node) -> Link:
 def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
     if node is None or (isinstance(node, Text) and node.is_null):
         return None
-    found = dict.fromkeys(("when", "ways", "untie"))
+    found = dict.fromkeys(("when", "ways", "shares"))
     entries = {key.value: value for key, value in _entries(node)}
     for key, _ in _entries(node):
         if key.value not in found:
-            raise key.error(f"unknown key `{key.value}`", hint="`tie` has `when`, `ways` and `untie`")
+            raise key.error(f"unknown key `{key.value}`", hint="`tie` has `when`, `ways` and `shares`")
     if "when" not in entries or "ways" not in entries:
         raise node.error("`tie` needs both `when` and `ways`")
     when = _text(entries["when"])
@@ -435,14 +446,14 @@ def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
         if way.value not in TIES:
             raise way.error(f"there is no way `{way.value}`", hint=f"known: {', '.join(TIES)}")
     pairs = []
-    for key, source in _entries(entries.get("untie")):
+    for key, source in _entries(entries.get("shares")):
         for text in (key, _text(source)):
             pattern = _parse(lambda text: language.parse_pattern(text, prefixes), text)
             if not all(isinstance(part, (str, language.Prefix)) for part in pattern.parts):
                 raise text.error("expected the name of one tensor")
         pairs.append((key.value, _text(source).value))
-    if any(way.value == "untie" for way in ways) != bool(pairs):
-        raise node.error("the way `untie` and the tensors under `untie` go together")
+    if any(way.value == "untie" for way in ways) and not pairs:
+        raise node.error("to `untie`, `shares` must name the tensors that share another one's data")
     return TieRule(_parse(language.parse_expression, when), tuple(way.value for way in ways), tuple(pairs), when)
 
 

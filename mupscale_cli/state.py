@@ -58,6 +58,7 @@ class ParameterNames:
         for tensor in plan.tensors:
             self._tensors[tensor.source.name].append(tensor)
         self._saved_as = {plan.recipe.parameter_name(name): name for name in self._tensors}
+        self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:
@@ -80,7 +81,8 @@ class ParameterNames:
         name = self._saved_as.get(name, name)
         spellings = (name, *(name.removeprefix(prefix) for prefix in self._prefixes),
                      *(prefix + name for prefix in self._prefixes))  # fmt: skip
-        return next((spelling for spelling in spellings if spelling in self._tensors), None)
+        aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
+        return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
 
     def knows(self, parameter: str) -> bool:
         """Whether there is such a tensor."""

@@ -76,10 +76,20 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, TensorPlan]:
 
 
 def store_scaled(model: nn.Module, plan: Plan) -> None:
-    """Give a narrow model the rounding that its scaled tensors get when they are stored, in place."""
+    """Give a narrow model the rounding that its scaled tensors get when they are stored, in place.
+
+    Tensors that the wide model does not share any more are rounded each by itself.
+    """
+    for name in plan.untied:
+        owner, _, kind = plan.recipe.parameter_name(name).rpartition(".")
+        found = name_in(model, owner, dict(model.named_modules()))
+        if found is not None:
+            module = model.get_submodule(found)
+            setattr(module, kind, nn.Parameter(getattr(module, kind).detach().clone()))
     parameters = dict(model.named_parameters())
     for tensor in plan.rounded:
-        name = name_in(model, plan.recipe.parameter_name(tensor.source.name), parameters)
+        stored_as = tensor.target.name if tensor.target.name in plan.untied else tensor.source.name
+        name = name_in(model, plan.recipe.parameter_name(stored_as), parameters)
         if name is None:
             continue
         parameter = parameters[name]

@@ -80,7 +80,9 @@ def build_user_model(
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise VerifyError(f"the model of `--model` does not fit `{checkpoint.path}`: {error}") from None
-    missing = [name for name in missing if name in dict(model.named_parameters())]  # tied ones appear once
+    # Tied parameters have several names, of which the file has one; buffers may be missing.
+    loaded = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in state}
+    missing = [name for name, value in model.named_parameters() if name in missing and id(value) not in loaded]
     if missing or unexpected:
         raise VerifyError(
             f"the model of `--model` does not fit `{checkpoint.path}`: it lacks {unexpected[:3]}, "

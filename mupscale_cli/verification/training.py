@@ -119,14 +119,15 @@ def _tolerance(plan: Plan, steps: int) -> tuple[float, str]:
 def _by_parameter(
     plan: Plan, narrow: nn.Module, wide: nn.Module
 ) -> dict[str, tuple[TensorPlan, nn.Parameter, nn.Parameter]]:
-    before, after = dict(narrow.named_parameters()), dict(wide.named_parameters())
+    before, after = (dict(model.named_parameters(remove_duplicate=False)) for model in (narrow, wide))
+    canonical = {id(parameter): name for name, parameter in wide.named_parameters()}
     found = {}
     for tensor in plan.tensors:
         source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), before)
         target = name_in(wide, plan.recipe.parameter_name(tensor.target.name), after)
         if source is not None and target is not None:
-            found[target] = tensor, before[source], after[target]
-    strangers = after.keys() - found.keys()
+            found[canonical[id(after[target])]] = tensor, before[source], after[target]
+    strangers = set(canonical.values()) - found.keys()
     if strangers:
         raise VerifyError(f"the plan does not know the wide model's parameter `{min(strangers)}`")
     return found
