@@ -142,7 +142,7 @@ class Reference:
                 raise VerifyError(f"the model has no {unexpected[:3]}")
             return model
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / "model.safetensors",
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, Path(folder) / "model.safetensors",
                       metadata={"format": "pt"})  # fmt: skip
             self._write_config(config, Path(folder))
             loaded, info = self._class.from_pretrained(

@@ -14,7 +14,7 @@ from mupscale_cli.inferring.shapes import Idea, varied
 # Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
 _OTHER = re.compile(
     r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
-    r"image|channels|stride|depth|period|interval|offset|_step|version|max_|_every|num_beams|num_return|rope_theta|"
+    r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
     r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
@@ -76,6 +76,14 @@ class Axes:
         return (*self.aliases, *(idea.name for idea in self.ideas))
 
 
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def starred(name: str) -> str:
+    """A tensor's name with `*` in place of its numbers."""
+    return _NUMBER.sub("*", name)
+
+
 def axis_name(key: str, taken: Iterable[str]) -> str:
     """A short name for the axis that a key counts; never the key itself, which the config has."""
     name = next((name for pattern, name in _KINDS if re.fullmatch(pattern, key)), None)
@@ -121,7 +129,7 @@ class _Finder:
 
         if heads:
             linked = hidden is not None and not self._grows(heads, kv, moved)
-            tie = {hidden: 1} if linked and hidden else {}
+            tie = self._together(hidden, keys) if linked and hidden else {}
             head, each = heads[0], dict.fromkeys(heads, 1)
             kv = [key for key in kv if self.config[key]]
             grouped = bool(kv) and self._kv_matters(heads, kv, tie)
@@ -134,16 +142,16 @@ class _Finder:
                 add("h", head, {**tie, **each, **silent}, self.config[head], head)
             if linked and hidden:
                 names = tuple(idea.name for idea in ideas)
-                add("d", hidden, {hidden: 1}, self.config[hidden] // self.config[head], f"{hidden} // {head}")
+                add("d", hidden, tie, self.config[hidden] // self.config[head], f"{hidden} // {head}")
                 aliases["embed"] = (*names, "d")
                 sizes["embed"] = hidden
-                done.add(hidden)
+                done.update(tie)
         for key in keys:
             if key in done:
                 continue
             extra: dict[str, int] = {key: 1}
             shapes = moved[key]
-            if shapes is None:
+            if shapes is None or self._is_another(shapes):
                 found = self._repair(key, keys)
                 if found is None:
                     continue
@@ -185,9 +193,21 @@ class _Finder:
         for power in (-1, 1):
             for other in sorted(others, key=lambda other: "expand" not in other):
                 shapes = self._shapes({key: 1, other: power})
-                if shapes is not None and shapes != self.base:
+                if shapes is not None and shapes != self.base and not self._is_another(shapes):
                     return {key: 1, other: power}, shapes
         return None
+
+    def _is_another(self, shapes: Shapes) -> bool:
+        """Whether the shapes are those of another structure, with tensors that have no like in the first."""
+        return {starred(name) for name in shapes} != {starred(name) for name in self.base}
+
+    def _together(self, key: str, keys: list[str]) -> dict[str, int]:
+        """A key and what must move with it so that the structure stays."""
+        shapes = self._shapes({key: 1})
+        if shapes is not None and not self._is_another(shapes):
+            return {key: 1}
+        found = self._repair(key, [other for other in keys if not HEADS.fullmatch(other)])
+        return found[0] if found else {key: 1}
 
     def _floats(self) -> list[str]:
         return [key for key, value in self.config.items() if isinstance(value, float) and "expand" in key]

@@ -18,7 +18,8 @@ from mupscale_cli.inferring.shapes import Measure, Monomial, Polynomial, polynom
 
 Powers = tuple[tuple[str, Fraction], ...]
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_MAX_SEGMENTS = 6
+_MAX_SEGMENTS = 8
+_MAX_SPELLED = 3
 _MAX_PERMUTATIONS = 60
 # Leaves of names that mean what attention compares and mixes, and not what it returns.
 _INNER = re.compile(
@@ -31,7 +32,17 @@ _INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
 
 
 class InferError(MupscaleError):
-    """An architecture for which no recipe could be drafted, or only one that does not hold."""
+    """An architecture for which no recipe could be drafted, or only one that does not hold.
+
+    Args:
+        axes: those that are in the way, where it is known.
+    """
+
+    def __init__(
+        self, message: str, *, axes: frozenset[str] = frozenset(), excerpt: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, excerpt=excerpt, hint=hint)
+        self.axes = axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,11 @@ class Form:
         if len(self.pieces) == 1 and not self.pieces[0].powers:
             items = (*self.prefix, *self.pieces[0].items)
             return slash + (f"({' '.join(map(str, items))})" if len(items) > 1 else str(items[0]))
+        if self.prefix and len(set(self.pieces)) == 1 and not self.pieces[0].powers:
+            items = (*self.prefix, len(self.pieces), *self.pieces[0].items)
+            return f"{slash}({' '.join(map(str, items))})"
+        if len(self.pieces) > _MAX_SPELLED and len(set(self.pieces)) == 1 and not self.pieces[0].powers:
+            return f"{slash}({len(self.pieces)} {self.pieces[0].text()})"
         inner = f"[{' + '.join(piece.text() for piece in self.pieces)}]"
         return f"{slash}({' '.join(map(str, self.prefix))} {inner})" if self.prefix else slash + inner
 
@@ -124,8 +140,7 @@ class Choice:
     pieces: tuple[tuple[int, int, str, Fraction], ...] = ()  # dimension, piece, axis, exponent
 
     def with_form(self, dim: int, index: int) -> Choice:
-        pieces = tuple(piece for piece in self.pieces if piece[0] != dim)
-        return replace(self, forms=(*self.forms[:dim], index, *self.forms[dim + 1 :]), pieces=pieces)
+        return replace(self, forms=(*self.forms[:dim], index, *self.forms[dim + 1 :]))
 
     def with_piece(self, dim: int, piece: int, axis: str, exponent: Fraction) -> Choice:
         others = tuple(other for other in self.pieces if other[:3] != (dim, piece, axis))
@@ -136,6 +151,8 @@ class Choice:
         form = group.dims[dim].forms[self.forms[dim]]
         for _, index, axis, exponent in (piece for piece in self.pieces if piece[0] == dim):
             pieces = list(form.pieces)
+            if index >= len(pieces) or (axis not in pieces[index].items and axis not in form.prefix):
+                continue
             pieces[index] = replace(pieces[index], powers=(*pieces[index].powers, (axis, exponent)))
             form = replace(form, pieces=tuple(pieces))
         return form
@@ -256,7 +273,8 @@ def _movers(measure: Measure, axes: Axes, base: Mapping[str, tuple[int, ...]]) -
         doubled = measure.shapes(frozenset({idea.name}))
         for name, shape in base.items():
             if len(doubled.get(name, ())) != len(shape):
-                raise InferError(f"`{name}` is gone or has other dimensions when `{idea.key}` is doubled")
+                raise InferError(f"`{name}` is gone or has other dimensions when `{idea.key}` is doubled",
+                                 axes=frozenset({idea.name}))  # fmt: skip
             for dim, (old, new) in enumerate(zip(shape, doubled[name], strict=True)):
                 if old != new:
                     movers[name][dim].add(idea.name)
@@ -267,7 +285,8 @@ def _polynomial(measure: Measure, axes: Axes, name: str, dim: int, movers: set[s
     try:
         return polynomial(lambda doubled: measure.shapes(doubled)[name][dim], movers, axes.units)
     except ValueError as error:
-        raise InferError(f"dimension {dim} of `{name}` is no sum of products of {sorted(movers)}: {error}") from None
+        raise InferError(f"dimension {dim} of `{name}` is no sum of products of {sorted(movers)}: {error}",
+                         axes=frozenset(movers)) from None  # fmt: skip
 
 
 # Kinds ---------------------------------------------------------------------------------------------
@@ -392,7 +411,7 @@ def _with_alias(value: Polynomial, axes: Axes) -> Polynomial | None:
 def _forms(value: Polynomial, axes: Axes) -> Iterator[Form]:
     """Ways to lay out a sum of products, the usual ones first."""
     pieces: list[Piece] = []
-    count = sum(monomial.count for monomial in value)
+    count = sum(monomial.count if monomial.axes else 1 for monomial in value)
     for monomial in value:
         items = tuple(sorted(monomial.axes, key=_rank))
         if not items:
@@ -413,8 +432,6 @@ def _forms(value: Polynomial, axes: Axes) -> Iterator[Form]:
                 yield Form((Piece(items),))
         return
     if len(set(pieces)) == 1:
-        for cut in range(1, len(first)):
-            yield Form((Piece((*first[:cut], len(pieces), *first[cut:])),))
         yield Form((Piece((*first, len(pieces))),))
     for cut in range(1, len(first)):
         prefix = first[:cut]

@@ -111,7 +111,7 @@ def _scaled_query(group: Group, choice: Choice) -> Choice:
         for dim, dimension in enumerate(group.dims):
             pieces = dimension.forms[0].pieces
             if len(pieces) >= 3 and "d" in dimension.axes:
-                return choice.with_piece(dim, 0, "d", -HALF)
+                choice = choice.with_piece(dim, 0, "d", -HALF)
     return choice
 
 
@@ -125,11 +125,13 @@ class Search:
         self.last_owner = last_owner
         self.budget = budget
         self.note = note
+        self.only: tuple[str, ...] | None = None  # axes to look at, all if None
 
     def run(self, state: State) -> Found:
         """Solve the axes one after the other; those that failed once more at the end."""
         found = Found(state)
         ideas = sorted(self.laboratory.axes.ideas, key=_difficulty)
+        ideas = [idea for idea in ideas if self.only is None or idea.name in self.only]
         for attempt in range(2):
             todo = [idea for idea in ideas if idea.name not in found.solved]
             if attempt and not (found.unsolved and found.solved):
@@ -159,7 +161,8 @@ class Search:
         factors = {idea.name: 2}
         evaluate = self.laboratory.evaluate
         best = evaluate(state, factors)
-        end, last = time.monotonic() + self.budget.seconds, self.laboratory.num_trials + self.budget.trials
+        trials = self.budget.trials // 3 if idea.name in _HEAD_SIZES else self.budget.trials
+        end, last = time.monotonic() + self.budget.seconds, self.laboratory.num_trials + trials
         seen = {state}
         while not best.agrees:
             better: tuple[State, Outcome] | None = None
