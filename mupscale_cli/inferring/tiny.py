@@ -34,13 +34,16 @@ _SMALL = 16  # what is below this and has no meaning that we know stays as it is
 # same kind differ where there are several, and multiples are where architectures ask for them.
 _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*vocab.*size.*|vocab_sizes?|n_vocab|entity_vocab_size", (53,)),
+    (r"num_kv_shared_layers", (2,)),
+    (r".*dense_replace|num_dense_layers|.*dense_layers", (1,)),
     (r".*(num|n)_(?:\w+_)?layers?|n_layer|num_(?:\w+_)?blocks|.*_layers", (4,)),
     (r".*_(period|interval|every_n|step)", (2,)),
     (r".*_offset", (1,)),
     (r".*max.*(position|seq|source|target|len)\w*|n_positions|n_ctx|max_.*_embeddings|context_length|.*max_length", (64,)),
     (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim|emb_hidden_size|word_embed_proj_dim"
-     r"|embedding_size|d_embed|input_embedding_size|output_embedding_size|decoder_hidden_size", (HIDDEN,)),
-    (r"attention_hidden_size", (HIDDEN,)),
+     r"|embedding_size|d_embed|input_embedding_size|output_embedding_size|decoder_hidden_size|embedding_dim", (HIDDEN,)),
+    (r"attention_hidden_size|mamba_d_ssm", (2 * HIDDEN,)),
+    (r"attention_head_dim|mamba_headdim", (2 * HIDDEN // HEADS,)),
     (r".*(kv_heads|key_value_heads|head_kv|kv_head|kv_n_heads)|multi_query_group_num", (2,)),
     (r"linear_num_key_heads", (2,)),
     (r".*mamba.*(n|num)_heads|mamba_num_heads", (8,)),
@@ -49,15 +52,16 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"qk_rope_head_dim|.*rotary_dim", (8,)),
     (r".*lora_rank|.*_rank", (20, 18, 14, 22)),
     (r".*mamba.*(head_dim|d_head)", (12,)),
-    (r".*(qk_nope|nope)_head_dim|qk_head_dim", (12,)),
+    (r".*(qk_nope|nope)_head_dim", (12,)),
+    (r"qk_head_dim", (20,)),
     (r"v_head_dim|value_head_dim|linear_value_head_dim", (10, 14)),
     (r".*(head_dim|d_head|dim_head|d_kv|head_size|kv_channels)", (8,)),
     (r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
      r"|mlp_hidden\w*|intermediate_dim|d_inner|dff)", (40, 28, 36, 44, 52, 60)),
     (r"lru_width", (HIDDEN,)),
-    (r".*(num|n)_shared_experts?", (1,)),
-    (r".*(top_?k(?:_\w+)?|experts_per_tok(en)?|.*_per_tok(en)?)", (2,)),
     (r"n_group|num_group|topk_group|n_groups_topk", (1,)),
+    (r".*(num|n)_shared_experts?", (1,)),
+    (r".*(top_?k(?:_\w+)?|experts_per_tok(en)?|.*_per_tok(en)?)|moe_k", (2,)),
     (r".*(num|n)_(?:\w+_)?experts", (4,)),
     (r".*(state_size|d_state|ssm_state)", (6,)),
     (r".*n_groups", (2,)),
@@ -65,6 +69,12 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*chunk.*|.*block_size", (8,)),
     (r"image_size", (32,)),
     (r"hidden_size_per_layer_input", (10,)),
+)  # fmt: skip
+_LAYERS = r"num_hidden_layers|n_layers?|num_layers"
+_MAX_LAYERS = 40
+_KINDS_OF_LAYERS = (
+    ("full_attention",), ("linear_attention", "full_attention"), ("mamba", "attention"), ("conv", "full_attention"),
+    ("sliding_attention", "full_attention"), ("mamba", "hybrid"),
 )  # fmt: skip
 _IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 _KEPT = re.compile(
@@ -180,20 +190,68 @@ def tiny_configs(
     keys = {**defaults, **{key: value for key, value in (flags or {}).items() if key in defaults}}
     kept = {key: value for key, value in (flags or {}).items() if _is_flag(value)}
     sizes = {**kept, **tiny_sizes(keys)}
+    layers = next((sizes[key] for key in sizes if re.fullmatch(_LAYERS, key)), 4)
+    count = next((defaults[key] for key in sizes if re.fullmatch(_LAYERS, key)), None)
+    sizes.update(_lists(keys, count, layers))
+    heads: list[dict[str, Any]] = [{}]
     explicit = [key for key in sizes if re.fullmatch(r"head_dim|d_kv|d_head|kv_channels", key)]
-    variants: list[dict[str, Any]] = [{}]
     if explicit:
-        variants.append(dict.fromkeys(explicit, HIDDEN // HEADS))
+        heads.append(dict.fromkeys(explicit, HIDDEN // HEADS))
         if any(defaults.get(key) is None for key in explicit):
-            variants.append(dict.fromkeys(explicit))
+            heads.append(dict.fromkeys(explicit))
     equal = {key: HEADS for key in sizes if re.search(r"kv_heads|key_value_heads", key)}
-    variants += [{**variant, **equal} for variant in variants if equal]
-    for variant in variants:
-        yield {**sizes, **variant, **(overrides or {})}
-    # As many layers as the architecture has by default, for lists that say something of each.
-    layers = {key: defaults[key] for key in sizes if re.fullmatch(_SIZES[1][0], key) and type(defaults[key]) is int}
-    for variant in variants:
-        yield {**sizes, **variant, **layers, **(overrides or {})}
+    heads += [{**variant, **equal} for variant in heads if equal]
+    if "expand" in keys or "mamba_expand" in keys:
+        heads.append(dict.fromkeys(explicit, 2 * HIDDEN // HEADS))
+    others = [{}, *_structures(keys, sizes, layers)]
+    seen = []
+    for other in others:
+        for variant in heads:
+            settings = {**sizes, **variant, **other, **(overrides or {})}
+            if settings not in seen:
+                seen.append(settings)
+                yield settings
+
+
+def _lists(keys: Mapping[str, Any], count: object, layers: int) -> dict[str, Any]:
+    """Lists with an entry for each layer, with one of each kind of entry among the few layers that are left."""
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        if not isinstance(value, list) or len(value) != count or not value:
+            continue
+        if all(type(item) is int and item > _SMALL for item in value):
+            found[key] = [(tiny_sizes({key: value[0]}).get(key, _SMALL))] * layers
+        elif all(isinstance(item, (str, int)) for item in value):
+            kinds = list(dict.fromkeys(value))
+            found[key] = (kinds * layers)[:layers] if len(kinds) <= layers else value[:layers]
+    return found
+
+
+def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) -> Iterator[dict[str, Any]]:
+    """Other structures that an architecture may ask for: kinds of layers, experts, a larger hidden size."""
+    experts = {
+        key: size for key, value in keys.items() if value is None
+        for pattern, (size, *_) in _SIZES if re.fullmatch(pattern, key) and re.search("expert|per_tok", key)
+    }  # fmt: skip
+    if experts:
+        yield experts
+    for key in keys:
+        if re.fullmatch(r"layer_types|layers_block_type|layers_types|block_types", key):
+            for kinds in _KINDS_OF_LAYERS:
+                yield {key: (list(kinds) * layers)[:layers]}
+                if experts:
+                    yield {key: (list(kinds) * layers)[:layers], **experts}
+        if re.fullmatch(r"attn_layer_ind\w+|full_attn_ids\w*|attn_layers", key):
+            yield {key: [1]}
+    if "is_decoder" in keys or "is_decoder" in sizes:
+        yield {"is_decoder": True}
+    yield {"is_decoder": True}
+    hidden = [key for key, size in sizes.items() if size == HIDDEN]
+    yield dict.fromkeys(hidden, 64)
+    counts = {key: keys[key] for key in sizes if re.fullmatch(_LAYERS, key) and type(keys[key]) is int}
+    lists = {key: value for key, value in keys.items() if isinstance(value, list)}
+    if counts and all(value <= _MAX_LAYERS for value in counts.values()):
+        yield {**counts, **lists}
 
 
 def _is_flag(value: object) -> bool:
