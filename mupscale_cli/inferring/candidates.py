@@ -199,9 +199,14 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
             _polynomial(measure, axes, name, dim, movers[name][dim]) for dim in range(len(base[name]))
         )
         grouped[_pattern(name, name_axes), polynomials].append(name)
-    shared = defaultdict(int)
-    for pattern, _ in grouped:
-        shared[pattern] += 1
+    alike: dict[str, list[tuple[tuple[Polynomial, ...], list[str]]]] = defaultdict(list)
+    for (pattern, polynomials), names in grouped.items():
+        alike[pattern].append((polynomials, names))
+    texts = {
+        (pattern, polynomials): text
+        for pattern, members in alike.items() if len(members) > 1
+        for (polynomials, _), text in zip(members, _narrowed([names for _, names in members], name_axes), strict=True)
+    }  # fmt: skip
     groups = []
     for (pattern, polynomials), names in grouped.items():
         kind = _kind(names[0], modules)
@@ -210,7 +215,7 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
             _dimension(value, axes, kind, inner, position, len(polynomials))
             for position, value in enumerate(polynomials)
         )
-        text = pattern if shared[pattern] == 1 else _narrowed(pattern, names)
+        text = texts.get((pattern, polynomials), pattern)
         contractions = tuple(_contractions(kind, dims))
         groups.append(
             Group(text, tuple(names), name_axes.get(_starred(names[0]), ()), dims, kind, contractions,
@@ -223,16 +228,35 @@ def _starred(name: str) -> str:
     return _NUMBER.sub("*", name)
 
 
-def _pattern(name: str, name_axes: Mapping[str, tuple[tuple[int, str], ...]]) -> str:
-    found = dict(name_axes.get(_starred(name), ()))
+def _pattern(
+    name: str, name_axes: Mapping[str, tuple[tuple[int, str], ...]], spelled: Mapping[int, str] | None = None
+) -> str:
+    """The name with `{axis}` for numbers that count an axis and `*` for the others, save those that are spelled out."""
+    found = {place: f"{{{axis}}}" for place, axis in name_axes.get(_starred(name), ())} | dict(spelled or {})
     counter = itertools.count()
-    return _NUMBER.sub(lambda _: f"{{{found[i]}}}" if (i := next(counter)) in found else "*", name)
+    return _NUMBER.sub(lambda _: found.get(next(counter), "*"), name)
 
 
-def _narrowed(pattern: str, names: Sequence[str]) -> str:
-    """The pattern with the numbers in the place of its first `*` spelled out."""
-    numbers = list(dict.fromkeys(match.group() for name in names if (match := _NUMBER.search(name))))
-    return pattern.replace("*", f"{{{','.join(numbers)}}}" if len(numbers) > 1 else numbers[0], 1)
+def _narrowed(
+    members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tuple[int, str], ...]]
+) -> list[str]:
+    """Patterns for sets of names that differ in nothing but their numbers: those that tell them apart are spelled out."""
+    numbers = [[tuple(_NUMBER.findall(name)) for name in names] for names in members]
+    places = range(len(numbers[0][0]))
+    sets = {place: [{found[place] for found in some} for some in numbers] for place in places}
+    apart = [
+        place for place in places
+        if all(not (a & b) for a, b in itertools.combinations(sets[place], 2))
+    ]  # fmt: skip
+    if not apart:
+        raise InferError(f"`{members[0][0]}` and `{members[1][0]}` differ in size, and no one number tells them apart")
+    place = min(apart, key=lambda place: sum(map(len, sets[place])))
+    patterns = []
+    for names, some in zip(members, sets[place], strict=True):
+        spelled = sorted(some, key=int)
+        text = f"{{{','.join(spelled)}}}" if len(spelled) > 1 else spelled[0]
+        patterns.append(_pattern(names[0], name_axes, {place: text}))
+    return patterns
 
 
 def _numbers(names: Iterable[str]) -> dict[str, list[set[str]]]:

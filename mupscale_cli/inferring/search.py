@@ -19,7 +19,7 @@ _EXPONENTS = (-HALF, -ONE, HALF, ONE)
 _QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|wq|to_q|q_b_proj|q_attn|query_global)", re.IGNORECASE)
 _FUSED = re.compile(r"(c_attn|qkv|qkv_proj|query_key_value|wqkv|w_pack|in_proj\w*|att_proj)", re.IGNORECASE)
 _PER_TOKEN = re.compile(r".*(per_tok|top_k|topk)(?!.*group).*")
-_HEAD_SIZES = ("d", "nope", "p")
+_HEAD_SIZES = ("d", "nope", "rope", "p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Budget:
 
     trials: int = 250
     seconds: float = 15.0
-
+    total: float = 40.0  # for all axes; after it each gets one trial
 
 @dataclass
 class Found:
@@ -125,6 +125,8 @@ class Search:
         self.last_owner = last_owner
         self.budget = budget
         self.note = note
+        self.failed: dict[str, State] = {}  # with what an axis did not hold
+        self.deadline = float("inf")
         self.only: tuple[str, ...] | None = None  # axes to look at, all if None
 
     def run(self, state: State) -> Found:
@@ -132,14 +134,12 @@ class Search:
         found = Found(state)
         ideas = sorted(self.laboratory.axes.ideas, key=_difficulty)
         ideas = [idea for idea in ideas if self.only is None or idea.name in self.only]
+        self.deadline = time.monotonic() + self.budget.total
         for attempt in range(2):
-            todo = [idea for idea in ideas if idea.name not in found.solved]
-            if attempt and not (found.unsolved and found.solved):
-                break
-            before = found.state
-            for idea in todo:
-                self._solve(found, idea)
-            if attempt == 0 and found.state == before:
+            for idea in ideas:
+                if idea.name not in found.solved and self.failed.get(idea.name) != found.state:
+                    self._solve(found, idea)
+            if attempt == 0 and not found.unsolved:
                 break
         return found
 
@@ -154,6 +154,7 @@ class Search:
             self.note(f"axis {idea.name}: error {outcome.error:.1e} after {trials} trials")
         else:
             found.unsolved[idea.name] = outcome
+            self.failed[idea.name] = found.state
             where = outcome.problem or f"first difference in {outcome.first or 'the output'}"
             self.note(f"axis {idea.name}: does not hold ({where}; error {outcome.error:.1e}, {trials} trials)")
 
@@ -161,8 +162,8 @@ class Search:
         factors = {idea.name: 2}
         evaluate = self.laboratory.evaluate
         best = evaluate(state, factors)
-        trials = self.budget.trials // 3 if idea.name in _HEAD_SIZES else self.budget.trials
-        end, last = time.monotonic() + self.budget.seconds, self.laboratory.num_trials + trials
+        trials = self.budget.trials // 4 if idea.name in _HEAD_SIZES else self.budget.trials
+        end, last = min(time.monotonic() + self.budget.seconds, self.deadline), self.laboratory.num_trials + trials
         seen = {state}
         while not best.agrees:
             better: tuple[State, Outcome] | None = None

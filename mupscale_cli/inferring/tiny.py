@@ -59,7 +59,8 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
      r"|mlp_hidden\w*|intermediate_dim|d_inner|dff)", (40, 28, 36, 44, 52, 60)),
     (r"lru_width", (HIDDEN,)),
-    (r"n_group|num_group|topk_group|n_groups_topk", (1,)),
+    (r"n_group|num_group|num_expert_groups?", (2,)),  # with several groups, copies of experts change which is best
+    (r"topk_group", (1,)),
     (r".*(num|n)_shared_experts?", (1,)),
     (r".*(top_?k(?:_\w+)?|experts_per_tok(en)?|.*_per_tok(en)?)|moe_k", (2,)),
     (r".*(num|n)_(?:\w+_)?experts", (4,)),
@@ -160,7 +161,7 @@ def _size(key: str, value: object, used: dict[str, int]) -> Any:
         if re.fullmatch(pattern, key):
             if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
                 return None
-            if isinstance(value, int) and value <= 1 and choices[0] not in (53, 64):
+            if isinstance(value, int) and value <= 1 and not key.endswith("_group") and choices[0] not in (53, 64):
                 return None
             index = used.get(pattern, 0)
             used[pattern] = index + 1
@@ -188,8 +189,8 @@ def tiny_configs(
     """
     defaults = _defaults(model_type)
     keys = {**defaults, **{key: value for key, value in (flags or {}).items() if key in defaults}}
-    kept = {key: value for key, value in (flags or {}).items() if _is_flag(value)}
-    sizes = {**kept, **tiny_sizes(keys)}
+    kept = {key: value for key, value in (flags or {}).items() if key in defaults and _is_flag(value)}
+    sizes = {**kept, **{key: size for key, size in tiny_sizes(keys).items() if kept.get(key) not in (0, 1)}}
     layers = next((sizes[key] for key in sizes if re.fullmatch(_LAYERS, key)), 4)
     count = next((defaults[key] for key in sizes if re.fullmatch(_LAYERS, key)), None)
     sizes.update(_lists(keys, count, layers))
@@ -255,7 +256,7 @@ def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) 
 
 
 def _is_flag(value: object) -> bool:
-    return isinstance(value, (bool, str, float))
+    return isinstance(value, (bool, str, float)) or value in (0, 1)
 
 
 def _defaults(model_type: str) -> dict[str, Any]:
