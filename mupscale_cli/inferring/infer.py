@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.architecture import Architecture, Own, Reference, random_model
 from mupscale_cli.inferring.axes import Axes, find_axes
 from mupscale_cli.inferring.candidates import Group, InferError, find_groups
+from mupscale_cli.inferring.derived import derived_size
 from mupscale_cli.inferring.search import Budget, Found, Search, initial_state, is_tied, last_norm, split_last
-from mupscale_cli.inferring.shapes import Idea, Measure
-from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, tiny_model
+from mupscale_cli.inferring.shapes import Idea, Measure, Monomial
+from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.inferring.write import Draft, Variant, recipe_text
+from mupscale_cli.language import evaluate, names_in, parse_expression
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.widening import widen
@@ -67,6 +72,51 @@ class _Solved:
         return Variant(self.groups, self.found.state)
 
 
+def infer_target(
+    target: str,
+    task: Task | None = None,
+    config: Path | None = None,
+    *,
+    budget: Budget = Budget(),
+    note: Note = lambda _text: None,
+) -> Inferred:
+    """Draft and prove a recipe for what a user names.
+
+    Args:
+        target: a model type, a config.json or a folder with one, or `path/model.py:build`.
+        task: which head the models have; by the config's `architectures`, or the first there is, if not given.
+        config: a JSON file with the config for a user's function.
+        budget: of the search for each axis.
+        note: told what is found.
+
+    Raises:
+        MupscaleError: there is no such thing, it cannot be built, or nothing of it can be widened exactly.
+    """
+    path = Path(target)
+    if path.is_dir():
+        path /= "config.json"
+    if path.is_file() and path.suffix == ".json":
+        flags = _read_config(path)
+        model_type = flags.get("model_type")
+        if not isinstance(model_type, str):
+            raise InferError(f"`{path}` has no `model_type`")
+        chosen = task or task_of(model_type, flags.get("architectures"))
+        return infer(model_type, chosen, flags=flags, budget=budget, note=note)
+    if ":" in target:
+        return infer_own(target, None if config is None else _read_config(config), budget=budget, note=note)
+    return infer(target, task or task_of(target), budget=budget, note=note)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InferError(f"cannot read `{path}` as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InferError(f"`{path}` is not a JSON object")
+    return found
+
+
 def infer(
     model_type: str,
     task: Task = "causal-lm",
@@ -92,10 +142,7 @@ def infer(
     architecture = Reference(model_type, task, tiny.config)
     head = type(tiny.model).__name__
     name = f"{model_type} ({head})"
-    try:
-        defaults = config_class(model_type)().to_dict()
-    except Exception:  # noqa: BLE001 (a config that has no defaults has none to tell)
-        defaults = {}
+    defaults = _defaults(model_type, tiny.config)
     version = f"transformers {transformers.__version__}"
     return _infer(architecture, name, (model_type,), defaults, _pattern_of(head), version, budget, note)
 
@@ -130,6 +177,26 @@ def infer_own(
     return _infer(architecture, reference, types, {}, "", f"torch {torch.__version__}", budget, note)
 
 
+def _defaults(model_type: str, tiny: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config class gives to absent keys, without what it computes from other keys."""
+    made = config_class(model_type)
+    try:
+        defaults = made().to_dict()
+    except Exception:  # noqa: BLE001 (a config that has no defaults has none to tell)
+        return {}
+    found = {}
+    for key, value in defaults.items():
+        if key in tiny and isinstance(value, (int, float)) and tiny[key] != value:
+            try:
+                absent = made.from_dict({name: v for name, v in tiny.items() if name != key}).to_dict().get(key)
+            except Exception:  # noqa: BLE001 (the default does not fit the tiny model: it is no result of it)
+                absent = value
+            if absent != value:
+                continue
+        found[key] = value
+    return found
+
+
 def _pattern_of(head: str) -> str:
     for marker in ("For", "LMHead", "WithLM"):
         if marker in head:
@@ -138,6 +205,31 @@ def _pattern_of(head: str) -> str:
 
 
 def _infer(
+    architecture: Architecture,
+    name: str,
+    model_types: tuple[str, ...],
+    defaults: dict[str, Any],
+    head: str,
+    version: str,
+    budget: Budget,
+    note: Note,
+) -> Inferred:
+    with _one_thread():
+        return _infer_alone(architecture, name, model_types, defaults, head, version, budget, note)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors are not worth sharing between threads, and waiting for them is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _infer_alone(
     architecture: Architecture,
     name: str,
     model_types: tuple[str, ...],
@@ -157,7 +249,7 @@ def _infer(
     if other is not None:
         for axis in other.found.unsolved:
             fixed.setdefault(axis, _reason(other, axis, other.found.unsolved[axis]))
-    axes = solved.axes
+    axes = _with_derived_sizes(solved)
     for alias, product in axes.aliases.items():
         if all(part in fixed for part in product):
             fixed[alias] = fixed[product[0]]
@@ -203,6 +295,54 @@ def _group(architecture: Architecture, axes: Axes, model: torch.nn.Module, note:
             if not ideas:
                 raise
             axes = replace(axes, ideas=ideas, refused={**axes.refused, culprit.key: error.message})
+
+
+def _with_derived_sizes(solved: _Solved) -> Axes:
+    """The axes, with sizes that say what an absent key means."""
+    architecture, axes = solved.architecture, solved.axes
+    keys = list(dict.fromkeys(key for idea in axes.ideas for key, _ in idea.keys))
+    sizes = dict(axes.sizes)
+    for idea in axes.ideas:
+        if sizes[idea.name] != idea.key:
+            continue
+        place = next(
+            (
+                (group.names[0], dim, dimension.polynomial[0])
+                for group in solved.groups for dim, dimension in enumerate(group.dims)
+                if len(dimension.polynomial) == 1 and idea.name in dimension.polynomial[0].axes
+            ),
+            None,
+        )  # fmt: skip
+        if place is None:
+            continue
+        name, dim, monomial = place
+
+        def measure(
+            config: Mapping[str, Any], name: str = name, dim: int = dim, monomial: Monomial = monomial, axis: str = idea.name
+        ) -> int:
+            size = architecture.shapes(config)[name][dim]
+            known: dict[str, Any] = dict(config)
+            for other in monomial.axes:
+                if other != axis:
+                    size //= _size_of(other, axes, known)
+            return size // monomial.count
+
+        found = derived_size(measure, architecture.config, idea.key, keys)
+        if found is not None:
+            sizes[idea.name] = f"{idea.key} or {found}"
+    return replace(axes, sizes=sizes)
+
+
+def _size_of(axis: str, axes: Axes, config: dict[str, Any]) -> int:
+    """The size of an axis under a config, by its expression and those of the axes that it mentions."""
+    expression = parse_expression(axes.sizes[axis])
+    for name in names_in(expression):
+        if name.name in axes.sizes and name.name not in config:
+            config[name.name] = _size_of(name.name, axes, config)
+    size = evaluate(expression, config)
+    if type(size) is not int:
+        raise InferError(f"the size of the axis `{axis}` cannot be computed", axes=frozenset({axis}))
+    return size
 
 
 def _other_tie(solved: _Solved, budget: Budget, note: Note) -> _Solved | None:
@@ -255,6 +395,8 @@ def _reason(solved: _Solved, axis: str, outcome: Outcome) -> str:
     if outcome.problem:
         return f"no layout was found: the wide model is refused ({outcome.problem[:150]})"
     where = f"`{outcome.first}` computes something else" if outcome.first else "the output differs"
+    if outcome.progress == 0 and axis != "e":
+        where += ", the first after the embeddings: positions may be computed from the width"
     rotary = any("rotary" in name or "rope" in name for name in solved.laboratory.narrow.order) or any(
         "rope" in key or "rotary" in key for key in solved.architecture.config
     )
@@ -301,7 +443,7 @@ def _prove(draft: Draft, solved: list[_Solved], version: str, note: Note) -> tup
             header = _header(draft, errors, version)
             return replace(draft, header=header), errors
         what, problem = culprit
-        axis = what.partition(" ")[0]
+        axis = what.partition(" ")[0] if not what.startswith("all") else _odd_one(draft, item, note)
         movable = [idea.name for idea in draft.axes.ideas if idea.name not in draft.fixed]
         if axis not in movable or len(movable) == 1:
             raise InferError(f"the drafted recipe of `{draft.name}` does not hold for {what}: {problem}",
@@ -312,6 +454,23 @@ def _prove(draft: Draft, solved: list[_Solved], version: str, note: Note) -> tup
             if all(part in fixed for part in product):
                 fixed[alias] = fixed[axis]
         draft = replace(draft, fixed=fixed)
+
+
+def _odd_one(draft: Draft, item: _Solved, note: Note) -> str:
+    """Of axes that hold alone and not together, one without which the others do; empty if there is no such."""
+    movable = [idea.name for idea in draft.axes.ideas if idea.name not in draft.fixed]
+    note("the axes hold alone, but not together: looking for the one that is in the way")
+    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(recipe_text(draft), encoding="utf-8")
+        source = item.architecture.save(
+            random_model(item.architecture), item.architecture.config, Path(folder) / "narrow"
+        )
+        for axis in sorted(movable, key=lambda name: name in draft.widen):
+            factors = _with_aliases(draft.axes, {name: 2 for name in movable if name != axis})
+            if factors and isinstance(_widen_once(item, source, file, factors, Path(folder) / "wide"), float):
+                return axis
+    return ""
 
 
 def _factor_sets(draft: Draft) -> list[tuple[str, dict[str, int]]]:

@@ -141,6 +141,7 @@ class Search:
                     self._solve(found, idea)
             if attempt == 0 and not found.unsolved:
                 break
+        self._join(found)
         return found
 
     def _solve(self, found: Found, idea: Idea) -> None:
@@ -158,8 +159,30 @@ class Search:
             where = outcome.problem or f"first difference in {outcome.first or 'the output'}"
             self.note(f"axis {idea.name}: does not hold ({where}; error {outcome.error:.1e}, {trials} trials)")
 
-    def _improve(self, state: State, idea: Idea, solved: tuple[str, ...]) -> tuple[State, Outcome]:
-        factors = {idea.name: 2}
+    def _join(self, found: Found) -> None:
+        """Widen the solved axes together; one that holds only alone is searched again, else it stays."""
+        if len(found.solved) < 2 or self.laboratory.evaluate(found.state, dict.fromkeys(found.solved, 2)).agrees:
+            return
+        ideas = {idea.name: idea for idea in self.laboratory.axes.ideas}
+        together: list[str] = []
+        for name in found.solved:
+            factors = dict.fromkeys((*together, name), 2)
+            state, outcome = self._improve(found.state, ideas[name], found.solved, factors)
+            if outcome.agrees and self._agree(state, together):
+                found.state = state
+                together.append(name)
+            else:
+                found.unsolved[name] = replace(outcome, problem=f"it holds alone, but not together with {together}")
+                self.note(f"axis {name}: holds alone, but not together with {', '.join(together)}")
+        found.solved = tuple(together)
+
+    def _agree(self, state: State, names: list[str]) -> bool:
+        return not names or self.laboratory.evaluate(state, dict.fromkeys(names, 2)).agrees
+
+    def _improve(
+        self, state: State, idea: Idea, solved: tuple[str, ...], together: dict[str, int] | None = None
+    ) -> tuple[State, Outcome]:
+        factors = together or {idea.name: 2}
         evaluate = self.laboratory.evaluate
         best = evaluate(state, factors)
         trials = self.budget.trials // 4 if idea.name in _HEAD_SIZES else self.budget.trials

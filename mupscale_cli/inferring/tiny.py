@@ -289,6 +289,24 @@ def model_class(model_type: str, task: Task) -> Any:
     return found[0] if isinstance(found, (tuple, list)) else found
 
 
+def task_of(model_type: str, architectures: object = None) -> Task:
+    """The task of a class that a config names, else the first that transformers has a class for.
+
+    Raises:
+        TinyError: it has none.
+    """
+    transformers = import_transformers()
+    made = config_class(model_type)
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    available = [task for task, mapping in TASKS.items() if made in getattr(transformers, mapping)]
+    for task in available:
+        if named == model_class(model_type, task).__name__:
+            return task
+    if not available:
+        raise TinyError(f"transformers has no `{model_type}` for any of {', '.join(TASKS)}")
+    return available[0]
+
+
 def build(model_type: str, task: Task, settings: Mapping[str, Any], seed: int = 0) -> TinyModel:
     """Build a random model from settings of its config.
 

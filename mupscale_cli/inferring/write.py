@@ -247,8 +247,8 @@ def _comment(group: Group, choice: Choice) -> str:
         form = dimension.forms[choice.forms[dim]]
         if len(form.pieces) > 1:
             guesses.append("order of the parts")
-        elif len(dimension.forms) > 1 and _has_alias(dimension.forms):
-            guesses.append("which of two equal sizes")
+        elif len(form.pieces[:1]) == 1 and len(form.pieces[0].items) > 1 and _has_alias(dimension.forms):
+            guesses.append("which of equal sizes")
     if choice.powers or choice.pieces:
         guesses.append("power")
     if group.module in ("Parameter", "Linear?") and len(group.contractions) > 2:
