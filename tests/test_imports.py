@@ -20,6 +20,7 @@ ORDER = [
     "verification.result", "verification.precision", "verification.activations", "verification.inputs",
     "verification.models", "verification.optimizers",
     "verification.training", "verification.run", "verification", "widening", "verifying", "demo.training",
+    "inferring.tiny",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
     "cli.demo", "cli.main",
 ]  # fmt: skip
@@ -45,7 +46,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "optimizer")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "inferring", "optimizer")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 

@@ -1,15 +1,21 @@
-"""`mupscale recipes`: list, show, check."""
+"""`mupscale recipes`: list, show, check, infer."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
 
 from mupscale_cli import widening
 from mupscale_cli.cli import options, output
+from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.recipe import load_recipe, recipe_files
+
+if TYPE_CHECKING:
+    from mupscale_cli.inferring.tiny import Task
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
 RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
@@ -73,3 +79,49 @@ def check_recipe(
         plan = widening.describe(widening.find_source(checkpoint).checkpoint, recipe)
         text += f"; every one of {len(plan.tensors)} tensors matches one rule and has its shape"
     output.stdout().print(f"{text}: no mistakes found", markup=False)
+
+
+@app.command("infer")
+def infer_recipe(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_TYPE|CONFIG|FILE:FUNCTION",
+            help="A model type of transformers, a config.json (or its folder), or your own function from a config to "
+            "an nn.Module.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the recipe here. Default: stdout.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, "
+                     "a dict in its module."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: what there is."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Draft a recipe for an architecture that has none, and prove it on tiny random models."""
+    from mupscale_cli.inferring.infer import infer_target
+    from mupscale_cli.inferring.tiny import TASKS
+
+    if task is not None and task not in TASKS:
+        raise MupscaleError(f"there is no task `{task}`", hint=f"known: {', '.join(TASKS)}")
+    if out is not None and out.exists() and not overwrite:
+        raise OutputError(f"`{out}` exists already", hint="give another name, or `--overwrite`")
+    found = infer_target(target, cast("Task | None", task), config, note=output.note)
+    for axis, reason in found.fixed.items():
+        output.note(f"not widened: {axis}: {reason}")
+    output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")
+    if out is None:
+        sys.stdout.write(found.text)
+        return
+    try:
+        out.write_text(found.text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from None
+    output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}`")

@@ -1,0 +1,220 @@
+"""Which config keys count interchangeable units, and which of them move together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mupscale_cli.inferring.architecture import Architecture, Shapes
+from mupscale_cli.inferring.shapes import Idea, varied
+
+# Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
+_OTHER = re.compile(
+    r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
+    r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
+    r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
+    r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
+)
+HEADS = re.compile(
+    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)")
+KV_HEADS = re.compile(r".*(kv_heads|key_value_heads|head_kv|kv_head|multi_query_group_num).*")
+_HIDDEN = re.compile(r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim")
+_KINDS: tuple[tuple[str, str], ...] = (
+    (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim", "embed"),
+    (r"embedding_size|word_embed_proj_dim|d_embed|input_embedding_size", "emb"),
+    (r"intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|encoder_ffn_dim|mlp_hidden_size|d_inner", "ffn"),
+    (r"moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size", "moe_ffn"),
+    (r"shared_expert_intermediate_size|shared_intermediate_size", "shared_ffn"),
+    (r"decoder_ffn_dim", "decoder_ffn"),
+    (r"head_dim|d_kv|d_head|kv_channels|attention_head_dim", "d"),
+    (r"qk_nope_head_dim", "nope"),
+    (r"qk_rope_head_dim", "rope"),
+    (r"v_head_dim", "dv"),
+    (r"q_lora_rank", "q_rank"),
+    (r"kv_lora_rank", "kv_rank"),
+    (r"num_local_experts|num_experts|n_routed_experts|moe_num_experts|n_experts|num_local_experts", "e"),
+    (r"num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads|num_decoder_attention_heads", "h"),
+    (r"state_size|ssm_state_size|mamba_d_state", "n"),
+    (r"time_step_rank|mamba_dt_rank", "r"),
+    (r"expand|mamba_expand", "x"),
+    (r"(mamba_)?n_groups", "ng"),
+    (r"mamba_(num|n)_heads", "mh"),
+    (r"mamba_(head_dim|d_head)", "p"),
+    (r"linear_num_key_heads", "lkv"),
+    (r"linear_num_value_heads", "lv"),
+    (r"linear_key_head_dim", "ldk"),
+    (r"linear_value_head_dim", "ldv"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of an architecture, as far as its shapes tell them.
+
+    Attributes:
+        ideas: independent axes.
+        aliases: an axis that the config ties to the product of others, by name.
+        sizes: the expression over the config of each axis, aliases included.
+        names: for tensors, which numbers in a name are counted by an axis.
+        refused: keys that move shapes but could not be doubled, with the reason.
+    """
+
+    ideas: tuple[Idea, ...]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> dict[str, int]:
+        return {idea.name: idea.size for idea in self.ideas}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.aliases, *(idea.name for idea in self.ideas))
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def starred(name: str) -> str:
+    """A tensor's name with `*` in place of its numbers."""
+    return _NUMBER.sub("*", name)
+
+
+def axis_name(key: str, taken: Iterable[str]) -> str:
+    """A short name for the axis that a key counts; never the key itself, which the config has."""
+    name = next((name for pattern, name in _KINDS if re.fullmatch(pattern, key)), None)
+    if name is None:
+        name = re.sub(r"^(num|n)_|_(size|dim|rank|width)$", "", key)
+        name = re.sub(r"\W", "_", name)
+        if name == key:
+            name = f"{key}_axis"
+    base, number = name, 2
+    while name in taken:
+        name, number = f"{base}{number}", number + 1
+    return name
+
+
+def find_axes(architecture: Architecture) -> Axes:
+    """Find the axes by doubling keys of the config and looking at the shapes on disk."""
+    return _Finder(architecture).find()
+
+
+@dataclass
+class _Finder:
+    architecture: Architecture
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.config = self.architecture.config
+        self.base = self.architecture.shapes(self.config)
+
+    def find(self) -> Axes:
+        keys = [key for key, value in self.config.items() if self._is_candidate(key, value)]
+        moved: dict[str, Shapes | None] = {key: self._shapes({key: 1}) for key in keys}
+        heads = [key for key in keys if HEADS.fullmatch(key)]
+        kv = [key for key in keys if KV_HEADS.fullmatch(key)]
+        hidden = next((key for key in keys if _HIDDEN.fullmatch(key)), None)
+        ideas: list[Idea] = []
+        aliases: dict[str, tuple[str, ...]] = {}
+        sizes: dict[str, str] = {}
+        done: set[str] = {*heads, *kv}
+
+        def add(name: str, key: str, keys: Mapping[str, int], size: int, expression: str) -> None:
+            ideas.append(Idea(name, size, tuple(keys.items()), key))
+            sizes[name] = expression
+
+        if heads:
+            linked = hidden is not None and not self._grows(heads, kv, moved)
+            tie = self._together(hidden, keys) if linked and hidden else {}
+            head, each = heads[0], dict.fromkeys(heads, 1)
+            kv = [key for key in kv if self.config[key]]
+            grouped = bool(kv) and self._kv_matters(heads, kv, tie)
+            silent = {} if grouped else {key: 1 for key in kv if self.config[key] == self.config[head]}
+            if grouped:
+                size = self.config[kv[0]]
+                add("kv", kv[0], {**tie, **each, **dict.fromkeys(kv, 1)}, size, _or(kv[0], head))
+                add("g", head, {**tie, **each}, self.config[head] // size, f"{head} // kv")
+            else:
+                add("h", head, {**tie, **each, **silent}, self.config[head], head)
+            if linked and hidden:
+                names = tuple(idea.name for idea in ideas)
+                add("d", hidden, tie, self.config[hidden] // self.config[head], f"{hidden} // {head}")
+                aliases["embed"] = (*names, "d")
+                sizes["embed"] = hidden
+                done.update(tie)
+        for key in keys:
+            if key in done:
+                continue
+            extra: dict[str, int] = {key: 1}
+            shapes = moved[key]
+            if shapes is None or self._is_another(shapes):
+                found = self._repair(key, keys)
+                if found is None:
+                    continue
+                extra, shapes = found
+            if shapes == self.base:
+                continue
+            name = axis_name(key, (*sizes, *self.config))
+            add(name, key, extra, self.config[key], key)
+        return Axes(tuple(ideas), aliases, sizes, self.refused)
+
+    def _is_candidate(self, key: str, value: object) -> bool:
+        return type(value) is int and value >= 1 and not _OTHER.fullmatch(key) and not key.startswith("_")
+
+    def _shapes(self, keys: Mapping[str, int], factor: int = 2) -> Shapes | None:
+        """Shapes with keys multiplied by powers of a factor; None where that cannot be built."""
+        idea = Idea("", 1, tuple(keys.items()), "")
+        try:
+            return self.architecture.shapes(varied(self.config, (idea,), {"": factor}))
+        except Exception as error:  # noqa: BLE001 (whatever the architecture refuses it with)
+            self.refused[next(iter(keys))] = (str(error).strip().splitlines() or [repr(error)])[0]
+            return None
+
+    def _grows(self, heads: list[str], kv: list[str], moved: Mapping[str, Shapes | None]) -> bool:
+        """Whether more heads alone make some tensor larger and none smaller."""
+        shapes = self._shapes(dict.fromkeys((*heads, *kv), 1)) or moved[heads[0]]
+        if shapes is None:
+            return False
+        sizes = [(math.prod(shapes[name]), math.prod(shape)) for name, shape in self.base.items() if name in shapes]
+        return any(new > old for new, old in sizes) and not any(new < old for new, old in sizes)
+
+    def _kv_matters(self, heads: list[str], kv: list[str], tie: Mapping[str, int]) -> bool:
+        with_kv = self._shapes({**tie, **dict.fromkeys(heads, 1), **dict.fromkeys(kv, 1)})
+        without = self._shapes({**tie, **dict.fromkeys(heads, 1)})
+        return with_kv is not None and with_kv != without
+
+    def _repair(self, key: str, keys: list[str]) -> tuple[dict[str, int], Shapes] | None:
+        """What must move with a key that cannot be doubled alone."""
+        others = [other for other in (*keys, *self._floats()) if other != key]
+        for power in (-1, 1):
+            for other in sorted(others, key=lambda other: "expand" not in other):
+                shapes = self._shapes({key: 1, other: power})
+                if shapes is not None and shapes != self.base and not self._is_another(shapes):
+                    return {key: 1, other: power}, shapes
+        return None
+
+    def _is_another(self, shapes: Shapes) -> bool:
+        """Whether the shapes are those of another structure, with tensors that have no like in the first."""
+        return {starred(name) for name in shapes} != {starred(name) for name in self.base}
+
+    def _together(self, key: str, keys: list[str]) -> dict[str, int]:
+        """A key and what must move with it so that the structure stays."""
+        shapes = self._shapes({key: 1})
+        if shapes is not None and not self._is_another(shapes):
+            return {key: 1}
+        found = self._repair(key, [other for other in keys if not HEADS.fullmatch(other)])
+        return found[0] if found else {key: 1}
+
+    def _floats(self) -> list[str]:
+        return [key for key, value in self.config.items() if isinstance(value, float) and "expand" in key]
+
+
+def _or(first: str, second: str) -> str:
+    return f"{first} or {second}" if first != second else first
+
+
+__all__ = ["Axes", "Callable", "axis_name", "find_axes", "replace"]
