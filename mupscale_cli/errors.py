@@ -45,3 +45,7 @@ class OutputError(MupscaleError):
 
 class VerifyError(MupscaleError):
     """A verification that could not be run; models that differ are a result, not an error."""
+
+
+class ConfigError(PlanError):
+    """Factors that the config cannot express: who reads it would derive other sizes."""

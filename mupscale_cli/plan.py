@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.errors import ConfigError, PlanError, RecipeError
 from mupscale_cli.language import (
     AxisRef,
     Dim,
@@ -245,6 +245,8 @@ def make_plan(
     factors: Mapping[str, int],
     max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
     tie: str | None = None,
+    *,
+    check_config: bool = True,
 ) -> Plan:
     """Plan a widening from headers alone.
 
@@ -255,6 +257,7 @@ def make_plan(
         factors: of every axis, as `resolve_factors` gives them.
         max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
         tie: what to do about a readout that shares the embedding; the recipe's first way if not given.
+        check_config: whether the widened config must give every axis its new size.
 
     Raises:
         RecipeError: the recipe and the checkpoint contradict one another.
@@ -280,7 +283,9 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]  # fmt: skip
     _refuse_duplicates(tensors)
-    new_config, changes = _widen_config(recipe, config, values, axes, used) if config is not None else (None, ())
+    new_config, changes = _widen_config(recipe, config, values, axes) if config is not None else (None, ())
+    if new_config is not None and check_config:
+        _check_config(recipe, new_config, axes, used, values)
     if tie == "untie":
         changes = (*changes, ConfigChange(_TIE_KEY, True, False))
     return Plan(recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted, tie)
@@ -423,7 +428,10 @@ def _axes(
     return axes
 
 
-def _sizes_from_config(recipe: Recipe, values: Values, used: frozenset[str]) -> dict[str, int | None]:
+def _sizes_from_config(
+    recipe: Recipe, values: Values, used: frozenset[str], *, lax: bool = False
+) -> dict[str, int | None]:
+    """The size of every axis that the config tells; `lax` also 0, which a config that does not fit may give."""
     sizes: dict[str, int | None] = {}
     known = dict(values)
     for rule in recipe.axes:
@@ -436,7 +444,7 @@ def _sizes_from_config(recipe: Recipe, values: Values, used: frozenset[str]) -> 
             continue
         if isinstance(size, float) and size.is_integer():
             size = int(size)
-        if type(size) is not int or size < 1:
+        if type(size) is not int or size < (0 if lax else 1):
             raise rule.text.error(
                 f"the config makes the axis `{rule.name}` {size!r}, expected a whole number above 0",
                 hint=None if size is not None else "the config lacks the key; is this the right recipe?",
@@ -581,9 +589,9 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _widen_config(
-    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis], used: frozenset[str]
+    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis]
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
-    """The config of the wide model, and what changed; checked to give every axis its new size."""
+    """The config of the wide model, and what changed."""
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
     widened = copy.deepcopy(dict(config))
     changes = []
@@ -601,7 +609,6 @@ def _widen_config(
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             new_section[key] = after
-    _check_config(recipe, widened, axes, used, values)
     return widened, tuple(changes)
 
 
@@ -620,14 +627,19 @@ def _check_config(
     recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis], used: frozenset[str], values: Values
 ) -> None:
     """Whoever reads the new config must derive the sizes that the new tensors have."""
-    sizes = _sizes_from_config(recipe, _environment(recipe, config, values["tensors"], values["tie"]), used)
+    sizes = _sizes_from_config(recipe, _environment(recipe, config, values["tensors"], values["tie"]), used, lax=True)
     for rule in recipe.axes:
         expected = axes[rule.name].wide_size
         if rule.name in used and sizes[rule.name] not in (None, expected):
-            raise rule.text.error(
+            error = rule.text.error(
                 f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, "
-                f"the widened tensors make it {expected}",
-                hint="the recipe's `config` section must set what the axis is computed from",
+                f"the widened tensors make it {expected}"
+            )
+            raise ConfigError(
+                error.message,
+                excerpt=error.excerpt,
+                hint="widen the axes that the config ties to it as well; or, if the recipe is yours, set in its `config` "
+                "section what the axis is computed from",
             )
 
 

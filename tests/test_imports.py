@@ -19,7 +19,7 @@ ORDER = [
     "hyperparameters", "formats", "handoff",
     "verification.result", "verification.precision", "verification.activations", "verification.inputs",
     "verification.models", "verification.optimizers",
-    "verification.training", "verification.run", "verification", "widening", "verifying", "demo.training",
+    "verification.training", "verification.run", "verification", "widening", "verifying", "checking", "demo.training",
     "inferring.tiny",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
     "cli.demo", "cli.main",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,11 +11,17 @@ import typer
 from rich.markup import escape
 
 from mupscale_cli import widening
+from mupscale_cli.checking import smallest_factors
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import MupscaleError, OutputError
-from mupscale_cli.recipe import load_recipe, recipe_files
+from mupscale_cli.language import AxisRef, Layout, axis_refs
+from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.recipe import Recipe, load_recipe, recipe_files
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mupscale_cli.checkpoint.source import Checkpoint
     from mupscale_cli.inferring.tiny import Task
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
@@ -40,18 +47,37 @@ def list_recipes(as_json: options.Json = False) -> None:
 
 
 @app.command("show")
-def show_recipe(recipe: RecipeArgument) -> None:
-    """Explain a recipe: its axes and the layout of every tensor."""
-    found = load_recipe(recipe)
+def show_recipe(
+    recipe: RecipeArgument,
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.")
+    ] = None,
+) -> None:
+    """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
+    source = widening.find_source(checkpoint).checkpoint if checkpoint is not None else None
+    found = load_recipe(recipe, source.config if source else None)
     console = output.stdout()
     types = ", ".join(found.model_types) or "(no config)"
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
-    axes = output.table("axis", "size", "widened by", "what")
+    costs = {} if source is None else _costs(found, source)
+    axes = output.table("axis", "size", "widened by", *(["parameters at x2"] if source else []), "what", "grows with it")
     for axis in found.axes:
-        how = "never" if axis.name in found.fixed else f"--axis {axis.name}=K"
+        how = f"--axis {axis.name}=K"
         how = "--factor" if axis.name in found.widen else how
-        axes.add_row(axis.name, escape(axis.text.value), how, escape(found.fixed.get(axis.name) or axis.about))
+        how = "never" if axis.name in found.fixed else how
+        about = axis.about + (f"; fixed: {reason}" if (reason := found.fixed.get(axis.name)) else "")
+        cost = [costs.get(axis.name, "")] if source else []
+        axes.add_row(axis.name, escape(axis.text.value), how, *cost, escape(about), ", ".join(_growing(found, axis.name)))
     console.print(axes)
+    for name, members in found.groups.items():
+        console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
+    for link in found.links:
+        console.print(f"\n{link.axis} = {link.text.value}: the config derives one from the other, so they move together",
+                      markup=False)  # fmt: skip
+    if found.tie is not None:
+        ways = [f"{way}: {_WAYS[way]}" for way in found.tie.ways]
+        console.print(f"\na readout tied to the embedding (--tie): {'; '.join(ways)}. The first is the default.",
+                      markup=False)  # fmt: skip
     console.print()
     rules = output.table("tensors", "layout", "when")
     for rule in found.tensors:
@@ -65,20 +91,102 @@ def show_recipe(recipe: RecipeArgument) -> None:
         console.print(f"\n{name} = {text.value}", markup=False)
 
 
+_WAYS = {
+    "fold": "the norm before it takes the 1/k",
+    "config": "a key of the config takes it, exactly",
+    "untie": "two tensors, which grows the model by one embedding",
+}
+
+
+def _growing(recipe: Recipe, axis: str) -> list[str]:
+    """The parts of a model that have an axis, by the last word of their tensors' names."""
+    names: dict[str, None] = {}
+    for rule in recipe.tensors:
+        layouts = [choice.value for choice in rule.choices if isinstance(choice.value, Layout)]
+        in_layout = any(isinstance(ref, AxisRef) and ref.name == axis for layout in layouts for ref in axis_refs(layout))
+        if in_layout or any(axis in part.names for part in rule.pattern.axes):
+            stem = rule.pattern.text.removesuffix(".weight").removesuffix(".bias")
+            stem = stem.removesuffix(".{weight,bias}").rpartition(".")[2]
+            names[stem.replace("{prefix}", "")] = None
+    return list(names)
+
+
+def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+    """What twice of each axis, with what is tied to it, makes of a checkpoint's number of parameters."""
+    costs = {}
+    for axis in recipe.axis_names:
+        factors = smallest_factors(recipe, checkpoint, axis, 2)
+        if factors is None:
+            continue
+        resolved = resolve_factors(recipe, None, factors)
+        before, after = make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None).num_parameters
+        along = ", ".join(name for name in factors if name != axis)
+        costs[axis] = f"{after / before:.3g} times" + (f" (with {along})" if along else "")
+    return costs
+
+
 @app.command("check")
 def check_recipe(
     recipe: RecipeArgument,
-    checkpoint: Annotated[str | None, typer.Argument(help="A checkpoint to check it against.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know.")
+    ] = None,
+    model_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model-type", metavar="TYPE", help="Try it on a tiny random model of this type. Repeatable. Not given: "
+            "the types that the recipe names."
+        ),
+    ] = None,
+    run: Annotated[bool, typer.Option(help="Try it on tiny random models, which needs transformers.")] = True,
 ) -> None:
-    """Check a recipe for itself and, where one is given, against a checkpoint."""
-    found = load_recipe(recipe)
-    text = (
-        f"{found.name}: {output.counted(len(found.axes), 'axis', 'axes')}, {output.counted(len(found.tensors), 'rule')}"
-    )
+    """Check a recipe: for itself, against a checkpoint, and by widening tiny random models.
+
+    Exit code 0 if nothing is wrong, 1 if a model shows a mistake, 2 if the recipe cannot be read.
+    """  # fmt: skip
+    config = widening.find_source(checkpoint).checkpoint.config if checkpoint is not None else None
+    found = load_recipe(recipe, config)
+    console = output.stdout()
+    axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
+    console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
     if checkpoint is not None:
         plan = widening.describe(widening.find_source(checkpoint).checkpoint, recipe)
-        text += f"; every one of {len(plan.tensors)} tensors matches one rule and has its shape"
-    output.stdout().print(f"{text}: no mistakes found", markup=False)
+        console.print(f"every one of the {len(plan.tensors)} tensors of {checkpoint} matches one rule and has its shape",
+                      markup=False)  # fmt: skip
+    types = model_type or ([] if checkpoint is not None else list(found.model_types))
+    if not run or not types:
+        return
+    right = [_check_on_tiny(recipe, name, console) for name in types]
+    if not all(right):
+        raise typer.Exit(1)
+
+
+def _check_on_tiny(recipe: str, model_type: str, console: Console) -> bool:
+    from mupscale_cli.checking import check_model
+    from mupscale_cli.inferring.tiny import task_of, tiny_model
+
+    right = True
+    for tied in (False, True):
+        with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
+            overrides = {"tie_word_embeddings": tied}
+            model = tiny_model(model_type, task_of(model_type), overrides=overrides)
+            try:
+                checked = check_model(model.save(Path(folder)), recipe)
+            except MupscaleError as error:
+                console.print(f"{model_type}: {error.message}", markup=False, soft_wrap=True)
+                return False
+        label = f"{model_type}, {'tied' if tied else 'untied'}"
+        for mistake in checked.mistakes:
+            console.print(f"{label}: {mistake}", markup=False, soft_wrap=True)
+        result = output.table(label, "largest difference", "", right=("largest difference",))
+        for trial in checked.trials:
+            factors = " ".join(f"{name}x{factor}" for name, factor in trial.factors.items())
+            tie = f" --tie {trial.tie}" if trial.tie else ""
+            difference = "" if trial.error is None else f"{trial.error:.1e}"
+            result.add_row(factors + tie, difference, escape(trial.problem or "equal"))
+        console.print(result)
+        right = right and checked.is_right
+    return right
 
 
 @app.command("infer")

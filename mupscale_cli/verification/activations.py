@@ -80,8 +80,8 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
 
     Tensors that the wide model does not share any more are rounded each by itself.
     """
-    for name in plan.untied:
-        owner, _, kind = plan.recipe.parameter_name(name).rpartition(".")
+    for untied in plan.untied:
+        owner, _, kind = plan.recipe.parameter_name(untied).rpartition(".")
         found = name_in(model, owner, dict(model.named_modules()))
         if found is not None:
             module = model.get_submodule(found)
