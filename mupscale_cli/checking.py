@@ -258,4 +258,6 @@ def _input_dimension(module: nn.Module) -> int | None:
 
 def _widened(dim: DimMap, *, contracted: bool) -> bool:
     """Whether a dimension has a widened axis that is, or is not, summed over."""
-    return any(digit.units.copies > 1 and digit.contracted == contracted for strip in dim.strips for digit in strip.digits)
+    return any(
+        digit.units.copies > 1 and digit.contracted == contracted for strip in dim.strips for digit in strip.digits
+    )

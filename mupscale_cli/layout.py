@@ -123,6 +123,18 @@ def solve_size(dim: Dim, axes: Mapping[str, Axis], size: int) -> tuple[set[str],
     return open_names, (size - constant) // slope
 
 
+def size_of(dim: Dim, axes: Mapping[str, Axis]) -> int:
+    """The size of a dimension of which nothing is open.
+
+    Raises:
+        LayoutError: something is.
+    """
+    constant, slope, _ = _linear(dim, axes)
+    if slope != 0:
+        raise LayoutError("has parts whose size nothing tells")
+    return constant
+
+
 def _linear(dim: Dim, axes: Mapping[str, Axis]) -> tuple[int, int | None, set[str]]:
     """Constant and slope of a dimension's size in what is open, and the names that are open."""
     match dim:

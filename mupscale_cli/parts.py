@@ -141,7 +141,9 @@ def join(parts: Iterable[Entries], own: Entries, merge: Callable[[Entries, Entri
         for key, node in document:
             keys[key.value] = key
             sections.setdefault(key.value, []).extend(_entries(node))
-    below = Entries(tuple((keys[name], Entries(tuple(pairs), own.origin)) for name, pairs in sections.items()), own.origin)
+    below = Entries(
+        tuple((keys[name], Entries(tuple(pairs), own.origin)) for name, pairs in sections.items()), own.origin
+    )
     return merge(below, Entries(tuple((key, node) for key, node in own if key.value != "parts"), own.origin))
 
 

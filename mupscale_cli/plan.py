@@ -27,7 +27,7 @@ from mupscale_cli.language import (
     look_up,
     suggest,
 )
-from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, solve_size
+from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of, solve_size
 from mupscale_cli.matching import Match, match_rules
 from mupscale_cli.recipe import Choice, Recipe
 from mupscale_cli.specs import DTYPES, Axis, TensorSpec
@@ -144,6 +144,8 @@ class Plan:
         config_changes: what differs from the source's config.
         omitted: tensors that the recipe leaves out.
         tie: for a readout that shares the embedding, where its factor went: `fold`, `config` or `untie`.
+        parameters: of the reference model, as far as they are tensors of the checkpoint in another
+            form: experts that it keeps together and saves one by one.
     """
 
     recipe: Recipe
@@ -153,6 +155,7 @@ class Plan:
     config_changes: tuple[ConfigChange, ...]
     omitted: tuple[str, ...]
     tie: str | None = None
+    parameters: tuple[TensorPlan, ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -288,7 +291,10 @@ def make_plan(
         _check_config(recipe, new_config, axes, used, values)
     if tie == "untie":
         changes = (*changes, ConfigChange(_TIE_KEY, True, False))
-    return Plan(recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted, tie)
+    return Plan(
+        recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
+        tie, planner.parameters(recipe, specs),
+    )  # fmt: skip
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
@@ -336,9 +342,8 @@ def _untied(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     found = {}
     for prefixes in recipe.prefixes:
         for name, source in recipe.tie.shares:
-            name, source = name.format_map(prefixes), source.format_map(prefixes)
-            if source in present and name not in present:
-                found[name] = source
+            if source.format_map(prefixes) in present and name.format_map(prefixes) not in present:
+                found[name.format_map(prefixes)] = source.format_map(prefixes)
     return found
 
 
@@ -499,6 +504,25 @@ class _TensorPlanner:
         for copied in self._name_copies(plan, match):
             _check_dtype(copied)
             yield copied
+
+    def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
+        """Plans of the reference model's parameters that are tensors of the checkpoint in another form."""
+        found: dict[str, TensorPlan] = {}
+        for spec in specs:
+            for name, choice in recipe.other_parameters(spec.name):
+                layout = choice.value
+                if name in found or not isinstance(layout, Layout):
+                    continue
+                try:
+                    shape = tuple(size_of(dim, self.axes) for dim in layout.dims)
+                except LayoutError as problem:
+                    raise choice.text.error(f"`{name}` {problem}") from None
+                parameter = replace(spec, name=name, shape=shape)
+                dims = self._map_dims(parameter, layout, choice)
+                wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
+                scale = power_scale(layout.powers, self.axes)
+                found[name] = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
+        return tuple(found.values())
 
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):

@@ -94,6 +94,21 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class ParameterRule:
+    """A parameter of the reference model that it saves under other names, or in other parts.
+
+    Attributes:
+        pattern: of the tensors that are saved; several may make one parameter, or one several.
+        template: the parameter's name, with `{_0}`, `{_1}` for what the pattern's `*` matched.
+        dims: the parameter's own layout; None where it is just a tensor under another name.
+    """
+
+    pattern: Pattern
+    template: str
+    dims: Choice[Layout | Keep | Omit] | None
+
+
+@dataclass(frozen=True, slots=True)
 class TieRule:
     """A readout that shares the embedding's tensor, which cannot be divided by k for the readout alone.
 
@@ -141,7 +156,7 @@ class Recipe:
         links: axes that the config ties together.
         config: what the widened config says.
         tensors: one rule for every tensor.
-        parameters: what the reference model calls a tensor that it saves under another name.
+        parameters: what the reference model makes of tensors that it saves in another form.
         tie: what can be done about a readout that shares the embedding, None if it never does.
     """
 
@@ -160,7 +175,7 @@ class Recipe:
     links: tuple[Link, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
-    parameters: tuple[tuple[Pattern, str], ...] = ()
+    parameters: tuple[ParameterRule, ...] = ()
     tie: TieRule | None = None
     condition: Expression | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -171,10 +186,10 @@ class Recipe:
         return tuple(axis.name for axis in self.axes)
 
     @cached_property
-    def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+    def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str, ParameterRule], ...]:
         return tuple(
-            (pattern.regex(prefixes), template.format_map(_Keeping(prefixes)))
-            for pattern, template in self.parameters
+            (rule.pattern.regex(prefixes), rule.template.format_map(_Keeping(prefixes)), rule)
+            for rule in self.parameters
             for prefixes in self.prefixes
         )
 
@@ -191,10 +206,24 @@ class Recipe:
 
     def parameter_name(self, tensor: str) -> str:
         """What the reference model calls a tensor of the checkpoint."""
-        for pattern, template in self._parameter_patterns:
-            if match := pattern.fullmatch(tensor):
-                return template.format(**{f"_{i}": text for i, text in enumerate(match.groups())})
-        return tensor
+        return next((name for name, rule in self._parameters_of(tensor) if rule.dims is None), tensor)
+
+    def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
+        """The parameters of other shapes that a tensor of the checkpoint is a part or the whole of, and their layouts."""
+        for name, rule in self._parameters_of(tensor):
+            if rule.dims is not None:
+                yield name, rule.dims
+
+    def _parameters_of(self, tensor: str) -> Iterator[tuple[str, ParameterRule]]:
+        seen = set()
+        for regex, template, rule in self._parameter_patterns:
+            match = regex.fullmatch(tensor)
+            if match is None or (id(rule) in seen):
+                continue
+            seen.add(id(rule))
+            named = set(regex.groupindex.values())
+            stars = (text for index, text in enumerate(match.groups(), 1) if index not in named)
+            yield template.format(**{f"_{i}": text for i, text in enumerate(stars)}), rule
 
 
 # Finding --------------------------------------------------------------------------------------
@@ -353,7 +382,8 @@ def _recipe(name: str, file: str, digest: str, document: Entries, groups: dict[s
         model_types=model_types,
         tensor_patterns=tensor_patterns,
         condition=condition,
-        parameters=tuple(_renamed(key, node, prefixes[0]) for key, node in _entries(sections.get("parameters"))),
+        parameters=tuple(rule for key, node in _entries(sections.get("parameters"))
+                         for rule in _parameter_rules(key, node, prefixes[0])),
         tie=_tie(sections.get("tie"), prefixes[0]),
         prefixes=prefixes,
         groups=groups,
@@ -457,15 +487,25 @@ def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
     return TieRule(_parse(language.parse_expression, when), tuple(way.value for way in ways), tuple(pairs), when)
 
 
-def _renamed(key: Text, node: Node, prefixes: Mapping[str, str]) -> tuple[Pattern, str]:
-    """A pattern, and the other name with its `*` numbered, each for what the pattern's `*` or `**` matched."""
+def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iterator[ParameterRule]:
+    """A pattern with another name, whose `*` stand for what the pattern's `*` or `**` matched, or several with dims."""
     pattern = _parse(lambda text: language.parse_pattern(text, prefixes), key)
-    text = _text(node)
-    pieces = text.value.split("*")
-    wildcards = sum(part in (language.STAR, language.REST) for part in pattern.parts)
-    if len(pieces) - 1 != wildcards or pattern.axes:
-        raise text.error(f"has {len(pieces) - 1} `*`, the name on the left has {wildcards}")
-    return pattern, pieces[0] + "".join(f"{{_{i}}}{piece}" for i, piece in enumerate(pieces[1:]))
+    for item in node.nodes if isinstance(node, Items) else (node,):
+        dims = None
+        name = item
+        if isinstance(item, Entries):
+            entries = {key.value: value for key, value in item}
+            if set(entries) != {"name", "dims"}:
+                raise item.error("a parameter of another shape has `name` and `dims`")
+            name = entries["name"]
+            dims = _choice(entries["dims"], "dims", _layout)
+        text = _text(name)
+        pieces = text.value.split("*")
+        wildcards = sum(part in (language.STAR, language.REST) for part in pattern.parts)
+        if len(pieces) - 1 != wildcards:
+            raise text.error(f"has {len(pieces) - 1} `*`, the name on the left has {wildcards}")
+        template = pieces[0] + "".join(f"{{_{i}}}{piece}" for i, piece in enumerate(pieces[1:]))
+        yield ParameterRule(pattern, template, dims)
 
 
 def _tensor_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> TensorRule:

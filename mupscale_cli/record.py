@@ -60,7 +60,7 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
         },
         "parameters": {"before": before, "after": after},
-        "rules": _rules(plan.tensors),
+        "rules": _rules((*plan.tensors, *plan.parameters)),
         "called": _called(plan),
         "omitted": list(plan.omitted),
         "tie": plan.tie,

@@ -55,7 +55,7 @@ class ParameterNames:
 
     def __init__(self, plan: Plan) -> None:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
-        for tensor in plan.tensors:
+        for tensor in (*plan.tensors, *plan.parameters):
             self._tensors[tensor.source.name].append(tensor)
         self._saved_as = {plan.recipe.parameter_name(name): name for name in self._tensors}
         self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}

@@ -243,6 +243,7 @@ def build(case: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
 
     model_class, config_class, settings = MODELS[case]
     config = getattr(transformers, config_class)(**{**settings, **changes})
+    config._experts_implementation = "eager"  # the others know no float64
     return randomise(getattr(transformers, model_class)(config).to(dtype)).eval()
 
 

@@ -30,7 +30,11 @@ def build_mlp_mup(config: dict[str, Any]) -> nn.Module:
     """Linear, ReLU, Linear, ReLU, MuReadout by shapes."""
     first, second, last = (config["shapes"][f"{i}.weight"] for i in (0, 2, 4))
     return nn.Sequential(
-        nn.Linear(first[1], first[0]), nn.ReLU(), nn.Linear(second[1], second[0]), nn.ReLU(), MuReadout(last[1], last[0])
+        nn.Linear(first[1], first[0]),
+        nn.ReLU(),
+        nn.Linear(second[1], second[0]),
+        nn.ReLU(),
+        MuReadout(last[1], last[0]),
     )
 
 
@@ -44,7 +48,9 @@ class Attention(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape
         d = width // self.heads
-        q, k, v = (part.view(batch, length, self.heads, d).transpose(1, 2) for part in self.c_attn(values).split(width, -1))
+        q, k, v = (
+            part.view(batch, length, self.heads, d).transpose(1, 2) for part in self.c_attn(values).split(width, -1)
+        )
         scale = math.sqrt(8) / d if self.mup else 1 / math.sqrt(d)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, length, width))
@@ -76,7 +82,11 @@ class GPT(nn.Module):
             "h": nn.ModuleList(Block(width, config["n_head"], bias=bias, mup=mup) for _ in range(config["n_layer"])),
             "ln_f": nn.LayerNorm(width, bias=bias),
         })  # fmt: skip
-        readout = MuReadout(width, config["vocab_size"], bias=False) if mup else nn.Linear(width, config["vocab_size"], bias=False)
+        readout = (
+            MuReadout(width, config["vocab_size"], bias=False)
+            if mup
+            else nn.Linear(width, config["vocab_size"], bias=False)
+        )
         self.lm_head = readout
         self.lm_head.weight = self.transformer["wte"].weight
 
@@ -89,7 +99,7 @@ class GPT(nn.Module):
 
 
 def build_gpt(config: dict[str, Any]) -> nn.Module:
-    """nanoGPT's GPT in the form that the config's `model_type` names."""
+    """NanoGPT's GPT in the form that the config's `model_type` names."""
     return GPT(config, mup=config["model_type"] == "nanogpt-mup")
 
 

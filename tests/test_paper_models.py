@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import paper_models
 import pytest
 from safetensors.torch import save_model
 
-import paper_models
 from helpers import randomise
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify

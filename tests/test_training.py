@@ -14,18 +14,22 @@ from training import OPTIMIZERS, make, save_training
 
 STEPS = 20
 # Phi-3 keeps queries beside keys and values, which have other multiplicities once g is widened: eps is then not exact.
-HEADS = {"h": 3, "embed": 3, "ffn": 2}
-DEFAULT_FACTOR = {
-    "GPT": HEADS,
-    "Bert": HEADS,
-    "Phi3": {"embed": 2, "kv": 3, "ffn": 4},
-    "StableLm": {"kv": 3, "embed": 3, "ffn": 2},
-    "ResNet": {"c": 3},
-}
-# transformers keeps Mixtral's experts in one parameter and saves them one by one, so its state is not found by name.
-TRAINED = [case for case in MODELS if not case.startswith("Mixtral")]
-SAME_SHAPE = ("Mistral", "SmolLM3", "Olmo3", "Gemma2", "Phi3", "Glm4", "Cohere2")  # left to the slow run
-MIXED = {"embed": 2, "kv": 3, "g": 2, "ffn": 4}
+AXES = {"Phi3": {"embed": 2, "kv": 3, "ffn": 4}, "Qwen3": {"embed": 2, "kv": 3, "g": 2, "ffn": 4},
+        "GPT2": {"h": 3, "embed": 3, "ffn": 2}}  # fmt: skip
+# The parts of these fused projections have other coefficients or multiplicities, whatever is widened.
+FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi")
+HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision")
+TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS))]
+# One for each shape: dense, offset gains, mixtures of experts kept in four ways, latent attention, encoders, encoder-
+# decoders, convolutions with BatchNorm and without, state spaces and hybrids, images with text.
+SHAPES = ["Llama-tied", "Qwen3-tied", "Phi3-untied", "GPT2-tied", "Gemma3-tied", "Nemotron-untied", "Cohere-tied",
+          "Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoeShared-tied", "DeepseekV3-untied", "GPTNeoX-tied",
+          "OPT-projected", "StableLm-parallel", "Bert-tied", "Electra-tied", "ModernBert-tied", "T5-gated", "Bart-tied",
+          "Whisper-tied", "ViT-classifier", "Dinov2-gated", "Swin-classifier", "ConvNextV2-classifier", "ResNet-basic",
+          "ResNet-bottleneck", "Mamba-tied", "Mamba2-untied", "FalconH1-tied", "Lfm2-tied", "CLIP-both",
+          "Llava-clip"]  # fmt: skip
+MIXED = AXES["Qwen3"]
+NO_MATRICES = ("ResNet", "ConvNext")
 
 
 def train(tmp_path, case, optimizer, factor=None, axes=None):
@@ -42,29 +46,37 @@ def check(found):
     assert found.losses[0][0] != found.losses[-1][0]
 
 
-def mixed_axes(case):
-    return next((axes for name, axes in DEFAULT_FACTOR.items() if name in case), MIXED)
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer(optimizer, tmp_path):
     check(train(tmp_path, "Qwen3-tied", optimizer, axes=MIXED))
 
 
-@pytest.mark.parametrize("case", [case for case in TRAINED if not case.startswith(SAME_SHAPE)])
-def test_every_recipe(case, tmp_path):
-    check(train(tmp_path, case, "adamw", axes=mixed_axes(case)))
+@pytest.mark.parametrize("case", SHAPES)
+def test_every_shape_of_architecture(case, tmp_path):
+    axes = AXES.get(case.partition("-")[0])
+    check(train(tmp_path, case, "adamw", None if axes else 3, axes))
+
+
+@pytest.mark.parametrize("case", ["Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoe-tied"])
+def test_experts_that_are_copied_train_alike(case, tmp_path):
+    """Which needs the same experts to be chosen, each by all of its copies."""
+    check(train(tmp_path, case, "adamw", axes={"e": 2, "embed": 2}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factor", [2, 3, "mixed"])
+@pytest.mark.parametrize("case", [case for case in TRAINED if case not in SHAPES])
+def test_every_recipe(case, tmp_path):
+    check(train(tmp_path, case, "adamw", 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("case", TRAINED)
-def test_every_recipe_with_every_optimizer(case, optimizer, factor, tmp_path):
-    if optimizer == "muon" and "ResNet" in case:
-        pytest.skip("Muon takes matrices, and convolutions are none")
-    axes = mixed_axes(case) if factor == "mixed" else None
-    check(train(tmp_path, case, optimizer, None if axes else factor, axes))
+@pytest.mark.parametrize("case", SHAPES)
+def test_every_shape_with_every_optimizer(case, optimizer, factor, tmp_path):
+    if optimizer == "muon" and case.startswith(NO_MATRICES):
+        pytest.skip("Muon takes matrices, and these are convolutions or stacks of matrices")
+    check(train(tmp_path, case, optimizer, factor))
 
 
 # Teeth ----------------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from helpers import build
+from mupscale_cli.verification.inputs import reference_inputs
 from mupscale_cli.verification.optimizers import ExactMuon, Lion
+from mupscale_cli.verification.precision import everything_in
 
+OFFSET_GAINS = ("Gemma", "VaultGemma", "Nemotron")
 # Name: class and settings. All with weight decay, so that its multiplier counts.
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
@@ -27,12 +30,12 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
-    """A loss on random tokens or images."""
-    if model.main_input_name == "pixel_values":
-        images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
-        return model(pixel_values=images).logits.square().mean()
-    tokens = torch.randint(50, (2, 9), generator=generator)
-    return model(input_ids=tokens).logits.square().mean()
+    """A loss on random inputs of whatever kind the model takes."""
+    inputs = reference_inputs(model, generator).to(torch.device("cpu"), next(model.parameters()).dtype)
+    with everything_in(next(model.parameters()).dtype):
+        output = model(**inputs.keywords)
+    main = output.logits if hasattr(output, "logits") else next(iter(output.values()))
+    return main.square().mean()
 
 
 def make(optimizer: str, named: list[tuple[str, torch.nn.Parameter]], undecayed: list[str]) -> Any:
@@ -53,7 +56,7 @@ def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps
     model = build(case, dtype=dtype)
     named = list(model.named_parameters())
     # Gains stored as their difference from 1 are the one thing whose decay cannot be carried over.
-    made = make(optimizer, named, [n for n, p in named if "Gemma" in case and p.dim() == 1])
+    made = make(optimizer, named, [n for n, p in named if case.startswith(OFFSET_GAINS) and p.dim() == 1])
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         random_loss(model, generator).backward()

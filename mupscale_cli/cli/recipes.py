@@ -60,14 +60,18 @@ def show_recipe(
     types = ", ".join(found.model_types) or "(no config)"
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
     costs = {} if source is None else _costs(found, source)
-    axes = output.table("axis", "size", "widened by", *(["parameters at x2"] if source else []), "what", "grows with it")
+    axes = output.table(
+        "axis", "size", "widened by", *(["parameters at x2"] if source else []), "what", "grows with it"
+    )
     for axis in found.axes:
         how = f"--axis {axis.name}=K"
         how = "--factor" if axis.name in found.widen else how
         how = "never" if axis.name in found.fixed else how
         about = axis.about + (f"; fixed: {reason}" if (reason := found.fixed.get(axis.name)) else "")
         cost = [costs.get(axis.name, "")] if source else []
-        axes.add_row(axis.name, escape(axis.text.value), how, *cost, escape(about), ", ".join(_growing(found, axis.name)))
+        axes.add_row(
+            axis.name, escape(axis.text.value), how, *cost, escape(about), ", ".join(_growing(found, axis.name))
+        )
     console.print(axes)
     for name, members in found.groups.items():
         console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
@@ -103,7 +107,9 @@ def _growing(recipe: Recipe, axis: str) -> list[str]:
     names: dict[str, None] = {}
     for rule in recipe.tensors:
         layouts = [choice.value for choice in rule.choices if isinstance(choice.value, Layout)]
-        in_layout = any(isinstance(ref, AxisRef) and ref.name == axis for layout in layouts for ref in axis_refs(layout))
+        in_layout = any(
+            isinstance(ref, AxisRef) and ref.name == axis for layout in layouts for ref in axis_refs(layout)
+        )
         if in_layout or any(axis in part.names for part in rule.pattern.axes):
             stem = rule.pattern.text.removesuffix(".weight").removesuffix(".bias")
             stem = stem.removesuffix(".{weight,bias}").rpartition(".")[2]
@@ -134,8 +140,9 @@ def check_recipe(
     model_type: Annotated[
         list[str] | None,
         typer.Option(
-            "--model-type", metavar="TYPE", help="Try it on a tiny random model of this type. Repeatable. Not given: "
-            "the types that the recipe names."
+            "--model-type",
+            metavar="TYPE",
+            help="Try it on a tiny random model of this type. Repeatable. Not given: the types that the recipe names.",
         ),
     ] = None,
     run: Annotated[bool, typer.Option(help="Try it on tiny random models, which needs transformers.")] = True,
@@ -204,8 +211,10 @@ def infer_recipe(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, "
-                     "a dict in its module."),
+        typer.Option(
+            metavar="FILE",
+            help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, a dict in its module.",
+        ),
     ] = None,
     task: Annotated[
         str | None,

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mupscale_cli.inferring.architecture import Architecture, Shapes
 from mupscale_cli.inferring.shapes import Idea, varied
@@ -19,7 +18,8 @@ _OTHER = re.compile(
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
 HEADS = re.compile(
-    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)")
+    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)"
+)
 KV_HEADS = re.compile(r".*(kv_heads|key_value_heads|head_kv|kv_head|multi_query_group_num).*")
 _HIDDEN = re.compile(r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim")
 _KINDS: tuple[tuple[str, str], ...] = (

@@ -195,9 +195,7 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
     modules = dict(model.named_modules())
     grouped: dict[tuple[str, tuple[Polynomial, ...]], list[str]] = defaultdict(list)
     for name in order:
-        polynomials = tuple(
-            _polynomial(measure, axes, name, dim, movers[name][dim]) for dim in range(len(base[name]))
-        )
+        polynomials = tuple(_polynomial(measure, axes, name, dim, movers[name][dim]) for dim in range(len(base[name])))
         grouped[_pattern(name, name_axes), polynomials].append(name)
     alike: dict[str, list[tuple[tuple[Polynomial, ...], list[str]]]] = defaultdict(list)
     for (pattern, polynomials), names in grouped.items():
@@ -237,9 +235,7 @@ def _pattern(
     return _NUMBER.sub(lambda _: found.get(next(counter), "*"), name)
 
 
-def _narrowed(
-    members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tuple[int, str], ...]]
-) -> list[str]:
+def _narrowed(members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tuple[int, str], ...]]) -> list[str]:
     """Patterns for sets of names that differ in nothing but their numbers: those that tell them apart are spelled out."""
     numbers = [[tuple(_NUMBER.findall(name)) for name in names] for names in members]
     places = range(len(numbers[0][0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -279,7 +278,9 @@ def _solve(architecture: Architecture, budget: Budget, note: Note) -> _Solved:
     return _Solved(architecture, axes, laboratory, groups, found, tied)
 
 
-def _group(architecture: Architecture, axes: Axes, model: torch.nn.Module, note: Note) -> tuple[Axes, tuple[Group, ...]]:
+def _group(
+    architecture: Architecture, axes: Axes, model: torch.nn.Module, note: Note
+) -> tuple[Axes, tuple[Group, ...]]:
     """Groups of tensors; axes under which sizes are not sums of products are given up."""
     while True:
         measure = Measure(architecture, axes.ideas)
@@ -318,7 +319,11 @@ def _with_derived_sizes(solved: _Solved) -> Axes:
         name, dim, monomial = place
 
         def measure(
-            config: Mapping[str, Any], name: str = name, dim: int = dim, monomial: Monomial = monomial, axis: str = idea.name
+            config: Mapping[str, Any],
+            name: str = name,
+            dim: int = dim,
+            monomial: Monomial = monomial,
+            axis: str = idea.name,
         ) -> int:
             size = architecture.shapes(config)[name][dim]
             known: dict[str, Any] = dict(config)
@@ -410,7 +415,8 @@ def _reason(solved: _Solved, axis: str, outcome: Outcome) -> str:
 def _nothing(solved: _Solved) -> InferError:
     parts = [f"{axis}: {_reason(solved, axis, outcome)}" for axis, outcome in solved.found.unsolved.items()]
     return InferError(
-        f"no axis of `{solved.architecture.name}` can be widened exactly", excerpt="\n".join(f"  {part}" for part in parts)
+        f"no axis of `{solved.architecture.name}` can be widened exactly",
+        excerpt="\n".join(f"  {part}" for part in parts),
     )
 
 

@@ -30,6 +30,7 @@ class Budget:
     seconds: float = 15.0
     total: float = 40.0  # for all axes; after it each gets one trial
 
+
 @dataclass
 class Found:
     """What the search came to.
@@ -81,7 +82,9 @@ def last_norm(groups: Iterable[Group], order: list[str]) -> str | None:
     return next((name for name in reversed(order) if name in owners), None)
 
 
-def initial_state(groups: tuple[Group, ...], tied: bool, last_owner: str | None, axes: Iterable[Idea], config: dict[str, object]) -> State:  # noqa: E501
+def initial_state(
+    groups: tuple[Group, ...], tied: bool, last_owner: str | None, axes: Iterable[Idea], config: dict[str, object]
+) -> State:
     """The likely choice everywhere."""
     choices = []
     for group in groups:

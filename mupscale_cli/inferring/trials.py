@@ -202,9 +202,7 @@ class Laboratory:
         return Outcome(relative(self.logits, logits), progress, first)
 
 
-def renamed(
-    name: str, places: tuple[tuple[int, str], ...], copies: list[int], digits: tuple[int, ...]
-) -> str:
+def renamed(name: str, places: tuple[tuple[int, str], ...], copies: list[int], digits: tuple[int, ...]) -> str:
     """The name of one copy of a tensor whose name counts axes."""
     if not places:
         return name

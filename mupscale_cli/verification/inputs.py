@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify

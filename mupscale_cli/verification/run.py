@@ -153,7 +153,7 @@ def train_checkpoints(
         _, make = _reference(replace(options, seed=options.seed + step), plan)
         return make(before, narrow).to(device, torch.float64)
 
-    loss = batch_loss(inputs, _output, options.seed)
+    loss = batch_loss(inputs, _logits, options.seed)
     return verify_training(before, after, plan, loss, options.steps, state=state, wide_state=wide_state)
 
 
@@ -217,6 +217,13 @@ def _outputs(output: Any) -> dict[str, Tensor]:
     tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
     first = next((name for name, value in tensors.items() if value is main), "logits")
     return {first: main, **tensors}
+
+
+def _logits(output: Any) -> Tensor:
+    """What a loss is made of; hidden states are not it, since the wide model has more of them."""
+    if isinstance(output, Mapping) and not any("logits" in name for name in output):
+        raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
+    return _output(output)
 
 
 def _output(output: Any) -> Tensor:

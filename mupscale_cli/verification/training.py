@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mupscale_cli.convert import expand_whole
 from mupscale_cli.errors import VerifyError
@@ -69,6 +70,8 @@ def verify_training(
     Raises:
         VerifyError: the model cannot be trained, or weights and plan do not belong together.
     """
+    for model in (narrow, wide):
+        _normalise_by_batch(model)
     tensors = _by_parameter(plan, narrow, wide)
     stored = [_settle_weight(tensor, before, after) for tensor, before, after in tensors.values()]
     groups, wide_groups = _groups(plan, state, wide_state, narrow)
@@ -122,7 +125,7 @@ def _by_parameter(
     before, after = (dict(model.named_parameters(remove_duplicate=False)) for model in (narrow, wide))
     canonical = {id(parameter): name for name, parameter in wide.named_parameters()}
     found = {}
-    for tensor in plan.tensors:
+    for tensor in (*plan.tensors, *plan.parameters):
         source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), before)
         target = name_in(wide, plan.recipe.parameter_name(tensor.target.name), after)
         if source is not None and target is not None:
@@ -275,6 +278,13 @@ def _optimizer_text(groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -
 # Steps ---------------------------------------------------------------------------------------------
 
 
+def _normalise_by_batch(model: nn.Module) -> None:
+    """Have BatchNorm use the batch, as in training; dropout, which is random, stays off."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+
+
 def _step(side: Side, loss: Loss, step: int) -> float:
     try:
         value = loss(side.model, step)
@@ -336,7 +346,8 @@ def batch_loss(inputs: Callable[[int], Inputs], output: Callable[[Any], Tensor],
         batch = inputs(step)
         result = output(model(*batch.arguments, **batch.keywords))
         tokens = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
-        if isinstance(tokens, Tensor) and not tokens.is_floating_point() and result.dim() == 3:
+        is_text = isinstance(tokens, Tensor) and not tokens.is_floating_point()
+        if is_text and result.dim() == 3 and result.shape[-1] > int(tokens.max()):
             return nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         generator = torch.Generator().manual_seed(seed + step)
         target = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.device)
