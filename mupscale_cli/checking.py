@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -71,13 +72,14 @@ def check_model(
 ) -> Checked:
     """Check a recipe on a model that fits into memory many times over.
 
-    It is widened, from disk to disk, on all axes together by 2 and by 3, on each axis alone by 2 and
-    by 3, and in each way that a tied readout may be treated; both models are compared in float64.
+    It is widened, from disk to disk, on every axis that there is by 2, on those that a bare factor
+    widens by 2 and by 3, on each axis alone by 2 and by 3, and in each way that a tied readout may be
+    treated; both models are compared in float64.
 
     Args:
         source: a model directory that transformers can load.
         recipe: name or file; found by the model if not given.
-        quick: only all axes together by 2.
+        quick: only every axis together by 2.
         told: called after each trial.
 
     Raises:
@@ -110,6 +112,11 @@ def _one_thread() -> Iterator[None]:
 def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[str, int], str | None]]:
     recipe = plan.recipe
     checkpoint = find_source(source).checkpoint
+    everything = all_factors(recipe, checkpoint)
+    if everything is not None:
+        yield everything, None
+    if quick and everything is not None:
+        return
     yield dict.fromkeys(recipe.widen, 2), None
     if quick:
         return
@@ -125,6 +132,24 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
         for way in recipe.tie.ways:
             if way != plan.tie:
                 yield dict.fromkeys(recipe.widen, 2), way
+
+
+def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Factors that widen every axis of a checkpoint by 2, and by more what others are tied to; None if none do."""
+    narrow = describe(checkpoint, recipe)
+    factors = {name: 2 for name in recipe.axis_names if name not in recipe.fixed}
+    for _ in recipe.links:
+        for link in recipe.links:
+            factors[link.axis] = math.prod(factors.get(name, 1) for name in link.product)
+    factors = {name: factor for name, factor in factors.items() if name in narrow.used and factor > 1}
+    try:
+        resolved = resolve_factors(recipe, None, factors)
+        make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None)
+    except ConfigError:
+        return None
+    except MupscaleError:
+        return factors
+    return factors
 
 
 def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: int) -> dict[str, int] | None:

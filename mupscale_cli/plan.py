@@ -146,6 +146,7 @@ class Plan:
         tie: for a readout that shares the embedding, where its factor went: `fold`, `config` or `untie`.
         parameters: of the reference model, as far as they are tensors of the checkpoint in another
             form: experts that it keeps together and saves one by one.
+        used: the axes that some tensor has.
     """
 
     recipe: Recipe
@@ -156,6 +157,7 @@ class Plan:
     omitted: tuple[str, ...]
     tie: str | None = None
     parameters: tuple[TensorPlan, ...] = ()
+    used: frozenset[str] = frozenset()
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -293,7 +295,7 @@ def make_plan(
         changes = (*changes, ConfigChange(_TIE_KEY, True, False))
     return Plan(
         recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
-        tie, planner.parameters(recipe, specs),
+        tie, planner.parameters(recipe, specs), used,
     )  # fmt: skip
 
 

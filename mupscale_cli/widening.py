@@ -212,13 +212,13 @@ def plan_widening(
     return plan
 
 
-def describe(checkpoint: Checkpoint, recipe: str | Path | None = None) -> Plan:
+def describe(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
     """The plan that changes nothing: what a recipe knows of a checkpoint.
 
     Raises:
         MupscaleError: there is no recipe for it, or they contradict one another.
     """
-    chosen = choose_recipe(checkpoint, recipe)
+    chosen = recipe if isinstance(recipe, Recipe) else choose_recipe(checkpoint, recipe)
     factors = dict.fromkeys(chosen.axis_names, 1)
     return make_plan(chosen, checkpoint.specs, checkpoint.config, factors, None)
 

@@ -197,6 +197,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "CLIPVision-projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**VISION, "projection_dim": 16}),
     "CLIP-both": ("CLIPModel", "CLIPConfig", {"text_config": {**TEXT, "eos_token_id": 49}, "vision_config": VISION,
                                               "projection_dim": 16}),
+    "SiglipText-head": ("SiglipTextModel", "SiglipTextConfig", {**TEXT, "projection_size": 24}),
+    "SiglipVision-head": ("SiglipVisionModel", "SiglipVisionConfig", VISION),
     "Siglip-both": ("SiglipModel", "SiglipConfig", {"text_config": {**TEXT, "projection_size": 24},
                                                     "vision_config": VISION}),
     "Gemma3-images": ("Gemma3ForConditionalGeneration", "Gemma3Config",

@@ -160,10 +160,13 @@ def test_config_values_may_be_scaled():
         ("experts.{e}.w", "", ["experts.12.w"], ["experts.one.w", "experts..w"]),
         ("{first}.weight?", "", ["7.weight"], ["a.weight", "7.weight?"]),
         ("a.weight", "", ["a.weight"], ["aXweight", "a.weight.x"]),
+        ("{prefix}**", "model.", ["model.a.b.c"], ["model.", "a.model.b"]),
+        ("norms.{(kv g)}.w", "", ["norms.3.w"], ["norms.kv.w"]),
+        ("{text.e}.w", "", ["3.w"], ["text.3.w"]),
     ],
 )
 def test_patterns(pattern, prefix, matches, not_matches):
-    regex = parse_pattern(pattern).regex(prefix)
+    regex = parse_pattern(pattern).regex({"prefix": prefix})
     assert all(regex.fullmatch(name) for name in matches)
     assert not any(regex.fullmatch(name) for name in not_matches)
 
@@ -175,9 +178,30 @@ def test_a_question_mark_makes_a_tensor_optional():
 
 def test_axes_in_names_are_renumbered():
     pattern = parse_pattern("layers.*.experts.{e}.heads.{/h}.w")
-    match = pattern.regex("").fullmatch("layers.10.experts.9.heads.0.w")
+    match = pattern.regex({}).fullmatch("layers.10.experts.9.heads.0.w")
     assert expand_name(pattern, match, (19, 100)) == "layers.10.experts.19.heads.100.w"
-    assert [(axis.name, axis.contracted) for axis in pattern.axes] == [("e", False), ("h", True)]
+    assert [(axis.names, axis.contracted) for axis in pattern.axes] == [(("e",), False), (("h",), True)]
+
+
+def test_several_axes_may_count_the_same_tensors():
+    (axis,) = parse_pattern("norms.{(kv text.g)}.weight").axes
+    assert axis.names == ("kv", "text.g")
+    text = "norms.{(kv text.g)}.weight"
+    assert all(text[start:].startswith(name) for start, name in zip(axis.starts, axis.names, strict=True))
+
+
+def test_words_of_several_prefixes_stand_for_theirs():
+    pattern = parse_pattern("{text}norm.{head}", ("text", "head"))
+    assert pattern.regex({"text": "a.", "head": "b"}).fullmatch("a.norm.b")
+    assert not pattern.axes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("sizes[1]", 5), ("sizes[9]", None), ("7 / 2", 3.5), ("true", True), ("not false", True), ("b.c[0] * 2", 4)],
+)
+def test_lists_fractions_and_constants(text, expected):
+    assert evaluate(parse_expression(text), {"sizes": [4, 5], "b": {"c": [2]}}) == expected
 
 
 def test_suggestions_name_the_nearest():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.errors import ConfigError, PlanError, RecipeError
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import load_recipe
 from mupscale_cli.specs import TensorSpec
@@ -184,7 +184,7 @@ def test_tensors_may_be_kept_or_left_out(small):
 
 
 def test_a_config_that_does_not_give_the_axis_its_new_size(small):
-    with pytest.raises(RecipeError, match="the widened config makes the axis `e` 2, the widened tensors make it 4"):
+    with pytest.raises(ConfigError, match="the widened config makes the axis `e` 2, the widened tensors make it 4"):
         small('"x.{e}.w": "a"', {"n": 2, "groups": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 2},
               more_axes=", e: groups")  # fmt: skip
 

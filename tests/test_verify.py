@@ -575,8 +575,8 @@ def test_images_have_the_size_of_the_config(size, shape):
 
 
 def test_inputs_of_another_kind_are_a_reason_not_to_verify():
-    with pytest.raises(CannotVerify, match=r"input_features.*--model"):
-        reference_inputs(Stub("input_features"), torch.Generator())
+    with pytest.raises(CannotVerify, match=r"input_values.*--model"):
+        reference_inputs(Stub("input_values"), torch.Generator())
 
 
 def test_only_numbers_take_the_type_of_the_model():
