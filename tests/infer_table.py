@@ -106,14 +106,14 @@ def main() -> None:
         result = one(name, options.task, options.limit)
         results[name] = result
         options.output.write_text(json.dumps(every, indent=1))
-        print(f"{result['status']:10} {name}: {result.get('error', '')} {result.get('reason', '')[:150]!r}", flush=True)
+        print(f"{result['status']:10} {name}: {result.get('error', '')} {result.get('reason', '')[:150]!r}", flush=True)  # noqa: T201 (a script)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, todo))
     options.output.with_suffix(".md").write_text(
         "\n\n".join(f"## {task}\n\n{table(found)}" for task, found in every.items()) + "\n"
     )
-    print(Counter(result["status"] for result in results.values()))
+    print(Counter(result["status"] for result in results.values()))  # noqa: T201 (a script)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -13,9 +13,6 @@ from mupscale_cli import widening
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.recipe import load_recipe, recipe_files
-
-if TYPE_CHECKING:
-    from mupscale_cli.inferring.tiny import Task
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
 RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
@@ -96,8 +93,10 @@ def infer_recipe(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, "
-                     "a dict in its module."),
+        typer.Option(
+            metavar="FILE",
+            help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, a dict in its module.",
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -113,7 +112,7 @@ def infer_recipe(
         raise MupscaleError(f"there is no task `{task}`", hint=f"known: {', '.join(TASKS)}")
     if out is not None and out.exists() and not overwrite:
         raise OutputError(f"`{out}` exists already", hint="give another name, or `--overwrite`")
-    found = infer_target(target, cast("Task | None", task), config, note=output.note)
+    found = infer_target(target, task, config, note=output.note)
     for axis, reason in found.fixed.items():
         output.note(f"not widened: {axis}: {reason}")
     output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")

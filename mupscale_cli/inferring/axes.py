@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from mupscale_cli.inferring.architecture import Architecture, Shapes
 from mupscale_cli.inferring.shapes import Idea, varied
@@ -19,13 +18,14 @@ _OTHER = re.compile(
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
 HEADS = re.compile(
-    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)")
+    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)"
+)
 KV_HEADS = re.compile(r".*(kv_heads|key_value_heads|head_kv|kv_head|multi_query_group_num).*")
 _HIDDEN = re.compile(r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim")
 _KINDS: tuple[tuple[str, str], ...] = (
     (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim", "embed"),
     (r"embedding_size|word_embed_proj_dim|d_embed|input_embedding_size", "emb"),
-    (r"intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|encoder_ffn_dim|mlp_hidden_size|d_inner", "ffn"),
+    (r"intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|encoder_ffn_dim|mlp_hidden_size|dff", "ffn"),
     (r"moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size", "moe_ffn"),
     (r"shared_expert_intermediate_size|shared_intermediate_size", "shared_ffn"),
     (r"decoder_ffn_dim", "decoder_ffn"),
@@ -215,6 +215,3 @@ class _Finder:
 
 def _or(first: str, second: str) -> str:
     return f"{first} or {second}" if first != second else first
-
-
-__all__ = ["Axes", "Callable", "axis_name", "find_axes", "replace"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,17 @@ from mupscale_cli.inferring.architecture import Architecture, Own, Reference, ra
 from mupscale_cli.inferring.axes import Axes, find_axes
 from mupscale_cli.inferring.candidates import Group, InferError, find_groups
 from mupscale_cli.inferring.derived import derived_size
-from mupscale_cli.inferring.search import Budget, Found, Search, initial_state, is_tied, last_norm, split_last
-from mupscale_cli.inferring.shapes import Idea, Measure, Monomial
+from mupscale_cli.inferring.search import (
+    DEFAULT_BUDGET,
+    Budget,
+    Found,
+    Search,
+    initial_state,
+    is_tied,
+    last_norm,
+    split_last,
+)
+from mupscale_cli.inferring.shapes import Measure, Monomial
 from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.inferring.write import Draft, Variant, recipe_text
@@ -77,7 +85,7 @@ def infer_target(
     task: Task | None = None,
     config: Path | None = None,
     *,
-    budget: Budget = Budget(),
+    budget: Budget = DEFAULT_BUDGET,
     note: Note = lambda _text: None,
 ) -> Inferred:
     """Draft and prove a recipe for what a user names.
@@ -122,7 +130,7 @@ def infer(
     task: Task = "causal-lm",
     *,
     flags: Mapping[str, Any] | None = None,
-    budget: Budget = Budget(),
+    budget: Budget = DEFAULT_BUDGET,
     note: Note = lambda _text: None,
 ) -> Inferred:
     """Draft and prove a recipe for a model type of transformers.
@@ -148,7 +156,11 @@ def infer(
 
 
 def infer_own(
-    reference: str, config: Mapping[str, Any] | None = None, *, budget: Budget = Budget(), note: Note = lambda _: None
+    reference: str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    budget: Budget = DEFAULT_BUDGET,
+    note: Note = lambda _: None,
 ) -> Inferred:
     """Draft and prove a recipe for a model that the user's function builds.
 
@@ -279,7 +291,9 @@ def _solve(architecture: Architecture, budget: Budget, note: Note) -> _Solved:
     return _Solved(architecture, axes, laboratory, groups, found, tied)
 
 
-def _group(architecture: Architecture, axes: Axes, model: torch.nn.Module, note: Note) -> tuple[Axes, tuple[Group, ...]]:
+def _group(
+    architecture: Architecture, axes: Axes, model: torch.nn.Module, note: Note
+) -> tuple[Axes, tuple[Group, ...]]:
     """Groups of tensors; axes under which sizes are not sums of products are given up."""
     while True:
         measure = Measure(architecture, axes.ideas)
@@ -318,7 +332,11 @@ def _with_derived_sizes(solved: _Solved) -> Axes:
         name, dim, monomial = place
 
         def measure(
-            config: Mapping[str, Any], name: str = name, dim: int = dim, monomial: Monomial = monomial, axis: str = idea.name
+            config: Mapping[str, Any],
+            name: str = name,
+            dim: int = dim,
+            monomial: Monomial = monomial,
+            axis: str = idea.name,
         ) -> int:
             size = architecture.shapes(config)[name][dim]
             known: dict[str, Any] = dict(config)
@@ -410,7 +428,8 @@ def _reason(solved: _Solved, axis: str, outcome: Outcome) -> str:
 def _nothing(solved: _Solved) -> InferError:
     parts = [f"{axis}: {_reason(solved, axis, outcome)}" for axis, outcome in solved.found.unsolved.items()]
     return InferError(
-        f"no axis of `{solved.architecture.name}` can be widened exactly", excerpt="\n".join(f"  {part}" for part in parts)
+        f"no axis of `{solved.architecture.name}` can be widened exactly",
+        excerpt="\n".join(f"  {part}" for part in parts),
     )
 
 
@@ -534,6 +553,3 @@ def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[st
         else:
             line = f"{line} {word}".strip()
     return (*lines, line)
-
-
-__all__ = ["Idea", "InferError", "Inferred", "Outcome", "field", "infer", "infer_own"]

@@ -30,6 +30,10 @@ class Budget:
     seconds: float = 15.0
     total: float = 40.0  # for all axes; after it each gets one trial
 
+
+DEFAULT_BUDGET = Budget()
+
+
 @dataclass
 class Found:
     """What the search came to.
@@ -81,7 +85,9 @@ def last_norm(groups: Iterable[Group], order: list[str]) -> str | None:
     return next((name for name in reversed(order) if name in owners), None)
 
 
-def initial_state(groups: tuple[Group, ...], tied: bool, last_owner: str | None, axes: Iterable[Idea], config: dict[str, object]) -> State:  # noqa: E501
+def initial_state(
+    groups: tuple[Group, ...], tied: bool, last_owner: str | None, axes: Iterable[Idea], config: dict[str, object]
+) -> State:
     """The likely choice everywhere."""
     choices = []
     for group in groups:
@@ -404,4 +410,4 @@ def _difficulty(idea: Idea) -> tuple[int, str]:
     return (20 if idea.name in _HEAD_SIZES else 10), idea.name
 
 
-__all__ = ["Budget", "Found", "Search", "initial_state", "is_tied", "last_norm", "split_last"]
+__all__ = ["DEFAULT_BUDGET", "Budget", "Found", "Search", "initial_state", "is_tied", "last_norm", "split_last"]
