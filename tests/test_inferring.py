@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from cli_runner import run
 
+from cli_runner import run
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.derived import derived_size
 from mupscale_cli.inferring.infer import infer, infer_own, infer_target
@@ -167,7 +167,7 @@ def test_a_config_file_gives_the_type_and_its_flags(tmp_path):
 def test_an_own_model_from_the_command_line(tmp_path):
     (tmp_path / "net.py").write_text(OWN)
     result = run("recipes", "infer", f"{tmp_path / 'net.py'}:build", "-o", str(tmp_path / "net.yaml"))
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.err
     recipe = load_recipe(tmp_path / "net.yaml")
     found = layouts(recipe)
     assert len(recipe.widen) >= 1
@@ -186,5 +186,5 @@ def test_what_cannot_be_widened_is_told(tmp_path):
     )
     (tmp_path / "net.py").write_text(net)
     result = run("recipes", "infer", f"{tmp_path / 'net.py'}:build")
-    assert result.returncode == 2
-    assert "no axis of" in result.stderr
+    assert result.code == 2
+    assert "no axis of" in result.err
