@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mupscale_cli.inferring.architecture import Architecture, Shapes
 from mupscale_cli.inferring.shapes import Idea, varied
 
+_REPAIR_SECONDS = 3.0  # for what must move with one key
 # Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
 _OTHER = re.compile(
     r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
@@ -128,11 +130,12 @@ class _Finder:
             sizes[name] = expression
 
         if heads:
-            linked = hidden is not None and not self._grows(heads, kv, moved)
+            with_heads = self._with_heads(heads, kv, hidden, keys)
+            linked = hidden is not None and with_heads is None
             tie = self._together(hidden, keys) if linked and hidden else {}
-            head, each = heads[0], dict.fromkeys(heads, 1)
+            head, each = heads[0], dict.fromkeys(heads, 1) | (with_heads or {})
             kv = [key for key in kv if self.config[key]]
-            grouped = bool(kv) and self._kv_matters(heads, kv, tie)
+            grouped = bool(kv) and self._kv_matters([*each], kv, tie)
             silent = {} if grouped else {key: 1 for key in kv if self.config[key] == self.config[head]}
             if grouped:
                 size = self.config[kv[0]]
@@ -151,15 +154,20 @@ class _Finder:
                 continue
             extra: dict[str, int] = {key: 1}
             shapes = moved[key]
-            if shapes is None or self._is_another(shapes):
+            if shapes is None or not self._is_proper({key: 1}):
                 found = self._repair(key, keys)
                 if found is None:
                     continue
                 extra, shapes = found
-            if shapes == self.base:
+            if shapes == self.base or any(dict(idea.keys) == extra for idea in ideas):
                 continue
-            name = axis_name(key, (*sizes, *self.config))
-            add(name, key, extra, self.config[key], key)
+            # Of keys that move together, the one that counts the units is the smallest.
+            counted = min(
+                (k for k, power in extra.items() if power > 0 and type(self.config[k]) is int),
+                key=lambda k: ("expand" in k, self.config[k]),
+            )
+            name = axis_name(counted, (*sizes, *self.config))
+            add(name, counted, extra, self.config[counted], counted)
         return Axes(tuple(ideas), aliases, sizes, self.refused)
 
     def _is_candidate(self, key: str, value: object) -> bool:
@@ -174,28 +182,63 @@ class _Finder:
             self.refused[next(iter(keys))] = (str(error).strip().splitlines() or [repr(error)])[0]
             return None
 
-    def _grows(self, heads: list[str], kv: list[str], moved: Mapping[str, Shapes | None]) -> bool:
-        """Whether more heads alone make some tensor larger and none smaller."""
-        shapes = self._shapes(dict.fromkeys((*heads, *kv), 1)) or moved[heads[0]]
-        if shapes is None:
-            return False
+    def _with_heads(
+        self, heads: list[str], kv: list[str], hidden: str | None, keys: list[str]
+    ) -> dict[str, int] | None:
+        """What moves with more heads where the residual stream does not; None where it must."""
+        alone, grouped = dict.fromkeys(heads, 1), dict.fromkeys((*heads, *kv), 1)
+        for some in (grouped, alone):
+            shapes = self._shapes(some)
+            if shapes is None:
+                found = self._repair(heads[0], [key for key in keys if key != hidden], some)
+                return {key: power for key, power in found[0].items() if key not in some} if found else None
+            if self._sizes_move(shapes)[1]:
+                return None
+        grown = self._shapes(grouped)
+        return {} if grown is not None and self._sizes_move(grown)[0] else None
+
+    def _sizes_move(self, shapes: Shapes) -> tuple[bool, bool]:
+        """Whether some tensor is larger than before, and whether some is smaller."""
         sizes = [(math.prod(shapes[name]), math.prod(shape)) for name, shape in self.base.items() if name in shapes]
-        return any(new > old for new, old in sizes) and not any(new < old for new, old in sizes)
+        return any(new > old for new, old in sizes), any(new < old for new, old in sizes)
 
     def _kv_matters(self, heads: list[str], kv: list[str], tie: Mapping[str, int]) -> bool:
         with_kv = self._shapes({**tie, **dict.fromkeys(heads, 1), **dict.fromkeys(kv, 1)})
         without = self._shapes({**tie, **dict.fromkeys(heads, 1)})
         return with_kv is not None and with_kv != without
 
-    def _repair(self, key: str, keys: list[str]) -> tuple[dict[str, int], Shapes] | None:
+    def _repair(
+        self, key: str, keys: Iterable[str], together: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, int], Shapes] | None:
         """What must move with a key that cannot be doubled alone."""
-        others = [other for other in (*keys, *self._floats()) if other != key]
-        for power in (-1, 1):
-            for other in sorted(others, key=lambda other: "expand" not in other):
-                shapes = self._shapes({key: 1, other: power})
-                if shapes is not None and shapes != self.base and not self._is_another(shapes):
-                    return {key: 1, other: power}, shapes
+        start = dict(together or {key: 1})
+        others = [other for other in dict.fromkeys((*self._floats(), *keys)) if other not in start]
+        expansions = [other for other in others if "expand" in other]
+        tries = [(other, power) for other in expansions for power in (-1, 1)]
+        tries += [(other, power) for power in (1, -1) for other in others if other not in expansions]
+        end = time.monotonic() + _REPAIR_SECONDS
+        for other, power in tries:
+            if time.monotonic() > end:
+                break
+            found = {**start, other: power}
+            shapes = self._shapes(found)
+            if shapes is not None and shapes != self.base and self._is_proper(found):
+                return found, shapes
         return None
+
+    def _is_proper(self, keys: Mapping[str, int]) -> bool:
+        """Whether shapes grow in proportion when keys are multiplied by 2 and by 3, and the structure stays."""
+        twice, thrice = self._shapes(keys, 2), self._shapes(keys, 3)
+        if twice is None or self._is_another(twice):
+            return False
+        for name, shape in self.base.items():
+            if len(twice.get(name, ())) != len(shape):
+                return False
+            after = (thrice or {}).get(name, ())
+            for dim, (one, two) in enumerate(zip(shape, twice[name], strict=True)):
+                if two < one or (len(after) == len(shape) and after[dim] - two != two - one):
+                    return False
+        return True
 
     def _is_another(self, shapes: Shapes) -> bool:
         """Whether the shapes are those of another structure, with tensors that have no like in the first."""
