@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore")
 import torch
 torch.set_num_threads(1)
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.inferring.candidates import InferError
+from mupscale_cli.inferring.shapes import InferError
 from mupscale_cli.inferring.infer import infer
 from mupscale_cli.inferring.tiny import TinyError
 notes = []

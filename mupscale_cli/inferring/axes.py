@@ -132,8 +132,10 @@ class _Finder:
         if heads:
             with_heads = self._with_heads(heads, kv, hidden, keys)
             linked = hidden is not None and with_heads is None
-            tie = self._together(hidden, keys) if linked and hidden else {}
+            tie = {hidden: 1} if linked and hidden else {}
             head, each = heads[0], dict.fromkeys(heads, 1) | (with_heads or {})
+            if linked and hidden:
+                tie |= self._together({**tie, **each, **dict.fromkeys(kv, 1)}, keys)
             kv = [key for key in kv if self.config[key]]
             grouped = bool(kv) and self._kv_matters([*each], kv, tie)
             silent = {} if grouped else {key: 1 for key in kv if self.config[key] == self.config[head]}
@@ -145,10 +147,11 @@ class _Finder:
                 add("h", head, {**tie, **each, **silent}, self.config[head], head)
             if linked and hidden:
                 names = tuple(idea.name for idea in ideas)
-                add("d", hidden, tie, self.config[hidden] // self.config[head], f"{hidden} // {head}")
+                head_keys = {hidden: 1} | self._together({hidden: 1}, [key for key in keys if key not in done])
+                add("d", hidden, head_keys, self.config[hidden] // self.config[head], f"{hidden} // {head}")
                 aliases["embed"] = (*names, "d")
                 sizes["embed"] = hidden
-                done.update(tie)
+                done.update((*tie, *head_keys))
         for key in keys:
             if key in done:
                 continue
@@ -192,7 +195,7 @@ class _Finder:
             if shapes is None:
                 found = self._repair(heads[0], [key for key in keys if key != hidden], some)
                 return {key: power for key, power in found[0].items() if key not in some} if found else None
-            if self._sizes_move(shapes)[1]:
+            if self._sizes_move(shapes)[1] or not self._runs(some):
                 return None
         grown = self._shapes(grouped)
         return {} if grown is not None and self._sizes_move(grown)[0] else None
@@ -229,7 +232,7 @@ class _Finder:
     def _is_proper(self, keys: Mapping[str, int]) -> bool:
         """Whether shapes grow in proportion when keys are multiplied by 2 and by 3, and the structure stays."""
         twice, thrice = self._shapes(keys, 2), self._shapes(keys, 3)
-        if twice is None or self._is_another(twice):
+        if twice is None or self._is_another(twice) or not self._runs(keys):
             return False
         for name, shape in self.base.items():
             if len(twice.get(name, ())) != len(shape):
@@ -240,17 +243,25 @@ class _Finder:
                     return False
         return True
 
+    def _runs(self, keys: Mapping[str, int]) -> bool:
+        config = varied(self.config, (Idea("", 1, tuple(keys.items()), ""),), {"": 2})
+        try:
+            self.architecture.run(self.architecture.build(config))
+        except Exception as error:  # noqa: BLE001 (whatever the architecture refuses it with)
+            self.refused[next(iter(keys))] = (str(error).strip().splitlines() or [repr(error)])[0]
+            return False
+        return True
+
     def _is_another(self, shapes: Shapes) -> bool:
         """Whether the shapes are those of another structure, with tensors that have no like in the first."""
         return {starred(name) for name in shapes} != {starred(name) for name in self.base}
 
-    def _together(self, key: str, keys: list[str]) -> dict[str, int]:
-        """A key and what must move with it so that the structure stays."""
-        shapes = self._shapes({key: 1})
-        if shapes is not None and not self._is_another(shapes):
-            return {key: 1}
-        found = self._repair(key, [other for other in keys if not HEADS.fullmatch(other)])
-        return found[0] if found else {key: 1}
+    def _together(self, start: Mapping[str, int], keys: Iterable[str]) -> dict[str, int]:
+        """What must move beside some keys so that the model can be built, runs and keeps its structure."""
+        if self._is_proper(start):
+            return {}
+        found = self._repair(next(iter(start)), keys, start)
+        return {key: power for key, power in found[0].items() if key not in start} if found else {}
 
     def _floats(self) -> list[str]:
         return [key for key, value in self.config.items() if isinstance(value, float) and "expand" in key]

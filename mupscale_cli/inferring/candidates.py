@@ -12,9 +12,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.axes import Axes
-from mupscale_cli.inferring.shapes import Measure, Monomial, Polynomial, polynomial
+from mupscale_cli.inferring.shapes import InferError, Measure, Monomial, Polynomial, polynomial
 
 Powers = tuple[tuple[str, Fraction], ...]
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -29,20 +28,6 @@ _INNER = re.compile(
     re.IGNORECASE,
 )
 _INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
-
-
-class InferError(MupscaleError):
-    """An architecture for which no recipe could be drafted, or only one that does not hold.
-
-    Args:
-        axes: those that are in the way, where it is known.
-    """
-
-    def __init__(
-        self, message: str, *, axes: frozenset[str] = frozenset(), excerpt: str | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, excerpt=excerpt, hint=hint)
-        self.axes = axes
 
 
 @dataclass(frozen=True, slots=True)

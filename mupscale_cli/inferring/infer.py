@@ -16,7 +16,7 @@ import torch
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.architecture import Architecture, Own, Reference, random_model
 from mupscale_cli.inferring.axes import Axes, find_axes
-from mupscale_cli.inferring.candidates import Group, InferError, find_groups
+from mupscale_cli.inferring.candidates import Group, find_groups
 from mupscale_cli.inferring.derived import derived_size
 from mupscale_cli.inferring.search import (
     DEFAULT_BUDGET,
@@ -28,7 +28,7 @@ from mupscale_cli.inferring.search import (
     last_norm,
     split_last,
 )
-from mupscale_cli.inferring.shapes import Measure, Monomial
+from mupscale_cli.inferring.shapes import InferError, Measure, Monomial
 from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.inferring.write import Draft, Variant, recipe_text
@@ -301,14 +301,19 @@ def _group(
         try:
             return axes, find_groups(measure, axes, model, order)
         except InferError as error:
-            culprit = next((idea for idea in axes.ideas if idea.name in error.axes), None)
-            if culprit is None or culprit.name in {part for p in axes.aliases.values() for part in p}:
+            culprit = next((idea.name for idea in reversed(axes.ideas) if idea.name in error.axes), None)
+            if culprit is None:
                 raise
-            note(f"axis {culprit.name} is given up: {error.message}")
-            ideas = tuple(idea for idea in axes.ideas if idea is not culprit)
+            # What the config ties to the residual stream goes with it.
+            alias = next((alias for alias, product in axes.aliases.items() if culprit in product), None)
+            gone = {culprit, *(axes.aliases[alias] if alias else ())}
+            note(f"{', '.join(sorted(gone))}: given up: {error.message}")
+            ideas = tuple(idea for idea in axes.ideas if idea.name not in gone)
             if not ideas:
                 raise
-            axes = replace(axes, ideas=ideas, refused={**axes.refused, culprit.key: error.message})
+            refused = {idea.key: error.message for idea in axes.ideas if idea.name in gone}
+            aliases = {name: product for name, product in axes.aliases.items() if name != alias}
+            axes = replace(axes, ideas=ideas, aliases=aliases, refused={**axes.refused, **refused})
 
 
 def _with_derived_sizes(solved: _Solved) -> Axes:

@@ -77,9 +77,9 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
 )  # fmt: skip
 _LAYERS = r"num_hidden_layers|n_layers?|num_layers"
 _MAX_LAYERS = 40
-_KINDS_OF_LAYERS = (
-    ("full_attention",), ("linear_attention", "full_attention"), ("mamba", "attention"), ("conv", "full_attention"),
-    ("sliding_attention", "full_attention"), ("mamba", "hybrid"),
+_KINDS_OF_LAYERS = (  # mixtures first, so that every kind of layer is seen
+    ("linear_attention", "full_attention"), ("mamba", "attention"), ("mamba", "full_attention"),
+    ("conv", "full_attention"), ("mamba", "hybrid"), ("sliding_attention", "full_attention"), ("full_attention",),
 )  # fmt: skip
 _IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 _KEPT = re.compile(
