@@ -26,9 +26,9 @@ _HEAD_SIZES = ("d", "nope", "rope", "p")
 class Budget:
     """How long to search for one axis."""
 
-    trials: int = 250
-    seconds: float = 15.0
-    total: float = 40.0  # for all axes; after it each gets one trial
+    trials: int = 160
+    seconds: float = 10.0
+    total: float = 30.0  # for all axes; after it each gets one trial
 
 
 DEFAULT_BUDGET = Budget()

@@ -165,7 +165,8 @@ def _size(key: str, value: object, used: dict[str, int]) -> Any:
         if re.fullmatch(pattern, key):
             if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
                 return None
-            if isinstance(value, int) and value <= 1 and not key.endswith(("_group", "n_groups")) and choices[0] not in (53, 64):
+            is_one = isinstance(value, int) and value <= 1 and choices[0] not in (53, 64)
+            if is_one and not key.endswith(("_group", "n_groups")):
                 return None
             index = used.get(pattern, 0)
             used[pattern] = index + 1
