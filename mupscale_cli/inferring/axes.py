@@ -61,13 +61,15 @@ class Axes:
         aliases: an axis that the config ties to the product of others, by name.
         sizes: the expression over the config of each axis, aliases included.
         names: for tensors, which numbers in a name are counted by an axis.
-        refused: keys that move shapes but could not be doubled, with the reason.
+        refused: keys that could not be doubled alone, with the reason.
+        given_up: keys that make tensors wider in a way that is not described, with the reason.
     """
 
     ideas: tuple[Idea, ...]
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    given_up: dict[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> dict[str, int]:

@@ -313,7 +313,7 @@ def _group(
                 raise
             refused = {idea.key: error.message for idea in axes.ideas if idea.name in gone}
             aliases = {name: product for name, product in axes.aliases.items() if name != alias}
-            axes = replace(axes, ideas=ideas, aliases=aliases, refused={**axes.refused, **refused})
+            axes = replace(axes, ideas=ideas, aliases=aliases, given_up={**axes.given_up, **refused})
 
 
 def _with_derived_sizes(solved: _Solved) -> Axes:
@@ -550,6 +550,9 @@ def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[st
         f"disk in float64 with {version}: largest relative difference {worst:.1e} for {', '.join(tried)}. "
         "Comments mark what was found by trial."
     )
+    given_up = dict.fromkeys(draft.axes.given_up)
+    if given_up:
+        text += f" Left as they are, since no axis describes them: {', '.join(given_up)}."
     lines, line = [], ""
     for word in text.split():
         if len(line) + len(word) > 114:
