@@ -80,7 +80,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     rows = ["| type | status | error | axes | fixed or why not |", "|---|---|---|---|---|"]
     for name, result in sorted(results.items()):
         error = f"{result['error']:.0e}" if "error" in result else ""
-        why = ", ".join(result.get("fixed", {})) or result.get("reason", "").splitlines()[0][:160]
+        why = ", ".join(result.get("fixed", {})) or (result.get("reason", "").splitlines() or [""])[0][:160]
         why = why.replace("|", "/")
         rows.append(f"| {name} | {result['status']} | {error} | {' '.join(result.get('axes', []))} | {why} |")
     return "\n".join(rows)

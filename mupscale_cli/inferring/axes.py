@@ -166,13 +166,11 @@ class _Finder:
                 extra, shapes = found
             if shapes == self.base or any(dict(idea.keys) == extra for idea in ideas):
                 continue
-            # Of keys that move together, the one that counts the units is the smallest.
-            counted = min(
-                (k for k, power in extra.items() if power > 0 and type(self.config[k]) is int),
-                key=lambda k: ("expand" in k, self.config[k]),
-            )
+            counted = self._counting(extra)
             name = axis_name(counted, (*sizes, *self.config))
-            add(name, counted, extra, self.config[counted], counted)
+            size = self.config[counted]
+            share = self._share(shapes, size)
+            add(name, counted, extra, size // share, counted if share == 1 else f"{counted} // {share}")
         return Axes(tuple(ideas), aliases, sizes, self.refused)
 
     def _is_candidate(self, key: str, value: object) -> bool:
@@ -197,7 +195,10 @@ class _Finder:
             if shapes is None:
                 found = self._repair(heads[0], [key for key in keys if key != hidden], some)
                 return {key: power for key, power in found[0].items() if key not in some} if found else None
-            if self._sizes_move(shapes)[1] or not self._runs(some):
+            runs = self._runs(some)
+            if some is grouped and not runs:
+                return None
+            if runs and self._sizes_move(shapes)[1]:  # a head becomes smaller
                 return None
         grown = self._shapes(grouped)
         return {} if grown is not None and self._sizes_move(grown)[0] else None
@@ -253,6 +254,22 @@ class _Finder:
             self.refused[next(iter(keys))] = (str(error).strip().splitlines() or [repr(error)])[0]
             return False
         return True
+
+    def _counting(self, keys: Mapping[str, int]) -> str:
+        """Of keys that move together, the one that counts the units: the smallest."""
+        whole = (key for key, power in keys.items() if power > 0 and type(self.config[key]) is int)
+        return min(whole, key=lambda key: ("expand" in key, self.config[key]))
+
+    def _share(self, shapes: Shapes, size: int) -> int:
+        """By which whole number a key is divided before it becomes a size; 1 as a rule."""
+        slopes = [
+            two - one
+            for name, shape in self.base.items()
+            for one, two in zip(shape, shapes.get(name, shape), strict=True)
+            if two > one
+        ]
+        least = min(slopes, default=size)
+        return size // least if least < size and size % least == 0 else 1
 
     def _is_another(self, shapes: Shapes) -> bool:
         """Whether the shapes are those of another structure, with tensors that have no like in the first."""

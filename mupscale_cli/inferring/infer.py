@@ -31,7 +31,7 @@ from mupscale_cli.inferring.search import (
 from mupscale_cli.inferring.shapes import InferError, Measure, Monomial
 from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
-from mupscale_cli.inferring.write import Draft, Variant, recipe_text
+from mupscale_cli.inferring.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.language import evaluate, names_in, parse_expression
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
@@ -261,7 +261,7 @@ def _infer_alone(
     if other is not None:
         for axis in other.found.unsolved:
             fixed.setdefault(axis, _reason(other, axis, other.found.unsolved[axis]))
-    axes = _with_derived_sizes(solved)
+    axes = _mentioned_only(_with_derived_sizes(solved), [item.variant for item in (solved, other) if item])
     for alias, product in axes.aliases.items():
         if all(part in fixed for part in product):
             fixed[alias] = fixed[product[0]]
@@ -314,6 +314,17 @@ def _group(
             refused = {idea.key: error.message for idea in axes.ideas if idea.name in gone}
             aliases = {name: product for name, product in axes.aliases.items() if name != alias}
             axes = replace(axes, ideas=ideas, aliases=aliases, given_up={**axes.given_up, **refused})
+
+
+def _mentioned_only(axes: Axes, variants: list[Variant]) -> Axes:
+    """Without what no layout mentions: where nothing is laid out by head, heads have no size that could move."""
+    mentioned = mentioned_axes(variants)
+    aliases = {
+        alias: tuple(part for part in product if part in mentioned)
+        for alias, product in axes.aliases.items()
+        if any(part in mentioned for part in product)
+    }
+    return replace(axes, ideas=tuple(idea for idea in axes.ideas if idea.name in mentioned), aliases=aliases)
 
 
 def _with_derived_sizes(solved: _Solved) -> Axes:

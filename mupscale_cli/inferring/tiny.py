@@ -209,6 +209,8 @@ def tiny_configs(
     heads += [{**variant, **equal} for variant in heads if equal]
     if "expand" in keys or "mamba_expand" in keys:
         heads.append(dict.fromkeys(explicit, 2 * HIDDEN // HEADS))
+    if "attention_hidden_size" in sizes:
+        heads.append({"attention_hidden_size": HIDDEN})
     others = [{}, *_structures(keys, sizes, layers)]
     seen = []
     for other in others:
