@@ -109,8 +109,14 @@ def find_axes(architecture: Architecture) -> Axes:
 
 @dataclass
 class _Finder:
+    """The axes found so far, and the keys that are already part of one."""
+
     architecture: Architecture
     refused: dict[str, str] = field(default_factory=dict)
+    ideas: list[Idea] = field(default_factory=list)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.config = self.architecture.config
@@ -118,60 +124,59 @@ class _Finder:
 
     def find(self) -> Axes:
         keys = [key for key, value in self.config.items() if self._is_candidate(key, value)]
-        moved: dict[str, Shapes | None] = {key: self._shapes({key: 1}) for key in keys}
+        self._find_heads(keys)
+        for key in keys:
+            if key not in self.done:
+                self._find_other(key, keys)
+        return Axes(tuple(self.ideas), self.aliases, self.sizes, self.refused)
+
+    def _add(self, name: str, key: str, keys: Mapping[str, int], size: int, expression: str) -> None:
+        self.ideas.append(Idea(name, size, tuple(keys.items()), key))
+        self.sizes[name] = expression
+
+    def _find_heads(self, keys: list[str]) -> None:
+        """Attention heads, with the residual stream where the config makes it a product of them."""
         heads = [key for key in keys if HEADS.fullmatch(key)]
         kv = [key for key in keys if KV_HEADS.fullmatch(key)]
+        self.done.update((*heads, *kv))
+        if not heads:
+            return
         hidden = next((key for key in keys if _HIDDEN.fullmatch(key)), None)
-        ideas: list[Idea] = []
-        aliases: dict[str, tuple[str, ...]] = {}
-        sizes: dict[str, str] = {}
-        done: set[str] = {*heads, *kv}
+        with_heads = self._with_heads(heads, kv, hidden, keys)
+        linked = hidden is not None and with_heads is None
+        tie = {hidden: 1} if linked and hidden else {}
+        head, each = heads[0], dict.fromkeys(heads, 1) | (with_heads or {})
+        if linked:
+            tie |= self._together({**tie, **each, **dict.fromkeys(kv, 1)}, keys)
+        if kv and self._kv_matters([*each], kv, tie):
+            size = self.config[kv[0]]
+            self._add("kv", kv[0], {**tie, **each, **dict.fromkeys(kv, 1)}, size, _or(kv[0], head))
+            self._add("g", head, {**tie, **each}, self.config[head] // size, f"{head} // kv")
+        else:
+            silent = {key: 1 for key in kv if self.config[key] == self.config[head]}
+            self._add("h", head, {**tie, **each, **silent}, self.config[head], head)
+        if linked and hidden:
+            self.aliases["embed"] = (*(idea.name for idea in self.ideas), "d")
+            alone = {hidden: 1} | self._together({hidden: 1}, [key for key in keys if key not in self.done])
+            self._add("d", hidden, alone, self.config[hidden] // self.config[head], f"{hidden} // {head}")
+            self.sizes["embed"] = hidden
+            self.done.update((*tie, *alone))
 
-        def add(name: str, key: str, keys: Mapping[str, int], size: int, expression: str) -> None:
-            ideas.append(Idea(name, size, tuple(keys.items()), key))
-            sizes[name] = expression
-
-        if heads:
-            with_heads = self._with_heads(heads, kv, hidden, keys)
-            linked = hidden is not None and with_heads is None
-            tie = {hidden: 1} if linked and hidden else {}
-            head, each = heads[0], dict.fromkeys(heads, 1) | (with_heads or {})
-            if linked and hidden:
-                tie |= self._together({**tie, **each, **dict.fromkeys(kv, 1)}, keys)
-            kv = [key for key in kv if self.config[key]]
-            grouped = bool(kv) and self._kv_matters([*each], kv, tie)
-            silent = {} if grouped else {key: 1 for key in kv if self.config[key] == self.config[head]}
-            if grouped:
-                size = self.config[kv[0]]
-                add("kv", kv[0], {**tie, **each, **dict.fromkeys(kv, 1)}, size, _or(kv[0], head))
-                add("g", head, {**tie, **each}, self.config[head] // size, f"{head} // kv")
-            else:
-                add("h", head, {**tie, **each, **silent}, self.config[head], head)
-            if linked and hidden:
-                names = tuple(idea.name for idea in ideas)
-                head_keys = {hidden: 1} | self._together({hidden: 1}, [key for key in keys if key not in done])
-                add("d", hidden, head_keys, self.config[hidden] // self.config[head], f"{hidden} // {head}")
-                aliases["embed"] = (*names, "d")
-                sizes["embed"] = hidden
-                done.update((*tie, *head_keys))
-        for key in keys:
-            if key in done:
-                continue
-            extra: dict[str, int] = {key: 1}
-            shapes = moved[key]
-            if shapes is None or not self._is_proper({key: 1}):
-                found = self._repair(key, keys)
-                if found is None:
-                    continue
-                extra, shapes = found
-            if shapes == self.base or any(dict(idea.keys) == extra for idea in ideas):
-                continue
-            counted = self._counting(extra)
-            name = axis_name(counted, (*sizes, *self.config))
-            size = self.config[counted]
-            share = self._share(shapes, size)
-            add(name, counted, extra, size // share, counted if share == 1 else f"{counted} // {share}")
-        return Axes(tuple(ideas), aliases, sizes, self.refused)
+    def _find_other(self, key: str, keys: list[str]) -> None:
+        """The axis that a key counts, if it counts one."""
+        extra, shapes = {key: 1}, self._shapes({key: 1})
+        if shapes is None or not self._is_proper(extra):
+            found = self._repair(key, keys)
+            if found is None:
+                return
+            extra, shapes = found
+        if shapes == self.base or any(dict(idea.keys) == extra for idea in self.ideas):
+            return
+        counted = self._counting(extra)
+        share = self._share(shapes, self.config[counted])
+        expression = counted if share == 1 else f"{counted} // {share}"
+        name = axis_name(counted, (*self.sizes, *self.config))
+        self._add(name, counted, extra, self.config[counted] // share, expression)
 
     def _is_candidate(self, key: str, value: object) -> bool:
         return type(value) is int and value >= 1 and not _OTHER.fullmatch(key) and not key.startswith("_")
