@@ -382,8 +382,11 @@ def _recipe(name: str, file: str, digest: str, document: Entries, groups: dict[s
         model_types=model_types,
         tensor_patterns=tensor_patterns,
         condition=condition,
-        parameters=tuple(rule for key, node in _entries(sections.get("parameters"))
-                         for rule in _parameter_rules(key, node, prefixes[0])),
+        parameters=tuple(
+            rule
+            for key, node in _entries(sections.get("parameters"))
+            for rule in _parameter_rules(key, node, prefixes[0])
+        ),
         tie=_tie(sections.get("tie"), prefixes[0]),
         prefixes=prefixes,
         groups=groups,

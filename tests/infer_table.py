@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore")
 import torch
 torch.set_num_threads(1)
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.inferring.candidates import InferError
+from mupscale_cli.inferring.shapes import InferError
 from mupscale_cli.inferring.infer import infer
 from mupscale_cli.inferring.tiny import TinyError
 notes = []
@@ -80,7 +80,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     rows = ["| type | status | error | axes | fixed or why not |", "|---|---|---|---|---|"]
     for name, result in sorted(results.items()):
         error = f"{result['error']:.0e}" if "error" in result else ""
-        why = ", ".join(result.get("fixed", {})) or result.get("reason", "").splitlines()[0][:160]
+        why = ", ".join(result.get("fixed", {})) or (result.get("reason", "").splitlines() or [""])[0][:160]
         why = why.replace("|", "/")
         rows.append(f"| {name} | {result['status']} | {error} | {' '.join(result.get('axes', []))} | {why} |")
     return "\n".join(rows)
@@ -106,14 +106,14 @@ def main() -> None:
         result = one(name, options.task, options.limit)
         results[name] = result
         options.output.write_text(json.dumps(every, indent=1))
-        print(f"{result['status']:10} {name}: {result.get('error', '')} {result.get('reason', '')[:150]!r}", flush=True)
+        print(f"{result['status']:10} {name}: {result.get('error', '')} {result.get('reason', '')[:150]!r}", flush=True)  # noqa: T201 (a script)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, todo))
     options.output.with_suffix(".md").write_text(
         "\n\n".join(f"## {task}\n\n{table(found)}" for task, found in every.items()) + "\n"
     )
-    print(Counter(result["status"] for result in results.values()))
+    print(Counter(result["status"] for result in results.values()))  # noqa: T201 (a script)
 
 
 if __name__ == "__main__":

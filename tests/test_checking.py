@@ -91,10 +91,16 @@ def _unused(lines, what, name, saved):
 def test_static_mistakes_are_named(saved, tmp_path):
     text = (BUILT_IN / "llama.yaml").read_text()
     file = tmp_path / "wrong.yaml"
-    file.write_text(text.replace('"embed, /(kv g d)"', '"embed, (kv g d)"').replace('mlp.{gate,up}_proj.weight": "ffn, /embed"', 'mlp.{gate,up}_proj.weight": "/ffn, /embed"'))
+    file.write_text(
+        text.replace('"embed, /(kv g d)"', '"embed, (kv g d)"').replace(
+            'mlp.{gate,up}_proj.weight": "ffn, /embed"', 'mlp.{gate,up}_proj.weight": "/ffn, /embed"'
+        )
+    )
     checked = check_model(saved("Llama-untied"), file, quick=True)
     assert len(checked.mistakes) == 2
-    assert "o_proj.weight`: Linear sums over dimension 1, which is widened without `/`: `embed, (kv g d)`" in str(checked.mistakes)
+    assert "o_proj.weight`: Linear sums over dimension 1, which is widened without `/`: `embed, (kv g d)`" in str(
+        checked.mistakes
+    )
     assert "Linear does not sum over dimension 0, which has a `/`: `/ffn, /embed`" in str(checked.mistakes)
 
 

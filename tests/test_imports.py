@@ -20,7 +20,8 @@ ORDER = [
     "verification.result", "verification.precision", "verification.activations", "verification.inputs",
     "verification.models", "verification.optimizers",
     "verification.training", "verification.run", "verification", "widening", "verifying", "checking", "demo.training",
-    "inferring.tiny",
+    "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
+    "inferring.derived", "inferring.trials", "inferring.search", "inferring.write", "inferring.infer",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
     "cli.demo", "cli.main",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mupscale_cli.checkpoint.source import Checkpoint
-    from mupscale_cli.inferring.tiny import Task
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
 RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
@@ -230,7 +229,7 @@ def infer_recipe(
         raise MupscaleError(f"there is no task `{task}`", hint=f"known: {', '.join(TASKS)}")
     if out is not None and out.exists() and not overwrite:
         raise OutputError(f"`{out}` exists already", hint="give another name, or `--overwrite`")
-    found = infer_target(target, cast("Task | None", task), config, note=output.note)
+    found = infer_target(target, task, config, note=output.note)
     for axis, reason in found.fixed.items():
         output.note(f"not widened: {axis}: {reason}")
     output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")

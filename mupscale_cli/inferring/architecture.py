@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.inferring.tiny import Task, config_class, model_class, randomise
+from mupscale_cli.inferring.tiny import Task, config_class, model_class, randomise, use_eager
 from mupscale_cli.verification.inputs import BATCH, LENGTH, random_tokens, reference_inputs
 from mupscale_cli.verification.precision import everything_in
 
@@ -89,8 +89,7 @@ class Reference:
 
     def _config(self, config: Mapping[str, Any]) -> Any:
         made = config_class(self.name).from_dict(json.loads(json.dumps(config)))
-        made._attn_implementation = "eager"
-        made._experts_implementation = "eager"
+        use_eager(made)
         return made
 
     @property
@@ -137,7 +136,7 @@ class Reference:
 
     def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
         if self.direct:
-            missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
+            _, unexpected = model.load_state_dict(dict(tensors), strict=False)
             if unexpected:
                 raise VerifyError(f"the model has no {unexpected[:3]}")
             return model
@@ -161,6 +160,7 @@ class Reference:
         made.save_pretrained(directory)
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
+        del config  # the model has it
         model.save_pretrained(directory)  # type: ignore[operator]
         return directory
 

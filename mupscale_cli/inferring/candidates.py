@@ -12,9 +12,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.axes import Axes
-from mupscale_cli.inferring.shapes import Measure, Monomial, Polynomial, polynomial
+from mupscale_cli.inferring.shapes import InferError, Measure, Monomial, Polynomial, polynomial
 
 Powers = tuple[tuple[str, Fraction], ...]
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -29,20 +28,6 @@ _INNER = re.compile(
     re.IGNORECASE,
 )
 _INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
-
-
-class InferError(MupscaleError):
-    """An architecture for which no recipe could be drafted, or only one that does not hold.
-
-    Args:
-        axes: those that are in the way, where it is known.
-    """
-
-    def __init__(
-        self, message: str, *, axes: frozenset[str] = frozenset(), excerpt: str | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, excerpt=excerpt, hint=hint)
-        self.axes = axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +70,7 @@ class Form:
 
 
 def powers_text(powers: Powers) -> str:
+    """`embed^-0.5 d^-1`, as recipes write it."""
     return " ".join(f"{axis}^{_number(exponent)}" if exponent != 1 else axis for axis, exponent in powers)
 
 
@@ -236,7 +222,7 @@ def _pattern(
 
 
 def _narrowed(members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tuple[int, str], ...]]) -> list[str]:
-    """Patterns for sets of names that differ in nothing but their numbers: those that tell them apart are spelled out."""
+    """Patterns for sets of names that differ in their numbers alone; those that tell them apart are spelled out."""
     numbers = [[tuple(_NUMBER.findall(name)) for name in names] for names in members]
     places = range(len(numbers[0][0]))
     sets = {place: [{found[place] for found in some} for some in numbers] for place in places}
@@ -430,10 +416,28 @@ def _with_alias(value: Polynomial, axes: Axes) -> Polynomial | None:
 
 def _forms(value: Polynomial, axes: Axes) -> Iterator[Form]:
     """Ways to lay out a sum of products, the usual ones first."""
+    pieces = _pieces(value, axes)
+    first = pieces[0].items
+    yield Form(tuple(pieces))
+    if len(pieces) == 1:
+        yield from (Form((Piece(items),)) for items in itertools.permutations(first) if items != first)
+        return
+    if len(set(pieces)) == 1:
+        yield Form((Piece((*first, len(pieces))),))
+    prefixes = [first[:cut] for cut in range(1, len(first)) if _share(pieces, first[:cut])]
+    inside = [[Piece(piece.items[len(prefix) :]) for piece in pieces] for prefix in prefixes]
+    yield from (Form(tuple(some), prefix) for prefix, some in zip(prefixes, inside, strict=True))
+    yield from (Form(permuted) for permuted in _permutations(pieces))
+    for prefix, some in zip(prefixes, inside, strict=True):
+        yield from (Form(permuted, prefix) for permuted in _permutations(some))
+
+
+def _pieces(value: Polynomial, axes: Axes) -> list[Piece]:
+    """One piece for each product, the largest first; many alike become one with their count in it."""
     pieces: list[Piece] = []
     count = sum(monomial.count if monomial.axes else 1 for monomial in value)
     for monomial in value:
-        items = tuple(sorted(monomial.axes, key=_rank))
+        items: tuple[str | int, ...] = tuple(sorted(monomial.axes, key=_rank))
         if not items:
             pieces.append(Piece((monomial.count,)))
         elif count > _MAX_SEGMENTS:
@@ -443,31 +447,17 @@ def _forms(value: Polynomial, axes: Axes) -> Iterator[Form]:
     sizes = {**axes.units}
     for alias, product in axes.aliases.items():
         sizes[alias] = math.prod(axes.units[name] for name in product)
-    pieces.sort(key=lambda piece: -math.prod(sizes[i] if isinstance(i, str) else i for i in piece.items))
-    yield Form(tuple(pieces))
-    first = pieces[0].items
-    if len(pieces) == 1:
-        for items in itertools.permutations(first):
-            if items != first:
-                yield Form((Piece(items),))
-        return
-    if len(set(pieces)) == 1:
-        yield Form((Piece((*first, len(pieces))),))
-    for cut in range(1, len(first)):
-        prefix = first[:cut]
-        if all(piece.items[:cut] == prefix and len(piece.items) > cut for piece in pieces):
-            yield Form(tuple(Piece(piece.items[cut:]) for piece in pieces), prefix)
+    return sorted(pieces, key=lambda piece: -math.prod(sizes[i] if isinstance(i, str) else i for i in piece.items))
+
+
+def _share(pieces: Sequence[Piece], prefix: tuple[str | int, ...]) -> bool:
+    return all(piece.items[: len(prefix)] == prefix and len(piece.items) > len(prefix) for piece in pieces)
+
+
+def _permutations(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, ...]]:
+    """Other orders, each once."""
     seen = {tuple(pieces)}
     for permuted in itertools.islice(itertools.permutations(pieces), 720):
         if permuted not in seen and len(seen) < _MAX_PERMUTATIONS:
             seen.add(permuted)
-            yield Form(permuted)
-    for cut in range(1, len(first)):
-        prefix = first[:cut]
-        if all(piece.items[:cut] == prefix and len(piece.items) > cut for piece in pieces):
-            inside = [Piece(piece.items[cut:]) for piece in pieces]
-            nested = {tuple(inside)}
-            for permuted in itertools.permutations(inside):
-                if permuted not in nested:
-                    nested.add(permuted)
-                    yield Form(permuted, prefix)
+            yield permuted

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ import torch
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.architecture import Architecture, Own, Reference, random_model
 from mupscale_cli.inferring.axes import Axes, find_axes
-from mupscale_cli.inferring.candidates import Group, InferError, find_groups
+from mupscale_cli.inferring.candidates import Group, find_groups
 from mupscale_cli.inferring.derived import derived_size
-from mupscale_cli.inferring.search import Budget, Found, Search, initial_state, is_tied, last_norm, split_last
-from mupscale_cli.inferring.shapes import Idea, Measure, Monomial
+from mupscale_cli.inferring.search import (
+    DEFAULT_BUDGET,
+    Budget,
+    Found,
+    Search,
+    initial_state,
+    is_tied,
+    last_norm,
+    split_last,
+)
+from mupscale_cli.inferring.shapes import InferError, Measure, Monomial
 from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
-from mupscale_cli.inferring.write import Draft, Variant, recipe_text
+from mupscale_cli.inferring.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.language import evaluate, names_in, parse_expression
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
@@ -76,7 +85,7 @@ def infer_target(
     task: Task | None = None,
     config: Path | None = None,
     *,
-    budget: Budget = Budget(),
+    budget: Budget = DEFAULT_BUDGET,
     note: Note = lambda _text: None,
 ) -> Inferred:
     """Draft and prove a recipe for what a user names.
@@ -121,7 +130,7 @@ def infer(
     task: Task = "causal-lm",
     *,
     flags: Mapping[str, Any] | None = None,
-    budget: Budget = Budget(),
+    budget: Budget = DEFAULT_BUDGET,
     note: Note = lambda _text: None,
 ) -> Inferred:
     """Draft and prove a recipe for a model type of transformers.
@@ -147,7 +156,11 @@ def infer(
 
 
 def infer_own(
-    reference: str, config: Mapping[str, Any] | None = None, *, budget: Budget = Budget(), note: Note = lambda _: None
+    reference: str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    budget: Budget = DEFAULT_BUDGET,
+    note: Note = lambda _: None,
 ) -> Inferred:
     """Draft and prove a recipe for a model that the user's function builds.
 
@@ -248,7 +261,7 @@ def _infer_alone(
     if other is not None:
         for axis in other.found.unsolved:
             fixed.setdefault(axis, _reason(other, axis, other.found.unsolved[axis]))
-    axes = _with_derived_sizes(solved)
+    axes = _mentioned_only(_with_derived_sizes(solved), [item.variant for item in (solved, other) if item])
     for alias, product in axes.aliases.items():
         if all(part in fixed for part in product):
             fixed[alias] = fixed[product[0]]
@@ -288,14 +301,30 @@ def _group(
         try:
             return axes, find_groups(measure, axes, model, order)
         except InferError as error:
-            culprit = next((idea for idea in axes.ideas if idea.name in error.axes), None)
-            if culprit is None or culprit.name in {part for p in axes.aliases.values() for part in p}:
+            culprit = next((idea.name for idea in reversed(axes.ideas) if idea.name in error.axes), None)
+            if culprit is None:
                 raise
-            note(f"axis {culprit.name} is given up: {error.message}")
-            ideas = tuple(idea for idea in axes.ideas if idea is not culprit)
+            # What the config ties to the residual stream goes with it.
+            alias = next((alias for alias, product in axes.aliases.items() if culprit in product), None)
+            gone = {culprit, *(axes.aliases[alias] if alias else ())}
+            note(f"{', '.join(sorted(gone))}: given up: {error.message}")
+            ideas = tuple(idea for idea in axes.ideas if idea.name not in gone)
             if not ideas:
                 raise
-            axes = replace(axes, ideas=ideas, refused={**axes.refused, culprit.key: error.message})
+            refused = {idea.key: error.message for idea in axes.ideas if idea.name in gone}
+            aliases = {name: product for name, product in axes.aliases.items() if name != alias}
+            axes = replace(axes, ideas=ideas, aliases=aliases, given_up={**axes.given_up, **refused})
+
+
+def _mentioned_only(axes: Axes, variants: list[Variant]) -> Axes:
+    """Without what no layout mentions: where nothing is laid out by head, heads have no size that could move."""
+    mentioned = mentioned_axes(variants)
+    aliases = {
+        alias: tuple(part for part in product if part in mentioned)
+        for alias, product in axes.aliases.items()
+        if any(part in mentioned for part in product)
+    }
+    return replace(axes, ideas=tuple(idea for idea in axes.ideas if idea.name in mentioned), aliases=aliases)
 
 
 def _with_derived_sizes(solved: _Solved) -> Axes:
@@ -532,6 +561,9 @@ def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[st
         f"disk in float64 with {version}: largest relative difference {worst:.1e} for {', '.join(tried)}. "
         "Comments mark what was found by trial."
     )
+    given_up = dict.fromkeys(draft.axes.given_up)
+    if given_up:
+        text += f" Left as they are, since no axis describes them: {', '.join(given_up)}."
     lines, line = [], ""
     for word in text.split():
         if len(line) + len(word) > 114:
@@ -540,6 +572,3 @@ def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[st
         else:
             line = f"{line} {word}".strip()
     return (*lines, line)
-
-
-__all__ = ["Idea", "InferError", "Inferred", "Outcome", "field", "infer", "infer_own"]

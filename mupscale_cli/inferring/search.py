@@ -26,9 +26,12 @@ _HEAD_SIZES = ("d", "nope", "rope", "p")
 class Budget:
     """How long to search for one axis."""
 
-    trials: int = 250
-    seconds: float = 15.0
-    total: float = 40.0  # for all axes; after it each gets one trial
+    trials: int = 160
+    seconds: float = 10.0
+    total: float = 30.0  # for all axes; after it each gets one trial
+
+
+DEFAULT_BUDGET = Budget()
 
 
 @dataclass
@@ -407,4 +410,4 @@ def _difficulty(idea: Idea) -> tuple[int, str]:
     return (20 if idea.name in _HEAD_SIZES else 10), idea.name
 
 
-__all__ = ["Budget", "Found", "Search", "initial_state", "is_tied", "last_norm", "split_last"]
+__all__ = ["DEFAULT_BUDGET", "Budget", "Found", "Search", "initial_state", "is_tied", "last_norm", "split_last"]

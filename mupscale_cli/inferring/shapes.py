@@ -8,9 +8,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.architecture import Architecture, Shapes
 
 Config = dict[str, Any]
+
+
+class InferError(MupscaleError):
+    """An architecture for which no recipe could be drafted, or only one that does not hold.
+
+    Args:
+        axes: those that are in the way, where it is known.
+    """
+
+    def __init__(
+        self, message: str, *, axes: frozenset[str] = frozenset(), excerpt: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, excerpt=excerpt, hint=hint)
+        self.axes = axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +89,19 @@ class Measure:
         self.known: dict[frozenset[str], Shapes] = {}
 
     def shapes(self, doubled: frozenset[str]) -> Shapes:
-        """Raises whatever building raises."""
+        """Names and shapes on disk.
+
+        Raises:
+            InferError: the architecture refuses these axes together.
+        """
         if doubled not in self.known:
             config = varied(self.architecture.config, self.ideas.values(), dict.fromkeys(doubled, 2))
-            self.known[doubled] = self.architecture.shapes(config)
+            try:
+                self.known[doubled] = self.architecture.shapes(config)
+            except Exception as error:  # whatever the architecture refuses it with
+                what = (str(error).strip().splitlines() or [repr(error)])[0]
+                raise InferError(f"{' and '.join(sorted(doubled))} cannot be doubled together: {what}",
+                                 axes=doubled) from error  # fmt: skip
         return self.known[doubled]
 
 

@@ -30,6 +30,10 @@ TASKS: dict[Task, str] = {
 HIDDEN = 48
 HEADS = 4
 _SMALL = 16  # what is below this and has no meaning that we know stays as it is
+_FEED_FORWARD = (
+    r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
+    r"|mlp_hidden\w*|intermediate_dim|d_inner|dff)"
+)
 # Where a key's name tells what it counts, a size for it; the first pattern that fits decides. Sizes of the
 # same kind differ where there are several, and multiples are where architectures ask for them.
 _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -39,9 +43,10 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*(num|n)_(?:\w+_)?layers?|n_layer|num_(?:\w+_)?blocks|.*_layers", (4,)),
     (r".*_(period|interval|every_n|step)", (2,)),
     (r".*_offset", (1,)),
-    (r".*max.*(position|seq|source|target|len)\w*|n_positions|n_ctx|max_.*_embeddings|context_length|.*max_length", (64,)),
-    (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim|emb_hidden_size|word_embed_proj_dim"
-     r"|embedding_size|d_embed|input_embedding_size|output_embedding_size|decoder_hidden_size|embedding_dim", (HIDDEN,)),
+    (r".*max.*(position|seq|source|target|len)\w*|n_positions|n_ctx|max_.*_embeddings|context_length", (64,)),
+    (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim|embedding_dim", (HIDDEN,)),
+    (r"emb_hidden_size|word_embed_proj_dim|embedding_size|d_embed|(in|out)put_embedding_size", (HIDDEN,)),
+    (r"decoder_hidden_size", (HIDDEN,)),
     (r"attention_hidden_size|mamba_d_ssm", (2 * HIDDEN,)),
     (r"attention_head_dim|mamba_headdim", (2 * HIDDEN // HEADS,)),
     (r".*(kv_heads|key_value_heads|head_kv|kv_head|kv_n_heads)|multi_query_group_num", (2,)),
@@ -56,8 +61,7 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"qk_head_dim", (20,)),
     (r"v_head_dim|value_head_dim|linear_value_head_dim", (10, 14)),
     (r".*(head_dim|d_head|dim_head|d_kv|head_size|kv_channels)", (8,)),
-    (r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
-     r"|mlp_hidden\w*|intermediate_dim|d_inner|dff)", (40, 28, 36, 44, 52, 60)),
+    (_FEED_FORWARD, (40, 28, 36, 44, 52, 60)),
     (r"lru_width", (HIDDEN,)),
     (r"n_group|num_group|num_expert_groups?", (2,)),  # with several groups, copies of experts change which is best
     (r"topk_group", (1,)),
@@ -73,9 +77,9 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
 )  # fmt: skip
 _LAYERS = r"num_hidden_layers|n_layers?|num_layers"
 _MAX_LAYERS = 40
-_KINDS_OF_LAYERS = (
-    ("full_attention",), ("linear_attention", "full_attention"), ("mamba", "attention"), ("conv", "full_attention"),
-    ("sliding_attention", "full_attention"), ("mamba", "hybrid"),
+_KINDS_OF_LAYERS = (  # mixtures first, so that every kind of layer is seen
+    ("linear_attention", "full_attention"), ("mamba", "attention"), ("mamba", "full_attention"),
+    ("conv", "full_attention"), ("mamba", "hybrid"), ("sliding_attention", "full_attention"), ("full_attention",),
 )  # fmt: skip
 _IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 _KEPT = re.compile(
@@ -161,7 +165,8 @@ def _size(key: str, value: object, used: dict[str, int]) -> Any:
         if re.fullmatch(pattern, key):
             if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
                 return None
-            if isinstance(value, int) and value <= 1 and not key.endswith("_group") and choices[0] not in (53, 64):
+            is_one = isinstance(value, int) and value <= 1 and choices[0] not in (53, 64)
+            if is_one and not key.endswith(("_group", "n_groups")):
                 return None
             index = used.get(pattern, 0)
             used[pattern] = index + 1
@@ -204,6 +209,8 @@ def tiny_configs(
     heads += [{**variant, **equal} for variant in heads if equal]
     if "expand" in keys or "mamba_expand" in keys:
         heads.append(dict.fromkeys(explicit, 2 * HIDDEN // HEADS))
+    if "attention_hidden_size" in sizes:
+        heads.append({"attention_hidden_size": HIDDEN})
     others = [{}, *_structures(keys, sizes, layers)]
     seen = []
     for other in others:
@@ -307,6 +314,12 @@ def task_of(model_type: str, architectures: object = None) -> Task:
     return available[0]
 
 
+def use_eager(config: Any) -> None:
+    """Have a config's model computed step by step, which is what can be lifted to float64."""
+    for name in ("_attn_implementation", "_experts_implementation"):
+        setattr(config, name, "eager")
+
+
 def build(model_type: str, task: Task, settings: Mapping[str, Any], seed: int = 0) -> TinyModel:
     """Build a random model from settings of its config.
 
@@ -315,8 +328,7 @@ def build(model_type: str, task: Task, settings: Mapping[str, Any], seed: int = 
     """
     with everything_in(torch.float64):
         config = config_class(model_type)(**settings)
-        for name in ("_attn_implementation", "_experts_implementation"):
-            setattr(config, name, "eager")
+        use_eager(config)
         model = model_class(model_type, task)(config)
     randomise(model.to(torch.float64), seed)
     return TinyModel(config.to_dict(), model.eval(), task)
@@ -354,9 +366,10 @@ def tiny_model(
             tiny = build(model_type, task, settings, seed)
             if runs:
                 run(tiny.model)
-            return tiny
         except Exception as error:  # noqa: BLE001 (another variant of the settings may do)
             first = first or error
+        else:
+            return tiny
     raise TinyError(f"a tiny `{model_type}` cannot be built: {str(first).splitlines()[0] if str(first) else first!r}")
 
 

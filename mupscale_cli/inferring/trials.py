@@ -19,7 +19,7 @@ from mupscale_cli.inferring.axes import Axes
 from mupscale_cli.inferring.candidates import _NUMBER, Choice, Group, layout_text
 from mupscale_cli.inferring.shapes import Idea, varied
 from mupscale_cli.language import Layout, parse_layout
-from mupscale_cli.layout import LayoutError, map_dim, power_scale
+from mupscale_cli.layout import map_dim, power_scale
 from mupscale_cli.specs import Axis
 
 TOLERANCE = 1e-9
@@ -234,6 +234,3 @@ def _expected(narrow: Tensor, wide: Tensor | None, embed: int | None, factor: in
         return None
     # Beside a widened residual stream, what has not grown may still be an inner thing of a module.
     return narrow
-
-
-__all__ = ["TOLERANCE", "Laboratory", "LayoutError", "Outcome", "State", "recorded", "relative"]

@@ -102,7 +102,7 @@ def _ordered(axes: Axes) -> list[str]:
 def recipe_text(draft: Draft) -> str:
     """The YAML of a draft, in the order of sections that recipes have."""
     rules = _rules(draft)
-    mentioned = _mentioned(draft)
+    mentioned = mentioned_axes(draft.variants)
     names = [name for name in _ordered(draft.axes) if name in mentioned]
     config = _config(draft, names)
     lines = [f"# {line}" for line in draft.header]
@@ -219,7 +219,8 @@ def _single_rules(draft: Draft) -> list[_Rule]:
             continue
         sparse = _sparse(variant.groups)
         for group, choice in zip(variant.groups, variant.state.choices, strict=True):
-            cleaned = _without(choice, draft.fixed)
+            moving = {name for name in draft.axes.names if name not in draft.fixed}
+            cleaned = _without(choice, moving)
             layouts[group.pattern][kind] = layout_text(group, cleaned)
             comments.setdefault(group.pattern, _comment(group, cleaned))
             optional[group.pattern] = optional.get(group.pattern, False) or group.pattern in sparse
@@ -234,10 +235,10 @@ def _single_rules(draft: Draft) -> list[_Rule]:
     return rules
 
 
-def _without(choice: Choice, fixed: Mapping[str, str]) -> Choice:
-    """Without powers of axes that do not move."""
-    powers = tuple(power for power in choice.powers if power[0] not in fixed)
-    pieces = tuple(piece for piece in choice.pieces if piece[2] not in fixed)
+def _without(choice: Choice, moving: set[str]) -> Choice:
+    """With powers of axes that move, and no others."""
+    powers = tuple(power for power in choice.powers if power[0] in moving)
+    pieces = tuple(piece for piece in choice.pieces if piece[2] in moving)
     return replace(choice, powers=powers, pieces=pieces, offset=choice.offset if powers else 0)
 
 
@@ -344,15 +345,15 @@ def _common_end(texts: Sequence[str]) -> str:
     return ""
 
 
-def _mentioned(draft: Draft) -> set[str]:
-    """The axes that some tensor has, and those that an axis which is linked is made of."""
+def mentioned_axes(variants: Iterable[Variant]) -> set[str]:
+    """The axes that some tensor has, in its layout or in its name."""
     names: set[str] = set()
-    for variant in draft.variants:
+    for variant in variants:
         for group, choice in zip(variant.groups, variant.state.choices, strict=True):
             names.update(name for _, name in group.name_axes)
             for dim in range(len(group.dims)):
                 names |= choice.form(group, dim).axes
-    return {name for name in names if name in draft.axes.names}
+    return names
 
 
 def _plain(value: object) -> str:

@@ -345,9 +345,9 @@ def batch_loss(inputs: Callable[[int], Inputs], output: Callable[[Any], Tensor],
     def loss(model: nn.Module, step: int) -> Tensor:
         batch = inputs(step)
         result = output(model(*batch.arguments, **batch.keywords))
-        tokens = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
-        is_text = isinstance(tokens, Tensor) and not tokens.is_floating_point()
-        if is_text and result.dim() == 3 and result.shape[-1] > int(tokens.max()):
+        tokens: Any = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
+        is_text = isinstance(tokens, Tensor) and not tokens.is_floating_point() and result.dim() == 3
+        if is_text and result.shape[-1] > int(tokens.max()):
             return nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         generator = torch.Generator().manual_seed(seed + step)
         target = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.device)
