@@ -262,9 +262,8 @@ def _shared(model: nn.Module) -> set[int]:
     """Parameters that several modules own: what one sums over, another looks up."""
     owners: dict[int, int] = {}
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     return {identity for identity, count in owners.items() if count > 1}
 
 

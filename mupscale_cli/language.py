@@ -272,7 +272,7 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
     if operator == "==":
         return first == second
     if operator == "[]":
-        return first[second] if isinstance(first, list) and second < len(first) else None  # type: ignore
+        return first[second] if isinstance(first, list) and isinstance(second, int) and second < len(first) else None
     if operator == "~":
         texts = first if isinstance(first, list) else [first]
         return any(fnmatchcase(str(text), str(second)) for text in texts if text is not None)
@@ -565,7 +565,7 @@ class Pattern:
         return sum(part is STAR for part in self.parts) + sum(100 for part in self.parts if part is REST)
 
     def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
-        """A regular expression with the groups `first`, `last`, one for each axis, and one without a name for each `*` or `**`."""
+        """A regular expression with the groups `first`, `last`, one for each axis, unnamed ones for `*` and `**`."""
         return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))
 
 

@@ -664,8 +664,8 @@ def _check_config(
             raise ConfigError(
                 error.message,
                 excerpt=error.excerpt,
-                hint="widen the axes that the config ties to it as well; or, if the recipe is yours, set in its `config` "
-                "section what the axis is computed from",
+                hint="widen the axes that the config ties to it as well; or, if the recipe is yours, set in its "
+                "`config` section what the axis is computed from",
             )
 
 

@@ -209,7 +209,7 @@ class Recipe:
         return next((name for name, rule in self._parameters_of(tensor) if rule.dims is None), tensor)
 
     def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
-        """The parameters of other shapes that a tensor of the checkpoint is a part or the whole of, and their layouts."""
+        """The parameters of other shapes that a tensor of the checkpoint is a part or all of, with their layouts."""
         for name, rule in self._parameters_of(tensor):
             if rule.dims is not None:
                 yield name, rule.dims

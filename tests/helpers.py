@@ -104,7 +104,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
                           "mamba_d_state": 6, "lm_head_multiplier": 0.5}),
         )
         for tied in (False, True)
-    },  # fmt: skip
+    },
     **{
         f"{name}-{'tied' if tied else 'untied'}": (
             f"{name}ForCausalLM",

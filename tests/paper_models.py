@@ -39,6 +39,8 @@ def build_mlp_mup(config: dict[str, Any]) -> nn.Module:
 
 
 class Attention(nn.Module):
+    """Causal attention with fused q/k/v."""
+
     def __init__(self, width: int, heads: int, *, bias: bool, mup: bool) -> None:
         super().__init__()
         self.heads, self.mup = heads, mup
@@ -57,6 +59,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and a plain MLP, each behind a norm."""
+
     def __init__(self, width: int, heads: int, *, bias: bool, mup: bool) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, bias=bias)
@@ -104,6 +108,8 @@ def build_gpt(config: dict[str, Any]) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)

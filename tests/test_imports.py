@@ -12,7 +12,9 @@ import mupscale_cli
 PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
-    "_version", "errors", "specs", "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling", "state",
+    "_version", "errors", "specs", "language", "document", "parts",
+    "recipe", "matching", "layout", "plan", "scaling",
+            "state",
     "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "convert", "hub",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
@@ -28,8 +30,8 @@ ORDER = [
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
 }
-NO_TORCH = ["errors", "specs", "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling", "state",
-            "blocks", "record", "hyperparameters", "formats", "widening", "cli.main"]  # fmt: skip
+NO_TORCH = ["errors", "specs", "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
+            "state", "blocks", "checking", "record", "hyperparameters", "formats", "widening", "cli.main"]  # fmt: skip
 
 
 def name_of(file):

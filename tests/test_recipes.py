@@ -14,8 +14,8 @@ from mupscale_cli.widening import widen
 
 EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
-EVERY_AXIS = ["Qwen3-tied", "GPT2-tied", "StableLm-parallel", "Mixtral-untied", "DeepseekV3-tied", "Mamba-tied", "T5-tied",
-              "Bart-tied", "Bloom-tied", "Llava-clip"]  # fmt: skip
+EVERY_AXIS = ["Qwen3-tied", "GPT2-tied", "StableLm-parallel", "Mixtral-untied", "DeepseekV3-tied", "Mamba-tied",
+              "T5-tied", "Bart-tied", "Bloom-tied", "Llava-clip"]  # fmt: skip
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 

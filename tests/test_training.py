@@ -22,12 +22,12 @@ HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision")
 TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS))]
 # One for each shape: dense, offset gains, mixtures of experts kept in four ways, latent attention, encoders, encoder-
 # decoders, convolutions with BatchNorm and without, state spaces and hybrids, images with text.
-SHAPES = ["Llama-tied", "Qwen3-tied", "Phi3-untied", "GPT2-tied", "Gemma3-tied", "Nemotron-untied", "Cohere-tied",
-          "Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoeShared-tied", "DeepseekV3-untied", "GPTNeoX-tied",
-          "OPT-projected", "StableLm-parallel", "Bert-tied", "Electra-tied", "ModernBert-tied", "T5-gated", "Bart-tied",
-          "Whisper-tied", "ViT-classifier", "Dinov2-gated", "Swin-classifier", "ConvNextV2-classifier", "ResNet-basic",
-          "ResNet-bottleneck", "Mamba-tied", "Mamba2-untied", "FalconH1-tied", "Lfm2-tied", "CLIP-both",
-          "Llava-clip"]  # fmt: skip
+SHAPES = ["Llama-tied", "Qwen3-tied", "Phi3-untied", "GPT2-tied", "Gemma3-tied", "Nemotron-untied",
+          "Cohere-tied", "Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoeShared-tied",
+          "DeepseekV3-untied", "GPTNeoX-tied", "OPT-projected", "StableLm-parallel", "Bert-tied",
+          "Electra-tied", "ModernBert-tied", "T5-gated", "Bart-tied", "Whisper-tied", "ViT-classifier",
+          "Dinov2-gated", "Swin-classifier", "ConvNextV2-classifier", "ResNet-basic", "ResNet-bottleneck",
+          "Mamba-tied", "Mamba2-untied", "FalconH1-tied", "Lfm2-tied", "CLIP-both", "Llava-clip"]  # fmt: skip
 MIXED = AXES["Qwen3"]
 NO_MATRICES = ("ResNet", "ConvNext")
 

@@ -75,8 +75,7 @@ def show_recipe(
     for name, members in found.groups.items():
         console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
     for link in found.links:
-        console.print(f"\n{link.axis} = {link.text.value}: the config derives one from the other, so they move together",
-                      markup=False)  # fmt: skip
+        console.print(f"\n{link.axis} = {link.text.value}: the config ties them, so they move together", markup=False)
     if found.tie is not None:
         ways = [f"{way}: {_WAYS[way]}" for way in found.tie.ways]
         console.print(f"\na readout tied to the embedding (--tie): {'; '.join(ways)}. The first is the default.",
@@ -157,8 +156,8 @@ def check_recipe(
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
     if checkpoint is not None:
         plan = widening.describe(widening.find_source(checkpoint).checkpoint, recipe)
-        console.print(f"every one of the {len(plan.tensors)} tensors of {checkpoint} matches one rule and has its shape",
-                      markup=False)  # fmt: skip
+        tensors = output.counted(len(plan.tensors), "tensor")
+        console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
     types = model_type or ([] if checkpoint is not None else list(found.model_types))
     if not run or not types:
         return
