@@ -117,10 +117,11 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
         yield everything, None
     if quick and everything is not None:
         return
-    yield dict.fromkeys(recipe.widen, 2), None
+    default = [axis for axis in recipe.widen if axis in plan.used]
+    yield dict.fromkeys(default, 2), None
     if quick:
         return
-    yield dict.fromkeys(recipe.widen, 3), None
+    yield dict.fromkeys(default, 3), None
     seen = []
     for axis in recipe.axis_names:
         for factor in (2, 3):
@@ -131,7 +132,7 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
     if plan.tie is not None and recipe.tie is not None:
         for way in recipe.tie.ways:
             if way != plan.tie:
-                yield dict.fromkeys(recipe.widen, 2), way
+                yield dict.fromkeys(default, 2), way
 
 
 def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:

@@ -34,10 +34,11 @@ def row(case: str) -> tuple[str, Checked]:
         source = save_model(Path(folder) / "narrow", case)
         plan = describe(find_source(source).checkpoint)
         checked = check_model(source)
-    wholes = [_worst(t for t in checked.trials if t.tie is None and t.factors == dict.fromkeys(plan.recipe.widen, f))
+    default = [axis for axis in plan.recipe.widen if axis in plan.used]
+    wholes = [_worst(t for t in checked.trials if t.tie is None and t.factors == dict.fromkeys(default, f))
               for f in (2, 3)]  # fmt: skip
-    single = [t for t in checked.trials if t.tie is None and t.factors != dict.fromkeys(plan.recipe.widen, 2)
-              and t.factors != dict.fromkeys(plan.recipe.widen, 3)]  # fmt: skip
+    together = [dict.fromkeys(default, factor) for factor in (2, 3)]
+    single = [trial for trial in checked.trials if trial.tie is None and trial.factors not in together]
     axes = [axis for axis in plan.recipe.axis_names if axis in plan.used and axis not in plan.recipe.fixed]
     ways = ", ".join(dict.fromkeys([plan.tie, *(t.tie for t in checked.trials if t.tie)])) if plan.tie else "untied"
     model_class, config_class, _ = MODELS[case]
@@ -70,7 +71,10 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for case, (line, checked) in zip(chosen, pool.map(row, chosen), strict=True):
             rows.append(line)
-            problems = [*checked.mistakes, *(f"{trial.factors}: {trial.problem}" for trial in checked.trials if trial.problem)]
+            problems = [
+                *checked.mistakes,
+                *(f"{trial.factors}: {trial.problem}" for trial in checked.trials if trial.problem),
+            ]
             wrong += [f"{case}: {problem}" for problem in problems]
             print(line, *problems, sep="\n    ", flush=True)
     if wrong:
