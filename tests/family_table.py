@@ -76,7 +76,7 @@ def main() -> None:
                 *(f"{trial.factors}: {trial.problem}" for trial in checked.trials if trial.problem),
             ]
             wrong += [f"{case}: {problem}" for problem in problems]
-            print(line, *problems, sep="\n    ", flush=True)
+            print(line, *problems, sep="\n    ", flush=True)  # noqa: T201 (a script)
     if wrong:
         sys.exit("\n".join(wrong))
     if len(chosen) == len(MODELS):

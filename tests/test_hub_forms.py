@@ -64,7 +64,8 @@ def test_gpt_neox_with_masks(saved, tmp_path):
         for i in range(2):
             layer = f"gpt_neox.layers.{i}.attention."
             tensors |= {f"{layer}bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
-                        f"{layer}masked_bias": torch.tensor(-1e9), f"{layer}rotary_emb.inv_freq": torch.ones(2)}  # fmt: skip
+                        f"{layer}masked_bias": torch.tensor(-1e9),
+                        f"{layer}rotary_emb.inv_freq": torch.ones(2)}  # fmt: skip
         return tensors
 
     wide = check(rewritten(saved("GPTNeoX-untied"), tmp_path / "narrow", change), tmp_path)
