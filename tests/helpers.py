@@ -159,6 +159,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Bert-pooler": ("BertForSequenceClassification", "BertConfig", ENCODER),
     "Bert-pretraining": ("BertForPreTraining", "BertConfig", {**ENCODER, "tie_word_embeddings": False}),
     "Roberta-tied": ("RobertaForMaskedLM", "RobertaConfig", {**ENCODER, "max_position_embeddings": 64}),
+    "Roberta-causal": ("RobertaForCausalLM", "RobertaConfig", {**ENCODER, "is_decoder": True}),
     "Roberta-classifier": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),
     "Roberta-tokens": ("RobertaForTokenClassification", "RobertaConfig", ENCODER),
     "DistilBert-tied": ("DistilBertForMaskedLM", "DistilBertConfig",

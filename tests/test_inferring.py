@@ -1,18 +1,22 @@
 """Drafting recipes: sizes as polynomials, tiny models, and drafts that are proved from disk to disk."""
 
+import contextlib
+import itertools
 import json
 
 import pytest
+import transformers.models.auto.modeling_auto
 
 from cli_runner import run
+from mupscale_cli.checking import smallest_factors
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.inferring.derived import derived_size
 from mupscale_cli.inferring.infer import infer, infer_own, infer_target
 from mupscale_cli.inferring.search import Budget
 from mupscale_cli.inferring.shapes import Idea, Monomial, polynomial, varied
 from mupscale_cli.inferring.tiny import TinyError, tiny_model, tiny_sizes
-from mupscale_cli.recipe import load_recipe
-from mupscale_cli.widening import plan_widening
+from mupscale_cli.recipe import load_recipe, model_types
+from mupscale_cli.widening import choose_recipe, find_source, plan_widening
 
 QUICK = Budget(trials=80, seconds=5, total=15)
 
@@ -133,6 +137,42 @@ def test_the_drafted_llama_widens_as_the_built_in_one(tmp_path, tie):
         tensors = [{t.target.name: (t.target.shape, t.parts) for t in plan.tensors} for plan in plans]
         assert tensors[0] == tensors[1]
         assert plans[0].config == plans[1].config
+
+
+# Of bart, causal language models have only the decoder.
+BUILT_IN = sorted(set(model_types()) & set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+                  - {"bart", "whisper"})  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", BUILT_IN)
+def test_every_draft_widens_as_the_built_in_recipe(tmp_path, model_type):
+    """Whatever one axis of the draft moves, some axes of the built-in recipe move likewise."""
+    file = tmp_path / "drafted.yaml"
+    file.write_text(infer(model_type).text)
+    draft = load_recipe(file)
+    for tied in (False, True):
+        folder = tmp_path / f"tied-{tied}"
+        source = find_source(tiny_model(model_type, overrides={"tie_word_embeddings": tied}).save(folder))
+        built = choose_recipe(source.checkpoint)
+        tie = "fold" if tied and built.tie and "fold" in built.tie.ways else None
+        alone = (smallest_factors(draft, source.checkpoint, axis, 2) for axis in draft.axis_names)
+        for factors in filter(None, alone):
+            drafted_plan = tensors_of(plan_widening(source, axes=factors, recipe=file))
+            assert drafted_plan in list(plans_of(built, source, tie)), factors
+
+
+def plans_of(recipe, source, tie):
+    """What all axes of a recipe, alone and up to four together, make of a checkpoint when they are doubled."""
+    free = [axis for axis in recipe.axis_names if axis not in recipe.fixed]
+    for count in range(1, 5):
+        for axes in itertools.combinations(free, count):
+            with contextlib.suppress(MupscaleError):
+                yield tensors_of(plan_widening(source, axes=dict.fromkeys(axes, 2), tie=tie))
+
+
+def tensors_of(plan):
+    return {tensor.target.name: (tensor.target.shape, sorted(tensor.parts), tensor.offset) for tensor in plan.tensors}
 
 
 CASES = {
