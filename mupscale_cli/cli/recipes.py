@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +18,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.recipe import Recipe, load_recipe, recipe_files
+from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,27 +61,20 @@ def show_recipe(
     types = ", ".join(found.model_types) or "(no config)"
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
     costs = {} if source is None else _costs(found, source)
-    axes = output.table(
-        "axis", "size", "widened by", *(["parameters at x2"] if source else []), "what", "grows with it"
-    )
+    axes = output.table("axis", "what it is, what widens it, what grows with it")
     for axis in found.axes:
-        how = f"--axis {axis.name}=K"
-        how = "--factor" if axis.name in found.widen else how
-        how = "never" if axis.name in found.fixed else how
-        about = axis.about + (f"; fixed: {reason}" if (reason := found.fixed.get(axis.name)) else "")
-        cost = [costs.get(axis.name, "")] if source else []
-        axes.add_row(
-            axis.name, escape(axis.text.value), how, *cost, escape(about), ", ".join(_growing(found, axis.name))
-        )
+        axes.add_row(axis.name, escape("\n".join(_in_words(found, axis, costs.get(axis.name)))))
     console.print(axes)
     for name, members in found.groups.items():
         console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
     for link in found.links:
         console.print(f"\n{link.axis} = {link.text.value}: the config ties them, so they move together", markup=False)
     if found.tie is not None:
-        ways = [f"{way}: {_WAYS[way]}" for way in found.tie.ways]
-        console.print(f"\na readout tied to the embedding (--tie): {'; '.join(ways)}. The first is the default.",
-                      markup=False)  # fmt: skip
+        ways = [
+            f"{way:<6} {_WAYS[way]}{' (the default)' if way == found.tie.ways[0] else ''}" for way in found.tie.ways
+        ]
+        console.print("\nwhere the readout shares the embedding, --tie chooses who takes its 1/k:", markup=False)
+        console.print(*(f"  {way}" for way in ways), sep="\n", markup=False)
     console.print()
     rules = output.table("tensors", "layout", "when")
     for rule in found.tensors:
@@ -94,10 +89,20 @@ def show_recipe(
 
 
 _WAYS = {
-    "fold": "the norm before it takes the 1/k",
-    "config": "a key of the config takes it, exactly",
-    "untie": "two tensors, which grows the model by one embedding",
+    "fold": "the norm before it",
+    "config": "a key of the config, exactly",
+    "untie": "the readout itself, as a tensor of its own; the model grows by one embedding",
 }
+
+
+def _in_words(recipe: Recipe, axis: AxisRule, cost: str | None) -> Iterator[str]:
+    yield f"{axis.about}: {axis.text.value}"
+    if axis.name in recipe.fixed:
+        yield f"never widened: {recipe.fixed[axis.name]}"
+    else:
+        by = "--factor, or " if axis.name in recipe.widen else ""
+        yield f"{by}--axis {axis.name}=K" + (f"; x2 makes {cost}" if cost else "")
+    yield f"grows {', '.join(_growing(recipe, axis.name))}"
 
 
 def _growing(recipe: Recipe, axis: str) -> list[str]:
@@ -111,7 +116,7 @@ def _growing(recipe: Recipe, axis: str) -> list[str]:
         if in_layout or any(axis in part.names for part in rule.pattern.axes):
             stem = rule.pattern.text.removesuffix(".weight").removesuffix(".bias")
             stem = stem.removesuffix(".{weight,bias}").rpartition(".")[2]
-            names[stem.replace("{prefix}", "")] = None
+            names[re.sub(r"^\{\w+\}", "", stem)] = None
     return list(names)
 
 
@@ -125,7 +130,7 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
         resolved = resolve_factors(recipe, None, factors)
         before, after = make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None).num_parameters
         along = ", ".join(name for name in factors if name != axis)
-        costs[axis] = f"{after / before:.3g} times" + (f" (with {along})" if along else "")
+        costs[axis] = f"{after / before:.3g} times the parameters" + (f", together with {along}" if along else "")
     return costs
 
 
