@@ -138,11 +138,11 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
 def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:
     """Factors that widen every axis of a checkpoint by 2, and by more what others are tied to; None if none do."""
     narrow = describe(checkpoint, recipe)
-    factors = {name: 2 for name in recipe.axis_names if name not in recipe.fixed}
+    factors = {name: 2 for name in recipe.axis_names if name in narrow.used and name not in recipe.fixed}
     for _ in recipe.links:
         for link in recipe.links:
             factors[link.axis] = math.prod(factors.get(name, 1) for name in link.product)
-    factors = {name: factor for name, factor in factors.items() if name in narrow.used and factor > 1}
+    factors = {name: factor for name, factor in factors.items() if factor > 1}
     try:
         resolved = resolve_factors(recipe, None, factors)
         make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None)
@@ -162,8 +162,9 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
         axis: the axis.
         factor: its factor.
     """
-    others = [name for name in recipe.axis_names if name != axis and name not in recipe.fixed]
-    if axis in recipe.fixed:
+    used = describe(checkpoint, recipe).used
+    others = [name for name in recipe.axis_names if name in used and name != axis and name not in recipe.fixed]
+    if axis in recipe.fixed or axis not in used:
         return None
     refused = None
     for count in range(_MOST_LINKED + 1):

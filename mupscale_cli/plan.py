@@ -290,7 +290,9 @@ def make_plan(
     _refuse_duplicates(tensors)
     new_config, changes = _widen_config(recipe, config, values, axes) if config is not None else (None, ())
     if new_config is not None and check_config:
-        _check_config(recipe, new_config, axes, used, values)
+        wide_values = _environment(recipe, new_config, matches, tie)
+        _check_sizes(recipe, wide_values, axes, used)
+        _check_layouts(layouts, matches, wide_values)
     if tie == "untie":
         changes = (*changes, ConfigChange(_TIE_KEY, True, False))
     return Plan(
@@ -649,11 +651,9 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 
-def _check_config(
-    recipe: Recipe, config: Mapping[str, Any], axes: Mapping[str, Axis], used: frozenset[str], values: Values
-) -> None:
+def _check_sizes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis], used: frozenset[str]) -> None:
     """Whoever reads the new config must derive the sizes that the new tensors have."""
-    sizes = _sizes_from_config(recipe, _environment(recipe, config, values["tensors"], values["tie"]), used, lax=True)
+    sizes = _sizes_from_config(recipe, wide_values, used, lax=True)
     for rule in recipe.axes:
         expected = axes[rule.name].wide_size
         if rule.name in used and sizes[rule.name] not in (None, expected):
@@ -667,6 +667,22 @@ def _check_config(
                 hint="widen the axes that the config ties to it as well; or, if the recipe is yours, set in its "
                 "`config` section what the axis is computed from",
             )
+
+
+def _check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:
+    """The new config must not mean another structure, as embeddings that grow as wide as the residual stream do."""
+    checked: set[int] = set()
+    for name, match in matches.items():
+        if id(match.rule) in checked:
+            continue
+        checked.add(id(match.rule))
+        wide = _choose(match.rule.choices, wide_values, match)
+        if wide is not layouts[name]:
+            error = match.rule.text.error(
+                f"with the widened config, `{name}` would be `{wide.text.value}` instead of "
+                f"`{layouts[name].text.value}`: that config means another structure"
+            )
+            raise ConfigError(error.message, excerpt=error.excerpt, hint="widen by another factor")
 
 
 # Shards ---------------------------------------------------------------------------------------

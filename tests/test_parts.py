@@ -17,7 +17,7 @@ linked: {e: a}
 config: {n: a, groups?: e, scale: [{when: wide, value: "scale | a"}, scale]}
 prefix: [model., ""]
 tensors:
-  "{prefix}w.{e}": [{when: double == 4, dims: "a"}, "a, /a"]
+  "{prefix}w.{e}": [{when: double == scale, dims: "/a"}, "a"]
   "head.w?": "a"
 """
 OTHER = """
@@ -95,7 +95,7 @@ def test_a_part_is_an_axis_that_stands_for_its_own(recipes):
 def test_conditions_and_definitions_are_the_parts_own(recipes):
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
     rule = next(rule for rule in recipe.tensors if rule.text.value == "{text}w.{text.e}")
-    assert rule.choices[0].condition.value == "text.double == 4"
+    assert rule.choices[0].condition.value == "text.double == text_config.scale"
     assert [name for name, _, _ in recipe.definitions] == ["text.double"]
     assert recipe.defaults == {"text_config.wide": False}
 

@@ -8,9 +8,10 @@ import torch
 import mupscale_cli
 from helpers import MODELS, save_mlp
 from mupscale_cli.checking import check_model
+from mupscale_cli.errors import ConfigError
 from mupscale_cli.recipe import load_recipe, model_types
 from mupscale_cli.verification import VerifyOptions
-from mupscale_cli.widening import widen
+from mupscale_cli.widening import plan_widening, widen
 
 EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
@@ -76,6 +77,13 @@ def test_stack_of_linear_layers_without_config(tmp_path):
         widened = widen(source, tmp_path / f"wide{factor}.safetensors", factor, verify=options)
         assert widened.verification.agrees
         assert widened.verification.max_rel < 1e-12
+
+
+def test_a_config_that_would_mean_another_structure_is_refused(saved):
+    """Embeddings of 16 that grow to the 48 of the residual stream would have no projection any more."""
+    with pytest.raises(ConfigError, match="means another structure"):
+        plan_widening(saved("Electra-tied"), axes={"pe": 3})
+    assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
 
 
 def test_model_types_belong_to_one_recipe():
