@@ -7,7 +7,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,28 +84,17 @@ def check_model(
     Raises:
         MupscaleError: the recipe and the model do not belong together.
     """
+    from mupscale_cli.verification.precision import one_thread
+
     plan = describe(find_source(source).checkpoint, recipe)
     trials = []
-    with _one_thread():
+    with one_thread():
         mistakes = tuple(static_mistakes(source, plan.recipe))
         for factors, tie in _trials(source, plan, quick=quick):
             trials.append(_try(source, recipe, factors, tie))
             if told is not None:
                 told(trials[-1])
     return Checked(mistakes, tuple(trials))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and waiting for one another costs them a multiple."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[str, int], str | None]]:

@@ -181,8 +181,8 @@ CASES = {
     "gemma": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.norm.weight", "embed | embed^-0.5 offset 1")),
     "phi3": ({"kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.qkv_proj.weight", "[kv g d + kv d + kv d], /embed")),
     "qwen3": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.{k,q}_norm.weight", "d")),
-    "mixtral": ({"embed", "kv", "g", "ffn", "e"}, {"d"},
-                ("model.layers.*.block_sparse_moe.experts.{e}.w2.weight", "embed, /ffn")),
+    "mixtral": ({"embed", "kv", "g", "ffn", "experts"}, {"d"},
+                ("model.layers.*.block_sparse_moe.experts.{experts}.w2.weight", "embed, /ffn")),
     "mamba": ({"embed", "ffn", "n", "r"}, set(), ("backbone.layers.*.mixer.x_proj.weight", "[r + n@n^-1 + n], /ffn")),
     "xglm": ({"ffn"}, {"h", "d"}, ("model.layers.*.fc2.weight", "embed, /ffn")),
 }  # fmt: skip

@@ -60,7 +60,7 @@ def test_every_shape_of_architecture(case, tmp_path):
 @pytest.mark.parametrize("case", ["Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoe-tied"])
 def test_experts_that_are_copied_train_alike(case, tmp_path):
     """Which needs the same experts to be chosen, each by all of its copies."""
-    check(train(tmp_path, case, "adamw", axes={"e": 2, "embed": 2}))
+    check(train(tmp_path, case, "adamw", axes={"experts": 2, "embed": 2}))
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"v_head_dim", "dv"),
     (r"q_lora_rank", "q_rank"),
     (r"kv_lora_rank", "kv_rank"),
-    (r"num_local_experts|num_experts|n_routed_experts|moe_num_experts|n_experts|num_local_experts", "e"),
+    (r"num_local_experts|num_experts|n_routed_experts|moe_num_experts|n_experts", "experts"),
     (r"num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads|num_decoder_attention_heads", "h"),
     (r"state_size|ssm_state_size|mamba_d_state", "n"),
     (r"time_step_rank|mamba_dt_rank", "r"),

@@ -369,7 +369,7 @@ def _input_of_experts(dims: Sequence[Dimension]) -> int:
 
 # Forms ---------------------------------------------------------------------------------------------
 
-_ORDER = ("e", "kv", "ng", "lkv", "h", "g", "mh", "lv", "ffn", "d", "p", "dv", "ldk", "ldv", "nope", "rope", "n")
+_ORDER = ("experts", "kv", "ng", "lkv", "h", "g", "mh", "lv", "ffn", "d", "p", "dv", "ldk", "ldv", "nope", "rope", "n")
 
 
 def _rank(axis: str | int) -> tuple[int, str]:

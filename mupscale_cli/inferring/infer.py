@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from mupscale_cli.inferring.write import Draft, Variant, mentioned_axes, recipe_
 from mupscale_cli.language import evaluate, names_in, parse_expression
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
+from mupscale_cli.verification.precision import one_thread
 from mupscale_cli.widening import widen
 
 Note = Callable[[str], None]
@@ -226,19 +226,8 @@ def _infer(
     budget: Budget,
     note: Note,
 ) -> Inferred:
-    with _one_thread():
+    with one_thread():
         return _infer_alone(architecture, name, model_types, defaults, head, version, budget, note)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are not worth sharing between threads, and waiting for them is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _infer_alone(
@@ -429,7 +418,7 @@ def _reason(solved: _Solved, axis: str, outcome: Outcome) -> str:
     if outcome.problem:
         return f"no layout was found: the wide model is refused ({outcome.problem[:150]})"
     where = f"`{outcome.first}` computes something else" if outcome.first else "the output differs"
-    if outcome.progress == 0 and axis != "e":
+    if outcome.progress == 0 and axis != "experts":
         where += ", the first after the embeddings: positions may be computed from the width"
     rotary = any("rotary" in name or "rope" in name for name in solved.laboratory.narrow.order) or any(
         "rope" in key or "rotary" in key for key in solved.architecture.config

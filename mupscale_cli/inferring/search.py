@@ -98,7 +98,7 @@ def initial_state(
     keys = [
         (idea.name, key, 1)
         for idea in axes
-        if idea.name == "e"
+        if idea.name == "experts"
         for key, value in config.items()
         if _PER_TOKEN.fullmatch(key) and type(value) is int and key not in dict(idea.keys)
     ]

@@ -26,7 +26,7 @@ _ABOUT = {
     "ffn": "neurons of the feed-forward layer",
     "moe_ffn": "neurons of one expert",
     "shared_ffn": "neurons of the shared expert",
-    "e": "experts; k times as many are chosen, and each keeps its share",
+    "experts": "experts; k times as many are chosen, and each keeps its share",
     "n": "states of one channel",
 }
 
