@@ -66,6 +66,8 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         console.print(f"left out     {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:
         console.print(f"rounded      {', '.join(tensor.target.name for tensor in plan.rounded)}", markup=False)
+        if advice := untying_advice(plan):
+            console.print(f"             {advice}", markup=False)
     console.print(
         f"\nrecipe {plan.recipe.name}, {count_text(before)} -> {count_text(after)} parameters, "
         f"{bytes_text(plan.num_bytes)} in {counted(len(plan.shards), 'file')} at {output}",
@@ -112,6 +114,13 @@ def record_text(record: Mapping[str, Any]) -> str:
         return f"{text}; not verified"
     worst = max(comparison["max_rel"] for comparison in found["comparisons"])
     return f"{text}; verified in {found['dtype']}, largest relative difference {worst:.1e}"
+
+
+def untying_advice(plan: Plan) -> str | None:
+    """What to do about a readout's factor that is rounded, where something can be done."""
+    if plan.tie == "fold" and plan.rounded and plan.recipe.tie and "untie" in plan.recipe.tie.ways:
+        return "`--tie untie` rounds no norm, with a readout of its own"
+    return None
 
 
 def print_verification(console: Console, found: Verification) -> None:

@@ -81,6 +81,8 @@ def _report(result: Widened) -> None:
     console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}\n", markup=False)
     if result.verification is not None:
         render.print_verification(console, result.verification)
+        if advice := render.untying_advice(result.plan):
+            output.note(advice)
         if not result.verification.agrees:
             return
     else:
