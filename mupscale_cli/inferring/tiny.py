@@ -225,6 +225,8 @@ def _lists(keys: Mapping[str, Any], count: object, layers: int) -> dict[str, Any
     """Lists with an entry for each layer, with one of each kind of entry among the few layers that are left."""
     found: dict[str, Any] = {}
     for key, value in keys.items():
+        if isinstance(value, dict) and value and all(str(name).isdigit() for name in value):
+            found[key] = {}  # exceptions for single layers, of which few are left
         if not isinstance(value, list) or len(value) != count or not value:
             continue
         if all(type(item) is int and item > _SMALL for item in value):
@@ -251,6 +253,18 @@ def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) 
                     yield {key: (list(kinds) * layers)[:layers], **experts}
         if re.fullmatch(r"attn_layer_ind\w+|full_attn_ids\w*|attn_layers", key):
             yield {key: [1]}
+    if "rope_parameters" in keys:
+        rope = {"rope_type": "default", "rope_theta": 10000.0}
+        yield {"rope_parameters": {kind: rope for kinds in _KINDS_OF_LAYERS for kind in kinds}}
+    indexed = {
+        key: next((choices[0] for pattern, choices in _SIZES if re.fullmatch(pattern, key)), 2)
+        for key, value in keys.items() if value is None and key.startswith("index")
+    }  # fmt: skip
+    if indexed:
+        yield indexed
+    languages = keys.get("languages")
+    if "default_language" in keys and isinstance(languages, list) and languages:
+        yield {"default_language": languages[0]}
     if "is_decoder" in keys or "is_decoder" in sizes:
         yield {"is_decoder": True}
     yield {"is_decoder": True}
