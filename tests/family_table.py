@@ -38,7 +38,8 @@ def row(case: str) -> tuple[str, Checked]:
     wholes = [_worst(t for t in checked.trials if t.tie is None and t.factors == dict.fromkeys(default, f))
               for f in (2, 3)]  # fmt: skip
     together = [dict.fromkeys(default, factor) for factor in (2, 3)]
-    single = [trial for trial in checked.trials if trial.tie is None and trial.factors not in together]
+    plain = [trial for trial in checked.trials if trial.tie is None]
+    single = [trial for trial in plain if trial.factors not in together] or plain  # some have one axis
     axes = [axis for axis in plan.recipe.axis_names if axis in plan.used and axis not in plan.recipe.fixed]
     ways = ", ".join(dict.fromkeys([plan.tie, *(t.tie for t in checked.trials if t.tie)])) if plan.tie else "untied"
     model_class, config_class, _ = MODELS[case]
