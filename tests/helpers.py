@@ -128,6 +128,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 50}),
             ("XGLM", {"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 40, "vocab_size": 50}),
             ("Mamba", {**MAMBA, "time_step_rank": 5}),
+            ("FalconMamba", {**MAMBA, "time_step_rank": 5}),
             ("Mamba2", {**MAMBA, "num_heads": 12, "head_dim": 8, "n_groups": 2}),
         )
         for tied in (False, True)
@@ -162,6 +163,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Roberta-causal": ("RobertaForCausalLM", "RobertaConfig", {**ENCODER, "is_decoder": True}),
     "Roberta-classifier": ("RobertaForSequenceClassification", "RobertaConfig", ENCODER),
     "Roberta-tokens": ("RobertaForTokenClassification", "RobertaConfig", ENCODER),
+    "XLMRoberta-tied": ("XLMRobertaForMaskedLM", "XLMRobertaConfig", {**ENCODER, "max_position_embeddings": 64}),
+    "Camembert-tied": ("CamembertForMaskedLM", "CamembertConfig", {**ENCODER, "max_position_embeddings": 64}),
     "DistilBert-tied": ("DistilBertForMaskedLM", "DistilBertConfig",
                         {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "vocab_size": 50}),
     "DistilBert-classifier": ("DistilBertForSequenceClassification", "DistilBertConfig",
@@ -217,6 +220,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
                         "video_token_id": 48, "vision_start_token_id": 47, "vision_end_token_id": 46,
                         "vision_config": {"depth": 2, "embed_dim": 24, "hidden_size": 32, "num_heads": 2,
                                           "mlp_ratio": 2, "patch_size": 4}}),
+    "Qwen25VL-images": (
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {**NO_HEAD_DIM, "hidden_size": 32, **MROPE},
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "vision_start_token_id": 47,
+            "vision_end_token_id": 46,
+            "vision_config": {"depth": 2, "hidden_size": 24, "out_hidden_size": 32, "num_heads": 2,
+                              "intermediate_size": 36, "patch_size": 4, "window_size": 16,
+                              "fullatt_block_indexes": [1]},
+        },
+    ),
     "Qwen3VL-images": ("Qwen3VLForConditionalGeneration", "Qwen3VLConfig",
                        {"text_config": {**SIZES, **MROPE}, "image_token_id": 49, "video_token_id": 48,
                         "vision_start_token_id": 47, "vision_end_token_id": 46,
