@@ -6,7 +6,7 @@ import itertools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +67,7 @@ class Checked:
 
 
 def check_model(
-    source: Path, recipe: str | Path | None = None, *, quick: bool = False, told: Callable[[Trial], None] | None = None
+    source: Path, recipe: str | Path | None = None, *, quick: bool = False, model: str | None = None
 ) -> Checked:
     """Check a recipe on a model that fits into memory many times over.
 
@@ -76,10 +76,10 @@ def check_model(
     treated; both models are compared in float64.
 
     Args:
-        source: a model directory that transformers can load.
+        source: a small checkpoint.
         recipe: name or file; found by the model if not given.
         quick: only every axis together by 2.
-        told: called after each trial.
+        model: `path/or/module.py:build` for an own model instead of transformers'.
 
     Raises:
         MupscaleError: the recipe and the model do not belong together.
@@ -89,11 +89,9 @@ def check_model(
     plan = describe(find_source(source).checkpoint, recipe)
     trials = []
     with one_thread():
-        mistakes = tuple(static_mistakes(source, plan.recipe))
+        mistakes = tuple(static_mistakes(source, plan.recipe, model))
         for factors, tie in _trials(source, plan, quick=quick):
-            trials.append(_try(source, recipe, factors, tie))
-            if told is not None:
-                told(trials[-1])
+            trials.append(_try(source, recipe, factors, tie, model))
     return Checked(mistakes, tuple(trials))
 
 
@@ -172,13 +170,15 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
     return refused
 
 
-def _try(source: Path, recipe: str | Path | None, factors: Mapping[str, int], tie: str | None) -> Trial:
+def _try(
+    source: Path, recipe: str | Path | None, factors: Mapping[str, int], tie: str | None, model: str | None
+) -> Trial:
     from mupscale_cli.verification import VerifyOptions
 
     folder = Path(tempfile.mkdtemp(prefix="mupscale-"))
     try:
-        exact = VerifyOptions(dtype="float64")
-        widened = widen(source, folder / "wide", None, factors, recipe=recipe, verify=exact, tie=tie)
+        exact = VerifyOptions(dtype="float64", model=model)
+        widened = widen(source, folder / f"wide{source.suffix}", None, factors, recipe=recipe, verify=exact, tie=tie)
     except MupscaleError as error:
         return Trial(factors, tie, None, error.message)
     finally:
@@ -197,15 +197,16 @@ def _difference(found: Verification) -> str:
 # Without running ----------------------------------------------------------------------------------
 
 
-def static_mistakes(source: Path, recipe: Recipe) -> Iterator[str]:
+def static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -> Iterator[str]:
     """What a recipe says of a model's layers that their kind contradicts.
 
     A layer sums over its inputs and over nothing else, so of the weight of a Linear layer the columns,
     and only they, carry `/` on every axis that is widened.
 
     Args:
-        source: a model directory that transformers can load.
+        source: a small checkpoint.
         recipe: the architecture.
+        own: `path/or/module.py:build` for an own model instead of transformers'.
 
     Raises:
         MupscaleError: the recipe and the model do not belong together, or the model cannot be built.
@@ -213,10 +214,13 @@ def static_mistakes(source: Path, recipe: Recipe) -> Iterator[str]:
     import torch
 
     from mupscale_cli.verification.activations import name_in
-    from mupscale_cli.verification.models import build_reference_model
+    from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
 
     checkpoint = find_source(source).checkpoint
-    model = build_reference_model(checkpoint, torch.float32)
+    if own is None:
+        model = build_reference_model(checkpoint, torch.float32)
+    else:
+        model = build_user_model(load_user_module(own)[1], checkpoint, torch.float32)
     factors = {axis: 1 if axis in recipe.fixed else 2 for axis in recipe.axis_names}
     plan = _loose_plan(recipe, checkpoint, factors)
     modules = dict(model.named_modules())

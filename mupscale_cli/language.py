@@ -39,7 +39,7 @@ class LanguageError(ValueError):
 def suggest(name: str, known: Iterable[str]) -> str | None:
     """A hint that names the nearest known name, and all of them where they are few."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=1)
     parts = [f"did you mean `{near[0]}`?"] if near else []
     if known and len(known) <= 30:
         parts.append(f"known: {', '.join(known)}")

@@ -29,7 +29,7 @@ from mupscale_cli.language import (
 )
 from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of, solve_size
 from mupscale_cli.matching import Match, match_rules
-from mupscale_cli.recipe import Choice, Recipe
+from mupscale_cli.recipe import TIES, Choice, Link, Recipe
 from mupscale_cli.specs import DTYPES, Axis, TensorSpec
 
 T = TypeVar("T")
@@ -208,8 +208,10 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
             raise PlanError(f"`{name}` is {value}; a factor is a whole number of at least 1")
     for name in axes:
         if name not in recipe.axis_names and name not in recipe.groups:
+            near = suggest(name, (*recipe.groups, *recipe.axis_names))
             raise PlanError(
-                f"`{recipe.name}` has no axis `{name}`", hint=suggest(name, (*recipe.groups, *recipe.axis_names))
+                f"`{recipe.name}` has no axis `{name}`",
+                hint=f"{near}; `mupscale recipes show {recipe.name}` explains them",
             )
     factors = dict.fromkeys(recipe.axis_names, 1)
     if factor is not None:
@@ -233,11 +235,22 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
             raise PlanError(
                 f"linked axes are moved apart: in `{recipe.name}`, {link.axis} is {link.text.value}, "
                 f"but the factors are {link.axis} {factors[link.axis]} against {terms}",
-                hint=f"give factors with {link.axis} = {' x '.join(link.product)}, "
-                f"for instance `--axis {link.axis}={product}`" if product > 1 else
-                f"widen one of {', '.join(link.product)} by {factors[link.axis]} as well",
-            )  # fmt: skip
+                hint=_together(recipe, factors, link),
+            )
     return factors
+
+
+def _together(recipe: Recipe, factors: Mapping[str, int], link: Link) -> str:
+    """Factors that the link allows, as near as can be to those that were asked for."""
+    product = math.prod(factors[name] for name in link.product)
+    changed = dict(factors)
+    movable = next((name for name in link.product if name not in recipe.fixed), link.axis)
+    if product > 1 or movable == link.axis:
+        changed[link.axis] = product
+    else:
+        changed[movable] = factors[link.axis]
+    asked = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
+    return f"for instance `{asked}`" if asked else f"leave {link.axis} as it is"
 
 
 # The plan -------------------------------------------------------------------------------------
@@ -323,6 +336,8 @@ def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
 
 def _resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str], asked: str | None) -> str | None:
     """What is done about a readout that shares the embedding; None where there is none."""
+    if asked is not None and asked not in TIES:
+        raise PlanError(f"`--tie {asked}`: there is no such way", hint=f"known: {', '.join(TIES)}")
     rule = recipe.tie
     shares = rule is not None and _evaluate(rule.when, _environment(recipe, config, names), rule.text.error)
     if rule is None or not shares:
@@ -334,7 +349,8 @@ def _resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str]
         return None
     if asked is not None and asked not in rule.ways:
         raise PlanError(
-            f"`--tie {asked}` is not possible with `{recipe.name}`", hint=f"possible: {', '.join(rule.ways)}"
+            f"`--tie {asked}` is not possible with `{recipe.name}`",
+            hint=f"this architecture allows: {', '.join(rule.ways)}",
         )
     return asked or rule.ways[0]
 

@@ -235,7 +235,7 @@ def recipe_files() -> tuple[Path, ...]:
 
 
 def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = None) -> Recipe:
-    """Load a recipe by its built-in name (`llama`) or from a file (`./mine.yaml`).
+    """Load a recipe by its built-in name (`llama`), a model type (`mistral`) or from a file (`./mine.yaml`).
 
     Args:
         name_or_file: which.
@@ -249,8 +249,15 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
         return replace(_load_file(path, config), path=path)
     built_in = BUILT_IN / f"{name_or_file}.yaml"
     if not built_in.is_file():
-        known = [file.stem for file in recipe_files()]
-        raise RecipeError(f"there is no recipe `{name_or_file}`", hint=suggest(str(name_or_file), known))
+        found = recipe_for({**(config or {}), "model_type": str(name_or_file)})
+        if found is None:
+            known = [*(file.stem for file in recipe_files()), *model_types()]
+            near = suggest(str(name_or_file), known)
+            raise RecipeError(
+                f"there is no recipe `{name_or_file}`",
+                hint=f"{near + ' ' if near else ''}`mupscale recipes list` shows those that there are",
+            )
+        built_in = BUILT_IN / f"{found}.yaml"
     return _load_file(built_in, config)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.hub import HubId, download, parse_hub_id
-from mupscale_cli.language import suggest
 from mupscale_cli.matching import match_rules
 from mupscale_cli.optimizer.files import WideState, find_optimizer, open_optimizer
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
@@ -138,11 +138,11 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         found = recipe_for(config)
         if found is not None:
             return load_recipe(found, config)
-        near = suggest(model_type, model_types())
+        near = get_close_matches(model_type, model_types(), n=1, cutoff=0.8)
         raise RecipeError(
-            f"there is no recipe for the model type `{model_type}`",
-            hint="if it has the shape of another, name that recipe: `--recipe llama`; or write one (README, "
-            f"How to write a recipe) and give its file. {near or ''}".strip(),
+            f"there is no recipe for the model type `{model_type}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+            hint=f"draft one: `mupscale recipes infer {model_type} -o {model_type}.yaml`, and name it with `--recipe`; "
+            "so can you a built-in one whose shape it has, for instance `--recipe llama`",
         )
     names = tuple(checkpoint.tensors)
     fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]

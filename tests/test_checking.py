@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli_runner import run
+from helpers import save_mlp
 from mupscale_cli.checking import check_model, smallest_factors
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.recipe import BUILT_IN, load_recipe
@@ -125,9 +126,30 @@ def test_the_smallest_factors_take_along_what_is_tied(saved):
 def test_the_command_on_a_built_in_recipe():
     result = run("recipes", "check", "arcee")
     assert result.code == 0
-    assert "arcee, tied" in result.out
-    assert "embedx3 kvx3 ffnx3" in result.out
-    assert "--tie untie" in result.out
+    text, untied, tied = result.out.splitlines()
+    assert text.startswith("arcee: 5 axes")
+    assert re.fullmatch(r"arcee, untied: 11 widenings, all equal within \de-1[45]", untied)
+    assert re.fullmatch(r"arcee, tied: 12 widenings, all equal within \de-1[45]", tied)
+
+
+def test_the_command_on_an_own_model(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(config):\n"
+        "    sizes = [config['shapes'][f'{i}.weight'] for i in (0, 2, 4)]\n"
+        "    layers = [nn.Linear(columns, rows) for rows, columns in sizes]\n"
+        "    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])\n"
+    )
+    source = save_mlp(tmp_path / "net.safetensors")
+    result = run("recipes", "check", "mlp", str(source), "--model", f"{tmp_path / 'net.py'}:build")
+    assert result.code == 0, result.out + result.err
+    assert "all equal within" in result.out
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((BUILT_IN / "mlp.yaml").read_text().replace('"hidden, /hidden"', '"hidden, hidden"'))
+    result = run("recipes", "check", str(wrong), str(source), "--model", f"{tmp_path / 'net.py'}:build")
+    assert result.code == 1
+    assert "`{prefix}*.weight`: Linear sums over dimension 1" in result.out
+    assert run("recipes", "check", "mlp", "--model", "net.py:build").code == 2
 
 
 def test_the_command_ends_with_1_for_a_wrong_recipe(tmp_path):

@@ -181,7 +181,7 @@ def test_recipes_show_their_conditions_and_reasons():
 
 
 def test_check_against_a_checkpoint(saved):
-    assert "every one of" in run("recipes", "check", "llama", str(saved("Llama-tied"))).out
+    assert "each matches one rule and has its shape" in run("recipes", "check", "llama", str(saved("Llama-tied"))).out
     assert run("recipes", "check", "qwen3", str(saved("Llama-tied"))).code == 2
 
 

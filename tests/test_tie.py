@@ -61,7 +61,7 @@ def test_what_cannot_be_asked(saved):
         plan_widening(saved("Llama-untied"), 2, tie="fold")
     with pytest.raises(PlanError, match="`--tie config` is not possible with `llama`") as caught:
         plan_widening(saved("Llama-tied"), 2, tie="config")
-    assert caught.value.hint == "possible: fold, untie"
+    assert caught.value.hint == "this architecture allows: fold, untie"
     with pytest.raises(PlanError, match="does not share the embedding"):
         plan_widening(saved("Bert-pooler"), 2, tie="untie")
 

@@ -618,7 +618,7 @@ def test_inputs_of_the_users_module_reach_both_models(tmp_path):
     options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'own.py'}:build")
     found = widen(tmp_path / "zero.safetensors", tmp_path / "wide.safetensors", 2, verify=options).verification
     assert found.inputs == "inputs of the user's module"
-    assert found.comparisons[0] == Comparison("logits", 0.0, 0.0)  # zeros in, no biases: zeros out
+    assert found.comparisons[0] == Comparison("logits (all zero, so nothing is compared)", 0.0, 0.0)
 
 
 # Models ---------------------------------------------------------------------------------------

@@ -29,7 +29,15 @@ def demo(
     """Train a small model, widen it, and verify that the wide one computes the same. Under a minute."""
     if directory.exists():
         raise OutputError(f"`{directory}` exists", hint="remove it, or choose another name with `-o`")
+    from mupscale_cli.verification.precision import one_thread
+
     console = output.stdout()
+    with one_thread():
+        _show(context, console, directory)
+    console.print(f"\nBoth models are in {directory}. Next: the same with your own checkpoint.", markup=False)
+
+
+def _show(context: typer.Context, console: Console, directory: Path) -> None:
     narrow, wide = directory / "tiny", directory / "tiny-x4"
     _heading(console, "1. Train a small language model: Llama's shape, grouped queries, tied embeddings")
     _train(console, narrow)
@@ -41,7 +49,6 @@ def demo(
     _compare_texts(console, narrow, wide)
     _heading(console, "5. Go on training: the optimizer's state was widened too")
     _continue(console, narrow, wide)
-    console.print(f"\nBoth models are in {directory}. Next: the same with your own checkpoint.", markup=False)
 
 
 def _heading(console: Console, text: str) -> None:

@@ -94,8 +94,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def number_text(value: float) -> str:
     """A coefficient as a whole number or the inverse of one where it is, else as a decimal."""
-    if value == int(value):
-        return str(int(value))
+    if abs(value - round(value)) < 1e-12 * abs(value):  # powers of sqrt(k) multiply to whole numbers, almost
+        return str(round(value))
     inverse = 1 / value
     return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-12 * inverse else f"{value:.4g}"
 

@@ -138,65 +138,85 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know.")
+        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know; nothing is run.")
     ] = None,
     model_type: Annotated[
         list[str] | None,
         typer.Option(
             "--model-type",
             metavar="TYPE",
-            help="Try it on a tiny random model of this type. Repeatable. Not given: the types that the recipe names.",
+            help="Try it on tiny random models of this type. Repeatable. Not given: the types that the recipe names.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="FILE:FUNCTION", help="Your own model class, with which to try it on CKPT, a small one."
         ),
     ] = None,
     run: Annotated[bool, typer.Option(help="Try it on tiny random models, which needs transformers.")] = True,
 ) -> None:
-    """Check a recipe: for itself, against a checkpoint, and by widening tiny random models.
+    """Check a recipe: for itself, against a checkpoint, and by widening small models in every way.
 
     Exit code 0 if nothing is wrong, 1 if a model shows a mistake, 2 if the recipe cannot be read.
-    """  # fmt: skip
-    config = widening.find_source(checkpoint).checkpoint.config if checkpoint is not None else None
-    found = load_recipe(recipe, config)
+    """
+    if model is not None and checkpoint is None:
+        raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
+    source = widening.find_source(checkpoint).checkpoint if checkpoint is not None else None
+    found = load_recipe(recipe, source.config if source else None)
     console = output.stdout()
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
-    if checkpoint is not None:
-        plan = widening.describe(widening.find_source(checkpoint).checkpoint, recipe)
+    if source is not None:
+        plan = widening.describe(source, recipe)
         tensors = output.counted(len(plan.tensors), "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
-    types = model_type or ([] if checkpoint is not None else list(found.model_types))
-    if not run or not types:
-        return
-    right = [_check_on_tiny(recipe, name, console) for name in types]
-    if not all(right):
+        if model is None and not model_type:
+            output.note("nothing was run; `--model-type` tries the recipe on tiny models, `--model` on this one")
+    right = True
+    if source is not None and model is not None:
+        right = _try_on(recipe, source.path, str(checkpoint), console, model)
+    types = model_type or ([] if source is not None else list(found.model_types))
+    for name in types if run else ():
+        right = _try_on_tiny(recipe, name, console) and right
+    if not right:
         raise typer.Exit(1)
 
 
-def _check_on_tiny(recipe: str, model_type: str, console: Console) -> bool:
-    from mupscale_cli.checking import check_model
+def _try_on_tiny(recipe: str, model_type: str, console: Console) -> bool:
+    """Try a recipe on tiny random models of a type, tied and untied; whether it is right."""
     from mupscale_cli.inferring.tiny import task_of, tiny_model
 
     right = True
     for tied in (False, True):
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
             overrides = {"tie_word_embeddings": tied}
-            model = tiny_model(model_type, task_of(model_type), overrides=overrides)
-            try:
-                checked = check_model(model.save(Path(folder)), recipe)
-            except MupscaleError as error:
-                console.print(f"{model_type}: {error.message}", markup=False, soft_wrap=True)
-                return False
-        label = f"{model_type}, {'tied' if tied else 'untied'}"
-        for mistake in checked.mistakes:
-            console.print(f"{label}: {mistake}", markup=False, soft_wrap=True)
-        result = output.table(label, "largest difference", "", right=("largest difference",))
-        for trial in checked.trials:
-            factors = " ".join(f"{name}x{factor}" for name, factor in trial.factors.items())
-            tie = f" --tie {trial.tie}" if trial.tie else ""
-            difference = "" if trial.error is None else f"{trial.error:.1e}"
-            result.add_row(factors + tie, difference, escape(trial.problem or "equal"))
-        console.print(result)
-        right = right and checked.is_right
+            source = tiny_model(model_type, task_of(model_type), overrides=overrides).save(Path(folder))
+            label = f"{model_type}, {'tied' if tied else 'untied'}"
+            right = _try_on(recipe, source, label, console) and right
     return right
+
+
+def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> bool:
+    """Try a recipe on one model and tell what came of it; whether it is right."""
+    from mupscale_cli.checking import check_model
+
+    try:
+        checked = check_model(source, recipe, model=model)
+    except MupscaleError as error:
+        console.print(f"{label}: {error.message}", markup=False, soft_wrap=True)
+        return False
+    for mistake in checked.mistakes:
+        console.print(f"{label}: {mistake}", markup=False, soft_wrap=True)
+    for trial in checked.trials:
+        if trial.problem:
+            factors = " ".join(f"{name}={factor}" for name, factor in trial.factors.items())
+            console.print(f"{label}: {factors}: {trial.problem}", markup=False, soft_wrap=True)
+    wrong = sum(trial.problem is not None for trial in checked.trials)
+    tried = output.counted(len(checked.trials), "widening")
+    outcome = f"{wrong} of {tried} wrong" if wrong else f"{tried}, all equal within {checked.worst:.0e}"
+    console.print(f"{label}: {outcome}", markup=False)
+    return checked.is_right
 
 
 @app.command("infer")
@@ -244,4 +264,5 @@ def infer_recipe(
         out.write_text(found.text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from None
-    output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}`")
+    own = f" --model {target}" if ":" in target else ""
+    output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}{own}`")

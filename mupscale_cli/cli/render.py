@@ -137,8 +137,8 @@ def print_verification(console: Console, found: Verification) -> None:
     console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
     if found.rounding is not None:
         console.print(
-            f"rounding of {found.rounded_tensors} scaled tensors in their own type moves the logits by "
-            f"{found.rounding.max_rel:.1e}; the comparison is with the narrow model rounded alike",
+            f"storing {counted(found.rounded_tensors, 'scaled tensor')} rounds, which moves the logits by "
+            f"{found.rounding.max_rel:.1e}; above, the narrow model is rounded alike",
             markup=False,
         )  # fmt: skip
     where = f"{found.dtype} on {found.device}, {found.inputs}"

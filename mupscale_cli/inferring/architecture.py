@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.inferring.tiny import Task, config_class, model_class, randomise, use_eager
-from mupscale_cli.verification.inputs import BATCH, LENGTH, random_tokens, reference_inputs
+from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.precision import everything_in
 
 Config = dict[str, Any]
@@ -212,17 +212,8 @@ class Own:
             return output_tensor(self._call(model, generator))
 
     def _call(self, model: nn.Module, generator: torch.Generator) -> Any:
-        make = getattr(self.module, "inputs", None)
-        if callable(make):
-            made = make(self.config, generator)
-            if isinstance(made, Mapping):
-                return model(**made)
-            return model(*made) if isinstance(made, tuple) else model(made)
-        if "vocab_size" in self.config:
-            return model(random_tokens(self.config["vocab_size"], LENGTH, generator))
-        first = next(p for p in model.parameters() if p.dim() in (2, 4))
-        size = (BATCH, first.shape[1]) if first.dim() == 2 else (BATCH, first.shape[1], 32, 32)
-        return model(torch.randn(size, generator=generator, dtype=torch.float64))
+        inputs = user_inputs(self.module, self.config, None, generator, model)
+        return model(*inputs.arguments, **inputs.keywords)
 
 
 def random_model(architecture: Architecture, seed: int = 0) -> nn.Module:

@@ -121,7 +121,7 @@ def recipe_text(draft: Draft) -> str:
     for name in names:
         about = _ABOUT.get(name)
         size = _quoted_if_needed(draft.axes.sizes[name])
-        lines.append(f"  {name}: {{size: {size}, about: {_quoted_if_needed(about)}}}" if about else f"  {name}: {size}")
+        lines.append(f"  {name}: {{size: {size}, about: {_quoted_if_needed(about or f'units of {size}')}}}")
     widened = [name for name in draft.widen if name in names]
     lines += ["", f"widen: [{', '.join(widened)}]", ""]
     fixed = {name: reason for name, reason in draft.fixed.items() if name in names}

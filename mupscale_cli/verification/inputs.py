@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
 
@@ -130,11 +131,24 @@ def random_tokens(vocab_size: int, length: int, generator: torch.Generator) -> T
     return torch.randint(vocab_size, (BATCH, length), generator=generator)
 
 
-def user_inputs(module: ModuleType, config: Mapping[str, Any], plan: Plan, generator: torch.Generator) -> Inputs:
-    """Inputs for a user's model: from its module's `inputs(config, generator)`, else by its first weight.
+def user_inputs(
+    module: ModuleType,
+    config: Mapping[str, Any],
+    plan: Plan | None,
+    generator: torch.Generator,
+    model: nn.Module | None = None,
+) -> Inputs:
+    """Inputs for a user's model: from its module's `inputs(config, generator)`, else by its first layer.
+
+    Args:
+        module: with the user's build function.
+        config: what that was given.
+        plan: of a widening, None where there is none yet.
+        generator: of the random numbers.
+        model: what was built.
 
     Raises:
-        CannotVerify: the first weight does not tell.
+        VerifyError: the first layer does not tell.
     """
     make = getattr(module, "inputs", None)
     if callable(make):
@@ -142,20 +156,32 @@ def user_inputs(module: ModuleType, config: Mapping[str, Any], plan: Plan, gener
         if isinstance(made, Mapping):
             return Inputs((), dict(made), "inputs of the user's module")
         return Inputs(made if isinstance(made, tuple) else (made,), {}, "inputs of the user's module")
-    if "vocab_size" in config:
-        return Inputs(
-            (random_tokens(config["vocab_size"], LENGTH, generator),),
-            {},
-            f"{BATCH} sequences of {LENGTH} random tokens",
+    embedding = _first_layer(model)
+    vocab_size = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else config.get("vocab_size")
+    if vocab_size is not None:
+        tokens = random_tokens(vocab_size, LENGTH, generator)
+        return Inputs((tokens,), {}, f"{BATCH} sequences of {LENGTH} random tokens")
+    shape = _first_shape(plan, model)
+    if shape is None:
+        raise VerifyError(
+            "the first weight of your model does not tell what it takes",
+            hint="define `inputs(config, generator)` beside the build function",
         )
-    first = next(
-        (t for t in plan.tensors if len(t.source.shape) in (2, 4) and t.dims[1].size == t.dims[1].wide_size), None
-    )
-    if first is None:
-        raise CannotVerify(
-            "its first weight does not tell what it takes; define `inputs(config, generator)` beside the build function"
-        )
-    features = first.source.shape[1]
-    size = (BATCH, features) if len(first.source.shape) == 2 else (BATCH, features, _IMAGE, _IMAGE)
+    size = (BATCH, shape[1]) if len(shape) == 2 else (BATCH, shape[1], _IMAGE, _IMAGE)
     values = torch.randn(size, generator=generator, dtype=torch.float64)
     return Inputs((values,), {}, f"random numbers of shape {tuple(size)}")
+
+
+def _first_layer(model: nn.Module | None) -> nn.Module | None:
+    """The first module that has parameters of its own."""
+    modules = model.modules() if model is not None else ()
+    return next((module for module in modules if next(module.parameters(recurse=False), None) is not None), None)
+
+
+def _first_shape(plan: Plan | None, model: nn.Module | None) -> tuple[int, ...] | None:
+    """The shape of the first weight, whose columns are what the model takes: the first that are not widened."""
+    if plan is not None:
+        weights = (tensor for tensor in plan.tensors if len(tensor.source.shape) in (2, 4))
+        return next((t.source.shape for t in weights if t.dims[1].size == t.dims[1].wide_size), None)
+    parameters = model.parameters() if model is not None else ()
+    return next((tuple(p.shape) for p in parameters if p.dim() in (2, 4)), None)

@@ -142,6 +142,12 @@ def _import_transformers() -> Any:
 
 def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
     """The class that config.json names; without a name, the causal language model of its type."""
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in transformers.CONFIG_MAPPING:
+        raise CannotVerify(
+            f"transformers {transformers.__version__} has no model type `{model_type}`; "
+            "give your own model with `--model module.py:build`"
+        )
     architectures = config.get("architectures")
     if not architectures:
         return transformers.AutoModelForCausalLM

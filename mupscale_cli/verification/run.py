@@ -166,7 +166,8 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     for position, (what, narrow) in enumerate(before.items()):
         wide = after[what]
         if narrow.shape == wide.shape:
-            yield compare(what, narrow, wide)
+            empty = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
+            yield compare(f"{what}{empty}", narrow, wide)
         elif position == 0:
             copies = max(1, wide.shape[-1] // narrow.shape[-1])
             yield compare(f"{what} (each unit {copies} times)", narrow.repeat_interleave(copies, -1), wide)
@@ -189,7 +190,7 @@ def _reference(
     module, build = load_user_module(options.model)
     return (
         lambda checkpoint, dtype: build_user_model(build, checkpoint, dtype),
-        lambda _, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator),
+        lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
     )
 
 
