@@ -232,7 +232,14 @@ def _single_rules(draft: Draft) -> list[_Rule]:
         texts = [("tied_readout", found["tied"])] if both and len(set(found.values())) > 1 else []
         rest = found.get("") if both and "" in found else next(iter(found.values()))
         rules.append(_Rule(pattern, (*texts, ("", str(rest))), optional[pattern], comments[pattern]))
-    return rules
+    return _without_needless(rules)
+
+
+def _without_needless(rules: list[_Rule]) -> list[_Rule]:
+    """Without rules for the last layer that say what the rule for every layer says."""
+    layouts = {rule.pattern: rule.layouts for rule in rules}
+    return [rule for rule in rules
+            if "{last}" not in rule.pattern or layouts.get(rule.pattern.replace("{last}", "*", 1)) != rule.layouts]  # fmt: skip
 
 
 def _without(choice: Choice, moving: set[str]) -> Choice:
