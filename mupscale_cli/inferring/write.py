@@ -238,8 +238,12 @@ def _single_rules(draft: Draft) -> list[_Rule]:
 def _without_needless(rules: list[_Rule]) -> list[_Rule]:
     """Without rules for the last layer that say what the rule for every layer says."""
     layouts = {rule.pattern: rule.layouts for rule in rules}
-    return [rule for rule in rules
-            if "{last}" not in rule.pattern or layouts.get(rule.pattern.replace("{last}", "*", 1)) != rule.layouts]  # fmt: skip
+
+    def is_needed(rule: _Rule) -> bool:
+        general = rule.pattern.replace("{last}", "*", 1)
+        return general == rule.pattern or layouts.get(general) != rule.layouts
+
+    return [rule for rule in rules if is_needed(rule)]
 
 
 def _without(choice: Choice, moving: set[str]) -> Choice:
