@@ -464,7 +464,7 @@ def _sizes_from_config(
             sizes[rule.name] = None
             continue
         size = _evaluate(rule.size, known, rule.text.error)  # type: ignore[arg-type]
-        if size is None and rule.name not in used:
+        if not size and rule.name not in used:  # some architectures say 0 of what they do not have
             sizes[rule.name] = None
             continue
         if isinstance(size, float) and size.is_integer():
