@@ -61,8 +61,9 @@ def table(rows: Sequence[str]) -> str:
     """The rows with their heading."""
     heads = ("model type", "class", "recipe", "readout", "axes", "all x2", "all x3", "each axis alone", "other ways")
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(rows, key=str.lower)]
-    return f"{len(rows)} models, {versions}, all below {EXACT:.0e}:\n\n" + "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(set(rows), key=str.lower)]
+    heading = f"{len(rows)} models (equal rows once), {versions}, all below {EXACT:.0e}:"
+    return f"{heading}\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
