@@ -31,9 +31,10 @@ notes = []
 try:
     result = infer(sys.argv[1], sys.argv[2], note=notes.append)
     fixed = {name: reason for name, reason in result.fixed.items()}
-    axes = [idea.name for idea in result.draft.axes.ideas if idea.name not in fixed]
+    axes = [idea.name for idea in result.draft.axes.ideas if idea.name not in fixed] if result.draft else ["c"]
     outcome = {"status": "verified", "error": result.worst, "axes": axes, "fixed": fixed, "text": result.text,
-               "tied": result.draft.tied is not None, "untied": result.draft.untied is not None}
+               "tied": bool(result.draft and result.draft.tied),
+               "untied": not result.draft or result.draft.untied is not None}
 except TinyError as error:
     outcome = {"status": "not built", "reason": error.message}
 except InferError as error:

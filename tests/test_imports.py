@@ -23,7 +23,8 @@ ORDER = [
     "verification.models", "verification.optimizers",
     "verification.training", "verification.run", "verification", "widening", "verifying", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
-    "inferring.derived", "inferring.trials", "inferring.search", "inferring.write", "inferring.infer",
+    "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
+    "inferring.stages", "inferring.infer",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
     "cli.demo", "cli.main",
 ]  # fmt: skip

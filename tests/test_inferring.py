@@ -209,6 +209,15 @@ def test_drafts_hold_and_say_what_stays(tmp_path, model_type):
     assert layout in layouts(recipe)[pattern]
 
 
+def test_widths_that_are_lists_are_one_axis(tmp_path):
+    found = infer("convnextv2", "image-classification", budget=QUICK)
+    file = tmp_path / "drafted.yaml"
+    file.write_text(found.text)
+    source = tiny_model("convnextv2", "image-classification").save(tmp_path / "narrow")
+    assert tensors_of(plan_widening(source, 3, recipe=file)) == tensors_of(plan_widening(source, 3))
+    assert found.worst < 1e-12
+
+
 def test_a_config_file_gives_the_type_and_its_flags(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "attention_bias": True}))
     found = infer_target(str(tmp_path), budget=QUICK)

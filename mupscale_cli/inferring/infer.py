@@ -28,7 +28,8 @@ from mupscale_cli.inferring.search import (
     split_last,
 )
 from mupscale_cli.inferring.shapes import InferError, Measure, Monomial
-from mupscale_cli.inferring.tiny import Task, config_class, import_transformers, task_of, tiny_model
+from mupscale_cli.inferring.stages import infer_stages
+from mupscale_cli.inferring.tiny import Task, TinyError, config_class, import_transformers, task_of, tiny_model
 from mupscale_cli.inferring.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.inferring.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.language import evaluate, names_in, parse_expression
@@ -47,14 +48,14 @@ class Inferred:
 
     Attributes:
         text: the recipe.
-        draft: what it was written from.
+        draft: what it was written from; None where the widths of all stages are one axis.
         errors: largest relative difference for each set of factors, from disk to disk in float64.
         fixed: axes that do not move, with the reason.
         notes: what the reader should know.
     """
 
     text: str
-    draft: Draft
+    draft: Draft | None
     errors: dict[str, float]
     fixed: dict[str, str]
     notes: tuple[str, ...] = ()
@@ -145,14 +146,21 @@ def infer(
     Raises:
         MupscaleError: it cannot be built, or nothing of it can be widened exactly.
     """
-    transformers = import_transformers()
-    tiny = tiny_model(model_type, task, flags=flags)
-    architecture = Reference(model_type, task, tiny.config)
-    head = type(tiny.model).__name__
-    name = f"{model_type} ({head})"
-    defaults = _defaults(model_type, tiny.config)
-    version = f"transformers {transformers.__version__}"
-    return _infer(architecture, name, (model_type,), defaults, _pattern_of(head), version, budget, note)
+    version = f"transformers {import_transformers().__version__}"
+    try:
+        tiny = tiny_model(model_type, task, flags=flags)
+        architecture = Reference(model_type, task, tiny.config)
+        head = type(tiny.model).__name__
+        name = f"{model_type} ({head})"
+        defaults = _defaults(model_type, tiny.config)
+        return _infer(architecture, name, (model_type,), defaults, _pattern_of(head), version, budget, note)
+    except (InferError, TinyError) as error:
+        if task != "image-classification":
+            raise
+        note(f"{error.message}; trying the widths of all stages together")
+    with one_thread():
+        text, worst = infer_stages(model_type, task, flags, version)
+    return Inferred(text, None, {"c x2, c x3": worst}, {})
 
 
 def infer_own(
