@@ -120,7 +120,7 @@ def test_the_smallest_factors_take_along_what_is_tied(saved):
     assert factors("Llama-tied", "g") == {"g": 3}
     assert factors("Llama-tied", "d") is None
     assert factors("Bloom-tied", "embed") == {"embed": 3, "d": 3, "ffn": 3}
-    assert factors("Mamba-tied", "embed") == {"embed": 3, "i": 3}
+    assert factors("Mamba-tied", "embed") == {"embed": 3}
 
 
 def test_the_command_on_a_built_in_recipe():
