@@ -308,7 +308,10 @@ def _arithmetic(expression: Operation, left: float, right: float) -> int | float
             return left * right
     if right == 0:
         raise LanguageError("division by zero", expression.span)
-    return left // right if expression.operator == "//" else left / right
+    try:
+        return left // right if expression.operator == "//" else left / right
+    except OverflowError:
+        raise LanguageError("a number is too large", expression.span) from None
 
 
 # Layouts --------------------------------------------------------------------------------------
@@ -650,12 +653,12 @@ def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
     if isinstance(part, Alternatives):
         return f"(?:{'|'.join(map(re.escape, part.texts))})"
     if isinstance(part, NameAxis):
-        return rf"(?P<{part.group}>\d+)"
+        return rf"(?P<{part.group}>\d{{1,9}})"
     if isinstance(part, Prefix):
         return re.escape(prefixes[part.word])
     if part in (STAR, REST):
         return r"([^.]+)" if part is STAR else r"(.+)"
-    return rf"(?P<{part.word}>\d+)"
+    return rf"(?P<{part.word}>\d{{1,9}})"
 
 
 def expand_name(pattern: Pattern, match: re.Match[str], indices: Sequence[int]) -> str:

@@ -211,7 +211,7 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
             near = suggest(name, (*recipe.groups, *recipe.axis_names))
             raise PlanError(
                 f"`{recipe.name}` has no axis `{name}`",
-                hint=f"{near}; `mupscale recipes show {recipe.name}` explains them",
+                hint=f"{near + '; ' if near else ''}`mupscale recipes show {recipe.name}` explains the axes",
             )
     factors = dict.fromkeys(recipe.axis_names, 1)
     if factor is not None:
@@ -284,6 +284,7 @@ def make_plan(
     _refuse_quantized(config)
     names = [spec.name for spec in specs]
     tie = _resolve_tie(recipe, config or {}, names, tie)
+    said_tied = (config or {}).get(_TIE_KEY)
     shared = _untied(recipe, names) if tie == "untie" else {}
     if tie == "untie":
         config = _with_untied(config or {})
@@ -307,7 +308,7 @@ def make_plan(
         _check_sizes(recipe, wide_values, axes, used)
         _check_layouts(layouts, matches, wide_values)
     if tie == "untie":
-        changes = (*changes, ConfigChange(_TIE_KEY, True, False))
+        changes = (*changes, ConfigChange(_TIE_KEY, said_tied, False))
     return Plan(
         recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
         tie, planner.parameters(recipe, specs), used,
@@ -643,8 +644,9 @@ def _widen_config(
         *path, key = rule.key.split(".")
         section, new_section = config, widened
         for name in path:
-            section = section.get(name) or {}
-            new_section = new_section.setdefault(name, {})
+            section, new_section = section.get(name) or {}, new_section.setdefault(name, {})
+            if not isinstance(section, Mapping) or not isinstance(new_section, dict):
+                raise PlanError(f"config.json: `{name}` is {section!r:.60}, expected an object with `{key}`")
         if rule.optional and key not in section:
             continue
         choice = _choose(rule.choices, values)

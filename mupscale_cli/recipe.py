@@ -7,6 +7,7 @@ raises a `RecipeError` that points at the line and the token. Nothing here knows
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -275,7 +276,8 @@ def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     for part in parts.read_parts(document):
         section = parts.section_of(part, config or {})
         own = (config or {}).get(section) if section else None
-        chosen.append((recipe_for(own or {}) or part.recipe.value, section))
+        named = recipe_for(own) if isinstance(own, Mapping) else None
+        chosen.append((named or part.recipe.value, section))
     return _load_parts(path, digest, tuple(chosen))
 
 
@@ -510,12 +512,27 @@ def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iter
             name = entries["name"]
             dims = _choice(entries["dims"], "dims", _layout)
         text = _text(name)
-        pieces = text.value.split("*")
         wildcards = sum(part in (language.STAR, language.REST) for part in pattern.parts)
-        if len(pieces) - 1 != wildcards:
-            raise text.error(f"has {len(pieces) - 1} `*`, the name on the left has {wildcards}")
-        template = pieces[0] + "".join(f"{{_{i}}}{piece}" for i, piece in enumerate(pieces[1:]))
-        yield ParameterRule(pattern, template, dims)
+        yield ParameterRule(pattern, _template(text, prefixes, wildcards), dims)
+
+
+def _template(text: Text, prefixes: Mapping[str, str], wildcards: int) -> str:
+    """A name with prefixes and `*`, as a template in which the latter are numbered."""
+    parts = _parse(lambda text: language.parse_pattern(text, prefixes), text).parts
+    numbers = itertools.count()
+    pieces = []
+    for part in parts:
+        if isinstance(part, str):
+            pieces.append(part)
+        elif isinstance(part, language.Prefix):
+            pieces.append(f"{{{part.word}}}")
+        elif part is language.STAR:
+            pieces.append(f"{{_{next(numbers)}}}")
+        else:
+            raise text.error("a parameter's name is made of text, prefixes and `*`")
+    if (found := next(numbers)) != wildcards:
+        raise text.error(f"has {found} `*`, the name on the left has {wildcards}")
+    return "".join(pieces)
 
 
 def _tensor_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> TensorRule:

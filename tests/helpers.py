@@ -285,6 +285,15 @@ def mlp_tensors() -> dict[str, torch.Tensor]:
     return {**tensors, **{f"{i}.bias": torch.randn(shape[0], generator=generator) for i, shape in sizes.items()}}
 
 
+MLP_MODULE = """
+from torch import nn
+def build(config):
+    sizes = [config["shapes"][f"{i}.weight"] for i in (0, 2, 4)]
+    layers = [nn.Linear(columns, rows) for rows, columns in sizes]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+"""
+
+
 def save_mlp(file: Path) -> Path:
     """Save a multilayer perceptron without a config as one safetensors file; returns the file."""
     save_file(mlp_tensors(), file)

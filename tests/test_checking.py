@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli_runner import run
-from helpers import save_mlp
+from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.checking import check_model, smallest_factors
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.recipe import BUILT_IN, load_recipe
@@ -133,13 +133,7 @@ def test_the_command_on_a_built_in_recipe():
 
 
 def test_the_command_on_an_own_model(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n"
-        "def build(config):\n"
-        "    sizes = [config['shapes'][f'{i}.weight'] for i in (0, 2, 4)]\n"
-        "    layers = [nn.Linear(columns, rows) for rows, columns in sizes]\n"
-        "    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])\n"
-    )
+    (tmp_path / "net.py").write_text(MLP_MODULE)
     source = save_mlp(tmp_path / "net.safetensors")
     result = run("recipes", "check", "mlp", str(source), "--model", f"{tmp_path / 'net.py'}:build")
     assert result.code == 0, result.out + result.err

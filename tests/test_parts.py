@@ -125,6 +125,20 @@ def test_an_error_in_a_part_shows_the_line_that_was_written(recipes):
     assert "^" not in caught.value.excerpt
 
 
+@pytest.mark.parametrize("wrong", ["x", 3, [], [1], True])
+def test_a_section_that_is_no_section_is_told(wrong, recipes):
+    with pytest.raises((RecipeError, PlanError), match=r"vision_config|`vision\.b`"):
+        plan(recipes, {"text.a": 2, "text.e": 2}, {**CONFIG, "vision_config": wrong})
+
+
+@pytest.mark.parametrize("name", ["{oops}w", "{text.__class__}w", "a.{b,c}", "{text}w.*"])
+def test_names_of_parameters_are_names(name, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f'prefix: [{{text: t.}}]\naxes: {{x: n}}\nparameters: {{a: "{name}"}}\ntensors: {{w: x}}\n')
+    with pytest.raises(RecipeError):
+        load_recipe(file)
+
+
 @pytest.mark.parametrize(("config", "name"), [
     ({"model_type": "falcon"}, "falcon"),
     ({"model_type": "falcon", "alibi": True}, "falcon_alibi"),

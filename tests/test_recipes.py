@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mupscale_cli
-from helpers import MODELS, save_mlp
+from helpers import MLP_MODULE, MODELS, save_mlp
 from mupscale_cli.checking import check_model
 from mupscale_cli.errors import ConfigError
 from mupscale_cli.recipe import load_recipe, model_types
@@ -64,13 +64,7 @@ def test_bfloat16_is_as_exact(case, saved, tmp_path):
 
 
 def test_stack_of_linear_layers_without_config(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n"
-        "def build(config):\n"
-        "    sizes = [config['shapes'][f'{i}.weight'] for i in (0, 2, 4)]\n"
-        "    layers = [nn.Linear(columns, rows) for rows, columns in sizes]\n"
-        "    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])\n"
-    )
+    (tmp_path / "net.py").write_text(MLP_MODULE)
     source = save_mlp(tmp_path / "net.safetensors")
     for factor in (2, 3):
         options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'net.py'}:build")

@@ -261,7 +261,9 @@ def infer_recipe(
         sys.stdout.write(found.text)
         return
     try:
-        out.write_text(found.text, encoding="utf-8")
+        partial = out.with_name(f".{out.name}.partial")
+        partial.write_text(found.text, encoding="utf-8")
+        partial.replace(out)
     except OSError as error:
         raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from None
     own = f" --model {target}" if ":" in target else ""

@@ -18,6 +18,7 @@ from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.inferring.tiny import Task, config_class, model_class, randomise, use_eager
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
+from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.precision import everything_in
 
 Config = dict[str, Any]
@@ -52,19 +53,6 @@ class Architecture(Protocol):
 
     def run(self, model: nn.Module) -> Tensor:
         """What the model computes for inputs that depend on the architecture alone."""
-
-
-def output_tensor(output: Any) -> Tensor:
-    """The tensor that a model is asked for: its logits, else its last hidden state or what it returns."""
-    for name in ("logits", "prediction_logits", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
-    return output
 
 
 @dataclass

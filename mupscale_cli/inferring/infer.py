@@ -224,21 +224,8 @@ def _pattern_of(head: str) -> str:
     return head
 
 
+@one_thread()
 def _infer(
-    architecture: Architecture,
-    name: str,
-    model_types: tuple[str, ...],
-    defaults: dict[str, Any],
-    head: str,
-    version: str,
-    budget: Budget,
-    note: Note,
-) -> Inferred:
-    with one_thread():
-        return _infer_alone(architecture, name, model_types, defaults, head, version, budget, note)
-
-
-def _infer_alone(
     architecture: Architecture,
     name: str,
     model_types: tuple[str, ...],

@@ -320,15 +320,16 @@ class Search:
                     if form != state.choices[index].forms[dim]:
                         yield self._form(index, dim, form)
 
+    def _places(self, index: int, dim: int) -> list[tuple[int, int]]:
+        """A dimension, and that of the bias beside a weight."""
+        polynomial = self.groups[index].dims[dim].polynomial
+        siblings = (other for other in self._siblings(index) if other != index and len(self.groups[other].dims) == 1)
+        return [(index, dim), *((o, 0) for o in siblings if self.groups[o].dims[0].polynomial == polynomial)]
+
     def _form(self, index: int, dim: int, form: int) -> Move:
         """Another form for a dimension, and for the bias beside a weight as well."""
-        polynomial = self.groups[index].dims[dim].polynomial
-        places = [(index, dim)]
+        places = self._places(index, dim)
         wanted = self.groups[index].dims[dim].forms[form]
-        for other in self._siblings(index):
-            group = self.groups[other]
-            if other != index and len(group.dims) == 1 and group.dims[0].polynomial == polynomial:
-                places.append((other, 0))
 
         def move(state: State) -> State:
             for group, position in places:
@@ -360,12 +361,7 @@ class Search:
                             yield self._piece(index, dim, piece, axis, exponent)
 
     def _piece(self, index: int, dim: int, piece: int, axis: str, exponent: Fraction) -> Move:
-        polynomial = self.groups[index].dims[dim].polynomial
-        places = [(index, dim)]
-        for other in self._siblings(index):
-            group = self.groups[other]
-            if other != index and len(group.dims) == 1 and group.dims[0].polynomial == polynomial:
-                places.append((other, 0))
+        places = self._places(index, dim)
 
         def move(state: State) -> State:
             for group, position in places:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint
 from mupscale_cli.errors import VerifyError
@@ -184,3 +184,21 @@ def _link(file: Path, name: Path) -> None:
         name.symlink_to(file.resolve())
     except OSError:  # Windows without the privilege
         os.link(file, name)
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor that a model is asked for: its logits, else its last hidden state or the first it returns.
+
+    Raises:
+        VerifyError: it returns none.
+    """
+    named = output if isinstance(output, Mapping) else {}
+    for name in ("logits", "last_hidden_state", *named):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
+    return output

@@ -26,7 +26,13 @@ from mupscale_cli.verification.inputs import (
     reference_inputs,
     user_inputs,
 )
-from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module, user_config
+from mupscale_cli.verification.models import (
+    build_reference_model,
+    build_user_model,
+    load_user_module,
+    output_tensor,
+    user_config,
+)
 from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
 from mupscale_cli.verification.training import batch_loss, verify_training
@@ -203,7 +209,7 @@ def _run(
                 logits = _outputs(model(*inputs.arguments, **inputs.keywords))
             if _generates(model):
                 padded, mask = _left_padded(model, seed, inputs)
-                output = _output(model(input_ids=padded, attention_mask=mask))
+                output = output_tensor(model(input_ids=padded, attention_mask=mask))
                 logits["logits of a left-padded batch"] = output[mask.bool()]
                 logits["logits of cached generation"], tokens = _generate(model, padded, mask, tokens)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -213,7 +219,7 @@ def _run(
 
 def _outputs(output: Any) -> dict[str, Tensor]:
     """Every floating-point tensor that a model returns by name, the main one first."""
-    main = _output(output)
+    main = output_tensor(output)
     named = output.items() if isinstance(output, Mapping) else ()
     tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
     first = next((name for name, value in tensors.items() if value is main), "logits")
@@ -224,21 +230,7 @@ def _logits(output: Any) -> Tensor:
     """What a loss is made of; hidden states are not it, since the wide model has more of them."""
     if isinstance(output, Mapping) and not any("logits" in name for name in output):
         raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
-    return _output(output)
-
-
-def _output(output: Any) -> Tensor:
-    """The tensor that a model is asked for: its logits, else its last hidden state or the first it returns."""
-    named = output if isinstance(output, Mapping) else {}
-    for name in ("logits", "last_hidden_state", *named):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
-    return output
+    return output_tensor(output)
 
 
 def _generates(model: nn.Module) -> bool:
