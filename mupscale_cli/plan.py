@@ -665,7 +665,10 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
         return [_scaled(item, scale, choice) for item in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise choice.text.error(f"`{value!r}` in the config cannot be scaled")
-    scaled = value * scale
+    try:
+        scaled = value * scale
+    except OverflowError:
+        raise choice.text.error("the value in the config is too large to be scaled") from None
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 

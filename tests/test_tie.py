@@ -1,6 +1,7 @@
 """A readout that shares the embedding: three ways to give it its factor."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_a_key_of_the_config_is_preferred_where_there_is_one(saved):
     assert norm("fold")[:2] == ("fold", 1 / 2)
     assert "logits_scaling" not in norm("fold")[2]
     assert norm("untie")[2]["tie_word_embeddings"] is False
+
+
+def test_a_value_that_is_too_large_to_be_scaled_is_told(saved, tmp_path):
+    source = shutil.copytree(saved("Granite-tied"), tmp_path / "narrow")
+    file = source / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "logits_scaling": 10**400}))
+    with pytest.raises(RecipeError, match="too large to be scaled"):
+        plan_widening(source, 2)
 
 
 def test_what_cannot_be_asked(saved):
