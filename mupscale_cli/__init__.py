@@ -16,16 +16,20 @@ from mupscale_cli._version import __version__
 if TYPE_CHECKING:
     from mupscale_cli.errors import MupscaleError
     from mupscale_cli.handoff import clip_grad_norm_, param_groups
+    from mupscale_cli.methods import make_method
+    from mupscale_cli.perturbation import Perturbation
     from mupscale_cli.plan import Plan
     from mupscale_cli.recipe import Recipe, load_recipe
     from mupscale_cli.verification import Verification, VerifyOptions
-    from mupscale_cli.verifying import verify
+    from mupscale_cli.verifying import verify, verify_weights
     from mupscale_cli.widening import StateOptions, Widened, plan_widening, widen
 
 _PLACES = {
     "MupscaleError": "errors",
     "clip_grad_norm_": "handoff",
     "param_groups": "handoff",
+    "Perturbation": "perturbation",
+    "make_method": "methods",
     "StateOptions": "widening",
     "Plan": "plan",
     "Recipe": "recipe",
@@ -33,12 +37,14 @@ _PLACES = {
     "Verification": "verification",
     "VerifyOptions": "verification",
     "verify": "verifying",
+    "verify_weights": "verifying",
     "Widened": "widening",
     "plan_widening": "widening",
     "widen": "widening",
 }
 __all__ = [
     "MupscaleError",
+    "Perturbation",
     "Plan",
     "Recipe",
     "StateOptions",
@@ -48,9 +54,11 @@ __all__ = [
     "__version__",
     "clip_grad_norm_",
     "load_recipe",
+    "make_method",
     "param_groups",
     "plan_widening",
     "verify",
+    "verify_weights",
     "widen",
 ]
 

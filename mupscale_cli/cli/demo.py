@@ -34,7 +34,7 @@ def demo(
     console = output.stdout()
     with one_thread():
         _show(context, console, directory)
-    console.print(f"\nBoth models are in {directory}. Next: the same with your own checkpoint.", markup=False)
+    console.print(f"\nThe models are in {directory}. Next: the same with your own checkpoint.", markup=False)
 
 
 def _show(context: typer.Context, console: Console, directory: Path) -> None:
@@ -48,7 +48,7 @@ def _show(context: typer.Context, console: Console, directory: Path) -> None:
     _heading(console, "4. Let both continue a sentence")
     _compare_texts(console, narrow, wide)
     _heading(console, "5. Go on training: the optimizer's state was widened too")
-    _continue(console, narrow, wide)
+    _continue(context, console, narrow, wide)
 
 
 def _heading(console: Console, text: str) -> None:
@@ -80,15 +80,19 @@ def _run(context: typer.Context, console: Console, line: str) -> None:
         raise typer.Exit(code)
 
 
-def _continue(console: Console, narrow: Path, wide: Path) -> None:
+def _continue(context: typer.Context, console: Console, narrow: Path, wide: Path) -> None:
     """The same batches for the narrow model, the wide one, and the wide one with some noise."""
     from mupscale_cli.demo.training import CONTINUED, continue_training
 
-    with console.status("training both"):
+    apart = wide.with_name(f"{wide.name}-noisy")
+    _run(context, console, f"mupscale widen {shlex.quote(str(narrow))} --factor 4 --noise {_NOISE} --no-verify "
+         f"-o {shlex.quote(str(apart))}")  # fmt: skip
+    console.print()
+    with console.status("training all three"):
         before = continue_training(narrow, widened=False)
         after = continue_training(wide, widened=True)
-        noisy = continue_training(wide, widened=True, noise=_NOISE)
-    columns = ("tiny", "tiny-x4", "difference", f"tiny-x4 with {_NOISE:.0%} noise")
+        noisy = continue_training(apart, widened=True)
+    columns = ("tiny", "tiny-x4", "difference", f"tiny-x4 with --noise {_NOISE}")
     result = output.table("step", *columns, right=("step", *columns))
     for step in sorted({0, 1, CONTINUED // 4, CONTINUED // 2, CONTINUED - 1}):
         losses = before[step], after[step], noisy[step]

@@ -104,14 +104,12 @@ def _transformers() -> Any:
     return module
 
 
-def continue_training(directory: Path, *, widened: bool, noise: float = 0.0) -> list[float]:
+def continue_training(directory: Path, *, widened: bool) -> list[float]:
     """Go on with a model and the optimizer's state beside it; the losses of `CONTINUED` steps.
 
     Args:
         directory: of the model.
         widened: whether it was widened, so that its groups follow from its record.
-        noise: size of random numbers added to every matrix, relative to the root mean square of its
-            elements: what makes copies differ, so that the new capacity comes to be used.
     """
     transformers = _transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
@@ -121,11 +119,6 @@ def continue_training(directory: Path, *, widened: bool, noise: float = 0.0) -> 
     else:
         optimizer = torch.optim.AdamW(model.named_parameters(), **settings)
     optimizer.load_state_dict(torch.load(directory / "optimizer.pt", weights_only=True))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        for parameter in model.parameters() if noise else ():
-            if parameter.dim() > 1:
-                parameter.add_(noise * parameter.square().mean().sqrt() * torch.randn_like(parameter))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return [_step(model, optimizer, batch) for batch in _batches(CONTINUED)]
