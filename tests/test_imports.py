@@ -25,8 +25,11 @@ ORDER = [
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
+    "perturbation", "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
+    "sweeping.proxy", "sweeping.run",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
-    "cli.demo", "cli.main",
+    "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
@@ -50,7 +53,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "inferring", "optimizer")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "inferring", "optimizer", "sweeping")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 

@@ -118,6 +118,19 @@ def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
     return axes
 
 
+def parse_betas(text: str) -> tuple[float, float]:
+    """The decay rates of an optimizer's moments.
+
+    Raises:
+        PlanError: they are not two numbers.
+    """
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from None
+    return first, second
+
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
