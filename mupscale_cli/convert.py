@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +15,10 @@ from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.expand import element_dtype, expand
+from mupscale_cli.expand import DimIndex, dim_index, element_dtype, expand
 from mupscale_cli.layout import DimMap, keep_dims
+from mupscale_cli.noise import Rows, add_noise, measured_std
+from mupscale_cli.perturbation import Noise
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.specs import DTYPES
 
@@ -28,6 +31,7 @@ class Writer(Protocol):
 
 
 BLOCK_BYTES = 8 << 20  # of the target; it fits a cache, and a large model is still few blocks
+_NOISY = 8  # noise is made in wider types, so its blocks are so many times smaller
 Progress = Callable[[int], None]
 (_ONE_ROW,) = keep_dims((1,))
 
@@ -41,7 +45,7 @@ def convert(
     reserve: int = 0,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
-) -> None:
+) -> dict[str, float]:
     """Write every shard of a plan.
 
     Args:
@@ -53,14 +57,19 @@ def convert(
         progress: called with the bytes of tensor data just written.
         block_bytes: size of a block of the output; memory is a few times that.
 
+    Returns:
+        The standard deviation of the noise of every tensor that has some.
+
     Raises:
         CheckpointError: the source changed while it was read, or what would be scaled is not finite.
         OutputError: the disk refused.
     """
+    sizes: dict[str, float] = {}
     for shard in plan.shards:
         specs = tuple(tensor.target for tensor in shard.tensors)
         with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
-            write_tensors(shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes)
+            sizes |= write_tensors(shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes)
+    return sizes
 
 
 def write_tensors(
@@ -70,7 +79,7 @@ def write_tensors(
     *,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
-) -> None:
+) -> dict[str, float]:
     """Read, expand and write tensors, one block at a time.
 
     Args:
@@ -79,10 +88,16 @@ def write_tensors(
         writer: takes the bytes.
         progress: called with the bytes just written.
         block_bytes: size of a block of the output.
+
+    Returns:
+        The standard deviation of the noise of every tensor that has some.
     """
     with RowReader() as reader:
-        for tensor in tensors:
-            _write_tensor(tensor, stored[tensor.source.name], reader, writer, progress, block_bytes)
+        stds = {
+            tensor.target.name: _write_tensor(tensor, stored[tensor.source.name], reader, writer, progress, block_bytes)
+            for tensor in tensors
+        }
+    return {name: std for name, std in stds.items() if std is not None}
 
 
 def _write_tensor(
@@ -92,41 +107,84 @@ def _write_tensor(
     writer: Writer,
     progress: Progress,
     block_bytes: int,
-) -> None:
+) -> float | None:
+    """Write one tensor; returns the standard deviation of its noise."""
     if tensor.target.num_elements == 0:
-        return
-    size = DTYPES[tensor.source.dtype].size
+        return None
+    dtype = DTYPES[tensor.source.dtype]
     columns = tensor.dims[1:]
-    row_bytes = size * math.prod(dim.size for dim in columns)
-    wide_row_bytes = size * math.prod(dim.wide_size for dim in columns)
-    for block in row_blocks(_rows(tensor), wide_row_bytes, block_bytes):
-        buffer = bytearray(block.num_rows * row_bytes)
-        reader.read(stored, block.row * row_bytes, memoryview(buffer))
-        source = torch.frombuffer(buffer, dtype=element_dtype(tensor.source.dtype, size))
-        _check_finite(tensor, source)
-        _write_block(tensor, block, source, wide_row_bytes, writer)
-        progress(len(block.places) * block.num_wide_rows * wide_row_bytes)
+    row_bytes = dtype.size * math.prod(dim.size for dim in columns)
+    wide_row_bytes = dtype.size * math.prod(dim.wide_size for dim in columns)
+
+    def read(start: int, count: int) -> torch.Tensor:
+        buffer = bytearray(count * row_bytes)
+        reader.read(stored, start * row_bytes, memoryview(buffer))
+        rows = torch.frombuffer(buffer, dtype=element_dtype(tensor.source.dtype, dtype.size)).view(count, -1)
+        _check_finite(tensor, rows)
+        return rows
+
+    noise = _TensorNoise.of(tensor, read)
+    for block in row_blocks(_rows(tensor), wide_row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
+        source = read(block.row, block.num_rows).view(block.num_rows, *(dim.size for dim in columns))
+        buffer, stack = _expanded(tensor, block, source)
+        for group in block.groups:
+            if noise is not None:
+                buffer, noisy = _blank(stack.shape, stack.dtype)
+                noisy.copy_(noise.added(stack, block, group))
+            piece_bytes = block.num_wide_rows * wide_row_bytes
+            for piece, row in enumerate(group):
+                data = memoryview(buffer)[piece * piece_bytes : (piece + 1) * piece_bytes]
+                writer.write(tensor.target.name, row * wide_row_bytes, data)
+                progress(piece_bytes)
+    return None if noise is None else noise.std
 
 
-def _write_block(tensor: TensorPlan, block: Block, source: torch.Tensor, wide_row_bytes: int, writer: Writer) -> None:
-    columns = tensor.dims[1:]
-    out = bytearray(block.num_wide_rows * wide_row_bytes)
-    target = torch.frombuffer(out, dtype=source.dtype).view(block.num_wide_rows, *(dim.wide_size for dim in columns))
-    expanded: int | None = None
-    for row, piece in block.places:
-        if piece != expanded:
-            expand(
-                source.view(block.num_rows, *(dim.size for dim in columns)),
-                target,
-                (block.strips, *(dim.strips for dim in columns)),
-                scale=tensor.scale,
-                offset=tensor.offset,
-                piece=tensor.piece * block.num_pieces + piece,
-                num_pieces=tensor.name_pieces * block.num_pieces,
-                first_only=tensor.first_only,
-            )
-            expanded = piece
-        writer.write(tensor.target.name, row * wide_row_bytes, memoryview(out))
+def _blank(shape: Sequence[int], dtype: torch.dtype) -> tuple[bytearray, torch.Tensor]:
+    """Bytes, and the tensor that they are."""
+    buffer = bytearray(math.prod(shape) * dtype.itemsize)
+    return buffer, torch.frombuffer(buffer, dtype=dtype).view(*shape)
+
+
+def _expanded(tensor: TensorPlan, block: Block, source: torch.Tensor) -> tuple[bytearray, torch.Tensor]:
+    """The shares of a block, (shares, rows, ...): as bytes and as a tensor."""
+    columns, num_pieces = tensor.dims[1:], len(block.groups[0])
+    shape = (num_pieces, block.num_wide_rows, *(dim.wide_size for dim in columns))
+    buffer, stack = _blank(shape, source.dtype)
+    for piece, target in enumerate(stack):
+        expand(
+            source,
+            target,
+            (block.strips, *(dim.strips for dim in columns)),
+            scale=tensor.scale * tensor.shrink,
+            offset=tensor.offset,
+            piece=tensor.piece * num_pieces + piece,
+            num_pieces=tensor.name_pieces * num_pieces,
+            first_only=tensor.first_only,
+            fresh=tensor.fresh,
+        )
+    return buffer, stack
+
+
+@dataclass(frozen=True)
+class _TensorNoise:
+    """The noise of a tensor that is being written."""
+
+    noise: Noise
+    std: float
+    columns: Sequence[DimIndex]
+
+    @classmethod
+    def of(cls, tensor: TensorPlan, read: Rows) -> _TensorNoise | None:
+        """The noise that a plan asks for, sized by the source."""
+        if tensor.noise is None:
+            return None
+        is_centred = tensor.noise.perturbation.mode == "preserving"
+        columns = [dim_index(dim.strips, dim.wide_size) for dim in tensor.dims[1:]] if is_centred else []
+        return cls(tensor.noise, measured_std(tensor, read), columns)
+
+    def added(self, stack: torch.Tensor, block: Block, rows: Sequence[int]) -> torch.Tensor:
+        """The shares of a block at its places, with noise."""
+        return add_noise(stack, self.noise, self.std, block.strips, self.columns, rows)
 
 
 def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
@@ -140,13 +198,12 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
         CheckpointError: what would be scaled is not finite.
     """
     _check_finite(tensor, source)
-    target = torch.empty(tensor.target.shape, dtype=source.dtype)
-    expand(
-        source, target, tuple(dim.strips for dim in tensor.dims),
-        scale=tensor.scale, offset=tensor.offset, piece=tensor.piece, num_pieces=tensor.name_pieces,
-        first_only=tensor.first_only,
-    )  # fmt: skip
-    return target
+    rows = _rows(tensor)
+    whole = Block(0, rows.size, rows.wide_size, rows.strips, ((0,),))
+    shaped = source.view(rows.size, *(dim.size for dim in tensor.dims[1:]))
+    _, stack = _expanded(tensor, whole, shaped)
+    noise = _TensorNoise.of(tensor, lambda start, count: shaped.view(rows.size, -1)[start : start + count])
+    return (stack if noise is None else noise.added(stack, whole, (0,))).view(tensor.target.shape)
 
 
 def _rows(tensor: TensorPlan) -> DimMap:
@@ -155,7 +212,7 @@ def _rows(tensor: TensorPlan) -> DimMap:
 
 
 def _check_finite(tensor: TensorPlan, source: torch.Tensor) -> None:
-    if tensor.is_scaled and not bool(torch.isfinite(source).all()):
+    if (tensor.is_scaled or tensor.noise is not None) and not bool(torch.isfinite(source).all()):
         raise CheckpointError(
             f"`{tensor.source.name}` holds values that are not finite (NaN or infinity), and would be scaled",
             hint="the checkpoint is broken there; take an earlier one",

@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mupscale_cli.layout import Digit, Strip
+from mupscale_cli.maps import FRESH, CopyMap
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Elements that are only copied need no more of their type than its width.
@@ -70,12 +72,12 @@ class Shares:
         return torch.where(self.num_neighbours > index, self.neighbour, self.nearest)
 
 
-def split_exactly(values: Tensor, num_shares: int) -> Shares:
+def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
     """Split every element into shares whose exact sum is the element.
 
     Args:
         values: finite floats of any shape: bfloat16, float16, float32 or float64.
-        num_shares: k >= 1.
+        num_shares: k >= 1, of all elements or of each.
 
     Source: design.md section 2, "Exact splitting"; `Shares` has the proof.
     """
@@ -97,7 +99,10 @@ def split_exactly(values: Tensor, num_shares: int) -> Shares:
     return Shares(nearest, neighbour, remainder / step)
 
 
-def give_first(values: Tensor, _num_shares: int) -> Shares:
+Split = Callable[[Tensor, "int | Tensor"], "Shares"]
+
+
+def give_first(values: Tensor, _num_shares: int | Tensor) -> Shares:
     """Shares of which the first is the element and the others are zero."""
     zeros = torch.zeros_like(values)
     return Shares(zeros, values, torch.ones_like(zeros))
@@ -113,6 +118,7 @@ def expand(
     piece: int = 0,
     num_pieces: int = 1,
     first_only: bool = False,
+    fresh: float = 0.0,
 ) -> None:
     """Fill `target` with the widened elements of `source`: W' = c R(W).
 
@@ -125,7 +131,26 @@ def expand(
         piece: where the tensor itself is one of `num_pieces` shares, which.
         num_pieces: into how many shares others beside this tensor split an element.
         first_only: the first share takes the whole element and the others are zero.
+        fresh: the value of elements that copy none.
     """
+    split = give_first if first_only else split_exactly
+    if all(digit.units.is_regular for dim in strips for strip in dim for digit in strip.digits):
+        _expand_strided(source, target, strips, scale, offset, piece, num_pieces, split)
+    else:
+        _expand_indexed(source, target, strips, scale, offset, piece, num_pieces, split, fresh)
+
+
+def _expand_strided(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    scale: float,
+    offset: int,
+    piece: int,
+    num_pieces: int,
+    split: Split,
+) -> None:
+    """Regular maps: one strided copy for each combination of strips."""
     strides, wide_strides = source.stride(), target.stride()
     for combination in itertools.product(*strips):
         digits = [
@@ -142,7 +167,119 @@ def expand(
         values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
         part_scale = scale * math.prod(strip.scale for strip in combination)
         values = scale_elements(values, part_scale, offset)
-        _copy(values, target, wide_start, digits, piece, num_pieces, give_first if first_only else split_exactly)
+        _copy(values, target, wide_start, digits, piece, num_pieces, split)
+
+
+def _expand_indexed(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    scale: float,
+    offset: int,
+    piece: int,
+    num_pieces: int,
+    split: Split,
+    fresh: float,
+) -> None:
+    """Any map: for every new index of every dimension, the old one, and its number among the shares."""
+    values, scales = source, torch.ones((), dtype=torch.float64)
+    number, total = torch.tensor(piece), torch.tensor(num_pieces)
+    is_fresh = torch.tensor(False)
+    for position, (dim, size) in enumerate(zip(strips, target.shape, strict=True)):
+        index = dim_index(dim, size)
+        values = values.index_select(position, index.source)
+        along = [-1 if other == position else 1 for other in range(target.dim())]
+        scales = scales * index.scale.view(along)
+        number = number * index.num_shares.view(along) + index.share.view(along)
+        total = total * index.num_shares.view(along)
+        is_fresh = is_fresh | index.is_fresh.view(along)
+    if scale != 1 or bool((scales != 1).any()):
+        values = ((values.to(torch.float64) + offset) * (scale * scales) - offset).to(values.dtype)
+    if bool((total > 1).any()):
+        shares = split(values, total)
+        values = torch.where(number < shares.num_neighbours, shares.neighbour, shares.nearest)
+    if bool(is_fresh.any()):
+        values = values.masked_fill(is_fresh, fresh)
+    target.copy_(values)
+
+
+@dataclass(frozen=True, slots=True)
+class DimIndex:
+    """A dimension of the target, element by element; every tensor has its wide size.
+
+    Attributes:
+        source: the old element that each copies.
+        group: the first element of those which share an old one between them, itself where none does.
+        num_shares: how many share it.
+        share: the number of this one among them.
+        scale: of the element, beyond what sharing divides by.
+        is_fresh: whether it copies none.
+    """
+
+    source: Tensor
+    group: Tensor
+    num_shares: Tensor
+    share: Tensor
+    scale: Tensor
+    is_fresh: Tensor
+
+
+def dim_index(strips: Sequence[Strip], wide_size: int) -> DimIndex:
+    """The index of a dimension whose strips cover it.
+
+    Args:
+        strips: of the dimension, or of a block of it.
+        wide_size: its elements in the target.
+    """
+    integers = [torch.zeros(wide_size, dtype=torch.int64) for _ in range(4)]
+    scale, is_fresh = torch.ones(wide_size, dtype=torch.float64), torch.zeros(wide_size, dtype=torch.bool)
+    for strip in strips:
+        place, *found = _strip_index(strip)
+        for whole, part in zip((*integers, scale, is_fresh), found, strict=True):
+            whole[place] = part
+    source, group, num_shares, share = integers
+    return DimIndex(source, group, num_shares, share, scale, is_fresh)
+
+
+def _strip_index(strip: Strip) -> list[Tensor]:
+    """For each new element of a strip: its place, then the fields of `DimIndex`."""
+    place, source, group = (torch.tensor([start]) for start in (strip.wide_offset, strip.offset, strip.wide_offset))
+    num_shares, share = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    scale, is_fresh = torch.full((1,), strip.scale, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
+    for digit in strip.digits:
+        unit, first, count, number = _unit_index(digit.units)
+        new = torch.arange(digit.units.wide_size)
+        place = _outer(place, new * digit.wide_stride)
+        source = _outer(source, unit.clamp_min(0) * digit.stride)
+        is_fresh = _outer(is_fresh, unit == FRESH)
+        group = _outer(group, (first if digit.contracted else new) * digit.wide_stride)
+        counted, numbered = (count, number) if digit.contracted else (torch.ones_like(new), torch.zeros_like(new))
+        share = _times(share, counted) + _times(torch.ones_like(share), numbered)
+        num_shares = _times(num_shares, counted)
+        scale = _times(scale, count.double() ** digit.power)
+    return [place, source, group, num_shares, share, scale, is_fresh]
+
+
+def _outer(slow: Tensor, fast: Tensor) -> Tensor:
+    """Every sum of an outer and an inner value, the inner ones fastest; `or` of flags."""
+    pairs = slow[:, None] | fast if slow.dtype == torch.bool else slow[:, None] + fast
+    return pairs.flatten()
+
+
+def _times(slow: Tensor, fast: Tensor) -> Tensor:
+    return (slow[:, None] * fast).flatten()
+
+
+@lru_cache(maxsize=64)
+def _unit_index(units: CopyMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each new unit: its source, the first copy of that, how many there are, and the number of this one."""
+    first, count, number = [0] * units.wide_size, [1] * units.wide_size, [0] * units.wide_size
+    for copies in units.positions:
+        for place, position in enumerate(copies):
+            first[position], count[position], number[position] = copies[0], len(copies), place
+    for position in units.fresh:
+        first[position] = position
+    return torch.tensor(units.all_sources), torch.tensor(first), torch.tensor(count), torch.tensor(number)
 
 
 def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0) -> Tensor:
@@ -174,7 +311,7 @@ def _copy(
     digits: Sequence[Digit],
     piece: int,
     num_pieces: int,
-    split: Callable[[Tensor, int], Shares],
+    split: Split,
 ) -> None:
     """Copy elements, or their shares, to all places of the target that belong to them."""
     summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
@@ -197,7 +334,7 @@ def _copy(
 def _places(target: Tensor, start: int, digits: Sequence[Digit]) -> Tensor:
     """A view of the target with two dimensions for each digit: its units and their copies."""
     sizes = [size for digit in digits for size in (digit.units.size, digit.units.copies)]
-    strides = [s for d in digits for s in (d.wide_stride * d.units.copies, d.wide_stride)]
+    strides = [d.wide_stride * step for d in digits for step in (d.units.unit_step, d.units.copy_step)]
     return target.as_strided(sizes, strides, start)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from mupscale_cli.language import AxisRef, Concatenation, Dim, Fixed, Power, Product
-from mupscale_cli.specs import Axis, CopyMap
+from mupscale_cli.maps import Axis, CopyMap
 
 
 class LayoutError(ValueError):
@@ -27,14 +27,16 @@ class Digit:
     Attributes:
         units: the axis' units and their copies.
         contracted: the layer sums over the axis, so the copies share the element's value.
-        stride: distance between two units in the source, in elements of the dimension.
-        wide_stride: distance between two copies in the target; units are `copies` times as far apart.
+        stride: distance between two old units in the source, in elements of the dimension.
+        wide_stride: distance between two new units in the target.
+        power: copies of a unit that has n of them are multiplied by n ** power; beside what is summed over.
     """
 
     units: CopyMap
     contracted: bool
     stride: int = 1
     wide_stride: int = 1
+    power: float = 0.0
 
     def inside(self, stride: int, wide_stride: int) -> Digit:
         """The same digit in front of others that span `stride` and `wide_stride` elements."""
@@ -231,8 +233,7 @@ class _Builder:
                 return self._atom(CopyMap(self.open_size if dim.size is None else dim.size), False)  # type: ignore[arg-type]
             case AxisRef():
                 axis = self.axes[dim.name]
-                units = CopyMap(self.open_size if axis.size is None else axis.size, axis.factor)  # type: ignore[arg-type]
-                return self._atom(units, dim.contracted)
+                return self._atom(axis.copy_map(self.open_size if axis.size is None else axis.size), dim.contracted)
             case Product():
                 return reduce(lambda inner, outer: self._times(outer, inner), map(self.part, reversed(dim.items)))
             case Concatenation():
@@ -270,12 +271,16 @@ def _merge(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
     merged: list[Digit] = []
     for digit in digits:
         last = merged[-1] if merged else None
-        if last and last.units.copies == digit.units.copies == 1 and _is_around(last, digit):
+        if last and _is_kept(last) and _is_kept(digit) and _is_around(last, digit):
             units = CopyMap(last.units.size * digit.units.size)
             merged[-1] = Digit(units, False, digit.stride, digit.wide_stride)
         else:
             merged.append(digit)
     return tuple(merged)
+
+
+def _is_kept(digit: Digit) -> bool:
+    return digit.units.copies == 1 and digit.units.is_regular
 
 
 def _is_around(outer: Digit, inner: Digit) -> bool:

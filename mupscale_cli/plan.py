@@ -28,9 +28,12 @@ from mupscale_cli.language import (
     suggest,
 )
 from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of, solve_size
+from mupscale_cli.maps import Axis
 from mupscale_cli.matching import Match, match_rules
+from mupscale_cli.methods import MUPSCALE, Method, perturbation_of
+from mupscale_cli.perturbation import Noise, Perturbation
 from mupscale_cli.recipe import TIES, Choice, Link, Recipe
-from mupscale_cli.specs import DTYPES, Axis, TensorSpec
+from mupscale_cli.specs import DTYPES, TensorSpec
 
 T = TypeVar("T")
 Values = dict[str, Any]
@@ -55,6 +58,9 @@ class TensorPlan:
         piece: which share of the split this tensor is, where the layer sums over such an axis.
         name_pieces: into how many shares the axes in the name split an element.
         first_only: the first share takes the whole element and the others are zero.
+        noise: what is added in the end, if anything.
+        shrink: by what the source is multiplied beyond c, by methods that do not keep the function.
+        fresh: the value of elements that copy none, before noise.
     """
 
     source: TensorSpec
@@ -68,6 +74,9 @@ class TensorPlan:
     piece: int = 0
     name_pieces: int = 1
     first_only: bool = False
+    noise: Noise | None = None
+    shrink: float = 1.0
+    fresh: float = 0.0
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:
@@ -101,7 +110,7 @@ class TensorPlan:
 
     @property
     def is_scaled(self) -> bool:
-        return any(c != 1 for c, _ in self.parts)
+        return self.shrink != 1 or any(c != 1 for c, _ in self.parts)
 
     @property
     def is_rounded(self) -> bool:
@@ -147,6 +156,8 @@ class Plan:
         parameters: of the reference model, as far as they are tensors of the checkpoint in another
             form: experts that it keeps together and saves one by one.
         used: the axes that some tensor has.
+        method: by which it grows.
+        perturbation: the noise that is added, None where there is none.
     """
 
     recipe: Recipe
@@ -158,6 +169,8 @@ class Plan:
     tie: str | None = None
     parameters: tuple[TensorPlan, ...] = ()
     used: frozenset[str] = frozenset()
+    method: Method = MUPSCALE
+    perturbation: Perturbation | None = None
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -172,6 +185,11 @@ class Plan:
     def num_bytes(self) -> int:
         """Bytes of tensor data in the output."""
         return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether the wide model is to compute what the narrow one does."""
+        return self.method.is_copying and (self.perturbation is None or self.perturbation.mode == "preserving")
 
     @property
     def num_parameters(self) -> tuple[int, int]:
@@ -265,6 +283,8 @@ def make_plan(
     tie: str | None = None,
     *,
     check_config: bool = True,
+    method: Method = MUPSCALE,
+    perturbation: Perturbation | None = None,
 ) -> Plan:
     """Plan a widening from headers alone.
 
@@ -276,6 +296,8 @@ def make_plan(
         max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
         tie: what to do about a readout that shares the embedding; the recipe's first way if not given.
         check_config: whether the widened config must give every axis its new size.
+        method: by which it grows.
+        perturbation: noise to add; the method's own if not given.
 
     Raises:
         RecipeError: the recipe and the checkpoint contradict one another.
@@ -295,7 +317,9 @@ def make_plan(
     layouts = {name: _choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = _used_axes(layouts, matches)
     axes = _axes(recipe, specs, layouts, matches, values, factors, used)
-    planner = _TensorPlanner(axes)
+    axes = {name: replace(axis, arrangement=method.arrangement) for name, axis in axes.items()}
+    noise = perturbation_of(method, perturbation)
+    planner = _TensorPlanner(axes, method, noise)
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
     tensors = [
         _reading(plan, shared) for spec in specs if spec.name not in omitted
@@ -311,7 +335,7 @@ def make_plan(
         changes = (*changes, ConfigChange(_TIE_KEY, said_tied, False))
     return Plan(
         recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
-        tie, planner.parameters(recipe, specs), used,
+        tie, planner.parameters(recipe, specs), used, method, noise,
     )  # fmt: skip
 
 
@@ -427,7 +451,9 @@ def _axes(
 ) -> dict[str, Axis]:
     """The axes with their sizes, from the config or, where the recipe says so, from the shapes."""
     sizes = _sizes_from_config(recipe, values, used)
-    axes = {name: Axis(name, size, factors[name] if name in used else 1) for name, size in sizes.items()}
+    uneven = {rule.name for rule in recipe.axes if rule.uneven}
+    axes = {name: Axis(name, size, factors[name] if name in used else 1, uneven=name in uneven)
+            for name, size in sizes.items()}  # fmt: skip
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
     for spec in specs:
         if not open_names:
@@ -503,8 +529,10 @@ def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
 class _TensorPlanner:
     """Plans tensors; rules and shapes repeat in every layer, so their maps are kept."""
 
-    def __init__(self, axes: Mapping[str, Axis]) -> None:
+    def __init__(self, axes: Mapping[str, Axis], method: Method, perturbation: Perturbation | None) -> None:
         self.axes = axes
+        self.method = method
+        self.perturbation = perturbation
         self.maps: dict[tuple[str, str, tuple[int, ...]], tuple[DimMap, ...]] = {}
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
@@ -523,8 +551,9 @@ class _TensorPlanner:
                 power_scale(layout.powers, self.axes), layout.offset,
             )  # fmt: skip
         for copied in self._name_copies(plan, match):
-            _check_dtype(copied)
-            yield copied
+            finished = _grown(copied, self.method, self.perturbation)
+            _check_dtype(finished)
+            yield finished
 
     def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
         """Plans of the reference model's parameters that are tensors of the checkpoint in another form."""
@@ -542,7 +571,8 @@ class _TensorPlanner:
                 dims = self._map_dims(parameter, layout, choice)
                 wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
                 scale = power_scale(layout.powers, self.axes)
-                found[name] = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
+                plan = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
+                found[name] = _grown(plan, self.method, self.perturbation)
         return tuple(found.values())
 
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
@@ -597,11 +627,67 @@ class _TensorPlanner:
                 f"`{plan.source.name}` is beyond the {size} that `{{{' '.join(part.names)}}}` has"
             )
         digits = [rest, *reversed(digits)]
-        for copies in itertools.product(*(range(axis.factor) for axis in axes)):
+        for axis in axes:
+            if axis.factor > 1 and not self.method.is_copying:
+                raise PlanError(
+                    f"the axis `{axis.name}` counts tensors, and `--method {self.method.name}` has nothing to make new "
+                    "ones of",
+                    hint=f"leave it with `--axis {axis.name}=1`, or take another method",
+                )
+        for chosen in itertools.product(
+            *(self._positions(axis, digit) for axis, digit in zip(axes, digits, strict=True))
+        ):
             index = 0
-            for axis, digit, copy_ in zip(axes, digits, copies, strict=True):
-                index = index * (axis.wide_size or 1) + digit * axis.factor + copy_
+            for axis, position in zip(axes, chosen, strict=True):
+                index = index * (axis.wide_size or 1) + position
             yield index
+
+    @staticmethod
+    def _positions(axis: Axis, unit: int) -> tuple[int, ...]:
+        """The new numbers of a unit of an axis that counts tensors."""
+        if axis.size is None:  # copies of what has no number of its own stay together
+            return tuple(range(unit * axis.factor, (unit + 1) * axis.factor))
+        return axis.copy_map().positions[unit]
+
+
+def _grown(plan: TensorPlan, method: Method, perturbation: Perturbation | None) -> TensorPlan:
+    """A tensor's plan with what the method does beside copying: noise, shrinkage, values of fresh units."""
+    growing = sum(any(strip.multiplicity > 1 for strip in dim.strips) for dim in plan.dims) + (plan.name_copies > 1)
+    if not growing or DTYPES[plan.source.dtype].kind != "float":
+        return plan
+    if sum(size > 1 for size in plan.target.shape) < 2:  # gains and biases get no noise
+        if method.is_copying:
+            return plan
+        # What a gain or a variance begins with is 1, a bias or a mean with 0.
+        begins_at_one = plan.target.name.endswith((".weight", "running_var"))
+        return replace(plan, fresh=plan.scale - plan.offset if begins_at_one else 0.0)
+    is_matrix, c = growing > 1, plan.parts[0][0]
+    shrink = 1.0
+    if not method.is_copying:
+        # The 1/k of a readout is muP's multiplier; within a matrix it is a share, of which fresh units take none.
+        shrink = method.shrink * (1.0 if is_matrix else c / plan.scale)
+    return replace(plan, noise=_noise(plan, perturbation, is_matrix=is_matrix), shrink=shrink)
+
+
+def _noise(plan: TensorPlan, perturbation: Perturbation | None, *, is_matrix: bool) -> Noise | None:
+    pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
+    if perturbation is None or (perturbation.mode == "preserving" and pieces == 1):
+        return None
+    return Noise(
+        perturbation, plan.target.name, plan.target.shape, is_matrix, _fan_in(plan), plan.parts[0][0],
+        pieces * plan.name_pieces,
+    )  # fmt: skip
+
+
+def _fan_in(plan: TensorPlan) -> int:
+    """How many wide elements the layer sums for each output; 1 for a table in which rows are looked up."""
+    first, *others = plan.dims
+    kernel = math.prod(dim.wide_size for dim in others[1:])
+    if any(digit.contracted for strip in first.strips for digit in strip.digits):  # stored as inputs x outputs
+        return first.wide_size * kernel
+    is_summed = any(digit.contracted for dim in others for strip in dim.strips for digit in strip.digits)
+    is_lookup = not is_summed and all(strip.multiplicity == 1 for strip in first.strips)
+    return 1 if is_lookup else math.prod(dim.wide_size for dim in others)
 
 
 def _check_dtype(plan: TensorPlan) -> None:
@@ -628,6 +714,19 @@ def _excerpt(text: str, dim: Dim) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
+
+
+def with_noise(plan: Plan, stds: Mapping[str, float]) -> Plan:
+    """A plan whose noise has the sizes that were measured, by the names of the wide tensors."""
+    if not stds:
+        return plan
+
+    def sized(tensor: TensorPlan) -> TensorPlan:
+        std = stds.get(tensor.target.name)
+        return tensor if tensor.noise is None or std is None else replace(tensor, noise=replace(tensor.noise, std=std))
+
+    shards = tuple(replace(shard, tensors=tuple(map(sized, shard.tensors))) for shard in plan.shards)
+    return replace(plan, shards=shards)
 
 
 # Config ---------------------------------------------------------------------------------------

@@ -58,12 +58,14 @@ class AxisRule:
         size: an expression over the config, `shapes` (one size, read off the tensors) or
             `varies` (each place has a size of its own; only the factor is common).
         about: what the axis is, for people.
+        uneven: whether nothing averages over it, so that some units may be copied more often than others.
     """
 
     name: str
     size: Expression | Literal["shapes", "varies"]
     about: str
     text: Text
+    uneven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,18 +455,31 @@ def _axis(key: Text, node: Node) -> AxisRule:
     if key.as_written:
         _check_identifier(key)
     if not isinstance(node, Entries):
-        size, about = _text(node), ""
+        size, about, uneven = _text(node), "", False
     else:
         for name, _ in node:
-            if name.value not in ("size", "about"):
-                raise name.error(f"unknown key `{name.value}`", hint="an axis has `size` and `about`")
+            if name.value not in ("size", "about", "uneven"):
+                raise name.error(f"unknown key `{name.value}`", hint="an axis has `size`, `about` and `uneven`")
         size_node = node.get("size")
         if size_node is None:
             raise key.error(f"the axis `{key.value}` has no `size`")
         size, about = _text(size_node), _optional_text(node.get("about"))
+        uneven = _flag(node.get("uneven"))
+    kind: Expression | Literal["shapes", "varies"]
     if size.value in ("from shapes", "varies"):
-        return AxisRule(key.value, "shapes" if size.value == "from shapes" else "varies", about, size)
-    return AxisRule(key.value, _parse(language.parse_expression, size), about, size)
+        kind = "shapes" if size.value == "from shapes" else "varies"
+    else:
+        kind = _parse(language.parse_expression, size)
+    return AxisRule(key.value, kind, about, size, uneven)
+
+
+def _flag(node: Node | None) -> bool:
+    if node is None:
+        return False
+    text = _text(node)
+    if text.value not in ("true", "false"):
+        raise text.error(f"`{text.value}` is neither true nor false")
+    return text.value == "true"
 
 
 def _link(key: Text, node: Node) -> Link:

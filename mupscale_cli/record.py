@@ -65,7 +65,9 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         "omitted": list(plan.omitted),
         "tie": plan.tie,
         "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
-        "perturbation": None,
+        "method": plan.method.as_record(),
+        "perturbation": plan.perturbation.as_record() if plan.perturbation else None,
+        "noise": {},
         "optimizer_state": None,
         "verification": None,
     }

@@ -1,4 +1,4 @@
-"""Frozen values that everything else speaks in: data types, tensor headers, axes. No torch."""
+"""Frozen values that everything else speaks in: data types, tensor headers. No torch."""
 
 from __future__ import annotations
 
@@ -76,38 +76,3 @@ class TensorSpec:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * DTYPES[self.dtype].size
-
-
-@dataclass(frozen=True, slots=True)
-class CopyMap:
-    """Which old unit each new unit of an axis copies: unit i becomes `i*copies ... i*copies+copies-1`.
-
-    Interleaved, so that units which belong together (the query heads of one key/value head, the
-    channels of one normalisation group) stay together; the convention of arXiv 2602.10545.
-    """
-
-    size: int
-    copies: int = 1
-
-    @property
-    def wide_size(self) -> int:
-        return self.size * self.copies
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A set of interchangeable units, and by how much it is widened.
-
-    Attributes:
-        name: as the recipe declares it.
-        size: units in the source; None where the size varies from place to place.
-        factor: target size over source size, a whole number >= 1.
-    """
-
-    name: str
-    size: int | None
-    factor: int
-
-    @property
-    def wide_size(self) -> int | None:
-        return None if self.size is None else self.size * self.factor

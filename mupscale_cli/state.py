@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -174,20 +175,27 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
         scale: f, which must be a product of powers of c and m, so that it can be applied to each
             dimension's part of them.
     """
+    # Where units are copied unequally often, f acts on the count of each.
+    summed_power, kept_power = math.log2(scale(0.5, 2)), math.log2(scale(1, 2))
 
     def strip_scale(strip: Strip) -> Strip:
+        regular = replace(strip, digits=tuple(digit for digit in strip.digits if digit.units.is_regular))
         return replace(
             strip,
-            scale=scale(strip.scale / strip.pieces, strip.multiplicity),
-            digits=tuple(replace(digit, contracted=False) for digit in strip.digits),
-        )
+            scale=scale(strip.scale / regular.pieces, regular.multiplicity),
+            digits=tuple(
+                replace(digit, contracted=False, power=0.0 if digit.units.is_regular
+                        else summed_power if digit.contracted else kept_power)
+                for digit in strip.digits
+            ),
+        )  # fmt: skip
 
     def region_scale(region: Region) -> Region:
         return replace(region, strips=tuple(map(strip_scale, region.strips)))
 
     dims = tuple(replace(dim, regions=tuple(map(region_scale, dim.regions))) for dim in tensor.dims)
     whole = scale(tensor.scale / tensor.name_pieces, tensor.name_copies)
-    return replace(tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1)
+    return replace(tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1, noise=None, shrink=1.0, fresh=0.0)
 
 
 def _map_digits(dim: DimMap, change: Callable[[Digit], Digit]) -> DimMap:

@@ -14,8 +14,10 @@ from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, op
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.hub import HubId, download, parse_hub_id
 from mupscale_cli.matching import match_rules
+from mupscale_cli.methods import MUPSCALE, Method, make_method
 from mupscale_cli.optimizer.files import WideState, find_optimizer, open_optimizer
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
+from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
 from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
 from mupscale_cli.state import Policy
@@ -23,6 +25,7 @@ from mupscale_cli.state import Policy
 if TYPE_CHECKING:
     from mupscale_cli.verification import Verification, VerifyOptions
 
+_NOISE_RESERVE = 40  # and for the size of a tensor's noise, beside its name
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 
 
@@ -177,6 +180,8 @@ def plan_widening(
     recipe: str | Path | None = None,
     max_shard_size: int = DEFAULT_SHARD_BYTES,
     tie: str | None = None,
+    method: str | Method = MUPSCALE,
+    perturbation: Perturbation | None = None,
 ) -> Plan:
     """Plan a widening from headers and config alone; nothing is written, torch is not imported.
 
@@ -188,6 +193,8 @@ def plan_widening(
         max_shard_size: largest output file of a directory, in bytes.
         tie: for a readout that shares the embedding, where its factor goes: `fold` (the last norm),
             `config` (a key of it) or `untie` (two tensors); the recipe's own choice if not given.
+        method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
+        perturbation: noise that tells the copies apart; the method's own if not given.
 
     Raises:
         MupscaleError: the checkpoint, the recipe or the factors do not allow it.
@@ -203,7 +210,10 @@ def plan_widening(
     if max_shard_size < 1:
         raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
     factors = resolve_factors(chosen, factor, axes or {})
-    plan = make_plan(chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size, tie)
+    plan = make_plan(
+        chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size, tie,
+        method=make_method(method) if isinstance(method, str) else method, perturbation=perturbation,
+    )  # fmt: skip
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
             raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
@@ -240,6 +250,8 @@ def widen(
     recipe: str | Path | None = None,
     max_shard_size: int = DEFAULT_SHARD_BYTES,
     tie: str | None = None,
+    method: str | Method = MUPSCALE,
+    perturbation: Perturbation | None = None,
     overwrite: bool = False,
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),
@@ -260,6 +272,8 @@ def widen(
         recipe: name or file of the recipe; found by the checkpoint if not given.
         max_shard_size: largest output file of a directory, in bytes.
         tie: for a readout that shares the embedding, where its factor goes: `fold`, `config` or `untie`.
+        method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
+        perturbation: noise that tells the copies apart; the method's own if not given.
         overwrite: replace an existing output that mupscale wrote.
         verify: whether, or with which options, to check that both models agree.
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
@@ -274,7 +288,10 @@ def widen(
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
     found = source.checkpoint
-    plan = plan or plan_widening(source, factor, axes, recipe=recipe, max_shard_size=max_shard_size, tie=tie)
+    plan = plan or plan_widening(
+        source, factor, axes, recipe=recipe, max_shard_size=max_shard_size, tie=tie, method=method,
+        perturbation=perturbation,
+    )  # fmt: skip
     target = Path(output) if output is not None else default_output(source, factor, axes or {})
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
@@ -284,8 +301,12 @@ def widen(
     with Staging(target, overwrite=overwrite) as staging:
         events.phase("widening", plan.num_bytes)
         metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
-        reserve = _RECORD_RESERVE if found.is_file else 0
-        convert(plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance)
+        reserve = _record_reserve(plan) if found.is_file else 0
+        stds = convert(
+            plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance
+        )
+        record["noise"] = stds
+        plan = with_noise(plan, stds)
         _write_companions(plan, found, staging.directory)
         if carried is not None:
             events.phase("optimizer state", carried.state.num_bytes)
@@ -298,6 +319,12 @@ def widen(
     taken = carried.files if carried else ()
     left = tuple(file for file in found.left_files if file not in taken)
     return Widened(target, plan, record, verification, skipped, left)
+
+
+def _record_reserve(plan: Plan) -> int:
+    """Bytes to leave in the header of a single file for what is known only when it is written."""
+    noisy = sum(len(tensor.target.name) + _NOISE_RESERVE for tensor in plan.tensors if tensor.noise is not None)
+    return _RECORD_RESERVE + noisy
 
 
 @dataclass(frozen=True)

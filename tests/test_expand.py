@@ -12,7 +12,7 @@ from mupscale_cli.blocks import row_blocks
 from mupscale_cli.expand import expand, give_first, split_exactly
 from mupscale_cli.language import parse_layout
 from mupscale_cli.layout import map_dim
-from mupscale_cli.specs import Axis
+from mupscale_cli.maps import Axis
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -149,10 +149,11 @@ def test_blocks_of_any_size_make_the_same_tensor(layout, rest, max_bytes):
     row_bytes = 4 * whole[0].numel()
     for block in row_blocks(rows, row_bytes, max_bytes):
         part = source[block.row : block.row + block.num_rows]
-        for row, piece in block.places:
-            out = torch.empty(block.num_wide_rows, *whole.shape[1:])
-            expand(part, out, (block.strips, *strips), piece=piece, num_pieces=block.num_pieces)
-            assert pieced[row : row + block.num_wide_rows].isnan().all()
-            pieced[row : row + block.num_wide_rows] = out
+        for group in block.groups:
+            for piece, row in enumerate(group):
+                out = torch.empty(block.num_wide_rows, *whole.shape[1:])
+                expand(part, out, (block.strips, *strips), piece=piece, num_pieces=len(group))
+                assert pieced[row : row + block.num_wide_rows].isnan().all()
+                pieced[row : row + block.num_wide_rows] = out
     assert pieced.isfinite().all()
     assert torch.equal(whole, pieced)

@@ -12,10 +12,10 @@ import mupscale_cli
 PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
-    "_version", "errors", "specs", "language", "document", "parts",
-    "recipe", "matching", "layout", "plan", "scaling",
-            "state",
-    "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "convert", "hub",
+    "_version", "errors", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
+    "recipe", "matching", "layout", "plan", "scaling", "state",
+    "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "noise", "convert",
+    "hub",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "formats", "handoff",
@@ -34,7 +34,8 @@ ORDER = [
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
 }
-NO_TORCH = ["errors", "specs", "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
+NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods",
+            "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
             "state", "blocks", "checking", "record", "hyperparameters", "formats", "widening", "cli.main"]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mupscale_cli.language import AxisRef, Concatenation, Fixed, Product, parse_layout
 from mupscale_cli.layout import LayoutError, map_dim, power_scale, solve_size
-from mupscale_cli.specs import Axis
+from mupscale_cli.maps import Axis
 
 AXES = {
     "a": Axis("a", 2, 3),

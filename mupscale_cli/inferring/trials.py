@@ -20,7 +20,7 @@ from mupscale_cli.inferring.candidates import _NUMBER, Choice, Group, layout_tex
 from mupscale_cli.inferring.shapes import Idea, varied
 from mupscale_cli.language import Layout, parse_layout
 from mupscale_cli.layout import map_dim, power_scale
-from mupscale_cli.specs import Axis
+from mupscale_cli.maps import Axis
 
 TOLERANCE = 1e-9
 

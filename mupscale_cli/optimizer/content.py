@@ -172,7 +172,11 @@ class _WeightFinder:
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in spelt.items()]
         factors = {axis.name: axis.factor for axis in self.plan.axes}
         result = {}
-        for tensor in make_plan(self.plan.recipe, specs, self.config, factors, None, self.plan.tie).tensors:
+        plan = make_plan(
+            self.plan.recipe, specs, self.config, factors, None, self.plan.tie,
+            method=self.plan.method, perturbation=self.plan.perturbation,
+        )  # fmt: skip
+        for tensor in plan.tensors:
             name = spelt[tensor.source.name]
             wide = blank(tensor.target)
             self.made[id(wide)] = replace(tensor, source=self.specs[id(mapping[name])])

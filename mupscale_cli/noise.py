@@ -1,0 +1,251 @@
+"""Noise that is a function of tensor name, seed and element, and of nothing else.
+
+Whatever the blocks, shards or processes, an element gets the same number: the generator is a hash of
+a counter, so any stretch of a tensor's noise can be made on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mupscale_cli.expand import DimIndex, dim_index
+from mupscale_cli.layout import DimMap, Strip
+from mupscale_cli.perturbation import Noise
+from mupscale_cli.plan import TensorPlan
+
+Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, columns), in the stored type
+
+_CHUNK = 1 << 16  # elements made at a time: what they need fits a cache
+_LANES = 4  # numbers from each 64-bit word
+_MEASURED = 1 << 22  # elements read at a time; fixed, since the order of a sum decides about its last bit
+_VECTORS, _PASSES = 8, 4  # of the block Krylov method
+_DIRECT = _VECTORS * _PASSES  # columns up to which a matrix is diagonalised instead
+_DIGITS = 12  # binary ones that a size keeps, so that another machine's last bit makes no other noise
+_WIDE = {torch.float64: torch.float64, torch.float32: torch.float64}
+
+
+# The generator --------------------------------------------------------------------------------
+
+
+def noise_key(seed: int, name: str) -> int:
+    """The key of a tensor's noise: 64 bits, signed as torch has them."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def fill_normal(out: Tensor, key: int, start: int) -> None:
+    """Fill a tensor with the standard normal numbers `start`, `start + 1`, ... of a key.
+
+    Each 64-bit word of SplitMix64 (Steele, Lea, Flood 2014) at its counter gives four 16-bit numbers, each
+    of which picks one of 65536 equally likely quantiles of the normal distribution (up to 4.2 standard
+    deviations; mean 0 and variance 1 exactly). Integer arithmetic and a table: the same everywhere.
+
+    Args:
+        out: one-dimensional, contiguous, float32.
+        key: of the sequence.
+        start: number of the first element.
+    """
+    quantiles = _quantiles()
+    for begin in range(0, len(out), _CHUNK):
+        end = min(begin + _CHUNK, len(out))
+        first, last = start + begin, start + end
+        words = _words(key, first // _LANES, -(-last // _LANES) - first // _LANES)
+        lanes = words.view(torch.int16)[first % _LANES : first % _LANES + end - begin]
+        torch.index_select(quantiles, 0, lanes.to(torch.int32).add_(1 << 15), out=out[begin:end])
+
+
+def _words(key: int, start: int, count: int) -> Tensor:
+    """SplitMix64's outputs number `start` ... of the state that begins at `key`."""
+    words = torch.arange(start + 1, start + count + 1).mul_(-0x61C8864680B583EB).add_(key)
+    shifted = torch.empty_like(words)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        torch.bitwise_right_shift(words, shift, out=shifted)
+        words.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+    return words
+
+
+@lru_cache(maxsize=1)
+def _quantiles() -> Tensor:
+    """The normal distribution's quantiles at the midpoints of 2^16 equal parts, of variance 1."""
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    values: Tensor = torch.special.ndtri(middles)
+    return (values / values.square().mean().sqrt()).to(torch.float32)
+
+
+# Its size -------------------------------------------------------------------------------------
+
+
+def measured_std(tensor: TensorPlan, rows: Rows) -> float:
+    """The standard deviation of a tensor's noise, from the source.
+
+    Args:
+        tensor: whose plan has noise.
+        rows: reads rows of the source; every other dimension is flattened.
+    """
+    noise = tensor.noise
+    assert noise is not None
+    if noise.std is not None:
+        return noise.std
+    if noise.norm is None:
+        return noise.std_for(0.0)
+    amplitudes = [_amplitude(dim) for dim in tensor.dims]
+    columns = torch.ones(1)
+    for amplitude in amplitudes[1:]:
+        columns = (columns[:, None] * amplitude).flatten()
+    whole = abs(tensor.scale) / tensor.name_pieces
+    if noise.norm == "rms":
+        norm = math.sqrt(_sum_of_squares(rows, amplitudes[0], columns) / math.prod(noise.shape))
+    else:
+        norm = _spectral_norm(rows, amplitudes[0], columns)
+    return _rounded(noise.std_for(whole * norm))
+
+
+def _amplitude(dim: DimMap) -> Tensor:
+    """By what each old element of a dimension counts in a norm of the wide tensor: c sqrt(m).
+
+    A block of copies is c E W F with E and F of m orthogonal columns' worth each, so the norms of the wide
+    tensor are those of the narrow one with its elements multiplied by c sqrt(m).
+    """
+    result = torch.empty(dim.size)
+    for strip in dim.strips:
+        places = torch.tensor([strip.offset])
+        for digit in strip.digits:
+            places = (places[:, None] + torch.arange(digit.units.size) * digit.stride).flatten()
+        result[places] = abs(strip.scale) / strip.pieces * math.sqrt(strip.multiplicity)
+    return result
+
+
+def _blocks(row_amplitude: Tensor, columns: Tensor) -> Sequence[tuple[int, int]]:
+    count = max(1, _MEASURED // len(columns))
+    return [(start, min(count, len(row_amplitude) - start)) for start in range(0, len(row_amplitude), count)]
+
+
+def _scaled(rows: Rows, start: int, count: int, row_amplitude: Tensor, columns: Tensor) -> Tensor:
+    return rows(start, count).to(torch.float32) * row_amplitude[start : start + count, None] * columns
+
+
+def _sum_of_squares(rows: Rows, row_amplitude: Tensor, columns: Tensor) -> float:
+    blocks = _blocks(row_amplitude, columns)
+    return sum(float(_scaled(rows, *block, row_amplitude, columns).double().square().sum()) for block in blocks)
+
+
+def _spectral_norm(rows: Rows, row_amplitude: Tensor, columns: Tensor) -> float:
+    """The largest singular value, to about one percent from below, in a few passes over the rows.
+
+    Block Krylov iteration with a Rayleigh-Ritz step (Musco & Musco 2015, algorithm 2); exact for few columns.
+    """
+    size, blocks = len(columns), _blocks(row_amplitude, columns)
+
+    def gram(vectors: Tensor) -> Tensor:
+        """A^T A times vectors (columns, vectors), in one pass."""
+        total = torch.zeros(size, vectors.shape[1])
+        for block in blocks:
+            matrix = _scaled(rows, *block, row_amplitude, columns)
+            total += matrix.T @ (matrix @ vectors)
+        return total
+
+    if size <= _DIRECT:
+        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram(torch.eye(size)).double())[-1])))
+    start = torch.empty(size * _VECTORS)
+    fill_normal(start, noise_key(0, "krylov"), 0)
+    vectors, basis, images = start.view(size, _VECTORS), [], []
+    for _ in range(_PASSES):
+        vectors = torch.linalg.qr(vectors).Q
+        basis.append(vectors)
+        images.append(gram(vectors))
+        vectors = images[-1]
+    left, values, right = torch.linalg.svd(torch.cat(basis, 1).double(), full_matrices=False)
+    kept = values > 1e-4 * values[0]  # of matrices of low rank the basis repeats itself
+    mapped = torch.cat(images, 1).double() @ right.T[:, kept] / values[kept]
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(left[:, kept].T @ mapped)[-1])))
+
+
+def _rounded(value: float) -> float:
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * (1 << _DIGITS)), exponent - _DIGITS)
+
+
+# Adding it ------------------------------------------------------------------------------------
+
+
+def add_noise(
+    stack: Tensor, noise: Noise, std: float, strips: Sequence[Strip], columns: Sequence[DimIndex], rows: Sequence[int]
+) -> Tensor:
+    """A block of a widened tensor with its noise.
+
+    Args:
+        stack: (places, rows, ...), the block at each of its places; shares of one split.
+        noise: of the tensor.
+        std: of the noise.
+        strips: the map of the block's rows.
+        columns: the index of every other dimension.
+        rows: the first row of the tensor at each place.
+
+    Returns:
+        The same shape and type, rounded once; for preserving noise the shares of an element still add up to
+        it, up to one rounding.
+    """
+    normal = torch.empty(stack.shape, dtype=torch.float32)
+    row_size = stack[0, 0].numel()
+    key = noise_key(noise.perturbation.seed, noise.name)
+    for place, row in zip(normal, rows, strict=True):
+        fill_normal(place.view(-1), key, row * row_size)
+    if noise.perturbation.mode == "free":
+        if stack.dtype == torch.float64:
+            return stack + std * normal.double()
+        return normal.mul_(std).add_(stack).to(stack.dtype)
+    index = [_stacked(dim_index(strips, stack.shape[1]), len(rows)), *columns]
+    return _preserving(stack.flatten(0, 1), normal.flatten(0, 1), index, std).view(stack.shape)
+
+
+def _stacked(index: DimIndex, places: int) -> DimIndex:
+    """The index of rows that lie at several places, each with one share of the rows' shares."""
+    shares = index.num_shares.repeat(places)
+    place = torch.arange(places).repeat_interleave(len(index.group))
+    return DimIndex(
+        source=index.source.repeat(places),
+        group=index.group.repeat(places),
+        num_shares=shares * places,
+        share=place * shares + index.share.repeat(places),
+        scale=index.scale.repeat(places),
+        is_fresh=index.is_fresh.repeat(places),
+    )
+
+
+def _preserving(shares: Tensor, normal: Tensor, index: Sequence[DimIndex], std: float) -> Tensor:
+    """Shares with noise that adds up to nothing over those of one element.
+
+    The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. In the
+    end the last share takes what rounding the others left.
+    """
+    number = _product([item.num_shares for item in index])
+    normal -= _over_shares(normal, index) / number
+    normal *= std * torch.where(number > 1, (number / (number - 1).clamp_min(1)).sqrt(), 0.0)
+    wide = _WIDE.get(shares.dtype, torch.float32)
+    result = (shares.to(wide) + normal).to(shares.dtype)
+    missing = _over_shares(shares.to(wide) - result.to(wide), index)
+    is_last = _product([(item.share == item.num_shares - 1).to(torch.int64) for item in index]).bool()
+    return torch.where(is_last, (result.to(wide) + missing).to(shares.dtype), result)
+
+
+def _product(vectors: Sequence[Tensor]) -> Tensor:
+    """The outer product of one vector for each dimension."""
+    result = torch.ones((), dtype=torch.int64)
+    for position, vector in enumerate(vectors):
+        result = result * vector.view([-1 if other == position else 1 for other in range(len(vectors))])
+    return result
+
+
+def _over_shares(values: Tensor, index: Sequence[DimIndex]) -> Tensor:
+    """For each element, the sum over all that share its source."""
+    for position, item in enumerate(index):
+        if bool((item.num_shares > 1).any()):
+            sums = torch.zeros_like(values).index_add_(position, item.group, values)
+            values = sums.index_select(position, item.group)
+    return values
