@@ -25,7 +25,7 @@ ORDER = [
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
-    "perturbation", "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",

@@ -107,7 +107,7 @@ def _tell_sweep(swept: Found, settings: Settings) -> None:
     )  # fmt: skip
     other = "" if settings.lr == swept.lr else f", here it is {settings.lr:g}"
     output.note(f"the sweep found lr {swept.lr:g}{other}"
-                + f"; widen with `{options_text}`")  # fmt: skip
+                 f"; widen with `{options_text}`")  # fmt: skip
     for warning in swept.warnings:
         output.note(f"warning: {warning}")
 

@@ -32,7 +32,7 @@ def sweep(
     ] = None,
     target: Annotated[
         str | None, typer.Option(metavar="K", rich_help_panel=_GRID,
-                                 help="The width that you want in the end, not trained. [default: the largest --factor]"),
+                                 help="The width that you want in the end; not trained. [default: largest --factor]"),
     ] = None,
     lr: Annotated[
         str, typer.Option(metavar="LR[,LR...]", rich_help_panel=_GRID,

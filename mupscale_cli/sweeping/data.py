@@ -221,4 +221,4 @@ def split(tokens: Tokens, length: int, name: Path) -> Split:
             "of which a tenth is held out", hint="give more data, or a smaller `--length`",
         )  # fmt: skip
     held_out = tokens[first : first + num_sequences * length].reshape(num_sequences, length)
-    return Split(tokens[:first], np.asarray(held_out, dtype=np.int64))
+    return Split(tokens[:first], np.array(held_out, dtype=np.int64))

@@ -52,6 +52,15 @@ def draw_picture(findings: Findings, title: str, file: Path) -> None:
     figure.savefig(file, dpi=160, metadata={"Software": None} if file.suffix == ".png" else None)
 
 
+def check_matplotlib() -> None:
+    """Better before hours of training than after them.
+
+    Raises:
+        SweepError: matplotlib is not installed.
+    """
+    _import_matplotlib()
+
+
 def _draw_panel(
     panel: Any, findings: Findings, noise: float, colors: Sequence[Any], limits: tuple[float, float]
 ) -> None:

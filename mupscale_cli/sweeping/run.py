@@ -19,7 +19,7 @@ from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.sweeping.command import fill, parse_command, run_command
 from mupscale_cli.sweeping.grid import Point
-from mupscale_cli.sweeping.picture import draw_picture
+from mupscale_cli.sweeping.picture import check_matplotlib, draw_picture
 from mupscale_cli.sweeping.report import sweep_document
 from mupscale_cli.sweeping.result import Findings, Trial, find
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Sweep
@@ -98,6 +98,8 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     """
     if jobs < 1:
         raise SweepError(f"`--jobs {jobs}` is not at least 1")
+    if picture:
+        check_matplotlib()
     study = _prepare(settings, events)
     teller = _Teller(settings, study, events)
     if jobs == 1:
@@ -234,7 +236,7 @@ def _trainer(settings: Sweep) -> Trainer:
 
 def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
     """Run trials until every one of the grid is finished, here or elsewhere."""
-    trainer = _trainer(settings)
+    trainer: Trainer | None = None
     while True:
         show()
         claim = study.claim(settings.grid)
@@ -245,6 +247,7 @@ def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
             time.sleep(_POLL_SECONDS)  # others have the rest; should they die, it is ours
             continue
         with claim:
+            trainer = trainer or _trainer(settings)
             _run_trial(settings, claim, trainer, show)
         with study.lock:
             remove_unneeded(settings, claim.point, study.unfinished())

@@ -24,6 +24,7 @@ from mupscale_cli.sweeping.result import Trial
 JOURNAL = "study.journal"
 _NAME = "mupscale-sweep"
 _FIXED = "fixed"
+_LARGEST = 1e300  # Optuna wants bounds; the grid has its own
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class Running:
     point: Point
     step: int
     loss: float | None
+
+
+class _JournalLock:
+    """What Optuna wants of a lock. Its own ones are files that outlive a killed process for half a minute."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = FileLock(folder / "journal.lock")
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
 
 
 class Claim:
@@ -94,7 +109,7 @@ class Study:
 
     def _open(self, journal: Path) -> Any:
         optuna = self._optuna
-        backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=_journal_lock(optuna, self._locks))
+        backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=_JournalLock(self._locks))
         return optuna.create_study(
             study_name=_NAME,
             storage=optuna.storages.JournalStorage(backend),
@@ -129,8 +144,8 @@ class Study:
                 return None
             trial = self._study.ask()
             point = Point(
-                trial.suggest_int("factor", 1, 1 << 31), trial.suggest_float("noise", 0.0, 1e9),
-                trial.suggest_int("seed", 0, 1 << 31), trial.suggest_float("lr", 1e-30, 1e9, log=True),
+                trial.suggest_int("factor", 1, 1 << 31), trial.suggest_float("noise", 0.0, _LARGEST),
+                trial.suggest_int("seed", 0, 1 << 31), trial.suggest_float("lr", 1 / _LARGEST, _LARGEST, log=True),
             )  # fmt: skip
             lock = self._lock_of(trial.number)
             lock.acquire()
@@ -230,20 +245,3 @@ def _import_optuna() -> Any:
                          hint="pip install 'mupscale[sweep]'") from None  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
-
-
-def _journal_lock(optuna: Any, folder: Path) -> Any:
-    """Optuna's own locks are files that outlive a killed process for half a minute; the system's do not."""
-
-    class SystemLock(optuna.storages.journal.BaseJournalFileLock):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._lock = FileLock(folder / "journal.lock")
-
-        def acquire(self) -> bool:
-            self._lock.acquire()
-            return True
-
-        def release(self) -> None:
-            self._lock.release()
-
-    return SystemLock()
