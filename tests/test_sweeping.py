@@ -22,11 +22,11 @@ from mupscale_cli.plan import resolve_factors
 from mupscale_cli.sweeping.command import fill, parse_command
 from mupscale_cli.sweeping.data import read_tokens, split
 from mupscale_cli.sweeping.grid import Grid, Point, learning_rates, make_grid
-from mupscale_cli.sweeping.proxy import narrowed_config
+from mupscale_cli.sweeping.proxy import ProxyRequest, make_proxy, narrowed_config
 from mupscale_cli.sweeping.result import Trial, find
 from mupscale_cli.sweeping.settings import Training
 from mupscale_cli.sweeping.training import evaluate, schedule, train
-from mupscale_cli.widening import choose_recipe, widen
+from mupscale_cli.widening import choose_recipe, plan_widening, widen
 from training import save_training
 
 VOCAB = 50
@@ -595,9 +595,31 @@ def test_an_axis_that_is_not_narrowed(saved):
 def test_a_config_that_cannot_be_narrowed(saved, tmp_path):
     with pytest.raises(SweepError, match="`num_key_value_heads` is 2, which cannot be divided by 4"):
         narrowed(saved("Llama-tied"), 4)
-    mpt = run("sweep", str(saved("Mpt-tied")), *OWN, "--proxy", "2", "-o", str(tmp_path / "s"))
-    assert mpt.code == 2
-    assert "Traceback" not in mpt.err
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("OPT-projected", "the proxy does not widen to the checkpoint: `model.decoder.embed_tokens.weight`"),
+        ("CodeGen-untied", "the proxy's config does not widen to the checkpoint's"),
+        ("Lfm2-untied", "`intermediate_size` goes from 40 to 512, which is no whole ratio"),
+    ],
+)
+def test_a_model_that_cannot_be_narrowed(case, says, saved, tmp_path):
+    result = run("sweep", str(saved(case)), *OWN, "--proxy", "2", "-o", str(tmp_path / "s"))
+    assert result.code == 2
+    assert says in result.err
+    assert "train a smaller model yourself" in result.err
+    assert not (tmp_path / "s" / "proxy").exists()
+
+
+@pytest.mark.parametrize("case", ["GPT2-tied", "Gemma2-tied", "Mixtral-untied", "GPTNeoX-untied"])
+def test_a_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
+    source = open_checkpoint(saved(case))
+    make_proxy(source, ProxyRequest(2, {}, None, None, 1e-3, 0), Training(), None, tmp_path / "proxy", lambda *_: None)
+    plan = plan_widening(tmp_path / "proxy", factor=2)
+    shapes = {tensor.target.name: tensor.target.shape for tensor in plan.tensors}
+    assert shapes == {spec.name: spec.shape for spec in source.specs}
 
 
 def test_a_sweep_with_a_proxy_and_its_hyperparameters(tokens, tmp_path, saved):

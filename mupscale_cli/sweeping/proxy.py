@@ -19,7 +19,7 @@ from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import Recipe
 from mupscale_cli.record import Origin, make_record
 from mupscale_cli.sweeping.data import Split
-from mupscale_cli.sweeping.models import import_transformers
+from mupscale_cli.sweeping.models import choose_device, import_transformers
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Training
 from mupscale_cli.sweeping.training import Report, make_optimizer, run
 from mupscale_cli.widening import choose_recipe
@@ -59,24 +59,16 @@ def make_proxy(
     """
     recipe = choose_recipe(source, request.recipe)
     factors = resolve_factors(recipe, request.ratio, {name: 1 for name, factor in request.axes.items() if factor == 1})
-    config = narrowed_config(source, recipe, factors, request.tie)
     staged = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    write_json(staged / CONFIG, config)
-    model = _build(staged)
-    model.save_pretrained(staged)
-    record = _check(source, recipe, factors, request.tie, staged)
+    model, record = _narrow_model(source, recipe, factors, request.tie, staged)
     if request.steps:
         assert data is not None
+        model = model.to(choose_device(training.device)).train()
         optimizer = make_optimizer(model, staged, training, request.lr)
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            plan = replace(training, steps=request.steps)
-            if not run(model.train(), optimizer, plan, data.train, _SEED, report):
-                raise SweepError(
-                    f"the proxy's own training diverged at lr {request.lr:g}", hint="give a smaller `--lr`"
-                )
+            torch.manual_seed(_SEED)
+            if not run(model, optimizer, replace(training, steps=request.steps), data.train, _SEED, report):
+                raise SweepError(f"the proxy's own training diverged at lr {request.lr:g}", hint="give smaller `--lr`")
         model.save_pretrained(staged)
         torch.save(optimizer.state_dict(), staged / "optimizer.pt")
     if not source.is_file:
@@ -86,13 +78,44 @@ def make_proxy(
     staged.rename(directory)
 
 
+def _narrow_model(
+    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None, directory: Path
+) -> tuple[Any, dict[str, Any]]:
+    """The model of the narrowed config, saved, and the record of the widening that leads from it to the checkpoint.
+
+    What a config leaves open follows from its other sizes: from the narrowed ones too (GPT-2's n_inner), or it is as
+    large as before (a head_dim beside fewer heads that were kept). The first that leads back is the right one.
+    """
+    configs = [narrowed_config(source, recipe, factors, tie, pin=pin) for pin in (False, True)]
+    refused: SweepError | None = None
+    for config in configs if configs[0] != configs[1] else configs[:1]:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        write_json(directory / CONFIG, config)
+        try:
+            model = _build(directory)
+            model.save_pretrained(directory)
+            return model, _check(source, recipe, factors, tie, directory)
+        except SweepError as error:
+            refused = refused or error
+    assert refused is not None
+    shutil.rmtree(directory, ignore_errors=True)
+    raise refused
+
+
 def narrowed_config(
-    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None = None
+    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None = None, *, pin: bool = False
 ) -> dict[str, Any]:
     """The config that widens to the checkpoint's.
 
-    A recipe says how a config grows. What grows by a ratio there is divided by the same ratio here; what the wide
-    config pins (a head_dim that would follow from another size) is pinned here too.
+    A recipe says how a config grows. What grows by a ratio there is divided by the same ratio here.
+
+    Args:
+        source: the checkpoint.
+        recipe: its architecture.
+        factors: of every axis, from the proxy to the checkpoint.
+        tie: what to do about a readout that shares the embedding.
+        pin: whether sizes that the config leaves open are those that the widened config says.
 
     Raises:
         MupscaleError: a size is no multiple of its ratio, or the recipe cannot widen this config.
@@ -103,29 +126,33 @@ def narrowed_config(
         wide = make_plan(recipe, source.specs, source.config, factors, None, tie).config
     except PlanError as error:
         raise SweepError(
-            f"a proxy cannot be made of `{recipe.name}`: {error.message}",
+            f"a proxy cannot be made with `{recipe.name}`: {error.message}",
             hint=f"{error.hint}; or {_OWN_PLACE}" if error.hint else _OWN_PLACE,
         ) from None
     assert wide is not None
-    narrow: dict[str, Any] = _divided(source.config, wide, "config.json")
+    narrow: dict[str, Any] = _divided(source.config, wide, "config.json", pin=pin)
     return narrow
 
 
-def _divided(value: Any, grown: Any, place: str) -> Any:
+def _divided(value: Any, grown: Any, place: str, *, pin: bool) -> Any:
     """A value of a config divided by the ratio by which it grows."""
     if isinstance(value, Mapping) and isinstance(grown, Mapping):
-        keys = {**value, **grown}
-        return {key: _divided(value.get(key), grown.get(key), f"{place}: `{key}`") for key in keys}
+        keys = {**value, **grown} if pin else value
+        return {key: _divided(value.get(key), grown.get(key), f"{place}: `{key}`", pin=pin) for key in keys}
     if isinstance(value, list) and isinstance(grown, list) and len(value) == len(grown):
-        return [_divided(old, new, place) for old, new in zip(value, grown, strict=True)]
-    if value == grown or value is None or not value or isinstance(value, (bool, str)):
+        return [_divided(old, new, place, pin=pin) for old, new in zip(value, grown, strict=True)]
+    if value is None:
+        return copy.deepcopy(grown) if pin else None
+    if value == grown or not value or isinstance(value, (bool, str)):
         return copy.deepcopy(grown)
     if isinstance(value, int) and isinstance(grown, int):
-        narrow, rest = divmod(value * value, grown)
-        if rest or not narrow:
-            raise SweepError(f"{place} is {value}, which cannot be divided by {grown / value:g}",
+        ratio, rest = divmod(grown, value)
+        if rest or not ratio:
+            raise SweepError(f"{place} goes from {value} to {grown}, which is no whole ratio", hint=_OWN_PLACE)
+        if value % ratio:
+            raise SweepError(f"{place} is {value}, which cannot be divided by {ratio}",
                 hint="give a smaller `--proxy`, or keep the axis as it is with `--axis NAME=1`")  # fmt: skip
-        return narrow
+        return value // ratio
     return value * value / grown
 
 
