@@ -83,9 +83,8 @@ def test_the_hub_has_one_door():
 
 def loaded(code, *arguments):
     """Which of the heavy modules a process has imported when it is done."""
-    program = (
-        f"{code}\nimport sys\nprint('LOADED', *(name for name in ('torch', 'transformers') if name in sys.modules))"
-    )
+    heavy = ("torch", "transformers", "optuna", "matplotlib")
+    program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {heavy} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     return result.stdout.splitlines()[-1].split()[1:]
 
@@ -108,6 +107,7 @@ except SystemExit as end:
 def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
     assert loaded(COMMAND, "--help") == []
     assert loaded(COMMAND, "widen", "--help") == []
+    assert loaded(COMMAND, "sweep", "--help") == []
     assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
     assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
     assert loaded(COMMAND, "recipes", "list") == []

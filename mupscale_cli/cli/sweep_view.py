@@ -75,7 +75,7 @@ def _live(status: Status) -> RenderableType:
     for trial in status.running:
         loss = "" if trial.loss is None else f"step {trial.step}, loss {trial.loss:.4f}"
         running.add_row(Text(_point_text(trial.point), style="dim"), loss)
-    return Group(loss_table(status.findings), Text(), bar, running)
+    return Group(bar, running, Text(), loss_table(status.findings))  # a screen that is too low cuts the end
 
 
 def _point_text(point: Point) -> str:
@@ -116,8 +116,7 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str) -> None:
     console.print(loss_table(findings))
     seeds = len(findings.grid.seeds)
     spread = f", mean over {seeds} seeds ± half of their range" if seeds > 1 else ""
-    what = "loss of the command" if settings.command else "held-out loss in nats a token"
-    console.print(f"\n{what}{spread}; * the best of its width", markup=False, style="dim")
+    console.print(f"\n{settings.loss}{spread}; * the best of its width", markup=False, style="dim")
     found = findings.recommendation
     if found is None:
         console.print("\n[bold red]every trial diverged[/]; give smaller learning rates with `--lr`")

@@ -12,18 +12,20 @@ from mupscale_cli.errors import SweepError
 from mupscale_cli.sweeping.result import Cell, Findings
 
 _PANEL = (3.6, 3.7)  # inches
-_COLUMNS = 4
+_MAX_COLUMNS = 4
+_ENTRY = 1.6  # inches of a legend's entry
 _INK, _GREY, _RULE = "#1b1b2f", "#6b7080", "#e4e6ec"
 _BEST = "#d1495b"
-_HEADROOM = 3.0  # how far above the bulk of the losses the picture goes, in widths of the bulk
+_HEADROOM = 2.5  # how far above the bulk of the losses the picture goes, in widths of the bulk
 
 
-def draw_picture(findings: Findings, title: str, file: Path) -> None:
+def draw_picture(findings: Findings, title: str, loss: str, file: Path) -> None:
     """Draw what is known; the kind of image follows from the file's suffix.
 
     Args:
         findings: of the sweep.
         title: above everything.
+        loss: what the vertical axis measures.
         file: where to; .png, .svg or .pdf.
 
     Raises:
@@ -31,8 +33,8 @@ def draw_picture(findings: Findings, title: str, file: Path) -> None:
     """
     figure_class, colormaps = _import_matplotlib()
     noises = findings.grid.noises
-    columns = min(len(noises), _COLUMNS)
-    rows = math.ceil(len(noises) / columns)
+    rows = math.ceil(len(noises) / _MAX_COLUMNS)
+    columns = math.ceil(len(noises) / rows)
     size = (max(6.0, _PANEL[0] * columns + 0.9), _PANEL[1] * rows + 1.0)
     figure = figure_class(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -43,13 +45,25 @@ def draw_picture(findings: Findings, title: str, file: Path) -> None:
         _draw_panel(panel, findings, noise, colors, limits)
     for panel in panels[len(noises) :]:
         panel.set_visible(False)
+    for panel in panels[max(0, len(noises) - columns) : len(noises)]:  # the lowest of each column
+        panel.set_xlabel("learning rate of the narrow run", color=_GREY, fontsize=9)
+        panel.tick_params(labelbottom=True)
     for row in grid:
-        row[0].set_ylabel("held-out loss", color=_GREY)
+        row[0].set_ylabel(loss, color=_GREY, fontsize=9)
     handles, labels = _legend(panels[: len(noises)])
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=_INK)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), int(size[0] / _ENTRY)),
+                  frameon=False, labelcolor=_INK, fontsize=9)  # fmt: skip
+    figure.suptitle(_heading(findings, title), x=0.01, ha="left", fontsize=11, color=_INK)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=160, metadata={"Software": None} if file.suffix == ".png" else None)
+
+
+def _heading(findings: Findings, title: str) -> str:
+    found = findings.recommendation
+    best = (
+        "every trial diverged" if found is None else f"best for every width: lr {found.lr:.3g}, noise {found.noise:g}"
+    )
+    return f"{title} \N{EM DASH} {best}"
 
 
 def check_matplotlib() -> None:
@@ -66,11 +80,21 @@ def _draw_panel(
 ) -> None:
     low, high = limits
     _dress(panel, findings, noise, limits)
-    for factor, color in zip(findings.grid.factors, colors, strict=True):
+    for place, (factor, color) in enumerate(zip(findings.grid.factors, colors, strict=True)):
+        width = 1.6 + 1.1 * (len(colors) - 1 - place)  # curves that are the same, as without noise, are all seen
         cells = [c for lr in findings.grid.lrs if (c := findings.cell(factor, noise, lr)) is not None]
         sound = [(c.lr, c.loss, c.spread) for c in cells if c.loss is not None]
         lrs, losses = [lr for lr, _, _ in sound], [loss for _, loss, _ in sound]
-        panel.plot(lrs, losses, color=color, marker="o", markersize=4, linewidth=1.8, label=f"x{factor} wide", zorder=3)
+        panel.plot(
+            lrs,
+            losses,
+            color=color,
+            marker="o",
+            markersize=2.6 + width,
+            linewidth=width,
+            label=f"x{factor} wide",
+            zorder=3,
+        )
         panel.fill_between(lrs, [loss - s for _, loss, s in sound], [loss + s for _, loss, s in sound],
                            color=color, alpha=0.15, linewidth=0)  # fmt: skip
         above = [c.lr for c in cells if c.loss is None or c.loss > high]
@@ -90,10 +114,9 @@ def _dress(panel: Any, findings: Findings, noise: float, limits: tuple[float, fl
     panel.set_xscale("log")
     panel.set_xticks(lrs, [f"{lr:.3g}" for lr in lrs], rotation=45 if len(lrs) > 5 else 0, fontsize=8)
     panel.xaxis.set_minor_locator(importlib.import_module("matplotlib.ticker").NullLocator())
-    panel.margins(x=0.08)
+    panel.margins(x=0.12)
     panel.set_ylim(*limits)
     panel.set_title(f"noise {noise:g}", loc="left", fontsize=10, color=_BEST if is_best else _INK)
-    panel.set_xlabel("learning rate of the narrow run", color=_GREY, fontsize=9)
     panel.grid(visible=True, color=_RULE, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=_GREY, length=0, labelsize=8)

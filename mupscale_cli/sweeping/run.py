@@ -113,7 +113,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     drawn = None
     if picture:
         drawn = settings.directory / PICTURE
-        draw_picture(status.findings, _title(settings), drawn)
+        draw_picture(status.findings, _title(settings), settings.loss, drawn)
     return Outcome(status.findings, document, settings.directory / RESULT, drawn)
 
 

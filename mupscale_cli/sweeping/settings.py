@@ -118,6 +118,11 @@ class Sweep:
         return self.directory / "proxy" if self.proxy else self.checkpoint
 
     @property
+    def loss(self) -> str:
+        """What the trials' loss is."""
+        return "loss of the command" if self.command else "held-out loss in nats a token"
+
+    @property
     def fixed(self) -> dict[str, Any]:
         """What every trial of one study has in common, as JSON has it; the grid may grow, these may not change."""
         training = {**asdict(self.training), "betas": list(self.training.betas), "optimizer": _OPTIMIZER}
