@@ -311,6 +311,10 @@ def test_a_grid_can_grow(trainer, tmp_path, saved):
     assert "is the largest of the grid" in sweep(*arguments, "--lr", "2e-4,5e-4").out
     assert "recommended for x2 and any other width: lr 0.001," in sweep(*arguments, "--lr", "5e-4,1e-3,2e-3").out
     assert len(lines(log)) == 4
+    assert (
+        len(json.loads(sweep(*arguments, "--lr", "1e-3", "--lr-steps", "1", "--json").out)["trials"]) == 1
+    )  # and shrink
+    assert len(lines(log)) == 4
 
 
 # The user's own trainer -------------------------------------------------------------------------

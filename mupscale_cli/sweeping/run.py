@@ -108,7 +108,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
         _work_side_by_side(settings, jobs, teller)
     status, document = teller.tell()
     with study.lock:
-        if not study.unfinished():
+        if not study.unfinished(settings.grid):
             shutil.rmtree(folder(settings), ignore_errors=True)
     drawn = None
     if picture:
@@ -241,7 +241,7 @@ def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
         show()
         claim = study.claim(settings.grid)
         if claim is None:
-            if not study.unfinished():
+            if not study.unfinished(settings.grid):
                 return
             _leave_if_orphaned()
             time.sleep(_POLL_SECONDS)  # others have the rest; should they die, it is ours
@@ -250,7 +250,7 @@ def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
             trainer = trainer or _trainer(settings)
             _run_trial(settings, claim, trainer, show)
         with study.lock:
-            remove_unneeded(settings, claim.point, study.unfinished())
+            remove_unneeded(settings, claim.point, study.unfinished(settings.grid))
 
 
 def _run_trial(settings: Sweep, claim: Claim, trainer: Trainer, show: Callable[[], object]) -> None:

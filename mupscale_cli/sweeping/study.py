@@ -1,9 +1,9 @@
 """The trials of a sweep, kept by Optuna so that they survive their processes and are shared between them.
 
 Optuna's journal is one file that is only ever appended to: it needs no server and no driver, works on the network
-file systems that clusters have (where SQLite's locks do not), and `optuna-dashboard study.journal` shows it. Optuna
-hands out the trials; every point of the grid is enqueued once. What Optuna has only for databases is a heartbeat, so
-each running trial holds a lock of the operating system, which is free again as soon as its process is dead.
+file systems that clusters have (where SQLite's locks do not), and `optuna-dashboard study.journal` shows it. A point
+of the grid is enqueued when a process is free to run it. What Optuna has only for databases is a heartbeat, so each
+running trial holds a lock of the operating system, which is free again as soon as its process is dead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,14 @@ class Study:
                              hint="choose another directory with `-o`, or give what it was begun with")  # fmt: skip
 
     def claim(self, grid: Grid) -> Claim | None:
-        """The next trial of a grid that nobody runs, None if there is none at the moment."""
+        """The next trial of a grid, None if all are finished or in progress."""
         with self.lock:
             self._retry_dead()
-            self._enqueue_missing(grid)
-            if not self._trials(("WAITING",)):
-                return None
+            if not self._trials(("WAITING",)):  # as there are after a kill at this very place
+                point = self._missing(grid)
+                if point is None:
+                    return None
+                self._study.enqueue_trial(asdict(point))
             trial = self._study.ask()
             point = Point(
                 trial.suggest_int("factor", 1, 1 << 31), trial.suggest_float("noise", 0.0, _LARGEST),
@@ -166,19 +168,10 @@ class Study:
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
 
-    def _enqueue_missing(self, grid: Grid) -> None:
-        """Enqueue every point that is neither finished nor running nor waiting, and nothing outside of the grid."""
-        wanted = dict.fromkeys(grid)
-        there = {}
-        for trial in self._trials(("WAITING", "RUNNING", "COMPLETE", "PRUNED")):
-            point = _point(trial)
-            there[point] = trial
-            if trial.state.name == "WAITING" and point not in wanted:  # of a larger grid, asked for before
-                self._study.tell(trial.number, state=self._state("FAIL"), skip_if_finished=True)
-        for point in wanted:
-            if point not in there:
-                values = {"factor": point.factor, "noise": point.noise, "seed": point.seed, "lr": point.lr}
-                self._study.enqueue_trial(values)
+    def _missing(self, grid: Grid) -> Point | None:
+        """The first point of a grid that is neither finished nor in progress."""
+        there = {_point(trial) for trial in self._trials(("RUNNING", "COMPLETE", "PRUNED"))}
+        return next((point for point in grid if point not in there), None)
 
     def finish(self, number: int, loss: float | None) -> None:
         """Note the result of a trial. Pruned is what Optuna calls one that ended without a value."""
@@ -207,9 +200,10 @@ class Study:
             found.append(Running(_point(trial), step or 0, None if step is None else trial.intermediate_values[step]))
         return found
 
-    def unfinished(self) -> list[Point]:
-        """What is waiting or running."""
-        return [_point(trial) for trial in self._trials(("WAITING", "RUNNING"))]
+    def unfinished(self, grid: Grid) -> list[Point]:
+        """What of a grid has no result yet, and whatever else is in progress."""
+        done = {trial.point for trial in self.results(grid)}
+        return [*(point for point in grid if point not in done), *(trial.point for trial in self.running())]
 
     def _trials(self, states: Iterable[str] = ()) -> list[Any]:
         wanted = tuple(self._state(name) for name in states) or None
