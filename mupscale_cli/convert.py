@@ -117,15 +117,14 @@ def _write_tensor(
     wide_row_bytes = dtype.size * math.prod(dim.wide_size for dim in columns)
 
     def read(start: int, count: int) -> torch.Tensor:
-        buffer = bytearray(count * row_bytes)
+        buffer, rows = _blank((count, row_bytes // dtype.size), element_dtype(tensor.source.dtype, dtype.size))
         reader.read(stored, start * row_bytes, memoryview(buffer))
-        rows = torch.frombuffer(buffer, dtype=element_dtype(tensor.source.dtype, dtype.size)).view(count, -1)
-        _check_finite(tensor, rows)
         return rows
 
     noise = _TensorNoise.of(tensor, read)
     for block in row_blocks(_rows(tensor), wide_row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
         source = read(block.row, block.num_rows).view(block.num_rows, *(dim.size for dim in columns))
+        _check_finite(tensor, source)
         buffer, stack = _expanded(tensor, block, source)
         for group in block.groups:
             if noise is not None:

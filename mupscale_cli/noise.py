@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -23,7 +24,7 @@ Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, co
 
 _CHUNK = 1 << 16  # elements made at a time: what they need fits a cache
 _LANES = 4  # numbers from each 64-bit word
-_MEASURED = 1 << 22  # elements read at a time; fixed, since the order of a sum decides about its last bit
+_MEASURED = 1 << 18  # elements read at a time; fixed, since the order of a sum decides about its last bit
 _VECTORS, _PASSES = 8, 4  # of the block Krylov method
 _DIRECT = _VECTORS * _PASSES  # columns up to which a matrix is diagonalised instead
 _DIGITS = 12  # binary ones that a size keeps, so that another machine's last bit makes no other noise
@@ -94,16 +95,14 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
         return noise.std
     if noise.norm is None:
         return noise.std_for(0.0)
-    amplitudes = [_amplitude(dim) for dim in tensor.dims]
-    columns = torch.ones(1)
-    for amplitude in amplitudes[1:]:
-        columns = (columns[:, None] * amplitude).flatten()
-    whole = abs(tensor.scale) / tensor.name_pieces
-    if noise.norm == "rms":
-        norm = math.sqrt(_sum_of_squares(rows, amplitudes[0], columns) / math.prod(noise.shape))
-    else:
-        norm = _spectral_norm(rows, amplitudes[0], columns)
-    return _rounded(noise.std_for(whole * norm))
+    rows_by, columns_by = _amplitude(tensor.dims[0]), torch.ones(1)
+    for dim in tensor.dims[1:]:
+        columns_by = (columns_by[:, None] * _amplitude(dim)).flatten()
+    scaled = _Scaled(rows, rows_by, columns_by)
+    norm = (
+        math.sqrt(scaled.sum_of_squares() / math.prod(noise.shape)) if noise.norm == "rms" else scaled.spectral_norm()
+    )
+    return _rounded(noise.std_for(abs(tensor.scale) / tensor.name_pieces * norm))
 
 
 def _amplitude(dim: DimMap) -> Tensor:
@@ -121,52 +120,65 @@ def _amplitude(dim: DimMap) -> Tensor:
     return result
 
 
-def _blocks(row_amplitude: Tensor, columns: Tensor) -> Sequence[tuple[int, int]]:
-    count = max(1, _MEASURED // len(columns))
-    return [(start, min(count, len(row_amplitude) - start)) for start in range(0, len(row_amplitude), count)]
+@dataclass(frozen=True)
+class _Scaled:
+    """A matrix that is read in blocks of rows: diag(rows_by) W diag(columns_by)."""
+
+    rows: Rows
+    rows_by: Tensor
+    columns_by: Tensor
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some rows of W in float32, and what they are multiplied by."""
+        count = max(1, _MEASURED // len(self.columns_by))
+        for start in range(0, len(self.rows_by), count):
+            by = self.rows_by[start : start + count]
+            yield self.rows(start, len(by)).to(torch.float32), by
+
+    def sum_of_squares(self) -> float:
+        """Over all elements."""
+        weights = self.columns_by.square()
+        return sum(float((block.square_() @ weights * by.square()).double().sum()) for block, by in self._blocks())
+
+    def _gram(self, vectors: Tensor) -> Tensor:
+        """A^T A times vectors (columns, vectors), in one pass over the rows."""
+        total, scaled = torch.zeros_like(vectors), vectors * self.columns_by[:, None]
+        for block, by in self._blocks():
+            total += block.T @ (by.square()[:, None] * (block @ scaled))
+        return total * self.columns_by[:, None]
+
+    def spectral_norm(self) -> float:
+        """The largest singular value, to about one percent from below, in a few passes over the rows.
+
+        Block Krylov iteration with a Rayleigh-Ritz step (Musco & Musco 2015, algorithm 2); exact for few columns.
+        """
+        size = len(self.columns_by)
+        if size <= _DIRECT:
+            return _root_of_largest(self._gram(torch.eye(size)).double())
+        start = torch.empty(size * _VECTORS)
+        fill_normal(start, noise_key(0, "krylov"), 0)
+        vectors, basis, images = start.view(size, _VECTORS), [], []
+        for _ in range(_PASSES):
+            vectors = torch.linalg.qr(vectors).Q
+            basis.append(vectors)
+            images.append(self._gram(vectors))
+            vectors = images[-1]
+        left, values, right = torch.linalg.svd(torch.cat(basis, 1).double(), full_matrices=False)
+        kept = values > 1e-4 * values[0]  # of matrices of low rank the basis repeats itself
+        mapped = torch.cat(images, 1).double() @ right.T[:, kept] / values[kept]
+        return _root_of_largest(left[:, kept].T @ mapped)
 
 
-def _scaled(rows: Rows, start: int, count: int, row_amplitude: Tensor, columns: Tensor) -> Tensor:
-    return rows(start, count).to(torch.float32) * row_amplitude[start : start + count, None] * columns
-
-
-def _sum_of_squares(rows: Rows, row_amplitude: Tensor, columns: Tensor) -> float:
-    blocks = _blocks(row_amplitude, columns)
-    return sum(float(_scaled(rows, *block, row_amplitude, columns).double().square().sum()) for block in blocks)
-
-
-def _spectral_norm(rows: Rows, row_amplitude: Tensor, columns: Tensor) -> float:
-    """The largest singular value, to about one percent from below, in a few passes over the rows.
-
-    Block Krylov iteration with a Rayleigh-Ritz step (Musco & Musco 2015, algorithm 2); exact for few columns.
-    """
-    size, blocks = len(columns), _blocks(row_amplitude, columns)
-
-    def gram(vectors: Tensor) -> Tensor:
-        """A^T A times vectors (columns, vectors), in one pass."""
-        total = torch.zeros(size, vectors.shape[1])
-        for block in blocks:
-            matrix = _scaled(rows, *block, row_amplitude, columns)
-            total += matrix.T @ (matrix @ vectors)
-        return total
-
-    if size <= _DIRECT:
-        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram(torch.eye(size)).double())[-1])))
-    start = torch.empty(size * _VECTORS)
-    fill_normal(start, noise_key(0, "krylov"), 0)
-    vectors, basis, images = start.view(size, _VECTORS), [], []
-    for _ in range(_PASSES):
-        vectors = torch.linalg.qr(vectors).Q
-        basis.append(vectors)
-        images.append(gram(vectors))
-        vectors = images[-1]
-    left, values, right = torch.linalg.svd(torch.cat(basis, 1).double(), full_matrices=False)
-    kept = values > 1e-4 * values[0]  # of matrices of low rank the basis repeats itself
-    mapped = torch.cat(images, 1).double() @ right.T[:, kept] / values[kept]
-    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(left[:, kept].T @ mapped)[-1])))
+def _root_of_largest(gram: Tensor) -> float:
+    """The root of the largest eigenvalue of a symmetric matrix; NaN where the matrix is not finite."""
+    if not bool(torch.isfinite(gram).all()):
+        return math.nan
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
 
 
 def _rounded(value: float) -> float:
+    if not math.isfinite(value):
+        return value  # whoever reads the tensor next says what is wrong with it
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(mantissa * (1 << _DIGITS)), exponent - _DIGITS)
 
@@ -191,17 +203,31 @@ def add_noise(
         The same shape and type, rounded once; for preserving noise the shares of an element still add up to
         it, up to one rounding.
     """
-    normal = torch.empty(stack.shape, dtype=torch.float32)
-    row_size = stack[0, 0].numel()
     key = noise_key(noise.perturbation.seed, noise.name)
+    row_size = stack[0, 0].numel()
+    if noise.perturbation.mode == "free":
+        result = torch.empty_like(stack)
+        for place, target, row in zip(stack, result, rows, strict=True):
+            _add_free(place.view(-1), target.view(-1), key, row * row_size, std)
+        return result
+    normal = torch.empty(stack.shape, dtype=torch.float32)
     for place, row in zip(normal, rows, strict=True):
         fill_normal(place.view(-1), key, row * row_size)
-    if noise.perturbation.mode == "free":
-        if stack.dtype == torch.float64:
-            return stack + std * normal.double()
-        return normal.mul_(std).add_(stack).to(stack.dtype)
     index = [_stacked(dim_index(strips, stack.shape[1]), len(rows)), *columns]
     return _preserving(stack.flatten(0, 1), normal.flatten(0, 1), index, std).view(stack.shape)
+
+
+def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
+    """Values with noise, a chunk at a time; in float32, or in float64 where they are."""
+    chunk = torch.empty(min(_CHUNK, len(values)))
+    for begin in range(0, len(values), _CHUNK):
+        part = values[begin : begin + _CHUNK]
+        normal = chunk[: len(part)]
+        fill_normal(normal, key, start + begin)
+        if values.dtype == torch.float64:
+            torch.add(part, normal.double(), alpha=std, out=target[begin : begin + _CHUNK])
+        else:
+            target[begin : begin + _CHUNK].copy_(normal.mul_(std).add_(part))
 
 
 def _stacked(index: DimIndex, places: int) -> DimIndex:
@@ -224,28 +250,38 @@ def _preserving(shares: Tensor, normal: Tensor, index: Sequence[DimIndex], std: 
     The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. In the
     end the last share takes what rounding the others left.
     """
-    number = _product([item.num_shares for item in index])
-    normal -= _over_shares(normal, index) / number
-    normal *= std * torch.where(number > 1, (number / (number - 1).clamp_min(1)).sqrt(), 0.0)
+    num_shares = _outer_product([item.num_shares.to(torch.float32) for item in index])
+    normal -= _over_shares(normal, index) / num_shares
+    normal *= torch.where(num_shares > 1, std * (num_shares / (num_shares - 1).clamp_min(1)).sqrt(), 0.0)
     wide = _WIDE.get(shares.dtype, torch.float32)
-    result = (shares.to(wide) + normal).to(shares.dtype)
-    missing = _over_shares(shares.to(wide) - result.to(wide), index)
-    is_last = _product([(item.share == item.num_shares - 1).to(torch.int64) for item in index]).bool()
-    return torch.where(is_last, (result.to(wide) + missing).to(shares.dtype), result)
+    exact = shares.to(wide)
+    result = (exact + normal).to(shares.dtype)
+    missing = _over_shares(exact.sub_(result), index)
+    is_last = _outer_product([item.share == item.num_shares - 1 for item in index])
+    return torch.where(is_last, missing.add_(result).to(shares.dtype), result)
 
 
-def _product(vectors: Sequence[Tensor]) -> Tensor:
-    """The outer product of one vector for each dimension."""
-    result = torch.ones((), dtype=torch.int64)
+def _outer_product(vectors: Sequence[Tensor]) -> Tensor:
+    """The product of one vector for each dimension, to be broadcast: of size 1 where a vector is constant."""
+    result = torch.ones((), dtype=vectors[0].dtype)
     for position, vector in enumerate(vectors):
-        result = result * vector.view([-1 if other == position else 1 for other in range(len(vectors))])
+        short = vector[:1] if bool((vector == vector[0]).all()) else vector
+        result = result * short.view([-1 if other == position else 1 for other in range(len(vectors))])
     return result
 
 
 def _over_shares(values: Tensor, index: Sequence[DimIndex]) -> Tensor:
     """For each element, the sum over all that share its source."""
     for position, item in enumerate(index):
-        if bool((item.num_shares > 1).any()):
+        together = int(item.num_shares[0])
+        places = torch.arange(len(item.group))
+        if bool((item.num_shares == 1).all()):
+            continue
+        if torch.equal(item.group, places - places % together):  # they lie side by side
+            shape = values.shape
+            runs = values.view(*shape[:position], -1, together, *shape[position + 1 :])
+            values = runs.sum(position + 1, keepdim=True).expand_as(runs).flatten(position, position + 1)
+        else:
             sums = torch.zeros_like(values).index_add_(position, item.group, values)
             values = sums.index_select(position, item.group)
     return values

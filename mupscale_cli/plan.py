@@ -192,6 +192,12 @@ class Plan:
         return self.method.is_copying and (self.perturbation is None or self.perturbation.mode == "preserving")
 
     @property
+    def trains_alike(self) -> bool:
+        """Whether the unperturbed wide model takes the steps that the narrow one would take."""
+        is_random = self.method.arrangement.kind == "random"
+        return self.method.is_copying and not any(is_random and a.uneven and a.factor > 1 for a in self.axes)
+
+    @property
     def num_parameters(self) -> tuple[int, int]:
         """Elements of floating-point tensors before and after."""
         floats = [tensor for tensor in self.tensors if DTYPES[tensor.target.dtype].kind == "float"]

@@ -14,6 +14,8 @@ from typing import Any
 
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.methods import Method, make_method
+from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.scaling import Scaled
 
@@ -132,6 +134,21 @@ def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
             for name in rule["tensors"]
         )
     except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+
+
+def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | None]:
+    """By which method a checkpoint was widened, and with which noise.
+
+    Raises:
+        CheckpointError: the record is damaged.
+        PlanError: this version does not know the method.
+    """
+    method, perturbation = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
+    try:
+        made = make_method(method["name"], seed=method.get("seed", 0), shrink=method.get("shrink"))
+        return made, None if perturbation is None else Perturbation(**perturbation)
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,17 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
-from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.record import METADATA_KEY, check_record, source_changed
-from mupscale_cli.verification import Verification, VerifyOptions, train_checkpoints, verify_checkpoints
-from mupscale_cli.widening import choose_recipe, find_source
+from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.record import METADATA_KEY, check_record, recorded_method, source_changed
+from mupscale_cli.verification import (
+    Verification,
+    VerifyOptions,
+    WeightsCheck,
+    check_weights,
+    train_checkpoints,
+    verify_checkpoints,
+)
+from mupscale_cli.widening import Events, choose_recipe, find_source
 
 
 def verify(
@@ -45,6 +52,53 @@ def verify(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
+    again = _planned_again(wide, narrow, recipe)
+    chosen = options or VerifyOptions()
+    found = verify_checkpoints(again.narrow, again.wide, again.plan, chosen)
+    if again.plan.perturbation is not None:
+        found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
+    if chosen.steps:
+        states = _states(again, optimizer, allow_pickle=allow_pickle)
+        found = replace(found, training=train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states))
+    _note(again.wide, {**again.record, "verification": found.as_record()})
+    return found
+
+
+def verify_weights(
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    events: Events | None = None,
+) -> WeightsCheck:
+    """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        recipe: name or file of the recipe; the one that the record names if not given.
+        events: for progress.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
+    again = _planned_again(wide, narrow, recipe)
+    events = events or Events()
+    events.phase("comparing", again.plan.num_bytes)
+    return check_weights(again.narrow, again.wide, again.plan, events.advance)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A widening that was done, planned once more."""
+
+    wide: Checkpoint
+    narrow: Checkpoint
+    plan: Plan
+    record: dict[str, Any]
+
+
+def _planned_again(wide: str | Path, narrow: str | Path | None, recipe: str | Path | None) -> _Again:
     target = find_source(wide).checkpoint
     record = target.record
     if record is None:
@@ -55,15 +109,12 @@ def verify(
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
-    resolved = resolve_factors(chosen, None, factors)
-    plan = make_plan(chosen, source.specs, source.config, resolved, tie=record.get("tie"))
-    chosen_options = options or VerifyOptions()
-    found = verify_checkpoints(source, target, plan, chosen_options)
-    if chosen_options.steps:
-        states = _states(source, target, record, optimizer, allow_pickle=allow_pickle)
-        found = replace(found, training=train_checkpoints(source, target, plan, chosen_options, *states))
-    _note(target, {**record, "verification": found.as_record()})
-    return found
+    method, perturbation = recorded_method(record)
+    plan = make_plan(
+        chosen, source.specs, source.config, resolve_factors(chosen, None, factors), tie=record.get("tie"),
+        method=method, perturbation=perturbation,
+    )  # fmt: skip
+    return _Again(target, source, with_noise(plan, record.get("noise") or {}), record)
 
 
 def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
@@ -73,10 +124,10 @@ def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Pat
 
 
 def _states(
-    source: Checkpoint, target: Checkpoint, record: Mapping[str, Any], optimizer: Path | None, *, allow_pickle: bool
+    again: _Again, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
-    carried = record.get("optimizer_state")
+    source, target, carried = again.narrow, again.wide, again.record.get("optimizer_state")
     if not carried or carried["policy"] != "copy":
         return None, None
     before = optimizer or find_optimizer(source)

@@ -213,13 +213,13 @@ def test_misspelt_commands_end_in_2(command):
 INTERRUPT = """
 import os, signal
 import mupscale_cli.convert as convert
-write, blocks = convert._write_block, []
+write, blocks = convert._expanded, []
 def interrupted(*arguments):
-    write(*arguments)
     blocks.append(1)
     if len(blocks) == 5:
         os.kill(os.getpid(), signal.{})
-convert._write_block = interrupted
+    return write(*arguments)
+convert._expanded = interrupted
 """
 
 

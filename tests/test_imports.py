@@ -13,7 +13,7 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "_version", "errors", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
-    "recipe", "matching", "layout", "plan", "scaling", "state",
+    "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
     "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "noise", "convert",
     "hub",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
@@ -21,7 +21,8 @@ ORDER = [
     "hyperparameters", "formats", "handoff",
     "verification.result", "verification.precision", "verification.activations", "verification.inputs",
     "verification.models", "verification.optimizers",
-    "verification.training", "verification.run", "verification", "widening", "verifying", "checking", "demo.training",
+    "verification.training", "verification.weights", "verification.run", "verification",
+    "widening", "verifying", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
@@ -34,7 +35,7 @@ ORDER = [
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
 }
-NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods",
+NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
             "state", "blocks", "checking", "record", "hyperparameters", "formats", "widening", "cli.main"]  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from mupscale_cli.errors import PlanError
+from mupscale_cli.methods import DEFAULT_SHRINK, METHODS, Method, make_method
+from mupscale_cli.perturbation import MODES, SCALES, Mode, Perturbation, Scale
 from mupscale_cli.state import POLICIES
 from mupscale_cli.widening import StateOptions
 
@@ -38,6 +40,34 @@ Tie = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+MethodName = Annotated[
+    str,
+    typer.Option("--method", "-m", metavar="NAME", help=f"One of {', '.join(METHODS)}; `mupscale` keeps everything."),
+]
+Shrink = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help=f"warmstart: by what the narrow weights are multiplied; {DEFAULT_SHRINK}."),
+]
+Snr = Annotated[
+    float | None, typer.Option(metavar="DB", help="hyperclone: signal over noise in dB; without it no noise.")
+]
+NoiseSize = Annotated[
+    float | None,
+    typer.Option("--noise", metavar="T", help="Noise that tells copies apart, relative to each tensor, such as 0.1."),
+]
+NoiseMode = Annotated[
+    str,
+    typer.Option(metavar="|".join(MODES), help="preserving: noise that cancels, so that the function stays the same."),
+]
+NoiseScale = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SCALES),
+        help="What T is relative to: a matrix's spectral norm, the root mean square, 1/sqrt(fan_in), or a fresh "
+        "initialisation.",
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of noise and of random maps.")]
 VerifyDtype = Annotated[
     str,
     typer.Option(
@@ -129,6 +159,25 @@ def parse_betas(text: str) -> tuple[float, float]:
     except ValueError:
         raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from None
     return first, second
+
+
+def growth(
+    method: str, shrink: float | None, snr: float | None, noise: float | None, mode: str, scale: str, seed: int
+) -> tuple[Method, Perturbation | None]:
+    """The method, and the noise that was asked for.
+
+    Raises:
+        PlanError: an option has no meaning, or does not go with another.
+    """
+    made = make_method(method, seed=seed, shrink=shrink, snr=snr)
+    if noise is None:
+        if (mode, scale) != (MODES[0], SCALES[0]):
+            raise PlanError("`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
+                            hint="give its size, for instance `--noise 0.1`")  # fmt: skip
+        return made, None
+    if snr is not None:
+        raise PlanError("`--snr` and `--noise` both say how large the noise is; give one of them")
+    return made, Perturbation(noise, cast("Mode", mode), cast("Scale", scale), seed)
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -10,12 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text, table
+from mupscale_cli.guidance import guidance
 from mupscale_cli.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import TrainingVerification, Verification
+    from mupscale_cli.verification import TrainingVerification, Verification, WeightsCheck
 
 _SHOWN_STEPS = 6
+_SHOWN_DIFFERENCES = 5
 
 
 def axes_table(plan: Plan) -> Table:
@@ -75,6 +77,37 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
     )
 
 
+def growth_text(plan: Plan) -> str | None:
+    """By which method and with which noise the model grows; None where that is the plain method."""
+    noise = plan.perturbation
+    if plan.method.name == "mupscale" and noise is None:
+        return None
+    text = f"method {plan.method.name}" + ("" if plan.method.is_copying else f", shrink {plan.method.shrink:g}")
+    if noise is None:
+        return text
+    return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}, seed {noise.seed}"
+
+
+_SCALES = {
+    "spectral": "each matrix's spectral norm",
+    "rms": "each tensor's root mean square",
+    "fan-in": "1/sqrt(fan_in)",
+    "init": "a fresh initialisation",
+}
+
+
+def print_guidance(console: Console, plan: Plan) -> None:
+    """What this growth is, in the terms of those who measured when growing pays."""
+    found = guidance(plan)
+    console.print(
+        f"\ngrowth: {found.growth:.3g} times the parameters, {count_text(found.flops[0])} -> "
+        f"{count_text(found.flops[1])} FLOPs a token forward",
+        markup=False,
+    )
+    for line in found.advice:
+        console.print(f"  {line}", markup=False)
+
+
 def plan_document(plan: Plan, output: str) -> dict[str, Any]:
     """The plan for scripts."""
     before, after = plan.num_parameters
@@ -84,6 +117,9 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         "output": output,
         "axes": {a.name: {"size": a.size, "wide_size": a.wide_size, "factor": a.factor} for a in plan.axes},
         "parameters": {"before": before, "after": after},
+        "method": plan.method.as_record(),
+        "perturbation": plan.perturbation.as_record() if plan.perturbation else None,
+        "growth": guidance(plan).as_record() if plan.factors else None,
         "bytes": plan.num_bytes,
         "files": {shard.file: shard.num_bytes for shard in plan.shards},
         "config": [{"key": c.key, "before": c.before, "after": c.after} for c in plan.config_changes],
@@ -109,9 +145,13 @@ def record_text(record: Mapping[str, Any]) -> str:
     where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
     factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
     text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
+    method, noise = (record.get("method") or {}).get("name", "mupscale"), record.get("perturbation")
+    text += f"; method {method}" if method != "mupscale" else ""
+    text += f"; {noise['mode']} noise {noise['size']:.3g}" if noise else ""
     found = record["verification"]
     if found is None:
         return f"{text}; not verified"
+    found = found.get("unperturbed") or found
     worst = max(comparison["max_rel"] for comparison in found["comparisons"])
     return f"{text}; verified in {found['dtype']}, largest relative difference {worst:.1e}"
 
@@ -127,14 +167,15 @@ def print_verification(console: Console, found: Verification) -> None:
     """What was compared, how closely it agrees, and what that is held against."""
     result = table("compared", "largest relative", "largest absolute", right=("largest relative", "largest absolute"))
     for comparison in found.comparisons:
-        style = None if comparison.max_rel <= found.tolerance else "bold red"
+        style = None if comparison.max_rel <= found.tolerance or not found.keeps_function else "bold red"
         result.add_row(escape(comparison.what), f"{comparison.max_rel:.1e}", f"{comparison.max_abs:.1e}", style=style)
     if found.worst_module is not None:
         worst = found.worst_module
         what = f"worst of {found.num_modules} modules (`{worst.what}`)"
         result.add_row(escape(what), f"{worst.max_rel:.1e}", f"{worst.max_abs:.1e}")
     console.print(result)
-    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
+    if found.keeps_function:
+        console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
     if found.rounding is not None:
         console.print(
             f"storing {counted(found.rounded_tensors, 'scaled tensor')} rounds, which moves the logits by "
@@ -144,6 +185,13 @@ def print_verification(console: Console, found: Verification) -> None:
     where = f"{found.dtype} on {found.device}, {found.inputs}"
     if found.training is not None:
         _print_training(console, found.training)
+    if found.weights is not None:
+        print_weights(console, found.weights)
+    if found.unperturbed is not None:
+        _print_unperturbed(console, found.unperturbed)
+    if not found.keeps_function:
+        _print_other_function(console, found)
+        return
     if found.agrees:
         trained = f", and the same {found.training.steps} steps" if found.training else ""
         console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
@@ -152,6 +200,42 @@ def print_verification(console: Console, found: Verification) -> None:
     if found.first_difference is not None:
         first = found.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
+
+
+def _print_other_function(console: Console, found: Verification) -> None:
+    """The last word on a model that is not meant to be equal."""
+    where = f"{found.dtype} on {found.device}, {found.inputs}"
+    if found.agrees:
+        console.print(f"[bold green]as planned[/]: another function, by {found.max_rel:.1e} relative ({escape(where)})")
+    else:
+        console.print(f"[bold red]not what was planned[/] ({escape(where)})")
+
+
+def _print_unperturbed(console: Console, found: Verification) -> None:
+    """The same comparison without the noise."""
+    worst = f"{found.max_rel:.1e} relative, tolerance {found.tolerance:.1e} = {found.tolerance_reason}"
+    if found.agrees:
+        console.print(f"without its noise: same function, {worst}", markup=False)
+        return
+    console.print(f"without its noise the models differ: {worst}", style="bold red", markup=False)
+    if found.first_difference is not None:
+        first = found.first_difference
+        console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
+
+
+def print_weights(console: Console, found: WeightsCheck) -> None:
+    """Whether every byte is what was planned."""
+    for difference in found.differences[:_SHOWN_DIFFERENCES]:
+        console.print(difference, style="bold red", markup=False)
+    more = len(found.differences) - _SHOWN_DIFFERENCES
+    if more > 0:
+        console.print(f"and {more} more", style="bold red", markup=False)
+    if found.agrees:
+        console.print(
+            f"weights: {counted(found.num_tensors, 'tensor')}, {bytes_text(found.num_bytes)}, each byte what source, "
+            "rule and noise make it",
+            markup=False,
+        )
 
 
 def _print_training(console: Console, found: TrainingVerification) -> None:

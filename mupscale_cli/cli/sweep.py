@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from mupscale_cli.sweeping.grid import Grid
     from mupscale_cli.sweeping.settings import Proxy, Schedule, Training
 
-_Text = TypeVar("_Text", bound=str)
 _DATA = "What is trained"
 _GRID = "What is tried"
 _TRAINER = "The built-in trainer (all values are the narrow run's)"
-_NOISE = "Noise"
 
 
 def sweep(
@@ -72,10 +70,8 @@ def sweep(
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
     allow_pickle: options.AllowPickle = False,
-    noise_mode: Annotated[str, typer.Option(metavar="free|preserving", rich_help_panel=_NOISE,
-                                            help="Add the noise as it is, or so that the function stays.")] = "free",
-    noise_scale: Annotated[str, typer.Option(metavar="spectral|rms|fan-in", rich_help_panel=_NOISE,
-                                             help="What the size of the noise is relative to.")] = "spectral",
+    noise_mode: options.NoiseMode = "free",
+    noise_scale: options.NoiseScale = "spectral",
     steps: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Optimizer steps of each trial.")] = 200,
     batch_size: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Sequences a step.")] = 16,
     length: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Tokens a sequence.")] = 128,
@@ -112,7 +108,7 @@ def sweep(
         grid=_grid(factor, lr, lr_steps, noise, seeds), target=options.parse_factor(target, "--target"),
         axes=options.parse_axes(axis), recipe=recipe, tie=tie,
         state=options.state_options(optimizer, optimizer_policy, key, allow_pickle),
-        noise_mode=_mode(noise_mode), noise_scale=_scale(noise_scale), training=training, data=data,
+        noise_mode=cast("Mode", noise_mode), noise_scale=cast("Scale", noise_scale), training=training, data=data,
         data_type=data_type, command=command, proxy=_proxy(proxy, proxy_steps, 0 if command and not data else steps),
     )  # fmt: skip
     try:
@@ -147,33 +143,8 @@ def _training(
     from mupscale_cli.sweeping.settings import Training
 
     first, second = options.parse_betas(betas)
-    return Training(steps, batch_size, length, weight_decay, (first, second), eps, clip, _schedule(schedule), warmup,
+    return Training(steps, batch_size, length, weight_decay, (first, second), eps, clip, cast("Schedule", schedule), warmup,
                     device)  # fmt: skip
-
-
-def _schedule(text: str) -> Schedule:
-    from mupscale_cli.sweeping.settings import SCHEDULES
-
-    return _known(text, SCHEDULES, "--schedule")
-
-
-def _mode(text: str) -> Mode:
-    from mupscale_cli.perturbation import MODES
-
-    return _known(text, MODES, "--noise-mode")
-
-
-def _scale(text: str) -> Scale:
-    from mupscale_cli.perturbation import SCALES
-
-    return _known(text, SCALES, "--noise-scale")
-
-
-def _known(text: str, known: tuple[_Text, ...], option: str) -> _Text:
-    for value in known:
-        if text == value:
-            return value
-    raise SweepError(f"`{option} {text}` is not known", hint=f"known: {', '.join(known)}")
 
 
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:

@@ -31,6 +31,10 @@ def verify(
         Path | None, typer.Option(metavar="PATH", help="The narrow optimizer's state, if it is not beside NARROW.")
     ] = None,
     allow_pickle: options.AllowPickle = False,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Run no model: compare every byte with what source, rule and noise make of it."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
@@ -43,6 +47,9 @@ def verify(
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint here")
     narrow = given[0] if len(given) == 2 else None
+    if weights:
+        _weights(wide, narrow, recipe, as_json=as_json)
+        return
     found = verifying.verify(
         wide, narrow, options=options.verify_options(dtype, device, model, seed, steps), recipe=recipe,
         optimizer=optimizer, allow_pickle=allow_pickle,
@@ -51,5 +58,18 @@ def verify(
         output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
     else:
         render.print_verification(output.stdout(), found)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool) -> None:
+    from mupscale_cli import verifying
+
+    with output.progress() as events:
+        found = verifying.verify_weights(wide, narrow, recipe=recipe, events=events)
+    if as_json:
+        output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
+    else:
+        render.print_weights(output.stdout(), found)
     if not found.agrees:
         raise typer.Exit(1)

@@ -24,6 +24,13 @@ def widen(
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
     tie: options.Tie = None,
+    method: options.MethodName = "mupscale",
+    noise: options.NoiseSize = None,
+    noise_mode: options.NoiseMode = "free",
+    noise_scale: options.NoiseScale = "spectral",
+    seed: options.Seed = 0,
+    shrink: options.Shrink = None,
+    snr: options.Snr = None,
     optimizer: options.OptimizerState = "auto",
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
@@ -42,10 +49,12 @@ def widen(
     `mupscale widen tiny --factor 4` writes `tiny-x4`; `--axis ffn=8` widens one axis differently.
     """
     number, axes = options.parse_factor(factor), options.parse_axes(axis)
+    made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
     source = widening.find_source(checkpoint)
     plan = widening.plan_widening(
-        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie
-    )
+        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
+        method=made, perturbation=perturbation,
+    )  # fmt: skip
     state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
     target = out or widening.default_output(source, number, axes)
     if dry_run:
@@ -53,6 +62,7 @@ def widen(
             output.print_json(render.plan_document(plan, str(target)))
         else:
             render.print_plan(output.stdout(), plan, str(target))
+            render.print_guidance(output.stdout(), plan)
             path = state.find(source.checkpoint)
             output.stdout().print(f"optimizer state: {path or 'none found'}", markup=False, soft_wrap=True)
         return
@@ -78,7 +88,10 @@ def _report(result: Widened) -> None:
     console.print(render.axes_table(result.plan))
     before, after = result.plan.num_parameters
     size = output.bytes_text(result.plan.num_bytes)
-    console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}\n", markup=False)
+    console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}", markup=False)
+    if growth := render.growth_text(result.plan):
+        console.print(growth, markup=False)
+    console.print()
     if result.verification is not None:
         render.print_verification(console, result.verification)
         if advice := render.untying_advice(result.plan):

@@ -1,7 +1,14 @@
 """Proving that two models compute the same function, and train alike."""
 
-from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification
+from mupscale_cli.verification.result import (
+    CannotVerify,
+    Comparison,
+    TrainingVerification,
+    Verification,
+    WeightsCheck,
+)
 from mupscale_cli.verification.run import VerifyOptions, train_checkpoints, verify_checkpoints
+from mupscale_cli.verification.weights import check_weights
 
 __all__ = [
     "CannotVerify",
@@ -9,6 +16,8 @@ __all__ = [
     "TrainingVerification",
     "Verification",
     "VerifyOptions",
+    "WeightsCheck",
+    "check_weights",
     "train_checkpoints",
     "verify_checkpoints",
 ]

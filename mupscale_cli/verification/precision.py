@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mupscale_cli.plan import Plan
+from mupscale_cli.specs import DTYPES
 
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
@@ -95,6 +96,29 @@ def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     name = str(dtype).removeprefix("torch.")
     reason = f"8 u L sqrt(n): u = {unit:.1e} ({name}), L = {depth} products, longest sum n = {length}"
     return _LAMBDA * unit * depth * math.sqrt(length), reason
+
+
+def stored_tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
+    """The same for noise that cancels, whose last share is rounded in the type that it is stored in.
+
+    That changes the weights by about one unit roundoff of theirs each, which a product passes on as it is.
+
+    Returns:
+        The tolerance (dimensionless) and a line that explains it.
+    """
+    computing, reason = tolerance(plan, dtype)
+    noisy = [DTYPES[tensor.target.dtype] for tensor in plan.tensors if tensor.noise is not None]
+    if not noisy:
+        return computing, reason
+    stored = max(noisy, key=lambda stored: stored.unit_roundoff)
+    depth = max(1, sum(len(tensor.target.shape) >= 2 for tensor in plan.tensors))
+    allowed = _LAMBDA * stored.unit_roundoff * depth
+    if allowed <= computing:
+        return computing, reason
+    return (
+        allowed,
+        f"8 u L: u = {stored.unit_roundoff:.1e} ({stored.name}, in which noise is stored), L = {depth} products",
+    )
 
 
 def _sum_length(shape: tuple[int, ...]) -> int:

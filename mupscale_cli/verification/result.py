@@ -49,6 +49,9 @@ class Verification:
             hides no wrong rule.
         rounded_tensors: how many tensors that are.
         training: whether both take the same steps, None where that was not tried.
+        keeps_function: whether the models are to agree; else the comparisons say how far apart they are.
+        unperturbed: the same comparison with the noise taken away, None where there is none.
+        weights: whether what is stored is what was planned, None where that was not tried.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -63,11 +66,20 @@ class Verification:
     rounding: Comparison | None = None
     rounded_tensors: int = 0
     training: TrainingVerification | None = None
+    keeps_function: bool = True
+    unperturbed: Verification | None = None
+    weights: WeightsCheck | None = None
 
     @property
     def agrees(self) -> bool:
-        if self.training is not None and not self.training.agrees:
+        """Whether everything holds that the method promises."""
+        if any(part is not None and not part.agrees for part in (self.training, self.unperturbed, self.weights)):
             return False
+        return not self.keeps_function or self.is_equal
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both models compute the same, up to rounding."""
         return self.first_difference is None and all(c.max_rel <= self.tolerance for c in self.comparisons)
 
     @property
@@ -98,6 +110,9 @@ class Verification:
             "rounding": plain(self.rounding),
             "rounded_tensors": self.rounded_tensors,
             "training": self.training.as_record() if self.training else None,
+            "keeps_function": self.keeps_function,
+            "unperturbed": self.unperturbed.as_record() if self.unperturbed else None,
+            "weights": self.weights.as_record() if self.weights else None,
         }
 
 
@@ -170,6 +185,30 @@ class TrainingVerification:
             "state_compared": self.carried,
             "first_difference": None if first is None else {"what": first.what, "max_rel": _json(first.max_rel)},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsCheck:
+    """Whether what is stored is what the plan makes of the source.
+
+    Attributes:
+        num_tensors: how many were compared.
+        num_bytes: of their data.
+        differences: what is wrong with the others, each with the tensor's name.
+    """
+
+    num_tensors: int
+    num_bytes: int
+    differences: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures as mupscale.json and `--json` show them."""
+        return {"agrees": self.agrees, "tensors": self.num_tensors, "bytes": self.num_bytes,
+                "differences": list(self.differences)}  # fmt: skip
 
 
 def _json(value: float) -> float | str:

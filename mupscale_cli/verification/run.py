@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.maps import CopyMap
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
@@ -33,9 +35,10 @@ from mupscale_cli.verification.models import (
     output_tensor,
     user_config,
 )
-from mupscale_cli.verification.precision import everything_in, tolerance
+from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
 from mupscale_cli.verification.training import batch_loss, verify_training
+from mupscale_cli.verification.weights import unperturbed, without_noise
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NEW_TOKENS = 8
@@ -77,7 +80,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
 
     Compared are the outputs, the outputs of every module whose weight the plan knows (copies of
     the narrow model's), and, for models that generate, a left-padded batch and the logits of
-    generation with a KV cache.
+    generation with a KV cache. Of a perturbed widening the same is compared again without its noise.
 
     Args:
         narrow: the source.
@@ -98,7 +101,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         inputs = make_inputs(model, narrow).to(device, dtype)
         before = _run(model, inputs, set(plans), dtype, options.seed, None)
         rounding = None
-        if plan.rounded:
+        if plan.rounded and plan.method.is_copying:
             exact = before
             store_scaled(model, plan)
             before = _run(model, inputs, set(plans), dtype, options.seed, exact.tokens)
@@ -106,26 +109,33 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
             rounding = compare(main, exact.logits[main], before.logits[main])
         del model
         _free(device)
-        model = load(wide, dtype).to(device)
-        after = _run(model, inputs, set(plans), dtype, options.seed, before.tokens)
-        del model
-        _free(device)
-    comparisons = tuple(_compare_outputs(before.logits, after.logits))
-    modules = compare_activations(plans, before.modules, after.modules)
-    allowed, reason = tolerance(plan, dtype)
-    return Verification(
-        comparisons=comparisons + _final_hidden(modules, before),
-        num_modules=len(modules),
-        worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
-        first_difference=next((c for c in modules if not c.max_rel <= allowed), None),
-        tolerance=allowed,
-        tolerance_reason=reason,
-        dtype=str(dtype).removeprefix("torch."),
-        device=_describe(device),
-        inputs=inputs.about,
-        rounding=rounding,
-        rounded_tensors=len(plan.rounded),
-    )
+
+        def found(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
+            model = load(checkpoint, dtype).to(device)
+            after = _run(model, inputs, set(plans), dtype, options.seed, before.tokens)
+            del model
+            _free(device)
+            modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
+            return Verification(
+                comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
+                num_modules=len(modules),
+                worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
+                first_difference=next((c for c in modules if not c.max_rel <= allowed[0]), None),
+                tolerance=allowed[0],
+                tolerance_reason=allowed[1],
+                dtype=str(dtype).removeprefix("torch."),
+                device=_describe(device),
+                inputs=inputs.about,
+                rounding=rounding,
+                rounded_tensors=len(plan.rounded),
+            )
+
+        result = found(wide, stored_tolerance(plan, dtype))
+        if plan.perturbation is None or not plan.method.is_copying:
+            return replace(result, keeps_function=plan.keeps_function)
+        with unperturbed(narrow, plan, wide.path.parent) as plain:
+            without = found(plain, tolerance(plan, dtype))
+        return replace(result, keeps_function=plan.keeps_function, unperturbed=without)
 
 
 def train_checkpoints(
@@ -137,6 +147,8 @@ def train_checkpoints(
     wide_state: OptimizerTree | None = None,
 ) -> TrainingVerification:
     """Take optimizer steps on two checkpoints, in float64 and side by side, and compare them.
+
+    A perturbed model is trained without its noise, since copies that differ do not train alike.
 
     Args:
         narrow: the source.
@@ -150,20 +162,26 @@ def train_checkpoints(
         CannotVerify: it is not possible here.
         VerifyError: a model cannot be built or trained.
     """
+    if not plan.trains_alike:
+        raise CannotVerify(
+            f"a model that `{plan.method.name}` made does not train as the narrow one did; leave `--steps` away"
+        )
     device = _device(options.device)
     _check_memory(_TRAINING_COPIES * sum(plan.num_parameters) * 8, "float64 with gradients and optimizer state", device)
     load, _ = _reference(options, plan)
-    before, after = (load(checkpoint, torch.float64).to(device).requires_grad_() for checkpoint in (narrow, wide))
+    plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
+    with plain as checkpoint:
+        before, after = (load(each, torch.float64).to(device).requires_grad_() for each in (narrow, checkpoint))
 
     def inputs(step: int) -> Inputs:
         _, make = _reference(replace(options, seed=options.seed + step), plan)
         return make(before, narrow).to(device, torch.float64)
 
     loss = batch_loss(inputs, _logits, options.seed)
-    return verify_training(before, after, plan, loss, options.steps, state=state, wide_state=wide_state)
+    return verify_training(before, after, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state)
 
 
-def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[Comparison]:
+def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:
     """What two models return. Logits are equal; hidden states, which a headless model returns, are copies.
 
     Of further outputs those that depend on the width are left out: hidden states are compared
@@ -176,7 +194,19 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
             yield compare(f"{what}{empty}", narrow, wide)
         elif position == 0:
             copies = max(1, wide.shape[-1] // narrow.shape[-1])
-            yield compare(f"{what} (each unit {copies} times)", narrow.repeat_interleave(copies, -1), wide)
+            found = [
+                compare(f"{what} (each unit {copies} times)", copied, wide) for copied in _copied(narrow, wide, plan)
+            ]
+            yield min(found, key=lambda comparison: comparison.max_rel)
+
+
+def _copied(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
+    """Hidden states copied along an axis of their size, whichever it is."""
+    size, wide_size = narrow.shape[-1], wide.shape[-1]
+    maps = {axis.copy_map() for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size)}
+    for units in maps or {CopyMap(size, max(1, wide_size // size))}:
+        sources = torch.tensor(units.all_sources, device=narrow.device)
+        yield narrow.index_select(-1, sources.clamp_min(0))
 
 
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:

@@ -1,0 +1,109 @@
+"""Every stored tensor against source, rule and noise: no model, at the speed of the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
+from mupscale_cli.checkpoint.target import write_json
+from mupscale_cli.convert import convert, write_tensors
+from mupscale_cli.errors import OutputError
+from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
+from mupscale_cli.specs import DTYPES
+from mupscale_cli.verification.result import CannotVerify, WeightsCheck
+
+Progress = Callable[[int], None]
+
+
+def check_weights(
+    narrow: Checkpoint, wide: Checkpoint, plan: Plan, progress: Progress = lambda _: None
+) -> WeightsCheck:
+    """Widen again, and compare every byte with what is stored instead of writing it.
+
+    Args:
+        narrow: the source.
+        wide: what it was widened to.
+        plan: how.
+        progress: called with the bytes of tensor data just compared.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+    """
+    planned = {tensor.target.name: tensor for tensor in plan.tensors}
+    differences = [f"`{name}` is not in the plan" for name in wide.tensors if name not in planned]
+    known: list[TensorPlan] = []
+    for name, tensor in planned.items():
+        stored = wide.tensors.get(name)
+        if stored is None:
+            differences.append(f"`{name}` is missing")
+        elif stored.spec != tensor.target:
+            differences.append(f"`{name}` is {stored.spec.dtype} {stored.spec.shape}, planned was "
+                               f"{tensor.target.dtype} {tensor.target.shape}")  # fmt: skip
+        else:
+            known.append(tensor)
+    with RowReader() as reader:
+        comparing = _Comparing(reader, wide.tensors, {})
+        write_tensors(known, narrow.tensors, comparing, progress=progress)
+    differences += [_described(planned[name], place) for name, place in comparing.first.items()]
+    return WeightsCheck(len(known), sum(tensor.target.num_bytes for tensor in known), tuple(differences))
+
+
+@dataclass(frozen=True)
+class _Comparing:
+    """A writer that compares; `first` is the first byte of each tensor that differs."""
+
+    reader: RowReader
+    stored: Mapping[str, StoredTensor]
+    first: dict[str, int]
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Compare bytes of a tensor from its byte `start` on."""
+        found = bytearray(len(data))
+        self.reader.read(self.stored[name], start, memoryview(found))
+        if found != data:
+            place = start + next(i for i, (a, b) in enumerate(zip(found, data, strict=True)) if a != b)
+            self.first[name] = min(place, self.first.get(name, place))
+
+
+def _described(tensor: TensorPlan, byte: int) -> str:
+    """A difference by the index of its element."""
+    element, index = byte // DTYPES[tensor.target.dtype].size, []
+    for size in reversed(tensor.target.shape):
+        element, position = divmod(element, size)
+        index.append(position)
+    return f"`{tensor.target.name}` differs from element {tuple(reversed(index))} on"
+
+
+def without_noise(plan: Plan) -> Plan:
+    """The same widening unperturbed, in one file."""
+    tensors = [replace(tensor, noise=None) for tensor in plan.tensors]
+    parameters = tuple(replace(tensor, noise=None) for tensor in plan.parameters)
+    return replace(plan, shards=split_into_shards(tensors, None), parameters=parameters, perturbation=None)
+
+
+@contextmanager
+def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkpoint]:
+    """The checkpoint that the plan would make without its noise, for as long as the context lasts.
+
+    Args:
+        narrow: the source.
+        plan: of the widening; its noise is left away.
+        beside: a folder on whose disk there is room for it.
+
+    Raises:
+        CannotVerify: there is not.
+    """
+    plain = without_noise(plan)
+    try:
+        with TemporaryDirectory(prefix=".mupscale-", dir=beside) as folder:
+            convert(plain, narrow.tensors, Path(folder), metadata={"format": "pt"})
+            if plan.config is not None:
+                write_json(Path(folder) / CONFIG, plan.config)
+            yield open_checkpoint(Path(folder))
+    except (OSError, OutputError) as error:
+        raise CannotVerify(f"there is no room for the unperturbed model beside it: {error}") from None
