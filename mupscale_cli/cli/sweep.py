@@ -142,9 +142,10 @@ def _training(
 ) -> Training:  # fmt: skip
     from mupscale_cli.sweeping.settings import Training
 
-    first, second = options.parse_betas(betas)
-    return Training(steps, batch_size, length, weight_decay, (first, second), eps, clip, cast("Schedule", schedule), warmup,
-                    device)  # fmt: skip
+    return Training(
+        steps, batch_size, length, weight_decay, options.parse_betas(betas), eps, clip, cast("Schedule", schedule),
+        warmup, device,
+    )  # fmt: skip
 
 
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
