@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from cli_runner import run
+from helpers import build, randomise
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.plan import resolve_factors
@@ -447,6 +449,17 @@ def test_another_sweep_in_the_same_directory(trainer, tmp_path, saved):
     result = run("sweep", *map(str, arguments), "--command", trainer(limit=1))
     assert result.code == 2
     assert "the study was begun with command" in result.err
+
+
+def test_another_checkpoint_under_the_same_name(trainer, tmp_path, saved):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(saved("Llama-untied"), narrow)
+    arguments = ("--command", trainer(), "--lr-steps", "1", "--noise", "0", "-f", "2", "-o", tmp_path / "s")
+    sweep(narrow, *arguments)
+    randomise(build("Llama-untied"), seed=1).save_pretrained(narrow)
+    result = run("sweep", str(narrow), *map(str, arguments))
+    assert result.code == 2
+    assert "the study was begun with model.safetensors" in result.err
 
 
 def test_a_journal_that_is_none(tmp_path, saved):

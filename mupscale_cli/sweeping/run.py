@@ -17,6 +17,7 @@ from mupscale_cli.checkpoint.source import Checkpoint, read_json
 from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.record import file_digest
 from mupscale_cli.sweeping.command import fill, parse_command, run_command
 from mupscale_cli.sweeping.grid import Point
 from mupscale_cli.sweeping.picture import check_matplotlib, draw_picture
@@ -137,13 +138,21 @@ def _prepare(settings: Sweep, events: Events) -> Study:
     _check_directory(settings.directory)
     data = _read_data(settings, source.checkpoint)
     study = Study(settings.directory)
-    study.check_fixed(settings.fixed)
+    study.check_fixed({**settings.fixed, "content": _content(settings, source.checkpoint)})
     with study.lock:
         if data is not None:
             _keep_tokens(settings, data)
         if settings.proxy and not settings.narrow.exists():
             _make_proxy(settings, source.checkpoint, events)
     return study
+
+
+def _content(settings: Sweep, source: Checkpoint) -> dict[str, Any]:
+    """What tells whether checkpoint and data are still the same; a checkpoint is trained on under the same name."""
+    found: dict[str, Any] = {file.name: file_digest(file)["sha256"] for file in source.files}
+    if settings.data is not None and settings.data.is_file():
+        found[settings.data.name] = f"{settings.data.stat().st_size} bytes"  # it may be larger than a disk reads soon
+    return found
 
 
 def _check_directory(directory: Path) -> None:
