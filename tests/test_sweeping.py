@@ -177,7 +177,9 @@ def test_table_json_and_picture(swept):
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     best = document["recommendation"]
     assert f"recommended for x8 and any other width: lr {best['lr']:g}, noise {best['noise']:g}" in result.out
-    assert f"mupscale widen {narrow} --factor 8" in result.out
+    noise = f" --noise {best['noise']:g}" if best["noise"] else ""
+    assert f"  mupscale widen {narrow} --factor 8{noise}\n" in result.out
+    assert f"  mupscale hparams {narrow}-x8 --from-sweep {folder / 'sweep.json'}\n" in result.out
     assert result.out.count("*") == 3  # one for each width, one that explains it
     assert re.search(r"0\.001 +\d\.\d{4} ± \d\.\d{4}", result.out)
     assert len(re.findall(r"^\[\d+/16\] x[23] lr ", result.err, re.MULTILINE)) == 16

@@ -104,7 +104,7 @@ def sweep(
     source = find_source(checkpoint)
     training = _training(steps, batch_size, length, weight_decay, betas, eps, clip, schedule, warmup, device)
     settings = Sweep(
-        checkpoint=source.checkpoint.path, directory=out or _default_directory(source),
+        name=source.stem, checkpoint=source.checkpoint.path, directory=out or _default_directory(source),
         grid=_grid(factor, lr, lr_steps, noise, seeds), target=options.parse_factor(target, "--target"),
         axes=options.parse_axes(axis), recipe=recipe, tie=tie,
         state=options.state_options(optimizer, optimizer_policy, key, allow_pickle),
@@ -120,7 +120,8 @@ def sweep(
     if as_json:
         output.print_json(outcome.document)
     else:
-        sweep_view.print_outcome(outcome, settings, checkpoint)
+        wide = default_output(source, settings.target or settings.grid.factors[-1], settings.axes)
+        sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))
 
 
 def _default_directory(source: Source) -> Path:

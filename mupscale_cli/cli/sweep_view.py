@@ -109,7 +109,7 @@ def _loss_text(trial: Trial) -> str:
     return "diverged" if trial.loss is None else f"loss {trial.loss:.4f}"
 
 
-def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str) -> None:
+def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str) -> None:
     """The table, what it means, and the commands that use it."""
     console = output.stdout()
     findings = outcome.findings
@@ -130,18 +130,23 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str) -> None:
         for warning in found.warnings:
             console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
         console.print()
-        for line in next_commands(settings, checkpoint, target, found.noise, str(outcome.result)):
+        for line in next_commands(settings, checkpoint, wide, found.noise, str(outcome.result)):
             console.print(f"  {escape(line)}", soft_wrap=True)
     wrote = f"{outcome.result}, {outcome.picture}" if outcome.picture else str(outcome.result)
     console.print(f"\nwrote {wrote}", markup=False, soft_wrap=True)
 
 
-def next_commands(settings: Sweep, checkpoint: str, target: int, noise: float, result: str) -> tuple[str, str]:
-    """What to run to train the target with what was found."""
-    path = settings.checkpoint
-    name = f"{path.stem}-x{target}.safetensors" if path.is_file() else f"{path.name}-x{target}"
-    wide = str(path.with_name(name)) if checkpoint == str(path) else name
-    widen = ["mupscale", "widen", checkpoint, "--factor", str(target)]
+def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, result: str) -> tuple[str, str]:
+    """What to run to train the target with what was found.
+
+    Args:
+        settings: of the sweep.
+        checkpoint: the narrow one, as it was given.
+        wide: what `widen` calls the target.
+        noise: the recommended one.
+        result: the sweep's JSON.
+    """
+    widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.target or settings.grid.factors[-1])]
     widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]
     widen += ["--recipe", settings.recipe] if settings.recipe else []
     widen += ["--tie", settings.tie] if settings.tie else []
@@ -149,4 +154,4 @@ def next_commands(settings: Sweep, checkpoint: str, target: int, noise: float, r
         widen += ["--noise", f"{noise:g}"]
         widen += ["--noise-mode", settings.noise_mode] if settings.noise_mode != "free" else []
         widen += ["--noise-scale", settings.noise_scale] if settings.noise_scale != "spectral" else []
-    return shlex.join([*widen, "-o", wide]), shlex.join(["mupscale", "hparams", wide, "--from-sweep", result])
+    return shlex.join(widen), shlex.join(["mupscale", "hparams", wide, "--from-sweep", result])

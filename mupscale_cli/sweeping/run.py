@@ -119,8 +119,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
 
 
 def _title(settings: Sweep) -> str:
-    name = settings.checkpoint.stem if settings.checkpoint.is_file() else settings.checkpoint.resolve().name
-    return f"{name}, narrowed {settings.proxy.ratio} times" if settings.proxy else name
+    return f"{settings.name}, narrowed {settings.proxy.ratio} times" if settings.proxy else settings.name
 
 
 # Preparing ------------------------------------------------------------------------------------
@@ -248,11 +247,11 @@ def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
     trainer: Trainer | None = None
     while True:
         show()
+        _leave_if_orphaned()
         claim = study.claim(settings.grid)
         if claim is None:
             if not study.unfinished(settings.grid):
                 return
-            _leave_if_orphaned()
             time.sleep(_POLL_SECONDS)  # others have the rest; should they die, it is ours
             continue
         with claim:

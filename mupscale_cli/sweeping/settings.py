@@ -79,7 +79,8 @@ class Sweep:
     """A sweep.
 
     Attributes:
-        checkpoint: the narrow checkpoint's file or directory.
+        name: what the checkpoint is called.
+        checkpoint: its file or directory.
         directory: of the study.
         grid: what is tried.
         target: the width for which the result is wanted, over the checkpoint's; None for any.
@@ -96,6 +97,7 @@ class Sweep:
         proxy: made in place of the checkpoint, if asked for.
     """
 
+    name: str
     checkpoint: Path
     directory: Path
     grid: Grid

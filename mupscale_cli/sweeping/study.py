@@ -1,9 +1,9 @@
 """The trials of a sweep, kept by Optuna so that they survive their processes and are shared between them.
 
-Optuna's journal is one file that is only ever appended to: it needs no server and no driver, works on the network
-file systems that clusters have (where SQLite's locks do not), and `optuna-dashboard study.journal` shows it. A point
-of the grid is enqueued when a process is free to run it. What Optuna has only for databases is a heartbeat, so each
-running trial holds a lock of the operating system, which is free again as soon as its process is dead.
+Optuna's journal is one file that is only ever appended to: it needs no server and no driver, several processes
+append to it under one lock (SQLite is what Optuna advises against for many), and `optuna-dashboard study.journal` shows
+it. A point of the grid is enqueued when a process is free to run it. What Optuna has only for databases is a heartbeat,
+so each running trial holds a lock of the operating system, which is free again as soon as its process is dead.
 """
 
 from __future__ import annotations
