@@ -65,12 +65,13 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
     for chosen in itertools.product(*(_single_units(digit) for digit in outer)):
         for piece in pieces:
             parts = (*chosen, piece)
+            units = _freshened(piece.inner) if any(part.inner.fresh for part in chosen) else piece.inner
             scale = math.prod(len(part.positions) ** digit.power for part, digit in zip(parts, shared, strict=False))
             yield Block(
                 row=base + sum(part.unit * digit.stride for part, digit in zip(parts, shared, strict=False)),
                 num_rows=piece.num_units * cut.stride,
-                num_wide_rows=piece.inner.wide_size * cut.wide_stride,
-                strips=tuple(_inner(strip, level, piece.inner, base, wide_base, scale) for strip in region.strips),
+                num_wide_rows=units.wide_size * cut.wide_stride,
+                strips=tuple(_inner(strip, level, units, base, wide_base, scale) for strip in region.strips),
                 groups=tuple(_groups(parts, shared, wide_base)),
             )
 
@@ -106,6 +107,11 @@ def _single_units(digit: Digit) -> Iterator[_Piece]:
         yield _Piece(unit, 1, positions, CopyMap(1))
     for position in digit.units.fresh:
         yield _Piece(0, 1, (position,), CopyMap(1, sources=(FRESH,)))
+
+
+def _freshened(units: CopyMap) -> CopyMap:
+    """A map of the same sizes that copies nothing, as inside of a new unit of an outer axis."""
+    return replace(units, sources=(FRESH,) * units.wide_size)
 
 
 def _unit_rows(digit: Digit) -> int:

@@ -80,5 +80,5 @@ def _multiplying(plan: Plan, *, wide: bool) -> list[int]:
 def _is_table(tensor: TensorPlan) -> bool:
     """Whether rows of it are looked up: nothing is summed over, and the rows are no axis."""
     strips = [strip for dim in tensor.dims for strip in dim.strips]
-    is_summed = any(digit.contracted for strip in strips for digit in strip.digits)
+    is_summed = any(digit.contracted or digit.averaged for strip in strips for digit in strip.digits)
     return not is_summed and all(strip.multiplicity == 1 for strip in tensor.dims[0].strips)

@@ -327,11 +327,12 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class AxisRef:
-    """An axis, and whether the layer sums over it (`/axis`)."""
+    """An axis, and whether the layer sums over it (`/axis`), or takes the mean itself (`//axis`, as a MuReadout)."""
 
     name: str
     contracted: bool
     span: tuple[int, int]
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +454,11 @@ def _dim(parser: _Parser, contracted: bool = False) -> Dim:
         if contracted:
             raise LanguageError("`/` inside of `/` says nothing more", token.span)
         return _dim(parser, contracted=True)
+    if not contracted and parser.accept("//"):
+        name = parser.advance()
+        if name.kind != "name" or name.text in _KEYWORDS:
+            raise LanguageError("`//` stands before one axis, over which the layer takes the mean itself", token.span)
+        return AxisRef(name.text, contracted, (token.start, name.span[1]), averaged=True)
     if parser.accept("("):
         parser.enter()
         items = _items(parser, contracted)
@@ -482,7 +488,7 @@ def _dim(parser: _Parser, contracted: bool = False) -> Dim:
 
 def _items(parser: _Parser, contracted: bool) -> tuple[Dim, ...]:
     items = [_dim(parser, contracted)]
-    while parser.at("(", "[", "/", ".") or parser.token.kind in ("number", "name"):
+    while parser.at("(", "[", "/", "//", ".") or parser.token.kind in ("number", "name"):
         items.append(_dim(parser, contracted))
     return tuple(items)
 

@@ -30,6 +30,7 @@ class Digit:
         stride: distance between two old units in the source, in elements of the dimension.
         wide_stride: distance between two new units in the target.
         power: copies of a unit that has n of them are multiplied by n ** power; beside what is summed over.
+        averaged: the layer sums over the axis and divides by its size itself, so that copies are whole.
     """
 
     units: CopyMap
@@ -37,6 +38,7 @@ class Digit:
     stride: int = 1
     wide_stride: int = 1
     power: float = 0.0
+    averaged: bool = False
 
     def inside(self, stride: int, wide_stride: int) -> Digit:
         """The same digit in front of others that span `stride` and `wide_stride` elements."""
@@ -233,14 +235,16 @@ class _Builder:
                 return self._atom(CopyMap(self.open_size if dim.size is None else dim.size), False)  # type: ignore[arg-type]
             case AxisRef():
                 axis = self.axes[dim.name]
-                return self._atom(axis.copy_map(self.open_size if axis.size is None else axis.size), dim.contracted)
+                units = axis.copy_map(self.open_size if axis.size is None else axis.size)
+                return self._atom(units, dim.contracted, averaged=dim.averaged)
             case Product():
                 return reduce(lambda inner, outer: self._times(outer, inner), map(self.part, reversed(dim.items)))
             case Concatenation():
                 return self._concatenation(dim)
 
-    def _atom(self, units: CopyMap, contracted: bool) -> _Part:
-        return _Part(units.size, units.wide_size, (Strip(0, 0, (Digit(units, contracted),)),), num_shared=1)
+    def _atom(self, units: CopyMap, contracted: bool, *, averaged: bool = False) -> _Part:
+        digit = Digit(units, contracted, averaged=averaged)
+        return _Part(units.size, units.wide_size, (Strip(0, 0, (digit,)),), num_shared=1)
 
     def _times(self, outer: _Part, inner: _Part) -> _Part:
         strips = tuple(

@@ -258,7 +258,7 @@ def _preserving(shares: Tensor, normal: Tensor, index: Sequence[DimIndex], std: 
     result = (exact + normal).to(shares.dtype)
     missing = _over_shares(exact.sub_(result), index)
     is_last = _outer_product([item.share == item.num_shares - 1 for item in index])
-    return torch.where(is_last, missing.add_(result).to(shares.dtype), result)
+    return torch.where(is_last, (missing + result).to(shares.dtype), result)
 
 
 def _outer_product(vectors: Sequence[Tensor]) -> Tensor:

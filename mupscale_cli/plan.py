@@ -689,11 +689,15 @@ def _fan_in(plan: TensorPlan) -> int:
     """How many wide elements the layer sums for each output; 1 for a table in which rows are looked up."""
     first, *others = plan.dims
     kernel = math.prod(dim.wide_size for dim in others[1:])
-    if any(digit.contracted for strip in first.strips for digit in strip.digits):  # stored as inputs x outputs
+    if _is_summed(first):  # stored as inputs x outputs
         return first.wide_size * kernel
-    is_summed = any(digit.contracted for dim in others for strip in dim.strips for digit in strip.digits)
+    is_summed = any(map(_is_summed, others))
     is_lookup = not is_summed and all(strip.multiplicity == 1 for strip in first.strips)
     return 1 if is_lookup else math.prod(dim.wide_size for dim in others)
+
+
+def _is_summed(dim: DimMap) -> bool:
+    return any(digit.contracted or digit.averaged for strip in dim.strips for digit in strip.digits)
 
 
 def _check_dtype(plan: TensorPlan) -> None:

@@ -1,6 +1,7 @@
 """Exact splitting and strided expansion, against arithmetic with fractions."""
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mupscale_cli.blocks import row_blocks
-from mupscale_cli.expand import expand, give_first, split_exactly
+from mupscale_cli.expand import dim_index, expand, give_first, split_exactly
 from mupscale_cli.language import parse_layout
 from mupscale_cli.layout import map_dim
-from mupscale_cli.maps import Axis
+from mupscale_cli.maps import Arrangement, Axis
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -55,6 +56,14 @@ def test_the_first_share_may_take_everything():
     values = torch.tensor([3.0, -1.0])
     shares = give_first(values, 3)
     assert [shares.share(index).tolist() for index in range(3)] == [[3.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+def test_elements_may_be_split_into_different_numbers_of_shares():
+    values = torch.tensor([1.0, 1.0, 0.3])
+    counts = torch.tensor([1, 3, 7])
+    shares = split_exactly(values, counts)
+    for value, count, *parts in zip(values, counts, *(shares.share(i) for i in range(7)), strict=True):
+        assert sum(Fraction(part.item()) for part in parts[:count]) == Fraction(value.item())
 
 
 # Against an enumeration of every element ------------------------------------------------------
@@ -129,19 +138,56 @@ def test_scales_and_offsets_round_once():
     assert target.tolist() == torch.tensor(expected, dtype=torch.float64).float().tolist()
 
 
-@settings(max_examples=60)
+ARRANGEMENTS = [Arrangement(), Arrangement("tiled"), Arrangement("random"), Arrangement("padded")]
+
+
+def arranged(arrangement, uneven=False):
+    return {name: replace(axis, arrangement=arrangement, uneven=uneven) for name, axis in AXES.items()}
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS, ids=lambda arrangement: arrangement.kind)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_map_copies_its_source_and_shares_add_up(layout, arrangement, uneven):
+    """Element by element against the index of each dimension; what copies none is fresh."""
+    shape = LAYOUTS[layout]
+    source = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    axes = arranged(arrangement, uneven)
+    maps = [map_dim(dim, axes, size) for dim, size in zip(parse_layout(layout).dims, shape, strict=True)]
+    target = torch.full([m.wide_size for m in maps], float("nan"))
+    expand(source, target, tuple(m.strips for m in maps), fresh=9.0)
+    indices = [dim_index(m.strips, m.wide_size) for m in maps]
+    sums = {}
+    for wide in itertools.product(*map(range, target.shape)):
+        at = list(zip(indices, wide, strict=True))
+        if any(index.is_fresh[i] for index, i in at):
+            assert target[wide] == 9
+            continue
+        group = tuple(int(index.group[i]) for index, i in at)
+        narrow = tuple(int(index.source[i]) for index, i in at)
+        total, known = sums.get(group, (0, narrow))
+        assert known == narrow
+        sums[group] = total + Fraction(target[wide].item()), narrow
+    for total, narrow in sums.values():
+        assert total == Fraction(source[narrow].item())
+
+
+@settings(max_examples=150)
 @given(
+    arrangement=st.sampled_from(ARRANGEMENTS),
+    uneven=st.booleans(),
     layout=st.sampled_from(["(a b c)", "/(a b c)", "[(a b) + /c]", "(b [a + c])", "/(a [b + b])", "a", "(c /a)", "b"]),
     rest=st.sampled_from(["", ", /a", ", c"]),
     max_bytes=st.sampled_from([1, 8, 40, 200, 10_000]),
 )
-def test_blocks_of_any_size_make_the_same_tensor(layout, rest, max_bytes):
+def test_blocks_of_any_size_make_the_same_tensor(arrangement, uneven, layout, rest, max_bytes):
     dims = parse_layout(layout + rest).dims
     sizes = {"(a b c)": 12, "/(a b c)": 12, "[(a b) + /c]": 8, "(b [a + c])": 12, "/(a [b + b])": 12, "a": 2,
              "(c /a)": 4, "b": 3}  # fmt: skip
     shape = (sizes[layout], *((2,) if rest else ()))
     source = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    rows, *columns = (map_dim(dim, AXES, size) for dim, size in zip(dims, shape, strict=True))
+    axes = arranged(arrangement, uneven)
+    rows, *columns = (map_dim(dim, axes, size) for dim, size in zip(dims, shape, strict=True))
     whole = torch.empty([rows.wide_size, *(column.wide_size for column in columns)])
     strips = tuple(column.strips for column in columns)
     expand(source, whole, (rows.strips, *strips))
