@@ -33,7 +33,7 @@ def loss_table(findings: Findings) -> Table:
             is_best = best is not None and (best.noise, best.lr) == (noise, lr)
             cells = [_cell_text(findings, findings.cell(factor, noise, lr)) for factor in findings.grid.factors]
             result.add_row(
-                f"{noise:g}" if index == 0 else "", f"{lr:.4g}", *cells, "[bold green]<- best[/]" if is_best else "",
+                f"{noise:g}" if index == 0 else "", f"{lr:.4g}", *cells, "[bold green]best[/]" if is_best else "",
                 end_section=index == len(findings.grid.lrs) - 1,
             )  # fmt: skip
     return result
@@ -45,7 +45,7 @@ def _cell_text(findings: Findings, cell: Cell | None) -> Text:
     if cell.loss is None:
         some = f" {cell.num_diverged}/{len(findings.grid.seeds)}" if cell.losses else ""
         return Text(f"diverged{some} ", style="red")
-    spread = f" ± {cell.spread:.4f}" if len(findings.grid.seeds) > 1 else ""
+    spread = " ±" + f"{cell.spread:.3f}".removeprefix("0") if len(cell.losses) > 1 else ""
     is_best = cell in findings.optima
     return Text(f"{cell.loss:.4f}{spread}{'*' if is_best else ' '}", style="bold green" if is_best else "")
 
