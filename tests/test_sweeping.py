@@ -181,7 +181,7 @@ def test_table_json_and_picture(swept):
     assert f"  mupscale widen {narrow} --factor 8{noise}\n" in result.out
     assert f"  mupscale hparams {narrow}-x8 --from-sweep {folder / 'sweep.json'}\n" in result.out
     assert result.out.count("*") == 3  # one for each width, one that explains it
-    assert re.search(r"0\.001 +\d\.\d{4} ±\.\d{3}", result.out)
+    assert re.search(r"0\.001 +\d\.\d{4}±\.\d{3}", result.out)
     assert len(re.findall(r"^\[\d+/16\] x[23] lr ", result.err, re.MULTILINE)) == 16
     assert not (folder / "checkpoints").exists()
     assert json.loads(sweep(*arguments, "--json").out) == document  # a second call has nothing left to do

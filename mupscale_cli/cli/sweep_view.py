@@ -45,7 +45,7 @@ def _cell_text(findings: Findings, cell: Cell | None) -> Text:
     if cell.loss is None:
         some = f" {cell.num_diverged}/{len(findings.grid.seeds)}" if cell.losses else ""
         return Text(f"diverged{some} ", style="red")
-    spread = " ±" + f"{cell.spread:.3f}".removeprefix("0") if len(cell.losses) > 1 else ""
+    spread = "±" + f"{cell.spread:.3f}".removeprefix("0") if len(cell.losses) > 1 else ""
     is_best = cell in findings.optima
     return Text(f"{cell.loss:.4f}{spread}{'*' if is_best else ' '}", style="bold green" if is_best else "")
 
