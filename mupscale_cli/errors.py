@@ -49,3 +49,7 @@ class VerifyError(MupscaleError):
 
 class ConfigError(PlanError):
     """Factors that the config cannot express: who reads it would derive other sizes."""
+
+
+class SweepError(MupscaleError):
+    """A sweep that cannot be run or read: its grid, its data, its trainer, its directory."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.errors import PlanError
@@ -108,19 +109,22 @@ class Hyperparameters:
         return result
 
 
-def hyperparameters(record: Mapping[str, Any], settings: Settings) -> Hyperparameters:
+def hyperparameters(
+    record: Mapping[str, Any], settings: Settings, proxy: Mapping[str, Scaled] = MappingProxyType({})
+) -> Hyperparameters:
     """Map the narrow run's hyperparameters to a widened model.
 
     Args:
         record: its mupscale.json.
-        settings: of the narrow run.
+        settings: of the narrow run, or of a proxy of it.
+        proxy: how the narrow model's tensors follow from those of the proxy that the settings are of, by name.
 
     Raises:
         MupscaleError: an unknown optimizer, an impossible value, a damaged record.
     """
     rule = optimizer_rule(settings.optimizer)
     _check(settings)
-    tensors = {tensor.name: tensor for tensor in scaled_tensors(record)}
+    tensors = {tensor.name: _from_proxy(tensor, proxy) for tensor in scaled_tensors(record)}
     decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
 
     def of(name: str) -> Multipliers:
@@ -147,6 +151,21 @@ def hyperparameters(record: Mapping[str, Any], settings: Settings) -> Hyperparam
     return Hyperparameters(
         rule, settings, decoupled, tuple(groups), warnings, _advice(tensors.values(), rule, settings, decoupled)
     )
+
+
+def _from_proxy(tensor: Scaled, proxy: Mapping[str, Scaled]) -> Scaled:
+    """A wide tensor as it follows from the proxy: coefficients and multiplicities of two widenings multiply."""
+    if not proxy:
+        return tensor
+    first = proxy.get(tensor.name)
+    counts = {1, len(tensor.parts), len(first.parts)} if first else set()
+    if first is None or len(counts) > 2:
+        raise PlanError(f"the sweep's proxy has no tensor that becomes `{tensor.name}`",
+                        hint="it was made for another checkpoint")  # fmt: skip
+    count = max(len(first.parts), len(tensor.parts))
+    pairs = zip(first.parts * (count // len(first.parts)), tensor.parts * (count // len(tensor.parts)), strict=True)
+    parts = tuple((c * d, m * n) for (c, m), (d, n) in pairs)
+    return replace(tensor, parts=parts, shape=first.shape)
 
 
 def _check(settings: Settings) -> None:

@@ -56,7 +56,7 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
-        "source": {**where, "files": {file.name: _digest(file) for file in _hashed_files(source)}},
+        "source": {**where, "files": {file.name: file_digest(file) for file in _hashed_files(source)}},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
@@ -86,7 +86,8 @@ def _hashed_files(source: Checkpoint) -> Iterable[Path]:
     return (*source.files, config) if config.is_file() else source.files
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def file_digest(file: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
     digest = hashlib.sha256()
     buffer = bytearray(_HASH_BYTES)
     with open(file, "rb", buffering=0) as stream:
@@ -184,7 +185,7 @@ def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     files = record.get("source", {}).get("files", {})
     for file in _hashed_files(source):
         noted = files.get(file.name)
-        if noted is None or noted["bytes"] != file.stat().st_size or noted["sha256"] != _digest(file)["sha256"]:
+        if noted is None or noted["bytes"] != file.stat().st_size or noted["sha256"] != file_digest(file)["sha256"]:
             return file.name
     return None
 

@@ -191,7 +191,9 @@ def test_inspect_tells_how_a_checkpoint_came_to_be(widened):
     assert "embed x2" in shown
 
 
-@pytest.mark.parametrize("command", [[], ["widen"], ["verify"], ["inspect"], ["hparams"], ["recipes"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["widen"], ["verify"], ["inspect"], ["hparams"], ["sweep"], ["recipes"], ["demo"]]
+)
 def test_every_command_explains_itself(command):
     result = run(*command, "--help")
     assert result.code == 0

@@ -26,8 +26,11 @@ ORDER = [
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
+    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
+    "sweeping.proxy", "sweeping.run",
     "cli.output", "cli.options", "cli.render", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
-    "cli.demo", "cli.main",
+    "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
@@ -52,7 +55,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "inferring", "optimizer")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "inferring", "optimizer", "sweeping")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 
@@ -81,9 +84,8 @@ def test_the_hub_has_one_door():
 
 def loaded(code, *arguments):
     """Which of the heavy modules a process has imported when it is done."""
-    program = (
-        f"{code}\nimport sys\nprint('LOADED', *(name for name in ('torch', 'transformers') if name in sys.modules))"
-    )
+    heavy = ("torch", "transformers", "optuna", "matplotlib")
+    program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {heavy} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     return result.stdout.splitlines()[-1].split()[1:]
 
@@ -106,6 +108,7 @@ except SystemExit as end:
 def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
     assert loaded(COMMAND, "--help") == []
     assert loaded(COMMAND, "widen", "--help") == []
+    assert loaded(COMMAND, "sweep", "--help") == []
     assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
     assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
     assert loaded(COMMAND, "recipes", "list") == []

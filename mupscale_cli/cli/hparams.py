@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,16 +14,29 @@ from mupscale_cli.formats import FORMS, document, render
 from mupscale_cli.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.record import check_record
 from mupscale_cli.scaling import OPTIMIZERS
+from mupscale_cli.sweeping.report import Found, read_sweep
 from mupscale_cli.widening import find_source
 
 
 def hparams(
     wide: Annotated[str, typer.Argument(help="A widened checkpoint.")],
-    lr: Annotated[float, typer.Option(help="Learning rate of the narrow run.")],
-    optimizer: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIMIZERS)}.")] = "adamw",
-    weight_decay: Annotated[float, typer.Option(help="Of the narrow run.")] = 0.0,
-    eps: Annotated[float, typer.Option(help="Of the narrow run.")] = 1e-8,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the narrow run; needed unless --from-sweep says it.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIMIZERS)}. [default: adamw]")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the narrow run. [default: 0]")] = None,
+    eps: Annotated[float | None, typer.Option(help="Of the narrow run. [default: 1e-8]")] = None,
     betas: Annotated[str | None, typer.Option(metavar="B1,B2", help="Carried as they are.")] = None,
+    from_sweep: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-sweep",
+            metavar="FILE",
+            help="The sweep.json of `mupscale sweep`: what is not given here is what it found.",
+        ),
+    ] = None,
     decay: Annotated[str, typer.Option(metavar="WHICH", help="What is decayed: matrices, all or none.")] = "matrices",
     decoupled: Annotated[
         bool | None,
@@ -37,13 +51,15 @@ def hparams(
     if found.record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its widening")
     check_record(found.record, found.path)
-    settings = Settings(lr, optimizer, weight_decay, eps, _betas(betas), decoupled, decay)
-    result = hyperparameters(found.record, settings)
+    swept = None if from_sweep is None else read_sweep(from_sweep)
+    settings = _settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay)
+    result = hyperparameters(found.record, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
         _print_table(result)
     elif form == "json":
-        output.print_json(document(result))
+        told = {} if swept is None else {"sweep": _sweep_document(swept)}
+        output.print_json({**document(result), **told})
     else:
         rendered = render(form, result, found.record)
         print(rendered.text)  # noqa: T201 (the result, as it is)
@@ -52,16 +68,48 @@ def hparams(
     if form != "table":
         for warning in result.warnings:
             output.note(f"warning: {warning}")
+    if swept is not None:
+        _tell_sweep(swept, settings)
 
 
-def _betas(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from None
-    return first, second
+def _settings(
+    swept: Found | None, lr: float | None, optimizer: str | None, weight_decay: float | None, eps: float | None,
+    betas: str | None, decoupled: bool | None, decay: str,
+) -> Settings:  # fmt: skip
+    """The narrow run's hyperparameters: what is given, else what the sweep found, else the defaults.
+
+    Raises:
+        PlanError: nothing says the learning rate.
+    """
+    if lr is None and swept is None:
+        raise PlanError("the learning rate of the narrow run is not given",
+                        hint="`--lr 3e-4`, or `--from-sweep sweep.json` with what `mupscale sweep` found")  # fmt: skip
+    given = {"lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "eps": eps,
+             "betas": None if betas is None else options.parse_betas(betas)}  # fmt: skip
+    chosen: dict[str, Any] = {}
+    for name, value in given.items():
+        said = value if value is not None else getattr(swept, name, None)
+        if said is not None:
+            chosen[name] = said
+    return Settings(**chosen, decoupled=decoupled, decay=decay)
+
+
+def _sweep_document(swept: Found) -> dict[str, Any]:
+    return {"lr": swept.lr, "noise": swept.noise, "noise_mode": swept.noise_mode, "noise_scale": swept.noise_scale,
+            "warnings": list(swept.warnings)}  # fmt: skip
+
+
+def _tell_sweep(swept: Found, settings: Settings) -> None:
+    """What of the sweep no group can say: the noise with which the checkpoint is to be widened."""
+    options_text = f"--noise {swept.noise:g}" + (
+        "" if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
+        else f" --noise-mode {swept.noise_mode} --noise-scale {swept.noise_scale}"
+    )  # fmt: skip
+    other = "" if settings.lr == swept.lr else f", here it is {settings.lr:g}"
+    output.note(f"the sweep found lr {swept.lr:g}{other}"
+                 f"; widen with `{options_text}`")  # fmt: skip
+    for warning in swept.warnings:
+        output.note(f"warning: {warning}")
 
 
 def _print_table(found: Hyperparameters) -> None:

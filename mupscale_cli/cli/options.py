@@ -148,6 +148,19 @@ def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
     return axes
 
 
+def parse_betas(text: str) -> tuple[float, float]:
+    """The decay rates of an optimizer's moments.
+
+    Raises:
+        PlanError: they are not two numbers.
+    """
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from None
+    return first, second
+
+
 def growth(
     method: str, shrink: float | None, snr: float | None, noise: float | None, mode: str, scale: str, seed: int
 ) -> tuple[Method, Perturbation | None]:

@@ -105,7 +105,7 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
         )
     transformers = _import_transformers()
     model_class = _model_class(transformers, checkpoint.config)
-    with _as_directory(checkpoint) as directory:
+    with as_directory(checkpoint) as directory:
         try:
             model, info = model_class.from_pretrained(
                 directory,
@@ -161,7 +161,7 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
+def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
     """A folder as transformers expects it; for a single file one of links, removed afterwards."""
     if not checkpoint.is_file:
         yield checkpoint.path

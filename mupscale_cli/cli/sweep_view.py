@@ -1,0 +1,157 @@
+"""How a sweep looks: a table that fills while it runs, one line a trial on a pipe, and the recommendation."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mupscale_cli.cli import output
+from mupscale_cli.sweeping.grid import Point
+from mupscale_cli.sweeping.result import Cell, Findings, Trial
+from mupscale_cli.sweeping.run import Events, Outcome, Status
+from mupscale_cli.sweeping.settings import Sweep
+
+_BAR_WIDTH = 30
+_REFRESHES = 4  # a second
+
+
+def loss_table(findings: Findings) -> Table:
+    """Loss by noise and learning rate, one column a width; a star at each width's optimum."""
+    names = [f"x{factor}" for factor in findings.grid.factors]
+    result = output.table("noise", "lr", *names, "", right=("noise", "lr", *names))
+    best = findings.recommendation
+    for noise in findings.grid.noises:
+        for index, lr in enumerate(findings.grid.lrs):
+            is_best = best is not None and (best.noise, best.lr) == (noise, lr)
+            cells = [_cell_text(findings, findings.cell(factor, noise, lr)) for factor in findings.grid.factors]
+            result.add_row(
+                f"{noise:g}" if index == 0 else "", f"{lr:.4g}", *cells, "[bold green]best[/]" if is_best else "",
+                end_section=index == len(findings.grid.lrs) - 1,
+            )  # fmt: skip
+    return result
+
+
+def _cell_text(findings: Findings, cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("·", style="dim")
+    if cell.loss is None:
+        some = f" {cell.num_diverged}/{len(findings.grid.seeds)}" if cell.losses else ""
+        return Text(f"diverged{some} ", style="red")
+    spread = "±" + f"{cell.spread:.3f}".removeprefix("0") if len(cell.losses) > 1 else ""
+    is_best = cell in findings.optima
+    return Text(f"{cell.loss:.4f}{spread}{'*' if is_best else ' '}", style="bold green" if is_best else "")
+
+
+@contextmanager
+def shown(*, quiet: bool = False) -> Iterator[Events]:
+    """Events that keep a table up to date on a terminal, and print one line a trial otherwise."""
+    console = output.stderr()
+    if quiet:
+        yield Events()
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=_REFRESHES, transient=True) as live:
+            yield Events(
+                phase=lambda name: live.update(Text(name, style="dim")), show=lambda status: live.update(_live(status))
+            )
+    else:
+        yield _Lines(console).events
+
+
+def _live(status: Status) -> RenderableType:
+    grid = status.findings.grid
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(len(grid), len(status.trials), width=_BAR_WIDTH), f"{len(status.trials)}/{len(grid)} trials"
+    )
+    running = Table.grid(padding=(0, 2))
+    for trial in status.running:
+        loss = "" if trial.loss is None else f"step {trial.step}, loss {trial.loss:.4f}"
+        running.add_row(Text(_point_text(trial.point), style="dim"), loss)
+    return Group(bar, running, Text(), loss_table(status.findings))  # a screen that is too low cuts the end
+
+
+def _point_text(point: Point) -> str:
+    return f"x{point.factor} lr {point.lr:.4g} noise {point.noise:g} seed {point.seed}"
+
+
+class _Lines:
+    """One line for each trial, of whichever process, as it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told: set[Point] | None = None
+        self.events = Events(phase=self._print, show=self._show)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _show(self, status: Status) -> None:
+        total = len(status.findings.grid)
+        if self._told is None:
+            self._told = {trial.point for trial in status.trials}
+            if self._told:
+                self._print(f"going on: {len(self._told)} of {output.counted(total, 'trial')} are done")
+        for trial in status.trials:
+            if trial.point not in self._told:
+                self._told.add(trial.point)
+                self._print(f"[{len(self._told)}/{total}] {_point_text(trial.point)}: {_loss_text(trial)}")
+
+
+def _loss_text(trial: Trial) -> str:
+    return "diverged" if trial.loss is None else f"loss {trial.loss:.4f}"
+
+
+def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str) -> None:
+    """The table, what it means, and the commands that use it."""
+    console = output.stdout()
+    findings = outcome.findings
+    console.print(loss_table(findings))
+    seeds = len(findings.grid.seeds)
+    spread = f", mean over {seeds} seeds ± half of their range" if seeds > 1 else ""
+    console.print(f"\n{settings.loss}{spread}; * the best of its width", markup=False, style="dim")
+    found = findings.recommendation
+    if found is None:
+        console.print("\n[bold red]every trial diverged[/]; give smaller learning rates with `--lr`")
+    else:
+        if len(findings.grid.factors) > 1:
+            lr = output.counted(found.lr_shift, "grid step")
+            console.print(f"the widths' optima differ by {lr} in lr, {found.noise_shift} in noise", markup=False)
+        target = settings.target or findings.grid.factors[-1]
+        console.print(f"\n[bold]recommended for x{target} and any other width:[/] "
+                      f"[bold green]lr {found.lr:g}, noise {found.noise:g}[/]", soft_wrap=True)  # fmt: skip
+        for warning in found.warnings:
+            console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print()
+        for line in next_commands(settings, checkpoint, wide, found.noise, str(outcome.result)):
+            console.print(f"  {escape(line)}", soft_wrap=True)
+    wrote = f"{outcome.result}, {outcome.picture}" if outcome.picture else str(outcome.result)
+    console.print(f"\nwrote {wrote}", markup=False, soft_wrap=True)
+
+
+def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, result: str) -> tuple[str, str]:
+    """What to run to train the target with what was found.
+
+    Args:
+        settings: of the sweep.
+        checkpoint: the narrow one, as it was given.
+        wide: what `widen` calls the target.
+        noise: the recommended one.
+        result: the sweep's JSON.
+    """
+    widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.target or settings.grid.factors[-1])]
+    widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]
+    widen += ["--recipe", settings.recipe] if settings.recipe else []
+    widen += ["--tie", settings.tie] if settings.tie else []
+    if noise:
+        widen += ["--noise", f"{noise:g}"]
+        widen += ["--noise-mode", settings.noise_mode] if settings.noise_mode != "free" else []
+        widen += ["--noise-scale", settings.noise_scale] if settings.noise_scale != "spectral" else []
+    return shlex.join(widen), shlex.join(["mupscale", "hparams", wide, "--from-sweep", result])
