@@ -93,7 +93,10 @@ def measure_speed(narrow: Checkpoint, factor: int, lr: int, noise: int, scratch_
     task = narrow.task
     data = task.data()
     grid = search(
-        lambda e: final_losses(narrow, data, "scratch-mapped", factor, power(e), 0.0, task.seeds), scratch_lr, reach=1
+        lambda e: final_losses(narrow, data, "scratch-mapped", factor, power(e), 0.0, task.seeds),
+        scratch_lr,
+        reach=1,
+        walk=task.walk,
     )
 
     def run(arm: Arm, rate: int, schedule: Schedule) -> tuple[Curve, ...]:

@@ -34,6 +34,7 @@ class Task:
         steps: of training after widening, and from scratch.
         factors: width over narrow width.
         seeds: of noise and batches.
+        walk: how many grid steps a search goes from where it begins.
     """
 
     name: str
@@ -48,26 +49,27 @@ class Task:
     batch_size: int
     narrow_steps: int
     steps: int
-    factors: tuple[int, ...] = (2, 4, 8, 16)
+    factors: tuple[int, ...] = (4, 8, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
+    walk: int = 20
 
     def quick(self) -> Task:
         """So small that only the machinery is tried."""
-        return replace(self, narrow_steps=4, steps=3, factors=(2, 4), seeds=(0, 1))
+        return replace(self, narrow_steps=4, steps=3, factors=(2, 4), seeds=(0, 1), walk=1)
 
 
 def _mlp(factor: int) -> nn.Module:
-    width = 8 * factor
+    width = 16 * factor
     return nn.Sequential(
         nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
     )
 
 
 def _resnet(factor: int) -> nn.Module:
-    return paper_models.ResNet18([4 * factor, 8 * factor], 10, mup=False)
+    return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False)
 
 
-_GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 2, "n_embd": 2 * _HEAD_DIM, "block_size": CONTEXT,
+_GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 1, "n_embd": _HEAD_DIM, "block_size": CONTEXT,
         "vocab_size": VOCABULARY, "bias": False}  # fmt: skip
 
 
@@ -78,16 +80,15 @@ def _gpt(factor: int) -> nn.Module:
 
 SGD = {"momentum": 0.9}
 ADAMW = {"betas": (0.9, 0.95)}
-_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-4, 64, 600, 300,
-            seeds=(0, 1, 2, 3, 4))  # fmt: skip
+_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200)
 TASKS = {
     task.name: task
     for task in (
         _MLP,
         replace(_MLP, name="mlp-adamw", title="MLP on digits, AdamW", optimizer="adamw", settings=ADAMW,
-                weight_decay=0.1, lr=2**-7),
-        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-4, 32, 200, 100),
-        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-7, 8, 600, 150),
+                weight_decay=0.1, lr=2**-5),
+        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5, 64, 200, 80),
+        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 100),
     )
 }  # fmt: skip
 

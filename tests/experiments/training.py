@@ -19,6 +19,7 @@ import mupscale_cli as mupscale
 from experiments.data import Data, Examples
 from experiments.tasks import Task, initial_size, initialise
 from mupscale_cli.handoff import scaled_parameters
+from mupscale_cli.methods import MUPSCALE, Method
 from mupscale_cli.perturbation import Perturbation
 
 Schedule = Callable[[float], float]  # from the share of steps that are done to a factor of the learning rate
@@ -187,17 +188,20 @@ def train_narrow(
     return Checkpoint(task, file, lr, curve.losses)
 
 
-def widen(narrow: Checkpoint, factor: int, perturbation: Perturbation | None = None, **options: Any) -> Path:
-    """Widen a narrow checkpoint with the product; returns the wide file."""
-    words = [f"x{factor}"]
-    if perturbation is not None:
-        words += [perturbation.scale, perturbation.mode, f"{perturbation.size:.6g}", str(perturbation.seed)]
-    words += [f"{key}-{value}" for key, value in options.items()]
+def widen(
+    narrow: Checkpoint, factor: int, perturbation: Perturbation | None = None, method: Method = MUPSCALE
+) -> Path:
+    """Widen a narrow checkpoint with the product; returns the wide file, which is made once."""
+    made = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
+    words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in made.values())]
+    if method.perturbation is not None:
+        words.append(str(method.perturbation.seed))
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
         mupscale.widen(
-            narrow.file, wide, factor, recipe=recipe(narrow.task), perturbation=perturbation, verify=False, **options
-        )
+            narrow.file, wide, factor, recipe=recipe(narrow.task), method=method, perturbation=perturbation,
+            verify=False,
+        )  # fmt: skip
     return wide
 
 

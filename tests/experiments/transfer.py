@@ -66,6 +66,12 @@ class Grid:
         bend = left - 2 * middle + right
         return e + (left - right) / (2 * bend) if bend > 0 else float(e)
 
+    @property
+    def told(self) -> str:
+        """The optimum and the points around it, in a line."""
+        points = ", ".join(f"{e}: {fmean(losses):.4f}" for e, losses in self.seen.items())
+        return f"2^({self.best}/2), of seeds {self.best_of_seeds}, fitted {self.fitted:.1f} ({points})"
+
 
 def power(exponent: float) -> float:
     """A point of the grid."""
@@ -76,13 +82,16 @@ def nearest_power(value: float) -> int:
     return round(2 * math.log2(value))
 
 
-def search(evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: int = REACH) -> Grid:
+def search(
+    evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: int = REACH, walk: int = 20
+) -> Grid:
     """Walk over the grid until the best point has `reach` worse ones on either side.
 
     Args:
         evaluate: from an exponent to training and held-out losses of all seeds.
         start: the exponent to begin with.
         reach: how many points on each side.
+        walk: how far from the start the search gives up.
     """
     seen: dict[int, Losses] = {}
     held_out: dict[int, Losses] = {}
@@ -93,7 +102,7 @@ def search(evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: 
     best = start
     while True:
         missing = [e for e in range(best - reach, best + reach + 1) if e not in seen]
-        if not missing or abs(best - start) > 20:
+        if not missing or abs(best - start) > walk:
             return grid()
         for exponent in missing:
             seen[exponent], held_out[exponent] = evaluate(exponent)
@@ -112,7 +121,7 @@ def narrow_checkpoint(task: Task, folder: Path) -> tuple[Checkpoint, Grid]:
                       {task.steps})  # fmt: skip
         return (curve.last,), (curve.held_out[task.steps],)
 
-    grid = search(evaluate, nearest_power(task.lr))
+    grid = search(evaluate, nearest_power(task.lr), walk=task.walk)
     return train_narrow(task, folder / "best", power(grid.best)), grid
 
 
@@ -182,10 +191,10 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
     noise = None
     if not scratch:
         first = search(
-            lambda e: final_losses(narrow, data, arm, least, narrow.lr, power(e), task.seeds), noise_start
+            lambda e: final_losses(narrow, data, arm, least, narrow.lr, power(e), task.seeds), noise_start, walk=task.walk
         )
         noise = first.best
-        say(f"{arm}: noise {_told(first)}")
+        say(f"{arm}: noise {first.told}")
     rates, noises = {}, {}
     for factor in task.factors:
         rates[factor] = search(
@@ -193,18 +202,16 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
                 narrow, data, arm, f, power(e), 0.0 if noise is None else power(noise), task.seeds
             ),
             start,
+            walk=task.walk,
         )
         start = rates[factor].best  # where the next width's search begins
-        say(f"{arm} x{factor}: lr {_told(rates[factor])}")
+        say(f"{arm} x{factor}: lr {rates[factor].told}")
         if noise is not None:
             noises[factor] = search(
                 lambda e, f=factor: final_losses(narrow, data, arm, f, power(start), power(e), task.seeds),
                 noises[factor // 2].best if factor // 2 in noises else noise,
+                walk=task.walk,
             )
-            say(f"{arm} x{factor}: noise {_told(noises[factor])}")
+            say(f"{arm} x{factor}: noise {noises[factor].told}")
     return Transfer(arm, noise, rates, noises)
 
-
-def _told(grid: Grid) -> str:
-    points = ", ".join(f"{e}: {fmean(losses):.4f}" for e, losses in grid.seen.items())
-    return f"2^({grid.best}/2), seeds {grid.best_of_seeds}, fitted {grid.fitted:.1f} ({points})"

@@ -1,0 +1,190 @@
+"""What an experiment found, as a value, as JSON and as tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_args, get_origin, get_type_hints
+
+from experiments.identity import Identity
+from experiments.speed import Speed
+from experiments.transfer import Grid, Transfer, power, shift
+from experiments.warmstart import Shrinking
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured of a task.
+
+    Attributes:
+        task: its name.
+        title: of its figures.
+        sizes: widths over narrow width, parameters, steps and so on, for the reader.
+        seconds: that the measurement took.
+        identity: without noise, by factor.
+        narrow: the search for the narrow model's learning rate.
+        narrow_lr: its exponent.
+        transfers: optima over widths, with mapped hyperparameters and in standard parametrisation.
+        speeds: curves by factor.
+        scratch: searches for the learning rate from scratch, by factor.
+        shrinkings: of `warmstart`, by factor.
+    """
+
+    task: str
+    title: str
+    sizes: dict[str, str]
+    seconds: float
+    identity: tuple[Identity, ...]
+    narrow: Grid
+    narrow_lr: int
+    transfers: tuple[Transfer, ...]
+    speeds: tuple[Speed, ...]
+    scratch: dict[int, Grid]
+    shrinkings: tuple[Shrinking, ...]
+
+
+def save(results: Results, file: Path) -> None:
+    """Write results as JSON; what is infinite (diverged) is null."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(_plain(dataclasses.asdict(results)), indent=1) + "\n")
+
+
+def load(file: Path) -> Results:
+    """Read what `save` wrote."""
+    return _typed(Results, json.loads(file.read_text()))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        # Six figures: more than the seeds agree on. Differences of losses are computed before.
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A value of JSON as the type that a field declares."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: _typed(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
+    if origin is dict:
+        return {arguments[0](key): _typed(arguments[1], entry) for key, entry in value.items()}
+    if origin is tuple:
+        return tuple(_typed(arguments[0], entry) for entry in value)
+    return math.inf if kind is float and value is None else value
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def optima_table(all_results: Sequence[Results]) -> str:
+    """Where optima lie, as exponents e of 2^(e/2), and how far they move."""
+    rows = []
+    for results in all_results:
+        for transfer in results.transfers:
+            for what, grids in (("learning rate", transfer.lr), ("noise", transfer.noises)):
+                best = [f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})" for grid in grids.values()]
+                fitted = [grid.fitted for grid in grids.values()]
+                rows.append([results.title, transfer.arm, what, *best, str(shift(grids)),
+                             f"{max(fitted) - min(fitted):.1f}"])  # fmt: skip
+    factors = [f"x{factor}" for factor in all_results[0].transfers[0].lr]
+    return _table(["", "hyperparameters", "optimum of", *factors, "moves by", "parabola"], rows)
+
+
+def identity_table(all_results: Sequence[Results]) -> str:
+    """How exactly widened models train as narrow ones without noise."""
+    rows = [
+        [results.title, f"x{found.factor}", str(len(found.wide)), f"{found.difference:.0e}"]
+        for results in all_results
+        for found in results.identity
+    ]
+    return _table(["", "width", "steps", "largest relative difference of losses"], rows)
+
+
+def speed_table(all_results: Sequence[Results]) -> str:
+    """How soon widened models are where the others are."""
+    rows = []
+    for results in all_results:
+        for speed in results.speeds:
+            ratio = speed.ratio
+            rows.append([
+                results.title, f"x{speed.factor}", _losses(speed.narrow, lambda c: c.last),
+                _losses(speed.widened, lambda c: c.last), _losses(speed.scratch, lambda c: c.last),
+                _steps(speed.until_narrow), _steps(speed.scratch_until_narrow), _steps(speed.until_scratch),
+                "never" if ratio is None else f"{ratio:.1f}",
+                *(_losses(curves, lambda c: c.held_out[max(c.held_out)])
+                  for curves in (speed.narrow, speed.widened, speed.scratch)),
+            ])  # fmt: skip
+    return _table(
+        ["", "width", "loss: narrow goes on", "widened", "scratch", "steps to narrow's loss: widened", "scratch",
+         "steps to scratch's last loss", "ratio", "held out: narrow", "widened", "scratch"],
+        rows,
+    )  # fmt: skip
+
+
+def shrink_table(all_results: Sequence[Results]) -> str:
+    """The losses of padded models by what narrow weights were multiplied with."""
+    rows = []
+    shrinks: list[float] = []
+    for results in all_results:
+        for found in results.shrinkings:
+            shrinks = list(found.grids)
+            copied = [fmean(c.last for c in s.widened) for s in results.speeds if s.factor == found.factor]
+            scratch = [fmean(c.last for c in s.scratch) for s in results.speeds if s.factor == found.factor]
+            rows.append([
+                results.title, f"x{found.factor}",
+                *(_spread(grid.seen[grid.best]) for grid in found.grids.values()),
+                *(f"{values[0]:.3f}" if values else "" for values in (copied, scratch)),
+            ])  # fmt: skip
+    return _table(["", "width", *(f"λ = {shrink:g}" for shrink in shrinks), "copies and noise", "scratch"], rows)
+
+
+def _losses(curves: Sequence[Any], of: Callable[[Any], float]) -> str:
+    return _spread([of(curve) for curve in curves])
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def _steps(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "never"
+    told = f"{fmean(known):.0f}"
+    return told if len(known) == len(values) else f"{told} ({len(known)} of {len(values)} seeds)"
+
+
+def tables(all_results: Sequence[Results]) -> dict[str, str]:
+    """Every table by its name in README.md."""
+    return {
+        "identity": identity_table(all_results),
+        "optima": optima_table(all_results),
+        "speed": speed_table(all_results),
+        "shrink": shrink_table([results for results in all_results if results.shrinkings]),
+        "sizes": _table(
+            ["", *all_results[0].sizes, "learning rate of the narrow model", "minutes"],
+            [[r.title, *r.sizes.values(), f"{power(r.narrow_lr):.3g}", f"{r.seconds / 60:.1f}"] for r in all_results],
+        ),
+    }
+
+
+def fill(text: str, found: Mapping[str, str]) -> str:
+    """A document with its tables replaced, which stand between `<!-- name -->` and `<!-- end -->`."""
+    for name, table in found.items():
+        begin = f"<!-- {name} -->\n"
+        before, mark, after = text.partition(begin)
+        if mark:
+            text = f"{before}{begin}{table}\n<!-- end -->{after.partition('<!-- end -->')[2]}"
+    return text
