@@ -1,6 +1,7 @@
 """The experiments run from end to end, and without noise training is identical."""
 
 import pytest
+
 from experiments import run
 from experiments.identity import measure_identity
 from experiments.results import load

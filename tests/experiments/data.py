@@ -106,7 +106,7 @@ def _mapped(data: Data, of) -> Data:
 
 @cache
 def documents() -> Data:
-    """This repository's own documents as bytes; of every document the last tenth is held out."""
+    """Documents of this repository as bytes; of every document the last tenth is held out."""
     files = sorted({file for pattern in _DOCUMENTS for file in _ROOT.glob(pattern)})
     contents = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).long() for file in files]
     contents = [tokens.clamp(max=VOCABULARY - 1) for tokens in contents]

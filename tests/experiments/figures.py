@@ -165,7 +165,10 @@ def draw_shrinking(all_results: Sequence[Results]) -> Figure:
             _band(axes, points, colour, marker="o", label=f"x{found.factor}, padded")
             for speed in results.speeds:
                 if speed.factor == found.factor:
-                    for curves, line, label in ((speed.widened, "--", "copies, noise"), (speed.scratch, ":", "scratch")):
+                    for curves, line, label in (
+                        (speed.widened, "--", "copies, noise"),
+                        (speed.scratch, ":", "scratch"),
+                    ):
                         axes.axhline(fmean(c.last for c in curves), color=colour, linestyle=line, linewidth=1,
                                      label=f"x{found.factor}, {label}")  # fmt: skip
         axes.set_title(results.title, fontsize=9)

@@ -94,7 +94,9 @@ def optima_table(all_results: Sequence[Results]) -> str:
     for results in all_results:
         for transfer in results.transfers:
             for what, grids in (("learning rate", transfer.lr), ("noise", transfer.noises)):
-                best = [f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})" for grid in grids.values()]
+                best = [
+                    f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})" for grid in grids.values()
+                ]
                 fitted = [grid.fitted for grid in grids.values()]
                 rows.append([results.title, transfer.arm, what, *best, str(shift(grids)),
                              f"{max(fitted) - min(fitted):.1f}"])  # fmt: skip

@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
             began = time.monotonic()
 
             def say(text: str, name: str = name, began: float = began) -> None:
-                print(f"{name} {time.monotonic() - began:6.1f} s  {text}", flush=True)
+                sys.stdout.write(f"{name} {time.monotonic() - began:6.1f} s  {text}\n")
+                sys.stdout.flush()
 
             with tempfile.TemporaryDirectory() as folder, single_thread():
                 save(measure(task, Path(folder), say, quick=options.quick), output / "results" / f"{name}.json")
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     document = output / "README.md"
     if document.exists():
         document.write_text(fill(document.read_text(), tables(found)))
-    print(f"results and figures are in {output}")
+    sys.stdout.write(f"results and figures are in {output}\n")
 
 
 if __name__ == "__main__":

@@ -188,9 +188,7 @@ def train_narrow(
     return Checkpoint(task, file, lr, curve.losses)
 
 
-def widen(
-    narrow: Checkpoint, factor: int, perturbation: Perturbation | None = None, method: Method = MUPSCALE
-) -> Path:
+def widen(narrow: Checkpoint, factor: int, perturbation: Perturbation | None = None, method: Method = MUPSCALE) -> Path:
     """Widen a narrow checkpoint with the product; returns the wide file, which is made once."""
     made = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
     words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in made.values())]

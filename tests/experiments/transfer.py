@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
 from experiments.data import Data
+from experiments.tasks import Task
 from experiments.training import (
     Checkpoint,
     add_absolute_noise,
@@ -22,14 +24,12 @@ from experiments.training import (
     widen,
     widened,
 )
-from experiments.tasks import Task
 from mupscale_cli.perturbation import Perturbation
 
 # How a wide model is made and trained: widened with mapped hyperparameters and noise relative to each tensor; widened
 # with one learning rate and noise of one size; at random likewise.
 Arm = Literal["mapped", "standard", "scratch-mapped", "scratch-standard"]
 Losses = tuple[float, ...]  # one a seed
-REACH = 2  # grid steps by which a search goes past its optimum, so that it is known to be one
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def nearest_power(value: float) -> int:
     return round(2 * math.log2(value))
 
 
-def search(
-    evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: int = REACH, walk: int = 20
-) -> Grid:
+def search(evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: int = 2, walk: int = 20) -> Grid:
     """Walk over the grid until the best point has `reach` worse ones on either side.
 
     Args:
@@ -121,7 +119,7 @@ def narrow_checkpoint(task: Task, folder: Path) -> tuple[Checkpoint, Grid]:
                       {task.steps})  # fmt: skip
         return (curve.last,), (curve.held_out[task.steps],)
 
-    grid = search(evaluate, nearest_power(task.lr), walk=task.walk)
+    grid = search(evaluate, nearest_power(task.lr), reach=task.reach, walk=task.walk)
     return train_narrow(task, folder / "best", power(grid.best)), grid
 
 
@@ -163,7 +161,7 @@ class Transfer:
     """
 
     arm: Arm
-    noise: int | None
+    noise: int
     lr: dict[int, Grid]
     noises: dict[int, Grid]
 
@@ -186,32 +184,24 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
     task = narrow.task
     data = task.data()
     start = nearest_power(narrow.lr)
-    least = min(task.factors)
-    scratch = arm.startswith("scratch")
-    noise = None
-    if not scratch:
-        first = search(
-            lambda e: final_losses(narrow, data, arm, least, narrow.lr, power(e), task.seeds), noise_start, walk=task.walk
-        )
-        noise = first.best
-        say(f"{arm}: noise {first.told}")
-    rates, noises = {}, {}
+
+    def over_rates(factor: int, noise: int, exponent: int) -> tuple[Losses, Losses]:
+        return final_losses(narrow, data, arm, factor, power(exponent), power(noise), task.seeds)
+
+    def over_noises(factor: int, lr: int, exponent: int) -> tuple[Losses, Losses]:
+        return over_rates(factor, exponent, lr)
+
+    first = search(partial(over_noises, task.factors[0], start), noise_start, reach=task.reach, walk=task.walk)
+    noise = first.best
+    say(f"{arm}: noise {first.told}")
+    rates: dict[int, Grid] = {}
+    noises: dict[int, Grid] = {}
+    noise_start = noise
     for factor in task.factors:
-        rates[factor] = search(
-            lambda e, f=factor: final_losses(
-                narrow, data, arm, f, power(e), 0.0 if noise is None else power(noise), task.seeds
-            ),
-            start,
-            walk=task.walk,
-        )
+        rates[factor] = search(partial(over_rates, factor, noise), start, reach=task.reach, walk=task.walk)
         start = rates[factor].best  # where the next width's search begins
         say(f"{arm} x{factor}: lr {rates[factor].told}")
-        if noise is not None:
-            noises[factor] = search(
-                lambda e, f=factor: final_losses(narrow, data, arm, f, power(start), power(e), task.seeds),
-                noises[factor // 2].best if factor // 2 in noises else noise,
-                walk=task.walk,
-            )
-            say(f"{arm} x{factor}: noise {noises[factor].told}")
+        noises[factor] = search(partial(over_noises, factor, start), noise_start, reach=task.reach, walk=task.walk)
+        noise_start = noises[factor].best
+        say(f"{arm} x{factor}: noise {noises[factor].told}")
     return Transfer(arm, noise, rates, noises)
-
