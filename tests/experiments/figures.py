@@ -13,7 +13,7 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import Results
+from experiments.results import Growth, Optima
 from experiments.speed import Speed
 from experiments.training import Curve
 from experiments.transfer import Grid, power, shift
@@ -33,20 +33,19 @@ _NARROW, _WIDENED, _SCRATCH = "#888888", "#d1495b", "#30638e"
 _HIGHEST = 2.2  # times the best loss of an axis: what lies above is far from any optimum
 
 
-def draw_all(all_results: Sequence[Results], folder: Path) -> list[Path]:
+def draw_all(optima: Sequence[Optima], growth: Sequence[Growth], folder: Path) -> list[Path]:
     """Draw every figure; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
+    shrunk = [results for results in growth if results.shrinkings]
     with mpl.rc_context(_STYLE):
-        files = [
-            _save(draw(results), folder / f"{name}-{results.task}.svg")
-            for results in all_results
-            for name, draw in (("transfer", draw_transfer), ("speed", draw_speed))
-        ]
-        shrunk = [results for results in all_results if results.shrinkings]
-        if shrunk:
-            files.append(_save(draw_shrinking(shrunk), folder / "warmstart.svg"))
-        if all_results:
-            files.append(_save(draw_identity(all_results), folder / "identity.svg"))
+        files = [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
+        for draw, results, name in (
+            (draw_identity, optima, "identity"),
+            (draw_speed, growth, "growth"),
+            (draw_shrinking, shrunk, "warmstart"),
+        ):
+            if results:
+                files.append(_save(draw(results), folder / f"{name}.svg"))
     return files
 
 
@@ -74,7 +73,7 @@ def _colours(count: int) -> list[Any]:
     return [mpl.colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
-def draw_transfer(results: Results) -> Figure:
+def draw_transfer(results: Optima) -> Figure:
     """Final loss over learning rates and over noise, one curve a width."""
     figure, panels = _panels(len(results.transfers), 2)
     for row, transfer in zip(panels, results.transfers, strict=True):
@@ -118,25 +117,27 @@ def _plain_ticks(axes: Axes) -> None:
         axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
 
 
-def draw_speed(results: Results) -> Figure:
-    """Training loss over steps: the narrow model, the widened one, one from scratch."""
-    figure, panels = _panels(1, len(results.speeds), (3.0, 2.9), sharey=True)
-    for axes, speed in zip(panels[0], results.speeds, strict=True):
-        for curves, colour, label in (
-            (speed.scratch, _SCRATCH, "from scratch, best rate"),
-            (speed.narrow, _NARROW, "narrow, goes on"),
-            (speed.widened, _WIDENED, "widened, with noise"),
-        ):
-            _band(axes, _by_step(curves), colour, label=label)
-        axes.axhline(speed.narrow_loss, color=_NARROW, linestyle=":", linewidth=1)
-        axes.set_yscale("log")
-        axes.set_ylim(_lowest(results.speeds) * 0.95, speed.narrow_loss * 3)
-        _plain_ticks(axes)
-        axes.set_title(f"x{speed.factor}: {_told(speed)}", fontsize=9)
-        axes.set_xlabel("steps after widening")
-    panels[0][0].set_ylabel("training loss (nats)")
+def draw_speed(all_results: Sequence[Growth]) -> Figure:
+    """Training loss over steps: the narrow model, the widened one, one from scratch; a row for each width."""
+    figure, panels = _panels(max(len(results.speeds) for results in all_results), len(all_results), (3.1, 2.6))
+    for column, results in zip(panels.T, all_results, strict=True):
+        lowest = _lowest(results.speeds)
+        for axes, speed in zip(column, results.speeds, strict=True):
+            for curves, colour, label in (
+                (speed.scratch, _SCRATCH, "from scratch, best rate"),
+                (speed.narrow, _NARROW, "narrow, goes on"),
+                (speed.widened, _WIDENED, "widened, with noise"),
+            ):
+                _band(axes, _by_step(curves), colour, label=label)
+            axes.axhline(speed.narrow_loss, color=_NARROW, linestyle=":", linewidth=1)
+            axes.set_yscale("log")
+            axes.set_ylim(lowest * 0.93, speed.narrow_loss * min(3, (speed.narrow_loss / lowest)))
+            _plain_ticks(axes)
+            axes.set_title(f"{results.title}, x{speed.factor}\n{_told(speed)}", fontsize=9)
+            axes.set_xlabel("steps after widening")
+    for row in panels:
+        row[0].set_ylabel("training loss (nats)")
     panels[0][0].legend(fontsize=8)
-    figure.suptitle(f"{results.title}; dotted: the narrow model when it is widened")
     return figure
 
 
@@ -156,7 +157,7 @@ def _lowest(speeds: Iterable[Speed]) -> float:
                for curve in curves)  # fmt: skip
 
 
-def draw_shrinking(all_results: Sequence[Results]) -> Figure:
+def draw_shrinking(all_results: Sequence[Growth]) -> Figure:
     """What padding comes to by how much the narrow weights are shrunk."""
     figure, panels = _panels(1, len(all_results), (3.2, 2.9))
     for axes, results in zip(panels[0], all_results, strict=True):
@@ -178,7 +179,7 @@ def draw_shrinking(all_results: Sequence[Results]) -> Figure:
     return figure
 
 
-def draw_identity(all_results: Sequence[Results]) -> Figure:
+def draw_identity(all_results: Sequence[Optima]) -> Figure:
     """Losses of every step, narrow and widened without noise."""
     figure, panels = _panels(1, len(all_results), (2.8, 2.7))
     for axes, results in zip(panels[0], all_results, strict=True):

@@ -18,18 +18,39 @@ from experiments.warmstart import Shrinking
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything that was measured of a task.
+class Optima:
+    """Where the optima of a task lie, at every width.
 
     Attributes:
         task: its name.
         title: of its figures.
-        sizes: widths over narrow width, parameters, steps and so on, for the reader.
+        sizes: of the models and their training, in words.
         seconds: that the measurement took.
         identity: without noise, by factor.
         narrow: the search for the narrow model's learning rate.
-        narrow_lr: its exponent.
         transfers: optima over widths, with mapped hyperparameters and in standard parametrisation.
+    """
+
+    task: str
+    title: str
+    sizes: dict[str, str]
+    seconds: float
+    identity: tuple[Identity, ...]
+    narrow: Grid
+    transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What widening gains in a task.
+
+    Attributes:
+        task: its name.
+        title: of its figures.
+        sizes: of the models and their training, in words.
+        seconds: that the measurement took.
+        narrow: the search for the narrow model's learning rate.
+        tuned: the searches for learning rate and noise, both at the least factor.
         speeds: curves by factor.
         scratch: searches for the learning rate from scratch, by factor.
         shrinkings: of `warmstart`, by factor.
@@ -39,13 +60,14 @@ class Results:
     title: str
     sizes: dict[str, str]
     seconds: float
-    identity: tuple[Identity, ...]
     narrow: Grid
-    narrow_lr: int
-    transfers: tuple[Transfer, ...]
+    tuned: tuple[Grid, ...]
     speeds: tuple[Speed, ...]
     scratch: dict[int, Grid]
     shrinkings: tuple[Shrinking, ...]
+
+
+Results = Optima | Growth
 
 
 def save(results: Results, file: Path) -> None:
@@ -56,7 +78,8 @@ def save(results: Results, file: Path) -> None:
 
 def load(file: Path) -> Results:
     """Read what `save` wrote."""
-    return _typed(Results, json.loads(file.read_text()))
+    content = json.loads(file.read_text())
+    return _typed(Optima if "transfers" in content else Growth, content)
 
 
 def _plain(value: Any) -> Any:
@@ -88,7 +111,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def optima_table(all_results: Sequence[Results]) -> str:
+def optima_table(all_results: Sequence[Optima]) -> str:
     """Where optima lie, as exponents e of 2^(e/2), and how far they move."""
     rows = []
     for results in all_results:
@@ -100,11 +123,11 @@ def optima_table(all_results: Sequence[Results]) -> str:
                 fitted = [grid.fitted for grid in grids.values()]
                 rows.append([results.title, transfer.arm, what, *best, str(shift(grids)),
                              f"{max(fitted) - min(fitted):.1f}"])  # fmt: skip
-    factors = [f"x{factor}" for factor in all_results[0].transfers[0].lr]
-    return _table(["", "hyperparameters", "optimum of", *factors, "moves by", "parabola"], rows)
+    places = ["narrowest", "x2", "x4", "x8"]  # relative to one another
+    return _table(["", "hyperparameters", "optimum of", *places, "moves by", "parabola"], rows)
 
 
-def identity_table(all_results: Sequence[Results]) -> str:
+def identity_table(all_results: Sequence[Optima]) -> str:
     """How exactly widened models train as narrow ones without noise."""
     rows = [
         [results.title, f"x{found.factor}", str(len(found.wide)), f"{found.difference:.0e}"]
@@ -114,7 +137,7 @@ def identity_table(all_results: Sequence[Results]) -> str:
     return _table(["", "width", "steps", "largest relative difference of losses"], rows)
 
 
-def speed_table(all_results: Sequence[Results]) -> str:
+def speed_table(all_results: Sequence[Growth]) -> str:
     """How soon widened models are where the others are."""
     rows = []
     for results in all_results:
@@ -135,7 +158,7 @@ def speed_table(all_results: Sequence[Results]) -> str:
     )  # fmt: skip
 
 
-def shrink_table(all_results: Sequence[Results]) -> str:
+def shrink_table(all_results: Sequence[Growth]) -> str:
     """The losses of padded models by what narrow weights were multiplied with."""
     rows = []
     shrinks: list[float] = []
@@ -168,18 +191,26 @@ def _steps(values: Sequence[float | None]) -> str:
     return told if len(known) == len(values) else f"{told} ({len(known)} of {len(values)} seeds)"
 
 
-def tables(all_results: Sequence[Results]) -> dict[str, str]:
+def sizes_table(all_results: Sequence[Results]) -> str:
+    """What was trained, and how long measuring took."""
+    return _table(
+        ["", *all_results[0].sizes, "learning rate of the narrow model", "minutes"],
+        [[r.title, *r.sizes.values(), f"{power(r.narrow.best):.3g}", f"{r.seconds / 60:.1f}"] for r in all_results],
+    )
+
+
+def tables(optima: Sequence[Optima], growth: Sequence[Growth]) -> dict[str, str]:
     """Every table by its name in README.md."""
-    return {
-        "identity": identity_table(all_results),
-        "optima": optima_table(all_results),
-        "speed": speed_table(all_results),
-        "shrink": shrink_table([results for results in all_results if results.shrinkings]),
-        "sizes": _table(
-            ["", *all_results[0].sizes, "learning rate of the narrow model", "minutes"],
-            [[r.title, *r.sizes.values(), f"{power(r.narrow_lr):.3g}", f"{r.seconds / 60:.1f}"] for r in all_results],
-        ),
+    shrunk = [results for results in growth if results.shrinkings]
+    made: dict[str, tuple[Callable[[Any], str], Sequence[Results]]] = {
+        "identity": (identity_table, optima),
+        "optima": (optima_table, optima),
+        "optima-sizes": (sizes_table, optima),
+        "speed": (speed_table, growth),
+        "speed-sizes": (sizes_table, growth),
+        "shrink": (shrink_table, shrunk),
     }
+    return {name: table(found) for name, (table, found) in made.items() if found}
 
 
 def fill(text: str, found: Mapping[str, str]) -> str:

@@ -14,24 +14,24 @@ sys.path.insert(0, str(_HERE.parent))
 
 from experiments import figures  # noqa: E402 (the path must be known before)
 from experiments.identity import measure_identity  # noqa: E402
-from experiments.results import Results, fill, load, save, tables  # noqa: E402
-from experiments.speed import measure_speed  # noqa: E402
+from experiments.results import Growth, Optima, fill, load, save, tables  # noqa: E402
+from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.training import single_thread  # noqa: E402
-from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
+from experiments.transfer import measure_transfer, narrow_checkpoint  # noqa: E402
 from experiments.warmstart import SHRINKS, measure_shrinking  # noqa: E402
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
-_SHRUNK_FACTORS = (2, 4)
+_PARTS = ("optima", "growth")
 _IDENTITY_STEPS = 40
 
 
-def measure(task: Task, folder: Path, say: Callable[[str], None], *, quick: bool = False) -> Results:
-    """All the measurements of one task, in `folder` for checkpoints."""
+def measure_optima(task: Task, folder: Path, say: Callable[[str], None]) -> Optima:
+    """Whether training without noise is identical, and where optima lie; in `folder` are checkpoints."""
     began = time.monotonic()
     identity = tuple(
-        measure_identity(task, folder / f"identity-{factor}", factor, 10 if quick else _IDENTITY_STEPS)
+        measure_identity(task, folder / f"identity-{factor}", factor, min(_IDENTITY_STEPS, 10 * task.steps))
         for factor in (3, 4)
     )
     for found in identity:
@@ -39,28 +39,40 @@ def measure(task: Task, folder: Path, say: Callable[[str], None], *, quick: bool
     narrow, grid = narrow_checkpoint(task, folder)
     say(f"narrow: {grid.told}")
     transfers = tuple(measure_transfer(narrow, arm, say) for arm in ("mapped", "standard"))
-    mapped = transfers[0]
-    lr, noise = (grids[task.factors[0]].best for grids in (mapped.lr, mapped.noises))
-    speeds, scratch, start = [], {}, lr
-    for factor in dict.fromkeys((2, *task.factors[:-1])):
-        speed, scratch[factor] = measure_speed(narrow, factor, lr, noise, start)
+    return Optima(task.name, task.title, _sizes(task), time.monotonic() - began, identity, grid, transfers)
+
+
+def measure_growth(task: Task, folder: Path, say: Callable[[str], None], shrinks: tuple[float, ...]) -> Growth:
+    """What a widened model gains over the narrow one and over one from scratch; in `folder` are checkpoints."""
+    began = time.monotonic()
+    narrow, grid = narrow_checkpoint(task, folder)
+    say(f"narrow: {grid.told}")
+    noises, rates = tuned = tune(narrow, task.factors[0])
+    say(f"x{task.factors[0]} noise {noises.told}, lr {rates.told}")
+    speeds, scratch, start = [], {}, rates.best
+    for factor in task.factors:
+        speed, scratch[factor] = measure_speed(narrow, factor, rates.best, noises.best, start)
         start = scratch[factor].best
         speeds.append(speed)
-        say(f"x{factor} scratch: {scratch[factor].told}; ratio {speed.ratio}")
+        say(f"x{factor} scratch: {scratch[factor].told}; {speed.told}")
     shrinkings = tuple(
-        measure_shrinking(narrow, factor, scratch[factor].best, say, SHRINKS[::2] if quick else SHRINKS)
-        for factor in _SHRUNK_FACTORS
-        if task.name in _SHRUNK and factor in scratch
+        measure_shrinking(narrow, factor, scratch[factor].best, say, shrinks)
+        for factor in task.factors
+        if task.name in _SHRUNK
     )
+    return Growth(task.name, task.title, _sizes(task), time.monotonic() - began, grid, tuned, tuple(speeds), scratch,
+                  shrinkings)  # fmt: skip
+
+
+def _sizes(task: Task) -> dict[str, str]:
     counts = [sum(p.numel() for p in task.build(factor).parameters()) for factor in (1, *task.factors)]
-    sizes = {
-        "parameters": " → ".join(_short(count) for count in (counts[0], counts[1], counts[-1])),
+    return {
+        "widths": ", ".join(f"x{factor}" for factor in task.factors),
+        "parameters, narrow and wide": " … ".join(_short(count) for count in counts),
         "examples a step": str(task.batch_size),
-        "steps": f"{task.narrow_steps} + {task.steps}",
+        "steps, narrow + wide": f"{task.narrow_steps} + {task.steps}",
         "seeds": str(len(task.seeds)),
     }
-    return Results(task.name, task.title, sizes, time.monotonic() - began, identity, grid, nearest_power(narrow.lr),
-                   transfers, tuple(speeds), scratch, shrinkings)  # fmt: skip
 
 
 def _short(count: int) -> str:
@@ -72,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", nargs="*", metavar="mlp|resnet|gpt", help="all if none is named")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try that everything runs")
+    parser.add_argument("--part", choices=_PARTS, help="optima over widths, or what growth gains; both if not given")
     parser.add_argument("--figures", action="store_true", help="draw again what was measured before")
     parser.add_argument("--output", type=Path, default=_HERE, help="folder for results, figures and tables")
     options = parser.parse_args(arguments)
@@ -81,23 +94,32 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
-    for group in () if options.figures else options.experiments or _GROUPS:
-        for name in _GROUPS[group]:
-            task = TASKS[name].quick() if options.quick else TASKS[name]
+    names = [name for group in options.experiments or _GROUPS for name in _GROUPS[group]]
+    for name in () if options.figures else names:
+        for part in (options.part,) if options.part else _PARTS:
+            task = TASKS[name] if part == "optima" else TASKS[name].grown()
             began = time.monotonic()
 
-            def say(text: str, name: str = name, began: float = began) -> None:
-                sys.stdout.write(f"{name} {time.monotonic() - began:6.1f} s  {text}\n")
+            def say(text: str, heading: str = f"{name} {part}", began: float = began) -> None:
+                sys.stdout.write(f"{heading} {time.monotonic() - began:6.1f} s  {text}\n")
                 sys.stdout.flush()
 
+            task = task.quick() if options.quick else task
             with tempfile.TemporaryDirectory() as folder, single_thread():
-                save(measure(task, Path(folder), say, quick=options.quick), output / "results" / f"{name}.json")
-    files = [output / "results" / f"{name}.json" for group in _GROUPS.values() for name in group]
-    found = [load(file) for file in files if file.exists()]
-    figures.draw_all(found, output / "figures")
+                found = (
+                    measure_optima(task, Path(folder), say)
+                    if part == "optima"
+                    else measure_growth(task, Path(folder), say, SHRINKS[::4] if options.quick else SHRINKS)
+                )
+            save(found, output / "results" / f"{part}-{name}.json")
+    optima, growth = (
+        [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
+        for part in _PARTS
+    )
+    figures.draw_all(optima, growth, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(found)))
+        document.write_text(fill(document.read_text(), tables(optima, growth)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from experiments.data import Data
 from experiments.training import Checkpoint, Curve, Schedule, continued, decay, train, warm_up_and_decay
-from experiments.transfer import Arm, Grid, final_losses, nearest_power, power, search, wide_model
+from experiments.transfer import Arm, Grid, Losses, final_losses, nearest_power, power, search, wide_model
 
-_NUM_JUDGED = 30
+_NUM_JUDGED = 20
+_NOISE = -4  # exponent at which the search for the best noise begins
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class Speed:
         found = self.until_scratch
         return None if None in found else self.steps / max(fmean(found), 1.0)
 
+    @property
+    def told(self) -> str:
+        """Last losses and the ratio, in a line."""
+        last = ", ".join(f"{fmean(c.last for c in curves):.4f}" for curves in (self.narrow, self.widened, self.scratch))
+        return f"narrow, widened, scratch end at {last}; ratio {self.ratio}"
+
 
 def first_step(seen: dict[int, float], loss: float) -> float | None:
     """Where a curve first comes down to a loss, between judged steps on a straight line."""
@@ -75,6 +83,19 @@ def first_step(seen: dict[int, float], loss: float) -> float | None:
         if low <= loss:
             return float(step) if high <= loss else before + (step - before) * (high - loss) / (high - low)
     return None
+
+
+def tune(narrow: Checkpoint, factor: int) -> tuple[Grid, Grid]:
+    """The best noise and the best learning rate of widened models at a width."""
+    task = narrow.task
+    data = task.data()
+
+    def losses(lr: int, noise: int) -> tuple[Losses, Losses]:
+        return final_losses(narrow, data, "mapped", factor, power(lr), power(noise), task.seeds)
+
+    rate = nearest_power(narrow.lr)
+    noises = search(partial(losses, rate), _NOISE, reach=1, walk=task.walk)
+    return noises, search(lambda lr: losses(lr, noises.best), rate, reach=1, walk=task.walk)
 
 
 def measure_speed(narrow: Checkpoint, factor: int, lr: int, noise: int, scratch_lr: int) -> tuple[Speed, Grid]:
@@ -119,6 +140,6 @@ def measure_speed(narrow: Checkpoint, factor: int, lr: int, noise: int, scratch_
 def _judged(made, narrow: Checkpoint, data: Data, seed: int, schedule: Schedule) -> Curve:
     task = narrow.task
     every = max(task.steps // _NUM_JUDGED, 1)
-    # Every step of the first ones: how soon noise is overcome shows there.
-    judged = {*range(min(every, task.steps)), *range(0, task.steps, every), task.steps}
+    # The first steps closer together: how soon noise is overcome shows there.
+    judged = {*range(0, task.steps, every), *(2**i for i in range(10) if 2**i < every), task.steps}
     return train(*made, data.batches(task.batch_size, task.steps, seed), task.steps, schedule, data, judged)

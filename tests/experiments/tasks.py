@@ -31,8 +31,10 @@ class Task:
         lr: around which the narrow model's learning rate is searched.
         batch_size: examples a step.
         narrow_steps: of the narrow model's training.
-        steps: of training after widening, and from scratch.
-        factors: width over narrow width.
+        steps: after widening, where optima at several widths are compared.
+        long_steps: after widening, where the widened model is held against one from scratch.
+        grown_by: how much wider the narrow model is where the widened one is held against one from scratch.
+        factors: width over narrow width, 8 times from the first to the last.
         seeds: of noise and batches.
         reach: by how many grid steps a search goes past an optimum, so that it is known to be one.
         walk: how many grid steps a search goes from where it begins.
@@ -50,6 +52,8 @@ class Task:
     batch_size: int
     narrow_steps: int
     steps: int
+    long_steps: int
+    grown_by: int = 4
     factors: tuple[int, ...] = (4, 8, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     reach: int = 2
@@ -57,7 +61,14 @@ class Task:
 
     def quick(self) -> Task:
         """So small that only the machinery is tried."""
-        return replace(self, narrow_steps=4, steps=3, factors=(2, 4), seeds=(0,), reach=1, walk=0)
+        return replace(self, narrow_steps=4, steps=3, long_steps=3, factors=(2, 4), seeds=(0,), reach=1, walk=0)
+
+    def grown(self) -> Task:
+        """With a narrow model that can do its task, as one has that is worth widening; for `long_steps`."""
+        by = self.grown_by
+        config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
+        return replace(self, build=lambda factor: self.build(by * factor), config=config, factors=(2, 4),
+                       steps=self.long_steps)  # fmt: skip
 
 
 def _mlp(factor: int) -> nn.Module:
@@ -66,7 +77,7 @@ def _mlp(factor: int) -> nn.Module:
 
 
 def _resnet(factor: int) -> nn.Module:
-    return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False)
+    return paper_models.ResNet18([4 * factor, 8 * factor], 10, mup=False)
 
 
 _GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 1, "n_embd": _HEAD_DIM, "block_size": CONTEXT,
@@ -80,15 +91,16 @@ def _gpt(factor: int) -> nn.Module:
 
 SGD = {"momentum": 0.9}
 ADAMW = {"betas": (0.9, 0.95)}
-_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200)
+_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200, 300)
 TASKS = {
     task.name: task
     for task in (
         _MLP,
         replace(_MLP, name="mlp-adamw", title="MLP on digits, AdamW", optimizer="adamw", settings=ADAMW,
                 weight_decay=0.1, lr=2**-5),
-        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5, 64, 200, 80),
-        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 100),
+        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5,
+             64, 300, 64, 100, grown_by=2, factors=(2, 4, 8, 16)),
+        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 80, 200),
     )
 }  # fmt: skip
 
