@@ -52,6 +52,11 @@ class Data:
     def to(self, dtype: torch.dtype) -> Data:
         return Data(self.train.to(dtype), self.seen.to(dtype), self.held_out.to(dtype))
 
+    def judged_on(self, count: int) -> Data:
+        """The same with fewer examples that models are judged on."""
+        some = torch.arange(count)
+        return Data(self.train, self.seen.pick(some), self.held_out.pick(some))
+
     def batches(self, size: int, count: int, seed: int) -> Iterator[Examples]:
         """Random examples for `count` steps."""
         generator = torch.Generator().manual_seed(seed)

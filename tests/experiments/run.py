@@ -31,7 +31,7 @@ def measure_optima(task: Task, folder: Path, say: Callable[[str], None]) -> Opti
     """Whether training without noise is identical, and where optima lie; in `folder` are checkpoints."""
     began = time.monotonic()
     identity = tuple(
-        measure_identity(task, folder / f"identity-{factor}", factor, min(_IDENTITY_STEPS, 10 * task.steps))
+        measure_identity(task, folder / f"identity-{factor}", factor, min(_IDENTITY_STEPS, task.steps))
         for factor in (3, 4)
     )
     for found in identity:
@@ -97,14 +97,14 @@ def main(arguments: list[str] | None = None) -> None:
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS[group]]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
-            task = TASKS[name] if part == "optima" else TASKS[name].grown()
+            task = TASKS[name].quick() if options.quick else TASKS[name]
+            task = task.grown() if part == "growth" else task
             began = time.monotonic()
 
             def say(text: str, heading: str = f"{name} {part}", began: float = began) -> None:
                 sys.stdout.write(f"{heading} {time.monotonic() - began:6.1f} s  {text}\n")
                 sys.stdout.flush()
 
-            task = task.quick() if options.quick else task
             with tempfile.TemporaryDirectory() as folder, single_thread():
                 found = (
                     measure_optima(task, Path(folder), say)

@@ -61,7 +61,8 @@ class Task:
 
     def quick(self) -> Task:
         """So small that only the machinery is tried."""
-        return replace(self, narrow_steps=4, steps=3, long_steps=3, factors=(2, 4), seeds=(0,), reach=1, walk=0)
+        return replace(self, data=lambda: self.data().judged_on(32), batch_size=8, narrow_steps=4, steps=3,
+                       long_steps=3, grown_by=1, factors=(2, 4), seeds=(0,), reach=1, walk=0)  # fmt: skip
 
     def grown(self) -> Task:
         """With a narrow model that can do its task, as one has that is worth widening; for `long_steps`."""
