@@ -80,7 +80,7 @@ def draw_transfer(results: Optima) -> Figure:
         for axes, grids, what in ((row[0], transfer.lr, "learning rate"), (row[1], transfer.noises, "noise")):
             _draw_grids(axes, grids)
             axes.set_xlabel(f"{what}{' (of the narrow model)' if what == 'learning rate' else ', relative size'}")
-            axes.set_title(f"{_ARMS[transfer.arm]}\nbest {what} moves by {shift(grids)} steps of √2", fontsize=9)
+            axes.set_title(f"{_ARMS[transfer.arm]}\nbest {what} moves by {_steps(shift(grids))} of √2", fontsize=9)
         row[0].set_ylabel("training loss at the end (nats)")
         row[1].legend(title="width", fontsize=8)
     for column in (0, 1):
@@ -89,6 +89,10 @@ def draw_transfer(results: Optima) -> Figure:
             row[column].set_xlim(min(lows), max(highs))
     figure.suptitle(results.title)
     return figure
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def _draw_grids(axes: Axes, grids: Mapping[int, Grid]) -> None:

@@ -92,7 +92,8 @@ def _gpt(factor: int) -> nn.Module:
 
 SGD = {"momentum": 0.9}
 ADAMW = {"betas": (0.9, 0.95)}
-_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200, 300)
+_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200, 300,
+            seeds=(0, 1, 2, 3))  # fmt: skip
 TASKS = {
     task.name: task
     for task in (

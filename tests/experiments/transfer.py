@@ -197,11 +197,13 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
     rates: dict[int, Grid] = {}
     noises: dict[int, Grid] = {}
     noise_start = noise
+    reach = task.reach
     for factor in task.factors:
-        rates[factor] = search(partial(over_rates, factor, noise), start, reach=task.reach, walk=task.walk)
+        rates[factor] = search(partial(over_rates, factor, noise), start, reach=reach, walk=task.walk)
         start = rates[factor].best  # where the next width's search begins
         say(f"{arm} x{factor}: lr {rates[factor].told}")
-        noises[factor] = search(partial(over_noises, factor, start), noise_start, reach=task.reach, walk=task.walk)
+        noises[factor] = search(partial(over_noises, factor, start), noise_start, reach=reach, walk=task.walk)
         noise_start = noises[factor].best
         say(f"{arm} x{factor}: noise {noises[factor].told}")
+        reach = 1  # it begins at an optimum, and wide models take most of the time
     return Transfer(arm, noise, rates, noises)
