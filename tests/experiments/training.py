@@ -268,7 +268,7 @@ def from_scratch(
     scaled = scaled_parameters(model, wide)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            ((c, m),) = scaled[name].parts if len(set(scaled[name].parts)) == 1 else (scaled[name].parts[0],)
+            c, m = scaled[name].parts[0]  # fused tensors have equal parts here
             if parameter.dim() == 1:
                 parameter.mul_(c)
                 continue
