@@ -13,7 +13,7 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import Growth, Optima
+from experiments.results import Growth, Optima, Warmstart
 from experiments.speed import Speed
 from experiments.training import Curve
 from experiments.transfer import Grid, power, shift
@@ -33,19 +33,19 @@ _NARROW, _WIDENED, _SCRATCH = "#888888", "#d1495b", "#30638e"
 _HIGHEST = 2.2  # times the best loss of an axis: what lies above is far from any optimum
 
 
-def draw_all(optima: Sequence[Optima], growth: Sequence[Growth], folder: Path) -> list[Path]:
+def draw_all(
+    optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], folder: Path
+) -> list[Path]:
     """Draw every figure; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    shrunk = [results for results in growth if results.shrinkings]
     with mpl.rc_context(_STYLE):
         files = [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
-        for draw, results, name in (
-            (draw_identity, optima, "identity"),
-            (draw_speed, growth, "growth"),
-            (draw_shrinking, shrunk, "warmstart"),
-        ):
-            if results:
-                files.append(_save(draw(results), folder / f"{name}.svg"))
+        if optima:
+            files.append(_save(draw_identity(optima), folder / "identity.svg"))
+        if growth:
+            files.append(_save(draw_speed(growth), folder / "growth.svg"))
+        if warmstart:
+            files.append(_save(draw_shrinking(warmstart, growth), folder / "warmstart.svg"))
     return files
 
 
@@ -161,25 +161,24 @@ def _lowest(speeds: Iterable[Speed]) -> float:
                for curve in curves)  # fmt: skip
 
 
-def draw_shrinking(all_results: Sequence[Growth]) -> Figure:
+def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> Figure:
     """What padding comes to by how much the narrow weights are shrunk."""
-    figure, panels = _panels(1, len(all_results), (3.2, 2.9))
+    figure, panels = _panels(1, len(all_results), (3.3, 3.0))
     for axes, results in zip(panels[0], all_results, strict=True):
-        for found, colour in zip(results.shrinkings, _colours(len(results.shrinkings) + 1), strict=False):
+        factors = sorted({found.factor for found in results.shrinkings})
+        colours = dict(zip(factors, _colours(len(factors) + 1), strict=False))
+        for found in results.shrinkings:
             points = {shrink: grid.seen[grid.best] for shrink, grid in found.grids.items()}
-            _band(axes, points, colour, marker="o", label=f"x{found.factor}, padded")
-            for speed in results.speeds:
-                if speed.factor == found.factor:
-                    for curves, line, label in (
-                        (speed.widened, "--", "copies, noise"),
-                        (speed.scratch, ":", "scratch"),
-                    ):
-                        axes.axhline(fmean(c.last for c in curves), color=colour, linestyle=line, linewidth=1,
-                                     label=f"x{found.factor}, {label}")  # fmt: skip
+            _band(axes, points, colours[found.factor], marker="o" if found.size == 1 else "^", markersize=4,
+                  label=f"x{found.factor}, padded, fresh weights {found.size:g}")  # fmt: skip
+        for speed in (speed for found in growth if found.task == results.task for speed in found.speeds):
+            for curves, line, label in ((speed.widened, "--", "copies, noise"), (speed.scratch, ":", "scratch")):
+                axes.axhline(fmean(curve.last for curve in curves), color=colours.get(speed.factor, "black"),
+                             linestyle=line, linewidth=1, label=f"x{speed.factor}, {label}")  # fmt: skip
         axes.set_title(results.title, fontsize=9)
         axes.set_xlabel("shrink factor λ of the narrow weights")
     panels[0][0].set_ylabel("training loss at the end (nats)")
-    panels[0][-1].legend(fontsize=7)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 

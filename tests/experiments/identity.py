@@ -20,17 +20,14 @@ class Identity:
         narrow: losses of each step.
         wide: the same of the widened model, trained with mapped hyperparameters and carried state.
         standard: the same with one learning rate for all tensors.
+        difference: the largest relative difference of the losses of a step, narrow and wide.
     """
 
     factor: int
     narrow: tuple[float, ...]
     wide: tuple[float, ...]
     standard: tuple[float, ...]
-
-    @property
-    def difference(self) -> float:
-        """The largest relative difference of the losses of a step."""
-        return max(abs(wide / narrow - 1) for wide, narrow in zip(self.wide, self.narrow, strict=True))
+    difference: float
 
 
 def measure_identity(task: Task, folder: Path, factor: int, steps: int, before: int = 10) -> Identity:
@@ -50,10 +47,9 @@ def measure_identity(task: Task, folder: Path, factor: int, steps: int, before: 
     def losses(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
         return train(model, optimizer, data.batches(task.batch_size, steps, 0), steps, decay).losses
 
-    wide = widen(narrow, factor)
-    return Identity(
-        factor,
-        losses(*continued(narrow, narrow.lr, dtype)),
-        losses(*widened(narrow, wide, factor, narrow.lr, dtype=dtype)),
-        losses(*widened(narrow, wide, factor, narrow.lr, mapped=False, dtype=dtype)),
-    )
+    file = widen(narrow, factor)
+    going_on = losses(*continued(narrow, narrow.lr, dtype))
+    wide = losses(*widened(narrow, file, factor, narrow.lr, dtype=dtype))
+    standard = losses(*widened(narrow, file, factor, narrow.lr, mapped=False, dtype=dtype))
+    difference = max(abs(after / before - 1) for after, before in zip(wide, going_on, strict=True))
+    return Identity(factor, going_on, wide, standard, difference)

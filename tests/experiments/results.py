@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from experiments.identity import Identity
 from experiments.speed import Speed
@@ -53,7 +53,6 @@ class Growth:
         tuned: the searches for learning rate and noise, both at the least factor.
         speeds: curves by factor.
         scratch: searches for the learning rate from scratch, by factor.
-        shrinkings: of `warmstart`, by factor.
     """
 
     task: str
@@ -64,22 +63,43 @@ class Growth:
     tuned: tuple[Grid, ...]
     speeds: tuple[Speed, ...]
     scratch: dict[int, Grid]
+
+
+@dataclass(frozen=True)
+class Warmstart:
+    """What shrinking and padding come to in a task.
+
+    Attributes:
+        task: its name.
+        title: of its figures.
+        sizes: of the models and their training, in words.
+        seconds: that the measurement took.
+        narrow: the search for the narrow model's learning rate.
+        shrinkings: by factor and size of the fresh weights.
+    """
+
+    task: str
+    title: str
+    sizes: dict[str, str]
+    seconds: float
+    narrow: Grid
     shrinkings: tuple[Shrinking, ...]
 
 
-Results = Optima | Growth
+Results = Union[Optima, Growth, Warmstart]
 
 
 def save(results: Results, file: Path) -> None:
     """Write results as JSON; what is infinite (diverged) is null."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(_plain(dataclasses.asdict(results)), indent=1) + "\n")
+    file.write_text(json.dumps({"kind": type(results).__name__, **_plain(dataclasses.asdict(results))}) + "\n")
 
 
 def load(file: Path) -> Results:
     """Read what `save` wrote."""
     content = json.loads(file.read_text())
-    return _typed(Optima if "transfers" in content else Growth, content)
+    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart)}
+    return _typed(kinds[content.pop("kind")], content)
 
 
 def _plain(value: Any) -> Any:
@@ -158,21 +178,22 @@ def speed_table(all_results: Sequence[Growth]) -> str:
     )  # fmt: skip
 
 
-def shrink_table(all_results: Sequence[Growth]) -> str:
+def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> str:
     """The losses of padded models by what narrow weights were multiplied with."""
+    shrinks = list(all_results[0].shrinkings[0].grids)
     rows = []
-    shrinks: list[float] = []
     for results in all_results:
         for found in results.shrinkings:
-            shrinks = list(found.grids)
-            copied = [fmean(c.last for c in s.widened) for s in results.speeds if s.factor == found.factor]
-            scratch = [fmean(c.last for c in s.scratch) for s in results.speeds if s.factor == found.factor]
+            speeds = [s for g in growth if g.task == results.task for s in g.speeds if s.factor == found.factor]
             rows.append([
-                results.title, f"x{found.factor}",
+                results.title, f"x{found.factor}", f"{found.size:g}",
                 *(_spread(grid.seen[grid.best]) for grid in found.grids.values()),
-                *(f"{values[0]:.3f}" if values else "" for values in (copied, scratch)),
+                *(f"{fmean(curve.last for curve in curves):.3f}"
+                  for speed in speeds for curves in (speed.widened, speed.scratch)),
             ])  # fmt: skip
-    return _table(["", "width", *(f"λ = {shrink:g}" for shrink in shrinks), "copies and noise", "scratch"], rows)
+    return _table(
+        ["", "width", "fresh weights", *(f"λ = {shrink:g}" for shrink in shrinks), "copies and noise", "scratch"], rows
+    )
 
 
 def _losses(curves: Sequence[Any], of: Callable[[Any], float]) -> str:
@@ -199,18 +220,20 @@ def sizes_table(all_results: Sequence[Results]) -> str:
     )
 
 
-def tables(optima: Sequence[Optima], growth: Sequence[Growth]) -> dict[str, str]:
+def tables(optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart]) -> dict[str, str]:
     """Every table by its name in README.md."""
-    shrunk = [results for results in growth if results.shrinkings]
-    made: dict[str, tuple[Callable[[Any], str], Sequence[Results]]] = {
-        "identity": (identity_table, optima),
-        "optima": (optima_table, optima),
-        "optima-sizes": (sizes_table, optima),
-        "speed": (speed_table, growth),
-        "speed-sizes": (sizes_table, growth),
-        "shrink": (shrink_table, shrunk),
-    }
-    return {name: table(found) for name, (table, found) in made.items() if found}
+    made = {}
+    if optima:
+        made |= {
+            "identity": identity_table(optima),
+            "optima": optima_table(optima),
+            "optima-sizes": sizes_table(optima),
+        }
+    if growth:
+        made |= {"speed": speed_table(growth), "speed-sizes": sizes_table(growth)}
+    if warmstart:
+        made |= {"shrink": shrink_table(warmstart, growth)}
+    return made
 
 
 def fill(text: str, found: Mapping[str, str]) -> str:

@@ -14,16 +14,16 @@ sys.path.insert(0, str(_HERE.parent))
 
 from experiments import figures  # noqa: E402 (the path must be known before)
 from experiments.identity import measure_identity  # noqa: E402
-from experiments.results import Growth, Optima, fill, load, save, tables  # noqa: E402
+from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.training import single_thread  # noqa: E402
-from experiments.transfer import measure_transfer, narrow_checkpoint  # noqa: E402
-from experiments.warmstart import SHRINKS, measure_shrinking  # noqa: E402
+from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
+from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E402
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
-_PARTS = ("optima", "growth")
+_PARTS = ("optima", "growth", "warmstart")
 _IDENTITY_STEPS = 40
 
 
@@ -42,7 +42,7 @@ def measure_optima(task: Task, folder: Path, say: Callable[[str], None]) -> Opti
     return Optima(task.name, task.title, _sizes(task), time.monotonic() - began, identity, grid, transfers)
 
 
-def measure_growth(task: Task, folder: Path, say: Callable[[str], None], shrinks: tuple[float, ...]) -> Growth:
+def measure_growth(task: Task, folder: Path, say: Callable[[str], None]) -> Growth:
     """What a widened model gains over the narrow one and over one from scratch; in `folder` are checkpoints."""
     began = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
@@ -55,13 +55,19 @@ def measure_growth(task: Task, folder: Path, say: Callable[[str], None], shrinks
         start = scratch[factor].best
         speeds.append(speed)
         say(f"x{factor} scratch: {scratch[factor].told}; {speed.told}")
+    return Growth(task.name, task.title, _sizes(task), time.monotonic() - began, grid, tuned, tuple(speeds), scratch)
+
+
+def measure_warmstart(task: Task, folder: Path, say: Callable[[str], None], shrinks: tuple[float, ...]) -> Warmstart:
+    """How much narrow weights are best shrunk before they are padded; in `folder` are checkpoints."""
+    began = time.monotonic()
+    narrow, grid = narrow_checkpoint(task, folder)
     shrinkings = tuple(
-        measure_shrinking(narrow, factor, scratch[factor].best, say, shrinks)
+        measure_shrinking(narrow, factor, size, nearest_power(narrow.lr), say, shrinks)
         for factor in task.factors
-        if task.name in _SHRUNK
+        for size in SIZES
     )
-    return Growth(task.name, task.title, _sizes(task), time.monotonic() - began, grid, tuned, tuple(speeds), scratch,
-                  shrinkings)  # fmt: skip
+    return Warmstart(task.name, task.title, _sizes(task), time.monotonic() - began, grid, shrinkings)
 
 
 def _sizes(task: Task) -> dict[str, str]:
@@ -84,21 +90,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", nargs="*", metavar="mlp|resnet|gpt", help="all if none is named")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try that everything runs")
-    parser.add_argument("--part", choices=_PARTS, help="optima over widths, or what growth gains; both if not given")
+    parser.add_argument(
+        "--part",
+        choices=_PARTS,
+        help="optima over widths, what growth gains, or how much `warmstart` shrinks; all if not given",
+    )
     parser.add_argument("--figures", action="store_true", help="draw again what was measured before")
     parser.add_argument("--output", type=Path, default=_HERE, help="folder for results, figures and tables")
     options = parser.parse_args(arguments)
-    unknown = set(options.experiments) - set(_GROUPS)
+    unknown = set(options.experiments) - set(_GROUPS) - set(TASKS)
     if unknown:
-        parser.error(f"there is no experiment {', '.join(sorted(unknown))}; known: {', '.join(_GROUPS)}")
+        parser.error(
+            f"there is no experiment {', '.join(sorted(unknown))}; known: {', '.join(dict.fromkeys((*_GROUPS, *TASKS)))}"
+        )
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
-    names = [name for group in options.experiments or _GROUPS for name in _GROUPS[group]]
+    names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
+            if part == "warmstart" and name not in _SHRUNK:
+                continue
             task = TASKS[name].quick() if options.quick else TASKS[name]
-            task = task.grown() if part == "growth" else task
+            task = task if part == "optima" else task.grown()
             began = time.monotonic()
 
             def say(text: str, heading: str = f"{name} {part}", began: float = began) -> None:
@@ -106,20 +120,23 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.stdout.flush()
 
             with tempfile.TemporaryDirectory() as folder, single_thread():
-                found = (
-                    measure_optima(task, Path(folder), say)
-                    if part == "optima"
-                    else measure_growth(task, Path(folder), say, SHRINKS[::4] if options.quick else SHRINKS)
-                )
+                found: Results
+                if part == "optima":
+                    found = measure_optima(task, Path(folder), say)
+                elif part == "growth":
+                    found = measure_growth(task, Path(folder), say)
+                else:
+                    shrinks = SHRINKS[::4] if options.quick else SHRINKS
+                    found = measure_warmstart(task, Path(folder), say, shrinks)
             save(found, output / "results" / f"{part}-{name}.json")
-    optima, growth = (
+    optima, growth, warmstart = (
         [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
         for part in _PARTS
     )
-    figures.draw_all(optima, growth, output / "figures")
+    figures.draw_all(optima, growth, warmstart, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(optima, growth)))
+        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

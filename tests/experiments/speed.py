@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
@@ -142,4 +142,5 @@ def _judged(made, narrow: Checkpoint, data: Data, seed: int, schedule: Schedule)
     every = max(task.steps // _NUM_JUDGED, 1)
     # The first steps closer together: how soon noise is overcome shows there.
     judged = {*range(0, task.steps, every), *(2**i for i in range(10) if 2**i < every), task.steps}
-    return train(*made, data.batches(task.batch_size, task.steps, seed), task.steps, schedule, data, judged)
+    curve = train(*made, data.batches(task.batch_size, task.steps, seed), task.steps, schedule, data, judged)
+    return replace(curve, losses=())  # those of single batches are of no use here

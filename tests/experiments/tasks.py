@@ -102,7 +102,7 @@ TASKS = {
                 weight_decay=0.1, lr=2**-5),
         Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5,
              64, 300, 64, 100, grown_by=2, factors=(2, 4, 8, 16)),
-        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 80, 150,
+        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 80, 120,
              grown_by=3),
     )
 }  # fmt: skip

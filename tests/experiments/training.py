@@ -192,8 +192,6 @@ def widen(narrow: Checkpoint, factor: int, perturbation: Perturbation | None = N
     """Widen a narrow checkpoint with the product; returns the wide file, which is made once."""
     made = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
     words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in made.values())]
-    if method.perturbation is not None:
-        words.append(str(method.perturbation.seed))
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
         mupscale.widen(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 from experiments.training import Checkpoint, decay, train, widen, widened
 from experiments.transfer import Grid, Losses, power, search
 from mupscale_cli.methods import make_method
+from mupscale_cli.perturbation import Perturbation
 
 SHRINKS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SIZES = (1.0, 0.5)  # of the fresh weights: 1 is the root mean square of the narrow ones, as muP carries it to a width
 
 
 @dataclass(frozen=True)
@@ -18,23 +21,31 @@ class Shrinking:
 
     Attributes:
         factor: width over narrow width.
+        size: of the fresh weights, relative to the narrow ones.
         grids: losses over learning rates by what the narrow weights are multiplied by.
         at_once: training loss before the first step, of all seeds.
     """
 
     factor: int
+    size: float
     grids: dict[float, Grid]
     at_once: dict[float, Losses]
 
+    @property
+    def best(self) -> float:
+        """The shrinkage with the least loss."""
+        return min(self.grids, key=lambda shrink: fmean(self.grids[shrink].seen[self.grids[shrink].best]))
+
 
 def measure_shrinking(
-    narrow: Checkpoint, factor: int, start: int, say: Callable[[str], None], shrinks: tuple[float, ...] = SHRINKS
+    narrow: Checkpoint, factor: int, size: float, start: int, say: Callable[[str], None], shrinks: tuple[float, ...]
 ) -> Shrinking:
     """Train padded models with the best learning rate for each shrinkage.
 
     Args:
         narrow: what is widened.
         factor: width over narrow width.
+        size: of the fresh weights.
         start: exponent of the learning rate at which searches begin.
         say: what happens meanwhile.
         shrinks: factors of the narrow weights.
@@ -48,7 +59,8 @@ def measure_shrinking(
         def losses(exponent: int, shrink: float = shrink) -> tuple[Losses, Losses]:
             curves = []
             for seed in task.seeds:
-                wide = widen(narrow, factor, method=make_method("warmstart", shrink=shrink, seed=seed))
+                method = make_method("warmstart", shrink=shrink, seed=seed)
+                wide = widen(narrow, factor, Perturbation(size, scale="init", seed=seed), method)
                 made = widened(narrow, wide, factor, power(exponent))
                 batches = data.batches(task.batch_size, task.steps, seed)
                 curves.append(train(*made, batches, task.steps, decay, data, {0, task.steps}))
@@ -57,5 +69,5 @@ def measure_shrinking(
 
         grids[shrink] = search(losses, start, reach=1, walk=task.walk)
         start = grids[shrink].best
-        say(f"warmstart x{factor} shrink {shrink}: {grids[shrink].told}")
-    return Shrinking(factor, grids, at_once)
+        say(f"x{factor} size {size} shrink {shrink}: {grids[shrink].told}")
+    return Shrinking(factor, size, grids, at_once)
