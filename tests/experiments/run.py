@@ -100,9 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     unknown = set(options.experiments) - set(_GROUPS) - set(TASKS)
     if unknown:
-        parser.error(
-            f"there is no experiment {', '.join(sorted(unknown))}; known: {', '.join(dict.fromkeys((*_GROUPS, *TASKS)))}"
-        )
+        parser.error(f"there is no experiment {', '.join(sorted(unknown))}; known: {', '.join({**_GROUPS, **TASKS})}")
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
