@@ -146,8 +146,8 @@ def draw_speed(all_results: Sequence[Growth]) -> Figure:
 
 
 def _told(speed: Speed) -> str:
-    ratio = speed.ratio
-    return "scratch ends lower" if ratio is None else f"scratch's loss in {ratio:.1f} times fewer steps"
+    told = {"never": "scratch ends lower", "at once": "starts below where scratch ends"}
+    return told.get(speed.ratio_told, f"scratch's loss in {speed.ratio_told} times fewer steps")
 
 
 def _by_step(curves: Iterable[Curve]) -> dict[float, list[float]]:

@@ -159,18 +159,18 @@ def identity_table(all_results: Sequence[Optima]) -> str:
 
 def speed_table(all_results: Sequence[Growth]) -> str:
     """How soon widened models are where the others are."""
-    rows = []
-    for results in all_results:
-        for speed in results.speeds:
-            ratio = speed.ratio
-            rows.append([
-                results.title, f"x{speed.factor}", _losses(speed.narrow, lambda c: c.last),
-                _losses(speed.widened, lambda c: c.last), _losses(speed.scratch, lambda c: c.last),
-                _steps(speed.until_narrow), _steps(speed.scratch_until_narrow), _steps(speed.until_scratch),
-                "never" if ratio is None else f"{ratio:.1f}",
-                *(_losses(curves, lambda c: c.held_out[max(c.held_out)])
-                  for curves in (speed.narrow, speed.widened, speed.scratch)),
-            ])  # fmt: skip
+    rows = [
+        [
+            results.title, f"x{speed.factor}", _losses(speed.narrow, lambda c: c.last),
+            _losses(speed.widened, lambda c: c.last), _losses(speed.scratch, lambda c: c.last),
+            _steps(speed.until_narrow), _steps(speed.scratch_until_narrow), _steps(speed.until_scratch),
+            speed.ratio_told,
+            *(_losses(curves, lambda c: c.held_out[max(c.held_out)])
+              for curves in (speed.narrow, speed.widened, speed.scratch)),
+        ]
+        for results in all_results
+        for speed in results.speeds
+    ]  # fmt: skip
     return _table(
         ["", "width", "loss: narrow goes on", "widened", "scratch", "steps to narrow's loss: widened", "scratch",
          "steps to scratch's last loss", "ratio", "held out: narrow", "widened", "scratch"],

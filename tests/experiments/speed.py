@@ -70,10 +70,17 @@ class Speed:
         return None if None in found else self.steps / max(fmean(found), 1.0)
 
     @property
+    def ratio_told(self) -> str:
+        """The ratio in words where it is no finite number above zero."""
+        if self.ratio is None:
+            return "never"
+        return "at once" if self.ratio >= self.steps else f"{self.ratio:.1f}"
+
+    @property
     def told(self) -> str:
         """Last losses and the ratio, in a line."""
         last = ", ".join(f"{fmean(c.last for c in curves):.4f}" for curves in (self.narrow, self.widened, self.scratch))
-        return f"narrow, widened, scratch end at {last}; ratio {self.ratio}"
+        return f"narrow, widened, scratch end at {last}; ratio {self.ratio_told}"
 
 
 def first_step(seen: dict[int, float], loss: float) -> float | None:
