@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
                     found = measure_growth(task, Path(folder), say)
                 else:
                     shrinks = SHRINKS[::4] if options.quick else SHRINKS
-                    found = measure_warmstart(task, Path(folder), say, shrinks)
+                    found = measure_warmstart(task.briefly(), Path(folder), say, shrinks)
             save(found, output / "results" / f"{part}-{name}.json")
     optima, growth, warmstart = (
         [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]

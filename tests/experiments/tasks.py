@@ -71,6 +71,10 @@ class Task:
         return replace(self, build=lambda factor: self.build(by * factor), config=config, factors=(2, 4),
                        steps=self.long_steps)  # fmt: skip
 
+    def briefly(self) -> Task:
+        """With a seed less, for a question beside the main ones."""
+        return replace(self, seeds=self.seeds[: max(len(self.seeds) - 1, 1)])
+
 
 def _mlp(factor: int) -> nn.Module:
     width = 16 * factor
