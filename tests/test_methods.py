@@ -172,7 +172,7 @@ def test_warmstart_shrinks_pads_and_begins_anew(case, saved, tmp_path):
     assert not plain[name][40:].any()
     assert not plain[name][:, 48:].any()
     fresh = noisy[name] - plain[name]
-    assert float(fresh.std() / (narrow[name].square().mean().sqrt() / 2**0.5)) == pytest.approx(1, rel=0.05)
+    assert float(fresh.std() / (narrow[name].square().mean().sqrt() / 2**0.5)) == pytest.approx(0.5, rel=0.05)
     gain = "model.layers.0.input_layernorm.weight"
     assert torch.equal(noisy[gain][:48], narrow[gain])
     assert set(noisy[gain][48:].tolist()) == {0.0 if case.startswith("Gemma") else 1.0}
@@ -181,7 +181,7 @@ def test_warmstart_shrinks_pads_and_begins_anew(case, saved, tmp_path):
 def test_the_default_shrinkage_stands_in_the_record(saved, tmp_path):
     record = widen(saved("Llama-untied"), tmp_path / "w", 2, method="warmstart", verify=False).record
     assert record["method"] == {"name": "warmstart", "shrink": 0.4}
-    assert record["perturbation"] == {"size": 1.0, "mode": "free", "scale": "init", "seed": 0}
+    assert record["perturbation"] == {"size": 0.5, "mode": "free", "scale": "init", "seed": 0}
 
 
 @pytest.mark.parametrize("policy", ["copy", "reset-new", "reset"])
