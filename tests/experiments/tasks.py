@@ -82,7 +82,7 @@ def _mlp(factor: int) -> nn.Module:
 
 
 def _resnet(factor: int) -> nn.Module:
-    return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False)
+    return paper_models.ResNet18([4 * factor, 8 * factor], 10, mup=False)
 
 
 _GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 1, "n_embd": _HEAD_DIM, "block_size": CONTEXT,
@@ -105,7 +105,7 @@ TASKS = {
         replace(_MLP, name="mlp-adamw", title="MLP on digits, AdamW", optimizer="adamw", settings=ADAMW,
                 weight_decay=0.1, lr=2**-5),
         Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5,
-             64, 300, 64, 100),
+             128, 200, 100, 100, grown_by=2, factors=(2, 4, 8, 16), seeds=(0, 1)),
         Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 80, 120,
              grown_by=3),
     )
