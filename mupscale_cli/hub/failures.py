@@ -66,8 +66,9 @@ def explained(error: BaseException, doing: str, model: HubId) -> HubError:
             f"`{model.repo}` has no revision `{model.revision or 'main'}`", hint="check its branches and tags"
         )
     if isinstance(error, hub.RepositoryNotFoundError):
+        path = "" if "push" in doing else "neither a file nor a folder of that name, and "
         return HubError(
-            f"there is no model `{model}` on the Hub, or no access to it",
+            f"cannot {doing} `{model}`: there is {path}no such model on the Hub, or no access to it",
             hint=f"check the name; for a private model, {_LOGIN}",
         )
     if isinstance(error, hub.EntryNotFoundError):
@@ -107,7 +108,7 @@ def _not_reached(model: HubId, *, offline: bool, in_cache: bool | None) -> HubEr
     cached = ", and it is not in the cache" if in_cache is False else ""
     if offline:
         return HubError(
-            f"`{model}` is on the Hub, which offline mode does not ask (HF_HUB_OFFLINE){cached}",
+            f"`{model}` is no path, and offline mode does not ask the Hub (HF_HUB_OFFLINE){cached}",
             hint="unset HF_HUB_OFFLINE, or give the path of a checkpoint",
         )
     return HubError(

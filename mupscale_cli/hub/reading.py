@@ -28,6 +28,7 @@ from mupscale_cli.hub.ids import HubId, parse_hub_id
 
 _FIRST_BYTES = 1 << 16  # of a weight file; most headers are shorter, longer ones take a second request
 _THREADS = 8
+_SERVER_ERROR = 500
 _CARD = "README.md"
 
 
@@ -97,8 +98,10 @@ def _listed(model: HubId) -> dict[str, int] | None:
         return None
     try:
         entries = list(HfApi().list_repo_tree(model.repo, revision=model.revision, recursive=True))
-    except HfHubHTTPError:
-        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code < _SERVER_ERROR:
+            raise
+        return None
     except transport_error():  # no answer at all
         return None
     return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
