@@ -222,7 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["organization"] == "theirs":
             raise Answered(403, "", "You don't have the rights to create a model under the namespace theirs")
         if name in self.hub.repos:
-            raise Answered(409, "", "You already created this model repo")
+            answer = {"url": f"{self.hub.url}/{name}", "error": "You already created this model repo"}
+            self._send(409, json.dumps(answer).encode())
+            return
         self.hub.add(
             name, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=asked.get("visibility") == "private"
         )

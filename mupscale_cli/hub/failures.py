@@ -34,6 +34,10 @@ def reported(doing: str, model: HubId) -> Iterator[None]:
     # Of the connection, of files, for values that the client refuses, and for a broken transfer by Xet.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
         raise explained(error, doing, model) from None
+    except KeyError as error:  # as when HF_ENDPOINT is something else
+        raise HubError(
+            f"cannot {doing} `{model}`: the Hub's answer has no {error}", hint="is HF_ENDPOINT a Hub?"
+        ) from None
 
 
 def transport_error() -> type[Exception]:
@@ -47,6 +51,8 @@ def explained(error: BaseException, doing: str, model: HubId) -> HubError:
     """The message for what the client raised."""
     from huggingface_hub import errors as hub
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, transport_error()):
+        return explained(error.__cause__, doing, model)  # of an upload, which names the file but not the reason
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, hub.LocalEntryNotFoundError):
