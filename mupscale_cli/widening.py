@@ -213,7 +213,7 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         else "no recipe fits its tensors"
     )
     raise RecipeError(
-        f"`{checkpoint.path}` has no config.json with a `model_type`, and {several}",
+        f"`{checkpoint.shown}` has no config.json with a `model_type`, and {several}",
         hint="name one with `--recipe`, or put config.json beside it",
     )
 
@@ -272,9 +272,9 @@ def plan_widening(
     )  # fmt: skip
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
-            raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
+            raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
     if not plan.factors:
-        raise PlanError(f"nothing is widened: no tensor of `{found.path}` has one of the axes {', '.join(factors)}")
+        raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
     return plan
 
 

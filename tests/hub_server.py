@@ -226,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(409, json.dumps(answer).encode())
             return
         self.hub.add(
-            name, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=asked.get("visibility") == "private"
+            name,
+            {".gitattributes": b"*.safetensors filter=lfs\n"},
+            private=asked.get("visibility") == "private" or bool(asked.get("private")),
         )
         self._json({"url": f"{self.hub.url}/{name}"})
 

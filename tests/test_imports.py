@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
     "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
     "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "noise", "convert",
-    "hub.ids", "hub.failures", "hub.reading", "hub.publishing",
+    "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "card", "hub.card", "formats", "handoff",

@@ -45,6 +45,7 @@ class Checkpoint:
         tensors: every tensor by name, in the order of files and of data.
         config: the content of config.json, None where there is none.
         metadata: of the first file's header.
+        title: what it was asked for by, where that is not its path.
     """
 
     path: Path
@@ -53,6 +54,12 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     config: dict[str, Any] | None
     metadata: Mapping[str, str]
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return self.title or str(self.path)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

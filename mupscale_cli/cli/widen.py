@@ -84,6 +84,8 @@ def widen(
             render.print_guidance(output.stdout(), plan)
             path = source.find_state(state)
             output.stdout().print(f"optimizer state: {path or 'none found'}", markup=False, soft_wrap=True)
+            if repository is not None:
+                output.stdout().print(f"then published as {repository}", markup=False)
         return
     if repository is not None:  # before the work, not after it
         require_login(repository)

@@ -60,9 +60,9 @@ def explained(error: BaseException, doing: str, model: HubId) -> HubError:
         cause = error.__cause__ or error.__context__
         if cause is not None and getattr(cause, "response", None) is not None:
             return explained(cause, doing, model)
-        return _not_reached(model, offline=_is_offline(), in_cache=False)
+        return _not_reached(doing, model, offline=_is_offline(), cached=False)
     if isinstance(error, hub.OfflineModeIsEnabled):
-        return _not_reached(model, offline=True, in_cache=None)
+        return _not_reached(doing, model, offline=True)
     if isinstance(error, hub.GatedRepoError):
         return HubError(f"`{model}` is gated", hint=f"ask for access at its page on the Hub, then {_LOGIN}")
     if isinstance(error, hub.DisabledRepoError):
@@ -82,7 +82,7 @@ def explained(error: BaseException, doing: str, model: HubId) -> HubError:
     if isinstance(status, int):
         return _answered(status, error, doing, model)
     if isinstance(error, transport_error()):
-        return _not_reached(model, offline=False, in_cache=None)
+        return _not_reached(doing, model, offline=False)
     return HubError(
         f"cannot {doing} `{model}`: {_told(error)}", hint=_AGAIN if isinstance(error, RuntimeError) else None
     )
@@ -110,17 +110,14 @@ def _answered(status: int, error: BaseException, doing: str, model: HubId) -> Hu
     return HubError(f"cannot {doing} `{model}`: {reason} (HTTP {status}{': ' + said if said else ''})", hint=hint)
 
 
-def _not_reached(model: HubId, *, offline: bool, in_cache: bool | None) -> HubError:
-    cached = ", and it is not in the cache" if in_cache is False else ""
-    if offline:
-        return HubError(
-            f"`{model}` is no path, and offline mode does not ask the Hub (HF_HUB_OFFLINE){cached}",
-            hint="unset HF_HUB_OFFLINE, or give the path of a checkpoint",
-        )
-    return HubError(
-        f"`{model}` is no path, and the Hub cannot be reached{cached}",
-        hint="check the path, or the connection (HF_ENDPOINT, proxies)",
-    )
+def _not_reached(doing: str, model: HubId, *, offline: bool, cached: bool | None = None) -> HubError:
+    """The message for a Hub that was not asked; `cached` says whether the cache could answer, if it was asked."""
+    reason = "offline mode does not ask the Hub (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
+    where = "" if cached is None else ", and it is not in the cache"
+    path = "" if "push" in doing else "it is no path, "
+    hint = "unset HF_HUB_OFFLINE" if offline else "check the connection (HF_ENDPOINT, proxies)"
+    other = "" if "push" in doing else ", or give the path of a checkpoint"
+    return HubError(f"cannot {doing} `{model}`: {path}{reason}{where}", hint=hint + other)
 
 
 def _is_offline() -> bool:

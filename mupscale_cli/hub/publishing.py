@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mupscale_cli.errors import HubError
+from mupscale_cli.hub.bars import bars
 from mupscale_cli.hub.failures import reported
 from mupscale_cli.hub.ids import HubId
 
@@ -211,7 +213,7 @@ def publish(files: Iterable[LocalFile], repository: Repository, *, message: str,
     deletions = [CommitOperationDelete(name) for name in repository.stale if name not in names]
     model = repository.id
     api = HfApi()
-    with reported("push to", model):
+    with reported("push to", model), bars(shown=sys.stderr.isatty()):
         commit = api.create_commit(
             model.repo, [*additions, *deletions], commit_message=message, revision=model.revision,
             create_pr=create_pr or None, parent_commit=None if create_pr else repository.commit,

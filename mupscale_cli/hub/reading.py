@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mupscale_cli.checkpoint.header import Header, parse_header
 from mupscale_cli.checkpoint.source import (
@@ -23,6 +22,7 @@ from mupscale_cli.checkpoint.source import (
     weight_files,
 )
 from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.hub.bars import bars
 from mupscale_cli.hub.failures import reported, transport_error
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 
@@ -71,14 +71,15 @@ def open_remote(model: HubId) -> RemoteModel:
     """
     from huggingface_hub import snapshot_download
 
-    with reported("read", model), _without_bars():
+    with reported("read", model), bars(shown=False):
         folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, INDEX, RECORD]))
         commit = folder.name
         sizes = _listed(HubId(model.repo, commit))
     try:
         if sizes is None:
             cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-            return RemoteModel(model, commit, folder, cached, open_checkpoint(folder), is_cached=True)
+            local = replace(open_checkpoint(folder), title=str(model))
+            return RemoteModel(model, commit, folder, cached, local, is_cached=True)
         checkpoint = _open_headers(model, Folder(folder, frozenset(sizes)), sizes)
     except HubError:
         raise
@@ -86,7 +87,7 @@ def open_remote(model: HubId) -> RemoteModel:
         cached_only = " in the cache, as the Hub was not asked" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
         raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from None
-    return RemoteModel(model, commit, folder, sizes, checkpoint, is_cached=False)
+    return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
 
 
 def _listed(model: HubId) -> dict[str, int] | None:
@@ -151,9 +152,9 @@ def fetch(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
 
     if not model.is_cached:
         patterns = [glob.escape(name) for name in model.needed(more)]
-        with reported("download", model.id):
+        with reported("download", model.id), bars(shown=sys.stderr.isatty()):
             snapshot_download(model.id.repo, revision=model.commit, allow_patterns=patterns)
-    return open_checkpoint(model.folder)
+    return replace(open_checkpoint(model.folder), title=str(model.id))
 
 
 def read_card(model: HubId) -> str | None:
@@ -165,25 +166,9 @@ def read_card(model: HubId) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    with reported("read the card of", model), _without_bars():
+    with reported("read the card of", model), bars(shown=False):
         try:
             file = hf_hub_download(model.repo, _CARD, revision=model.revision)
         except RemoteEntryNotFoundError:
             return None
         return Path(file).read_text(encoding="utf-8")
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars of the client for what takes a moment."""
-    from huggingface_hub import constants, utils
-
-    decided: Any = constants.HF_HUB_DISABLE_PROGRESS_BARS  # by the user, which is then left alone
-    if decided is not None:
-        yield
-        return
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()  # type: ignore[attr-defined]
