@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from mupscale_cli.errors import CheckpointError
 from mupscale_cli.figures import count_text, number_text
 from mupscale_cli.hyperparameters import Settings, hyperparameters
 
@@ -27,7 +28,14 @@ def card_section(record: Mapping[str, Any], name: str) -> str:
     Raises:
         CheckpointError: the record is damaged.
     """
-    parts = [
+    try:
+        return "\n\n".join(_paragraphs(record, name))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+
+
+def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:
+    return [
         BEGIN,
         "## Widened with mupscale",
         _origin(record, name),
@@ -41,7 +49,6 @@ def card_section(record: Mapping[str, Any], name: str) -> str:
         *_reproduce(record, name),
         END,
     ]
-    return "\n\n".join(parts)
 
 
 def with_section(text: str, section: str) -> str:

@@ -144,5 +144,11 @@ def test_the_card_has_the_multipliers_of_adamw(saved, tmp_path):
 
 def test_a_damaged_record_is_one_message(saved, tmp_path):
     record = made(saved, tmp_path)
-    with pytest.raises(CheckpointError, match="damaged"):
-        card_section({**record, "rules": [{}]}, "wide")
+    for damage in (
+        {"rules": [{}]},
+        {"axes": {"embed": {"factor": 2}}},
+        {"parameters": {"before": 1}},
+        {"verification": {}},
+    ):
+        with pytest.raises(CheckpointError, match="damaged"):
+            card_section({**record, **damage}, "wide")

@@ -113,5 +113,6 @@ def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
     assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
     assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
     assert loaded(COMMAND, "recipes", "list") == []
+    assert loaded(COMMAND, "push", "--help") == []
     output = f"{saved('Llama-tied')}-wide"
     assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", output) == ["torch"]

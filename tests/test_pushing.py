@@ -12,6 +12,7 @@ from hub_server import TOKEN
 from mupscale_cli.card import BEGIN, END
 from mupscale_cli.hub.ids import HubId
 from mupscale_cli.hub.publishing import Repository, create
+from mupscale_cli.optimizer.files import state_names
 from mupscale_cli.pushing import prepare_push
 
 VERIFIED = {"agrees": True, "dtype": "float64", "device": "cpu", "inputs": "2 sequences of 16 random tokens",
@@ -306,3 +307,27 @@ def test_a_push_that_cannot_work_is_refused_before_the_widening(hub, saved, tmp_
     monkeypatch.delenv("HF_TOKEN")
     assert "there is no token" in run(*arguments, "--push-to-hub", "me/wide").err
     assert not (tmp_path / "wide").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (
+            ["a.txt", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"],
+            ["optimizer.pt", "rng_state_0.pth", "scheduler.pt"],
+        ),
+        (["optimizer.safetensors", "optimizer.safetensors.md"], ["optimizer.safetensors"]),
+        (
+            [
+                "optimizer.safetensors.index.json",
+                "optimizer-00001-of-00002.safetensors",
+                "model-00001-of-00002.safetensors",
+            ],
+            ["optimizer-00001-of-00002.safetensors", "optimizer.safetensors.index.json"],
+        ),
+        (["optimizer_0/.metadata", "optimizer_0/__0_0.distcp"], ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp"]),
+        (["optimizer/readme", "scheduler.pt"], []),
+    ],
+)
+def test_the_files_of_an_optimizers_state(names, found):
+    assert list(state_names(names)) == found
