@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mupscale_cli.card import card_section
@@ -111,7 +111,7 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     checkpoint = open_checkpoint(Path(wide))
     record = _own_record(checkpoint)
     repository = look(model)
-    warnings = list(_warnings(record, repository, options))
+    warnings = list(_warnings(record, repository, options, is_file=checkpoint.is_file))
     files = push_files(checkpoint, record, with_optimizer=options.with_optimizer)
     existing = _existing_card(checkpoint, repository)
     inherited, problem = _source_facts(checkpoint, record)
@@ -144,12 +144,14 @@ def _own_record(checkpoint: Checkpoint) -> dict[str, Any]:
     return record
 
 
-def _warnings(record: Mapping[str, Any], repository: Repository, options: PushOptions) -> list[str]:
+def _warnings(record: Mapping[str, Any], repository: Repository, options: PushOptions, *, is_file: bool) -> list[str]:
     found = []
     if not record.get("verification"):
         found.append("nobody has verified this model, and its card says so; `mupscale verify` first")
     if options.private and repository.is_private is False:
         found.append(f"`{repository.id.repo}` exists and is public; `--private` does not change that")
+    if is_file and (path := record["source"].get("path", "")) != published_record(record)["source"].get("path", ""):
+        found.append(f"the file's own metadata name the path of its source, `{path}`; those of a directory do not")
     if options.with_optimizer and not record.get("optimizer_state"):
         found.append("`--with-optimizer`: no optimizer state was widened with this model")
     return found
@@ -171,10 +173,20 @@ def push_files(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimi
         name: path for name, path in local.items() if name not in left and (name in own or _is_model(name, checkpoint))
     }
     files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(kept.items())]
-    if checkpoint.is_file:
-        content = (json.dumps(record, indent=2) + "\n").encode()
-        files.append(LocalFile(RECORD, content, len(content)))
+    public = published_record(record)
+    if checkpoint.is_file or public != record:
+        content = (json.dumps(public, indent=2) + "\n").encode()
+        files = [file for file in files if file.name != RECORD] + [LocalFile(RECORD, content, len(content))]
     return tuple(files)
+
+
+def published_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the folders of source and recipe, which mean nothing elsewhere and are nobody's business."""
+    result = dict(record)
+    for part, key in (("source", "path"), ("recipe", "file")):
+        if key in record[part]:
+            result[part] = {**record[part], key: PurePosixPath(record[part][key].replace("\\", "/")).name}
+    return result
 
 
 def _of_directory(checkpoint: Checkpoint) -> dict[str, Path]:

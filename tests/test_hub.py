@@ -12,8 +12,9 @@ from huggingface_hub import constants, utils
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cli_runner import run
-from helpers import save_model
+from helpers import build, save_model
 from hub_server import TOKEN, HubServer
+from mupscale_cli.handoff import param_groups
 from mupscale_cli.hub.failures import explained, reported
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.widening import StateOptions, find_source
@@ -51,6 +52,7 @@ def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_pa
     planned = run("widen", "hf://org/tiny@main", "--factor", "2", "--dry-run")
     assert planned.code == 0, planned.err
     assert "23.9 k -> 89.2 k parameters" in planned.out
+    assert "to download: 99.0 kB" in planned.out
     cached = tmp_path / "cache" / "models--org--tiny" / "snapshots" / commit
     assert {file.name for file in cached.iterdir()} == {"config.json"}
     result = run("widen", "org/tiny", "--factor", "2")
@@ -260,6 +262,9 @@ def test_the_environment_says_where_the_hub_is(saved, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+WIDE = {"hidden_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 80}
+
+
 def test_a_model_that_is_published_is_a_checkpoint_like_others(hub, tmp_path):
     folder = save_model(tmp_path / "narrow", "Llama-tied")
     assert run("widen", str(folder), "-f", "2", "--no-verify", "-o", "wide").code == 0
@@ -268,4 +273,5 @@ def test_a_model_that_is_published_is_a_checkpoint_like_others(hub, tmp_path):
     assert inspected.code == 0, inspected.err
     assert "widened by mupscale" in inspected.out
     assert run("hparams", "me/wide", "--lr", "1e-3").code == 0
-    assert not hub.asked("GET .*optimizer")
+    assert param_groups(build("Llama-tied", **WIDE), "hf://me/wide", lr=1e-3)[0]["params"]
+    assert not hub.asked("GET .*/resolve/.*(optimizer|generation)")

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi, constants, utils
 
 from cli_runner import run
 from helpers import save_mlp, save_model
@@ -128,6 +129,24 @@ def test_an_interrupted_push_goes_on_where_it_was(hub, wide):
     assert set(hub.files("me/wide")) == PUSHED
 
 
+def test_ctrl_c_during_a_push(hub, wide, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", interrupt)
+    result = run("push", "wide", "me/wide", "--private")
+    assert result.code == 130
+    assert "interrupted; what was sent is kept: `mupscale push wide me/wide --private` goes on" in result.err
+
+
+def test_offline_mode_publishes_nothing(hub, wide, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    utils.close_session()
+    result = run("push", "wide", "me/wide")
+    assert result.code == 2
+    assert "cannot push to `me/wide`: offline mode does not ask the Hub" in result.err
+
+
 def test_pull_requests_and_branches(hub, wide):
     assert run("push", "wide", "me/wide", "--revision", "wider").code == 0
     assert set(hub.files("me/wide", "wider")) == PUSHED
@@ -210,6 +229,8 @@ def test_a_single_file_is_published_as_a_directory(hub, tmp_path):
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "mupscale.json"}
     assert json.loads(files["config.json"])["hidden_size"] == 96
     assert json.loads(files["mupscale.json"])["axes"]["embed"]["factor"] == 2
+    assert json.loads(files["mupscale.json"])["source"]["path"] == "model.safetensors"
+    assert "name the path of its source, `narrow/model.safetensors`" in result.err
     card = files["README.md"].decode()
     assert "license: other" in card
     assert "base_model" not in card
@@ -229,6 +250,14 @@ def test_a_model_that_transformers_does_not_know_claims_no_library(hub, tmp_path
     for text in ("library_name", "license", "base_model", "pipeline_tag"):
         assert text not in card
     assert "--recipe mlp.yaml --noise 0.1 --noise-mode free --noise-scale spectral -o mlp" in card
+
+
+def test_the_folders_of_who_widened_it_are_not_published(hub, saved, tmp_path):
+    assert run("widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", "deep/wide").code == 0
+    assert "../" in (tmp_path / "deep" / "wide" / "mupscale.json").read_text()
+    assert run("push", "deep/wide", "me/wide").code == 0
+    assert "../" not in hub.files("me/wide")["mupscale.json"].decode()
+    assert "nothing has changed" in run("push", "deep/wide", "me/wide").out
 
 
 def test_what_is_not_a_widened_model_is_not_published(hub, saved, wide):
@@ -294,9 +323,23 @@ def test_widening_can_end_with_a_push(hub, saved):
     assert json.loads(result.out)["pushed"]["commit"] == hub.repos["me/wide"].refs["main"]
     assert hub.repos["me/wide"].private
     hub.fail("POST .*/commit/", 500)
-    failed = run("widen", str(saved("Llama-tied")), "-f", "3", "--no-verify", "-o", "w3", "--push-to-hub", "me/w3")
+    failed = run(
+        "widen",
+        str(saved("Llama-tied")),
+        "-f",
+        "3",
+        "--no-verify",
+        "-o",
+        "w3",
+        "--push-to-hub",
+        "me/w3",
+        "--private",
+        "--commit-message",
+        "a b",
+    )
     assert failed.code == 2
-    assert "w3 is written; only its publication failed, which `mupscale push w3 me/w3` repeats" in failed.err
+    assert "w3 is written; only its publication failed" in failed.err
+    assert "`mupscale push w3 me/w3 --private --commit-message 'a b'` repeats" in failed.err
 
 
 def test_a_push_that_cannot_work_is_refused_before_the_widening(hub, saved, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,12 +44,21 @@ def push(
             _print_files(prepared, found)
             output.stdout().print(f"\n{prepared.card}", markup=False, soft_wrap=True, highlight=False)
         return
-    published = send(prepared, f"mupscale push {wide} {target}")
+    published = send(prepared, command_line(wide, target, chosen))
     if as_json:
         output.print_json(push_document(prepared, published.statuses, published))
     else:
         _print_files(prepared, published.statuses)
         print_published(published)
+
+
+def command_line(wide: str, target: str, chosen: PushOptions) -> str:
+    """The command that does the same push."""
+    flags = {"--private": chosen.private, "--create-pr": chosen.create_pr, "--with-optimizer": chosen.with_optimizer}
+    words = ["mupscale", "push", wide, target, *(flag for flag, given in flags.items() if given)]
+    for option, value in (("--revision", chosen.revision), ("--commit-message", chosen.message)):
+        words += [] if value is None else [option, value]
+    return shlex.join(words)
 
 
 def tell_warnings(prepared: Push) -> None:

@@ -16,6 +16,8 @@ from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
 
 if TYPE_CHECKING:
+    from mupscale_cli.hub.ids import HubId
+    from mupscale_cli.plan import Plan
     from mupscale_cli.verification import VerifyOptions
     from mupscale_cli.widening import Widened
 
@@ -80,12 +82,7 @@ def widen(
         if as_json:
             output.print_json(render.plan_document(plan, str(target)))
         else:
-            render.print_plan(output.stdout(), plan, str(target))
-            render.print_guidance(output.stdout(), plan)
-            path = source.find_state(state)
-            output.stdout().print(f"optimizer state: {path or 'none found'}", markup=False, soft_wrap=True)
-            if repository is not None:
-                output.stdout().print(f"then published as {repository}", markup=False)
+            _print_plan(source, plan, state, target, repository)
         return
     if repository is not None:  # before the work, not after it
         require_login(repository)
@@ -95,7 +92,7 @@ def widen(
     if missing := source.missing_bytes(state):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
-        source = source.fetched(state)  # here, as the client has bars of its own
+    source = source.fetched(state)  # here, as the client has bars of its own
     with output.progress() as events:
         result = widening.widen(
             source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
@@ -115,9 +112,22 @@ def widen(
         raise typer.Exit(1)
 
 
+def _print_plan(
+    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None
+) -> None:
+    console = output.stdout()
+    render.print_plan(console, plan, str(target))
+    render.print_guidance(console, plan)
+    console.print(f"optimizer state: {source.find_state(state) or 'none found'}", markup=False, soft_wrap=True)
+    if missing := source.missing_bytes(state):
+        console.print(f"to download: {output.bytes_text(missing)}", markup=False)
+    if repository is not None:
+        console.print(f"then published as {repository}", markup=False)
+
+
 def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[str, Any]:
     """Publish what was written; what goes wrong does not undo the widening."""
-    again = f"mupscale push {wide} {target}"
+    again = push_command.command_line(str(wide), target, chosen)
     try:
         prepared = prepare_push(wide, target, chosen)
         push_command.tell_warnings(prepared)

@@ -12,7 +12,7 @@ from mupscale_cli.hub.ids import HubId
 
 _LOGIN = "`hf auth login`, or set HF_TOKEN"
 _AGAIN = "try again; what was transferred already is not transferred again"
-_SECRET = re.compile(r"hf_\w{4,}|(?<=://)[^/\s@]+@|Bearer\s+\S+")
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+")
 _MAX_MESSAGE = 300
 
 
@@ -138,4 +138,12 @@ def _told(error: Any) -> str:
 def _clean(text: str) -> str:
     """One line without secrets."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return _SECRET.sub("***", line)[:_MAX_MESSAGE].rstrip(".")
+    return without_secrets(line)[:_MAX_MESSAGE].rstrip(".")
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens and passwords, which servers and addresses may repeat."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return _SECRET.sub("***", text.replace(token, "***") if token else text)

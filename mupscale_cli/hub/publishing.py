@@ -12,7 +12,7 @@ from typing import Literal
 
 from mupscale_cli.errors import HubError
 from mupscale_cli.hub.bars import bars
-from mupscale_cli.hub.failures import reported
+from mupscale_cli.hub.failures import reported, without_secrets
 from mupscale_cli.hub.ids import HubId
 
 Status = Literal["new", "changed", "unchanged", "deleted"]
@@ -224,5 +224,5 @@ def publish(files: Iterable[LocalFile], repository: Repository, *, message: str,
         before = repository.files.get(name)
         found[name] = "new" if before is None else "unchanged" if before == after.get(name) else "changed"
     found |= dict.fromkeys((operation.path_in_repo for operation in deletions), "deleted")
-    url = commit.pr_url or f"{api.endpoint}/{model.repo}"
+    url = without_secrets(commit.pr_url or f"{api.endpoint}/{model.repo}")
     return Published(url, commit.oid, int(commit.pr_num) if commit.pr_num else None, found)
