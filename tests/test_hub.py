@@ -12,7 +12,7 @@ from huggingface_hub import constants, utils
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cli_runner import run
-from helpers import build, save_model
+from helpers import build, save_mlp, save_model
 from hub_server import TOKEN, HubServer
 from mupscale_cli.handoff import param_groups
 from mupscale_cli.hub.failures import explained, reported
@@ -97,6 +97,9 @@ tensors: {"layer.*.weight": "width, ."}
 """
 
 
+MLP_TENSORS = '"0.weight": "width, .", "0.bias": width, "2.weight": "., /width", "2.bias": ., "4.*": keep'
+
+
 def test_the_plan_of_a_model_of_hundreds_of_gigabytes_reads_only_headers(hub, tmp_path):
     files, sizes = large_model(30, 1_000_000)
     assert sum(sizes.values()) > 4.9e11
@@ -111,6 +114,18 @@ def test_the_plan_of_a_model_of_hundreds_of_gigabytes_reads_only_headers(hub, tm
     hub.forget()
     assert run("inspect", f"org/huge@{commit}", "--recipe", "layers.yaml").code == 0
     assert hub.bytes_sent < 30 * (1 << 16) + 500_000
+
+
+def test_a_model_without_any_json(hub, tmp_path):
+    weights = save_mlp(tmp_path / "mlp.safetensors")
+    hub.add("org/mlp", {"weights.safetensors": weights.read_bytes()})
+    (tmp_path / "layers.yaml").write_text(RECIPE.replace('"layer.*.weight": "width, ."', MLP_TENSORS))
+    arguments = ("widen", "org/mlp", "-f", "2", "--recipe", "layers.yaml", "--no-verify")
+    assert run(*arguments, "--dry-run").code == 0
+    assert "recipe mlp" in run("inspect", "org/mlp").out
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    assert (tmp_path / "mlp-x2" / "model.safetensors").is_file()
 
 
 def test_recipes_read_headers_too(hub, saved):
