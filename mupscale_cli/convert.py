@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from mupscale_cli.blocks import Block, row_blocks
+from mupscale_cli.blocks import Block, Place, Run, row_blocks
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
@@ -130,11 +130,12 @@ def _write_tensor(
             if noise is not None:
                 buffer, noisy = _blank(stack.shape, stack.dtype)
                 noisy.copy_(noise.added(stack, block, group))
-            piece_bytes = block.num_wide_rows * wide_row_bytes
-            for piece, row in enumerate(group):
-                data = memoryview(buffer)[piece * piece_bytes : (piece + 1) * piece_bytes]
-                writer.write(tensor.target.name, row * wide_row_bytes, data)
-                progress(piece_bytes)
+            for piece, place in enumerate(group):
+                for run in place:
+                    start = (piece * block.num_wide_rows + run.first) * wide_row_bytes
+                    data = memoryview(buffer)[start : start + run.count * wide_row_bytes]
+                    writer.write(tensor.target.name, run.row * wide_row_bytes, data)
+                    progress(len(data))
     return None if noise is None else noise.std
 
 
@@ -181,9 +182,9 @@ class _TensorNoise:
         columns = [dim_index(dim.strips, dim.wide_size) for dim in tensor.dims[1:]] if is_centred else []
         return cls(tensor.noise, measured_std(tensor, read), columns)
 
-    def added(self, stack: torch.Tensor, block: Block, rows: Sequence[int]) -> torch.Tensor:
-        """The shares of a block at its places, with noise."""
-        return add_noise(stack, self.noise, self.std, block.strips, self.columns, rows)
+    def added(self, stack: torch.Tensor, block: Block, places: Sequence[Place]) -> torch.Tensor:
+        """The shares of a block at their places, with noise."""
+        return add_noise(stack, self.noise, self.std, block.strips, self.columns, places)
 
 
 def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
@@ -198,11 +199,12 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
     """
     _check_finite(tensor, source)
     rows = _rows(tensor)
-    whole = Block(0, rows.size, rows.wide_size, rows.strips, ((0,),))
+    place = (Run(0, 0, rows.wide_size),)
+    whole = Block(0, rows.size, rows.wide_size, rows.strips, ((place,),))
     shaped = source.view(rows.size, *(dim.size for dim in tensor.dims[1:]))
     _, stack = _expanded(tensor, whole, shaped)
     noise = _TensorNoise.of(tensor, lambda start, count: shaped.view(rows.size, -1)[start : start + count])
-    return (stack if noise is None else noise.added(stack, whole, (0,))).view(tensor.target.shape)
+    return (stack if noise is None else noise.added(stack, whole, (place,))).view(tensor.target.shape)
 
 
 def _rows(tensor: TensorPlan) -> DimMap:

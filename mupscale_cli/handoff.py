@@ -90,6 +90,8 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Sca
         raise CheckpointError(f"`{checkpoint}` was not written by mupscale: it has no record of its widening")
     check_record(found.record, found.path)
     tensors = {tensor.name: tensor for tensor in scaled_tensors(found.record)}
+    shared = {name: tensors[other] for name, other in found.record.get("shared", {}).items() if other in tensors}
+    tensors = {**shared, **tensors}
     return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
 
 

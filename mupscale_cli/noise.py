@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mupscale_cli.blocks import Place
 from mupscale_cli.expand import DimIndex, dim_index
 from mupscale_cli.layout import DimMap, Strip
 from mupscale_cli.perturbation import Noise
@@ -187,7 +188,12 @@ def _rounded(value: float) -> float:
 
 
 def add_noise(
-    stack: Tensor, noise: Noise, std: float, strips: Sequence[Strip], columns: Sequence[DimIndex], rows: Sequence[int]
+    stack: Tensor,
+    noise: Noise,
+    std: float,
+    strips: Sequence[Strip],
+    columns: Sequence[DimIndex],
+    places: Sequence[Place],
 ) -> Tensor:
     """A block of a widened tensor with its noise.
 
@@ -197,7 +203,7 @@ def add_noise(
         std: of the noise.
         strips: the map of the block's rows.
         columns: the index of every other dimension.
-        rows: the first row of the tensor at each place.
+        places: where in the tensor they go; rows that go nowhere are left as they happen to be.
 
     Returns:
         The same shape and type, rounded once; for preserving noise the shares of an element still add up to
@@ -207,13 +213,16 @@ def add_noise(
     row_size = stack[0, 0].numel()
     if noise.perturbation.mode == "free":
         result = torch.empty_like(stack)
-        for place, target, row in zip(stack, result, rows, strict=True):
-            _add_free(place.view(-1), target.view(-1), key, row * row_size, std)
+        for values, target, place in zip(stack, result, places, strict=True):
+            for run in place:
+                rows = slice(run.first, run.first + run.count)
+                _add_free(values[rows].view(-1), target[rows].view(-1), key, run.row * row_size, std)
         return result
     normal = torch.empty(stack.shape, dtype=torch.float32)
-    for place, row in zip(normal, rows, strict=True):
-        fill_normal(place.view(-1), key, row * row_size)
-    index = [_stacked(dim_index(strips, stack.shape[1]), len(rows)), *columns]
+    for target, place in zip(normal, places, strict=True):
+        for run in place:
+            fill_normal(target[run.first : run.first + run.count].view(-1), key, run.row * row_size)
+    index = [_stacked(dim_index(strips, stack.shape[1]), len(places)), *columns]
     return _preserving(stack.flatten(0, 1), normal.flatten(0, 1), index, std).view(stack.shape)
 
 

@@ -56,7 +56,7 @@ class Noise:
 
     Attributes:
         perturbation: what was asked for.
-        name: of the wide tensor; the noise is a function of it and of the seed.
+        name: of the wide tensor without optional prefixes; the noise is a function of it and of the seed.
         shape: of the wide tensor.
         is_matrix: whether two or more of its dimensions grow; else it is like a vector (embeddings, readouts).
         fan_in: how many wide elements each output of the layer sums.

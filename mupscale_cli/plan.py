@@ -325,7 +325,7 @@ def make_plan(
     axes = _axes(recipe, specs, layouts, matches, values, factors, used)
     axes = {name: replace(axis, arrangement=method.arrangement) for name, axis in axes.items()}
     noise = perturbation_of(method, perturbation)
-    planner = _TensorPlanner(axes, method, noise)
+    planner = _TensorPlanner(axes, method, noise, _prefixes(recipe))
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
     tensors = [
         _reading(plan, shared) for spec in specs if spec.name not in omitted
@@ -535,10 +535,13 @@ def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
 class _TensorPlanner:
     """Plans tensors; rules and shapes repeat in every layer, so their maps are kept."""
 
-    def __init__(self, axes: Mapping[str, Axis], method: Method, perturbation: Perturbation | None) -> None:
+    def __init__(
+        self, axes: Mapping[str, Axis], method: Method, perturbation: Perturbation | None, prefixes: Sequence[str]
+    ) -> None:
         self.axes = axes
         self.method = method
         self.perturbation = perturbation
+        self.prefixes = prefixes
         self.maps: dict[tuple[str, str, tuple[int, ...]], tuple[DimMap, ...]] = {}
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
@@ -557,7 +560,7 @@ class _TensorPlanner:
                 power_scale(layout.powers, self.axes), layout.offset,
             )  # fmt: skip
         for copied in self._name_copies(plan, match):
-            finished = _grown(copied, self.method, self.perturbation)
+            finished = self._grown(copied)
             _check_dtype(finished)
             yield finished
 
@@ -578,8 +581,38 @@ class _TensorPlanner:
                 wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
                 scale = power_scale(layout.powers, self.axes)
                 plan = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
-                found[name] = _grown(plan, self.method, self.perturbation)
+                found[name] = self._grown(plan)
         return tuple(found.values())
+
+    def _grown(self, plan: TensorPlan) -> TensorPlan:
+        """A tensor's plan with what the method does beside copying: noise, shrinkage, values of fresh units."""
+        growing = sum(any(s.multiplicity > 1 for s in dim.strips) for dim in plan.dims) + (plan.name_copies > 1)
+        if not growing or DTYPES[plan.source.dtype].kind != "float":
+            return plan
+        if sum(size > 1 for size in plan.target.shape) < 2:  # gains and biases get no noise
+            if self.method.is_copying:
+                return plan
+            # What a gain or a variance begins with is 1, a bias or a mean with 0.
+            begins_at_one = plan.target.name.endswith((".weight", "running_var"))
+            return replace(plan, fresh=plan.scale - plan.offset if begins_at_one else 0.0)
+        is_matrix, c = growing > 1, plan.parts[0][0]
+        shrink = 1.0
+        if not self.method.is_copying:
+            # The 1/k of a readout is muP's multiplier; within a matrix it is a share, of which fresh units take none.
+            shrink = self.method.shrink * (1.0 if is_matrix else c / plan.scale)
+        return replace(plan, noise=self._noise(plan, is_matrix=is_matrix), shrink=shrink)
+
+    def _noise(self, plan: TensorPlan, *, is_matrix: bool) -> Noise | None:
+        pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
+        asked = self.perturbation
+        if asked is None or (asked.mode == "preserving" and pieces == 1):
+            return None
+        # Files that call the same weights by other prefixes, as training checkpoints do, must get the same noise.
+        prefix = next((prefix for prefix in self.prefixes if plan.target.name.startswith(prefix)), "")
+        return Noise(
+            asked, plan.target.name.removeprefix(prefix), plan.target.shape, is_matrix, _fan_in(plan),
+            plan.parts[0][0], pieces * plan.name_pieces,
+        )  # fmt: skip
 
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):
@@ -656,33 +689,11 @@ class _TensorPlanner:
         return axis.copy_map().positions[unit]
 
 
-def _grown(plan: TensorPlan, method: Method, perturbation: Perturbation | None) -> TensorPlan:
-    """A tensor's plan with what the method does beside copying: noise, shrinkage, values of fresh units."""
-    growing = sum(any(strip.multiplicity > 1 for strip in dim.strips) for dim in plan.dims) + (plan.name_copies > 1)
-    if not growing or DTYPES[plan.source.dtype].kind != "float":
-        return plan
-    if sum(size > 1 for size in plan.target.shape) < 2:  # gains and biases get no noise
-        if method.is_copying:
-            return plan
-        # What a gain or a variance begins with is 1, a bias or a mean with 0.
-        begins_at_one = plan.target.name.endswith((".weight", "running_var"))
-        return replace(plan, fresh=plan.scale - plan.offset if begins_at_one else 0.0)
-    is_matrix, c = growing > 1, plan.parts[0][0]
-    shrink = 1.0
-    if not method.is_copying:
-        # The 1/k of a readout is muP's multiplier; within a matrix it is a share, of which fresh units take none.
-        shrink = method.shrink * (1.0 if is_matrix else c / plan.scale)
-    return replace(plan, noise=_noise(plan, perturbation, is_matrix=is_matrix), shrink=shrink)
-
-
-def _noise(plan: TensorPlan, perturbation: Perturbation | None, *, is_matrix: bool) -> Noise | None:
-    pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
-    if perturbation is None or (perturbation.mode == "preserving" and pieces == 1):
-        return None
-    return Noise(
-        perturbation, plan.target.name, plan.target.shape, is_matrix, _fan_in(plan), plan.parts[0][0],
-        pieces * plan.name_pieces,
-    )  # fmt: skip
+def _prefixes(recipe: Recipe) -> tuple[str, ...]:
+    """What may stand before the names of tensors, longest first."""
+    return tuple(
+        sorted({value for words in recipe.prefixes for value in words.values() if value}, key=len, reverse=True)
+    )
 
 
 def _fan_in(plan: TensorPlan) -> int:

@@ -64,6 +64,7 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         "parameters": {"before": before, "after": after},
         "rules": _rules((*plan.tensors, *plan.parameters)),
         "called": _called(plan),
+        "shared": _shared(plan),
         "omitted": list(plan.omitted),
         "tie": plan.tie,
         "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
@@ -79,6 +80,15 @@ def _called(plan: Plan) -> dict[str, str]:
     """Names of the output's tensors for which the reference model's parameters have others."""
     named = ((tensor.target.name, plan.recipe.parameter_name(tensor.target.name)) for tensor in plan.tensors)
     return {name: parameter for name, parameter in named if name != parameter}
+
+
+def _shared(plan: Plan) -> dict[str, str]:
+    """Names of tensors that the output lacks, and of those that stand for them: tied ones are saved once."""
+    if plan.tie not in ("fold", "config"):
+        return {}
+    present = {tensor.target.name for tensor in plan.tensors}
+    pairs = plan.recipe.aliases.items()
+    return {name: other for name, other in pairs if name not in present and other in present}
 
 
 def _hashed_files(source: Checkpoint) -> Iterable[Path]:

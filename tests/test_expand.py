@@ -196,10 +196,12 @@ def test_blocks_of_any_size_make_the_same_tensor(arrangement, uneven, layout, re
     for block in row_blocks(rows, row_bytes, max_bytes):
         part = source[block.row : block.row + block.num_rows]
         for group in block.groups:
-            for piece, row in enumerate(group):
+            for piece, place in enumerate(group):
                 out = torch.empty(block.num_wide_rows, *whole.shape[1:])
                 expand(part, out, (block.strips, *strips), piece=piece, num_pieces=len(group))
-                assert pieced[row : row + block.num_wide_rows].isnan().all()
-                pieced[row : row + block.num_wide_rows] = out
+                for run in place:
+                    rows = slice(run.row, run.row + run.count)
+                    assert pieced[rows].isnan().all()
+                    pieced[rows] = out[run.first : run.first + run.count]
     assert pieced.isfinite().all()
     assert torch.equal(whole, pieced)

@@ -10,6 +10,7 @@ import transformers.models.auto.modeling_auto
 from cli_runner import run
 from mupscale_cli.checking import smallest_factors
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.inferring import tiny
 from mupscale_cli.inferring.derived import derived_size
 from mupscale_cli.inferring.infer import infer, infer_own, infer_target
 from mupscale_cli.inferring.search import Budget
@@ -248,3 +249,10 @@ def test_what_cannot_be_widened_is_told(tmp_path):
     result = run("recipes", "infer", f"{tmp_path / 'net.py'}:build")
     assert result.code == 2
     assert "no axis of" in result.err
+
+
+def test_what_stays_large_is_not_built(monkeypatch):
+    """As composite models, whose parts keep their sizes: they would take all memory."""
+    monkeypatch.setattr(tiny, "_LARGEST", 1000)
+    with pytest.raises(tiny.TinyError, match=r"a tiny `llama` cannot be built: .* it still has 0 M parameters"):
+        tiny.tiny_model("llama")

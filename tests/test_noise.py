@@ -290,3 +290,20 @@ def test_the_record_says_which_noise_there_is(saved, tmp_path):
     noisy = {tensor.target.name for tensor in found.plan.tensors if tensor.noise is not None}
     assert record["noise"].keys() == noisy
     assert all(std > 0 for std in record["noise"].values())
+
+
+def test_weights_in_a_training_checkpoint_get_the_noise_of_the_model_file(tmp_path):
+    """Under another prefix, as a base model saves its weights and a trainer those of the whole."""
+    from training import save_training
+
+    source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")
+    tensors = load_file(source / "model.safetensors")
+    state = torch.load(source / "optimizer.pt")
+    torch.save({"optimizer": state, "model": {name.removeprefix("model."): value for name, value in tensors.items()}},
+               source / "optimizer.pt")  # fmt: skip
+    widen(source, tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    inside = torch.load(tmp_path / "wide" / "optimizer.pt")["model"]
+    outside = load_file(tmp_path / "wide" / "model.safetensors")
+    assert len(inside) == len(outside)
+    for name, value in outside.items():
+        assert torch.equal(inside[name.removeprefix("model.")], value), name

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import paper_models
 import pytest
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 
 from helpers import randomise
+from mupscale_cli.handoff import param_groups
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify
 from mupscale_cli.widening import widen
@@ -63,3 +64,21 @@ def test_resnet18(mup, factor, tmp_path):
     source = save(tmp_path, paper_models.ResNet18([4, 6], 3, mup=mup))
     name = "resnet18_mup" if mup else "resnet18"
     check(source, f"build_{name}", factor, recipe=name if mup else None)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+def test_groups_of_a_tied_model_whichever_of_its_names_was_saved(kept, tmp_path):
+    """`save_model` keeps the readout's name, training loops the embedding's."""
+    config = {**GPT, "bias": False, "model_type": "nanogpt"}
+    model = randomise(paper_models.build_gpt(config))
+    dropped = {"lm_head.weight", "transformer.wte.weight"} - {kept}
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name not in dropped}
+    save_file(tensors, tmp_path / "net.safetensors")
+    (tmp_path / "net.config.json").write_text(json.dumps(config))
+    wide = tmp_path / "wide.safetensors"
+    widen(tmp_path / "net.safetensors", wide, 2, verify=False)
+    wider = paper_models.build_gpt({**config, "n_embd": 64, "n_head": 8})
+    groups = param_groups(wider, wide, lr=1.0)
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert rates["transformer.wte.weight"] == 1.0
+    assert rates["transformer.h.0.mlp.c_fc.weight"] == 0.5

@@ -5,6 +5,7 @@ A tiny model takes milliseconds to build, so that what a recipe says can be trie
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ TASKS: dict[Task, str] = {
 }
 HIDDEN = 48
 HEADS = 4
+_LARGEST = 50_000_000  # parameters of what may still be called tiny
 _SMALL = 16  # what is below this and has no meaning that we know stays as it is
 _FEED_FORWARD = (
     r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
@@ -338,14 +340,31 @@ def build(model_type: str, task: Task, settings: Mapping[str, Any], seed: int = 
     """Build a random model from settings of its config.
 
     Raises:
+        TinyError: it would not be tiny, as where the sizes of an image encoder stay what they are.
         Exception: whatever transformers raises for settings that it cannot use.
     """
     with everything_in(torch.float64):
         config = config_class(model_type)(**settings)
         use_eager(config)
+        _check_tiny(model_type, task, config)
         model = model_class(model_type, task)(config)
     randomise(model.to(torch.float64), seed)
     return TinyModel(config.to_dict(), model.eval(), task)
+
+
+def _check_tiny(model_type: str, task: Task, config: Any) -> None:
+    try:
+        with torch.device("meta"):
+            model = model_class(model_type, task)(copy.deepcopy(config))
+    except Exception:  # noqa: BLE001 (some look at values while they are built; they are built for real then)
+        return
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > _LARGEST:
+        raise TinyError(
+            f"a tiny `{model_type}` cannot be built: with every size that is known made small it still has "
+            f"{count / 1e6:.0f} M parameters",
+            hint="try the recipe on a small checkpoint of your own: `mupscale recipes check FILE CKPT`",
+        )
 
 
 def tiny_model(
@@ -380,6 +399,8 @@ def tiny_model(
             tiny = build(model_type, task, settings, seed)
             if runs:
                 run(tiny.model)
+        except TinyError:
+            raise  # other variants are no smaller
         except Exception as error:  # noqa: BLE001 (another variant of the settings may do)
             first = first or error
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,14 +94,15 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
     Args:
         narrow: the source.
         plan: of the widening; its noise is left away.
-        beside: a folder on whose disk there is room for it.
+        beside: a folder whose disk has room for it; where it cannot be written to, the system's temporary one is used.
 
     Raises:
         CannotVerify: there is not.
     """
     plain = without_noise(plan)
     try:
-        with TemporaryDirectory(prefix=".mupscale-", dir=beside) as folder:
+        where = beside if os.access(beside, os.W_OK) else None
+        with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
             convert(plain, narrow.tensors, Path(folder), metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(Path(folder) / CONFIG, plan.config)

@@ -1,0 +1,64 @@
+"""Noise and other maps, as ratios to plain widening of the same checkpoint on the same disk."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measure import report, save_llama
+
+from mupscale_cli.methods import make_method
+from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.widening import widen
+
+KINDS = {
+    "plain": {},
+    "free noise, spectral": {"perturbation": Perturbation(0.1)},
+    "free noise, rms": {"perturbation": Perturbation(0.1, scale="rms")},
+    "free noise, fan-in": {"perturbation": Perturbation(0.1, scale="fan-in")},
+    "preserving noise, spectral": {"perturbation": Perturbation(0.1, "preserving")},
+    "net2net": {"method": "net2net"},
+    "hyperclone": {"method": "hyperclone"},
+    "hyperclone with noise": {"method": make_method("hyperclone", snr=10)},
+    "warmstart": {"method": "warmstart"},
+}
+
+
+def main() -> None:
+    """Measure and print; all kinds take turns, since machines are noisy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint")
+    parser.add_argument("--factors", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        source = save_llama(Path(folder) / "narrow", options.megabytes * 10**6)
+        for factor in options.factors:
+            ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            size = 0
+            for _ in range(options.repetitions):
+                base = 0.0
+                for kind, settings in KINDS.items():
+                    started = time.perf_counter()
+                    made = widen(source, Path(folder) / "wide", factor, verify=False, **settings)
+                    seconds = time.perf_counter() - started
+                    shutil.rmtree(Path(folder) / "wide")
+                    size, base = made.plan.num_bytes, base or seconds
+                    ratios[kind].append(seconds / base)
+            rows += [(f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(found), min(found), max(found))
+                     for kind, found in ratios.items()]  # fmt: skip
+    report(("factor", "output", "what", "ratio to plain", "lowest", "highest"), rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Figures of the results, as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.results import Growth, Optima, Warmstart
+from experiments.speed import Speed
+from experiments.training import Curve
+from experiments.transfer import Grid, power, shift
+
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "mupscale",  # the same figure is the same file
+    "svg.fonttype": "none",  # text stays text: small, and searchable
+}
+_ARMS = {"mapped": "widened, mapped hyperparameters", "standard": "widened, standard parametrisation"}
+_NARROW, _WIDENED, _SCRATCH = "#888888", "#d1495b", "#30638e"
+_HIGHEST = 2.2  # times the best loss of an axis: what lies above is far from any optimum
+
+
+def draw_all(
+    optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], folder: Path
+) -> list[Path]:
+    """Draw every figure; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        files = [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
+        if optima:
+            files.append(_save(draw_identity(optima), folder / "identity.svg"))
+        if growth:
+            files.append(_save(draw_speed(growth), folder / "growth.svg"))
+        if warmstart:
+            files.append(_save(draw_shrinking(warmstart, growth), folder / "warmstart.svg"))
+    return files
+
+
+def _save(figure: Figure, file: Path) -> Path:
+    figure.savefig(file, metadata={"Date": None})
+    return file
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float] = (3.6, 2.7), **options: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _band(axes: Axes, points: Mapping[float, Sequence[float]], colour: Any, **line: Any) -> None:
+    """Means as a line, with the range of the seeds behind it."""
+    finite = {x: values for x, values in points.items() if all(map(math.isfinite, values))}
+    axes.fill_between(
+        list(finite), [min(v) for v in finite.values()], [max(v) for v in finite.values()],
+        color=colour, alpha=0.18, linewidth=0,
+    )  # fmt: skip
+    axes.plot(list(finite), [fmean(v) for v in finite.values()], color=colour, **line)
+
+
+def _colours(count: int) -> list[Any]:
+    return [mpl.colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def draw_transfer(results: Optima) -> Figure:
+    """Final loss over learning rates and over noise, one curve a width."""
+    figure, panels = _panels(len(results.transfers), 2)
+    for row, transfer in zip(panels, results.transfers, strict=True):
+        for axes, grids, what in ((row[0], transfer.lr, "learning rate"), (row[1], transfer.noises, "noise")):
+            _draw_grids(axes, grids)
+            axes.set_xlabel(f"{what}{' (of the narrow model)' if what == 'learning rate' else ', relative size'}")
+            axes.set_title(f"{_ARMS[transfer.arm]}\nbest {what} moves by {_steps(shift(grids))} of √2", fontsize=9)
+        row[0].set_ylabel("training loss at the end (nats)")
+        row[1].legend(title="width", fontsize=8)
+    for column in (0, 1):
+        lows, highs = zip(*(row[column].get_xlim() for row in panels), strict=True)
+        for row in panels:
+            row[column].set_xlim(min(lows), max(highs))
+    figure.suptitle(results.title)
+    return figure
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
+def _draw_grids(axes: Axes, grids: Mapping[int, Grid]) -> None:
+    best = {factor: fmean(grid.seen[grid.best]) for factor, grid in grids.items()}
+    for (factor, grid), colour in zip(grids.items(), _colours(len(grids)), strict=True):
+        _band(axes, {power(e): v for e, v in grid.seen.items()}, colour, marker=".", label=f"x{factor}", linewidth=1.2)
+        axes.plot(power(grid.best), best[factor], marker="*", markersize=12, color=colour, markeredgecolor="white")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylim(min(best.values()) * 0.93, _highest(grids, best))
+    _plain_ticks(axes)
+
+
+def _highest(grids: Mapping[int, Grid], best: Mapping[int, float]) -> float:
+    means = [fmean(values) for grid in grids.values() for values in grid.seen.values()]
+    return min(max(mean for mean in means if math.isfinite(mean)) * 1.05, max(best.values()) * _HIGHEST)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Losses as decimal numbers, also on a logarithmic axis of less than a decade."""
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    low, high = axes.get_ylim()
+    if high / low < 1.6:
+        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+
+
+def draw_speed(all_results: Sequence[Growth]) -> Figure:
+    """Training loss over steps: the narrow model, the widened one, one from scratch; a row for each width."""
+    figure, panels = _panels(max(len(results.speeds) for results in all_results), len(all_results), (3.1, 2.6))
+    for column, results in zip(panels.T, all_results, strict=True):
+        lowest = _lowest(results.speeds)
+        for axes, speed in zip(column, results.speeds, strict=True):
+            for curves, colour, label in (
+                (speed.scratch, _SCRATCH, "from scratch, best rate"),
+                (speed.narrow, _NARROW, "narrow, goes on"),
+                (speed.widened, _WIDENED, "widened, with noise"),
+            ):
+                _band(axes, _by_step(curves), colour, label=label)
+            axes.axhline(speed.narrow_loss, color=_NARROW, linestyle=":", linewidth=1)
+            axes.set_yscale("log")
+            axes.set_ylim(lowest * 0.93, speed.narrow_loss * min(3, (speed.narrow_loss / lowest)))
+            _plain_ticks(axes)
+            axes.set_title(f"{results.title}, x{speed.factor}\n{_told(speed)}", fontsize=9)
+            axes.set_xlabel("steps after widening")
+    for row in panels:
+        row[0].set_ylabel("training loss (nats)")
+    panels[0][0].legend(fontsize=8)
+    return figure
+
+
+def _told(speed: Speed) -> str:
+    told = {"never": "scratch ends lower", "at once": "starts below where scratch ends"}
+    return told.get(speed.ratio_told, f"scratch's loss in {speed.ratio_told} times fewer steps")
+
+
+def _by_step(curves: Iterable[Curve]) -> dict[float, list[float]]:
+    curves = list(curves)
+    return {step: [curve.seen[step] for curve in curves] for step in curves[0].seen
+            if all(step in curve.seen for curve in curves)}  # fmt: skip
+
+
+def _lowest(speeds: Iterable[Speed]) -> float:
+    return min(curve.last for speed in speeds for curves in (speed.narrow, speed.widened, speed.scratch)
+               for curve in curves)  # fmt: skip
+
+
+def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> Figure:
+    """What padding comes to by how much the narrow weights are shrunk."""
+    figure, panels = _panels(1, len(all_results), (3.3, 3.0))
+    for axes, results in zip(panels[0], all_results, strict=True):
+        factors = sorted({found.factor for found in results.shrinkings})
+        colours = dict(zip(factors, _colours(len(factors) + 1), strict=False))
+        for found in results.shrinkings:
+            points = {shrink: grid.seen[grid.best] for shrink, grid in found.grids.items()}
+            _band(axes, points, colours[found.factor], marker="o" if found.size == 1 else "^", markersize=4,
+                  label=f"x{found.factor}, padded, fresh weights {found.size:g}")  # fmt: skip
+        for speed in (speed for found in growth if found.task == results.task for speed in found.speeds):
+            for curves, line, label in ((speed.widened, "--", "copies, noise"), (speed.scratch, ":", "scratch")):
+                axes.axhline(fmean(curve.last for curve in curves), color=colours.get(speed.factor, "black"),
+                             linestyle=line, linewidth=1, label=f"x{speed.factor}, {label}")  # fmt: skip
+        axes.set_title(results.title, fontsize=9)
+        axes.set_xlabel("shrink factor λ of the narrow weights")
+    panels[0][0].set_ylabel("training loss at the end (nats)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
+def draw_identity(all_results: Sequence[Optima]) -> Figure:
+    """Losses of every step, narrow and widened without noise."""
+    figure, panels = _panels(1, len(all_results), (2.8, 2.7))
+    for axes, results in zip(panels[0], all_results, strict=True):
+        found = results.identity[-1]
+        steps = range(1, len(found.wide) + 1)
+        axes.plot(range(1, len(found.standard) + 1), found.standard, color=_SCRATCH, linewidth=1,
+                  label="widened, one learning rate")  # fmt: skip
+        axes.plot(steps, found.wide, color=_WIDENED, label="widened, mapped")
+        axes.plot(steps, found.narrow, ".", color="black", markersize=4, label="narrow")
+        axes.set_ylim(min(found.wide) * 0.9, max(found.wide) * 1.3)
+        axes.set_title(f"{results.title}\nx{found.factor}, float64: differ by {found.difference:.0e}", fontsize=9)
+        axes.set_xlabel("step")
+    panels[0][0].set_ylabel("loss of the batch (nats)")
+    panels[0][0].legend(fontsize=7)
+    return figure
