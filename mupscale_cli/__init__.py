@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mupscale_cli.methods import make_method
     from mupscale_cli.perturbation import Perturbation
     from mupscale_cli.plan import Plan
+    from mupscale_cli.pushing import Push, PushOptions, prepare_push
     from mupscale_cli.recipe import Recipe, load_recipe
     from mupscale_cli.verification import Verification, VerifyOptions
     from mupscale_cli.verifying import verify, verify_weights
@@ -32,6 +33,9 @@ _PLACES = {
     "make_method": "methods",
     "StateOptions": "widening",
     "Plan": "plan",
+    "Push": "pushing",
+    "PushOptions": "pushing",
+    "prepare_push": "pushing",
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "Verification": "verification",
@@ -46,6 +50,8 @@ __all__ = [
     "MupscaleError",
     "Perturbation",
     "Plan",
+    "Push",
+    "PushOptions",
     "Recipe",
     "StateOptions",
     "Verification",
@@ -57,6 +63,7 @@ __all__ = [
     "make_method",
     "param_groups",
     "plan_widening",
+    "prepare_push",
     "verify",
     "verify_weights",
     "widen",

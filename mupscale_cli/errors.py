@@ -53,3 +53,7 @@ class ConfigError(PlanError):
 
 class SweepError(MupscaleError):
     """A sweep that cannot be run or read: its grid, its data, its trainer, its directory."""
+
+
+class HubError(CheckpointError):
+    """A model of the Hub that cannot be read, or a publication that the Hub refuses."""

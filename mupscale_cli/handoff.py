@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.hub.reading import open_named
 from mupscale_cli.language import suggest
 from mupscale_cli.optimizer.groups import CLIP_WEIGHT, scaled_settings, split_alike
 from mupscale_cli.record import check_record, scaled_tensors
@@ -85,7 +85,7 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Sca
     Raises:
         CheckpointError: the checkpoint has no record, or lacks one of the parameters.
     """
-    found = open_checkpoint(Path(checkpoint))
+    found = open_named(checkpoint)
     if found.record is None:
         raise CheckpointError(f"`{checkpoint}` was not written by mupscale: it has no record of its widening")
     check_record(found.record, found.path)

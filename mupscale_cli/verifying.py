@@ -52,8 +52,8 @@ def verify(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    again = _planned_again(wide, narrow, recipe)
     chosen = options or VerifyOptions()
+    again = _planned_again(wide, narrow, recipe, with_state=chosen.steps > 0)
     found = verify_checkpoints(again.narrow, again.wide, again.plan, chosen)
     if again.plan.perturbation is not None:
         found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
@@ -98,13 +98,19 @@ class _Again:
     record: dict[str, Any]
 
 
-def _planned_again(wide: str | Path, narrow: str | Path | None, recipe: str | Path | None) -> _Again:
-    target = find_source(wide).checkpoint
+def _planned_again(
+    wide: str | Path, narrow: str | Path | None, recipe: str | Path | None, *, with_state: bool = False
+) -> _Again:
+    target = find_source(wide, with_state=with_state).checkpoint
     record = target.record
     if record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
     check_record(record, target.path)
-    source = find_source(narrow).checkpoint if narrow is not None else _recorded_source(target)
+    source = (
+        find_source(narrow, with_state=with_state).checkpoint
+        if narrow is not None
+        else _recorded_source(target, with_state=with_state)
+    )
     if changed := source_changed(record, source):
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
@@ -154,10 +160,10 @@ def _note(target: Checkpoint, record: dict[str, Any]) -> None:
         replace_json(file, record)
 
 
-def _recorded_source(target: Checkpoint) -> Checkpoint:
+def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
     where = target.record["source"]  # type: ignore[index]
     if "repo" in where:
-        return find_source(f"{where['repo']}@{where['revision']}").checkpoint
+        return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
     if not path.exists():
         raise CheckpointError(

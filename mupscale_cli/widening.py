@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.hub import HubId, download, parse_hub_id
+from mupscale_cli.hub.ids import HubId, parse_hub_id
+from mupscale_cli.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.matching import match_rules
 from mupscale_cli.methods import MUPSCALE, Method, make_method
-from mupscale_cli.optimizer.files import WideState, find_optimizer, open_optimizer
+from mupscale_cli.optimizer.files import (
+    SCHEDULER,
+    WideState,
+    find_optimizer,
+    open_optimizer,
+    resumed_files,
+    state_name,
+    state_names,
+)
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
@@ -31,11 +40,52 @@ _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figu
 
 @dataclass(frozen=True)
 class Source:
-    """A narrow checkpoint and the name that it was asked for by."""
+    """A narrow checkpoint and the name that it was asked for by.
+
+    Attributes:
+        checkpoint: its headers.
+        remote: of the Hub, None for a path.
+        is_here: whether its data are on this machine.
+    """
 
     checkpoint: Checkpoint
-    hub: HubId | None = None
-    revision: str | None = None
+    remote: RemoteModel | None = None
+    is_here: bool = True
+
+    @property
+    def hub(self) -> HubId | None:
+        return self.remote.id if self.remote else None
+
+    def fetched(self, state: StateOptions | None = None) -> Source:
+        """The same with its data on this machine: of a model of the Hub what is needed is downloaded.
+
+        Args:
+            state: what is done with the optimizer's state, which is downloaded if that needs it.
+
+        Raises:
+            HubError: it cannot be downloaded.
+        """
+        if self.remote is None or self.is_here:
+            return self
+        return Source(fetch(self.remote, self._state_names(state)), self.remote)
+
+    def missing_bytes(self, state: StateOptions | None = None) -> int:
+        """How much `fetched` has to download."""
+        if self.remote is None or self.is_here:
+            return 0
+        return self.remote.missing_bytes(self._state_names(state))
+
+    def _state_names(self, state: StateOptions | None) -> tuple[str, ...]:
+        assert self.remote is not None
+        return state_names(self.remote.sizes) if state is not None and state.optimizer == "auto" else ()
+
+    def find_state(self, options: StateOptions) -> str | None:
+        """The optimizer's state that would be carried, by its path or its name on the Hub."""
+        if self.remote is not None and options.optimizer == "auto":
+            name = state_name(self.remote.sizes)
+            return None if name is None else f"{self.remote.id}/{name}"
+        path = options.find(self.checkpoint)
+        return None if path is None else str(path)
 
     @property
     def default_directory(self) -> Path:
@@ -51,8 +101,8 @@ class Source:
     def origin(self, output: Path, recipe: Recipe) -> Origin:
         """Where everything came from, as seen from the output."""
         file = None if recipe.path is None else relative_path(recipe.path, output)
-        if self.hub:
-            return Origin(path="", repo=self.hub.repo, revision=self.revision, recipe=file)
+        if self.remote:
+            return Origin(path="", repo=self.remote.id.repo, revision=self.remote.commit, recipe=file)
         return Origin(relative_path(self.checkpoint.path, output), recipe=file)
 
 
@@ -113,8 +163,13 @@ class Events:
     advance: Callable[[int], None] = lambda _count: None
 
 
-def find_source(checkpoint: str | Path) -> Source:
+def find_source(checkpoint: str | Path, *, headers_only: bool = False, with_state: bool = False) -> Source:
     """Open a checkpoint by path, or by its id on the Hub where there is no such path.
+
+    Args:
+        checkpoint: a safetensors file, a model directory, or a Hub id.
+        headers_only: of a model of the Hub, download nothing but what describes it.
+        with_state: of a model of the Hub, download the optimizer's state as well.
 
     Raises:
         CheckpointError: there is none, or it is not valid.
@@ -123,8 +178,9 @@ def find_source(checkpoint: str | Path) -> Source:
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:
         return Source(open_checkpoint(path))
-    folder, revision = download(hub)
-    return Source(open_checkpoint(folder), hub, revision)
+    remote = open_remote(hub)
+    source = Source(remote.checkpoint, remote, is_here=False)
+    return source if headers_only else source.fetched(StateOptions() if with_state else None)
 
 
 def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
@@ -157,7 +213,7 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         else "no recipe fits its tensors"
     )
     raise RecipeError(
-        f"`{checkpoint.path}` has no config.json with a `model_type`, and {several}",
+        f"`{checkpoint.shown}` has no config.json with a `model_type`, and {several}",
         hint="name one with `--recipe`, or put config.json beside it",
     )
 
@@ -204,7 +260,7 @@ def plan_widening(
         >>> plan.num_parameters  # doctest: +SKIP
         (120640, 471424)
     """
-    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     found = source.checkpoint
     chosen = choose_recipe(found, recipe)
     if max_shard_size < 1:
@@ -216,9 +272,9 @@ def plan_widening(
     )  # fmt: skip
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
-            raise PlanError(f"no tensor of `{found.path}` has the axis `{name}`")
+            raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
     if not plan.factors:
-        raise PlanError(f"nothing is widened: no tensor of `{found.path}` has one of the axes {', '.join(factors)}")
+        raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
     return plan
 
 
@@ -286,13 +342,16 @@ def widen(
     from mupscale_cli.checkpoint.target import Staging, check_output  # these import no torch, but convert does
     from mupscale_cli.convert import convert
 
-    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint)
-    found = source.checkpoint
+    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     plan = plan or plan_widening(
         source, factor, axes, recipe=recipe, max_shard_size=max_shard_size, tie=tie, method=method,
         perturbation=perturbation,
     )  # fmt: skip
     target = Path(output) if output is not None else default_output(source, factor, axes or {})
+    if not source.is_here:  # what can be refused by the headers is refused before anything is downloaded
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+    source = source.fetched(state)
+    found = source.checkpoint
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
     check_output(target, found.path, needed_bytes=needed, overwrite=overwrite)
@@ -362,8 +421,6 @@ def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard
     path = options.find(source)
     if path is None:
         return None
-    from mupscale_cli.optimizer.trainer import SCHEDULER, resumed_files
-
     if plan.tie == "untie":
         raise PlanError(
             f"`{path}` has one moment for embedding and readout together, which untied train each by itself",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.specs import DTYPES, TensorSpec
@@ -54,15 +54,26 @@ def read_header(file: Path) -> Header:
     """
     try:
         with open(file, "rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
-                raise _broken(
-                    file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}"
-                )
-            text = stream.read(length)
+            return parse_header(stream, file, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from None
+
+
+def parse_header(stream: BinaryIO, file: Path, file_size: int) -> Header:
+    """Read and check a header from wherever the file is; nothing behind it is read.
+
+    Args:
+        stream: at the beginning of the file.
+        file: what it is called.
+        file_size: in bytes.
+
+    Raises:
+        CheckpointError: the file is not what its header says.
+    """
+    length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
+        raise _broken(file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}")
+    text = stream.read(length)
     entries = _parse(text, file)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from mupscale_cli.checkpoint.header import StoredTensor, read_header
+from mupscale_cli.checkpoint.header import Header, StoredTensor, read_header
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.specs import TensorSpec
 
@@ -45,6 +45,7 @@ class Checkpoint:
         tensors: every tensor by name, in the order of files and of data.
         config: the content of config.json, None where there is none.
         metadata: of the first file's header.
+        title: what it was asked for by, where that is not its path.
     """
 
     path: Path
@@ -53,6 +54,12 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     config: dict[str, Any] | None
     metadata: Mapping[str, str]
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return self.title or str(self.path)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -74,12 +81,12 @@ class Checkpoint:
     @property
     def carried_files(self) -> tuple[Path, ...]:
         """Files of a directory that a tokenizer or generation needs beside the weights."""
-        return tuple(file for file in self._other_files if _is_carried(file))
+        return tuple(file for file in self._other_files if is_carried(file.name))
 
     @property
     def left_files(self) -> tuple[Path, ...]:
         """Files of a directory that are neither weights nor carried along."""
-        return tuple(file for file in self._other_files if not _is_carried(file))
+        return tuple(file for file in self._other_files if not is_carried(file.name))
 
     @cached_property
     def _other_files(self) -> tuple[Path, ...]:
@@ -89,10 +96,27 @@ class Checkpoint:
         return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
 
 
-def _is_carried(file: Path) -> bool:
+def is_carried(name: str) -> bool:
+    """Whether a file of a directory belongs to what a tokenizer or generation needs beside the weights."""
+    file = PurePosixPath(name)
     if file.name in _NOT_CARRIED or file.name.startswith(".") or file.name.endswith(".index.json"):
         return False
     return file.suffix in _CARRIED_SUFFIXES or file.name.split(".")[0].upper() in _CARRIED_NAMES
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model directory, whose weights may be elsewhere.
+
+    Attributes:
+        path: where at least its JSON files are.
+        names: of all its files.
+        header: how the header of one of its weight files is read.
+    """
+
+    path: Path
+    names: frozenset[str]
+    header: Callable[[Path], Header] = read_header
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -102,17 +126,36 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is missing, is no safetensors checkpoint, or contradicts itself.
     """
     if path.is_dir():
-        files = _directory_files(path)
-        config = path / CONFIG
-    elif path.is_file():
-        _refuse_pickle(path)
-        files, config = (path,), _config_beside(path)
-    else:
+        return open_folder(Folder(path, frozenset(file.name for file in path.iterdir() if file.is_file())))
+    if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint at `{path}`",
             hint="give a .safetensors file, a model directory, or a Hub id like org/name",
         )
-    headers = [read_header(file) for file in files]
+    _refuse_pickle(path)
+    header = read_header(path)
+    config = _config_beside(path)
+    content = read_json(config) if config.is_file() else None
+    return Checkpoint(path, True, (path,), _merged((header,), path), content, header.metadata)
+
+
+def open_folder(folder: Folder) -> Checkpoint:
+    """Read the headers of a directory of `save_pretrained`, wherever its weights are.
+
+    Raises:
+        CheckpointError: it is no safetensors checkpoint, or contradicts itself.
+    """
+    path = folder.path
+    files = weight_files(folder)
+    headers = tuple(folder.header(file) for file in files)
+    tensors = _merged(headers, path)
+    if files[0].name != WEIGHTS and INDEX in folder.names:
+        _check_index(path / INDEX, tensors)
+    content = read_json(path / CONFIG) if CONFIG in folder.names else None
+    return Checkpoint(path, False, files, tensors, content, headers[0].metadata)
+
+
+def _merged(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for tensor in header.tensors:
@@ -125,10 +168,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             tensors[name] = tensor
     if not tensors:
         raise CheckpointError(f"`{path}` holds no tensors")
-    if path.is_dir() and files[0].name != WEIGHTS and (path / INDEX).is_file():
-        _check_index(path / INDEX, tensors)
-    content = read_json(config) if config.is_file() else None
-    return Checkpoint(path, path.is_file(), files, tensors, content, headers[0].metadata)
+    return tensors
 
 
 def _config_beside(file: Path) -> Path:
@@ -137,12 +177,18 @@ def _config_beside(file: Path) -> Path:
     return own if own.is_file() else file.parent / CONFIG
 
 
-def _directory_files(path: Path) -> tuple[Path, ...]:
-    if (path / WEIGHTS).is_file():
+def weight_files(folder: Folder) -> tuple[Path, ...]:
+    """The files that hold a directory's weights: one, or those that its index names.
+
+    Raises:
+        CheckpointError: there are none as safetensors, or some are missing.
+    """
+    path, names = folder.path, folder.names
+    if WEIGHTS in names:
         return (path / WEIGHTS,)
-    if (path / INDEX).is_file():
+    if INDEX in names:
         shards = dict.fromkeys(_weight_map(path / INDEX).values())
-        missing = [shard for shard in shards if not (path / shard).is_file()]
+        missing = [shard for shard in shards if shard not in names]
         if missing:
             raise CheckpointError(
                 f"`{path / INDEX}` names `{missing[0]}`, which is not there "
@@ -150,16 +196,16 @@ def _directory_files(path: Path) -> tuple[Path, ...]:
                 hint="download the missing shards, or save the checkpoint again",
             )
         return tuple(path / shard for shard in shards)
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if len(found) == 1:
-        return (found[0],)
+        return (path / found[0],)
     if found:
         raise CheckpointError(
             f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
             hint="give one of the files by name, or save the model with its index",
         )
-    for file in sorted(path.iterdir()):
-        _refuse_pickle(file)
+    for name in sorted(names):
+        _refuse_pickle(path / name)
     raise CheckpointError(f"`{path}` holds no safetensors weights")
 
 

@@ -47,7 +47,7 @@ def hparams(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The same as YAML.")] = False,
 ) -> None:
     """Show the hyperparameters with which a widened model trains as the narrow one did."""
-    found = find_source(wide).checkpoint
+    found = find_source(wide, headers_only=True).checkpoint
     if found.record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its widening")
     check_record(found.record, found.path)

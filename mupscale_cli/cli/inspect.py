@@ -8,11 +8,12 @@ from mupscale_cli.cli import options, output, render
 
 def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, as_json: options.Json = False) -> None:
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
-    found = widening.find_source(checkpoint).checkpoint
+    source = widening.find_source(checkpoint, headers_only=True)
+    found = source.checkpoint
     plan = widening.describe(found, recipe)
     if as_json:
         document = render.plan_document(plan, "")
-        output.print_json({**document, "output": None, "path": str(found.path), "record": found.record})
+        output.print_json({**document, "output": None, "path": str(source.hub or found.path), "record": found.record})
         return
     console = output.stdout()
     console.print(render.axes_table(plan))

@@ -16,7 +16,9 @@ from mupscale_cli.widening import StateOptions
 if TYPE_CHECKING:
     from mupscale_cli.verification import VerifyOptions
 
-Checkpoint = Annotated[str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name).")]
+Checkpoint = Annotated[
+    str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).")
+]
 Factor = Annotated[
     str | None, typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
 ]
@@ -108,6 +110,14 @@ AllowPickle = Annotated[
     typer.Option(
         "--allow-pickle", help="Read distributed checkpoints, whose metadata are a pickle that could run code."
     ),
+]
+
+
+Private = Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Propose the commit as a pull request.")]
+CommitMessage = Annotated[str | None, typer.Option("--commit-message", metavar="TEXT", help="Of the commit.")]
+WithOptimizer = Annotated[
+    bool, typer.Option("--with-optimizer", help="Publish the optimizer's state, and what resuming needs, as well.")
 ]
 
 

@@ -22,7 +22,11 @@ from rich.progress import (
 from rich.table import Table
 
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.figures import bytes_text, count_text, counted, number_text
 from mupscale_cli.widening import Events
+
+__all__ = ["bytes_text", "count_text", "counted", "note", "number_text",
+           "print_error", "print_json", "progress", "stderr", "stdout", "table"]  # fmt: skip
 
 _PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut
 
@@ -67,37 +71,6 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return result
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes as people write it: 1.7 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def count_text(count: float) -> str:
-    """A number of parameters as people write it: 254 M."""
-    for unit in ("", " k", " M", " B"):
-        if count < 1000 or unit == " B":
-            return f"{count:.0f}" if unit == "" else f"{count:.3g}{unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def number_text(value: float) -> str:
-    """A coefficient as a whole number or the inverse of one where it is, else as a decimal."""
-    if abs(value - round(value)) < 1e-12 * abs(value):  # powers of sqrt(k) multiply to whole numbers, almost
-        return str(round(value))
-    inverse = 1 / value
-    return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-12 * inverse else f"{value:.4g}"
 
 
 @contextmanager

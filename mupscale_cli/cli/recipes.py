@@ -55,7 +55,7 @@ def show_recipe(
     ] = None,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
-    source = widening.find_source(checkpoint).checkpoint if checkpoint is not None else None
+    source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
     console = output.stdout()
     types = ", ".join(found.model_types) or "(no config)"
@@ -162,7 +162,9 @@ def check_recipe(
     """
     if model is not None and checkpoint is None:
         raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
-    source = widening.find_source(checkpoint).checkpoint if checkpoint is not None else None
+    source = None
+    if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
+        source = widening.find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.stdout()
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")

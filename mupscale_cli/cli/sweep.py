@@ -101,7 +101,7 @@ def sweep(
     from mupscale_cli.sweeping.run import sweep as run_sweep
     from mupscale_cli.sweeping.settings import Sweep
 
-    source = find_source(checkpoint)
+    source = find_source(checkpoint, with_state=optimizer == "auto")
     training = _training(steps, batch_size, length, weight_decay, betas, eps, clip, schedule, warmup, device)
     settings = Sweep(
         name=source.stem, checkpoint=source.checkpoint.path, directory=out or _default_directory(source),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mupscale_cli import widening
+from mupscale_cli.checkpoint.target import check_output
 from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli import push as push_command
+from mupscale_cli.errors import HubError, PlanError
+from mupscale_cli.hub.publishing import require_login
+from mupscale_cli.pushing import PushOptions, prepare_push, push_target
 
 if TYPE_CHECKING:
+    from mupscale_cli.hub.ids import HubId
+    from mupscale_cli.plan import Plan
     from mupscale_cli.verification import VerifyOptions
     from mupscale_cli.widening import Widened
 
@@ -42,6 +49,16 @@ def widen(
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="ORG/NAME", help="Then publish it, as `mupscale push` does.")
+    ] = None,
+    private: options.Private = False,
+    push_revision: Annotated[
+        str | None, typer.Option("--push-revision", metavar="BRANCH", help="The branch to publish to.")
+    ] = None,
+    create_pr: options.CreatePr = False,
+    commit_message: options.CommitMessage = None,
+    with_optimizer: options.WithOptimizer = False,
     as_json: options.Json = False,
 ) -> None:
     """Widen a checkpoint: weights, optimizer state, config, and everything that loading it needs.
@@ -50,7 +67,11 @@ def widen(
     """
     number, axes = options.parse_factor(factor), options.parse_axes(axis)
     made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
-    source = widening.find_source(checkpoint)
+    pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
+    if push_to_hub is None and pushing != PushOptions():
+        raise PlanError("the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`")
+    repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
+    source = widening.find_source(checkpoint, headers_only=True)
     plan = widening.plan_widening(
         source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
         method=made, perturbation=perturbation,
@@ -61,26 +82,62 @@ def widen(
         if as_json:
             output.print_json(render.plan_document(plan, str(target)))
         else:
-            render.print_plan(output.stdout(), plan, str(target))
-            render.print_guidance(output.stdout(), plan)
-            path = state.find(source.checkpoint)
-            output.stdout().print(f"optimizer state: {path or 'none found'}", markup=False, soft_wrap=True)
+            _print_plan(source, plan, state, target, repository)
         return
+    if repository is not None:  # before the work, not after it
+        require_login(repository)
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
+    if missing := source.missing_bytes(state):
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+        output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
+    source = source.fetched(state)  # here, as the client has bars of its own
     with output.progress() as events:
         result = widening.widen(
             source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
         )
     failed = result.verification is not None and not result.verification.agrees
-    if as_json:
-        output.print_json({"schema_version": 1, "output": None if failed else str(target), **result.record})
-    else:
+    if not as_json:
         _report(result)
+    pushed = None
+    if push_to_hub is not None and not failed:
+        pushed = _push(result.output, push_to_hub, pushing, quiet=as_json)
+    if as_json:
+        output.print_json(
+            {"schema_version": 1, "output": None if failed else str(target), **result.record, **(pushed or {})}
+        )
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
         raise typer.Exit(1)
+
+
+def _print_plan(
+    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None
+) -> None:
+    console = output.stdout()
+    render.print_plan(console, plan, str(target))
+    render.print_guidance(console, plan)
+    console.print(f"optimizer state: {source.find_state(state) or 'none found'}", markup=False, soft_wrap=True)
+    if missing := source.missing_bytes(state):
+        console.print(f"to download: {output.bytes_text(missing)}", markup=False)
+    if repository is not None:
+        console.print(f"then published as {repository}", markup=False)
+
+
+def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[str, Any]:
+    """Publish what was written; what goes wrong does not undo the widening."""
+    again = push_command.command_line(str(wide), target, chosen)
+    try:
+        prepared = prepare_push(wide, target, chosen)
+        push_command.tell_warnings(prepared)
+        published = push_command.send(prepared, again)
+    except HubError as error:
+        output.note(f"{wide} is written; only its publication failed, which `{again}` repeats")
+        raise error from None
+    if not quiet:
+        push_command.print_published(published)
+    return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
 
 
 def _report(result: Widened) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,10 @@ _FILES = (
     "optim.pt",
 )
 _FOLDERS = ("optimizer", "optim", "optimizer_0")
+# What the Trainer of transformers resumes from beside it: position in the data and random numbers do not depend on
+# the width, the scheduler does.
+_COPIED = ("trainer_state.json", "rng_state*.pth", "scaler.pt")
+SCHEDULER = "scheduler.pt"
 FLAT_PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
 Progress = Callable[[int], None]
 
@@ -74,6 +79,34 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     return next((folder / name for name in _FOLDERS if (folder / name / ".metadata").is_file()), None)
+
+
+def resumed_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a Trainer's checkpoint that a widened one takes along as they are."""
+    return tuple(sorted(file for pattern in _COPIED for file in folder.glob(pattern)))
+
+
+def state_name(names: Collection[str]) -> str | None:
+    """The optimizer's state among the files of a directory: a file or a folder."""
+    file = next((name for name in _FILES if name in names), None)
+    return file or next((name for name in _FOLDERS if f"{name}/.metadata" in names), None)
+
+
+def state_names(names: Collection[str], state: str | None = None) -> tuple[str, ...]:
+    """The files of a directory that the optimizer's state consists of, and what resuming needs beside it.
+
+    Args:
+        names: of all its files, relative to it.
+        state: the state's own, if it is known.
+    """
+    own = state or state_name(names)
+    if own is None:
+        return ()
+    stem = own.removesuffix(".safetensors.index.json")
+    patterns = [own, f"{own}/*", *_COPIED, SCHEDULER]
+    if stem != own:
+        patterns.append(f"{stem}-*-of-*.safetensors")
+    return tuple(sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)))
 
 
 def open_optimizer(

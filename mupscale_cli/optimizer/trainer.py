@@ -1,4 +1,4 @@
-"""The files that the Trainer of transformers keeps beside optimizer.pt, so that it can resume."""
+"""The learning rate scheduler that the Trainer of transformers keeps beside optimizer.pt."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import torch
 
 from mupscale_cli.errors import CheckpointError
 
-# Position in the data and random numbers do not depend on the width.
-COPIED = ("trainer_state.json", "rng_state*.pth", "scaler.pt")
-SCHEDULER = "scheduler.pt"
 _RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
-
-
-def resumed_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a Trainer's checkpoint that a widened one takes along as they are."""
-    return tuple(sorted(file for pattern in COPIED for file in folder.glob(pattern)))
 
 
 def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, float]]) -> None:
