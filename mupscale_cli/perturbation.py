@@ -19,6 +19,9 @@ MODES: tuple[Mode, ...] = ("free", "preserving")
 SCALES: tuple[Scale, ...] = ("spectral", "rms", "fan-in", "init")
 
 
+_LARGEST = 1000  # times the weights; what is larger is a slip
+
+
 @dataclass(frozen=True, slots=True)
 class Perturbation:
     """Noise that is added to a widened model: W'' = W' + t s Z.
@@ -39,8 +42,8 @@ class Perturbation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.size < math.inf:
-            raise PlanError(f"the noise is {self.size}; its size is a number of at least 0, for instance 0.1")
+        if not 0 <= self.size <= _LARGEST:
+            raise PlanError(f"the noise is {self.size:g}; its size is a number from 0 to {_LARGEST}, for instance 0.1")
         for option, value, known in (("mode", self.mode, MODES), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise PlanError(f"`--noise-{option} {value}` is not known", hint=f"known: {', '.join(known)}")

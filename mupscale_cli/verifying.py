@@ -59,7 +59,13 @@ def verify(
         found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
     if chosen.steps:
         states = _states(again, optimizer, allow_pickle=allow_pickle)
-        found = replace(found, training=train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states))
+        training = train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states)
+        policy = (again.record.get("optimizer_state") or {}).get("policy", "copy")
+        if policy != "copy":
+            training = replace(
+                training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
+            )
+        found = replace(found, training=training)
     _note(again.wide, {**again.record, "verification": found.as_record()})
     return found
 

@@ -111,6 +111,8 @@ def test_a_perturbed_model_is_trained_without_its_noise(tmp_path):
     found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=5))
     assert found.agrees
     assert found.training.max_rel < 1e-12
+    assert found.training.without_noise
+    assert "wide loss without noise" in run("verify", str(tmp_path / "wide"), "--steps", "1").out
 
 
 @pytest.mark.parametrize("method", ["net2net", "warmstart"])
@@ -218,10 +220,10 @@ def test_one_bit_anywhere_is_found_and_named(settings, saved, tmp_path):
     name = "model.layers.1.mlp.down_proj.weight"
     tensors[name].view(torch.int32)[7, 3] ^= 1
     save_file(tensors, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
-    assert verify_weights(tmp_path / "wide").differences == (f"`{name}` differs from element (7, 3) on",)
+    assert verify_weights(tmp_path / "wide").differences == (f"`{name}` differs, first at element (7, 3)",)
     result = run("verify", str(tmp_path / "wide"), "--weights")
     assert result.code == 1
-    assert f"`{name}` differs from element (7, 3) on" in result.out
+    assert f"`{name}` differs, first at element (7, 3)" in result.out
 
 
 def test_tensors_that_are_missing_added_or_of_another_shape_are_named(saved, tmp_path):
@@ -257,10 +259,12 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
     (["--snr", "10"], "`--snr` belongs to `--method hyperclone`, not to `mupscale`"),
     (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0; it is a number from 0 to 1"),
     (["--method", "hyperclone", "--snr", "nan"], "`--snr` is nan"),
-    (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "both say how large the noise is"),
+    (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` already says how large the noise is"),
     (["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"], "not possible with `--method warmstart`"),
     (["--noise-mode", "preserving"], "say how noise is added, but there is none"),
-    (["--noise", "-1"], "the noise is -1.0"),
+    (["--noise", "-1"], "the noise is -1"),
+    (["--noise", "1e30"], "a number from 0 to 1000"),
+    (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` already says how large"),
     (["--noise", "1", "--noise-scale", "loud"], "`--noise-scale loud` is not known"),
 ])  # fmt: skip
 def test_options_that_make_no_sense(arguments, message, saved, tmp_path):

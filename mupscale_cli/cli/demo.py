@@ -102,7 +102,8 @@ def _continue(context: typer.Context, console: Console, narrow: Path, wide: Path
     console.print(
         "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is "
         "float32 rounding; `mupscale verify --steps 20` shows it in float64). Copies stay copies, so noise has to "
-        "tell them apart before the new capacity is used.",
+        "tell them apart before the new capacity is used: that costs something "
+        "at first, and pays over more steps than these.",
         markup=False,
     )
 

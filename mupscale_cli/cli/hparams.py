@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def hparams(
         for warning in result.warnings:
             output.note(f"warning: {warning}")
     if swept is not None:
-        _tell_sweep(swept, settings)
+        _tell_sweep(swept, settings, found.record)
 
 
 def _settings(
@@ -99,15 +100,20 @@ def _sweep_document(swept: Found) -> dict[str, Any]:
             "warnings": list(swept.warnings)}  # fmt: skip
 
 
-def _tell_sweep(swept: Found, settings: Settings) -> None:
+def _tell_sweep(swept: Found, settings: Settings, record: Mapping[str, Any]) -> None:
     """What of the sweep no group can say: the noise with which the checkpoint is to be widened."""
+    noise = record.get("perturbation") or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
+    is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)
     options_text = f"--noise {swept.noise:g}" + (
         "" if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
         else f" --noise-mode {swept.noise_mode} --noise-scale {swept.noise_scale}"
     )  # fmt: skip
     other = "" if settings.lr == swept.lr else f", here it is {settings.lr:g}"
     output.note(f"the sweep found lr {swept.lr:g}{other}"
-                 f"; widen with `{options_text}`")  # fmt: skip
+                 + ("" if is_same else f"; widen with `{options_text}`"))  # fmt: skip
+    if not is_same:
+        output.note(f"warning: this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
+                    f"{swept.noise_mode} noise {swept.noise:g}")  # fmt: skip
     for warning in swept.warnings:
         output.note(f"warning: {warning}")
 

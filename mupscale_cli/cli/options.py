@@ -58,11 +58,11 @@ NoiseSize = Annotated[
     typer.Option("--noise", metavar="T", help="Noise that tells copies apart, relative to each tensor, such as 0.1."),
 ]
 NoiseMode = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="|".join(MODES), help="preserving: noise that cancels, so that the function stays the same."),
 ]
 NoiseScale = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="|".join(SCALES),
         help="What T is relative to: a matrix's spectral norm, the root mean square, 1/sqrt(fan_in), or a fresh "
@@ -172,7 +172,13 @@ def parse_betas(text: str) -> tuple[float, float]:
 
 
 def growth(
-    method: str, shrink: float | None, snr: float | None, noise: float | None, mode: str, scale: str, seed: int
+    method: str,
+    shrink: float | None,
+    snr: float | None,
+    noise: float | None,
+    mode: str | None,
+    scale: str | None,
+    seed: int,
 ) -> tuple[Method, Perturbation | None]:
     """The method, and the noise that was asked for.
 
@@ -180,14 +186,16 @@ def growth(
         PlanError: an option has no meaning, or does not go with another.
     """
     made = make_method(method, seed=seed, shrink=shrink, snr=snr)
+    if snr is not None and (noise, mode, scale) != (None, None, None):
+        raise PlanError("`--snr` already says how large the noise is, and that it cancels; leave `--noise` and its "
+                        "options away")  # fmt: skip
     if noise is None:
-        if (mode, scale) != (MODES[0], SCALES[0]):
+        if mode is not None or scale is not None:
             raise PlanError("`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
                             hint="give its size, for instance `--noise 0.1`")  # fmt: skip
         return made, None
-    if snr is not None:
-        raise PlanError("`--snr` and `--noise` both say how large the noise is; give one of them")
-    return made, Perturbation(noise, cast("Mode", mode), cast("Scale", scale), seed)
+    usual = made.perturbation or Perturbation(noise)
+    return made, Perturbation(noise, cast("Mode", mode or usual.mode), cast("Scale", scale or usual.scale), seed)
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -75,6 +75,8 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         f"{bytes_text(plan.num_bytes)} in {counted(len(plan.shards), 'file')} at {output}",
         markup=False,
     )
+    if growth := growth_text(plan):
+        console.print(growth, markup=False)
 
 
 def growth_text(plan: Plan) -> str | None:
@@ -83,6 +85,7 @@ def growth_text(plan: Plan) -> str | None:
     if plan.method.name == "mupscale" and noise is None:
         return None
     text = f"method {plan.method.name}" + ("" if plan.method.is_copying else f", shrink {plan.method.shrink:g}")
+    text += f", seed {plan.method.arrangement.seed}" if plan.method.arrangement.kind == "random" else ""
     if noise is None:
         return text
     return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}, seed {noise.seed}"
@@ -145,15 +148,21 @@ def record_text(record: Mapping[str, Any]) -> str:
     where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
     factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
     text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
-    method, noise = (record.get("method") or {}).get("name", "mupscale"), record.get("perturbation")
-    text += f"; method {method}" if method != "mupscale" else ""
-    text += f"; {noise['mode']} noise {noise['size']:.3g}" if noise else ""
+    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
+    options = "".join(f", {key} {value:g}" for key, value in method.items() if key != "name")
+    text += f"; method {method['name']}{options}" if method["name"] != "mupscale" else ""
+    if noise:
+        text += f"; {noise['mode']} noise {noise['size']:.3g} of {_SCALES[noise['scale']]}, seed {noise['seed']}"
     found = record["verification"]
     if found is None:
         return f"{text}; not verified"
+    if found.get("keeps_function") is False and not found.get("unperturbed"):
+        worst = max(comparison["max_rel"] for comparison in found["comparisons"])
+        return f"{text}; as planned another function, by {worst:.1e} relative in {found['dtype']}"
+    without = " without its noise" if found.get("unperturbed") else ""
     found = found.get("unperturbed") or found
     worst = max(comparison["max_rel"] for comparison in found["comparisons"])
-    return f"{text}; verified in {found['dtype']}, largest relative difference {worst:.1e}"
+    return f"{text}; verified{without} in {found['dtype']}, largest relative difference {worst:.1e}"
 
 
 def untying_advice(plan: Plan) -> str | None:
@@ -194,6 +203,7 @@ def print_verification(console: Console, found: Verification) -> None:
         return
     if found.agrees:
         trained = f", and the same {found.training.steps} steps" if found.training else ""
+        trained += " without its noise" if found.training and found.training.without_noise else ""
         console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
         return
     console.print(f"[bold red]the models differ[/] ({escape(where)})")
@@ -240,8 +250,9 @@ def print_weights(console: Console, found: WeightsCheck) -> None:
 
 def _print_training(console: Console, found: TrainingVerification) -> None:
     """Losses of both models side by side, and how far what was trained is apart."""
-    result = table("step", "narrow loss", "wide loss", "relative difference", right=("step", "narrow loss", "wide loss",
-                   "relative difference"))  # fmt: skip
+    heading = "wide loss without noise" if found.without_noise else "wide loss"
+    columns = ("step", "narrow loss", heading, "relative difference")
+    result = table(*columns, right=columns)
     shown = range(found.steps) if found.steps <= _SHOWN_STEPS else [*range(_SHOWN_STEPS - 1), found.steps - 1]
     for step in shown:
         narrow, wide = found.losses[step]
@@ -249,10 +260,9 @@ def _print_training(console: Console, found: TrainingVerification) -> None:
         result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
     console.print()
     console.print(result)
-    state = "carried state" if found.carried else "a fresh start"
     console.print(
-        f"{found.steps} steps of {found.optimizer} from {state} in float64: losses differ by {found.max_rel:.1e}, "
-        f"weights by {found.weights.max_rel:.1e} (`{found.weights.what}`)",
+        f"{found.steps} steps of {found.optimizer} from {found.start} in float64: losses differ by "
+        f"{found.max_rel:.1e}, weights by {found.weights.max_rel:.1e} (`{found.weights.what}`)",
         markup=False,
     )
     console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)

@@ -150,6 +150,8 @@ def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, res
     widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]
     widen += ["--recipe", settings.recipe] if settings.recipe else []
     widen += ["--tie", settings.tie] if settings.tie else []
+    widen += ["--optimizer", str(settings.state.optimizer)] if settings.state.optimizer != "auto" else []
+    widen += ["--optimizer-policy", settings.state.policy] if settings.state.policy != "copy" else []
     if noise:
         widen += ["--noise", f"{noise:g}"]
         widen += ["--noise-mode", settings.noise_mode] if settings.noise_mode != "free" else []

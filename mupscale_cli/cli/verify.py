@@ -47,6 +47,8 @@ def verify(
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint here")
     narrow = given[0] if len(given) == 2 else None
+    if weights and steps:
+        raise MupscaleError("`--weights` runs no model, `--steps` trains two; give one of them")
     if weights:
         _weights(wide, narrow, recipe, as_json=as_json)
         return

@@ -33,8 +33,8 @@ def widen(
     tie: options.Tie = None,
     method: options.MethodName = "mupscale",
     noise: options.NoiseSize = None,
-    noise_mode: options.NoiseMode = "free",
-    noise_scale: options.NoiseScale = "spectral",
+    noise_mode: options.NoiseMode = None,
+    noise_scale: options.NoiseScale = None,
     seed: options.Seed = 0,
     shrink: options.Shrink = None,
     snr: options.Snr = None,
@@ -118,7 +118,8 @@ def _print_plan(
     console = output.stdout()
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
-    console.print(f"optimizer state: {source.find_state(state) or 'none found'}", markup=False, soft_wrap=True)
+    carried = "left" if state.optimizer == "none" else source.find_state(state) or "none found"
+    console.print(f"optimizer state: {carried}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
         console.print(f"to download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:

@@ -144,6 +144,8 @@ class TrainingVerification:
         tolerance: largest relative difference of losses that rounding explains.
         tolerance_reason: how that follows.
         weights_tolerance: the same for weights; larger where a step multiplies errors (Muon).
+        without_noise: the wide model was trained without the noise that it is stored with.
+        start: from which state both began.
     """
 
     steps: int
@@ -156,6 +158,8 @@ class TrainingVerification:
     tolerance: float
     tolerance_reason: str
     weights_tolerance: float
+    without_noise: bool = False
+    start: str = "a fresh start"
 
     @property
     def max_rel(self) -> float:
@@ -183,6 +187,8 @@ class TrainingVerification:
             "weights": {"what": self.weights.what, "max_rel": _json(self.weights.max_rel)},
             "stored": {"what": self.stored.what, "units": _json(self.stored.units)},
             "state_compared": self.carried,
+            "without_noise": self.without_noise,
+            "start": self.start,
             "first_difference": None if first is None else {"what": first.what, "max_rel": _json(first.max_rel)},
         }
 

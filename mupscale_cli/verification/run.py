@@ -164,7 +164,14 @@ def train_checkpoints(
     """
     if not plan.trains_alike:
         raise CannotVerify(
-            f"a model that `{plan.method.name}` made does not train as the narrow one did; leave `--steps` away"
+            f"a model that `{plan.method.name}` made does not train as the narrow one did"
+            + (
+                ""
+                if not plan.method.is_copying
+                else ": units were drawn unequally often along "
+                + ", ".join(f"`{axis.name}`" for axis in plan.axes if axis.uneven and axis.factor > 1)
+            )
+            + "; leave `--steps` away"
         )
     device = _device(options.device)
     _check_memory(_TRAINING_COPIES * sum(plan.num_parameters) * 8, "float64 with gradients and optimizer state", device)
@@ -178,7 +185,8 @@ def train_checkpoints(
         return make(before, narrow).to(device, torch.float64)
 
     loss = batch_loss(inputs, _logits, options.seed)
-    return verify_training(before, after, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state)
+    found = verify_training(before, after, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state)
+    return replace(found, without_noise=plan.perturbation is not None)
 
 
 def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:

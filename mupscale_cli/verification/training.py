@@ -104,6 +104,7 @@ def verify_training(
         weights=worst,
         stored=_worst_check([*stored, *checks]),
         carried=wide_state is not None,
+        start="carried state" if wide_state is not None else "a fresh start",
         first_difference=first,
         tolerance=allowed,
         tolerance_reason=reason,

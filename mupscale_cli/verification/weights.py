@@ -77,7 +77,7 @@ def _described(tensor: TensorPlan, byte: int) -> str:
     for size in reversed(tensor.target.shape):
         element, position = divmod(element, size)
         index.append(position)
-    return f"`{tensor.target.name}` differs from element {tuple(reversed(index))} on"
+    return f"`{tensor.target.name}` differs, first at element {tuple(reversed(index))}"
 
 
 def without_noise(plan: Plan) -> Plan:
