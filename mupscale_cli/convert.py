@@ -132,6 +132,8 @@ def _write_tensor(
                 noisy.copy_(noise.added(stack, block, group))
             for piece, place in enumerate(group):
                 for run in place:
+                    if noise is not None:
+                        _check_noisy(tensor, noisy[piece, run.first : run.first + run.count])
                     start = (piece * block.num_wide_rows + run.first) * wide_row_bytes
                     data = memoryview(buffer)[start : start + run.count * wide_row_bytes]
                     writer.write(tensor.target.name, run.row * wide_row_bytes, data)
@@ -210,6 +212,15 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
 def _rows(tensor: TensorPlan) -> DimMap:
     """The map of the rows; a scalar is one row."""
     return tensor.dims[0] if tensor.dims else _ONE_ROW
+
+
+def _check_noisy(tensor: TensorPlan, rows: torch.Tensor) -> None:
+    """Refuse noise that the tensor's type cannot hold."""
+    if not bool(torch.isfinite(rows).all()):
+        raise CheckpointError(
+            f"with its noise, `{tensor.target.name}` has values that {tensor.target.dtype} cannot hold",
+            hint="take less noise, or widen the checkpoint in float32 or bfloat16",
+        )
 
 
 def _check_finite(tensor: TensorPlan, source: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ The record is a function of input, recipe and factors: no dates, no absolute pat
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -161,6 +162,20 @@ def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | N
         return made, None if perturbation is None else Perturbation(**perturbation)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+
+
+def recorded_noise(record: Mapping[str, Any]) -> dict[str, float]:
+    """The standard deviation of each wide tensor's noise.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    found = record.get("noise") or {}
+    is_whole = isinstance(found, dict) and all(type(std) is float and 0 <= std < math.inf for std in found.values())
+    if not is_whole:
+        raise CheckpointError("the record of the widening is damaged: sizes of noise are numbers of at least 0",
+                              hint="widen again")  # fmt: skip
+    return found
 
 
 def check_record(record: Mapping[str, Any], file: Path) -> None:

@@ -16,7 +16,7 @@ from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
-from mupscale_cli.record import METADATA_KEY, check_record, recorded_method, source_changed
+from mupscale_cli.record import METADATA_KEY, check_record, recorded_method, recorded_noise, source_changed
 from mupscale_cli.verification import (
     Verification,
     VerifyOptions,
@@ -126,7 +126,7 @@ def _planned_again(
         chosen, source.specs, source.config, resolve_factors(chosen, None, factors), tie=record.get("tie"),
         method=method, perturbation=perturbation,
     )  # fmt: skip
-    return _Again(target, source, with_noise(plan, record.get("noise") or {}), record)
+    return _Again(target, source, with_noise(plan, recorded_noise(record)), record)
 
 
 def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:

@@ -11,7 +11,7 @@ from cli_runner import run
 from helpers import MLP_MODULE, build, save_model
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.convert import expand_whole
-from mupscale_cli.errors import PlanError, VerifyError
+from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.methods import METHODS, make_method
 from mupscale_cli.noise import noise_key
 from mupscale_cli.perturbation import Perturbation
@@ -286,3 +286,42 @@ def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
     result = run("verify", str(tmp_path / "wide"))
     assert result.code == 2
     assert "the record of the widening is damaged" in result.err
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ('"scale": "spectral"', '"scale": 3'),
+    ('"name": "mupscale"', '"name": ["mupscale"]'),
+    ('"noise": {', '"noise": {"x": "large", '),
+    ('"noise": {', '"noise": [], "other": {'),
+    ('"verification": null', '"verification": {"agrees": true}'),
+    ('"mupscale_version"', '"version"'),
+])  # fmt: skip
+@pytest.mark.parametrize("command", [["inspect"], ["verify", "--weights"], ["hparams", "--lr", "1"]])
+def test_hostile_records_are_told_and_never_a_traceback(command, before, after, saved, tmp_path):
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    record = tmp_path / "wide" / "mupscale.json"
+    assert before in record.read_text()
+    record.write_text(record.read_text().replace(before, after, 1))
+    result = run(command[0], str(tmp_path / "wide"), *command[1:])
+    assert result.code in (0, 2)  # a command may not need what is damaged
+    assert result.code == 0 or "error: " in result.err
+
+
+def test_inspect_says_how_the_last_verification_ended(saved, tmp_path):
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, method=make_method("net2net", seed=4))
+    path = str(tmp_path / "wide")
+    assert "method net2net, seed 4; verified, largest relative difference" in run("inspect", path).out
+    tensors = tensors_of(tmp_path / "wide")
+    tensors["lm_head.weight"] *= 2
+    save_file(tensors, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
+    assert run("verify", path).code == 1
+    assert "its last verification FAILED" in run("inspect", path).out
+
+
+def test_noise_that_a_type_cannot_hold_is_told(tmp_path):
+    tensors = {f"{i}.weight": torch.full((8, 8), 3e4).half() for i in (0, 2, 4)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"with its noise, `0\.weight` has values that F16 cannot hold"):
+        widen(tmp_path / "net.safetensors", tmp_path / "w.safetensors", 2, recipe="mlp",
+              perturbation=Perturbation(100.0), verify=False)  # fmt: skip
+    assert not (tmp_path / "w.safetensors").exists()

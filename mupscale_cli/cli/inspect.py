@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from mupscale_cli import widening
 from mupscale_cli.cli import options, output, render
+from mupscale_cli.record import check_record
 
 
 def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, as_json: options.Json = False) -> None:
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
     source = widening.find_source(checkpoint, headers_only=True)
     found = source.checkpoint
+    if found.record is not None:
+        check_record(found.record, found.path)
     plan = widening.describe(found, recipe)
     if as_json:
         document = render.plan_document(plan, "")

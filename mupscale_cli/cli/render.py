@@ -10,8 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text, table
+from mupscale_cli.errors import CheckpointError
 from mupscale_cli.guidance import guidance
+from mupscale_cli.methods import Method
+from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.record import recorded_method
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import TrainingVerification, Verification, WeightsCheck
@@ -75,17 +79,16 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         f"{bytes_text(plan.num_bytes)} in {counted(len(plan.shards), 'file')} at {output}",
         markup=False,
     )
-    if growth := growth_text(plan):
+    if growth := growth_text(plan.method, plan.perturbation):
         console.print(growth, markup=False)
 
 
-def growth_text(plan: Plan) -> str | None:
-    """By which method and with which noise the model grows; None where that is the plain method."""
-    noise = plan.perturbation
-    if plan.method.name == "mupscale" and noise is None:
+def growth_text(method: Method, noise: Perturbation | None) -> str | None:
+    """By which method and with which noise a model grows; None where that is the plain method."""
+    if method.name == "mupscale" and noise is None:
         return None
-    text = f"method {plan.method.name}" + ("" if plan.method.is_copying else f", shrink {plan.method.shrink:g}")
-    text += f", seed {plan.method.arrangement.seed}" if plan.method.arrangement.kind == "random" else ""
+    text = f"method {method.name}" + ("" if method.is_copying else f", shrink {method.shrink:g}")
+    text += f", seed {method.arrangement.seed}" if method.arrangement.kind == "random" else ""
     if noise is None:
         return text
     return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}, seed {noise.seed}"
@@ -143,26 +146,34 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """How a widened checkpoint came to be, from its mupscale.json."""
-    source = record["source"]
-    where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
-    factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
-    text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
-    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
-    options = "".join(f", {key} {value:g}" for key, value in method.items() if key != "name")
-    text += f"; method {method['name']}{options}" if method["name"] != "mupscale" else ""
-    if noise:
-        text += f"; {noise['mode']} noise {noise['size']:.3g} of {_SCALES[noise['scale']]}, seed {noise['seed']}"
-    found = record["verification"]
+    """How a widened checkpoint came to be, from its mupscale.json.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    growth = growth_text(*recorded_method(record))
+    try:
+        source = record["source"]
+        where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
+        factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
+        text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
+        return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+
+
+def _verified_text(found: Mapping[str, Any] | None) -> str:
+    """What the last verification said."""
     if found is None:
-        return f"{text}; not verified"
-    if found.get("keeps_function") is False and not found.get("unperturbed"):
-        worst = max(comparison["max_rel"] for comparison in found["comparisons"])
-        return f"{text}; as planned another function, by {worst:.1e} relative in {found['dtype']}"
-    without = " without its noise" if found.get("unperturbed") else ""
-    found = found.get("unperturbed") or found
-    worst = max(comparison["max_rel"] for comparison in found["comparisons"])
-    return f"{text}; verified{without} in {found['dtype']}, largest relative difference {worst:.1e}"
+        return "not verified"
+    compared = found.get("unperturbed") or found
+    worst = max(float(comparison["max_rel"]) for comparison in compared["comparisons"])
+    figure = f"largest relative difference {worst:.1e} in {found['dtype']}"
+    if not found["agrees"]:
+        return f"its last verification FAILED, {figure}"
+    if compared is found and found.get("keeps_function") is False:
+        return f"as planned another function, {figure}"
+    return f"verified{' without its noise' if compared is not found else ''}, {figure}"
 
 
 def untying_advice(plan: Plan) -> str | None:

@@ -147,7 +147,7 @@ def _report(result: Widened) -> None:
     before, after = result.plan.num_parameters
     size = output.bytes_text(result.plan.num_bytes)
     console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}", markup=False)
-    if growth := render.growth_text(result.plan):
+    if growth := render.growth_text(result.plan.method, result.plan.perturbation):
         console.print(growth, markup=False)
     console.print()
     if result.verification is not None:

@@ -97,15 +97,14 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
         beside: a folder whose disk has room for it; where it cannot be written to, the system's temporary one is used.
 
     Raises:
-        CannotVerify: there is not.
+        CannotVerify: there is no room for it.
     """
-    plain = without_noise(plan)
-    try:
-        where = beside if os.access(beside, os.W_OK) else None
-        with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
-            convert(plain, narrow.tensors, Path(folder), metadata={"format": "pt"})
+    where = beside if os.access(beside, os.W_OK) else None
+    with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
+        try:
+            convert(without_noise(plan), narrow.tensors, Path(folder), metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(Path(folder) / CONFIG, plan.config)
-            yield open_checkpoint(Path(folder))
-    except (OSError, OutputError) as error:
-        raise CannotVerify(f"there is no room for the unperturbed model beside it: {error}") from None
+        except OutputError as error:
+            raise CannotVerify(f"the model without its noise cannot be written to compare it: {error}") from None
+        yield open_checkpoint(Path(folder))
