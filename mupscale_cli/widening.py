@@ -304,7 +304,7 @@ def widen(
         reserve = _record_reserve(plan) if found.is_file else 0
         stds = convert(
             plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance
-        )
+        ).stds
         record["noise"] = stds
         plan = with_noise(plan, stds)
         _write_companions(plan, found, staging.directory)
