@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from mupscale_cli.blocks import Block, row_blocks
 from mupscale_cli.checkpoint.digest import LEAF_BYTES, TensorDigest
 from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.errors import CheckpointError
@@ -65,6 +67,8 @@ def convert(
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
     sources: Digests | None = None,
+    done: Mapping[str, FinishedShard] = MappingProxyType({}),
+    finished: Callable[[FinishedShard], None] = lambda _: None,
 ) -> Converted:
     """Write every shard of a plan.
 
@@ -77,21 +81,30 @@ def convert(
         progress: called with the bytes of tensor data just written.
         block_bytes: size of a block of the output; memory is a few times that.
         sources: hashes of the source's tensors, to be fed with what is read.
+        done: shards that are there already.
+        finished: called with each shard when it is on the disk.
 
     Raises:
         CheckpointError: the source changed while it was read, or what would be scaled is not finite.
         OutputError: the disk refused.
     """
-    converted = Converted({}, {})
+    shards = []
     for shard in plan.shards:
+        if shard.file in done:
+            shards.append(done[shard.file])
+            progress(shard.num_bytes)
+            continue
         specs = tuple(tensor.target for tensor in shard.tensors)
         with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
             stds = write_tensors(
                 shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources
             )
-        converted.stds.update(stds)
-        converted.digests[shard.file] = writer.digest
-    return converted
+        taken = {tensor.source.name: (sources or {}).get(tensor.source.name) for tensor in shard.tensors}
+        read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
+        shards.append(FinishedShard(shard.file, writer.digest, stds, read))
+        finished(shards[-1])
+    stds = {name: std for shard in shards for name, std in shard.stds.items()}
+    return Converted(stds, {shard.file: shard.digest for shard in shards})
 
 
 def write_tensors(

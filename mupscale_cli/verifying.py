@@ -16,7 +16,7 @@ from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
-from mupscale_cli.record import METADATA_KEY, check_record, recorded_method, source_changed
+from mupscale_cli.record import METADATA_KEY, check_record, output_changed, recorded_method, source_changed
 from mupscale_cli.verification import (
     Verification,
     VerifyOptions,
@@ -60,6 +60,11 @@ def verify(
     if chosen.steps:
         states = _states(again, optimizer, allow_pickle=allow_pickle)
         found = replace(found, training=train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states))
+    if found.agrees and (changed := output_changed(again.record, again.wide)):
+        raise CheckpointError(
+            f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
+            hint="`mupscale verify --weights` names what differs",
+        )
     _note(again.wide, {**again.record, "verification": found.as_record()})
     return found
 

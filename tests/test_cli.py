@@ -215,13 +215,13 @@ def test_misspelt_commands_end_in_2(command):
 INTERRUPT = """
 import os, signal
 import mupscale_cli.convert as convert
-write, blocks = convert._expanded, []
+write, blocks = convert._expand, []
 def interrupted(*arguments):
     blocks.append(1)
     if len(blocks) == 5:
         os.kill(os.getpid(), signal.{})
     return write(*arguments)
-convert._expanded = interrupted
+convert._expand = interrupted
 """
 
 

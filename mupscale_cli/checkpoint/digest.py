@@ -9,6 +9,7 @@ summed once, and a flipped bit anywhere shows; it is meant for accidents, not fo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -88,10 +89,9 @@ class TensorDigest:
         else:
             whole_start = whole_end = end
         for low, high in ((start, min(whole_start, end)), (whole_end, end)):
-            while low < high:
-                stop = min(high, low - low % size + size)
-                self._edge(low, data[low - start : stop - start])
-                low = stop
+            cuts = [low, *range(low - low % size + size, high, size), high]
+            for left, right in itertools.pairwise(cuts):
+                self._edge(left, data[left - start : right - start])
 
     def _edge(self, start: int, data: memoryview) -> None:
         leaf, begin = divmod(start, self.leaf_bytes)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mupscale_cli.checkpoint.digest import combined, header_digest, tensor_digests
 from mupscale_cli.checkpoint.header import encode_header
+from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
 from mupscale_cli.errors import OutputError
 from mupscale_cli.specs import TensorSpec
 
+LOCK = ".lock"  # in the temporary directory
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
@@ -26,27 +29,75 @@ _MAX_PIECES = 1024  # of one system call, on every system that has it
 class Staging:
     """A directory beside the output under a temporary name; `publish` renames what is in it.
 
-    Used as a context manager: whatever happens before `publish`, the final name is untouched and
-    the temporary directory is removed. Only a kill leaves it, under a name that says what it is.
+    Used as a context manager: whatever happens before `publish`, the final name is untouched, and the temporary
+    directory is removed unless `keep` says that it is worth something. A kill leaves it, under a name that says
+    what it is, and for `resume` to find.
+
+    Attributes:
+        output: the final name.
+        directory: the temporary one.
+        keep: whether to leave it when an error passes, so that it can be resumed.
     """
 
     def __init__(self, output: Path, *, overwrite: bool) -> None:
         self.output = output
         self.overwrite = overwrite
         self.directory = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
+        self.keep: Callable[[BaseException], bool] = lambda _error: False
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Staging:
         with reported(self.output):
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.directory.mkdir()
+            if self._lock is None:
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                self.directory.mkdir()
+                self._lock = try_lock(self.directory / LOCK)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._release()
+        if error is None or not self.keep(error):
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def resume(self, is_wanted: Callable[[Path], bool]) -> bool:
+        """Go on in what a killed run left, if it left something; before the context is entered.
+
+        Args:
+            is_wanted: whether a folder holds what is to be made here.
+
+        Raises:
+            OutputError: the other run is still at work.
+        """
+        with reported(self.output):
+            for folder in sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*")):
+                lock = try_lock(folder / LOCK)
+                if lock is None:
+                    raise OutputError(
+                        f"another run is writing `{self.output}`", hint="wait for it, or stop it and try again"
+                    )
+                if is_wanted(folder):
+                    self.directory, self._lock = folder, lock
+                    return True
+                lock.release()
+        return False
+
+    def clear(self, *kept: str) -> None:
+        """Remove everything but some files."""
+        with reported(self.output):
+            for path in self.directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name not in (*kept, LOCK):
+                    path.unlink()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def publish_directory(self) -> None:
         """Give the staged directory its final name; an existing one is replaced if that was asked."""
         with reported(self.output):
+            self._release()
             for file in self.directory.iterdir():
                 _sync(file)
             _sync(self.directory)
@@ -61,6 +112,7 @@ class Staging:
     def publish_file(self, staged: str, beside: Mapping[str, Path]) -> None:
         """Give a staged file its final name, after those that go beside it."""
         with reported(self.output):
+            self._release()
             for file in self.directory.iterdir():
                 _sync(file)
             if self.output.exists():

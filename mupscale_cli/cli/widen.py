@@ -38,6 +38,9 @@ def widen(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run stopped; what it finished is checked.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
@@ -71,8 +74,9 @@ def widen(
         chosen = options.verify_options(dtype, device, model)
     with output.progress() as events:
         result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
-        )
+            source, target, number, axes, overwrite=overwrite, resume=resume, verify=chosen, state=state, plan=plan,
+            events=events,
+        )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if as_json:
         output.print_json({"schema_version": 1, "output": None if failed else str(target), **result.record})
