@@ -231,10 +231,10 @@ def output_changed(record: Mapping[str, Any], wide: Checkpoint) -> str | None:
         return None
     if wide.is_file:  # whatever it is called by now
         (noted,) = files.values()
-        return None if noted["digest"] == safetensors_digest(wide.path) else wide.path.name
+        return None if noted["digest"] == safetensors_digest(wide.path) else str(wide.path.name)
     by_name = {file.name: file for file in wide.files}
     if by_name.keys() != files.keys():
-        return min(by_name.keys() ^ files.keys())
+        return str(min(by_name.keys() ^ files.keys()))
     for name, noted in files.items():
         if safetensors_digest(by_name[name]) != noted["digest"]:
             return str(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError
+from mupscale_cli.errors import MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
 from mupscale_cli.hub import HubId, download, parse_hub_id
 from mupscale_cli.matching import match_rules
 from mupscale_cli.methods import MUPSCALE, Method, make_method
@@ -369,8 +369,8 @@ def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume:
 
 def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> bool:
     """Whether to leave what is finished for `--resume`; says so in the error, where that is for people."""
-    is_no_ones_fault = isinstance(error, OutputError) or not isinstance(error, MupscaleError)
-    if not journal.shards or len(plan.shards) == 1 or not is_no_ones_fault:
+    is_final = isinstance(error, MupscaleError) and not isinstance(error, OutputError)
+    if is_final or isinstance(error, OutputExistsError) or not journal.shards or len(plan.shards) == 1:
         return False
     count = f"{len(journal.shards)} of {len(plan.shards)} files are finished and kept in `{journal.directory}`"
     what = f"{count}; the same command with `--resume` goes on from there"

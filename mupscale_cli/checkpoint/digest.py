@@ -89,8 +89,8 @@ class TensorDigest:
         else:
             whole_start = whole_end = end
         for low, high in ((start, min(whole_start, end)), (whole_end, end)):
-            cuts = [low, *range(low - low % size + size, high, size), high]
-            for left, right in itertools.pairwise(cuts):
+            cuts = (low, *range(low - low % size + size, high, size), high)
+            for left, right in itertools.pairwise(cuts if low < high else ()):
                 self._edge(left, data[left - start : right - start])
 
     def _edge(self, start: int, data: memoryview) -> None:

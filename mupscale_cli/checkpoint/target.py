@@ -17,7 +17,7 @@ from mupscale_cli.checkpoint.digest import combined, header_digest, tensor_diges
 from mupscale_cli.checkpoint.header import encode_header
 from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
-from mupscale_cli.errors import OutputError
+from mupscale_cli.errors import OutputError, OutputExistsError
 from mupscale_cli.specs import TensorSpec
 
 LOCK = ".lock"  # in the temporary directory
@@ -124,7 +124,7 @@ class Staging:
 
     def _refuse_existing(self) -> None:
         if not self.overwrite:
-            raise OutputError(
+            raise OutputExistsError(
                 f"`{self.output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
             )
 

@@ -41,13 +41,9 @@ def main() -> None:
     except MupscaleError as error:
         output.print_error(error)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        output.note(f"interrupted; {getattr(interrupt, 'kept', 'nothing was written')}")
+    except KeyboardInterrupt:
+        output.note("interrupted; nothing was written")
         sys.exit(130)
-    except SystemExit as end:
-        if kept := getattr(end, "kept", None):
-            output.note(f"terminated; {kept}")
-        raise
     except BrokenPipeError:  # as when piped into `head`
         sys.stderr.close()
         sys.exit(141)

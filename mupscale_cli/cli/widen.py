@@ -72,11 +72,16 @@ def widen(
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
-    with output.progress() as events:
-        result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, resume=resume, verify=chosen, state=state, plan=plan,
-            events=events,
-        )  # fmt: skip
+    try:
+        with output.progress() as events:
+            result = widening.widen(
+                source, target, number, axes, overwrite=overwrite, resume=resume, verify=chosen, state=state, plan=plan,
+                events=events,
+            )  # fmt: skip
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if kept := getattr(stop, "kept", None):
+            output.note(f"stopped; {kept}")
+        raise
     failed = result.verification is not None and not result.verification.agrees
     if as_json:
         output.print_json({"schema_version": 1, "output": None if failed else str(target), **result.record})
