@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import yaml
 
 from mupscale_cli.errors import RecipeError
 
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
+_MAX_SHOWN = 400  # characters of a line in a message
 _STANDARD = "tag:yaml.org,2002:"
 _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}  # what plain YAML becomes
 # The parser in C is about ten times faster and not part of every build of PyYAML.
@@ -37,9 +38,11 @@ class Origin:
         if self.source_line.strip():
             shown = self.source_line.strip()
             indent = len(self.source_line) - len(self.source_line.lstrip())
+            start = max(0, self.column - indent + (span[0] if span else 0))
+            cut = max(0, start - _MAX_SHOWN // 2) if len(shown) > _MAX_SHOWN else 0
+            shown, start = shown[cut : cut + _MAX_SHOWN], start - cut
             excerpt = f"    {shown}"
             if span is not None:
-                start = max(0, self.column - indent + span[0])
                 width = max(1, min(span[1] - span[0], len(shown) - start))
                 excerpt += f"\n    {' ' * start}{'^' * width}"
         return RecipeError(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
@@ -105,12 +108,11 @@ def parse_document(text: str, file: str) -> Entries:
     Raises:
         RecipeError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
     """
-    if len(text) > _MAX_BYTES:
-        raise RecipeError(f"{file}: a recipe of more than {_MAX_BYTES} bytes is not read")
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{file}: a recipe of more than {MAX_BYTES} bytes is not read")
     lines = text.splitlines()
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
-            raise RecipeError(f"{file}: anchors and aliases are not part of the recipe language", hint="write it out")
+        _check_events(text, file, lines)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -121,35 +123,45 @@ def parse_document(text: str, file: str) -> Entries:
         raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{file}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise RecipeError(f"{file}: nested too deeply") from None
     if root is None:
         raise RecipeError(f"{file}: the recipe is empty")
-    node = _convert(root, file, lines, 0)
+    node = _convert(root, file, lines)
     if not isinstance(node, Entries):
         raise RecipeError(f"{file}: expected a mapping at the top level")
     return node
 
 
-def _convert(node: yaml.Node, file: str, lines: list[str], depth: int) -> Node:
-    mark = node.start_mark
-    quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
+def _check_events(text: str, file: str, lines: list[str]) -> None:
+    """Refuse what composing must not see: it follows aliases, and nesting by a recursion in C that has no end."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise _origin(event.start_mark, file, lines).error("nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(f"{file}: anchors and aliases are not part of the recipe language", hint="write it out")
+
+
+def _origin(mark: Any, file: str, lines: list[str], shift: int = 0) -> Origin:
     source = lines[mark.line] if mark.line < len(lines) else ""
-    origin = Origin(file, mark.line + 1, mark.column + quoted, source)
-    if depth > _MAX_DEPTH:
-        raise origin.error("nested too deeply")
+    return Origin(file, mark.line + 1, mark.column + shift, source)
+
+
+def _convert(node: yaml.Node, file: str, lines: list[str]) -> Node:
+    quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
+    origin = _origin(node.start_mark, file, lines, quoted)
     if node.tag and node.tag.removeprefix(_STANDARD) not in _TAGS:
         raise origin.error(f"the tag `{node.tag}` is not part of the recipe language")
     if isinstance(node, yaml.ScalarNode):
         return Text(node.value, origin, quoted)
     if isinstance(node, yaml.SequenceNode):
-        return Items(tuple(_convert(item, file, lines, depth + 1) for item in node.value), origin)
+        return Items(tuple(_convert(item, file, lines) for item in node.value), origin)
     pairs: dict[str, tuple[Text, Node]] = {}
     for key_node, value_node in node.value:
-        key = _convert(key_node, file, lines, depth + 1)
+        key = _convert(key_node, file, lines)
         if not isinstance(key, Text):
             raise origin.error("a key must be a plain text")
         if key.value in pairs:
             raise key.error(f"`{key.value}` stands here twice, first in line {pairs[key.value][0].origin.line}")
-        pairs[key.value] = key, _convert(value_node, file, lines, depth + 1)
+        pairs[key.value] = key, _convert(value_node, file, lines)
     return Entries(tuple(pairs.values()), origin)

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
+_MAX_LENGTH = 4000  # of a part of a message: what it quotes may be of any length
+# Tokens of the Hub, passwords in addresses (a path has lost one of the slashes), credentials of HTTP.
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=:/)(/?)[^/\s@]+(?=@)|(?<=Bearer )\S+")
+# What a terminal acts on, or shows in another order than it stands; halves of surrogate pairs cannot be written at all.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens and passwords, which paths, servers and addresses may repeat."""
+    return _SECRET.sub(r"\1***", text)
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be shown on a terminal and written as UTF-8."""
+    return _UNPRINTABLE.search(text) is None
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal, repeats no secret and is not endless, whatever it quotes."""
+    shown = without_secrets(_UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", text))
+    return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}…"
+
 
 class MupscaleError(Exception):
     """Something the user can fix. The command line shows it without a traceback and exits with 2.
@@ -13,10 +37,10 @@ class MupscaleError(Exception):
     """
 
     def __init__(self, message: str, *, excerpt: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.excerpt = excerpt
-        self.hint = hint
+        self.message = printable(message)
+        self.excerpt = None if excerpt is None else printable(excerpt)
+        self.hint = None if hint is None else printable(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         lines = [self.message]

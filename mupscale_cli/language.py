@@ -12,8 +12,10 @@ Errors are `LanguageError` with the offending span of the text; whoever knows th
 from __future__ import annotations
 
 import difflib
+import itertools
+import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -49,14 +51,18 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
 # Tokens ---------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"""(?P<number>\d+(?:\.\d+)?)
+    r"""(?P<number>[0-9]+(?:\.[0-9]+)?)
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)
       | (?P<text>"[^"]*"|'[^']*')
       | (?P<op>==|//|[-+*/()\[\],.|@^~])
       | (?P<space>\s+)""",
     re.VERBOSE,
 )
-_MAX_DEPTH = 50  # a recipe is written by hand; deeper nesting is a mistake or an attack
+# A recipe is written by hand; what is larger is a mistake or an attack.
+_MAX_DEPTH = 50
+_MAX_TOKENS = 500
+_MAX_DIGITS = 18
+_LARGEST = 2**63  # of a number that is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ def _tokenize(text: str) -> Iterator[_Token]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise LanguageError(f"unexpected character `{text[position]}`", (position, position + 1))
+        if match.lastgroup == "number" and len(match.group()) > _MAX_DIGITS:
+            raise LanguageError(f"a number of more than {_MAX_DIGITS} digits", match.span())
         if match.lastgroup != "space":
             yield _Token(str(match.lastgroup), match.group(), position)
         position = match.end()
@@ -87,7 +95,9 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = list(_tokenize(text))
+        self.tokens = list(itertools.islice(_tokenize(text), _MAX_TOKENS + 1))
+        if len(self.tokens) > _MAX_TOKENS:
+            raise LanguageError(f"longer than {_MAX_TOKENS} names, numbers and signs", self.tokens[-1].span)
         self.position = 0
         self.depth = 0
 
@@ -162,6 +172,10 @@ class Operation:
 
 Expression = Union[Literal, Name, Operation]
 _LEVELS = (("or",), ("and",), ("not",), ("==", "~"), ("+", "-"), ("*", "//", "/"))
+_OPERATIONS: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "/": operator.truediv,
+}  # fmt: skip
+_MAX_SHOWN = 200  # characters of a value
 _KEYWORDS = {"or", "and", "not", "offset"}
 _CONSTANTS = {"true": True, "false": False}
 
@@ -259,21 +273,21 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
         return expression.value
     if isinstance(expression, Name):
         return look_up(expression.name, values)
-    operator, arguments = expression.operator, expression.arguments
+    kind, arguments = expression.operator, expression.arguments
     first = evaluate(arguments[0], values)
-    if operator == "not":
+    if kind == "not":
         return not first
-    if operator in ("or", "and"):
-        short = bool(first) == (operator == "or")
+    if kind in ("or", "and"):
+        short = bool(first) == (kind == "or")
         return first if short else evaluate(arguments[1], values)
     if len(arguments) == 1:
         return -_number(first, arguments[0], values)
     second = evaluate(arguments[1], values)
-    if operator == "==":
+    if kind == "==":
         return first == second
-    if operator == "[]":
+    if kind == "[]":
         return first[second] if isinstance(first, list) and isinstance(second, int) and second < len(first) else None
-    if operator == "~":
+    if kind == "~":
         texts = first if isinstance(first, list) else [first]
         return any(fnmatchcase(str(text), str(second)) for text in texts if text is not None)
     return _arithmetic(expression, _number(first, arguments[0], values), _number(second, arguments[1], values))
@@ -295,23 +309,25 @@ def _number(value: Value, expression: Expression, values: Mapping[str, Value]) -
     missing = [name.name for name in names_in(expression) if look_up(name.name, values) is None]
     if value is None and missing:
         raise LanguageError(f"the config has no `{missing[0]}`", expression.span)
-    raise LanguageError(f"expected a number, got `{value!r}`", expression.span)
+    raise LanguageError(f"expected a number, got `{shown(value)}`", expression.span)
+
+
+def shown(value: object) -> str:
+    """A value of a config in a message, however large it is."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _arithmetic(expression: Operation, left: float, right: float) -> int | float:
-    match expression.operator:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-    if right == 0:
+    if right == 0 and expression.operator in ("//", "/"):
         raise LanguageError("division by zero", expression.span)
     try:
-        return left // right if expression.operator == "//" else left / right
+        result = _OPERATIONS[expression.operator](left, right)
     except OverflowError:
-        raise LanguageError("a number is too large", expression.span) from None
+        result = _LARGEST
+    if isinstance(result, int) and abs(result) >= _LARGEST:
+        raise LanguageError("a number is too large", expression.span)
+    return result
 
 
 # Layouts --------------------------------------------------------------------------------------
@@ -525,7 +541,10 @@ def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
 
 _PATTERN_PART = re.compile(r"\{(?P<brace>[^{}]*)\}|(?P<star>\*\*?)|(?P<literal>[^{}*]+)|(?P<bad>[{}])")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
-_AXIS_IN_NAME = re.compile(rf"/?(?:{_NAME}|\({_NAME}(?: +{_NAME})+\))$")
+_NAME_LENGTH = 100  # of a usual name
+_NUMBER_LENGTH = 9  # of a number in a name, at most
+_MAX_READINGS = _NAME_LENGTH**2
+_AXIS_IN_NAME = re.compile(rf"/?(?:{_NAME}|\({_NAME}(?: +{_NAME})+\))\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -625,7 +644,31 @@ def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     for word in (FIRST, LAST):
         if sum(part is word for part in parts) > 1:
             raise LanguageError(f"`{{{word.word}}}` stands twice in one pattern", (0, len(body)))
+    groups = [part.group for part in parts if isinstance(part, NameAxis)]
+    if len(set(groups)) != len(groups):
+        raise LanguageError("an axis stands twice in one pattern", (0, len(body)))
+    if _num_readings(parts) > _MAX_READINGS:
+        raise LanguageError(
+            "the pattern can be read in too many ways", (0, len(body)),
+            "use at most one `*` between two dots, at most two `**`, and few choices",
+        )  # fmt: skip
     return Pattern(body, parts, optional=text.endswith("?"))
+
+
+def _num_readings(parts: Sequence[Part]) -> int:
+    """In how many ways a pattern may be tried on one name, at most: what a regular expression's patience is about.
+
+    A `*` that a dot ends, or the name, can be read in one way. Every other one, and every `**`, ends anywhere.
+    """
+    readings = 1
+    for part, after in itertools.zip_longest(parts, parts[1:]):
+        if isinstance(part, Alternatives):
+            readings *= len(part.texts)
+        elif part is REST or (part is STAR and not (after is None or (isinstance(after, str) and after[0] == "."))):
+            readings *= _NAME_LENGTH
+        elif isinstance(part, (NameAxis, Word)) and part is not STAR and not isinstance(after, str):
+            readings *= _NUMBER_LENGTH
+    return readings
 
 
 def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
@@ -659,12 +702,12 @@ def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
     if isinstance(part, Alternatives):
         return f"(?:{'|'.join(map(re.escape, part.texts))})"
     if isinstance(part, NameAxis):
-        return rf"(?P<{part.group}>\d{{1,9}})"
+        return rf"(?P<{part.group}>[0-9]{{1,9}})"
     if isinstance(part, Prefix):
         return re.escape(prefixes[part.word])
     if part in (STAR, REST):
         return r"([^.]+)" if part is STAR else r"(.+)"
-    return rf"(?P<{part.word}>\d{{1,9}})"
+    return rf"(?P<{part.word}>[0-9]{{1,9}})"
 
 
 def expand_name(pattern: Pattern, match: re.Match[str], indices: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ from mupscale_cli.language import (
     evaluate,
     expand_name,
     look_up,
+    shown,
     suggest,
 )
 from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of, solve_size
@@ -38,6 +39,8 @@ from mupscale_cli.specs import DTYPES, TensorSpec
 T = TypeVar("T")
 Values = dict[str, Any]
 DEFAULT_SHARD_BYTES = 5 * 10**9
+MAX_FACTOR = 4096
+_MAX_TENSORS = 10**6  # that one becomes, where axes count tensors
 _TIE_KEY = "tie_word_embeddings"
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 
@@ -228,8 +231,8 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
             moved apart.
     """
     for name, value in (("--factor", factor), *((f"--axis {axis}", value) for axis, value in axes.items())):
-        if value is not None and value < 1:
-            raise PlanError(f"`{name}` is {value}; a factor is a whole number of at least 1")
+        if value is not None and not 1 <= value <= MAX_FACTOR:
+            raise PlanError(f"`{name}` is {_number(value)}; a factor is a whole number from 1 to {MAX_FACTOR}")
     for name in axes:
         if name not in recipe.axis_names and name not in recipe.groups:
             near = suggest(name, (*recipe.groups, *recipe.axis_names))
@@ -504,7 +507,7 @@ def _sizes_from_config(
             size = int(size)
         if type(size) is not int or size < (0 if lax else 1):
             raise rule.text.error(
-                f"the config makes the axis `{rule.name}` {size!r}, expected a whole number above 0",
+                f"the config makes the axis `{rule.name}` {shown(size)}, expected a whole number above 0",
                 hint=None if size is not None else "the config lacks the key; is this the right recipe?",
             )
         sizes[rule.name] = known[rule.name] = size
@@ -641,6 +644,9 @@ class _TensorPlanner:
         if not parts:
             yield plan
             return
+        named = [self.axes[name] for part in parts for name in part.names]
+        if math.prod(axis.factor for axis in named) > _MAX_TENSORS:
+            raise PlanError(f"`{plan.source.name}` would become more than {_MAX_TENSORS} tensors")
         copies = [list(self._indices(part, plan, match)) for part in parts]
         contracted = [len(indices) if part.contracted else 1 for part, indices in zip(parts, copies, strict=True)]
         for chosen in itertools.product(*map(enumerate, copies)):
@@ -733,6 +739,11 @@ def _excerpt(text: str, dim: Dim) -> str:
     return text[slice(*dim.span)]
 
 
+def _number(value: int) -> str:
+    """A whole number in a message; Python does not write those of thousands of digits."""
+    return str(value) if abs(value) < 10**18 else "a number of many digits"
+
+
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
 
@@ -766,7 +777,7 @@ def _widen_config(
         for name in path:
             section, new_section = section.get(name) or {}, new_section.setdefault(name, {})
             if not isinstance(section, Mapping) or not isinstance(new_section, dict):
-                raise PlanError(f"config.json: `{name}` is {section!r:.60}, expected an object with `{key}`")
+                raise PlanError(f"config.json: `{name}` is {shown(section)}, expected an object with `{key}`")
         if rule.optional and key not in section:
             continue
         choice = _choose(rule.choices, values)
@@ -784,7 +795,7 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
     if isinstance(value, list):
         return [_scaled(item, scale, choice) for item in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise choice.text.error(f"`{value!r}` in the config cannot be scaled")
+        raise choice.text.error(f"`{shown(value)}` in the config cannot be scaled")
     try:
         scaled = value * scale
     except OverflowError:

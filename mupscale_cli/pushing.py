@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mupscale_cli.card import card_section
-from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.hub.card import CardFacts, inherited_facts, make_card
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.hub.publishing import LocalFile, Published, Repository, Status, create, look, publish, statuses
 from mupscale_cli.hub.reading import read_card
 from mupscale_cli.optimizer.files import state_names
-from mupscale_cli.record import check_record
+from mupscale_cli.record import carried_state, check_record
 
 CARD = "README.md"
 
@@ -165,13 +165,16 @@ def push_files(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimi
         record: its mupscale.json.
         with_optimizer: the optimizer's state, and what resuming needs, as well.
     """
-    state = (record.get("optimizer_state") or {}).get("file")
+    state = (carried_state(record) or {}).get("file")
     local = _of_file(checkpoint) if checkpoint.is_file else _of_directory(checkpoint)
     own = state_names(local, state) if state else ()
     left = () if with_optimizer else own
     kept = {
         name: path for name, path in local.items() if name not in left and (name in own or _is_model(name, checkpoint))
     }
+    for path in kept.values():
+        if path.suffix != ".safetensors":
+            own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
     files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(kept.items())]
     public = published_record(record)
     if checkpoint.is_file or public != record:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from mupscale_cli import language, parts
-from mupscale_cli.document import Entries, Items, Node, Text, parse_document
+from mupscale_cli.document import MAX_BYTES, Entries, Items, Node, Text, parse_document
 from mupscale_cli.errors import RecipeError
 from mupscale_cli.language import Expression, LanguageError, Layout, Pattern, Power, suggest
 
 T = TypeVar("T")
+_MAX_EXTENDS = 20  # recipes in a row
 TIES = ("fold", "config", "untie")
 _PACKAGED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in an editable install
@@ -267,9 +268,17 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
 def recipe_for(config: Mapping[str, Any]) -> str | None:
     """The built-in recipe for a config, by its `model_type` and the recipes' conditions."""
     for condition, name in model_types().get(str(config.get("model_type")), ()):
-        if condition is None or language.evaluate(condition, config):
+        if condition is None or _holds(condition, config):
             return name
     return None
+
+
+def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
+    """Whether a condition holds; one that cannot be evaluated for a config is not about such configs."""
+    try:
+        return bool(language.evaluate(condition, config))
+    except LanguageError:
+        return False
 
 
 def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
@@ -303,6 +312,8 @@ def _load_parts(path: Path, digest: str, chosen: tuple[tuple[str, str], ...]) ->
 
 def _beside(path: Path, name: str) -> Path | None:
     """The recipe of a name in the same folder, else the built-in one."""
+    if re.fullmatch(r"\w[\w.-]*", name) is None:  # a path: a recipe may come from anywhere
+        return None
     files = (path.parent / f"{name}.yaml", BUILT_IN / f"{name}.yaml")
     return next((file for file in files if file.is_file()), None)
 
@@ -314,7 +325,10 @@ def _shown(path: Path) -> str:
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     """The document of a file with those that it extends merged under it, and the hash of them all."""
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe or a device has no end
+            raise RecipeError(f"cannot read the recipe `{path}`: it is not a file")
+        with open(path, "rb") as stream:
+            text = stream.read(MAX_BYTES + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise RecipeError(f"cannot read the recipe `{path}`: {why}") from None
@@ -329,7 +343,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     if parent is None:
         known = [file.stem for file in recipe_files()]
         raise base.error(f"there is no recipe `{base.value}`", hint=suggest(base.value, known))
-    if parent in (*seen, path):
+    if parent in (*seen, path) or len(seen) > _MAX_EXTENDS:
         raise base.error(f"`{path.stem}` extends itself")
     parent_document, parent_digest = _read(parent, (*seen, path))
     return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
@@ -435,6 +449,9 @@ def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
     found = []
     for item in nodes:
         pairs = item.pairs if isinstance(item, Entries) else ((None, item),)
+        for key, _ in pairs:
+            if key is not None:
+                _check_identifier(key)
         found.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
         if set(found[-1]) != set(found[0]):
             raise item.error(f"expected the words {', '.join(found[0])}, as in the first")

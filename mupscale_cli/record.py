@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoint.digest import TensorDigest, safetensors_digest
-from mupscale_cli.checkpoint.source import CONFIG, Checkpoint
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, is_file_name
+from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.methods import Method, make_method
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import Plan, TensorPlan
@@ -25,6 +25,7 @@ FORMAT_VERSION = 2  # 1 had the SHA-256 of the source's files, and no output
 METADATA_KEY = "mupscale"
 _HASH_BYTES = 1 << 20
 _BLANK = "0" * 64
+_LARGEST = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +165,47 @@ def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
     Raises:
         CheckpointError: the record is damaged.
     """
-    called = record.get("called", {})
     try:
+        called = {str(name): str(parameter) for name, parameter in dict(record.get("called", {})).items()}
         return tuple(
             Scaled(
-                called.get(name, name),
-                tuple((float(part["coefficient"]), int(part["multiplicity"])) for part in rule["parts"]),
-                tuple(rule["shape"]),
-                tuple(rule["wide_shape"]),
+                called.get(str(name), str(name)),
+                _scales(rule["parts"]),
+                _shape(rule["shape"]),
+                _shape(rule["wide_shape"]),
                 int(rule["offset"]),
             )
             for rule in record["rules"]
             for name in rule["tensors"]
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+
+
+def _scales(parts: Any) -> tuple[tuple[float, int], ...]:
+    if not isinstance(parts, list) or not parts:
+        raise ValueError("a rule without parts")
+    return tuple(map(_scale, parts))
+
+
+def _scale(part: Mapping[str, Any]) -> tuple[float, int]:
+    c, m = float(part["coefficient"]), int(part["multiplicity"])
+    if not (0 < c < math.inf and 1 <= m < _LARGEST):
+        raise ValueError(f"coefficient {c:g} and multiplicity {part['multiplicity']!r:.20}")
+    return c, m
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST for size in sizes):
+        raise ValueError("a shape is a list of whole numbers")
+    return tuple(sizes)
+
+
+def _seed(noted: Mapping[str, Any]) -> int:
+    seed = noted.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < _LARGEST:
+        raise ValueError("a seed is a whole number")
+    return seed
 
 
 def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | None]:
@@ -190,9 +217,11 @@ def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | N
     """
     method, perturbation = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
     try:
-        made = make_method(method["name"], seed=method.get("seed", 0), shrink=method.get("shrink"))
+        made = make_method(str(method["name"]), seed=_seed(method), shrink=method.get("shrink"))
+        if perturbation is not None:
+            _seed(perturbation)
         return made, None if perturbation is None else Perturbation(**perturbation)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
 
 
@@ -225,16 +254,45 @@ def check_record(record: Mapping[str, Any], file: Path) -> None:
     source, recipe, axes = record.get("source"), record.get("recipe"), record.get("axes")
     is_whole = (
         isinstance(source, dict)
-        and isinstance(source.get("files"), dict)
-        and ("path" in source or {"repo", "revision"} <= source.keys())
+        and _is_files(source.get("files"))
+        and (_is_path(source.get("path")) or all(isinstance(source.get(key), str) for key in ("repo", "revision")))
+        and _is_files(record.get("written", {}))
         and isinstance(recipe, dict)
         and isinstance(recipe.get("name"), str)
+        and ("file" not in recipe or _is_path(recipe["file"]))
         and isinstance(axes, dict)
         and bool(axes)
         and all(isinstance(axis, dict) and type(axis.get("factor")) is int for axis in axes.values())
+        and all(isinstance(record.get(key) or {}, dict) for key in ("shared", "called", "optimizer_state"))
+        and isinstance(record.get("tie"), (str, type(None)))
     )
     if not is_whole:
         raise CheckpointError(f"the record of `{file}` is damaged", hint="widen the source again")
+
+
+def _is_files(value: Any) -> bool:
+    """Whether it says something of files by their names."""
+    if not isinstance(value, dict) or not all(isinstance(noted, dict) for noted in value.values()):
+        return False
+    return all(isinstance(noted.get("digest", noted.get("sha256")), str) for noted in value.values())
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and is_printable(value)
+
+
+def carried_state(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the record says of the optimizer's state that lies beside the weights; None where none was carried.
+
+    Raises:
+        CheckpointError: it is damaged, or names a file that is not beside them.
+    """
+    state: dict[str, Any] | None = record.get("optimizer_state")
+    if not state:
+        return None
+    if not is_file_name(state.get("file")) or not isinstance(state.get("policy"), str):
+        raise CheckpointError("the record of the optimizer's state is damaged", hint="widen the source again")
+    return state
 
 
 def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
@@ -243,7 +301,7 @@ def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     config = _config_file(source)
     for file in source.files if config is None else (*source.files, config):
         noted = files.get(file.name)
-        if noted is None or noted["bytes"] != file.stat().st_size:
+        if noted is None or noted.get("bytes") != file.stat().st_size:
             return file.name
         found = safetensors_digest(file) if "digest" in noted else file_digest(file)["sha256"]
         if found != noted.get("digest", noted.get("sha256")):
@@ -257,8 +315,8 @@ def output_changed(record: Mapping[str, Any], wide: Checkpoint) -> str | None:
     if not files:
         return None
     if wide.is_file:  # whatever it is called by now
-        (noted,) = files.values()
-        return None if noted["digest"] == safetensors_digest(wide.path) else str(wide.path.name)
+        noted, *others = files.values()
+        return None if not others and noted["digest"] == safetensors_digest(wide.path) else str(wide.path.name)
     by_name = {file.name: file for file in wide.files}
     if by_name.keys() != files.keys():
         return str(min(by_name.keys() ^ files.keys()))

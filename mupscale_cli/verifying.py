@@ -18,6 +18,7 @@ from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record import (
     METADATA_KEY,
+    carried_state,
     check_record,
     output_changed,
     recorded_method,
@@ -67,7 +68,7 @@ def verify(
     if chosen.steps:
         states = _states(again, optimizer, allow_pickle=allow_pickle)
         training = train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states)
-        policy = (again.record.get("optimizer_state") or {}).get("policy", "copy")
+        policy = (carried_state(again.record) or {}).get("policy", "copy")
         if policy != "copy":
             training = replace(
                 training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
@@ -151,7 +152,7 @@ def _states(
     again: _Again, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
-    source, target, carried = again.narrow, again.wide, again.record.get("optimizer_state")
+    source, target, carried = again.narrow, again.wide, carried_state(again.record)
     if not carried or carried["policy"] != "copy":
         return None, None
     before = optimizer or find_optimizer(source)

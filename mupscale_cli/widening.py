@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
-from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.hub.reading import RemoteModel, fetch, open_remote
@@ -374,6 +374,7 @@ def widen(
     digests = tensor_digests(found.specs)
     write = partial(_write, plan=plan, source=found, carried=carried, record=record, digests=digests, events=events,
                     ranks=ranks, allow_nonfinite=allow_nonfinite)  # fmt: skip
+    companions = found.carried_files
     taken = carried.files if carried else ()
     left = tuple(file for file in found.left_files if file not in taken)
     if not ranks.is_first:
@@ -396,7 +397,7 @@ def widen(
         written = write(ranks.broadcast(_Begun(staging.directory.absolute(), journal)))
         assert written is not None
         record, plan = written, with_noise(plan, written["noise"])
-        _write_companions(plan, found, staging.directory)
+        _write_companions(plan, found, companions, staging.directory)
         verification, skipped = _verify(verify, found, plan, staging.directory, events)
         record["verification"] = verification.as_record() if verification else None
         if verification is None or verification.agrees:
@@ -565,11 +566,11 @@ def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard
     scheduler = None
     if state.groups and path.parent == source.path:
         beside = resumed_files(path.parent)
-        scheduler = path.parent / SCHEDULER if (path.parent / SCHEDULER).is_file() else None
+        scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
     return _CarriedState(path, name, state, options.policy, beside, scheduler, options.key)
 
 
-def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:
+def _write_companions(plan: Plan, source: Checkpoint, companions: tuple[Path, ...], directory: Path) -> None:
     """The config, the index and the files that a tokenizer or generation needs."""
     from mupscale_cli.checkpoint.target import copy_file, write_json
 
@@ -580,7 +581,7 @@ def _write_companions(plan: Plan, source: Checkpoint, directory: Path) -> None:
     if len(plan.shards) > 1:
         weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write_json(directory / INDEX, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
-    for file in source.carried_files:
+    for file in companions:
         copy_file(file, directory)
 
 

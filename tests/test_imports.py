@@ -15,6 +15,7 @@ ORDER = [
     "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
     "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
+    "checkpoint.scratch",
     "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",

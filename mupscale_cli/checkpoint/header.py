@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.specs import DTYPES, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _ALIGNMENT = 4096  # data starts on a page, so that any way of writing it is aligned
 _LENGTH_BYTES = 8
+_MAX_NAME = 1000  # characters; names are matched with every rule of a recipe
+_MAX_DIMS = 64
+_MAX_BYTES = 2**63  # of a tensor, as far as files can reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def parse_header(stream: BinaryIO, file: Path, file_size: int) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _broken(file, "its metadata is not a mapping of texts")
+    if not all(_is_unicode(text) for pair in metadata.items() for text in pair):
+        raise _broken(file, "its metadata is not Unicode")
     start = _LENGTH_BYTES + length
     tensors = [_stored(name, entry, file, start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.spec.num_bytes))
@@ -107,6 +112,8 @@ def _parse(text: bytes, file: Path) -> dict[str, object]:
 
 
 def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
+    if len(name) > _MAX_NAME or not is_printable(name):
+        raise _broken(file, f"a tensor's name is longer than {_MAX_NAME} characters or cannot be shown: {name[:80]!a}")
     if not isinstance(entry, dict):
         raise _broken(file, f"the entry of `{name}` is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -117,9 +124,11 @@ def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
             f"`{name}` in `{file}` has the data type {dtype[:20]}, which is not supported",
             hint=f"supported: {', '.join(DTYPES)}",
         )
-    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and len(shape) <= _MAX_DIMS):
         raise _broken(file, f"`{name}` has no valid shape and offsets")
     spec = TensorSpec(name, dtype, tuple(shape))
+    if spec.num_bytes >= _MAX_BYTES:
+        raise _broken(file, f"`{name}` has a shape of more bytes than a file can have")
     begin, end = offsets
     if end - begin != spec.num_bytes:
         raise _broken(
@@ -130,6 +139,11 @@ def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written again: JSON may escape halves of surrogate pairs, which are no text."""
+    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 def _check_coverage(tensors: list[StoredTensor], file: Path, start: int, file_size: int) -> None:

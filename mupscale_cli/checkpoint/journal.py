@@ -11,7 +11,7 @@ from typing import Any
 
 from mupscale_cli.checkpoint.digest import TensorDigest, complete, safetensors_digest
 from mupscale_cli.checkpoint.header import StoredTensor
-from mupscale_cli.checkpoint.source import RowReader, read_json
+from mupscale_cli.checkpoint.source import RowReader, is_file_name, read_json
 from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import CheckpointError
 
@@ -99,7 +99,7 @@ def read_journal(directory: Path) -> Journal | None:
     for file in _files(directory):
         try:
             content = read_json(file)
-            shards = {shard["file"]: FinishedShard(**shard) for shard in content["shards"]}
+            shards = {shard["file"]: _finished(shard) for shard in content["shards"]}
             if found is None:
                 found = Journal(directory, content["fingerprint"], shards)
             elif content["fingerprint"] == found.fingerprint:
@@ -107,6 +107,14 @@ def read_journal(directory: Path) -> Journal | None:
         except (CheckpointError, KeyError, TypeError):
             continue
     return found
+
+
+def _finished(noted: Mapping[str, Any]) -> FinishedShard:
+    shard = FinishedShard(**noted)
+    mappings = (shard.stds, shard.sources, shard.nonfinite)
+    if not is_file_name(shard.file) or not all(isinstance(mapping, dict) for mapping in mappings):
+        raise TypeError
+    return shard
 
 
 def check_finished(

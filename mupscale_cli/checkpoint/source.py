@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from mupscale_cli.checkpoint.header import Header, StoredTensor, read_header
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.specs import TensorSpec
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 RECORD = "mupscale.json"
-_MAX_JSON_BYTES = 256 << 20
+_MAX_JSON_BYTES = 100_000_000  # an index or a record names every tensor, as a header does
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_JSON_DEPTH = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_IS_DEPTH = re.compile(r"^(n|num|encoder|decoder)_(\w+_)?(layers?|blocks?|stages)$|depths?$")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 # Text that a tokenizer, a processor or generation reads; what describes the narrow model itself
 # (its card, its training state) is not true of the wide one and stays behind.
@@ -80,8 +85,12 @@ class Checkpoint:
 
     @property
     def carried_files(self) -> tuple[Path, ...]:
-        """Files of a directory that a tokenizer or generation needs beside the weights."""
-        return tuple(file for file in self._other_files if is_carried(file.name))
+        """Files of a directory that a tokenizer or generation needs beside the weights.
+
+        Raises:
+            CheckpointError: one is a link out of the directory.
+        """
+        return tuple(own_file(file) for file in self._other_files if is_carried(file.name))
 
     @property
     def left_files(self) -> tuple[Path, ...]:
@@ -94,6 +103,29 @@ class Checkpoint:
             return ()
         own = {*self.files, self.path / CONFIG, self.path / INDEX, self.path / RECORD}
         return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
+
+
+def own_file(file: Path, root: Path | None = None) -> Path:
+    """A file of a checkpoint whose content is copied, which must be the checkpoint's own.
+
+    A folder may come from anywhere, and a link in it may lead to what is nobody's business but would be published
+    with the output. Links within the folder are fine, and those of the Hub's cache, to its `blobs` two folders up.
+    Weights may be links to anywhere: nothing that is not a tensor is taken from them.
+
+    Args:
+        file: whose content is copied.
+        root: the checkpoint's folder; the file's own if not given.
+
+    Raises:
+        CheckpointError: it is a link that leads elsewhere.
+    """
+    folder, real = (root or file.parent).resolve(), file.resolve()
+    if real.is_relative_to(folder) or real.parent == folder.parent.parent / "blobs":
+        return file
+    raise CheckpointError(
+        f"`{file}` is a link to `{real}`, which is not part of the checkpoint, and would be copied into the output",
+        hint="put the file itself in its place, or remove the link",
+    )
 
 
 def is_carried(name: str) -> bool:
@@ -135,8 +167,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     _refuse_pickle(path)
     header = read_header(path)
     config = _config_beside(path)
-    content = read_json(config) if config.is_file() else None
-    return Checkpoint(path, True, (path,), _merged((header,), path), content, header.metadata)
+    content = read_json(own_file(config)) if config.is_file() else None
+    return Checkpoint(path, True, (path,), merged((header,), path), content, header.metadata)
 
 
 def open_folder(folder: Folder) -> Checkpoint:
@@ -148,14 +180,19 @@ def open_folder(folder: Folder) -> Checkpoint:
     path = folder.path
     files = weight_files(folder)
     headers = tuple(folder.header(file) for file in files)
-    tensors = _merged(headers, path)
+    tensors = merged(headers, path)
     if files[0].name != WEIGHTS and INDEX in folder.names:
         _check_index(path / INDEX, tensors)
-    content = read_json(path / CONFIG) if CONFIG in folder.names else None
+    content = read_json(own_file(path / CONFIG)) if CONFIG in folder.names else None
     return Checkpoint(path, False, files, tensors, content, headers[0].metadata)
 
 
-def _merged(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
+def merged(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
+    """The tensors of several files by name.
+
+    Raises:
+        CheckpointError: there are none, or two of a name.
+    """
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for tensor in header.tensors:
@@ -187,7 +224,7 @@ def weight_files(folder: Folder) -> tuple[Path, ...]:
     if WEIGHTS in names:
         return (path / WEIGHTS,)
     if INDEX in names:
-        shards = dict.fromkeys(_weight_map(path / INDEX).values())
+        shards = dict.fromkeys(weight_map(path / INDEX).values())
         missing = [shard for shard in shards if shard not in names]
         if missing:
             raise CheckpointError(
@@ -218,34 +255,37 @@ def _refuse_pickle(file: Path) -> None:
         )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(file, str) for file in weight_map.values())
-    ):
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor, as an index says.
+
+    Raises:
+        CheckpointError: it does not say it, or names what is not beside it.
+    """
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
         raise CheckpointError(f"`{index}` has no `weight_map` from tensor to file")
-    for file in set(weight_map.values()):
-        if (
-            len(PurePosixPath(file).parts) != 1
-            or "\\" in file
-            or file in ("..", ".")
-            or not file.endswith(".safetensors")
-        ):
+    for file in set(found.values()):
+        if not is_file_name(file) or not file.endswith(".safetensors"):
             raise CheckpointError(f"`{index}` names `{file}`, which is not a safetensors file beside it")
-    return weight_map
+    return found
+
+
+def is_file_name(text: object) -> bool:
+    """Whether a text names a file of a folder, on any system: no path, no drive, nothing that cannot be a name."""
+    if not isinstance(text, str) or text in ("", ".", ".."):
+        return False
+    return is_printable(text) and not any(character in text for character in "/\\:")
 
 
 def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    weight_map = _weight_map(index)
-    for name, file in weight_map.items():
+    said = weight_map(index)
+    for name, file in said.items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(
                 f"`{index}` says that `{name}` is in `{file}`, but it is not",
                 hint="index and shards do not belong together; save the checkpoint again",
             )
-    extra = next((name for name in tensors if name not in weight_map), None)
+    extra = next((name for name in tensors if name not in said), None)
     if extra:
         raise CheckpointError(
             f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
@@ -259,12 +299,15 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read or is something else.
     """
+    limit = _MAX_CONFIG_BYTES if file.name.endswith(CONFIG) else _MAX_JSON_BYTES
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"`{file}` is larger than {_MAX_JSON_BYTES >> 20} MiB")
-        text = file.read_text(encoding="utf-8")
+        with open(file, "rb") as stream:
+            data = stream.read(limit + 1)  # what the file system says of its size need not be so
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot read `{file}`: {error}") from None
+    if len(data) > limit:
+        raise CheckpointError(f"`{file}` is larger than {limit // 10**6} MB")
     return _json_object(text, file)
 
 
@@ -275,7 +318,49 @@ def _json_object(text: str, file: Path) -> dict[str, Any]:
         raise CheckpointError(f"`{file}` is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"`{file}` is not a JSON object")
+    if not _is_flat(value):
+        raise CheckpointError(f"`{file}` is nested deeper than {_MAX_JSON_DEPTH} levels")
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from None
     return value
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is nested so little that what goes through it by recursion comes back."""
+    level = [value]
+    for _ in range(_MAX_JSON_DEPTH):
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]  # fmt: skip
+        if not level:
+            return True
+    return False
+
+
+def architecture_of(config: Mapping[str, Any]) -> str | None:
+    """The class of the reference model that a config names; None if it names none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def check_depth(config: Mapping[str, Any], num_tensors: int) -> None:
+    """Refuse, before a model is built from a config, one of more layers than there are tensors.
+
+    Raises:
+        CheckpointError: it says so.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_depth(value, num_tensors)
+            continue
+        counts = value if isinstance(value, list) else [value]
+        if _IS_DEPTH.search(key) and any(isinstance(count, (int, float)) and count > num_tensors for count in counts):
+            raise CheckpointError(
+                f"config.json says `{key}`: {str(value)[:40]}, and there are only {num_tensors} tensors",
+                hint="config.json and the weights do not belong together",
+            )
 
 
 class RowReader:

@@ -70,6 +70,8 @@ class Staging:
         """
         with reported(self.output):
             for folder in sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*")):
+                if folder.is_symlink():  # no run makes one
+                    continue
                 lock = try_lock(folder / LOCK)
                 if lock is None:
                     raise OutputError(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mupscale_cli import errors
 from mupscale_cli.errors import HubError, MupscaleError
 from mupscale_cli.hub.ids import HubId
 
 _LOGIN = "`hf auth login`, or set HF_TOKEN"
 _AGAIN = "try again; what was transferred already is not transferred again"
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/\s@]+(?=@)|(?<=Bearer )\S+")
 _MAX_MESSAGE = 300
 
 
@@ -142,8 +141,8 @@ def _clean(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text without tokens and passwords, which servers and addresses may repeat."""
+    """A text without tokens and passwords, the user's own token in any form included."""
     from huggingface_hub import get_token
 
     token = get_token()
-    return _SECRET.sub("***", text.replace(token, "***") if token else text)
+    return errors.without_secrets(text.replace(token, "***") if token else text)

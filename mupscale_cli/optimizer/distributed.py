@@ -26,7 +26,7 @@ from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import Progress, StateFile, WideState, Writing
 from mupscale_cli.optimizer.order import names_by_order
-from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, place_name, walk
+from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, check_structure, place_name, walk
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.state import Policy
@@ -104,9 +104,15 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
         place = places.get(name, (name,))
         value = plain.get(name)
         if isinstance(kind, TensorStorageMetadata):
-            value = blank(TensorSpec(name, DTYPE_NAMES[kind.properties.dtype], tuple(kind.size)))
+            dtype = DTYPE_NAMES.get(kind.properties.dtype)
+            if dtype is None:
+                raise CheckpointError(
+                    f"`{name}` in `{path}` has the data type {kind.properties.dtype}, which is not supported"
+                )
+            value = blank(TensorSpec(name, dtype, tuple(kind.size)))
             keys[place_name(place)] = name
-        _put(content, place, value)
+        _put(content, place, value, path)
+    check_structure(content, path)
     content = _with_lists(content)
     return DistributedState(path, content, keys, locate_optimizer(content, key, str(path)), config)
 
@@ -126,9 +132,11 @@ def alone() -> Iterator[None]:
             raise CheckpointError(f"torch could not read or write a distributed checkpoint: {causes[0]}") from failed
 
 
-def _put(content: dict[Any, Any], place: Place, value: Any) -> None:
+def _put(content: dict[Any, Any], place: Place, value: Any, path: Path) -> None:
     for part in place[:-1]:
         content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise CheckpointError(f"`{path}` holds both a value and more at `{place_name(place)}`")
     content[place[-1]] = value
 
 
@@ -138,7 +146,8 @@ def _with_lists(content: Any) -> Any:
         return content
     result = {key: _with_lists(value) for key, value in content.items()}
     if isinstance(result.get("param_groups"), dict):
-        result["param_groups"] = [_listed(group) for _, group in sorted(result["param_groups"].items())]
+        groups = sorted(result["param_groups"].items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))
+        result["param_groups"] = [_listed(group) for _, group in groups]
     return result
 
 

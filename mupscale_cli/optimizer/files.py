@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mupscale_cli.checkpoint.header import StoredTensor, read_header
-from mupscale_cli.checkpoint.source import Checkpoint, read_json
+from mupscale_cli.checkpoint.source import Checkpoint, merged, own_file, weight_map
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan, split_into_shards
@@ -114,8 +114,12 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
 
 
 def resumed_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a Trainer's checkpoint that a widened one takes along as they are."""
-    return tuple(sorted(file for pattern in _COPIED for file in folder.glob(pattern)))
+    """The files of a Trainer's checkpoint that a widened one takes along as they are.
+
+    Raises:
+        CheckpointError: one is a link out of the folder.
+    """
+    return tuple(sorted(own_file(file) for pattern in _COPIED for file in folder.glob(pattern)))
 
 
 def state_name(names: Collection[str]) -> str | None:
@@ -240,11 +244,9 @@ class SafetensorsState:
 def _open_safetensors(path: Path) -> SafetensorsState:
     files = [path]
     if path.suffix == ".json":
-        shards = dict.fromkeys(read_json(path).get("weight_map", {}).values())
-        files = [path.parent / Path(str(shard)).name for shard in shards]
+        files = [path.parent / shard for shard in dict.fromkeys(weight_map(path).values())]
         missing = [file.name for file in files if not file.is_file()]
-        if missing or not files:
-            raise CheckpointError(f"`{path}` names {missing[0] if missing else 'no file'}, which is not there")
+        if missing:
+            raise CheckpointError(f"`{path}` names {missing[0]}, which is not there")
     headers = [read_header(file) for file in files]
-    stored = {tensor.spec.name: tensor for header in headers for tensor in header.tensors}
-    return SafetensorsState(path, stored, {"format": "pt", **headers[0].metadata})
+    return SafetensorsState(path, merged(headers, path), {"format": "pt", **headers[0].metadata})

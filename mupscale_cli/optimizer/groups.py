@@ -9,6 +9,7 @@ from typing import Any
 from mupscale_cli.errors import PlanError
 from mupscale_cli.scaling import Multipliers, OptimizerRule, Scaled, infer_optimizer, tensor_multipliers
 
+_LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # the group's weight in the global norm of the gradient
 
 
@@ -34,6 +35,8 @@ def scaled_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str
         if key in by_key and value is not None:
             if not isinstance(value, (int, float)):
                 raise PlanError(f"the optimizer's `{key}` is {type(value).__name__}, expected a number")
+            if not abs(value) < _LARGEST:
+                raise PlanError(f"the optimizer's `{key}` is too large or not a number")
             result[key] = value * by_key[key]
     result[CLIP_WEIGHT] = found.clip
     return result

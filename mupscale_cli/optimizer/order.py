@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoint.source import architecture_of, check_depth
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizer.tree import Groups
 
@@ -25,7 +26,8 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     Raises:
         CheckpointError: the model cannot be built, or its parameters do not fit.
     """
-    model = _empty_model(config)
+    numbers: list[Any] = [number for _, members in groups for number in members]
+    model = _empty_model(config, len(numbers))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     order = list(shapes)
     if len(groups) == 2:
@@ -39,7 +41,6 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
                 f"the Trainer would decay {len(decayed)}",
                 hint=_SAY_NAMES,
             )
-    numbers: list[Any] = [number for _, members in groups for number in members]
     if len(numbers) != len(order) or len(groups) > 2:
         raise CheckpointError(
             f"the optimizer has {len(numbers)} parameters in {len(groups)} groups, the model {len(order)}, "
@@ -48,6 +49,8 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
         )
     names = dict(zip(numbers, order, strict=True))
     for number, entries in states.items():
+        if number not in names:
+            continue  # told by who asked for the names
         for key, value in entries.items():
             if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != shapes[names[number]]:
                 raise CheckpointError(
@@ -58,18 +61,24 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     return names
 
 
-def _empty_model(config: Mapping[str, Any] | None) -> torch.nn.Module:
+def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch.nn.Module:
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
         transformers = None
-    architecture = ((config or {}).get("architectures") or [None])[0]
-    model_class = getattr(transformers, str(architecture), None)
-    if model_class is None or config is None:
+    model_class = getattr(transformers, architecture_of(config or {}) or "", None)
+    is_known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if model_class is None or not is_known or config is None:
         raise CheckpointError(
             "the optimizer numbers its parameters, and without a transformers model their names are not known",
             hint=_SAY_NAMES,
         )
-    with torch.device("meta"):
-        model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
+    check_depth(config, num_parameters)
+    try:
+        with torch.device("meta"):
+            model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
+    except Exception as error:  # noqa: BLE001 (whatever a class meets in a config that is not its own)
+        raise CheckpointError(
+            f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAY_NAMES
+        ) from None
     return model

@@ -32,6 +32,9 @@ DTYPE_NAMES = {
 }  # fmt: skip
 _TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _CRC_BLOCK = 1 << 20
+_MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
+_MAX_VALUES = 5_000_000
+_MAX_DEPTH = 64
 Place = tuple[Any, ...]  # the keys and indices that lead to a value
 
 
@@ -56,16 +59,68 @@ def read_torch_file(path: Path) -> TorchFile:
             f"`{path}` is not a file that torch.save has written since torch 1.6",
             hint="load it with torch and save it again",
         )
+    check_archive(path)
     try:
         with FakeTensorMode():
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
         raise CheckpointError(
-            f"cannot read `{path}`: {str(error).splitlines()[0]}",
+            f"cannot read `{path}`: {first_line(error)}",
             hint="only tensors and plain values are read; a pickle could run code",
         ) from None
+    check_structure(content, path)
     tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
+    if len(set(map(place_name, tensors))) != len(tensors):
+        raise CheckpointError(f"`{path}` holds two tensors in places of the same name")
     return TorchFile(path, content, tensors)
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a file that unpacks to more than it is: torch.save compresses nothing.
+
+    Raises:
+        CheckpointError: it does, or it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        size = path.stat().st_size
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, EOFError, struct.error) as error:
+        raise CheckpointError(f"cannot read `{path}`: {first_line(error)}") from None
+    pickles = sum(info.file_size for info in infos if info.filename.endswith("data.pkl"))
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
+        raise CheckpointError(f"`{path}` was not written by torch.save: it is compressed, or its parts overlap")
+    if pickles > _MAX_PICKLE:
+        raise CheckpointError(f"`{path}` has a structure of more than {_MAX_PICKLE // 10**6} MB, its tensors aside")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_structure(content: Any, path: Path) -> None:
+    """Refuse what cannot be gone through: a pickle may hold itself, or one list a million times.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    level, left = [content], _MAX_VALUES
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, (Mapping, list, tuple, set)):
+                left -= len(value) + 1
+                if left < 0:
+                    break
+                inner.extend(value.values() if isinstance(value, Mapping) else value)
+        level = inner
+        if not level or left < 0:
+            break
+    if level or left < 0:
+        raise CheckpointError(
+            f"`{path}` holds more than {_MAX_VALUES} values, or is nested deeper than {_MAX_DEPTH} levels"
+        )
 
 
 def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]]:
@@ -89,14 +144,18 @@ def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
     name = place_name(place)
     if tensor.dtype not in DTYPE_NAMES:
         raise CheckpointError(f"`{name}` in `{path}` has the data type {tensor.dtype}, which is not supported")
-    if not tensor.is_contiguous():
+    if tensor.layout != torch.strided or not tensor.is_contiguous():
         raise CheckpointError(
             f"`{name}` in `{path}` is not contiguous in memory", hint="save it again after `.contiguous()`"
         )
     storage: Any = tensor.untyped_storage()
-    # Set by torch.load under FakeTensorMode, and documented for this purpose.
-    offset = storage._checkpoint_offset + tensor.storage_offset() * tensor.element_size()  # noqa: SLF001
-    return StoredTensor(TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)), path, offset)
+    # Set by torch.load under FakeTensorMode, and documented for this purpose; meta tensors have none.
+    start = getattr(storage, "_checkpoint_offset", None)
+    spec = TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+    first = tensor.storage_offset() * tensor.element_size()
+    if start is None or first < 0 or start + first + spec.num_bytes > path.stat().st_size:
+        raise CheckpointError(f"`{name}` in `{path}` has no data there")
+    return StoredTensor(spec, path, start + first)
 
 
 def blank(spec: TensorSpec) -> torch.Tensor:
@@ -119,7 +178,7 @@ class TorchWriter:
             with reported(file), skip_data(materialize_fake_tensors=True):
                 torch.save(content, file)
         except RuntimeError as error:  # torch's own writer reports a full disk this way
-            raise OutputError(f"cannot write `{file}`: {str(error).splitlines()[0]}") from None
+            raise OutputError(f"cannot write `{file}`: {first_line(error)}") from None
         self.offsets = {tensor.spec.name: tensor.offset for tensor in read_torch_file(file).tensors.values()}
         self._out = PlacedFile(file, "r+b")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizer.torchfile import check_archive, check_structure, first_line
 
 _RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
 
@@ -25,13 +26,20 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
         CheckpointError: it is not the state of a scheduler.
     """
     try:
+        check_archive(source)
         state: Any = torch.load(source, weights_only=True)
+        check_structure(state, source)
         narrow = len(state["base_lrs"])
+        wide = dict(state)
+        for key, value in state.items():
+            if isinstance(value, list) and len(value) == narrow:
+                rates = key in _RATES
+                wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
+    except CheckpointError:
+        raise
     except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
-        raise CheckpointError(f"cannot read `{source}` as the state of a scheduler: {error}") from None
-    wide = dict(state)
-    for key, value in state.items():
-        if isinstance(value, list) and len(value) == narrow:
-            rates = key in _RATES
-            wide[key] = [value[index] * factor if rates else value[index] for index, factor in groups]
+        raise CheckpointError(
+            f"cannot read `{source}` as the state of a scheduler: {first_line(error)}",
+            hint="only plain values are read; a pickle could run code",
+        ) from None
     torch.save(wide, target)

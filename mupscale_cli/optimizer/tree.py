@@ -42,7 +42,7 @@ def is_optimizer(content: Any) -> bool:
     if not isinstance(content, Mapping):
         return False
     if _STATE in content and _GROUPS in content:
-        return isinstance(content[_STATE], Mapping)
+        return isinstance(content[_STATE], Mapping) and isinstance(content[_GROUPS], list)
     return any(isinstance(key, str) and key.startswith(f"{_STATE}.") for key in content)
 
 
@@ -60,6 +60,7 @@ def parse_tree(
     """
     if _GROUPS not in content or _STATE not in content:
         return _parse_flat(content)
+    _check_forms(content)
     states = content[_STATE]
     raw = [({key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}, list(group[_PARAMS]))
            for group in content[_GROUPS]]  # fmt: skip
@@ -68,8 +69,13 @@ def parse_tree(
         return OptimizerTree("names", dict(states), [(s, [str(m) for m in group]) for s, group in raw], {})
     listed = [group.get(_NAMES) for group in content[_GROUPS]]
     if all(listed):
+        for (_, group), said in zip(raw, listed, strict=True):
+            if not isinstance(said, (list, tuple)) or len(said) != len(group):
+                raise CheckpointError(f"a group of the optimizer has {len(group)} parameters and not as many names")
         names = {
-            n: name for (_, group), said in zip(raw, listed, strict=True) for n, name in zip(group, said, strict=True)
+            n: str(name)
+            for (_, group), said in zip(raw, listed, strict=True)
+            for n, name in zip(group, said, strict=True)
         }
     else:
         names = dict(names_of(raw, states))
@@ -82,6 +88,16 @@ def parse_tree(
         [(settings, [names[number] for number in group]) for settings, group in raw],
         {name: number for number, name in names.items()},
     )
+
+
+def _check_forms(content: Mapping[Any, Any]) -> None:
+    for number, entries in content[_STATE].items():
+        if not isinstance(entries, Mapping):
+            raise CheckpointError(f"the optimizer's state of parameter {number} is not a mapping of entries")
+    for group in content[_GROUPS]:
+        members = group.get(_PARAMS) if isinstance(group, Mapping) else None
+        if not isinstance(members, (list, tuple)) or not all(isinstance(member, (int, str)) for member in members):
+            raise CheckpointError("a group of the optimizer does not list its parameters, by numbers or by names")
 
 
 def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint
+from mupscale_cli.checkpoint.scratch import scratch
+from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint, architecture_of, check_depth
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.memory import give_back_freed
 from mupscale_cli.verification.placement import Placement
@@ -113,6 +113,7 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
             "it has no config.json that says how to build the model; give your own with `--model module.py:build`"
         )
     transformers = _import_transformers()
+    check_depth(checkpoint.config, len(checkpoint.tensors))
     model_class = _model_class(transformers, checkpoint.config)
     device_map = where.device_map if where else None
     offloading: dict[str, Any] = {}
@@ -120,8 +121,7 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
     directory = folders.enter_context(as_directory(checkpoint))
     if device_map is not None:
         give_back_freed()
-        scratch = folders.enter_context(tempfile.TemporaryDirectory(prefix="mupscale-"))
-        offloading = {"device_map": device_map, "offload_folder": scratch}
+        offloading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch()))}
     try:
         model, info = model_class.from_pretrained(
             directory,
@@ -129,6 +129,8 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
             attn_implementation="eager",
             experts_implementation="eager",
             local_files_only=True,
+            use_safetensors=True,  # not a pickle that lies beside them
+            trust_remote_code=False,  # whatever the config says of code of its own
             output_loading_info=True,
             **offloading,
         )
@@ -170,20 +172,21 @@ def _import_transformers() -> Any:
 
 def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
     """The class that config.json names; without a name, the causal language model of its type."""
+    own_code = "; the code that comes with the checkpoint (`auto_map`) is not run" if config.get("auto_map") else ""
     model_type = config.get("model_type")
-    if model_type is not None and model_type not in transformers.CONFIG_MAPPING:
+    if model_type is not None and str(model_type) not in transformers.CONFIG_MAPPING:
         raise CannotVerify(
-            f"transformers {transformers.__version__} has no model type `{model_type}`; "
+            f"transformers {transformers.__version__} has no model type `{model_type}`{own_code}; "
             "give your own model with `--model module.py:build`"
         )
-    architectures = config.get("architectures")
-    if not architectures:
+    architecture = architecture_of(config)
+    if architecture is None:
         return transformers.AutoModelForCausalLM
-    model_class = getattr(transformers, str(architectures[0]), None)
-    if model_class is None:
+    model_class = getattr(transformers, architecture, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise CannotVerify(
-            f"transformers has no class `{architectures[0]}`, which config.json names; "
-            "give your own model with `--model`"
+            f"transformers has no model class `{architecture}`, which config.json names{own_code}; "
+            "give your own model with `--model module.py:build`"
         )
     return model_class
 
@@ -194,8 +197,7 @@ def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
     if not checkpoint.is_file:
         yield checkpoint.path
         return
-    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-        directory = Path(folder)
+    with scratch() as directory:
         (directory / CONFIG).write_text(_dump(checkpoint.config), encoding="utf-8")
         _link(checkpoint.path, directory / WEIGHTS)
         yield directory

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.scratch import scratch
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.convert import convert, write_tensors
@@ -112,12 +111,11 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
     Raises:
         CannotVerify: there is no room for it.
     """
-    where = beside if os.access(beside, os.W_OK) else None
-    with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
+    with scratch(beside) as folder:
         try:
-            convert(without_noise(plan).shards, narrow.tensors, Path(folder), metadata={"format": "pt"})
+            convert(without_noise(plan).shards, narrow.tensors, folder, metadata={"format": "pt"})
             if plan.config is not None:
-                write_json(Path(folder) / CONFIG, plan.config)
+                write_json(folder / CONFIG, plan.config)
         except OutputError as error:
             raise CannotVerify(f"the model without its noise cannot be written to compare it: {error}") from None
-        yield open_checkpoint(Path(folder))
+        yield open_checkpoint(folder)
