@@ -483,6 +483,14 @@ def _axes(
         if axes[name].size is None:
             axes[name] = replace(axes[name], size=count)
             open_names.discard(name)
+    for name in {name for match in matches.values() for part in match.rule.pattern.axes for name in part.names}:
+        if (axes[name].size or 0) > len(matches):
+            rule = next(rule for rule in recipe.axes if rule.name == name)
+            raise rule.text.error(
+                f"the config makes the axis `{name}` {axes[name].size}, which counts tensors, and there are "
+                f"{len(matches)} tensors",
+                hint="config and tensors disagree, or this is not the recipe for them",
+            )
     if open_names:
         rule = next(rule for rule in recipe.axes if rule.name in open_names)
         raise rule.text.error(f"no tensor of the checkpoint tells the size of the axis `{rule.name}`")

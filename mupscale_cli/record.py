@@ -221,7 +221,7 @@ def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | N
         if perturbation is not None:
             _seed(perturbation)
         return made, None if perturbation is None else Perturbation(**perturbation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
 
 

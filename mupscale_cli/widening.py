@@ -596,7 +596,8 @@ def _verify(
     events.phase("verifying", 0)
     staged = open_checkpoint(directory)
     try:
-        return verify_checkpoints(source, staged, plan, VerifyOptions() if verify is True else verify), None
+        # What is written meanwhile goes when the staged folder goes, however this ends.
+        return verify_checkpoints(source, staged, plan, VerifyOptions() if verify is True else verify, directory), None
     except CannotVerify as reason:
         return None, str(reason)
 

@@ -54,7 +54,7 @@ def read_torch_file(path: Path) -> TorchFile:
         CheckpointError: it is none, is of the format before torch 1.6, holds anything but tensors and
             plain values, or tensors that are not contiguous.
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise CheckpointError(
             f"`{path}` is not a file that torch.save has written since torch 1.6",
             hint="load it with torch and save it again",
@@ -73,6 +73,13 @@ def read_torch_file(path: Path) -> TorchFile:
     if len(set(map(place_name, tensors))) != len(tensors):
         raise CheckpointError(f"`{path}` holds two tensors in places of the same name")
     return TorchFile(path, content, tensors)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks
+        return False
 
 
 def check_archive(path: Path) -> None:

@@ -66,7 +66,8 @@ def parse_tree(
            for group in content[_GROUPS]]  # fmt: skip
     members = [member for _, group in raw for member in group]
     if not all(type(member) is int for member in members):
-        return OptimizerTree("names", dict(states), [(s, [str(m) for m in group]) for s, group in raw], {})
+        named = {str(name): entries for name, entries in states.items()}
+        return OptimizerTree("names", named, [(s, [str(m) for m in group]) for s, group in raw], {})
     listed = [group.get(_NAMES) for group in content[_GROUPS]]
     if all(listed):
         for (_, group), said in zip(raw, listed, strict=True):

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ class _Outputs:
     tokens: Tensor | None
 
 
-def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions) -> Verification:
+def verify_checkpoints(
+    narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions, room: Path | None = None
+) -> Verification:
     """Run two checkpoints on the same random inputs and compare what they compute.
 
     Compared are the outputs, the outputs of every module whose weight the plan knows (copies of
@@ -105,6 +108,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         wide: what it was widened to.
         plan: how.
         options: data type, device, own model, seed.
+        room: a folder for what has to be written meanwhile; beside the wide model if not given.
 
     Raises:
         CannotVerify: it is not possible here.
@@ -159,7 +163,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         result = found(wide, stored_tolerance(plan, dtype))
         if plan.perturbation is None or not plan.method.is_copying:
             return replace(result, keeps_function=plan.keeps_function)
-        with unperturbed(narrow, plan, wide.path.parent) as plain:
+        with unperturbed(narrow, plan, room or wide.path.parent) as plain:
             without = found(plain, tolerance(plan, dtype))
         return replace(result, keeps_function=plan.keeps_function, unperturbed=without)
 
