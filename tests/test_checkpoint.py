@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save, save_file
 from mupscale_cli.checkpoint.header import encode_header, read_header, replace_metadata
 from mupscale_cli.checkpoint.source import RowReader, open_checkpoint
 from mupscale_cli.checkpoint.target import ShardWriter, Staging, replace_json
-from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.errors import CheckpointError, OutputError, is_printable
 from mupscale_cli.specs import DTYPES, TensorSpec
 
 # Headers --------------------------------------------------------------------------------------
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
-names = st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
+names = st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__" and is_printable(name))
 dtypes = st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3"])
 headers = st.dictionaries(names, st.tuples(dtypes, shapes), max_size=5)
 

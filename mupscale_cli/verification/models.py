@@ -193,13 +193,13 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
 
 @contextmanager
 def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
-    """A folder as transformers expects it; for a single file one of links, removed afterwards."""
-    if not checkpoint.is_file:
+    """A folder as transformers expects it; for a single file, whatever its name, one of links, removed afterwards."""
+    if not checkpoint.is_file and (len(checkpoint.files) > 1 or checkpoint.files[0].name == WEIGHTS):
         yield checkpoint.path
         return
     with scratch() as directory:
         (directory / CONFIG).write_text(_dump(checkpoint.config), encoding="utf-8")
-        _link(checkpoint.path, directory / WEIGHTS)
+        _link(checkpoint.files[0], directory / WEIGHTS)
         yield directory
 
 
