@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.matching import match_rules
@@ -19,6 +21,7 @@ from mupscale_cli.methods import MUPSCALE, Method, make_method
 from mupscale_cli.optimizer.files import (
     SCHEDULER,
     WideState,
+    Writing,
     find_optimizer,
     open_optimizer,
     resumed_files,
@@ -27,15 +30,19 @@ from mupscale_cli.optimizer.files import (
 )
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
-from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
+from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path, with_digests
 from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
+    from mupscale_cli.checkpoint.digest import TensorDigest
+    from mupscale_cli.checkpoint.journal import Journal
+    from mupscale_cli.checkpoint.target import Staging
     from mupscale_cli.verification import Verification, VerifyOptions
 
-_NOISE_RESERVE = 40  # and for the size of a tensor's noise, beside its name
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
+_NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
 
 
 @dataclass(frozen=True)
@@ -309,10 +316,13 @@ def widen(
     method: str | Method = MUPSCALE,
     perturbation: Perturbation | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    allow_nonfinite: bool = False,
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),
     plan: Plan | None = None,
     events: Events = Events(),
+    ranks: Ranks = ALONE,
 ) -> Widened:
     """Widen a checkpoint: weights, config and everything else that loading it needs.
 
@@ -331,16 +341,21 @@ def widen(
         method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
         perturbation: noise that tells the copies apart; the method's own if not given.
         overwrite: replace an existing output that mupscale wrote.
+        resume: go on where a run that was killed stopped: its finished shards are checked, and not made again.
+        allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
         verify: whether, or with which options, to check that both models agree.
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
         plan: the plan, if it was made before.
         events: for progress.
+        ranks: the processes that share the work, each of which calls this with the same arguments; all of them
+            return the same. See `ranks.joined`.
 
     Raises:
         MupscaleError: something the user can fix; nothing was left under the output's name.
     """
-    from mupscale_cli.checkpoint.target import Staging, check_output  # these import no torch, but convert does
-    from mupscale_cli.convert import convert
+    from mupscale_cli.checkpoint.digest import tensor_digests  # these import no torch, but convert does
+    from mupscale_cli.checkpoint.journal import JOURNAL, Journal, check_finished
+    from mupscale_cli.checkpoint.target import Staging, check_output
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     plan = plan or plan_widening(
@@ -354,36 +369,146 @@ def widen(
     found = source.checkpoint
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
-    check_output(target, found.path, needed_bytes=needed, overwrite=overwrite)
-    events.phase("hashing the source", found.num_bytes)
+    check_output(target, found.path, needed_bytes=0 if resume else needed, overwrite=overwrite)
     record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
-    with Staging(target, overwrite=overwrite) as staging:
-        events.phase("widening", plan.num_bytes)
-        metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
-        reserve = _record_reserve(plan) if found.is_file else 0
-        stds = convert(
-            plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance
-        )
-        record["noise"] = stds
-        plan = with_noise(plan, stds)
-        _write_companions(plan, found, staging.directory)
-        if carried is not None:
-            events.phase("optimizer state", carried.state.num_bytes)
-            record["optimizer_state"] = carried.write(staging.directory, events.advance)
-        verification, skipped = _verify(verify, found, plan, staging.directory, events)
-        record["verification"] = verification.as_record() if verification else None
-        if verification is not None and not verification.agrees:
-            return Widened(target, plan, record, verification, None)
-        _publish(staging, plan, found, target, record)
+    digests = tensor_digests(found.specs)
+    write = partial(_write, plan=plan, source=found, carried=carried, record=record, digests=digests, events=events,
+                    ranks=ranks, allow_nonfinite=allow_nonfinite)  # fmt: skip
     taken = carried.files if carried else ()
     left = tuple(file for file in found.left_files if file not in taken)
-    return Widened(target, plan, record, verification, skipped, left)
+    if not ranks.is_first:
+        write(ranks.broadcast(None))
+        found_out: _Outcome = ranks.broadcast(None)
+        return Widened(target, plan, *found_out, left)
+    resumable = Staging(target, overwrite=overwrite)
+    journal = _journal(resumable, record, plan, resume=resume)
+    with resumable as staging:
+        if journal is None:
+            journal = Journal(staging.directory, _fingerprint(record, plan), {})
+        staging.keep = partial(_is_worth_keeping, plan, journal)
+        if journal.shards:
+            events.phase("checking what is finished", 0)
+            done = check_finished(journal, found.tensors, digests)
+            for name in journal.shards.keys() - done.keys():
+                del journal.shards[name]
+            journal.save()
+        staging.clear(JOURNAL, *journal.shards)
+        written = write(ranks.broadcast(_Begun(staging.directory.absolute(), journal)))
+        assert written is not None
+        record, plan = written, with_noise(plan, written["noise"])
+        _write_companions(plan, found, staging.directory)
+        verification, skipped = _verify(verify, found, plan, staging.directory, events)
+        record["verification"] = verification.as_record() if verification else None
+        if verification is None or verification.agrees:
+            journal.clear()
+            _publish(staging, plan, found, target, record)
+    return Widened(target, plan, *ranks.broadcast((record, verification, skipped)), left)
 
 
-def _record_reserve(plan: Plan) -> int:
+_Outcome = tuple[dict[str, Any], "Verification | None", "str | None"]  # what the first process tells in the end
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the first process tells the others: where to write, and what is there already."""
+
+    directory: Path
+    journal: Journal
+
+
+def _write(
+    begun: _Begun,
+    *,
+    plan: Plan,
+    source: Checkpoint,
+    carried: _CarriedState | None,
+    record: dict[str, Any],
+    digests: Mapping[str, TensorDigest],
+    events: Events,
+    ranks: Ranks,
+    allow_nonfinite: bool,
+) -> dict[str, Any] | None:
+    """Write weights and state, or this process's part; returns the record of all, None but for the first process."""
+    from mupscale_cli.checkpoint.journal import journal_name
+    from mupscale_cli.convert import convert
+
+    if not begun.directory.is_dir():
+        raise JobError(
+            f"`{begun.directory}` is not there for process {ranks.rank}",
+            hint="the processes of a job need a file system that all of them share",
+        )
+    journal = begun.journal if ranks.is_first else replace(begun.journal, shards={}, name=journal_name(ranks.rank))
+    first, last = ranks.share(plan.num_bytes)
+    events.phase("widening", last - first)
+    metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if source.is_file else {})}
+    converted = convert(
+        plan.shards, source.tensors, begun.directory, metadata=metadata, progress=events.advance, sources=digests,
+        reserve=_record_reserve(plan, allow_nonfinite=allow_nonfinite) if source.is_file else 0,
+        done=begun.journal.shards, finished=journal.note, allow_nonfinite=allow_nonfinite, ranks=ranks,
+    )  # fmt: skip
+    if converted is not None:
+        record = {**with_digests(record, source, digests, converted.digests), "noise": converted.stds,
+                  "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
+    if carried is not None:
+        first, last = ranks.share(carried.state.num_bytes)
+        events.phase("optimizer state", last - first)
+        record["optimizer_state"] = carried.write(begun.directory, events.advance, ranks, allow_nonfinite)
+    return record if converted is not None else None
+
+
+def _fingerprint(record: Mapping[str, Any], plan: Plan) -> str:
+    """What tells whether a run that was killed was making the same."""
+    from mupscale_cli.checkpoint.journal import fingerprint
+
+    shards = [
+        [
+            shard.file,
+            [[spec.name, spec.dtype, list(spec.shape)] for spec in (tensor.target for tensor in shard.tensors)],
+        ]
+        for shard in plan.shards
+    ]
+    return fingerprint(record, shards)
+
+
+def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume: bool) -> Journal | None:
+    """The journal of the killed run that is continued; None if there is none."""
+    from mupscale_cli.checkpoint.journal import read_journal
+
+    wanted = _fingerprint(record, plan)
+
+    def is_wanted(folder: Path) -> bool:
+        found = read_journal(folder)
+        if found is None:  # it was killed before it had finished anything
+            shutil.rmtree(folder, ignore_errors=True)
+        return found is not None and found.fingerprint == wanted
+
+    return read_journal(staging.directory) if resume and staging.resume(is_wanted) else None
+
+
+def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> bool:
+    """Whether to leave what is finished for `--resume`; says so in the error, where that is for people."""
+    from mupscale_cli.checkpoint.journal import read_journal
+
+    is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError))
+    if is_final or isinstance(error, OutputExistsError) or len(plan.shards) == 1:
+        return False
+    written = read_journal(journal.directory)  # by all the processes that work there
+    if written is None or not written.shards:
+        return False
+    count = f"{len(written.shards)} of {len(plan.shards)} files are finished and kept in `{journal.directory}`"
+    what = f"{count}; the same command with `--resume` goes on from there"
+    if isinstance(error, MupscaleError):
+        error.hint = what if isinstance(error, JobError) else f"free some space; {what}"
+    elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+        error.kept = what  # type: ignore[union-attr]  # for the command line to show
+    return True
+
+
+def _record_reserve(plan: Plan, *, allow_nonfinite: bool) -> int:
     """Bytes to leave in the header of a single file for what is known only when it is written."""
-    noisy = sum(len(tensor.target.name) + _NOISE_RESERVE for tensor in plan.tensors if tensor.noise is not None)
-    return _RECORD_RESERVE + noisy
+    noisy = [tensor for tensor in plan.tensors if tensor.noise is not None]
+    named = [*noisy, *(2 * plan.tensors if allow_nonfinite else ())]
+    return _RECORD_RESERVE + sum(len(tensor.target.name) + _NAME_RESERVE for tensor in named)
 
 
 @dataclass(frozen=True)
@@ -402,19 +527,24 @@ class _CarriedState:
     def files(self) -> tuple[Path, ...]:
         return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
 
-    def write(self, directory: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-        """Write everything into the staged output; returns what the record says of it."""
+    def write(
+        self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
+    ) -> dict[str, Any] | None:
+        """Write everything into the staged output; returns what the record says of it, for the first process."""
         from mupscale_cli.checkpoint.target import copy_file
         from mupscale_cli.optimizer.trainer import widen_scheduler
 
-        written = self.state.write(directory, self.name, progress)
+        written = self.state.write(Writing(directory, self.name, progress, allow_nonfinite, ranks))
+        if written is None:
+            return None
         for file in self.beside:
             copy_file(file, directory)
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
-        return {"file": written, **key, **self.state.about, "policy": self.policy, **copied}
+        counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
+        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
@@ -472,7 +602,7 @@ def _verify(
 
 def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record: dict[str, Any]) -> None:
     from mupscale_cli.checkpoint.header import replace_metadata
-    from mupscale_cli.checkpoint.target import write_json
+    from mupscale_cli.checkpoint.target import LOCK, write_json
 
     if not source.is_file:
         write_json(staging.directory / RECORD, record)
@@ -480,7 +610,7 @@ def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record:
         return
     (shard,) = plan.shards
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
-    names = (file.name for file in staging.directory.iterdir() if file.name != shard.file)
+    names = (file.name for file in staging.directory.iterdir() if file.name not in (shard.file, LOCK))
     staging.publish_file(shard.file, {name: _beside(target, name) for name in names})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
+from mupscale_cli.ranks import joined
 
 if TYPE_CHECKING:
     from mupscale_cli.hub.ids import HubId
@@ -45,6 +48,12 @@ def widen(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run stopped; what it finished is checked.")
+    ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Copy NaNs and infinities as they are, and say where they are.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
@@ -89,15 +98,15 @@ def widen(
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
-    if missing := source.missing_bytes(state):
-        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
-        output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
-    source = source.fetched(state)  # here, as the client has bars of its own
-    with output.progress() as events:
+    source = _fetched(source, state, plan, target, overwrite=overwrite)
+    with joined() as ranks, _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
         result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
-        )
+            source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
+            verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
+        )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
+    if not ranks.is_first:  # which says it all
+        raise typer.Exit(1 if failed else 0)
     if not as_json:
         _report(result)
     pushed = None
@@ -110,6 +119,27 @@ def widen(
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
         raise typer.Exit(1)
+
+
+def _fetched(
+    source: widening.Source, state: widening.StateOptions, plan: Plan, target: Path, *, overwrite: bool
+) -> widening.Source:
+    """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
+    if missing := source.missing_bytes(state):
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+        output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
+    return source.fetched(state)
+
+
+@contextmanager
+def _telling_what_is_kept() -> Iterator[None]:
+    """Say of an interrupted run what `--resume` would go on from."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if kept := getattr(stop, "kept", None):
+            output.note(f"stopped; {kept}")
+        raise
 
 
 def _print_plan(
@@ -162,7 +192,19 @@ def _report(result: Widened) -> None:
         console.print(f"optimizer state widened: {state['file']} ({state['policy']})", markup=False)
         if state.get("copied"):
             output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
+    _tell_nonfinite(result.record)
     if result.left:
         names = ", ".join(file.name for file in result.left)
         output.note(f"left behind, as it describes the narrow model: {names}")
     console.print(f"wrote {result.output}", markup=False, soft_wrap=True)
+
+
+def _tell_nonfinite(record: dict[str, Any]) -> None:
+    """Which tensors hold NaNs and infinities, and how many."""
+    state = record["optimizer_state"] or {}
+    for what, counts in (("the source", record["nonfinite"]), ("its optimizer's state", state.get("nonfinite"))):
+        if counts:
+            named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+            output.note(f"values of {what} that are not finite were copied as they are: {named}")
+    if record["overflowed"]:
+        output.note(f"scaling made infinities in {', '.join(record['overflowed'])}")

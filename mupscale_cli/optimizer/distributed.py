@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from mupscale_cli.convert import expand_whole
 from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
-from mupscale_cli.optimizer.files import Progress, WideState
+from mupscale_cli.optimizer.files import Progress, StateFile, WideState, Writing
 from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, place_name, walk
 from mupscale_cli.plan import Plan, TensorPlan
@@ -68,9 +69,12 @@ class DistributedState:
             self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
 
-        def write(directory: Path, name: str, progress: Progress) -> str:
-            _save(wide, self, directory / name, progress)
-            return name
+        def write(how: Writing) -> StateFile | None:
+            if not how.ranks.is_first:
+                return None
+            nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
+            _save(wide, self, how, nonfinite)
+            return StateFile(how.name, nonfinite.counts)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         size = sum(tensor.target.num_bytes for tensor in wide.tensors)
@@ -152,11 +156,18 @@ def _listed(group: Any) -> Any:
 class _Widening(DefaultSavePlanner):
     """A save planner whose tensors come into being when they are written."""
 
-    def __init__(self, tensors: Mapping[Place, TensorPlan], source: DistributedState, progress: Progress) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[Place, TensorPlan],
+        source: DistributedState,
+        progress: Progress,
+        nonfinite: NonFinite,
+    ) -> None:
         super().__init__()
         self.tensors = tensors
         self.source = source
         self.progress = progress
+        self.nonfinite = nonfinite
 
     def resolve_data(self, write_item: Any) -> Any:
         """The data of one item: the widened tensor, or what stands in the state dict."""
@@ -167,7 +178,7 @@ class _Widening(DefaultSavePlanner):
         key = self.source.keys[tensor.source.name]
         with alone():
             load({key: narrow}, checkpoint_id=self.source.path, no_dist=True)
-        wide = expand_whole(tensor, narrow)
+        wide = expand_whole(tensor, narrow, self.nonfinite)
         self.progress(tensor.target.num_bytes)
         return wide
 
@@ -177,15 +188,15 @@ def blank_real(spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=blank(spec).dtype)
 
 
-def _save(wide: WideContent, source: DistributedState, folder: Path, progress: Progress) -> None:
+def _save(wide: WideContent, source: DistributedState, how: Writing, nonfinite: NonFinite) -> None:
     by_name = {tensor.target.name: tensor for tensor in wide.tensors}
     tensors = {place: by_name[place_name(place)] for place, _ in walk(wide.content)}
     content = _on_meta(wide.content)
     with alone():
         save(
             content,
-            storage_writer=FileSystemWriter(folder, single_file_per_rank=False, sync_files=True),
-            planner=_Widening(tensors, source, progress),
+            storage_writer=FileSystemWriter(how.directory / how.name, single_file_per_rank=False, sync_files=True),
+            planner=_Widening(tensors, source, how.progress, nonfinite),
             no_dist=True,
         )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_c
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.convert import convert, write_tensors
 from mupscale_cli.errors import OutputError
+from mupscale_cli.finite import NonFinite
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
@@ -49,7 +51,8 @@ def check_weights(
             known.append(tensor)
     with RowReader() as reader:
         comparing = _Comparing(reader, wide.tensors, {})
-        write_tensors(known, narrow.tensors, comparing, progress=progress)
+        allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
+        write_tensors(known, narrow.tensors, comparing, progress=progress, nonfinite=allowing)
     differences += [_described(planned[name], place) for name, place in comparing.first.items()]
     return WeightsCheck(len(known), sum(tensor.target.num_bytes for tensor in known), tuple(differences))
 
@@ -61,14 +64,24 @@ class _Comparing:
     reader: RowReader
     stored: Mapping[str, StoredTensor]
     first: dict[str, int]
+    held: bytearray = field(default_factory=bytearray)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Compare bytes of a tensor from its byte `start` on."""
-        found = bytearray(len(data))
-        self.reader.read(self.stored[name], start, memoryview(found))
-        if found != data:
-            place = start + next(i for i, (a, b) in enumerate(zip(found, data, strict=True)) if a != b)
-            self.first[name] = min(place, self.first.get(name, place))
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Compare consecutive pieces of a tensor from its byte `start` on."""
+        size = sum(map(len, pieces))
+        with self.lock:
+            if len(self.held) < size:
+                self.held.extend(bytes(size - len(self.held)))
+            found = memoryview(self.held)[:size]
+            self.reader.read(self.stored[name], start, found)
+            done = 0
+            for piece in pieces:
+                part = found[done : done + len(piece)]
+                if bytearray(part) != piece:
+                    place = start + done + next(i for i, (a, b) in enumerate(zip(part, piece, strict=True)) if a != b)
+                    self.first[name] = min(place, self.first.get(name, place))
+                done += len(piece)
 
 
 def _described(tensor: TensorPlan, byte: int) -> str:
@@ -102,7 +115,7 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
     where = beside if os.access(beside, os.W_OK) else None
     with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
         try:
-            convert(without_noise(plan), narrow.tensors, Path(folder), metadata={"format": "pt"})
+            convert(without_noise(plan).shards, narrow.tensors, Path(folder), metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(Path(folder) / CONFIG, plan.config)
         except OutputError as error:

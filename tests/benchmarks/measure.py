@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-_BUFFER = 8 << 20
+from mupscale_cli.checkpoint.header import encode_header
+from mupscale_cli.specs import TensorSpec
 
 
 def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -47,6 +47,41 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
     return directory
 
 
+def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
+    """A Llama of 501 billion parameters in 156 layers, headers only: the files are sparse; returns the directory."""
+    hidden, ffn, vocab = 16384, 53248, 128256
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": vocab,
+        "intermediate_size": ffn, "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128,
+        "num_hidden_layers": num_layers, "tie_word_embeddings": False,
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (8 * 128, hidden) for name in "kv"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
+        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    specs = [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
+    directory.mkdir()
+    weight_map = {}
+    for shard in range(num_shards):
+        some = specs[shard * len(specs) // num_shards : (shard + 1) * len(specs) // num_shards]
+        file = directory / f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+        header = encode_header(some, {"format": "pt"})
+        with open(file, "wb") as stream:
+            stream.write(header)
+            stream.truncate(len(header) + sum(spec.num_bytes for spec in some))
+        weight_map |= {spec.name: file.name for spec in some}
+    total = sum(spec.num_bytes for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 def save_adam(directory: Path, form: str) -> None:
     """Adam's moments in float32 beside a checkpoint: `safetensors` or `pt`."""
     weights = load_file(directory / "model.safetensors")
@@ -58,21 +93,6 @@ def save_adam(directory: Path, form: str) -> None:
     settings = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
     group = {**settings, "params": list(range(len(states))), "param_names": list(states)}
     torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
-
-
-def copy_seconds(source: Path, target: Path, num_bytes: int) -> float:
-    """Seconds to write so many bytes by a plain buffered copy that is flushed to the disk."""
-    started = time.perf_counter()
-    left = num_bytes
-    with open(target, "wb") as out:
-        while left:
-            with open(source, "rb") as data:
-                while left and (block := data.read(min(_BUFFER, left))):
-                    out.write(block)
-                    left -= len(block)
-        out.flush()
-        os.fsync(out.fileno())
-    return time.perf_counter() - started
 
 
 def command_seconds(*arguments: str) -> float:
@@ -87,6 +107,22 @@ def peak_bytes(code: str) -> int:
     program = f"{code}\nprint([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1])"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     return int(found.stdout.split()[-1]) * 1024
+
+
+def peak_private_bytes(code: str, *arguments: str) -> int:
+    """The largest memory of a process that is its own and no page of a file, seen every 20 ms (Linux)."""
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
+        peak = 0
+        while process.poll() is None:
+            try:
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = max(peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")))
+            except (OSError, TypeError):  # it has just ended
+                break
+            time.sleep(0.02)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, code)
+    return peak
 
 
 def repeated(measure: Callable[[], float], times: int) -> tuple[float, float]:

@@ -1,0 +1,101 @@
+"""Several threads that take jobs from one sequence, each with a room of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+_MOST = 4  # a disk is busy with fewer
+
+
+def num_workers() -> int:
+    """How many threads are worth starting."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST)
+
+
+def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) -> None:
+    """Do all jobs, each by whichever worker is free; they begin in order.
+
+    Args:
+        jobs: taken one at a time, so that they may be made as they are needed.
+        workers: one for each thread; a single one works in this thread.
+
+    Raises:
+        Exception: the first that a worker, or making a job, raised; no further job is begun then.
+    """
+    if len(workers) == 1:
+        for job in jobs:
+            workers[0](job)
+        return
+    queue = _Queue(iter(jobs))
+    with _one_thread_each():
+        threads = [threading.Thread(target=queue.serve, args=(worker,)) for worker in workers]
+        try:
+            for thread in threads:
+                thread.start()
+            queue.wait(len(threads))
+        except BaseException:  # an interrupt, which arrives in this thread
+            queue.stop()
+            queue.wait(sum(thread.ident is not None for thread in threads))
+            raise
+    if queue.failed is not None:
+        raise queue.failed
+
+
+class _Queue(Generic[Job]):
+    """Jobs for several threads, which are awaited by a count of those that ended.
+
+    Not by joining them: before Python 3.13, a join that is interrupted takes its thread for ended, and a
+    process that ends while a thread is at work in torch is aborted.
+    """
+
+    def __init__(self, jobs: Iterator[Job]) -> None:
+        self.jobs = jobs
+        self.lock = threading.Lock()
+        self.failed: BaseException | None = None
+        self.is_stopped = False
+        self.ended = threading.Semaphore(0)
+        self.num_awaited = 0
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def wait(self, count: int) -> None:
+        """Until so many threads have ended."""
+        while self.num_awaited < count:
+            self.ended.acquire()
+            self.num_awaited += 1
+
+    def serve(self, worker: Callable[[Job], None]) -> None:
+        """Take jobs until there are none, or one fails."""
+        torch.set_num_threads(1)
+        try:
+            while not self.is_stopped:
+                with self.lock:
+                    job = next(self.jobs, None)
+                if job is None:
+                    return
+                worker(job)
+        except BaseException as error:  # noqa: BLE001 (raised again where all threads are awaited)
+            self.failed = self.failed or error
+            self.stop()
+        finally:
+            self.ended.release()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Torch's own threads would compete with these; the setting is partly global, so it is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
