@@ -27,7 +27,7 @@ from mupscale_cli.sweeping.run import sweep  # noqa: E402
 from mupscale_cli.sweeping.settings import Sweep, Training  # noqa: E402
 
 WIDTHS, TARGET = (2, 4), 8
-_RATES, _NOISES = range(-13, -6), range(-4, 2)  # exponents e of 2^(e/2)
+_RATES, _NOISES = range(-12, -6), range(-3, 2)  # exponents e of 2^(e/2)
 _SEEDS = (0, 1)
 _AROUND = range(-2, 3)  # grid steps
 _NARROW = Training(steps=2000, length=CONTEXT, clip=0)
@@ -40,7 +40,7 @@ _LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "
 
 @dataclass(frozen=True)
 class Tried:
-    """Losses at the target, held out, of every seed.
+    """Held-out losses at the target, of the seeds that did not diverge.
 
     Attributes:
         lr: exponent of the recommended learning rate.
@@ -55,14 +55,15 @@ class Tried:
     noise: int
     lr_shift: int
     noise_shift: int
-    rates: dict[int, tuple[float | None, ...]]
-    noises: dict[int, tuple[float | None, ...]]
+    rates: dict[int, tuple[float, ...]]
+    noises: dict[int, tuple[float, ...]]
 
 
 def make_narrow(folder: Path, tokens: np.ndarray) -> None:
     """Train a small Llama and save it as `save_pretrained` does, with its optimizer's state."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_LLAMA))
     optimizer = torch.optim.AdamW(model.named_parameters(), lr=_NARROW_LR, betas=_NARROW.betas)
