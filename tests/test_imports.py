@@ -29,7 +29,7 @@ ORDER = [
     "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.output", "cli.options", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
+    "cli.tables", "cli.output", "cli.options", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
     "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is

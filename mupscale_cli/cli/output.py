@@ -19,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
+from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.figures import bytes_text, count_text, counted, number_text
 from mupscale_cli.widening import Events
@@ -65,12 +65,9 @@ def note(text: str) -> None:
     stderr().print(text, markup=False)
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An open table: headings, a rule, no box."""
-    result = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return result
+def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
+    """A table without a box, whose cells break between words and behind the dots of names."""
+    return OpenTable(*columns, right=right)
 
 
 @contextmanager
