@@ -157,7 +157,7 @@ def test_dry_run_writes_nothing_and_shows_every_coefficient(saved, tmp_path):
     result = run("widen", str(saved("Llama-tied")), "--factor", "4", "-o", str(tmp_path / "wide"), "--dry-run")
     assert result.code == 0
     assert list(tmp_path.iterdir()) == []
-    assert re.search(r"layers\.\*\.self_attn\.q_proj\.weight.*\(kv g d\), /embed.* 1/4 +16", result.out)
+    assert re.search(r"q_proj\.weight +32x48 -> 128x192 +\(kv g d\), /embed +1/4 +16", result.out)
     assert "hidden_size: 48 -> 192" in result.out
 
 
@@ -171,6 +171,7 @@ def test_piped_output_is_plain_and_whole(command, saved):
     assert result.code == 0
     assert not ESCAPES.search(result.out)
     assert "…" not in result.out
+    assert not any(line.endswith(" ") for line in result.out.splitlines())
     assert result.err == ""
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
-    "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
+    "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "workers", "convert",
     "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
@@ -30,8 +30,8 @@ ORDER = [
     "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.tables", "cli.output", "cli.options", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
-    "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
+    "cli.tables", "cli.output", "cli.tree", "cli.explain", "cli.options", "cli.render", "cli.push", "cli.widen",
+    "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},

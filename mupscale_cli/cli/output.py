@@ -25,7 +25,7 @@ from mupscale_cli.errors import MupscaleError
 from mupscale_cli.figures import bytes_text, count_text, counted, number_text
 from mupscale_cli.widening import Events
 
-__all__ = ["bytes_text", "count_text", "counted", "note", "number_text",
+__all__ = ["OpenTable", "bytes_text", "count_text", "counted", "note", "number_text",
            "print_error", "print_json", "progress", "stderr", "stdout", "table"]  # fmt: skip
 
 _PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut

@@ -19,10 +19,13 @@ _PIECE = re.compile(r"\S*?(?:(?<!\d)\.(?=[^\s.])|\.(?=[^\s.\d])|(?<=\w)/(?=\w)|\
 
 @dataclass(frozen=True)
 class Hanging:
-    """A cell of a table, and what the lines begin with in which it goes on."""
+    """A cell of a table, and what further lines of its row begin with."""
 
     text: Text
     indent: str
+
+    def __rich__(self) -> Text:
+        return self.text
 
 
 class OpenTable(Table):
@@ -44,11 +47,14 @@ class OpenTable(Table):
         fitted = Table(box=None, pad_edge=False, header_style=self.header_style, show_edge=False)
         wrapped = []
         for column, cells, width in zip(self.columns, columns, widths, strict=True):
-            lines = [_wrapped(cell, width) for cell in cells]
-            fitted.add_column(lines[0], justify=column.justify, width=width, no_wrap=True)
-            wrapped.append(lines[1:])
-        for row, lines in zip(self.rows, zip(*wrapped, strict=True), strict=True):
-            fitted.add_row(*lines, style=row.style, end_section=row.end_section)
+            heading, *rest = (_wrapped(cell, width) for cell in cells)
+            fitted.add_column(Text("\n").join(heading), justify=column.justify, width=width, no_wrap=True)
+            wrapped.append(rest)
+        indents = [[cell.indent for cell in cells[1:]] for cells in columns]
+        for row, lines, beside in zip(self.rows, zip(*wrapped, strict=True), zip(*indents, strict=True), strict=True):
+            height = max(map(len, lines))
+            filled = (own + [Text(indent)] * (height - len(own)) for own, indent in zip(lines, beside, strict=True))
+            fitted.add_row(*map(Text("\n").join, filled), style=row.style, end_section=row.end_section)
         for line in Segment.split_lines(console.render(fitted, options)):
             yield from _stripped(line)
             yield Segment.line()
@@ -103,10 +109,9 @@ def _fit(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def _wrapped(cell: Hanging, width: int) -> Text:
+def _wrapped(cell: Hanging, width: int) -> list[Text]:
     """A cell in lines of at most `width`."""
-    lines = [part for line in cell.text.split(allow_blank=True) for part in _lines(line, width, cell.indent)]
-    return Text("\n").join(lines)
+    return [part for line in cell.text.split(allow_blank=True) for part in _lines(line, width, cell.indent)]
 
 
 def _lines(line: Text, width: int, indent: str) -> Iterator[Text]:

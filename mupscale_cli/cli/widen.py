@@ -11,9 +11,10 @@ import typer
 
 from mupscale_cli import widening
 from mupscale_cli.checkpoint.target import check_output
-from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli import explain, options, output, render
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
+from mupscale_cli.explain import explain_tensor
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
 
@@ -45,6 +46,7 @@ def widen(
     key: options.StateKey = None,
     allow_pickle: options.AllowPickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    tensor: explain.TensorName = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
     resume: Annotated[
@@ -83,6 +85,11 @@ def widen(
     )  # fmt: skip
     state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
     target = out or widening.default_output(source, number, axes)
+    if tensor is not None and not dry_run:
+        raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
+    if dry_run and tensor is not None:
+        explain.show(explain_tensor(plan, tensor), plan.recipe, as_json=as_json)
+        return
     if dry_run:
         if as_json:
             output.print_json(render.plan_document(plan, str(target)))
