@@ -27,11 +27,13 @@ ORDER = [
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
-    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report",
+    "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
     "cli.tables", "cli.output", "cli.tree", "cli.explain", "cli.options", "cli.render", "cli.push", "cli.widen",
-    "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
+    "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo",
+    "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
@@ -58,7 +60,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "sweeping")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "pictures", "sweeping")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 
