@@ -16,7 +16,7 @@ ORDER = [
     "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "workers", "convert",
-    "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
+    "hub.ids", "hub.environment", "environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "card", "hub.card", "formats", "handoff",
@@ -31,9 +31,9 @@ ORDER = [
     "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.tables", "cli.output", "cli.tree", "cli.explain", "cli.options", "cli.render", "cli.push", "cli.widen",
-    "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo",
-    "cli.main",
+    "cli.completion", "cli.tables", "cli.output", "cli.tree", "cli.explain", "cli.options", "cli.render", "cli.push",
+    "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep",
+    "cli.demo", "cli.doctor", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mupscale_cli.cli import output
+from mupscale_cli.cli.completion import complete_tensor
 from mupscale_cli.cli.output import number_text
 from mupscale_cli.explain import Consequence, Explanation, Part
 from mupscale_cli.recipe import Recipe
@@ -20,6 +21,7 @@ TensorName = Annotated[
         "--tensor", "-t", metavar="NAME",
         help="Explain one tensor in words: its dimensions, the formulas of its coefficient and multiplicity with their "
         "values, and what they mean for learning rate, eps and weight decay. The end of a name is enough: q_proj.",
+        autocompletion=complete_tensor,
     ),
 ]  # fmt: skip
 _HEADINGS = {"lr": "lr", "eps": "eps", "weight_decay": "weight decay"}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mupscale_cli.cli import options, output
+from mupscale_cli.cli.completion import complete_tensor, complete_widened
 from mupscale_cli.errors import PlanError
 from mupscale_cli.pictures.canvas import check_picture, save, style
 
@@ -15,11 +16,13 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Pictures of a widening, of a verification, of a sweep; PNG or SVG. Needs `mupscale[plot]`.",
 )
-Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.")]
+Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)]
 Verified = Annotated[
     str,
     typer.Argument(
-        metavar="WIDE|FILE", help="A widened checkpoint, or a file with what `mupscale verify WIDE --json` printed."
+        metavar="WIDE|FILE",
+        help="A widened checkpoint, or a file with what `mupscale verify WIDE --json` printed.",
+        autocompletion=complete_widened,
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")]
@@ -36,7 +39,7 @@ def plot_weights(
     tensor: Annotated[
         str | None,
         typer.Option("--tensor", "-t", metavar="NAME", help="Which one; the end of its name is enough. Not given: the "
-                     "first matrix of which both dimensions grow."),
+                     "first matrix of which both dimensions grow.", autocompletion=complete_tensor),
     ] = None,
     size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
     out: Annotated[Path, _out("weights.png")] = Path("weights.png"),

@@ -15,6 +15,7 @@ from rich.markup import escape
 from mupscale_cli import widening
 from mupscale_cli.checking import smallest_factors
 from mupscale_cli.cli import explain, options, output
+from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.explain import explain_rule, explain_tensor
 from mupscale_cli.language import AxisRef, Layout, axis_refs
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.source import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
-RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.", autocompletion=complete_recipe)
+]
 
 
 @app.command("list")
@@ -53,7 +56,10 @@ def list_recipes(as_json: options.Json = False) -> None:
 def show_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.", autocompletion=complete_checkpoint
+        ),
     ] = None,
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
@@ -177,7 +183,12 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know; nothing is run.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]",
+            help="A checkpoint whose tensors it must know; nothing is run.",
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     model_type: Annotated[
         list[str] | None,

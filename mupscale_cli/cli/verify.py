@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli.completion import complete_checkpoint
 from mupscale_cli.errors import MupscaleError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def verify(
         typer.Argument(
             metavar="[NARROW] [WIDE]",
             help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.",
+            autocompletion=complete_checkpoint,
         ),
     ] = None,
     dtype: options.VerifyDtype = "auto",
