@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
     "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
-    "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "workers", "convert",
+    "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.environment", "environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
