@@ -31,9 +31,9 @@ ORDER = [
     "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.completion", "cli.tables", "cli.output", "cli.tree", "cli.explain", "cli.options", "cli.render", "cli.push",
-    "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep",
-    "cli.demo", "cli.doctor", "cli.main",
+    "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree", "cli.explain", "cli.options",
+    "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
+    "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from mupscale_cli import widening
 from mupscale_cli.checkpoint.target import check_output
-from mupscale_cli.cli import explain, options, output, render
+from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.explain import explain_tensor
@@ -104,6 +105,7 @@ def widen(
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
+    began = time.monotonic()
     source = _fetched(source, state, plan, target, overwrite=overwrite)
     with _telling_what_is_kept(), output.progress() as events:
         result = widening.widen(
@@ -112,7 +114,7 @@ def widen(
         )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if not as_json:
-        _report(result)
+        _report(result, time.monotonic() - began, is_pushed=push_to_hub is not None)
     pushed = None
     if push_to_hub is not None and not failed:
         pushed = _push(result.output, push_to_hub, pushing, quiet=as_json)
@@ -175,14 +177,10 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
 
 
-def _report(result: Widened) -> None:
+def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
+    """What was done, how it was verified and, at the end, what of it one would tell others."""
     console = output.stdout()
     console.print(render.axes_table(result.plan))
-    before, after = result.plan.num_parameters
-    size = output.bytes_text(result.plan.num_bytes)
-    console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}", markup=False)
-    if growth := render.growth_text(result.plan.method, result.plan.perturbation):
-        console.print(growth, markup=False)
     console.print()
     if result.verification is not None:
         render.print_verification(console, result.verification)
@@ -190,17 +188,15 @@ def _report(result: Widened) -> None:
             output.note(advice)
         if not result.verification.agrees:
             return
-    else:
-        console.print(f"not verified: {result.skipped}", markup=False, soft_wrap=True)
-    if state := result.record["optimizer_state"]:
-        console.print(f"optimizer state widened: {state['file']} ({state['policy']})", markup=False)
-        if state.get("copied"):
-            output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
+        console.print()
+    if (state := result.record["optimizer_state"]) and state.get("copied"):
+        output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
     _tell_nonfinite(result.record)
     if result.left:
         names = ", ".join(file.name for file in result.left)
         output.note(f"left behind, as it describes the narrow model: {names}")
-    console.print(f"wrote {result.output}", markup=False, soft_wrap=True)
+    summary.print_summary(console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation))
+    summary.print_next(console, result, is_pushed=is_pushed)
 
 
 def _tell_nonfinite(record: dict[str, Any]) -> None:
