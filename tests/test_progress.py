@@ -79,8 +79,9 @@ def test_beside_the_bar_stand_bytes_speed_and_time_left():
         clock.now += 1
         bars.advance(task, 1_000_000)
     assert progress._Figures().render(bars.tasks[0]).plain == "2.0 MB of 4.0 MB, 1.0 MB/s, 2 s left"
-    bars.update(task, total=None)
-    assert progress._Figures().render(bars.tasks[0]).plain == "2 s"
+    bars.add_task("verifying", total=None)
+    clock.now += 3
+    assert progress._Figures().render(bars.tasks[1]).plain == "3 s"
 
 
 def test_durations():

@@ -19,6 +19,7 @@ from mupscale_cli.widening import Events
 
 SILENCE = 60.0  # seconds after which a log hears of a long phase
 _NAME_WIDTH = 16
+_FIGURES_WIDTH = 52  # 999.9 MB of 999.9 GB, 999.9 MB/s, 59 min 59 s left
 
 
 @contextmanager
@@ -34,8 +35,9 @@ def shown(console: Console, *, live: bool, clock: Callable[[], float] = time.mon
         lines = _Lines(console, clock)
         yield Events(lines.phase, lines.advance)
         return
-    columns = (TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"), BarColumn(bar_width=None), _Figures())
-    with Progress(*columns, console=console, transient=True, expand=True, get_time=clock) as progress:
+    width = max(8, min(40, console.width - _NAME_WIDTH - _FIGURES_WIDTH))
+    columns = (TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"), BarColumn(bar_width=width), _Figures())
+    with Progress(*columns, console=console, transient=True, get_time=clock) as progress:
         bars = _Bars(progress)
         yield Events(bars.phase, bars.advance)
         bars.end()
