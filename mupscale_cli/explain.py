@@ -408,6 +408,9 @@ def _samples(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
 def _explained(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, int] | None) -> Explanation:
     tensor = members[0]
     rule = next((rule for rule in plan.recipe.tensors if rule.pattern.text == tensor.rule), None)
+    past = (
+        () if plan.factors or factors is None else ("it was widened already: sizes are those of now, factors of then",)
+    )
     choices = rule.choices if rule else ()
     condition = next((choice.condition for choice in choices if choice.text.value == tensor.layout), None)
     sizes = {axis.name: axis.size for axis in plan.axes}
@@ -419,7 +422,7 @@ def _explained(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, 
         shapes=(tensor.source.shape, tensor.target.shape), dtype=tensor.source.dtype,
         dims=_dims(plan.recipe, layout, sizes, factors, tensor.source.shape),
         parts=_parts_for(plan.recipe, layout, name_axes), factors=factors, bare=plan.recipe.widen,
-        remarks=(*_remarks(layout, name_axes), *_plan_remarks(plan, tensor)),
+        remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor)),
     )  # fmt: skip
 
 
