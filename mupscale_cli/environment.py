@@ -16,12 +16,14 @@ from typing import Any
 from mupscale_cli._version import __version__
 from mupscale_cli.figures import counted
 from mupscale_cli.hub.environment import HubSettings, hub_settings
+from mupscale_cli.memory import free_memory
 from mupscale_cli.recipe import BUILT_IN, recipe_files
 
 PACKAGES = ("torch", "safetensors", "transformers", "huggingface-hub", "typer", "rich", "pyyaml", "numpy", "optuna",
             "matplotlib", "accelerate")  # fmt: skip
 # What each extra of the package adds, by the names of what is imported.
-EXTRAS = {"hf": ("transformers",), "plot": ("matplotlib",), "sweep": ("transformers", "optuna", "matplotlib")}
+EXTRAS = {"hf": ("transformers", "accelerate"), "plot": ("matplotlib",),
+          "sweep": ("transformers", "accelerate", "optuna", "matplotlib")}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Environment:
         devices: what torch computes on; empty where torch cannot be imported.
         torch_problem: why it cannot, None where it can.
         num_cores: that this process may use.
-        memory: of the machine and what is free of it, in bytes; None where the system does not tell.
+        memory: of the machine and what this process may still take, in bytes; None where the system does not tell.
         folder: the current one.
         disk: size and free bytes of its disk.
         cache_disk: the same where the Hub's downloads go; None where that cannot be told.
@@ -179,14 +181,14 @@ def _num_cores() -> int:
 
 
 def _memory() -> tuple[int, int] | None:
-    """Memory of the machine, and what of it could be used."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        total, free = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
+    """Memory of the machine, and what this process may still take of it."""
+    free = free_memory()
+    if free is None or not hasattr(os, "sysconf"):
         return None
-    return total, free
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), free
+    except (OSError, ValueError):
+        return None
 
 
 def _disk(path: Path) -> tuple[int, int] | None:
