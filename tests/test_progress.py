@@ -116,7 +116,7 @@ def test_the_summary_of_what_is_not_verified_and_has_no_config(tmp_path):
     assert re.search(r"equivalence  not verified: ", result.out)
     assert re.search(r"growth       method mupscale; free noise 0\.1", result.out)
     assert "heads" not in result.out
-    assert f"  mupscale verify {tmp_path / 'net-x2.safetensors'}  # same function?" in result.out
+    assert f"  mupscale verify {tmp_path / 'net-x2.safetensors'}  # whether both compute the same" in result.out
 
 
 def test_the_summary_names_the_optimizers_state_and_noise_keeps_its_own_words(saved, tmp_path):

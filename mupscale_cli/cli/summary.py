@@ -115,7 +115,7 @@ def _equivalence(found: Verification) -> Text:
 def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     wide = shlex.quote(str(result.output))
     if result.verification is None:
-        yield f"mupscale verify {wide}", "same function? with `--model FILE:FUNCTION` also of your own model"
+        yield f"mupscale verify {wide}", "whether both compute the same; `--model FILE:FUNCTION` for your own class"
     yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "with which hyperparameters to train on"
     if result.plan.trains_alike and result.verification is not None:
         yield f"mupscale verify {wide} --steps 20", "both models take the same steps"
