@@ -193,7 +193,23 @@ def test_inspect_tells_how_a_checkpoint_came_to_be(widened):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["widen"], ["verify"], ["inspect"], ["hparams"], ["sweep"], ["recipes"], ["demo"]]
+    "command",
+    [
+        [],
+        ["widen"],
+        ["verify"],
+        ["inspect"],
+        ["hparams"],
+        ["sweep"],
+        ["recipes"],
+        ["demo"],
+        ["doctor"],
+        ["plot"],
+        ["plot", "weights"],
+        ["plot", "errors"],
+        ["plot", "steps"],
+        ["plot", "sweep"],
+    ],
 )
 def test_every_command_explains_itself(command):
     result = run(*command, "--help")

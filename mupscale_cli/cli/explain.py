@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,11 @@ from rich.markup import escape
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_tensor
 from mupscale_cli.cli.output import number_text
-from mupscale_cli.explain import Consequence, Explanation, Part
-from mupscale_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mupscale_cli.explain import Consequence, Explanation, Part
+    from mupscale_cli.plan import Plan
+    from mupscale_cli.recipe import Recipe
 
 TensorName = Annotated[
     str | None,
@@ -27,7 +30,35 @@ TensorName = Annotated[
 _HEADINGS = {"lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 
 
-def show(found: Sequence[Explanation], recipe: Recipe, *, as_json: bool) -> None:
+def show_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None, *, as_json: bool) -> None:
+    """Print what happens to the tensors of a plan that a name means.
+
+    Args:
+        plan: of a widening, or of none.
+        name: the tensor's, or the end of it.
+        factors: of the axes, where the plan widens none but they are known.
+        as_json: as one document.
+
+    Raises:
+        PlanError: none is meant, or too many are.
+    """
+    from mupscale_cli.explain import explain_tensor
+
+    _show(explain_tensor(plan, name, factors), plan.recipe, as_json=as_json)
+
+
+def show_rule(recipe: Recipe, name: str, *, as_json: bool) -> None:
+    """Print what happens to the tensors of a rule that a name means, for any factors.
+
+    Raises:
+        PlanError: none is meant, or too many are.
+    """
+    from mupscale_cli.explain import explain_rule
+
+    _show(explain_rule(recipe, name), recipe, as_json=as_json)
+
+
+def _show(found: Sequence[Explanation], recipe: Recipe, *, as_json: bool) -> None:
     """Print explanations, one below the other, or as one document."""
     if as_json:
         output.print_json({"schema_version": 1, "recipe": recipe.name, "tensors": [each.as_record() for each in found]})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mupscale_cli import widening
 from mupscale_cli.cli import explain, options, output, render, tree
-from mupscale_cli.explain import explain_tensor
 from mupscale_cli.record import check_record
 
 
@@ -23,7 +22,7 @@ def inspect(
     if tensor is not None:
         axes = found.record["axes"] if found.record is not None else None
         factors = {name: axis["factor"] for name, axis in axes.items()} if axes else None
-        explain.show(explain_tensor(plan, tensor, factors), plan.recipe, as_json=as_json)
+        explain.show_tensor(plan, tensor, factors, as_json=as_json)
         return
     if as_json:
         document = render.plan_document(plan, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,6 @@ import typer
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_tensor, complete_widened
 from mupscale_cli.errors import PlanError
-from mupscale_cli.pictures.canvas import check_picture, save, style
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,14 +46,13 @@ def plot_weights(
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
-    check_picture(out, overwrite=overwrite)
+    _check(out, overwrite=overwrite)
     from mupscale_cli.pictures.weights import choose_tensor, draw_weights, read_blocks
     from mupscale_cli.verifying import plan_again
 
     again = plan_again(wide, narrow, hashed=False)
     blocks = read_blocks(again, choose_tensor(again.plan, tensor), size)
-    with style():
-        _save(draw_weights(blocks), out)
+    _draw(lambda: draw_weights(blocks), out)
 
 
 @app.command("errors")
@@ -66,7 +65,7 @@ def plot_errors(
     overwrite: Overwrite = False,
 ) -> None:
     """Show the error of every module against the tolerance; a checkpoint is verified for it."""
-    check_picture(out, overwrite=overwrite)
+    _check(out, overwrite=overwrite)
     from mupscale_cli.pictures.verification import draw_errors, module_errors, read_verification
 
     if _is_document(source):
@@ -76,8 +75,7 @@ def plot_errors(
 
         found = verifying.verify(source, options=options.verify_options(dtype, device, model)).as_document()
     modules = module_errors(found, source)
-    with style():
-        _save(draw_errors(modules, f"{source}: {len(modules.names)} modules"), out)
+    _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out)
 
 
 @app.command("steps")
@@ -87,13 +85,12 @@ def plot_steps(
     overwrite: Overwrite = False,
 ) -> None:
     """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
-    check_picture(out, overwrite=overwrite)
+    _check(out, overwrite=overwrite)
     from mupscale_cli.pictures.verification import draw_losses, losses, read_verification
 
     found = read_verification(Path(source)) if _is_document(source) else _recorded(source)
     taken = losses(found, source)
-    with style():
-        _save(draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out)
+    _draw(lambda: draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out)
 
 
 @app.command("sweep")
@@ -103,13 +100,12 @@ def plot_sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Show loss against learning rate, one curve a width, one panel a size of noise."""
-    check_picture(out, overwrite=overwrite)
+    _check(out, overwrite=overwrite)
     from mupscale_cli.pictures.sweep import draw_sweep
     from mupscale_cli.sweeping.report import read_findings
 
     findings, title, loss = read_findings(sweep)
-    with style():
-        _save(draw_sweep(findings, title, loss), out)
+    _draw(lambda: draw_sweep(findings, title, loss), out)
 
 
 def _is_document(source: str) -> bool:
@@ -127,6 +123,15 @@ def _recorded(wide: str) -> dict[str, Any]:
     return record.get("verification") or {}
 
 
-def _save(figure: Any, out: Path) -> None:
-    save(figure, out)
+def _check(out: Path, *, overwrite: bool) -> None:
+    from mupscale_cli.pictures.canvas import check_picture
+
+    check_picture(out, overwrite=overwrite)
+
+
+def _draw(draw: Callable[[], Any], out: Path) -> None:
+    from mupscale_cli.pictures.canvas import save, style
+
+    with style():
+        save(draw(), out)
     output.note(f"wrote {out}")

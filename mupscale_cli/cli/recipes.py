@@ -17,7 +17,6 @@ from mupscale_cli.checking import smallest_factors
 from mupscale_cli.cli import explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
-from mupscale_cli.explain import explain_rule, explain_tensor
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
@@ -68,8 +67,10 @@ def show_recipe(
     source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
     if tensor is not None:
-        explained = explain_rule(found, tensor) if source is None else explain_tensor(describe(source, found), tensor)
-        explain.show(explained, found, as_json=as_json)
+        if source is None:
+            explain.show_rule(found, tensor, as_json=as_json)
+        else:
+            explain.show_tensor(describe(source, found), tensor, as_json=as_json)
         return
     if as_json:
         output.print_json(_document(found, {} if source is None else _costs(found, source)))

@@ -15,7 +15,6 @@ from mupscale_cli.checkpoint.target import check_output
 from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
-from mupscale_cli.explain import explain_tensor
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
 
@@ -92,7 +91,7 @@ def widen(
     if tensor is not None and not dry_run:
         raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
     if dry_run and tensor is not None:
-        explain.show(explain_tensor(plan, tensor), plan.recipe, as_json=as_json)
+        explain.show_tensor(plan, tensor, as_json=as_json)
         return
     if dry_run:
         if as_json:
