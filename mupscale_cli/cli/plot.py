@@ -25,11 +25,8 @@ Verified = Annotated[
         autocompletion=complete_widened,
     ),
 ]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to, .png or .svg.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")]
-
-
-def _out(default: str) -> Any:
-    return typer.Option("--output", "-o", metavar="FILE", help=f"Where to, .png or .svg. [default: {default}]")
 
 
 @app.command("weights")
@@ -42,7 +39,7 @@ def plot_weights(
                      "first matrix of which both dimensions grow.", autocompletion=complete_tensor),
     ] = None,
     size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
-    out: Annotated[Path, _out("weights.png")] = Path("weights.png"),
+    out: Out = Path("weights.png"),
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
@@ -61,7 +58,7 @@ def plot_errors(
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
-    out: Annotated[Path, _out("errors.png")] = Path("errors.png"),
+    out: Out = Path("errors.png"),
     overwrite: Overwrite = False,
 ) -> None:
     """Show the error of every module against the tolerance; a checkpoint is verified for it."""
@@ -81,7 +78,7 @@ def plot_errors(
 @app.command("steps")
 def plot_steps(
     source: Verified,
-    out: Annotated[Path, _out("steps.png")] = Path("steps.png"),
+    out: Out = Path("steps.png"),
     overwrite: Overwrite = False,
 ) -> None:
     """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
@@ -96,7 +93,7 @@ def plot_steps(
 @app.command("sweep")
 def plot_sweep(
     sweep: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep.json of `mupscale sweep`, or its folder.")],
-    out: Annotated[Path, _out("sweep.png")] = Path("sweep.png"),
+    out: Out = Path("sweep.png"),
     overwrite: Overwrite = False,
 ) -> None:
     """Show loss against learning rate, one curve a width, one panel a size of noise."""
