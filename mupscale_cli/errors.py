@@ -51,6 +51,10 @@ class VerifyError(MupscaleError):
     """A verification that could not be run; models that differ are a result, not an error."""
 
 
+class JobError(MupscaleError):
+    """A process of a job that cannot work together with the others."""
+
+
 class ConfigError(PlanError):
     """Factors that the config cannot express: who reads it would derive other sizes."""
 

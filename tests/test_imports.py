@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
     "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
-    "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "finite", "workers", "convert",
+    "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
@@ -40,7 +40,7 @@ LATER = {  # imported when a command needs them, not when the module is
 }
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
-            "state", "blocks", "repeats", "checkpoint.journal", "memory",
+            "state", "blocks", "repeats", "checkpoint.journal", "memory", "ranks",
             "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
             "cli.main"]  # fmt: skip
 
