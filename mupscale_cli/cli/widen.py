@@ -95,10 +95,7 @@ def widen(
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
     if dry_run:
-        if as_json:
-            output.print_json(render.plan_document(plan, str(target)))
-        else:
-            _print_plan(source, plan, state, target, repository)
+        _show_plan(source, plan, state, target, repository, as_json=as_json)
         return
     if repository is not None:  # before the work, not after it
         require_login(repository)
@@ -150,9 +147,14 @@ def _telling_what_is_kept() -> Iterator[None]:
         raise
 
 
-def _print_plan(
-    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None
-) -> None:
+def _show_plan(
+    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None, *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """What would be done."""
+    if as_json:
+        output.print_json(render.plan_document(plan, str(target)))
+        return
     console = output.stdout()
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
