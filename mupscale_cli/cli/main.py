@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mupscale_cli._version import __version__
-from mupscale_cli.cli import demo, hparams, inspect, output, push, recipes, sweep, verify, widen
+from mupscale_cli.cli import demo, doctor, hparams, inspect, output, plot, push, recipes, sweep, verify, widen
 from mupscale_cli.errors import MupscaleError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -20,7 +20,9 @@ app.command()(hparams.hparams)
 app.command()(sweep.sweep)
 app.command()(push.push)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(plot.app, name="plot")
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

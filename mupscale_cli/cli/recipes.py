@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from mupscale_cli import widening
 from mupscale_cli.checking import smallest_factors
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import explain, options, output
+from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
+from mupscale_cli.widening import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.source import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
-RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.", autocompletion=complete_recipe)
+]
 
 
 @app.command("list")
@@ -51,12 +55,26 @@ def list_recipes(as_json: options.Json = False) -> None:
 def show_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.", autocompletion=complete_checkpoint
+        ),
     ] = None,
+    tensor: explain.TensorName = None,
+    as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
     source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
+    if tensor is not None:
+        if source is None:
+            explain.show_rule(found, tensor, as_json=as_json)
+        else:
+            explain.show_tensor(describe(source, found), tensor, as_json=as_json)
+        return
+    if as_json:
+        output.print_json(_document(found, {} if source is None else _costs(found, source)))
+        return
     console = output.stdout()
     types = ", ".join(found.model_types) or "(no config)"
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
@@ -93,6 +111,34 @@ _WAYS = {
     "config": "a key of the config, exactly",
     "untie": "the readout itself, as a tensor of its own; the model grows by one embedding",
 }
+
+
+def _document(recipe: Recipe, costs: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe for scripts."""
+    return {
+        "schema_version": 1,
+        "name": recipe.name,
+        "about": recipe.about,
+        "model_types": list(recipe.model_types),
+        "file": recipe.file,
+        "axes": [
+            {
+                "name": axis.name, "about": axis.about, "size": axis.text.value,
+                "widened_by_factor": axis.name in recipe.widen, "fixed": recipe.fixed.get(axis.name),
+                "grows": _growing(recipe, axis.name), "cost": costs.get(axis.name),
+            }
+            for axis in recipe.axes
+        ],
+        "groups": {name: list(members) for name, members in recipe.groups.items()},
+        "links": {link.axis: link.text.value for link in recipe.links},
+        "tie": list(recipe.tie.ways) if recipe.tie else [],
+        "tensors": [
+            {"pattern": rule.pattern.text, "layout": choice.text.value,
+             "when": choice.condition.value if choice.condition else None}
+            for rule in recipe.tensors for choice in rule.choices
+        ],
+        "definitions": {name: text.value for name, _, text in recipe.definitions},
+    }  # fmt: skip
 
 
 def _in_words(recipe: Recipe, axis: AxisRule, cost: str | None) -> Iterator[str]:
@@ -138,7 +184,12 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know; nothing is run.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]",
+            help="A checkpoint whose tensors it must know; nothing is run.",
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     model_type: Annotated[
         list[str] | None,
