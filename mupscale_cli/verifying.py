@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from mupscale_cli.verification import (
     verify_checkpoints,
 )
 from mupscale_cli.widening import Events, choose_recipe, find_source
+
+_log = logging.getLogger(__name__)  # `-v` shows it
 
 
 def verify(
@@ -171,6 +174,7 @@ def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
     if "repo" in where:
         return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
+    _log.info("the source is %s, as the record of %s says", path, target.path)
     if not path.exists():
         raise CheckpointError(
             f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"

@@ -12,8 +12,8 @@ import mupscale_cli
 PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
-    "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
-    "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
+    "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
+    "document", "parts", "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
     "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "noise", "convert",
     "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
@@ -29,8 +29,8 @@ ORDER = [
     "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.output", "cli.options", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
-    "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
+    "cli.output", "cli.options", "cli.documents", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect",
+    "cli.hparams", "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.manual", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},

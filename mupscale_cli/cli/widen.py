@@ -80,7 +80,7 @@ def widen(
     target = out or widening.default_output(source, number, axes)
     if dry_run:
         if as_json:
-            output.print_json(render.plan_document(plan, str(target)))
+            output.print_document("plan", render.plan_document(plan, str(target)))
         else:
             _print_plan(source, plan, state, target, repository)
         return
@@ -100,12 +100,14 @@ def widen(
     failed = result.verification is not None and not result.verification.agrees
     if not as_json:
         _report(result)
+        if output.is_quiet() and not failed:
+            output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
     if push_to_hub is not None and not failed:
         pushed = _push(result.output, push_to_hub, pushing, quiet=as_json)
     if as_json:
-        output.print_json(
-            {"schema_version": 1, "output": None if failed else str(target), **result.record, **(pushed or {})}
+        output.print_document(
+            "widen", {"output": None if failed else str(target), **result.record, "pushed": None, **(pushed or {})}
         )
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
@@ -142,7 +144,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
 
 
 def _report(result: Widened) -> None:
-    console = output.stdout()
+    console = output.report()
     console.print(render.axes_table(result.plan))
     before, after = result.plan.num_parameters
     size = output.bytes_text(result.plan.num_bytes)

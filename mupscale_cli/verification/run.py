@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -41,6 +42,7 @@ from mupscale_cli.verification.training import batch_loss, verify_training
 from mupscale_cli.verification.weights import unperturbed, without_noise
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
 _PADDING = 5
 _TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
@@ -345,7 +347,10 @@ def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
             )
         needed = _OVERHEAD * parameters * DTYPES[candidate].itemsize
         if free is None or needed <= free:
+            room = "" if free is None else f" of {free / 1e9:.1f} GB that are free"
+            _log.info("one model at a time in %s on %s: %.2g GB%s", candidate, _describe(device), needed / 1e9, room)
             return DTYPES[candidate]
+        _log.info("not in %s: %.2f GB are needed, %.1f GB are free", candidate, needed / 1e9, free / 1e9)
     raise _too_large(needed, candidates[-1], device)
 
 

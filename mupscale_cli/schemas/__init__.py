@@ -1,0 +1,98 @@
+"""The documents that `--json` prints: the name and version of each, and its JSON Schema.
+
+Within a version keys are only added; a key that changes or goes raises the version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+from mupscale_cli.errors import MupscaleError
+
+# The name of every document and its version; each has a file NAME.json beside this one.
+VERSIONS = {
+    "demo": 1,
+    "error": 1,
+    "help": 1,
+    "hparams": 1,
+    "inspect": 1,
+    "plan": 1,
+    "push": 1,
+    "recipe-check": 1,
+    "recipe-draft": 1,
+    "recipe": 1,
+    "recipes": 1,
+    "record": 1,
+    "run": 1,
+    "sweep": 1,
+    "verify": 1,
+    "verify-weights": 1,
+    "widen": 1,
+}
+
+
+def versioned(schema: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document that begins with the name of its schema and its version."""
+    return {**document_head(schema), **{key: value for key, value in document.items() if key not in _HEAD}}
+
+
+_HEAD = ("schema", "schema_version")
+
+
+def document_head(schema: str) -> dict[str, Any]:
+    """What every document begins with."""
+    return dict(zip(_HEAD, (schema, VERSIONS[schema]), strict=True))
+
+
+def load_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a document, with everything that it refers to inside of it.
+
+    Raises:
+        MupscaleError: there is no such document.
+    """
+    if name not in VERSIONS:
+        raise MupscaleError(f"there is no schema `{name}`", hint=f"known: {', '.join(VERSIONS)}")
+    schema = _read(name)
+    parts: dict[str, Any] = {}
+    wanted = set(_references(schema))
+    while missing := sorted(wanted - parts.keys()):
+        for part in missing:
+            parts[part] = _read(part)
+            wanted |= set(_references(parts[part]))
+    bundled: dict[str, Any] = _local(schema)
+    if parts:
+        bundled["$defs"] = {part: _local(content) for part, content in sorted(parts.items())}
+    return bundled
+
+
+def _read(name: str) -> dict[str, Any]:
+    text = resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _references(node: Any) -> Iterator[str]:
+    """The other files that a schema refers to, as `{"$ref": "NAME.json"}`."""
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str) and node["$ref"].endswith(".json"):
+            yield node["$ref"].removesuffix(".json")
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def _local(node: Any) -> Any:
+    """The same with its references to files pointing to its own `$defs`."""
+    if isinstance(node, list):
+        return [_local(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    result = {key: _local(value) for key, value in node.items() if key not in ("$id", "$schema") or "title" in node}
+    if isinstance(result.get("$ref"), str) and result["$ref"].endswith(".json"):
+        result["$ref"] = f"#/$defs/{result['$ref'].removesuffix('.json')}"
+    return result
