@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
+from mupscale_cli.checkpoint.digest import LEAF_BYTES, TensorDigest
 from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.expand import DimIndex, dim_index, element_dtype, expand
-from mupscale_cli.layout import DimMap, keep_dims
+from mupscale_cli.layout import DimMap, Strip, keep_dims
 from mupscale_cli.noise import Rows, add_noise, measured_std
 from mupscale_cli.perturbation import Noise
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.repeats import all_rows, without_repeats
 from mupscale_cli.specs import DTYPES
+from mupscale_cli.workers import num_workers, work_through
 
 
 class Writer(Protocol):
-    """Something that takes the bytes of tensors at their places."""
+    """Something that takes the bytes of tensors at their places, from several threads."""
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Take bytes of a tensor from its byte `start` on."""
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Take consecutive pieces of a tensor from its byte `start` on; a piece may come several times."""
 
 
-BLOCK_BYTES = 8 << 20  # of the target; it fits a cache, and a large model is still few blocks
-_NOISY = 8  # noise is made in wider types, so its blocks are so many times smaller
+BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
+_NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller
 Progress = Callable[[int], None]
+Digests = Mapping[str, TensorDigest]
 (_ONE_ROW,) = keep_dims((1,))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is known of a plan's output once it is written.
+
+    Attributes:
+        stds: the standard deviation of the noise of every tensor that has some.
+        digests: the hash of every shard, by its file.
+    """
+
+    stds: dict[str, float]
+    digests: dict[str, str]
 
 
 def convert(
@@ -45,7 +66,10 @@ def convert(
     reserve: int = 0,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
-) -> dict[str, float]:
+    sources: Digests | None = None,
+    done: Mapping[str, FinishedShard] = MappingProxyType({}),
+    finished: Callable[[FinishedShard], None] = lambda _: None,
+) -> Converted:
     """Write every shard of a plan.
 
     Args:
@@ -56,20 +80,31 @@ def convert(
         reserve: blank bytes to leave in each header.
         progress: called with the bytes of tensor data just written.
         block_bytes: size of a block of the output; memory is a few times that.
-
-    Returns:
-        The standard deviation of the noise of every tensor that has some.
+        sources: hashes of the source's tensors, to be fed with what is read.
+        done: shards that are there already.
+        finished: called with each shard when it is on the disk.
 
     Raises:
         CheckpointError: the source changed while it was read, or what would be scaled is not finite.
         OutputError: the disk refused.
     """
-    sizes: dict[str, float] = {}
+    shards = []
     for shard in plan.shards:
+        if shard.file in done:
+            shards.append(done[shard.file])
+            progress(shard.num_bytes)
+            continue
         specs = tuple(tensor.target for tensor in shard.tensors)
         with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
-            sizes |= write_tensors(shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes)
-    return sizes
+            stds = write_tensors(
+                shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources
+            )
+        taken = {tensor.source.name: (sources or {}).get(tensor.source.name) for tensor in shard.tensors}
+        read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
+        shards.append(FinishedShard(shard.file, writer.digest, stds, read))
+        finished(shards[-1])
+    stds = {name: std for shard in shards for name, std in shard.stds.items()}
+    return Converted(stds, {shard.file: shard.digest for shard in shards})
 
 
 def write_tensors(
@@ -79,8 +114,9 @@ def write_tensors(
     *,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
+    sources: Digests | None = None,
 ) -> dict[str, float]:
-    """Read, expand and write tensors, one block at a time.
+    """Read, expand and write tensors, a block at a time on each thread.
 
     Args:
         tensors: what to write.
@@ -88,83 +124,129 @@ def write_tensors(
         writer: takes the bytes.
         progress: called with the bytes just written.
         block_bytes: size of a block of the output.
+        sources: hashes of the source's tensors, to be fed with what is read.
 
     Returns:
         The standard deviation of the noise of every tensor that has some.
     """
-    with RowReader() as reader:
-        stds = {
-            tensor.target.name: _write_tensor(tensor, stored[tensor.source.name], reader, writer, progress, block_bytes)
-            for tensor in tensors
-        }
-    return {name: std for name, std in stds.items() if std is not None}
+    stds: dict[str, float] = {}
+    with ExitStack() as stack:
+        rooms = [_Room(stack.enter_context(RowReader()), sources or {}) for _ in range(num_workers())]
+        planning = _Room(stack.enter_context(RowReader()), sources or {})
+        jobs = _jobs(tensors, stored, block_bytes, planning, stds)
+        work_through(jobs, [partial(_do, room=room, writer=writer, progress=progress) for room in rooms])
+    return stds
 
 
-def _write_tensor(
-    tensor: TensorPlan,
-    stored: StoredTensor,
-    reader: RowReader,
-    writer: Writer,
-    progress: Progress,
-    block_bytes: int,
-) -> float | None:
-    """Write one tensor; returns the standard deviation of its noise."""
-    if tensor.target.num_elements == 0:
-        return None
-    dtype = DTYPES[tensor.source.dtype]
-    columns = tensor.dims[1:]
-    row_bytes = dtype.size * math.prod(dim.size for dim in columns)
-    wide_row_bytes = dtype.size * math.prod(dim.wide_size for dim in columns)
+@dataclass(frozen=True)
+class _Job:
+    """A block of a tensor."""
 
-    def read(start: int, count: int) -> torch.Tensor:
-        buffer, rows = _blank((count, row_bytes // dtype.size), element_dtype(tensor.source.dtype, dtype.size))
-        reader.read(stored, start * row_bytes, memoryview(buffer))
+    tensor: TensorPlan
+    stored: StoredTensor
+    block: Block
+    noise: _TensorNoise | None
+
+
+class _Room:
+    """What one thread works with: a reader, and memory that it uses again and again."""
+
+    def __init__(self, reader: RowReader, sources: Digests) -> None:
+        self.reader = reader
+        self.sources = sources
+        self._buffers: dict[str, bytearray] = {}
+
+    def blank(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> tuple[memoryview, torch.Tensor]:
+        """Bytes for a use, and the tensor that they are; valid until it is asked again for the same use."""
+        size = math.prod(shape) * dtype.itemsize
+        if len(self._buffers.get(use, b"")) < size:
+            self._buffers[use] = bytearray(size)
+        buffer = self._buffers[use]
+        return memoryview(buffer)[:size], torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(*shape)
+
+    def rows(self, tensor: TensorPlan, stored: StoredTensor, start: int, count: int) -> torch.Tensor:
+        """Rows of the source, (rows, columns)."""
+        size = DTYPES[tensor.source.dtype].size
+        columns = math.prod(dim.size for dim in tensor.dims[1:])
+        data, rows = self.blank("source", (count, columns), element_dtype(tensor.source.dtype, size))
+        self.reader.read(stored, start * columns * size, data)
+        if digest := self.sources.get(tensor.source.name):
+            digest.add(start * columns * size, (data,))
         return rows
 
-    noise = _TensorNoise.of(tensor, read)
-    for block in row_blocks(_rows(tensor), wide_row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
-        source = read(block.row, block.num_rows).view(block.num_rows, *(dim.size for dim in columns))
-        _check_finite(tensor, source)
-        buffer, stack = _expanded(tensor, block, source)
-        for group in block.groups:
-            if noise is not None:
-                buffer, noisy = _blank(stack.shape, stack.dtype)
-                noisy.copy_(noise.added(stack, block, group))
-            for piece, place in enumerate(group):
-                for run in place:
-                    if noise is not None:
-                        _check_noisy(tensor, noisy[piece, run.first : run.first + run.count])
-                    start = (piece * block.num_wide_rows + run.first) * wide_row_bytes
-                    data = memoryview(buffer)[start : start + run.count * wide_row_bytes]
-                    writer.write(tensor.target.name, run.row * wide_row_bytes, data)
-                    progress(len(data))
-    return None if noise is None else noise.std
+
+def _jobs(
+    tensors: Iterable[TensorPlan],
+    stored: Mapping[str, StoredTensor],
+    block_bytes: int,
+    room: _Room,
+    stds: dict[str, float],
+) -> Iterator[_Job]:
+    """Every block of every tensor; notes the size of each one's noise, which takes reading it, on the way."""
+    for tensor in tensors:
+        if tensor.target.num_elements == 0:
+            continue
+        place = stored[tensor.source.name]
+        noise = _TensorNoise.of(tensor, partial(room.rows, tensor, place))
+        if noise is not None:
+            stds[tensor.target.name] = noise.std
+        budget = block_bytes if noise is None else block_bytes // _NOISY
+        for block in row_blocks(_rows(tensor), _wide_row_bytes(tensor), budget):
+            yield _Job(tensor, place, block, noise)
 
 
-def _blank(shape: Sequence[int], dtype: torch.dtype) -> tuple[bytearray, torch.Tensor]:
-    """Bytes, and the tensor that they are."""
-    buffer = bytearray(math.prod(shape) * dtype.itemsize)
-    return buffer, torch.frombuffer(buffer, dtype=dtype).view(*shape)
+def _wide_row_bytes(tensor: TensorPlan) -> int:
+    return DTYPES[tensor.source.dtype].size * math.prod(dim.wide_size for dim in tensor.dims[1:])
 
 
-def _expanded(tensor: TensorPlan, block: Block, source: torch.Tensor) -> tuple[bytearray, torch.Tensor]:
-    """The shares of a block, (shares, rows, ...): as bytes and as a tensor."""
-    columns, num_pieces = tensor.dims[1:], len(block.groups[0])
-    shape = (num_pieces, block.num_wide_rows, *(dim.wide_size for dim in columns))
-    buffer, stack = _blank(shape, source.dtype)
-    for piece, target in enumerate(stack):
+def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress) -> None:
+    """Read a block, expand it, and write it to its places."""
+    tensor, block, noise = job.tensor, job.block, job.noise
+    row_bytes = _wide_row_bytes(tensor)
+    source = room.rows(tensor, job.stored, block.row, block.num_rows)
+    source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
+    _check_finite(tensor, source)
+    # Writing one row twice is cheaper than making it twice; not where it is short, or no other row is like it.
+    is_plain = noise is None and row_bytes >= LEAF_BYTES
+    repeats = (without_repeats if is_plain else all_rows)(block.strips, block.num_wide_rows)
+    num_shares = len(block.groups[0])
+    shape = (num_shares, repeats.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
+    data, stack = room.blank("target", shape, source.dtype)
+    _expand(tensor, repeats.strips, source, stack)
+    for group in block.groups:
+        if noise is not None:
+            data, noisy = room.blank("noisy", stack.shape, stack.dtype)
+            noisy.copy_(noise.added(stack, block, group))
+        for share, place in enumerate(group):
+            for run in place:
+                if noise is not None:
+                    _check_noisy(tensor, noisy[share, run.first : run.first + run.count])
+                pieces = _pieces(data, repeats.within(run.first, run.count), share * repeats.num_rows, row_bytes)
+                writer.write(tensor.target.name, run.row * row_bytes, pieces)
+                progress(run.count * row_bytes)
+
+
+def _pieces(data: memoryview, runs: Sequence[tuple[int, int]], start: int, row_bytes: int) -> list[memoryview]:
+    """Runs of rows as bytes, from row `start` on; equal runs are one object, which is hashed once."""
+    slices = {run: data[(start + run[0]) * row_bytes : (start + sum(run)) * row_bytes] for run in set(runs)}
+    return [slices[run] for run in runs]
+
+
+def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, stack: torch.Tensor) -> None:
+    """Fill the shares of a block, (shares, rows, ...)."""
+    num_shares = len(stack)
+    for share, target in enumerate(stack):
         expand(
             source,
             target,
-            (block.strips, *(dim.strips for dim in columns)),
+            (rows, *(dim.strips for dim in tensor.dims[1:])),
             scale=tensor.scale * tensor.shrink,
             offset=tensor.offset,
-            piece=tensor.piece * num_pieces + piece,
-            num_pieces=tensor.name_pieces * num_pieces,
+            piece=tensor.piece * num_shares + share,
+            num_pieces=tensor.name_pieces * num_shares,
             first_only=tensor.first_only,
             fresh=tensor.fresh,
         )
-    return buffer, stack
 
 
 @dataclass(frozen=True)
@@ -204,7 +286,8 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
     place = (Run(0, 0, rows.wide_size),)
     whole = Block(0, rows.size, rows.wide_size, rows.strips, ((place,),))
     shaped = source.view(rows.size, *(dim.size for dim in tensor.dims[1:]))
-    _, stack = _expanded(tensor, whole, shaped)
+    stack = torch.empty((1, rows.wide_size, *(dim.wide_size for dim in tensor.dims[1:])), dtype=source.dtype)
+    _expand(tensor, rows.strips, shaped, stack)
     noise = _TensorNoise.of(tensor, lambda start, count: shaped.view(rows.size, -1)[start : start + count])
     return (stack if noise is None else noise.added(stack, whole, (place,))).view(tensor.target.shape)
 
@@ -224,8 +307,13 @@ def _check_noisy(tensor: TensorPlan, rows: torch.Tensor) -> None:
 
 
 def _check_finite(tensor: TensorPlan, source: torch.Tensor) -> None:
-    if (tensor.is_scaled or tensor.noise is not None) and not bool(torch.isfinite(source).all()):
+    if (tensor.is_scaled or tensor.noise is not None) and not _is_finite(source):
         raise CheckpointError(
             f"`{tensor.source.name}` holds values that are not finite (NaN or infinity), and would be scaled",
             hint="the checkpoint is broken there; take an earlier one",
         )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether all are; NaN and infinities show in the extremes."""
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(values))

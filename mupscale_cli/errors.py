@@ -47,6 +47,10 @@ class OutputError(MupscaleError):
     """An output that cannot be written where it was asked for."""
 
 
+class OutputExistsError(OutputError):
+    """An output that has appeared under the final name meanwhile."""
+
+
 class VerifyError(MupscaleError):
     """A verification that could not be run; models that differ are a result, not an error."""
 

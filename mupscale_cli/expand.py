@@ -17,6 +17,8 @@ from mupscale_cli.maps import FRESH, CopyMap
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Elements that are only copied need no more of their type than its width.
 _COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+_MOST_COPIES = 64  # that are written one by one
 _SPLIT_BITS = 27  # Dekker: half of float64's digits
 
 
@@ -81,6 +83,8 @@ def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
 
     Source: design.md section 2, "Exact splitting"; `Shares` has the proof.
     """
+    if isinstance(num_shares, int) and (halved := _halved(values, num_shares)) is not None:
+        return Shares(halved, halved, torch.zeros(()))
     if values.dtype == torch.float64:
         nearest = values / num_shares
         high = (nearest.view(torch.int64) & -(1 << _SPLIT_BITS)).view(torch.float64)
@@ -97,6 +101,17 @@ def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
     neighbour = torch.nextafter(nearest, direction)
     step = neighbour.to(wide) - nearest.to(wide)
     return Shares(nearest, neighbour, remainder / step)
+
+
+def _halved(values: Tensor, num_shares: int) -> Tensor | None:
+    """`values` over a power of two where nothing of them gets lost by that, as to subnormal numbers it can."""
+    is_laned = values.is_contiguous() and values.numel() % 4 == values.storage_offset() % 4 == 0
+    if num_shares & (num_shares - 1) or not is_laned:
+        return None
+    result = values * (1 / num_shares)
+    back = result * num_shares
+    is_exact = torch.equal(back.view(-1).view(torch.int64), values.view(-1).view(torch.int64))  # in large strides
+    return result if is_exact else None
 
 
 Split = Callable[[Tensor, "int | Tensor"], "Shares"]
@@ -319,8 +334,7 @@ def _copy(
     total = inner_pieces * num_pieces
     shares = split(values, total) if total > 1 else None
     if shares is None or shares.are_equal:
-        nearest = values if shares is None else shares.nearest
-        _places(target, start, digits).copy_(_spread(nearest, digits))
+        _copy_to(target, start, values if shares is None else shares.nearest, digits)
         return
     places = _places(target, start, digits)
     for copies in itertools.product(*(range(digit.units.copies) for digit in summed)):
@@ -329,6 +343,40 @@ def _copy(
             index = index * digit.units.copies + copy
         share = _spread(shares.share(index), digits)
         _select(places, digits, copies).copy_(_select(share, digits, (0,) * len(copies)))
+
+
+def _copy_to(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> None:
+    """Copy elements to all their places."""
+    if digits and _copy_as_wider(target, start, values, digits):
+        return
+    places, spread = _places(target, start, digits), _spread(values, digits)
+    copies = [range(digit.units.copies) for digit in digits]
+    if math.prod(map(len, copies)) > _MOST_COPIES:
+        places.copy_(spread)
+        return
+    for chosen in itertools.product(*copies):  # one by one, since torch is slow where the innermost stride is 0
+        to = tuple(part for copy in chosen for part in (slice(None), copy))
+        places[to].copy_(spread[(slice(None), 0) * len(digits)])
+
+
+def _copy_as_wider(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> bool:
+    """Write copies that lie side by side as one wider integer, if they do and there is such a type.
+
+    That integer is the element, as an unsigned one, times 1 + 2^bits + 2^(2 bits) ...
+    """
+    size, copies = target.element_size(), digits[-1].units.copies
+    wider = _COPY_DTYPES.get(size * copies)
+    places = _places(target, start, digits)
+    steps = places.stride()
+    if wider is None or copies == 1 or steps[-2:] != (copies, 1) or target.numel() % copies:
+        return False
+    if any(step % copies for step in (*steps[:-2], start, target.storage_offset())):
+        return False
+    whole = target.view(-1).view(wider)
+    whole = whole.as_strided(places.shape[:-1], [step // copies for step in steps[:-1]], start // copies)
+    whole.copy_(_spread(values.view(_UNSIGNED[size]), digits)[..., 0])
+    whole.mul_(sum(1 << (8 * size * copy) for copy in range(copies)))
+    return True
 
 
 def _places(target: Tensor, start: int, digits: Sequence[Digit]) -> Tensor:

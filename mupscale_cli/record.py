@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoint.digest import TensorDigest, safetensors_digest
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.methods import Method, make_method
@@ -20,9 +21,10 @@ from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.scaling import Scaled
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had the SHA-256 of the source's files, and no output
 METADATA_KEY = "mupscale"
 _HASH_BYTES = 1 << 20
+_BLANK = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,11 @@ class Origin:
 
 
 def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) -> dict[str, Any]:
-    """The record of a widening, before its verification.
+    """The record of a widening, before its verification and with blanks for the hashes of its files.
 
     Args:
         plan: what was done.
-        source: the narrow checkpoint; its files are hashed.
+        source: the narrow checkpoint.
         origin: what `verify` finds it by.
         version: of mupscale.
     """
@@ -57,7 +59,8 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
-        "source": {**where, "files": {file.name: file_digest(file) for file in _hashed_files(source)}},
+        "source": {**where, "files": _source_files(source)},
+        "written": {shard.file: {"digest": _BLANK} for shard in plan.shards},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
@@ -92,9 +95,36 @@ def _shared(plan: Plan) -> dict[str, str]:
     return {name: other for name, other in pairs if name not in present and other in present}
 
 
-def _hashed_files(source: Checkpoint) -> Iterable[Path]:
+def _source_files(source: Checkpoint) -> dict[str, dict[str, Any]]:
+    files = {file.name: {"bytes": file.stat().st_size, "digest": _BLANK} for file in source.files}
+    config = _config_file(source)
+    return files if config is None else {**files, config.name: file_digest(config)}
+
+
+def _config_file(source: Checkpoint) -> Path | None:
     config = source.path / CONFIG
-    return (*source.files, config) if config.is_file() else source.files
+    return config if config.is_file() else None
+
+
+def with_digests(
+    record: Mapping[str, Any], source: Checkpoint, known: Mapping[str, TensorDigest], outputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """A record with the hashes of its files, of the length of what stood there.
+
+    Args:
+        record: what `make_record` made.
+        source: the narrow checkpoint.
+        known: hashes of its tensors; what they lack is read.
+        outputs: the hash of every shard.
+
+    Raises:
+        CheckpointError: the source changed meanwhile.
+    """
+    files = dict(record["source"]["files"])
+    for file in source.files:
+        files[file.name] = {**files[file.name], "digest": safetensors_digest(file, known)}
+    shards = {name: {"digest": digest} for name, digest in outputs.items()}
+    return {**record, "source": {**record["source"], "files": files}, "written": shards}
 
 
 def file_digest(file: Path) -> dict[str, Any]:
@@ -208,10 +238,31 @@ def check_record(record: Mapping[str, Any], file: Path) -> None:
 def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     """The name of a file of the source that is not what it was when the record was made."""
     files = record.get("source", {}).get("files", {})
-    for file in _hashed_files(source):
+    config = _config_file(source)
+    for file in source.files if config is None else (*source.files, config):
         noted = files.get(file.name)
-        if noted is None or noted["bytes"] != file.stat().st_size or noted["sha256"] != file_digest(file)["sha256"]:
+        if noted is None or noted["bytes"] != file.stat().st_size:
             return file.name
+        found = safetensors_digest(file) if "digest" in noted else file_digest(file)["sha256"]
+        if found != noted.get("digest", noted.get("sha256")):
+            return file.name
+    return None
+
+
+def output_changed(record: Mapping[str, Any], wide: Checkpoint) -> str | None:
+    """The name of a file of the output that is not what was written; None too where the record says nothing of it."""
+    files = record.get("written", {})
+    if not files:
+        return None
+    if wide.is_file:  # whatever it is called by now
+        (noted,) = files.values()
+        return None if noted["digest"] == safetensors_digest(wide.path) else str(wide.path.name)
+    by_name = {file.name: file for file in wide.files}
+    if by_name.keys() != files.keys():
+        return str(min(by_name.keys() ^ files.keys()))
+    for name, noted in files.items():
+        if safetensors_digest(by_name[name]) != noted["digest"]:
+            return str(name)
     return None
 
 

@@ -17,7 +17,14 @@ from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
-from mupscale_cli.record import METADATA_KEY, check_record, recorded_method, recorded_noise, source_changed
+from mupscale_cli.record import (
+    METADATA_KEY,
+    check_record,
+    output_changed,
+    recorded_method,
+    recorded_noise,
+    source_changed,
+)
 from mupscale_cli.verification import (
     Verification,
     VerifyOptions,
@@ -69,6 +76,11 @@ def verify(
                 training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
             )
         found = replace(found, training=training)
+    if found.agrees and (changed := output_changed(again.record, again.wide)):
+        raise CheckpointError(
+            f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
+            hint="`mupscale verify --weights` names what differs",
+        )
     _note(again.wide, {**again.record, "verification": found.as_record()})
     return found
 

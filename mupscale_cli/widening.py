@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.errors import MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.matching import match_rules
@@ -29,10 +31,12 @@ from mupscale_cli.optimizer.files import (
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
-from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path
+from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path, with_digests
 from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
+    from mupscale_cli.checkpoint.journal import Journal
+    from mupscale_cli.checkpoint.target import Staging
     from mupscale_cli.verification import Verification, VerifyOptions
 
 _log = logging.getLogger(__name__)  # `-v` shows it
@@ -328,6 +332,7 @@ def widen(
     method: str | Method = MUPSCALE,
     perturbation: Perturbation | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),
     plan: Plan | None = None,
@@ -350,6 +355,7 @@ def widen(
         method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
         perturbation: noise that tells the copies apart; the method's own if not given.
         overwrite: replace an existing output that mupscale wrote.
+        resume: go on where a run that was killed stopped: its finished shards are checked, and not made again.
         verify: whether, or with which options, to check that both models agree.
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
         plan: the plan, if it was made before.
@@ -358,7 +364,9 @@ def widen(
     Raises:
         MupscaleError: something the user can fix; nothing was left under the output's name.
     """
-    from mupscale_cli.checkpoint.target import Staging, check_output  # these import no torch, but convert does
+    from mupscale_cli.checkpoint.digest import tensor_digests  # these import no torch, but convert does
+    from mupscale_cli.checkpoint.journal import JOURNAL, Journal, check_finished
+    from mupscale_cli.checkpoint.target import Staging, check_output
     from mupscale_cli.convert import convert
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
@@ -373,18 +381,26 @@ def widen(
     found = source.checkpoint
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
-    check_output(target, found.path, needed_bytes=needed, overwrite=overwrite)
-    events.phase("hashing the source", found.num_bytes)
+    check_output(target, found.path, needed_bytes=0 if resume else needed, overwrite=overwrite)
     record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
-    with Staging(target, overwrite=overwrite) as staging:
+    digests = tensor_digests(found.specs)
+    resumable = Staging(target, overwrite=overwrite)
+    journal = _journal(resumable, record, plan, resume=resume)
+    with resumable as staging:
+        if journal is None:
+            journal = Journal(staging.directory, _fingerprint(record, plan), {})
+        staging.keep = partial(_is_worth_keeping, plan, journal)
+        events.phase("checking what is finished", 0) if journal.shards else None
+        done = check_finished(journal, found.tensors, digests) if journal.shards else {}
+        staging.clear(JOURNAL, *done)
         events.phase("widening", plan.num_bytes)
         metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
-        reserve = _record_reserve(plan) if found.is_file else 0
-        stds = convert(
-            plan, found.tensors, staging.directory, metadata=metadata, reserve=reserve, progress=events.advance
-        )
-        record["noise"] = stds
-        plan = with_noise(plan, stds)
+        converted = convert(
+            plan, found.tensors, staging.directory, metadata=metadata, progress=events.advance, sources=digests,
+            reserve=_record_reserve(plan) if found.is_file else 0, done=done, finished=journal.note,
+        )  # fmt: skip
+        record = {**with_digests(record, found, digests, converted.digests), "noise": converted.stds}
+        plan = with_noise(plan, converted.stds)
         _write_companions(plan, found, staging.directory)
         if carried is not None:
             events.phase("optimizer state", carried.state.num_bytes)
@@ -393,10 +409,54 @@ def widen(
         record["verification"] = verification.as_record() if verification else None
         if verification is not None and not verification.agrees:
             return Widened(target, plan, record, verification, None)
+        journal.clear()
         _publish(staging, plan, found, target, record)
     taken = carried.files if carried else ()
     left = tuple(file for file in found.left_files if file not in taken)
     return Widened(target, plan, record, verification, skipped, left)
+
+
+def _fingerprint(record: Mapping[str, Any], plan: Plan) -> str:
+    """What tells whether a run that was killed was making the same."""
+    from mupscale_cli.checkpoint.journal import fingerprint
+
+    shards = [
+        [
+            shard.file,
+            [[spec.name, spec.dtype, list(spec.shape)] for spec in (tensor.target for tensor in shard.tensors)],
+        ]
+        for shard in plan.shards
+    ]
+    return fingerprint(record, shards)
+
+
+def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume: bool) -> Journal | None:
+    """The journal of the killed run that is continued; None if there is none."""
+    from mupscale_cli.checkpoint.journal import read_journal
+
+    wanted = _fingerprint(record, plan)
+
+    def is_wanted(folder: Path) -> bool:
+        found = read_journal(folder)
+        if found is None:  # it was killed before it had finished anything
+            shutil.rmtree(folder, ignore_errors=True)
+        return found is not None and found.fingerprint == wanted
+
+    return read_journal(staging.directory) if resume and staging.resume(is_wanted) else None
+
+
+def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> bool:
+    """Whether to leave what is finished for `--resume`; says so in the error, where that is for people."""
+    is_final = isinstance(error, MupscaleError) and not isinstance(error, OutputError)
+    if is_final or isinstance(error, OutputExistsError) or not journal.shards or len(plan.shards) == 1:
+        return False
+    count = f"{len(journal.shards)} of {len(plan.shards)} files are finished and kept in `{journal.directory}`"
+    what = f"{count}; the same command with `--resume` goes on from there"
+    if isinstance(error, MupscaleError):
+        error.hint = f"free some space; {what}"
+    elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+        error.kept = what  # type: ignore[union-attr]  # for the command line to show
+    return True
 
 
 def _record_reserve(plan: Plan) -> int:
@@ -494,7 +554,7 @@ def _verify(
 
 def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record: dict[str, Any]) -> None:
     from mupscale_cli.checkpoint.header import replace_metadata
-    from mupscale_cli.checkpoint.target import write_json
+    from mupscale_cli.checkpoint.target import LOCK, write_json
 
     if not source.is_file:
         write_json(staging.directory / RECORD, record)
@@ -502,7 +562,7 @@ def _publish(staging: Any, plan: Plan, source: Checkpoint, target: Path, record:
         return
     (shard,) = plan.shards
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
-    names = (file.name for file in staging.directory.iterdir() if file.name != shard.file)
+    names = (file.name for file in staging.directory.iterdir() if file.name not in (shard.file, LOCK))
     staging.publish_file(shard.file, {name: _beside(target, name) for name in names})
 
 

@@ -216,13 +216,13 @@ INTERRUPT = """
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is born deaf to it
 import mupscale_cli.convert as convert
-write, blocks = convert._expanded, []
+write, blocks = convert._expand, []
 def interrupted(*arguments):
     blocks.append(1)
     if len(blocks) == 5:
         os.kill(os.getpid(), signal.{})
     return write(*arguments)
-convert._expanded = interrupted
+convert._expand = interrupted
 """
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mupscale_cli.checkpoint.digest import safetensors_digest
 from mupscale_cli.convert import convert
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.widening import find_source, plan_widening, widen
@@ -43,7 +44,7 @@ def test_the_record_says_what_was_done_and_no_more(saved, tmp_path):
     record = widen(source, tmp_path / "deep" / "wide", 2, verify=False).record
     assert record["source"]["path"] == "../narrow"
     files = record["source"]["files"]
-    assert files["model.safetensors"]["sha256"] == digest(source / "model.safetensors")
+    assert files["model.safetensors"]["digest"] == safetensors_digest(source / "model.safetensors")
     assert files["config.json"]["bytes"] == (source / "config.json").stat().st_size
     assert record["axes"]["kv"] == {"size": 2, "wide_size": 4, "factor": 2}
     rules = {rule["pattern"]: rule for rule in record["rules"]}

@@ -14,7 +14,8 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 ORDER = [
     "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
     "document", "parts", "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
-    "blocks", "checkpoint.header", "checkpoint.source", "checkpoint.target", "record", "expand", "noise", "convert",
+    "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
+    "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "workers", "convert",
     "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
@@ -37,7 +38,8 @@ LATER = {  # imported when a command needs them, not when the module is
 }
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
-            "state", "blocks", "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
+            "state", "blocks", "repeats", "checkpoint.journal",
+            "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
             "cli.main"]  # fmt: skip
 
 

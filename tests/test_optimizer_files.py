@@ -293,9 +293,9 @@ def test_a_state_that_could_run_code_is_not_read(run_in_progress, tmp_path):
 def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
     with TorchWriter(tmp_path / "x.pt", {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}) as writer:
-        writer.write("a/0", 4, memoryview(bytearray(torch.full((4,), 2.0).bfloat16().view(torch.uint8).numpy())))
-        writer.write("a/0", 0, memoryview(bytearray(torch.full((2,), 1.0).bfloat16().view(torch.uint8).numpy())))
-        writer.write("b", 0, memoryview(bytearray((7).to_bytes(8, "little"))))
+        writer.write("a/0", 4, (memoryview(bytearray(torch.full((4,), 2.0).bfloat16().view(torch.uint8).numpy())),))
+        writer.write("a/0", 0, (memoryview(bytearray(torch.full((2,), 1.0).bfloat16().view(torch.uint8).numpy())),))
+        writer.write("b", 0, (memoryview(bytearray((7).to_bytes(8, "little"))),))
     found = torch.load(tmp_path / "x.pt", weights_only=True)
     assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
     assert (found["b"].item(), found["c"]) == (7, [1, "x"])

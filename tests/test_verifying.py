@@ -135,7 +135,7 @@ def test_a_checkpoint_without_record_was_not_widened(pair):
         verify(pair / "wide", pair / "narrow")
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, 1.5])
+@pytest.mark.parametrize("version", [3, 0, "1", None, 1.5])
 def test_a_record_of_another_format_is_refused(version, pair):
     change_record(pair / "wide", format_version=version)
     with pytest.raises(CheckpointError, match="upgrade mupscale"):

@@ -2,47 +2,102 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mupscale_cli.checkpoint.digest import combined, header_digest, tensor_digests
 from mupscale_cli.checkpoint.header import encode_header
+from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
-from mupscale_cli.errors import OutputError
+from mupscale_cli.errors import OutputError, OutputExistsError
 from mupscale_cli.specs import TensorSpec
 
+LOCK = ".lock"  # in the temporary directory
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
+_CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
+_MAX_PIECES = 1024  # of one system call, on every system that has it
 
 
 class Staging:
     """A directory beside the output under a temporary name; `publish` renames what is in it.
 
-    Used as a context manager: whatever happens before `publish`, the final name is untouched and
-    the temporary directory is removed. Only a kill leaves it, under a name that says what it is.
+    Used as a context manager: whatever happens before `publish`, the final name is untouched, and the temporary
+    directory is removed unless `keep` says that it is worth something. A kill leaves it, under a name that says
+    what it is, and for `resume` to find.
+
+    Attributes:
+        output: the final name.
+        directory: the temporary one.
+        keep: whether to leave it when an error passes, so that it can be resumed.
     """
 
     def __init__(self, output: Path, *, overwrite: bool) -> None:
         self.output = output
         self.overwrite = overwrite
         self.directory = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
+        self.keep: Callable[[BaseException], bool] = lambda _error: False
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Staging:
         with reported(self.output):
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.directory.mkdir()
+            if self._lock is None:
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                self.directory.mkdir()
+                self._lock = try_lock(self.directory / LOCK)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._release()
+        if error is None or not self.keep(error):
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def resume(self, is_wanted: Callable[[Path], bool]) -> bool:
+        """Go on in what a killed run left, if it left something; before the context is entered.
+
+        Args:
+            is_wanted: whether a folder holds what is to be made here.
+
+        Raises:
+            OutputError: the other run is still at work.
+        """
+        with reported(self.output):
+            for folder in sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*")):
+                lock = try_lock(folder / LOCK)
+                if lock is None:
+                    raise OutputError(
+                        f"another run is writing `{self.output}`", hint="wait for it, or stop it and try again"
+                    )
+                if is_wanted(folder):
+                    self.directory, self._lock = folder, lock
+                    return True
+                lock.release()
+        return False
+
+    def clear(self, *kept: str) -> None:
+        """Remove everything but some files."""
+        with reported(self.output):
+            for path in self.directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name not in (*kept, LOCK):
+                    path.unlink()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def publish_directory(self) -> None:
         """Give the staged directory its final name; an existing one is replaced if that was asked."""
         with reported(self.output):
+            self._release()
             for file in self.directory.iterdir():
                 _sync(file)
             _sync(self.directory)
@@ -57,6 +112,7 @@ class Staging:
     def publish_file(self, staged: str, beside: Mapping[str, Path]) -> None:
         """Give a staged file its final name, after those that go beside it."""
         with reported(self.output):
+            self._release()
             for file in self.directory.iterdir():
                 _sync(file)
             if self.output.exists():
@@ -68,7 +124,7 @@ class Staging:
 
     def _refuse_existing(self) -> None:
         if not self.overwrite:
-            raise OutputError(
+            raise OutputExistsError(
                 f"`{self.output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
             )
 
@@ -125,13 +181,67 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+class PlacedFile:
+    """Writes pieces of bytes at places of an open file, from several threads; a context manager that closes it."""
+
+    def __init__(self, file: Path, mode: str) -> None:
+        self.file = file
+        with reported(file):
+            self.stream: BinaryIO = open(file, mode, buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> PlacedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def write(self, position: int, pieces: Sequence[memoryview]) -> None:
+        """Write pieces one after the other from a byte on; the same piece may come several times."""
+        with reported(self.file):
+            if _CAN_GATHER:
+                _write_gathered(self.stream.fileno(), position, pieces)
+                return
+            with self._lock:
+                self.stream.seek(position)
+                for piece in pieces:
+                    write_all(self.stream, piece)
+
+
+def _write_gathered(handle: int, position: int, pieces: Sequence[memoryview]) -> None:
+    """Write from where the pieces lie, many in a call, without putting them together in memory first."""
+    for first in range(0, len(pieces), _MAX_PIECES):
+        some = pieces[first : first + _MAX_PIECES]
+        left = sum(map(len, some))
+        while left:
+            done = os.pwritev(handle, some, position)
+            position, left = position + done, left - done
+            if left:
+                some = _after(some, done)
+
+
+def _after(pieces: Sequence[memoryview], done: int) -> list[memoryview]:
+    """The pieces without their first bytes."""
+    for index, piece in enumerate(pieces):
+        if done < len(piece):
+            return [piece[done:], *pieces[index + 1 :]]
+        done -= len(piece)
+    return []
+
+
 class ShardWriter:
-    """Writes one safetensors file: the header first, then tensor data at its final place."""
+    """Writes one safetensors file: the header first, then tensor data at its final place.
+
+    Attributes:
+        file: the file.
+        digests: the hash of each tensor.
+    """
 
     def __init__(
         self, file: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], reserve: int = 0
     ) -> None:
         self.file = file
+        self.digests = tensor_digests(specs)
         header = encode_header(specs, metadata, reserve)
         self.offsets: dict[str, int] = {}
         position = len(header)
@@ -140,28 +250,33 @@ class ShardWriter:
             position += spec.num_bytes
         self._size = position
         self._header = header
-        self._stream: BinaryIO | None = None
+        self._specs, self._metadata = specs, metadata
+        self._out: PlacedFile | None = None
 
     def __enter__(self) -> ShardWriter:
-        with reported(self.file):
-            self._stream = open(self.file, "xb", buffering=0)
-            write_all(self._stream, memoryview(self._header))
+        self._out = PlacedFile(self.file, "xb")
+        self._out.write(0, (memoryview(self._header),))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        assert self._stream is not None
-        with self._stream as stream, reported(self.file):
+        assert self._out is not None
+        with self._out as out, reported(self.file):
             if kind is None:
-                if os.fstat(stream.fileno()).st_size != self._size:
+                if os.fstat(out.stream.fileno()).st_size != self._size:
                     raise OutputError(f"`{self.file}` has not the size that was planned")
-                os.fsync(stream.fileno())
+                os.fsync(out.stream.fileno())
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Write bytes of a tensor from its byte `start` on."""
-        assert self._stream is not None
-        with reported(self.file):
-            self._stream.seek(self.offsets[name] + start)
-            write_all(self._stream, data)
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Write consecutive pieces of a tensor from its byte `start` on; from several threads at once."""
+        assert self._out is not None
+        self._out.write(self.offsets[name] + start, pieces)
+        self.digests[name].add(start, pieces)
+
+    @property
+    def digest(self) -> str:
+        """The hash of the file, once it is complete."""
+        parts = [digest.digest for digest in self.digests.values()]
+        return combined(header_digest(self._specs, self._metadata), [part for part in parts if part is not None])
 
 
 def write_all(stream: BinaryIO, data: memoryview) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +47,9 @@ def widen(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run stopped; what it finished is checked.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
@@ -89,14 +94,12 @@ def widen(
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
-    if missing := source.missing_bytes(state):
-        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
-        output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
-    source = source.fetched(state)  # here, as the client has bars of its own
-    with output.progress() as events:
+    source = _fetched(source, state, plan, target, overwrite=overwrite)
+    with _telling_what_is_kept(), output.progress() as events:
         result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, verify=chosen, state=state, plan=plan, events=events
-        )
+            source, target, number, axes, overwrite=overwrite, resume=resume, verify=chosen, state=state, plan=plan,
+            events=events,
+        )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if not as_json:
         _report(result)
@@ -112,6 +115,27 @@ def widen(
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
         raise typer.Exit(1)
+
+
+def _fetched(
+    source: widening.Source, state: widening.StateOptions, plan: Plan, target: Path, *, overwrite: bool
+) -> widening.Source:
+    """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
+    if missing := source.missing_bytes(state):
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+        output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
+    return source.fetched(state)
+
+
+@contextmanager
+def _telling_what_is_kept() -> Iterator[None]:
+    """Say of an interrupted run what `--resume` would go on from."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if kept := getattr(stop, "kept", None):
+            output.note(f"stopped; {kept}")
+        raise
 
 
 def _print_plan(

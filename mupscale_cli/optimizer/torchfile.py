@@ -11,7 +11,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
 from mupscale_cli.checkpoint.header import StoredTensor
-from mupscale_cli.checkpoint.target import reported, write_all
+from mupscale_cli.checkpoint.target import PlacedFile, reported
 from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.specs import TensorSpec
 
@@ -121,22 +121,20 @@ class TorchWriter:
         except RuntimeError as error:  # torch's own writer reports a full disk this way
             raise OutputError(f"cannot write `{file}`: {str(error).splitlines()[0]}") from None
         self.offsets = {tensor.spec.name: tensor.offset for tensor in read_torch_file(file).tensors.values()}
-        self._stream: BinaryIO = open(file, "r+b", buffering=0)  # noqa: SIM115 (closed on exit)
+        self._out = PlacedFile(file, "r+b")
 
     def __enter__(self) -> TorchWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._stream as stream, reported(self.file):
+        with self._out as out, reported(self.file):
             if kind is None:
-                _write_checksums(self.file, stream)
-                os.fsync(stream.fileno())
+                _write_checksums(self.file, out.stream)
+                os.fsync(out.stream.fileno())
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Write bytes of a tensor from its byte `start` on."""
-        with reported(self.file):
-            self._stream.seek(self.offsets[name] + start)
-            write_all(self._stream, data)
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Write consecutive pieces of a tensor from its byte `start` on."""
+        self._out.write(self.offsets[name] + start, pieces)
 
 
 def _write_checksums(file: Path, stream: BinaryIO) -> None:

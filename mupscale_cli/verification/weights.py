@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,14 +62,24 @@ class _Comparing:
     reader: RowReader
     stored: Mapping[str, StoredTensor]
     first: dict[str, int]
+    held: bytearray = field(default_factory=bytearray)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Compare bytes of a tensor from its byte `start` on."""
-        found = bytearray(len(data))
-        self.reader.read(self.stored[name], start, memoryview(found))
-        if found != data:
-            place = start + next(i for i, (a, b) in enumerate(zip(found, data, strict=True)) if a != b)
-            self.first[name] = min(place, self.first.get(name, place))
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Compare consecutive pieces of a tensor from its byte `start` on."""
+        size = sum(map(len, pieces))
+        with self.lock:
+            if len(self.held) < size:
+                self.held.extend(bytes(size - len(self.held)))
+            found = memoryview(self.held)[:size]
+            self.reader.read(self.stored[name], start, found)
+            done = 0
+            for piece in pieces:
+                part = found[done : done + len(piece)]
+                if bytearray(part) != piece:
+                    place = start + done + next(i for i, (a, b) in enumerate(zip(part, piece, strict=True)) if a != b)
+                    self.first[name] = min(place, self.first.get(name, place))
+                done += len(piece)
 
 
 def _described(tensor: TensorPlan, byte: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
-
-_BUFFER = 8 << 20
 
 
 def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -58,21 +55,6 @@ def save_adam(directory: Path, form: str) -> None:
     settings = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
     group = {**settings, "params": list(range(len(states))), "param_names": list(states)}
     torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
-
-
-def copy_seconds(source: Path, target: Path, num_bytes: int) -> float:
-    """Seconds to write so many bytes by a plain buffered copy that is flushed to the disk."""
-    started = time.perf_counter()
-    left = num_bytes
-    with open(target, "wb") as out:
-        while left:
-            with open(source, "rb") as data:
-                while left and (block := data.read(min(_BUFFER, left))):
-                    out.write(block)
-                    left -= len(block)
-        out.flush()
-        os.fsync(out.fileno())
-    return time.perf_counter() - started
 
 
 def command_seconds(*arguments: str) -> float:

@@ -1,0 +1,110 @@
+"""What of an output is finished, noted beside it while it is written, so that a killed run can be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoint.digest import TensorDigest, complete, safetensors_digest
+from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.source import RowReader, read_json
+from mupscale_cli.checkpoint.target import replace_json
+from mupscale_cli.errors import CheckpointError
+
+JOURNAL = ".mupscale-journal.json"
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard that is complete and on the disk.
+
+    Attributes:
+        file: its name.
+        digest: its hash.
+        stds: the standard deviation of the noise of each of its tensors that has some.
+        sources: the hash of each tensor of the source that it was made from.
+    """
+
+    file: str
+    digest: str
+    stds: dict[str, float]
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The finished shards of one output.
+
+    Attributes:
+        directory: where they are.
+        fingerprint: of what is being made.
+        shards: those that are finished, by file.
+    """
+
+    directory: Path
+    fingerprint: str
+    shards: dict[str, FinishedShard]
+
+    def note(self, shard: FinishedShard) -> None:
+        """Add a shard that is on the disk.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        self.shards[shard.file] = shard
+        content = {"fingerprint": self.fingerprint, "shards": [asdict(done) for done in self.shards.values()]}
+        replace_json(self.directory / JOURNAL, content)
+
+    def clear(self) -> None:
+        """Remove it, when the output is complete."""
+        (self.directory / JOURNAL).unlink(missing_ok=True)
+
+
+def fingerprint(*values: Any) -> str:
+    """A hash of plain values that say what is being made."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_journal(directory: Path) -> Journal | None:
+    """The journal of a folder; None if it has none that can be read."""
+    try:
+        content = read_json(directory / JOURNAL)
+        shards = [FinishedShard(**shard) for shard in content["shards"]]
+        return Journal(directory, content["fingerprint"], {shard.file: shard for shard in shards})
+    except (CheckpointError, KeyError, TypeError):
+        return None
+
+
+def check_finished(
+    journal: Journal, tensors: Mapping[str, StoredTensor], digests: Mapping[str, TensorDigest]
+) -> dict[str, FinishedShard]:
+    """The shards that still are what the journal says, as is what they were made from; others are removed.
+
+    Args:
+        journal: of a run that was killed.
+        tensors: the source's.
+        digests: their hashes, which are fed with what is read.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+    """
+    good = {name: shard for name, shard in journal.shards.items() if _is_good(journal.directory, shard)}
+    with RowReader() as reader:
+        for name, shard in list(good.items()):
+            if any(
+                source not in tensors or complete(digests[source], tensors[source], reader).hex() != noted
+                for source, noted in shard.sources.items()
+            ):
+                del good[name]
+    return good
+
+
+def _is_good(directory: Path, shard: FinishedShard) -> bool:
+    try:
+        return safetensors_digest(directory / shard.file) == shard.digest
+    except CheckpointError:
+        return False
