@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def verify(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": found.as_record()})
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": asdict(chosen)}})
     return found
 
 

@@ -141,8 +141,9 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
         with output.speaking(voice):
             try:
                 command(*args, **given)
-            except KeyboardInterrupt:
-                raise Interrupted("interrupted; nothing was written") from None
+            except KeyboardInterrupt as stop:
+                kept = getattr(stop, "kept", "nothing was written")
+                raise Interrupted(f"interrupted; {kept}") from None
             except BrokenPipeError:  # as when piped into `head`
                 output.hang_up()
                 raise typer.Exit(141) from None

@@ -129,10 +129,10 @@ def _fetched(
 
 @contextmanager
 def _telling_what_is_kept() -> Iterator[None]:
-    """Say of an interrupted run what `--resume` would go on from."""
+    """Say of a terminated run what `--resume` would go on from."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except SystemExit as stop:
         if kept := getattr(stop, "kept", None):
             output.note(f"stopped; {kept}")
         raise

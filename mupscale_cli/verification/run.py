@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.maps import CopyMap
+from mupscale_cli.memory import comparing_bytes, free_bytes, training_bytes
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
@@ -45,8 +45,6 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 _log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
 _PADDING = 5
-_TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
-_OVERHEAD = 1.2  # activations, and what loading holds beside the weights
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def train_checkpoints(
             + "; leave `--steps` away"
         )
     device = _device(options.device)
-    _check_memory(_TRAINING_COPIES * sum(plan.num_parameters) * 8, "float64 with gradients and optimizer state", device)
+    _check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
     load, _ = _reference(options, plan)
     plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
     with plain as checkpoint:
@@ -345,7 +343,7 @@ def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
             raise VerifyError(
                 f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}"
             )
-        needed = _OVERHEAD * parameters * DTYPES[candidate].itemsize
+        needed = comparing_bytes(parameters, DTYPES[candidate].itemsize)
         if free is None or needed <= free:
             room = "" if free is None else f" of {free / 1e9:.1f} GB that are free"
             _log.info("one model at a time in %s on %s: %.2g GB%s", candidate, _describe(device), needed / 1e9, room)
@@ -371,16 +369,7 @@ def _free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return free_bytes()
 
 
 def _describe(device: torch.device) -> str:
