@@ -19,8 +19,8 @@ from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
-from mupscale_cli.errors import CheckpointError
 from mupscale_cli.expand import DimIndex, dim_index, element_dtype, expand
+from mupscale_cli.finite import NonFinite, check_noisy
 from mupscale_cli.layout import DimMap, Strip, keep_dims
 from mupscale_cli.noise import Rows, add_noise, measured_std
 from mupscale_cli.perturbation import Noise
@@ -51,10 +51,14 @@ class Converted:
     Attributes:
         stds: the standard deviation of the noise of every tensor that has some.
         digests: the hash of every shard, by its file.
+        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+        overflowed: tensors in which scaling made infinities.
     """
 
     stds: dict[str, float]
     digests: dict[str, str]
+    nonfinite: dict[str, int]
+    overflowed: tuple[str, ...]
 
 
 def convert(
@@ -69,6 +73,7 @@ def convert(
     sources: Digests | None = None,
     done: Mapping[str, FinishedShard] = MappingProxyType({}),
     finished: Callable[[FinishedShard], None] = lambda _: None,
+    allow_nonfinite: bool = False,
 ) -> Converted:
     """Write every shard of a plan.
 
@@ -83,9 +88,10 @@ def convert(
         sources: hashes of the source's tensors, to be fed with what is read.
         done: shards that are there already.
         finished: called with each shard when it is on the disk.
+        allow_nonfinite: copy NaNs and infinities, and count them.
 
     Raises:
-        CheckpointError: the source changed while it was read, or what would be scaled is not finite.
+        CheckpointError: the source changed while it was read, or holds what is not finite.
         OutputError: the disk refused.
     """
     shards = []
@@ -96,15 +102,19 @@ def convert(
             continue
         specs = tuple(tensor.target for tensor in shard.tensors)
         with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
+            nonfinite = NonFinite(is_allowed=allow_nonfinite)
             stds = write_tensors(
-                shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources
-            )
+                shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources,
+                nonfinite=nonfinite,
+            )  # fmt: skip
         taken = {tensor.source.name: (sources or {}).get(tensor.source.name) for tensor in shard.tensors}
         read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
-        shards.append(FinishedShard(shard.file, writer.digest, stds, read))
+        shards.append(FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed))
         finished(shards[-1])
     stds = {name: std for shard in shards for name, std in shard.stds.items()}
-    return Converted(stds, {shard.file: shard.digest for shard in shards})
+    counts = {name: count for shard in shards for name, count in shard.nonfinite.items()}
+    overflowed = tuple(name for shard in shards for name in shard.overflowed)
+    return Converted(stds, {shard.file: shard.digest for shard in shards}, counts, overflowed)
 
 
 def write_tensors(
@@ -115,6 +125,7 @@ def write_tensors(
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
     sources: Digests | None = None,
+    nonfinite: NonFinite | None = None,
 ) -> dict[str, float]:
     """Read, expand and write tensors, a block at a time on each thread.
 
@@ -125,16 +136,23 @@ def write_tensors(
         progress: called with the bytes just written.
         block_bytes: size of a block of the output.
         sources: hashes of the source's tensors, to be fed with what is read.
+        nonfinite: takes note of NaNs and infinities; they are refused if not given.
 
     Returns:
         The standard deviation of the noise of every tensor that has some.
+
+    Raises:
+        CheckpointError: the source changed while it was read, or holds what is not finite.
+        OutputError: the disk refused.
     """
     stds: dict[str, float] = {}
+    nonfinite = nonfinite or NonFinite(is_allowed=False)
     with ExitStack() as stack:
         rooms = [_Room(stack.enter_context(RowReader()), sources or {}) for _ in range(num_workers())]
         planning = _Room(stack.enter_context(RowReader()), sources or {})
-        jobs = _jobs(tensors, stored, block_bytes, planning, stds)
-        work_through(jobs, [partial(_do, room=room, writer=writer, progress=progress) for room in rooms])
+        jobs = _jobs(tensors, stored, block_bytes, planning, stds, nonfinite)
+        work_through(jobs, [partial(_do, room=room, writer=writer, progress=progress, nonfinite=nonfinite)
+                            for room in rooms])  # fmt: skip
     return stds
 
 
@@ -181,13 +199,20 @@ def _jobs(
     block_bytes: int,
     room: _Room,
     stds: dict[str, float],
+    nonfinite: NonFinite,
 ) -> Iterator[_Job]:
     """Every block of every tensor; notes the size of each one's noise, which takes reading it, on the way."""
     for tensor in tensors:
         if tensor.target.num_elements == 0:
             continue
         place = stored[tensor.source.name]
-        noise = _TensorNoise.of(tensor, partial(room.rows, tensor, place))
+
+        def rows(start: int, count: int, tensor: TensorPlan = tensor, place: StoredTensor = place) -> torch.Tensor:
+            found = room.rows(tensor, place, start, count)
+            nonfinite.note(tensor, found, start)  # before anything is computed of it
+            return found
+
+        noise = _TensorNoise.of(tensor, rows)
         if noise is not None:
             stds[tensor.target.name] = noise.std
         budget = block_bytes if noise is None else block_bytes // _NOISY
@@ -199,13 +224,13 @@ def _wide_row_bytes(tensor: TensorPlan) -> int:
     return DTYPES[tensor.source.dtype].size * math.prod(dim.wide_size for dim in tensor.dims[1:])
 
 
-def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress) -> None:
+def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress, nonfinite: NonFinite) -> None:
     """Read a block, expand it, and write it to its places."""
     tensor, block, noise = job.tensor, job.block, job.noise
     row_bytes = _wide_row_bytes(tensor)
     source = room.rows(tensor, job.stored, block.row, block.num_rows)
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
-    _check_finite(tensor, source)
+    nonfinite.note(tensor, source, block.row)
     # Writing one row twice is cheaper than making it twice; not where it is short, or no other row is like it.
     is_plain = noise is None and row_bytes >= LEAF_BYTES
     repeats = (without_repeats if is_plain else all_rows)(block.strips, block.num_wide_rows)
@@ -213,6 +238,7 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress) -> None:
     shape = (num_shares, repeats.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
     data, stack = room.blank("target", shape, source.dtype)
     _expand(tensor, repeats.strips, source, stack)
+    nonfinite.note_overflow(tensor, source, stack)
     for group in block.groups:
         if noise is not None:
             data, noisy = room.blank("noisy", stack.shape, stack.dtype)
@@ -220,7 +246,7 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress) -> None:
         for share, place in enumerate(group):
             for run in place:
                 if noise is not None:
-                    _check_noisy(tensor, noisy[share, run.first : run.first + run.count])
+                    check_noisy(tensor, noisy[share, run.first : run.first + run.count])
                 pieces = _pieces(data, repeats.within(run.first, run.count), share * repeats.num_rows, row_bytes)
                 writer.write(tensor.target.name, run.row * row_bytes, pieces)
                 progress(run.count * row_bytes)
@@ -271,23 +297,26 @@ class _TensorNoise:
         return add_noise(stack, self.noise, self.std, block.strips, self.columns, places)
 
 
-def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
+def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite | None = None) -> torch.Tensor:
     """The widened tensor in memory.
 
     Args:
         tensor: how it is made.
         source: contiguous, of the narrow shape and the type of the plan's source.
+        nonfinite: takes note of NaNs and infinities; they are refused if not given.
 
     Raises:
-        CheckpointError: what would be scaled is not finite.
+        CheckpointError: it is not finite.
     """
-    _check_finite(tensor, source)
+    nonfinite = nonfinite or NonFinite(is_allowed=False)
+    nonfinite.note(tensor, source, 0)
     rows = _rows(tensor)
     place = (Run(0, 0, rows.wide_size),)
     whole = Block(0, rows.size, rows.wide_size, rows.strips, ((place,),))
     shaped = source.view(rows.size, *(dim.size for dim in tensor.dims[1:]))
     stack = torch.empty((1, rows.wide_size, *(dim.wide_size for dim in tensor.dims[1:])), dtype=source.dtype)
     _expand(tensor, rows.strips, shaped, stack)
+    nonfinite.note_overflow(tensor, source, stack)
     noise = _TensorNoise.of(tensor, lambda start, count: shaped.view(rows.size, -1)[start : start + count])
     return (stack if noise is None else noise.added(stack, whole, (place,))).view(tensor.target.shape)
 
@@ -295,25 +324,3 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor) -> torch.Tensor:
 def _rows(tensor: TensorPlan) -> DimMap:
     """The map of the rows; a scalar is one row."""
     return tensor.dims[0] if tensor.dims else _ONE_ROW
-
-
-def _check_noisy(tensor: TensorPlan, rows: torch.Tensor) -> None:
-    """Refuse noise that the tensor's type cannot hold."""
-    if not bool(torch.isfinite(rows).all()):
-        raise CheckpointError(
-            f"with its noise, `{tensor.target.name}` has values that {tensor.target.dtype} cannot hold",
-            hint="take less noise, or widen the checkpoint in float32 or bfloat16",
-        )
-
-
-def _check_finite(tensor: TensorPlan, source: torch.Tensor) -> None:
-    if (tensor.is_scaled or tensor.noise is not None) and not _is_finite(source):
-        raise CheckpointError(
-            f"`{tensor.source.name}` holds values that are not finite (NaN or infinity), and would be scaled",
-            hint="the checkpoint is broken there; take an earlier one",
-        )
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    """Whether all are; NaN and infinities show in the extremes."""
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(values))

@@ -14,9 +14,9 @@ def bytes_text(count: float) -> str:
 
 def count_text(count: float) -> str:
     """A number of parameters as people write it: 254 M."""
-    for unit in ("", " k", " M", " B"):
-        if count < 1000 or unit == " B":
-            return f"{count:.0f}" if unit == "" else f"{count:.3g}{unit}"
+    for unit in ("", " k", " M", " B", " T"):
+        if count < 999.5 or unit == " T":
+            return f"{count:.0f}{unit}" if unit == "" or count >= 999.5 else f"{count:.3g}{unit}"
         count /= 1000
     raise AssertionError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mupscale_cli.figures import count_text
 from mupscale_cli.plan import Plan, TensorPlan
 
 RELIABLE_GROWTH = 2.0  # in parameters: arXiv 2605.13405 found this growth to speed up training most reliably
@@ -60,7 +61,7 @@ def guidance(plan: Plan) -> Guidance:
     budget = TOKENS_A_PARAMETER * parameters[1]
     advice.append(
         f"gains were largest when training then sees fewer than {TOKENS_A_PARAMETER} tokens a parameter: here, fewer "
-        f"than {budget:.2g} tokens ({_STUDY})"
+        f"than {count_text(budget)} tokens ({_STUDY})"
     )
     if plan.perturbation is None and plan.method.is_copying:
         advice.append("copies have equal gradients and never separate: add `--noise 0.1`, or use the new width later")

@@ -75,6 +75,8 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
         "method": plan.method.as_record(),
         "perturbation": plan.perturbation.as_record() if plan.perturbation else None,
         "noise": {},
+        "nonfinite": {},
+        "overflowed": [],
         "optimizer_state": None,
         "verification": None,
     }

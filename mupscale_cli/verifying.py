@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,14 @@ def verify(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": asdict(chosen)}})
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": recorded_options(chosen)}})
     return found
+
+
+def recorded_options(options: VerifyOptions) -> dict[str, Any]:
+    """What a record says of the options of a verification; no paths."""
+    return {"dtype": options.dtype, "device": options.device, "own_model": options.model is not None,
+            "seed": options.seed, "steps": options.steps}  # fmt: skip
 
 
 def verify_weights(

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from mupscale_cli.verification import Verification, VerifyOptions
 
 _log = logging.getLogger(__name__)  # `-v` shows it
-_NOISE_RESERVE = 40  # and for the size of a tensor's noise, beside its name
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
+_NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
 
 
 @dataclass(frozen=True)
@@ -333,6 +333,7 @@ def widen(
     perturbation: Perturbation | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    allow_nonfinite: bool = False,
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),
     plan: Plan | None = None,
@@ -356,6 +357,7 @@ def widen(
         perturbation: noise that tells the copies apart; the method's own if not given.
         overwrite: replace an existing output that mupscale wrote.
         resume: go on where a run that was killed stopped: its finished shards are checked, and not made again.
+        allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
         verify: whether, or with which options, to check that both models agree.
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
         plan: the plan, if it was made before.
@@ -397,14 +399,18 @@ def widen(
         metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
         converted = convert(
             plan, found.tensors, staging.directory, metadata=metadata, progress=events.advance, sources=digests,
-            reserve=_record_reserve(plan) if found.is_file else 0, done=done, finished=journal.note,
+            reserve=_record_reserve(plan, allow_nonfinite=allow_nonfinite) if found.is_file else 0,
+            done=done, finished=journal.note, allow_nonfinite=allow_nonfinite,
         )  # fmt: skip
-        record = {**with_digests(record, found, digests, converted.digests), "noise": converted.stds}
+        record = {**with_digests(record, found, digests, converted.digests), "noise": converted.stds,
+                  "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
         plan = with_noise(plan, converted.stds)
         _write_companions(plan, found, staging.directory)
         if carried is not None:
             events.phase("optimizer state", carried.state.num_bytes)
-            record["optimizer_state"] = carried.write(staging.directory, events.advance)
+            record["optimizer_state"] = carried.write(
+                staging.directory, events.advance, allow_nonfinite=allow_nonfinite
+            )
         verification, skipped = _verify(verify, found, plan, staging.directory, events)
         record["verification"] = verification.as_record() if verification else None
         if verification is not None and not verification.agrees:
@@ -459,10 +465,11 @@ def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> boo
     return True
 
 
-def _record_reserve(plan: Plan) -> int:
+def _record_reserve(plan: Plan, *, allow_nonfinite: bool) -> int:
     """Bytes to leave in the header of a single file for what is known only when it is written."""
-    noisy = sum(len(tensor.target.name) + _NOISE_RESERVE for tensor in plan.tensors if tensor.noise is not None)
-    return _RECORD_RESERVE + noisy
+    noisy = [tensor for tensor in plan.tensors if tensor.noise is not None]
+    named = [*noisy, *(2 * plan.tensors if allow_nonfinite else ())]
+    return _RECORD_RESERVE + sum(len(tensor.target.name) + _NAME_RESERVE for tensor in named)
 
 
 @dataclass(frozen=True)
@@ -481,19 +488,22 @@ class _CarriedState:
     def files(self) -> tuple[Path, ...]:
         return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
 
-    def write(self, directory: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    def write(self, directory: Path, progress: Callable[[int], None], *, allow_nonfinite: bool) -> dict[str, Any]:
         """Write everything into the staged output; returns what the record says of it."""
         from mupscale_cli.checkpoint.target import copy_file
+        from mupscale_cli.finite import NonFinite
         from mupscale_cli.optimizer.trainer import widen_scheduler
 
-        written = self.state.write(directory, self.name, progress)
+        nonfinite = NonFinite(is_allowed=allow_nonfinite)
+        written = self.state.write(directory, self.name, progress, nonfinite)
         for file in self.beside:
             copy_file(file, directory)
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
-        return {"file": written, **key, **self.state.about, "policy": self.policy, **copied}
+        counts = {"nonfinite": nonfinite.counts} if nonfinite.counts else {}
+        return {"file": written, **key, **self.state.about, "policy": self.policy, **copied, **counts}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:

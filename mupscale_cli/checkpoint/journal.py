@@ -27,12 +27,16 @@ class FinishedShard:
         digest: its hash.
         stds: the standard deviation of the noise of each of its tensors that has some.
         sources: the hash of each tensor of the source that it was made from.
+        nonfinite: how many NaNs and infinities each of those holds, those that hold some.
+        overflowed: those of its tensors in which scaling made infinities.
     """
 
     file: str
     digest: str
     stds: dict[str, float]
     sources: dict[str, str]
+    nonfinite: dict[str, int]
+    overflowed: list[str]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mupscale_cli._version import __version__
-from mupscale_cli.cli import demo, hparams, inspect, manual, options, output, push, recipes, sweep, verify, widen
+from mupscale_cli.cli import demo, hparams, inspect, manual, options, output, push, recipes, run, sweep, verify, widen
 from mupscale_cli.errors import Interrupted, MupscaleError
 
 BUG = 70  # of sysexits.h; Python's own 1 would say that the models differ
@@ -37,6 +37,7 @@ app.command()(inspect.inspect)
 app.command()(hparams.hparams)
 app.command()(sweep.sweep)
 app.command()(push.push)
+app.command()(run.run)
 app.add_typer(recipes.app, name="recipes")
 app.command()(demo.demo)
 app.command("help")(manual.show_page)

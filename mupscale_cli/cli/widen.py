@@ -50,6 +50,9 @@ def widen(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a killed run stopped; what it finished is checked.")
     ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Copy NaNs and infinities as they are, and say where they are.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
@@ -97,8 +100,8 @@ def widen(
     source = _fetched(source, state, plan, target, overwrite=overwrite)
     with _telling_what_is_kept(), output.progress() as events:
         result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, resume=resume, verify=chosen, state=state, plan=plan,
-            events=events,
+            source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
+            verify=chosen, state=state, plan=plan, events=events,
         )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if not as_json:
@@ -188,7 +191,19 @@ def _report(result: Widened) -> None:
         console.print(f"optimizer state widened: {state['file']} ({state['policy']})", markup=False)
         if state.get("copied"):
             output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
+    _tell_nonfinite(result.record)
     if result.left:
         names = ", ".join(file.name for file in result.left)
         output.note(f"left behind, as it describes the narrow model: {names}")
     console.print(f"wrote {result.output}", markup=False, soft_wrap=True)
+
+
+def _tell_nonfinite(record: dict[str, Any]) -> None:
+    """Which tensors hold NaNs and infinities, and how many."""
+    state = record["optimizer_state"] or {}
+    for what, counts in (("the source", record["nonfinite"]), ("its optimizer's state", state.get("nonfinite"))):
+        if counts:
+            named = ", ".join(f"{name} ({count})" for name, count in counts.items())
+            output.note(f"values of {what} that are not finite were copied as they are: {named}")
+    if record["overflowed"]:
+        output.note(f"scaling made infinities in {', '.join(record['overflowed'])}")

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from mupscale_cli.convert import expand_whole
 from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import Progress, WideState
 from mupscale_cli.optimizer.order import names_by_order
@@ -68,8 +69,8 @@ class DistributedState:
             self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
 
-        def write(directory: Path, name: str, progress: Progress) -> str:
-            _save(wide, self, directory / name, progress)
+        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
+            _save(wide, directory / name, self, progress, nonfinite)
             return name
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
@@ -152,11 +153,18 @@ def _listed(group: Any) -> Any:
 class _Widening(DefaultSavePlanner):
     """A save planner whose tensors come into being when they are written."""
 
-    def __init__(self, tensors: Mapping[Place, TensorPlan], source: DistributedState, progress: Progress) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[Place, TensorPlan],
+        source: DistributedState,
+        progress: Progress,
+        nonfinite: NonFinite | None,
+    ) -> None:
         super().__init__()
         self.tensors = tensors
         self.source = source
         self.progress = progress
+        self.nonfinite = nonfinite
 
     def resolve_data(self, write_item: Any) -> Any:
         """The data of one item: the widened tensor, or what stands in the state dict."""
@@ -167,7 +175,7 @@ class _Widening(DefaultSavePlanner):
         key = self.source.keys[tensor.source.name]
         with alone():
             load({key: narrow}, checkpoint_id=self.source.path, no_dist=True)
-        wide = expand_whole(tensor, narrow)
+        wide = expand_whole(tensor, narrow, self.nonfinite)
         self.progress(tensor.target.num_bytes)
         return wide
 
@@ -177,7 +185,9 @@ def blank_real(spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=blank(spec).dtype)
 
 
-def _save(wide: WideContent, source: DistributedState, folder: Path, progress: Progress) -> None:
+def _save(
+    wide: WideContent, folder: Path, source: DistributedState, progress: Progress, nonfinite: NonFinite | None
+) -> None:
     by_name = {tensor.target.name: tensor for tensor in wide.tensors}
     tensors = {place: by_name[place_name(place)] for place, _ in walk(wide.content)}
     content = _on_meta(wide.content)
@@ -185,7 +195,7 @@ def _save(wide: WideContent, source: DistributedState, folder: Path, progress: P
         save(
             content,
             storage_writer=FileSystemWriter(folder, single_file_per_rank=False, sync_files=True),
-            planner=_Widening(tensors, source, progress),
+            planner=_Widening(tensors, source, progress, nonfinite),
             no_dist=True,
         )
 

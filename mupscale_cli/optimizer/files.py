@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mupscale_cli.checkpoint.header import StoredTensor, read_header
 from mupscale_cli.checkpoint.source import Checkpoint, read_json
@@ -14,6 +14,9 @@ from mupscale_cli.checkpoint.target import ShardWriter, write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan, split_into_shards
 from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
+
+if TYPE_CHECKING:
+    from mupscale_cli.finite import NonFinite
 
 # What trainers call their optimizer's state, the most telling first.
 _FILES = (
@@ -54,15 +57,15 @@ class WideState:
 
     Attributes:
         num_bytes: of tensor data.
-        write: writes it into a folder under a name, telling its progress in bytes; returns the name of the
-            file or folder that it can be opened by.
+        write: writes it into a folder under a name, telling its progress in bytes and taking note of NaNs and
+            infinities; returns the name of the file or folder that it can be opened by.
         about: what there is to know of it, for the record.
         groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
     """
 
     num_bytes: int
-    write: Callable[[Path, str, Progress], str]
+    write: Callable[[Path, str, Progress, NonFinite | None], str]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()
@@ -169,7 +172,7 @@ class SafetensorsState:
         states = plan_state(plan, self._entries(plan), policy)
         tensors = tuple(state.tensor for state in states)
 
-        def write(directory: Path, name: str, progress: Progress) -> str:
+        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
             from mupscale_cli.convert import write_tensors
 
             stem = name.removesuffix(".index.json").removesuffix(".safetensors")
@@ -177,7 +180,7 @@ class SafetensorsState:
             for shard in shards:
                 specs = tuple(tensor.target for tensor in shard.tensors)
                 with ShardWriter(directory / shard.file, specs, self.metadata) as writer:
-                    write_tensors(shard.tensors, self.stored, writer, progress=progress)
+                    write_tensors(shard.tensors, self.stored, writer, progress=progress, nonfinite=nonfinite)
             if len(shards) > 1:
                 weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
                 total = sum(shard.num_bytes for shard in shards)

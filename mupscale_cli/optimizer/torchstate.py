@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.convert import write_tensors
+from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import Progress, WideState
 from mupscale_cli.optimizer.order import names_by_order
@@ -45,9 +46,9 @@ class TorchState:
         )  # fmt: skip
         stored = {tensor.spec.name: tensor for tensor in self.file.tensors.values()}
 
-        def write(directory: Path, name: str, progress: Progress) -> str:
+        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
             with TorchWriter(directory / name, wide.content) as writer:
-                write_tensors(wide.tensors, stored, writer, progress=progress)
+                write_tensors(wide.tensors, stored, writer, progress=progress, nonfinite=nonfinite)
             return name
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)

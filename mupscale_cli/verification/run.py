@@ -100,6 +100,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         plans = planned_modules(model, plan)
         inputs = make_inputs(model, narrow).to(device, dtype)
         before = _run(model, inputs, set(plans), dtype, options.seed, None)
+        _refuse_nonfinite(before)
         rounding = None
         if plan.rounded and plan.method.is_copying:
             exact = before
@@ -253,6 +254,15 @@ def _run(
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise VerifyError(f"the model cannot be run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
+
+
+def _refuse_nonfinite(outputs: _Outputs) -> None:
+    """Nothing can be compared with NaN, and an infinity says nothing of how large the difference is."""
+    what, values = next(iter(outputs.logits.items()))
+    if not bool(values.isfinite().all()):
+        raise CannotVerify(
+            f"the {what} of the narrow model are not finite; `mupscale verify --weights` compares the weights alone"
+        )
 
 
 def _outputs(output: Any) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_c
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.convert import convert, write_tensors
 from mupscale_cli.errors import OutputError
+from mupscale_cli.finite import NonFinite
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
@@ -50,7 +51,8 @@ def check_weights(
             known.append(tensor)
     with RowReader() as reader:
         comparing = _Comparing(reader, wide.tensors, {})
-        write_tensors(known, narrow.tensors, comparing, progress=progress)
+        allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
+        write_tensors(known, narrow.tensors, comparing, progress=progress, nonfinite=allowing)
     differences += [_described(planned[name], place) for name, place in comparing.first.items()]
     return WeightsCheck(len(known), sum(tensor.target.num_bytes for tensor in known), tuple(differences))
 

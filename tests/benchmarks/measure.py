@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
+from mupscale_cli.checkpoint.header import encode_header
+from mupscale_cli.specs import TensorSpec
+
 
 def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> Path:
     """A Llama checkpoint of about this size with random weights and no model behind it; returns the directory."""
@@ -40,6 +43,41 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
     noise = torch.randn(max(ffn, 512) * hidden, generator=generator).to(dtype)
     tensors = {name: noise[: torch.Size(shape).numel()].reshape(shape).clone() for name, shape in shapes.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
+    """A Llama of 501 billion parameters in 156 layers, headers only: the files are sparse; returns the directory."""
+    hidden, ffn, vocab = 16384, 53248, 128256
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": vocab,
+        "intermediate_size": ffn, "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128,
+        "num_hidden_layers": num_layers, "tie_word_embeddings": False,
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (8 * 128, hidden) for name in "kv"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
+        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    specs = [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
+    directory.mkdir()
+    weight_map = {}
+    for shard in range(num_shards):
+        some = specs[shard * len(specs) // num_shards : (shard + 1) * len(specs) // num_shards]
+        file = directory / f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+        header = encode_header(some, {"format": "pt"})
+        with open(file, "wb") as stream:
+            stream.write(header)
+            stream.truncate(len(header) + sum(spec.num_bytes for spec in some))
+        weight_map |= {spec.name: file.name for spec in some}
+    total = sum(spec.num_bytes for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

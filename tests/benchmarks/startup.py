@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from measure import command_seconds, repeated, report, save_llama
+from measure import command_seconds, repeated, report, save_headers, save_llama
 
 
 def main() -> None:
@@ -19,11 +19,15 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         source = str(save_llama(Path(folder) / "narrow", 25 * 10**6))
-        for line in (["--version"], ["--help"], ["recipes", "list"], ["widen", source, "--factor", "2", "--dry-run"]):
+        large = str(save_headers(Path(folder) / "501B-in-1000-shards", 1000, 156))
+        shown_as = {source: "25-MB", large: "501B-in-1000-shards"}
+        lines = [["--version"], ["--help"], ["recipes", "list"]]
+        lines += [["widen", checkpoint, "--factor", "2", "--dry-run"] for checkpoint in (source, large)]
+        for line in lines:
             seconds, spread = repeated(
                 lambda line=line: command_seconds("-m", "mupscale_cli", *line), options.repetitions
             )  # type: ignore[misc]
-            shown = " ".join(word if word != source else "CKPT" for word in line)
+            shown = " ".join(shown_as.get(word, word) for word in line)
             rows.append((shown, seconds * 1000, seconds / python, spread))
     report(("command", "ms", "ratio to `python -c pass`", "spread"), rows, as_json=options.json)
 
