@@ -37,29 +37,41 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
     queue = _Queue(iter(jobs))
     with _one_thread_each():
         threads = [threading.Thread(target=queue.serve, args=(worker,)) for worker in workers]
-        for thread in threads:
-            thread.start()
         try:
             for thread in threads:
-                thread.join()
+                thread.start()
+            queue.wait(len(threads))
         except BaseException:  # an interrupt, which arrives in this thread
             queue.stop()
-            for thread in threads:
-                thread.join()
+            queue.wait(sum(thread.ident is not None for thread in threads))
             raise
     if queue.failed is not None:
         raise queue.failed
 
 
 class _Queue(Generic[Job]):
+    """Jobs for several threads, which are awaited by a count of those that ended.
+
+    Not by joining them: before Python 3.13, a join that is interrupted takes its thread for ended, and a
+    process that ends while a thread is at work in torch is aborted.
+    """
+
     def __init__(self, jobs: Iterator[Job]) -> None:
         self.jobs = jobs
         self.lock = threading.Lock()
         self.failed: BaseException | None = None
         self.is_stopped = False
+        self.ended = threading.Semaphore(0)
+        self.num_awaited = 0
 
     def stop(self) -> None:
         self.is_stopped = True
+
+    def wait(self, count: int) -> None:
+        """Until so many threads have ended."""
+        while self.num_awaited < count:
+            self.ended.acquire()
+            self.num_awaited += 1
 
     def serve(self, worker: Callable[[Job], None]) -> None:
         """Take jobs until there are none, or one fails."""
@@ -74,6 +86,8 @@ class _Queue(Generic[Job]):
         except BaseException as error:  # noqa: BLE001 (raised again where all threads are awaited)
             self.failed = self.failed or error
             self.stop()
+        finally:
+            self.ended.release()
 
 
 @contextmanager
