@@ -25,7 +25,7 @@ VERSIONS = {
     "recipe-draft": 1,
     "recipe": 1,
     "recipes": 1,
-    "record": 1,
+    "record": 2,  # that of mupscale.json
     "run": 1,
     "sweep": 1,
     "verify": 1,
@@ -56,16 +56,15 @@ def load_schema(name: str) -> dict[str, Any]:
     if name not in VERSIONS:
         raise MupscaleError(f"there is no schema `{name}`", hint=f"known: {', '.join(VERSIONS)}")
     schema = _read(name)
+    if not (parts_of := set(_references(schema))):
+        return schema
     parts: dict[str, Any] = {}
-    wanted = set(_references(schema))
-    while missing := sorted(wanted - parts.keys()):
+    while missing := parts_of - parts.keys():
         for part in missing:
-            parts[part] = _read(part)
-            wanted |= set(_references(parts[part]))
-    bundled: dict[str, Any] = _local(schema)
-    if parts:
-        bundled["$defs"] = {part: _local(content) for part, content in sorted(parts.items())}
-    return bundled
+            content = _read(part)
+            parts[part] = {key: value for key, value in content.items() if key not in ("$id", "$schema")}
+            parts_of |= set(_references(content))
+    return {**_local(schema), "$defs": {part: _local(parts[part]) for part in sorted(parts)}}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def _local(node: Any) -> Any:
         return [_local(value) for value in node]
     if not isinstance(node, dict):
         return node
-    result = {key: _local(value) for key, value in node.items() if key not in ("$id", "$schema") or "title" in node}
+    result = {key: _local(value) for key, value in node.items()}
     if isinstance(result.get("$ref"), str) and result["$ref"].endswith(".json"):
         result["$ref"] = f"#/$defs/{result['$ref'].removesuffix('.json')}"
     return result
