@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -204,7 +204,7 @@ class Done:
     error: MupscaleError | None = None
 
 
-def exit_code(results: tuple[Done, ...]) -> int:
+def exit_code(results: Sequence[Done]) -> int:
     """The exit code of a job: that of the first step that did not go well."""
     for result in results:
         if result.error is not None:
@@ -217,7 +217,7 @@ def exit_code(results: tuple[Done, ...]) -> int:
 # Planning --------------------------------------------------------------------------------------
 
 
-def plan_job(steps: tuple[Step, ...], *, overwrite: bool = False) -> JobPlan:
+def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
     """Decide what a job will do, from headers alone; nothing is written, torch is not imported.
 
     A step may start from what an earlier one writes: it is planned by that one's plan.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -72,6 +73,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line; what the user can fix ends in one message and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch says so; nothing here needs it
     try:
         app(prog_name="mupscale")
     except Interrupted as error:
