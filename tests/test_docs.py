@@ -237,7 +237,7 @@ def test_the_api_page_names_everything_that_is_public():
 
 def test_the_python_of_the_page_on_optimizers_runs(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    narrow = shutil.copytree(demo / "tiny", "narrow")
+    narrow = shutil.copytree(demo / "tiny", tmp_path / "narrow")
     model = transformers.AutoModelForCausalLM.from_pretrained(narrow)
     groups = [{"params": [], "param_names": [], "weight_decay": decay} for decay in (0.1, 0.0)]
     for name, parameter in model.named_parameters():  # matrices are decayed, as the loop has it

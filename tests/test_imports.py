@@ -20,8 +20,8 @@ ORDER = [
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "card", "hub.card", "formats", "handoff",
-    "memory", "verification.result", "verification.precision", "verification.activations", "verification.inputs",
-    "verification.models", "verification.optimizers",
+    "verification.result", "memory", "verification.placement", "verification.precision", "verification.activations",
+    "verification.inputs", "verification.models", "verification.optimizers",
     "verification.training", "verification.weights", "verification.run", "verification",
     "widening", "pushing", "verifying", "jobs", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
@@ -39,7 +39,7 @@ LATER = {  # imported when a command needs them, not when the module is
 }
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
-            "state", "blocks", "repeats", "checkpoint.journal",
+            "state", "blocks", "repeats", "checkpoint.journal", "memory",
             "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
             "cli.main"]  # fmt: skip
 

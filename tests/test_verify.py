@@ -13,12 +13,13 @@ from torch import nn
 from helpers import mlp_tensors, save_mlp, save_model
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.verification import CannotVerify, VerifyOptions, run, verify_checkpoints
+from mupscale_cli.verification import CannotVerify, VerifyOptions, placement, run, verify_checkpoints
 from mupscale_cli.verification.activations import name_in, recording, store_scaled
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
 from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
 from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import Comparison, Verification, compare
+from mupscale_cli.verifying import verify
 from mupscale_cli.widening import plan_widening, widen
 
 EXACT = VerifyOptions(dtype="float64")
@@ -209,11 +210,11 @@ def test_a_value_that_is_not_finite_is_a_difference(value, wide_llama, saved):
 def test_nan_in_both_models_is_no_agreement(tmp_path):
     source = save_model(tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
-    tensors["model.layers.0.input_layernorm.weight"][0] = math.nan  # copied, not scaled, so not refused earlier
+    tensors["model.layers.0.input_layernorm.weight"][0] = math.nan
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    found = widen(source, tmp_path / "wide", 2).verification
-    assert not found.agrees
-    assert not (tmp_path / "wide").exists()
+    widen(source, tmp_path / "wide", 2, verify=False, allow_nonfinite=True)
+    with pytest.raises(CannotVerify, match="not finite"):
+        verify(tmp_path / "wide", source)
 
 
 # What is compared -----------------------------------------------------------------------------
@@ -262,10 +263,10 @@ def test_generation_covers_more_than_one_step_and_is_forced(saved):
     """Both models follow the same tokens, so a tie between two logits cannot part them."""
     model = build_reference_model(open_checkpoint(saved("Llama-untied")), torch.float64)
     tokens, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64)
-    logits, greedy = run._generate(model, tokens, mask, None)
+    logits, greedy = run._generate(model, tokens, mask, 8)
     other = greedy.clone()
     other[0, 3:] = torch.arange(greedy.shape[1] - 3) + 7
-    forced_logits, forced = run._generate(model, tokens, mask, other)
+    forced_logits, forced = run._generate(model, tokens, mask, 8, other)
     assert torch.equal(forced, other)
     assert torch.equal(logits[:, 0], forced_logits[:, 0])
     assert logits.shape[1] > 2
@@ -440,18 +441,63 @@ def test_the_type_is_the_most_precise_one_that_fits(monkeypatch, mlp, tmp_path):
     plan = plan_widening(source, 2)
     # 16 x 5 + 16 + 12 x 16 + 12 + 3 x 12 + 3 = 339 numbers.
     for free, expected in ((339 * 8 * 2, "float64"), (339 * 4 * 2 - 1, "float32")):
-        monkeypatch.setattr(run, "_free_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(placement, "free_bytes", lambda _, free=free: free)
         found = widen(source, tmp_path / f"{expected}.safetensors", 2, plan=plan, verify=VerifyOptions(model=model))
         assert found.verification.dtype == expected
-    monkeypatch.setattr(run, "_free_bytes", lambda _: 339 * 4 - 1)
+    monkeypatch.setattr(placement, "free_bytes", lambda _: 339 * 4 - 1)
     found = widen(source, tmp_path / "none.safetensors", 2, plan=plan, verify=VerifyOptions(model=model))
     assert found.verification is None
     assert "free" in found.skipped
 
 
+@pytest.mark.parametrize("case", ["Llama-tied", "Mixtral-untied", "T5-tied"])
+def test_weights_that_are_read_from_disk(case, saved, tmp_path):
+    here = widen(saved(case), tmp_path / "wide", 3, verify=EXACT).verification
+    found = verify(tmp_path / "wide", saved(case), options=VerifyOptions(device="disk"))
+    assert found.agrees
+    assert found.device == "cpu, weights read from disk"
+    assert found.num_modules == here.num_modules
+    assert [c.what for c in found.comparisons] == [c.what for c in here.comparisons]
+    assert [c.max_abs for c in found.comparisons] == pytest.approx([c.max_abs for c in here.comparisons], abs=1e-12)
+    weights = load_file(tmp_path / "wide" / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.dim() == 2 and "embed" not in name)
+    weights[name][0, 0] += 1
+    save_file(weights, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
+    assert not verify(tmp_path / "wide", saved(case), options=VerifyOptions(device="disk")).agrees
+
+
+def test_a_single_file_is_read_from_disk_for_as_long_as_its_model_lives(saved, tmp_path):
+    source = saved("Llama-untied") / "model.safetensors"
+    found = widen(source, tmp_path / "w.safetensors", 2, verify=VerifyOptions(device="disk")).verification
+    assert found.agrees
+
+
+def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
+    source = saved("Llama-untied")
+    narrow, wide = (8 * 1.2 * parameters for parameters in plan_widening(source, 2).num_parameters)
+    for free, narrow_over in ((wide / 2.5, None), (narrow / 2, "disk")):
+        monkeypatch.setattr(placement, "free_bytes", lambda _, free=free: free)
+        placed = placement.place(plan_widening(source, 2), "auto", "auto", can_offload=True)
+        assert (placed.narrow.over, placed.wide.over) == (narrow_over, "disk")
+        assert placed.dtype == torch.float64
+        with pytest.raises(CannotVerify, match="GB free"):
+            placement.place(plan_widening(source, 2), "auto", "cpu", can_offload=True)
+    found = widen(source, tmp_path / "wide", 2).verification
+    assert found.agrees
+    assert found.device == "cpu, weights read from disk"
+    assert found.dtype == "float64"
+
+
+def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_on_disk(saved, tmp_path):
+    found = widen(saved("SiglipVision-head"), tmp_path / "wide", 2, verify=VerifyOptions(device="disk"))
+    assert found.verification is None
+    assert "not on one device" in found.skipped
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (VerifyOptions(device="spread"), "there is none"),
         (VerifyOptions(dtype="float12"), "float12"),
         (VerifyOptions(device="abacus"), "abacus"),
         (VerifyOptions(dtype="int32"), "int32"),
@@ -461,6 +507,12 @@ def test_options_that_cannot_be_met_are_named(options, says, saved, tmp_path):
     with pytest.raises(VerifyError, match=says):
         widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["disk", "spread"])
+def test_training_is_on_one_device(device):
+    with pytest.raises(VerifyError, match="one device"):
+        placement.one_device(device)
 
 
 # Results --------------------------------------------------------------------------------------

@@ -87,7 +87,12 @@ VerifyDtype = Annotated[
     ),
 ]
 VerifyDevice = Annotated[
-    str, typer.Option("--device", help="Where to run them, as torch names it. auto: the GPU if there is one.")
+    str,
+    typer.Option(
+        "--device",
+        help="Where to run them, as torch names it; `spread` over all GPUs, or `disk`: weights are read when they are "
+        "needed. auto: the GPU if there is one; what does not fit is spread, or read from disk.",
+    ),
 ]
 VerifyModel = Annotated[
     str | None,

@@ -13,7 +13,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.cli.jobfile import read_job
 from mupscale_cli.errors import Interrupted
 from mupscale_cli.jobs import Done, JobEvents, JobPlan, PlannedStep, exit_code, plan_job, run_job
-from mupscale_cli.memory import WIDENING, free_bytes
+from mupscale_cli.memory import WIDENING, free_memory
 
 _STYLES = {"done": "bold green", "skipped": "green", "differs": "bold red", "failed": "bold red", "not run": "dim"}
 
@@ -80,9 +80,9 @@ def _print_plan(job: JobPlan) -> None:
     if job.download_bytes:
         console.print(f"download {output.bytes_text(job.download_bytes)} into the Hub's cache", markup=False)
     if job.memory_bytes:
-        free = free_bytes()
+        free = free_memory()
         has = "" if free is None else f", {output.bytes_text(free)} free"
-        why = "; to verify in float64, where less is free float32 is taken" if job.memory_bytes > WIDENING else ""
+        why = "; to verify in float64, what does not fit is read from disk" if job.memory_bytes > WIDENING else ""
         needed = output.bytes_text(round(job.memory_bytes))
         console.print(f"memory   {needed} at most{has}{why}", markup=False, soft_wrap=True)
 
@@ -134,7 +134,7 @@ def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, 
             for disk in job.disks
         ],
         "download_bytes": job.download_bytes,
-        "memory": {"needed": round(job.memory_bytes), "free": free_bytes()},
+        "memory": {"needed": round(job.memory_bytes), "free": free_memory()},
     }
 
 

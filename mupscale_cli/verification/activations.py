@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(model: nn.Module, names: set[str]) -> Iterator[Recorder]:
+def recording(model: nn.Module, names: Collection[str]) -> Iterator[Recorder]:
     """Record the first output of every named module while the model runs."""
     recorder = Recorder({})
     handles = []

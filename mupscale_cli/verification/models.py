@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.memory import give_back_freed
+from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
 
 
@@ -92,8 +96,13 @@ def build_user_model(
     return model.eval()
 
 
-def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Placement | None = None) -> nn.Module:
     """The transformers model of a checkpoint, in evaluation mode, with eager attention.
+
+    Args:
+        checkpoint: its weights and its config.
+        dtype: of the weights.
+        where: it is put; in memory if not given.
 
     Raises:
         CannotVerify: transformers is not installed, or there is no config to build from.
@@ -105,18 +114,31 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
         )
     transformers = _import_transformers()
     model_class = _model_class(transformers, checkpoint.config)
-    with as_directory(checkpoint) as directory:
-        try:
-            model, info = model_class.from_pretrained(
-                directory,
-                dtype=dtype,
-                attn_implementation="eager",
-                experts_implementation="eager",
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # whatever it is, the user needs to know which side it came from
-            raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
+    device_map = where.device_map if where else None
+    offloading: dict[str, Any] = {}
+    folders = ExitStack()  # for as long as weights may be read from them
+    directory = folders.enter_context(as_directory(checkpoint))
+    if device_map is not None:
+        give_back_freed()
+        scratch = folders.enter_context(tempfile.TemporaryDirectory(prefix="mupscale-"))
+        offloading = {"device_map": device_map, "offload_folder": scratch}
+    try:
+        model, info = model_class.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
+            **offloading,
+        )
+    except Exception as error:  # whatever it is, the user needs to know which side it came from
+        folders.close()
+        raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
+    if device_map is None:
+        folders.close()
+    else:
+        weakref.finalize(model, folders.close)
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             raise VerifyError(
@@ -124,7 +146,12 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Modu
                 f"{problem.replace('_', ' ')} {sorted(map(str, info[problem]))[:3]}",
                 hint="config.json and the weights do not belong together",
             )
-    built: nn.Module = model.to(dtype).eval()
+    built: nn.Module = model.eval()
+    if device_map is None:
+        return built.to(device=where.device if where else None, dtype=dtype)
+    for buffer in built.buffers():  # parameters get their type when they are read
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
     return built
 
 
@@ -137,6 +164,7 @@ def _import_transformers() -> Any:
         ) from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells what was asked for
     return transformers
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.maps import CopyMap
-from mupscale_cli.memory import comparing_bytes, free_bytes, training_bytes
+from mupscale_cli.memory import training_bytes
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
@@ -36,14 +36,15 @@ from mupscale_cli.verification.models import (
     output_tensor,
     user_config,
 )
+from mupscale_cli.verification.placement import Placement, check_memory, one_device, place
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
 from mupscale_cli.verification.training import batch_loss, verify_training
 from mupscale_cli.verification.weights import unperturbed, without_noise
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
+_FEW_TOKENS = 2  # where every token reads the whole model again: one that fills the cache, one that uses it
 _PADDING = 5
 
 
@@ -52,8 +53,8 @@ class VerifyOptions:
     """How to verify.
 
     Attributes:
-        dtype: `auto`, or a key of `DTYPES`; `auto` is float64 where the models fit, else float32.
-        device: `auto`, or one of torch's names; `auto` is the GPU where there is one.
+        dtype: `auto`, or a key of `placement.DTYPES`; `auto` is float64 where the models fit, else float32.
+        device: `auto`, one of torch's names, `disk` or `spread`; see `placement.place`.
         model: `path/or/module.py:build` for an own model instead of transformers'.
         seed: of the random inputs.
         steps: optimizer steps to take on both models, beside comparing what they compute.
@@ -64,6 +65,25 @@ class VerifyOptions:
     model: str | None = None
     seed: int = 0
     steps: int = 0
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What both models are run on.
+
+    Attributes:
+        inputs: of one forward pass.
+        names: of the modules whose outputs are compared.
+        dtype: in which they run.
+        seed: of the padded batch.
+        num_tokens: to generate.
+    """
+
+    inputs: Inputs
+    names: frozenset[str]
+    dtype: torch.dtype
+    seed: int
+    num_tokens: int
 
 
 @dataclass
@@ -92,30 +112,39 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
         CannotVerify: it is not possible here.
         VerifyError: a model cannot be built or run.
     """
-    device = _device(options.device)
-    dtype = _dtype(options.dtype, plan, device)
+    placed = place(plan, options.dtype, options.device, can_offload=options.model is None)
+    dtype = placed.dtype
+    _log.info("both run in %s, one after the other: the narrow one on %s, the wide one on %s",
+              str(dtype).removeprefix("torch."), placed.narrow, placed.wide)  # fmt: skip
     load, make_inputs = _reference(options, plan)
     with torch.no_grad():
-        model = load(narrow, dtype).to(device)
+        model = load(narrow, dtype, placed.narrow)
         plans = planned_modules(model, plan)
-        inputs = make_inputs(model, narrow).to(device, dtype)
-        before = _run(model, inputs, set(plans), dtype, options.seed, None)
+        inputs = make_inputs(model, narrow)
+        num_tokens = _NEW_TOKENS if placed.wide.over is None else _FEW_TOKENS
+        trial = _Trial(inputs, frozenset(plans), dtype, options.seed, num_tokens)
+        before = _run(model, trial, placed.narrow)
         _refuse_nonfinite(before)
         rounding = None
         if plan.rounded and plan.method.is_copying:
+            if placed.narrow.over is not None:
+                raise CannotVerify(
+                    f"`{plan.rounded[0].target.name}` is rounded by its scale, which can only be told apart where the "
+                    "narrow model fits into memory; `mupscale verify --weights` compares the weights alone"
+                )
             exact = before
             store_scaled(model, plan)
-            before = _run(model, inputs, set(plans), dtype, options.seed, exact.tokens)
+            before = _run(model, trial, placed.narrow, exact.tokens)
             main = next(iter(exact.logits))
             rounding = compare(main, exact.logits[main], before.logits[main])
         del model
-        _free(device)
+        _free(placed.narrow.device)
 
         def found(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
-            model = load(checkpoint, dtype).to(device)
-            after = _run(model, inputs, set(plans), dtype, options.seed, before.tokens)
+            model = load(checkpoint, dtype, placed.wide)
+            after = _run(model, trial, placed.wide, before.tokens)
             del model
-            _free(device)
+            _free(placed.wide.device)
             modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
             return Verification(
                 comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
@@ -125,7 +154,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
                 tolerance=allowed[0],
                 tolerance_reason=allowed[1],
                 dtype=str(dtype).removeprefix("torch."),
-                device=_describe(device),
+                device=str(placed.wide),
                 inputs=inputs.about,
                 rounding=rounding,
                 rounded_tensors=len(plan.rounded),
@@ -174,12 +203,13 @@ def train_checkpoints(
             )
             + "; leave `--steps` away"
         )
-    device = _device(options.device)
-    _check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
+    device = one_device(options.device)
+    check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
     load, _ = _reference(options, plan)
     plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
     with plain as checkpoint:
-        before, after = (load(each, torch.float64).to(device).requires_grad_() for each in (narrow, checkpoint))
+        place_at = Placement(device)
+        before, after = (load(each, torch.float64, place_at).requires_grad_() for each in (narrow, checkpoint))
 
     def inputs(step: int) -> Inputs:
         _, make = _reference(replace(options, seed=options.seed + step), plan)
@@ -227,31 +257,33 @@ def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Compari
 
 def _reference(
     options: VerifyOptions, plan: Plan
-) -> tuple[Callable[[Checkpoint, torch.dtype], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
+) -> tuple[Callable[[Checkpoint, torch.dtype, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
     """How to load a model, and how to make inputs for it."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
         return build_reference_model, lambda model, _: reference_inputs(model, generator)
     module, build = load_user_module(options.model)
     return (
-        lambda checkpoint, dtype: build_user_model(build, checkpoint, dtype),
+        lambda checkpoint, dtype, where: build_user_model(build, checkpoint, dtype).to(where.device),
         lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
     )
 
 
-def _run(
-    model: nn.Module, inputs: Inputs, names: set[str], dtype: torch.dtype, seed: int, tokens: Tensor | None
-) -> _Outputs:
+def _run(model: nn.Module, trial: _Trial, where: Placement, tokens: Tensor | None = None) -> _Outputs:
+    inputs = trial.inputs.to(where.device, trial.dtype)
     try:
-        with everything_in(dtype):
-            with recording(model, names) as recorder:
+        with everything_in(trial.dtype):
+            with recording(model, trial.names) as recorder:
                 logits = _outputs(model(*inputs.arguments, **inputs.keywords))
             if _generates(model):
-                padded, mask = _left_padded(model, seed, inputs)
+                padded, mask = _left_padded(model, trial.seed, inputs)
                 output = output_tensor(model(input_ids=padded, attention_mask=mask))
                 logits["logits of a left-padded batch"] = output[mask.bool()]
-                logits["logits of cached generation"], tokens = _generate(model, padded, mask, tokens)
+                found, tokens = _generate(model, padded, mask, trial.num_tokens, tokens)
+                logits["logits of cached generation"] = found
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        if where.over is not None:  # some models use weights of other modules than the one that runs
+            raise CannotVerify(f"the model cannot be run when its weights are not on one device: {error}") from None
         raise VerifyError(f"the model cannot be run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
 
@@ -299,7 +331,9 @@ def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, T
     return tokens.to(device), mask.to(device)
 
 
-def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor]:
+def _generate(
+    model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits of greedy generation with a KV cache, and the tokens; those given are forced.
 
     The wide model follows the narrow one's tokens: a tie of two logits must not end in two texts.
@@ -313,7 +347,7 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -
 
     transformers: Any = importlib.import_module("transformers")
     settings = transformers.GenerationConfig(
-        max_new_tokens=_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None,
+        max_new_tokens=num_tokens, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None,
         bos_token_id=None, return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     previous, model.generation_config = model.generation_config, settings
@@ -327,63 +361,6 @@ def _generate(model: Any, tokens: Tensor, mask: Tensor, forced: Tensor | None) -
     finally:
         model.generation_config = previous
     return torch.stack(result.logits, dim=1), result.sequences
-
-
-# Where and in what ---------------------------------------------------------------------------------
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise VerifyError(f"the device `{name}` cannot be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def _dtype(name: str, plan: Plan, device: torch.device) -> torch.dtype:
-    """The type asked for, or the most precise one in which the wide model fits."""
-    free = _free_bytes(device)
-    parameters = max(plan.num_parameters)
-    candidates = [name] if name != "auto" else ["float64", "float32"]
-    for candidate in candidates:
-        if candidate not in DTYPES:
-            raise VerifyError(
-                f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}"
-            )
-        needed = comparing_bytes(parameters, DTYPES[candidate].itemsize)
-        if free is None or needed <= free:
-            room = "" if free is None else f" of {free / 1e9:.1f} GB that are free"
-            _log.info("one model at a time in %s on %s: %.2g GB%s", candidate, _describe(device), needed / 1e9, room)
-            return DTYPES[candidate]
-        _log.info("not in %s: %.2f GB are needed, %.1f GB are free", candidate, needed / 1e9, free / 1e9)
-    raise _too_large(needed, candidates[-1], device)
-
-
-def _check_memory(needed: float, what: str, device: torch.device) -> None:
-    free = _free_bytes(device)
-    if free is not None and needed > free:
-        raise _too_large(needed, what, device)
-
-
-def _too_large(needed: float, what: str, device: torch.device) -> CannotVerify:
-    free = _free_bytes(device) or 0
-    return CannotVerify(
-        f"the models take {needed / 1e9:.1f} GB in {what}, {_describe(device)} has {free / 1e9:.1f} GB free"
-    )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_bytes()
-
-
-def _describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _free(device: torch.device) -> None:

@@ -109,6 +109,22 @@ def peak_bytes(code: str) -> int:
     return int(found.stdout.split()[-1]) * 1024
 
 
+def peak_private_bytes(code: str, *arguments: str) -> int:
+    """The largest memory of a process that is its own and no page of a file, seen every 20 ms (Linux)."""
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
+        peak = 0
+        while process.poll() is None:
+            try:
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = max(peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")))
+            except (OSError, TypeError):  # it has just ended
+                break
+            time.sleep(0.02)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, code)
+    return peak
+
+
 def repeated(measure: Callable[[], float], times: int) -> tuple[float, float]:
     """Median and spread (largest over smallest) of some measurements."""
     values = [measure() for _ in range(times)]

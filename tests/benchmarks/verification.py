@@ -1,0 +1,78 @@
+"""`mupscale verify` as a ratio to loading and running both models with plain transformers, in the same type.
+
+Plain means: `from_pretrained`, one forward pass, a padded batch, eight tokens of greedy generation, for each model.
+With `--disk` the wide model's weights are read from disk as they are needed, and memory is measured instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import peak_private_bytes, repeated, report, save_llama
+
+import mupscale_cli
+
+_LIBRARIES = "import torch, transformers, accelerate, mupscale_cli.verifying"
+_PLAIN = """
+import sys, torch, transformers
+dtype = getattr(torch, sys.argv[3])
+torch.manual_seed(0)
+ids = torch.randint(512, (2, 16))
+for path in sys.argv[1:3]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
+    with torch.no_grad():
+        model(input_ids=ids)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+    del model
+"""
+
+
+def seconds(code: str, *arguments: str) -> float:
+    """How long Python code takes as a process of its own."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint in bfloat16")
+    parser.add_argument("--factor", type=int, default=2)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--disk", action="store_true", help="measure memory with `--device disk` instead of time")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        narrow, wide = save_llama(Path(name) / "narrow", options.megabytes * 10**6), Path(name) / "wide"
+        mupscale_cli.widen(narrow, wide, options.factor, verify=False)
+        size = sum(file.stat().st_size for file in wide.glob("*.safetensors"))
+        for dtype in options.dtypes:
+            ours = "import mupscale_cli as m, sys; from mupscale_cli.verification import VerifyOptions as V;"
+            ours += f"assert m.verify(sys.argv[1], options=V(dtype={dtype!r}, device='{{}}')).agrees"
+            if options.disk:
+                beyond = peak_private_bytes(ours.format("disk"), str(wide)) - peak_private_bytes(_LIBRARIES)
+                rows.append((dtype, f"{size / 1e9:.2f} GB", beyond / 1e6))
+                continue
+            one = [ours.format("cpu"), str(wide)]
+            other = [_PLAIN, str(narrow), str(wide), dtype]
+            ratio, spread = repeated(
+                lambda one=one, other=other: seconds(*one) / seconds(*other),  # type: ignore[misc]
+                options.repetitions,
+            )
+            rows.append((dtype, f"{size / 1e9:.2f} GB", ratio, spread))
+    columns = ("type", "wide model", "MB beyond the libraries") if options.disk else ("type", "wide model", "ratio",
+                                                                                     "spread")  # fmt: skip
+    report(columns, rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
