@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -465,11 +466,11 @@ class JobEvents:
 
     Attributes:
         begin: called with the number of a step (from 1) and the step, before it is done.
-        work: progress within a step.
+        working: makes the context of a step's work, which has the events of its progress.
     """
 
     begin: Callable[[int, PlannedStep], None] = lambda _number, _planned: None
-    work: Events = field(default_factory=Events)
+    working: Callable[[], AbstractContextManager[Events]] = lambda: nullcontext(Events())
 
 
 def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
@@ -502,7 +503,8 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
             continue
         events.begin(number, one)
         try:
-            result = _do(one, events.work)
+            with events.working() as work:
+                result = _do(one, work)
         except MupscaleError as error:
             result = Done(one, "failed", error.message, error=error)
         has_stopped = result.status in ("failed", "differs")
@@ -606,7 +608,7 @@ def _is_still_verified(step: VerifyStep) -> bool:
 def _do_push(one: PlannedStep, step: PushStep) -> Done:
     prepared = prepare_push(step.wide, step.target, step.options)
     for warning in prepared.warnings:
-        _log.warning("%s", warning)
+        _log.warning("warning: %s", warning)
     if prepared.repository.commit and all(status == "unchanged" for status in prepared.statuses().values()):
         return Done(one, "skipped", "the repository has all of it")
     published = prepared.send()

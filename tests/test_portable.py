@@ -62,7 +62,8 @@ def test_text_is_read_and_written_as_utf_8(file):
             assert "encoding" in named, f"line {node.lineno}"
         if name == "open" and isinstance(node.func, ast.Name):
             modes = [word.value for mode in node.args[1:2] for word in ast.walk(mode) if isinstance(word, ast.Constant)]
-            assert "encoding" in named or any("b" in mode for mode in modes if isinstance(mode, str)), node.lineno
+            is_binary = "buffering" in named or any("b" in mode for mode in modes if isinstance(mode, str))
+            assert "encoding" in named or is_binary, f"line {node.lineno}"
 
 
 def test_the_syntax_is_that_of_the_oldest_python():

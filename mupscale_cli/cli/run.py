@@ -41,10 +41,11 @@ def run(
         return
     results: list[Done] = []
     try:
-        with output.progress() as work:
-            events = JobEvents(lambda number, one: _tell(number, one, len(job.steps)), work)
-            results.extend(run_job(job, events))
+        for done in run_job(job, JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)):
+            results.append(done)  # noqa: PERF402 (what is done is known when the rest is interrupted)
     except KeyboardInterrupt:
+        if not as_json:
+            _print_results(results)
         raise Interrupted("interrupted; what is done is kept, and the same command goes on") from None
     code = exit_code(tuple(results))
     if as_json:
