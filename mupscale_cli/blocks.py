@@ -52,6 +52,11 @@ class Block:
     strips: tuple[Strip, ...]
     groups: tuple[tuple[Place, ...], ...]
 
+    @property
+    def num_rows_written(self) -> int:
+        """Rows of the target at all places together."""
+        return sum(run.count for group in self.groups for place in group for run in place)
+
 
 def row_blocks(dim: DimMap, wide_row_bytes: int, max_bytes: int) -> Iterator[Block]:
     """Cut a dimension into blocks.

@@ -14,17 +14,18 @@ from typing import Protocol
 import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
-from mupscale_cli.checkpoint.digest import LEAF_BYTES, TensorDigest
+from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, TensorDigest
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.expand import DimIndex, dim_index, element_dtype, expand
-from mupscale_cli.finite import NonFinite, check_noisy
+from mupscale_cli.finite import NonFinite, NonFiniteFound, check_noisy
 from mupscale_cli.layout import DimMap, Strip, keep_dims
 from mupscale_cli.noise import Rows, add_noise, measured_std
 from mupscale_cli.perturbation import Noise
-from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan import Shard, TensorPlan
+from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.repeats import all_rows, without_repeats
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.workers import num_workers, work_through
@@ -62,7 +63,7 @@ class Converted:
 
 
 def convert(
-    plan: Plan,
+    shards: Sequence[Shard],
     tensors: Mapping[str, StoredTensor],
     directory: Path,
     *,
@@ -74,14 +75,15 @@ def convert(
     done: Mapping[str, FinishedShard] = MappingProxyType({}),
     finished: Callable[[FinishedShard], None] = lambda _: None,
     allow_nonfinite: bool = False,
-) -> Converted:
-    """Write every shard of a plan.
+    ranks: Ranks = ALONE,
+) -> Converted | None:
+    """Write files: all of them, or one process's part of them, which is an even share of their bytes.
 
     Args:
-        plan: what to write.
+        shards: what to write.
         tensors: where the source's tensors are.
-        directory: where the shards are written, under the plan's names.
-        metadata: for the header of each shard.
+        directory: where the files are written.
+        metadata: for the header of each file.
         reserve: blank bytes to leave in each header.
         progress: called with the bytes of tensor data just written.
         block_bytes: size of a block of the output; memory is a few times that.
@@ -89,28 +91,115 @@ def convert(
         done: shards that are there already.
         finished: called with each shard when it is on the disk.
         allow_nonfinite: copy NaNs and infinities, and count them.
+        ranks: the processes that share the work; each calls this with the same arguments.
+
+    Returns:
+        What is known of the output; None but for the first process.
 
     Raises:
         CheckpointError: the source changed while it was read, or holds what is not finite.
         OutputError: the disk refused.
+        JobError: another process has ended.
     """
-    shards = []
-    for shard in plan.shards:
-        if shard.file in done:
-            shards.append(done[shard.file])
-            progress(shard.num_bytes)
+    todo = [shard for shard in shards if shard.file not in done]
+    begin, end = ranks.share(sum(shard.num_bytes for shard in todo))
+    whole: list[FinishedShard] = []
+    parts: dict[str, _Part] = {}
+    position = 0
+    for shard in todo:
+        low, high = max(begin - position, 0), min(end - position, shard.num_bytes)
+        position += shard.num_bytes
+        # A file of empty tensors is the first one's.
+        is_whole = (low, high) == (0, shard.num_bytes) if shard.num_bytes else ranks.is_first
+        if low >= high and not is_whole:
             continue
-        specs = tuple(tensor.target for tensor in shard.tensors)
-        with ShardWriter(directory / shard.file, specs, metadata, reserve) as writer:
-            nonfinite = NonFinite(is_allowed=allow_nonfinite)
+        writer = _writer(shard, directory, metadata, reserve, is_shared=not is_whole)
+        nonfinite = NonFinite(is_allowed=allow_nonfinite)
+        with writer:
             stds = write_tensors(
                 shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources,
-                nonfinite=nonfinite,
+                nonfinite=nonfinite, part=range(low, high),
             )  # fmt: skip
-        taken = {tensor.source.name: (sources or {}).get(tensor.source.name) for tensor in shard.tensors}
-        read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
-        shards.append(FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed))
-        finished(shards[-1])
+        if is_whole:
+            whole.append(_finished(shard, writer, stds, nonfinite, sources or {}))
+            finished(whole[-1])
+        else:
+            digests = {name: digest.state for name, digest in writer.digests.items()}
+            parts[shard.file] = _Part({k: v for k, v in digests.items() if not v.is_blank}, stds, nonfinite.found)
+    told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else _known(sources or {})))
+    if not ranks.is_first:
+        return None
+    known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
+    for shard in todo:
+        if shard.file not in known:
+            writer = _writer(shard, directory, metadata, reserve, is_shared=True)
+            some = [one.parts[shard.file] for one in told if shard.file in one.parts]
+            known[shard.file] = _put_together(shard, writer, some, [one.sources for one in told], sources or {})
+            finished(known[shard.file])
+    return _converted([known[shard.file] for shard in shards])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process knows of a file of which it wrote a part."""
+
+    digests: dict[str, DigestState]
+    stds: dict[str, float]
+    nonfinite: NonFiniteFound
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells the first one: files that it wrote alone, parts of others, and hashes of what it read."""
+
+    whole: list[FinishedShard]
+    parts: dict[str, _Part]
+    sources: dict[str, DigestState]
+
+
+def _writer(
+    shard: Shard, directory: Path, metadata: Mapping[str, str], reserve: int, *, is_shared: bool
+) -> ShardWriter:
+    specs = tuple(tensor.target for tensor in shard.tensors)
+    return ShardWriter(directory / shard.file, specs, metadata, reserve, is_shared=is_shared)
+
+
+def _finished(
+    shard: Shard, writer: ShardWriter, stds: dict[str, float], nonfinite: NonFinite, sources: Digests
+) -> FinishedShard:
+    taken = {tensor.source.name: sources.get(tensor.source.name) for tensor in shard.tensors}
+    read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
+    return FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed)
+
+
+def _known(sources: Digests) -> dict[str, DigestState]:
+    states = {name: digest.state for name, digest in sources.items()}
+    return {name: state for name, state in states.items() if not state.is_blank}
+
+
+def _put_together(
+    shard: Shard,
+    writer: ShardWriter,
+    parts: Sequence[_Part],
+    read: Sequence[Mapping[str, DigestState]],
+    sources: Digests,
+) -> FinishedShard:
+    """A file that several processes wrote."""
+    nonfinite = NonFinite(is_allowed=True)
+    stds: dict[str, float] = {}
+    for part in parts:
+        for name, state in part.digests.items():
+            writer.digests[name].merge(state)
+        stds |= part.stds
+        nonfinite.merge(part.nonfinite)
+    for states in read:
+        for name in {tensor.source.name for tensor in shard.tensors} & states.keys() & sources.keys():
+            sources[name].merge(states[name])
+    writer.check_size()
+    return _finished(shard, writer, stds, nonfinite, sources)
+
+
+def _converted(shards: Sequence[FinishedShard]) -> Converted:
     stds = {name: std for shard in shards for name, std in shard.stds.items()}
     counts = {name: count for shard in shards for name, count in shard.nonfinite.items()}
     overflowed = tuple(name for shard in shards for name in shard.overflowed)
@@ -126,6 +215,7 @@ def write_tensors(
     block_bytes: int = BLOCK_BYTES,
     sources: Digests | None = None,
     nonfinite: NonFinite | None = None,
+    part: range | None = None,
 ) -> dict[str, float]:
     """Read, expand and write tensors, a block at a time on each thread.
 
@@ -137,6 +227,7 @@ def write_tensors(
         block_bytes: size of a block of the output.
         sources: hashes of the source's tensors, to be fed with what is read.
         nonfinite: takes note of NaNs and infinities; they are refused if not given.
+        part: of the bytes of all these tensors together, those blocks that begin there; everything if not given.
 
     Returns:
         The standard deviation of the noise of every tensor that has some.
@@ -150,7 +241,7 @@ def write_tensors(
     with ExitStack() as stack:
         rooms = [_Room(stack.enter_context(RowReader()), sources or {}) for _ in range(num_workers())]
         planning = _Room(stack.enter_context(RowReader()), sources or {})
-        jobs = _jobs(tensors, stored, block_bytes, planning, stds, nonfinite)
+        jobs = _jobs(tensors, stored, block_bytes, planning, stds, nonfinite, part)
         work_through(jobs, [partial(_do, room=room, writer=writer, progress=progress, nonfinite=nonfinite)
                             for room in rooms])  # fmt: skip
     return stds
@@ -200,10 +291,14 @@ def _jobs(
     room: _Room,
     stds: dict[str, float],
     nonfinite: NonFinite,
+    part: range | None,
 ) -> Iterator[_Job]:
     """Every block of every tensor; notes the size of each one's noise, which takes reading it, on the way."""
+    position = 0  # of the block, among the bytes of all tensors
     for tensor in tensors:
-        if tensor.target.num_elements == 0:
+        end = position + tensor.target.num_bytes
+        if tensor.target.num_elements == 0 or (part is not None and (end <= part.start or part.stop <= position)):
+            position = end
             continue
         place = stored[tensor.source.name]
 
@@ -215,9 +310,12 @@ def _jobs(
         noise = _TensorNoise.of(tensor, rows)
         if noise is not None:
             stds[tensor.target.name] = noise.std
-        budget = block_bytes if noise is None else block_bytes // _NOISY
-        for block in row_blocks(_rows(tensor), _wide_row_bytes(tensor), budget):
-            yield _Job(tensor, place, block, noise)
+        row_bytes = _wide_row_bytes(tensor)
+        for block in row_blocks(_rows(tensor), row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
+            if part is None or position in part:
+                yield _Job(tensor, place, block, noise)
+            position += block.num_rows_written * row_bytes
+        assert position == end
 
 
 def _wide_row_bytes(tensor: TensorPlan) -> int:

@@ -12,7 +12,7 @@ from typing import Union
 
 import yaml
 
-from mupscale_cli.errors import JobError, RecipeError
+from mupscale_cli.errors import RunError, RecipeError
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
@@ -22,7 +22,7 @@ _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merg
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-Failure = Union[RecipeError, JobError]
+Failure = Union[RecipeError, RunError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ Node = Union[Text, Items, Entries]
 
 _KINDS: dict[type[Failure], tuple[str, str]] = {
     RecipeError: ("recipe", "the recipe language"),
-    JobError: ("job file", "a job file"),
+    RunError: ("job file", "a job file"),
 }
 
 
@@ -114,7 +114,7 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
         failure: what an error in it is, which says what kind of document it is.
 
     Raises:
-        RecipeError, JobError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
+        RecipeError, RunError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
     """
     kind, language = _KINDS[failure]
     if len(text) > _MAX_BYTES:

@@ -55,6 +55,10 @@ class VerifyError(MupscaleError):
     """A verification that could not be run; models that differ are a result, not an error."""
 
 
+class JobError(MupscaleError):
+    """A process of a job that cannot work together with the others."""
+
+
 class ConfigError(PlanError):
     """Factors that the config cannot express: who reads it would derive other sizes."""
 
@@ -67,7 +71,7 @@ class HubError(CheckpointError):
     """A model of the Hub that cannot be read, or a publication that the Hub refuses."""
 
 
-class JobError(MupscaleError):
+class RunError(MupscaleError):
     """A job file that cannot be read, or whose steps contradict one another or what is there."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +14,14 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import TensorPlan
 
 _LARGER_TYPE = "widen the checkpoint in float32 or bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class NonFiniteFound:
+    """What a `NonFinite` has met: by tensor of the source, by first row of a block; and widened tensors."""
+
+    rows: Mapping[str, Mapping[int, int]]
+    overflowed: frozenset[str]
 
 
 class NonFinite:
@@ -36,6 +46,19 @@ class NonFinite:
     def overflowed(self) -> list[str]:
         """Widened tensors in which scaling made infinities of finite values."""
         return sorted(self._overflowed)
+
+    @property
+    def found(self) -> NonFiniteFound:
+        """What was met, to be told to another process."""
+        return NonFiniteFound(dict(self._rows), frozenset(self._overflowed))
+
+    def merge(self, found: NonFiniteFound) -> None:
+        """Take what was met elsewhere."""
+        for name, counts in found.rows.items():
+            rows = self._rows.setdefault(name, {})
+            for row, count in counts.items():
+                rows[row] = max(count, rows.get(row, 0))
+        self._overflowed |= found.overflowed
 
     def note(self, tensor: TensorPlan, source: Tensor, row: int) -> None:
         """Look at rows of the source, from number `row` on.

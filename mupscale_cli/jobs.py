@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoint.target import check_output
-from mupscale_cli.errors import CheckpointError, JobError, MupscaleError
+from mupscale_cli.errors import CheckpointError, RunError, MupscaleError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.methods import MUPSCALE, Method
@@ -239,7 +239,7 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
                 one = _plan_widen(replace(step, overwrite=step.overwrite or overwrite), made)
                 real = one.target.resolve()
                 if real in taken:
-                    raise JobError(f"two steps write `{one.target}`", hint="give one of them another `output`")
+                    raise RunError(f"two steps write `{one.target}`", hint="give one of them another `output`")
                 taken.add(real)
                 if one.status == "to do":
                     assert one.plan is not None
@@ -264,7 +264,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     why = _why_not_there(step, source, plan, target, made)
     if why is not None and target.exists():
         if not step.overwrite:
-            raise JobError(
+            raise RunError(
                 f"`{target}` is there, but is not what this step makes: {why}",
                 hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
             )
@@ -483,12 +483,12 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
         events: for progress.
 
     Raises:
-        JobError: a disk has no room for what is to be written.
+        RunError: a disk has no room for what is to be written.
         HubError: something is to be pushed, and there is no token.
     """
     for disk in job.disks:
         if not disk.has_room:
-            raise JobError(
+            raise RunError(
                 f"not enough disk: the outputs take {disk.needed / 1e9:.2f} GB, `{disk.place}` has "
                 f"{disk.free / 1e9:.2f} GB free",
                 hint="free some space, or write to another disk",
@@ -528,7 +528,7 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events) -> Done:
             _log.info("%s is complete: its digests and those of its source are what its record says", one.target)
             return _verified_before(one, step)
         if not step.overwrite:
-            raise JobError(
+            raise RunError(
                 f"`{one.target}` is there, but is not what this step makes: {why}",
                 hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
             )

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.errors import MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
+from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError, PlanError, RecipeError
 from mupscale_cli.hub.ids import HubId, parse_hub_id
 from mupscale_cli.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.matching import match_rules
@@ -22,6 +22,7 @@ from mupscale_cli.methods import MUPSCALE, Method, make_method
 from mupscale_cli.optimizer.files import (
     SCHEDULER,
     WideState,
+    Writing,
     find_optimizer,
     open_optimizer,
     resumed_files,
@@ -30,11 +31,13 @@ from mupscale_cli.optimizer.files import (
 )
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
 from mupscale_cli.record import METADATA_KEY, Origin, make_record, relative_path, with_digests
 from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
+    from mupscale_cli.checkpoint.digest import TensorDigest
     from mupscale_cli.checkpoint.journal import Journal
     from mupscale_cli.checkpoint.target import Staging
     from mupscale_cli.verification import Verification, VerifyOptions
@@ -338,6 +341,7 @@ def widen(
     state: StateOptions = StateOptions(),
     plan: Plan | None = None,
     events: Events = Events(),
+    ranks: Ranks = ALONE,
 ) -> Widened:
     """Widen a checkpoint: weights, config and everything else that loading it needs.
 
@@ -362,6 +366,8 @@ def widen(
         state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
         plan: the plan, if it was made before.
         events: for progress.
+        ranks: the processes that share the work, each of which calls this with the same arguments; all of them
+            return the same. See `ranks.joined`.
 
     Raises:
         MupscaleError: something the user can fix; nothing was left under the output's name.
@@ -369,7 +375,6 @@ def widen(
     from mupscale_cli.checkpoint.digest import tensor_digests  # these import no torch, but convert does
     from mupscale_cli.checkpoint.journal import JOURNAL, Journal, check_finished
     from mupscale_cli.checkpoint.target import Staging, check_output
-    from mupscale_cli.convert import convert
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     plan = plan or plan_widening(
@@ -386,40 +391,88 @@ def widen(
     check_output(target, found.path, needed_bytes=0 if resume else needed, overwrite=overwrite)
     record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
     digests = tensor_digests(found.specs)
+    write = partial(_write, plan=plan, source=found, carried=carried, record=record, digests=digests, events=events,
+                    ranks=ranks, allow_nonfinite=allow_nonfinite)  # fmt: skip
+    taken = carried.files if carried else ()
+    left = tuple(file for file in found.left_files if file not in taken)
+    if not ranks.is_first:
+        write(ranks.broadcast(None))
+        found_out: _Outcome = ranks.broadcast(None)
+        return Widened(target, plan, *found_out, left)
     resumable = Staging(target, overwrite=overwrite)
     journal = _journal(resumable, record, plan, resume=resume)
     with resumable as staging:
         if journal is None:
             journal = Journal(staging.directory, _fingerprint(record, plan), {})
         staging.keep = partial(_is_worth_keeping, plan, journal)
-        events.phase("checking what is finished", 0) if journal.shards else None
-        done = check_finished(journal, found.tensors, digests) if journal.shards else {}
-        staging.clear(JOURNAL, *done)
-        events.phase("widening", plan.num_bytes)
-        metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if found.is_file else {})}
-        converted = convert(
-            plan, found.tensors, staging.directory, metadata=metadata, progress=events.advance, sources=digests,
-            reserve=_record_reserve(plan, allow_nonfinite=allow_nonfinite) if found.is_file else 0,
-            done=done, finished=journal.note, allow_nonfinite=allow_nonfinite,
-        )  # fmt: skip
-        record = {**with_digests(record, found, digests, converted.digests), "noise": converted.stds,
-                  "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
-        plan = with_noise(plan, converted.stds)
+        if journal.shards:
+            events.phase("checking what is finished", 0)
+            done = check_finished(journal, found.tensors, digests)
+            for name in journal.shards.keys() - done.keys():
+                del journal.shards[name]
+            journal.save()
+        staging.clear(JOURNAL, *journal.shards)
+        written = write(ranks.broadcast(_Begun(staging.directory.absolute(), journal)))
+        assert written is not None
+        record, plan = written, with_noise(plan, written["noise"])
         _write_companions(plan, found, staging.directory)
-        if carried is not None:
-            events.phase("optimizer state", carried.state.num_bytes)
-            record["optimizer_state"] = carried.write(
-                staging.directory, events.advance, allow_nonfinite=allow_nonfinite
-            )
         verification, skipped = _verify(verify, found, plan, staging.directory, events)
         record["verification"] = verification.as_record() if verification else None
-        if verification is not None and not verification.agrees:
-            return Widened(target, plan, record, verification, None)
-        journal.clear()
-        _publish(staging, plan, found, target, record)
-    taken = carried.files if carried else ()
-    left = tuple(file for file in found.left_files if file not in taken)
-    return Widened(target, plan, record, verification, skipped, left)
+        if verification is None or verification.agrees:
+            journal.clear()
+            _publish(staging, plan, found, target, record)
+    return Widened(target, plan, *ranks.broadcast((record, verification, skipped)), left)
+
+
+_Outcome = tuple[dict[str, Any], "Verification | None", "str | None"]  # what the first process tells in the end
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the first process tells the others: where to write, and what is there already."""
+
+    directory: Path
+    journal: Journal
+
+
+def _write(
+    begun: _Begun,
+    *,
+    plan: Plan,
+    source: Checkpoint,
+    carried: _CarriedState | None,
+    record: dict[str, Any],
+    digests: Mapping[str, TensorDigest],
+    events: Events,
+    ranks: Ranks,
+    allow_nonfinite: bool,
+) -> dict[str, Any] | None:
+    """Write weights and state, or this process's part; returns the record of all, None but for the first process."""
+    from mupscale_cli.checkpoint.journal import journal_name
+    from mupscale_cli.convert import convert
+
+    if not begun.directory.is_dir():
+        raise JobError(
+            f"`{begun.directory}` is not there for process {ranks.rank}",
+            hint="the processes of a job need a file system that all of them share",
+        )
+    journal = begun.journal if ranks.is_first else replace(begun.journal, shards={}, name=journal_name(ranks.rank))
+    first, last = ranks.share(plan.num_bytes)
+    events.phase("widening", last - first)
+    metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if source.is_file else {})}
+    converted = convert(
+        plan.shards, source.tensors, begun.directory, metadata=metadata, progress=events.advance, sources=digests,
+        reserve=_record_reserve(plan, allow_nonfinite=allow_nonfinite) if source.is_file else 0,
+        done=begun.journal.shards, finished=journal.note, allow_nonfinite=allow_nonfinite, ranks=ranks,
+    )  # fmt: skip
+    if converted is not None:
+        record = {**with_digests(record, source, digests, converted.digests), "noise": converted.stds,
+                  "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
+    if carried is not None:
+        first, last = ranks.share(carried.state.num_bytes)
+        events.phase("optimizer state", last - first)
+        record["optimizer_state"] = carried.write(begun.directory, events.advance, ranks, allow_nonfinite)
+    return record if converted is not None else None
 
 
 def _fingerprint(record: Mapping[str, Any], plan: Plan) -> str:
@@ -453,13 +506,18 @@ def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume:
 
 def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> bool:
     """Whether to leave what is finished for `--resume`; says so in the error, where that is for people."""
-    is_final = isinstance(error, MupscaleError) and not isinstance(error, OutputError)
-    if is_final or isinstance(error, OutputExistsError) or not journal.shards or len(plan.shards) == 1:
+    from mupscale_cli.checkpoint.journal import read_journal
+
+    is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError))
+    if is_final or isinstance(error, OutputExistsError) or len(plan.shards) == 1:
         return False
-    count = f"{len(journal.shards)} of {len(plan.shards)} files are finished and kept in `{journal.directory}`"
+    written = read_journal(journal.directory)  # by all the processes that work there
+    if written is None or not written.shards:
+        return False
+    count = f"{len(written.shards)} of {len(plan.shards)} files are finished and kept in `{journal.directory}`"
     what = f"{count}; the same command with `--resume` goes on from there"
     if isinstance(error, MupscaleError):
-        error.hint = f"free some space; {what}"
+        error.hint = what if isinstance(error, JobError) else f"free some space; {what}"
     elif isinstance(error, (KeyboardInterrupt, SystemExit)):
         error.kept = what  # type: ignore[union-attr]  # for the command line to show
     return True
@@ -488,22 +546,24 @@ class _CarriedState:
     def files(self) -> tuple[Path, ...]:
         return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
 
-    def write(self, directory: Path, progress: Callable[[int], None], *, allow_nonfinite: bool) -> dict[str, Any]:
-        """Write everything into the staged output; returns what the record says of it."""
+    def write(
+        self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
+    ) -> dict[str, Any] | None:
+        """Write everything into the staged output; returns what the record says of it, for the first process."""
         from mupscale_cli.checkpoint.target import copy_file
-        from mupscale_cli.finite import NonFinite
         from mupscale_cli.optimizer.trainer import widen_scheduler
 
-        nonfinite = NonFinite(is_allowed=allow_nonfinite)
-        written = self.state.write(directory, self.name, progress, nonfinite)
+        written = self.state.write(Writing(directory, self.name, progress, allow_nonfinite, ranks))
+        if written is None:
+            return None
         for file in self.beside:
             copy_file(file, directory)
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
-        counts = {"nonfinite": nonfinite.counts} if nonfinite.counts else {}
-        return {"file": written, **key, **self.state.about, "policy": self.policy, **copied, **counts}
+        counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
+        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:

@@ -36,7 +36,7 @@ def build(config):
     return Net(config).layers
 """
 # What is not ours is not run: it installs, needs a cluster, or is a program of its own.
-OTHERS = ("pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "mupscale-not-run")
+OTHERS = ("pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
 # Slow ones get fewer steps; what they are asked to do stays.
 SHORTER = {"sweep": ["--steps", "1", "--batch-size", "1", "--length", "4", "--no-picture"]}
 FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}

@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
     "document", "parts", "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
-    "checkpoint.target", "checkpoint.journal", "record", "expand", "noise", "finite", "workers", "convert",
+    "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
@@ -39,7 +39,7 @@ LATER = {  # imported when a command needs them, not when the module is
 }
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
-            "state", "blocks", "repeats", "checkpoint.journal", "memory",
+            "state", "blocks", "repeats", "checkpoint.journal", "memory", "ranks",
             "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
             "cli.main"]  # fmt: skip
 

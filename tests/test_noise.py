@@ -83,7 +83,7 @@ def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode,
         plan = plan_widening(found, factor, axes, perturbation=perturbation, max_shard_size=shard)
         folder = tmp_path / f"{block}-{shard}"
         folder.mkdir()
-        convert(plan, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
+        convert(plan.shards, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
         tensors = {}
         for file in folder.iterdir():
             tensors |= load_file(file)

@@ -95,7 +95,7 @@ def same_but_record(found, expected):
     assert {**found, "mupscale.json": ""} == {**expected, "mupscale.json": ""}
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 55), marks=pytest.mark.slow)], ids=["a-few", "many"])
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 53), marks=pytest.mark.slow)], ids=["a-few", "many"])
 def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, saved, tmp_path, undisturbed):
     for seed in seeds:
         target = tmp_path / f"wide{seed}"
@@ -142,9 +142,12 @@ def test_finished_shards_are_not_made_again(saved, tmp_path, undisturbed, monkey
     assert finished
     made = []
     writer = convert_module.ShardWriter
-    monkeypatch.setattr(
-        convert_module, "ShardWriter", lambda file, *rest: made.append(file.name) or writer(file, *rest)
-    )
+
+    def counted(file, *rest, **keywords):
+        made.append(file.name)
+        return writer(file, *rest, **keywords)
+
+    monkeypatch.setattr(convert_module, "ShardWriter", counted)
     widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True)
     assert made
     assert not finished & set(made)

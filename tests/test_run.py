@@ -7,7 +7,7 @@ import pytest
 
 from cli_runner import options_of, run
 from mupscale_cli.cli.jobfile import OPTIONS, read_job
-from mupscale_cli.errors import JobError
+from mupscale_cli.errors import RunError
 from mupscale_cli.jobs import WidenStep, plan_job
 
 FAMILY = """
@@ -181,7 +181,7 @@ def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch
 )
 def test_a_job_file_that_is_wrong_is_told_with_its_place(text, message, caret, tmp_path):
     (tmp_path / "job.yaml").write_text(text)
-    with pytest.raises(JobError) as caught:
+    with pytest.raises(RunError) as caught:
         read_job(tmp_path / "job.yaml")
     assert message in caught.value.message
     assert str(tmp_path / "job.yaml") in caught.value.message

@@ -514,6 +514,6 @@ def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp
     written = []
     for size in (block_bytes, 1 << 30):
         (tmp_path / str(size)).mkdir()
-        convert(plan, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
+        convert(plan.shards, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
         written.append(digests(tmp_path / str(size)))
     assert written[0] == written[1]

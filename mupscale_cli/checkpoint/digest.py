@@ -16,7 +16,8 @@ import sys
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mupscale_cli.checkpoint.header import StoredTensor, read_header
@@ -26,6 +27,27 @@ from mupscale_cli.specs import DTYPES, TensorSpec
 LEAF_BYTES = 1024  # a leaf takes at least that: below, hashing would be all overhead
 _BLOCK_BYTES = 1 << 20
 _OWN_METADATA = "mupscale"  # the record, which holds hashes itself
+
+
+@dataclass(frozen=True, slots=True)
+class DigestState:
+    """What a `TensorDigest` knows, to be told to another process.
+
+    Attributes:
+        digest: the hash, None while bytes are missing; then nothing else is needed.
+        sums: of the leaves, four bytes each, little-endian.
+        known: for each leaf, whether its sum is known.
+        edges: leaves of which only some bytes are known: these, and for each byte whether it is known.
+    """
+
+    digest: bytes | None
+    sums: bytes = b""
+    known: bytes = b""
+    edges: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    @property
+    def is_blank(self) -> bool:
+        return self.digest is None and 1 not in self.known and not self.edges
 
 
 class TensorDigest:
@@ -64,6 +86,31 @@ class TensorDigest:
             else:
                 self._add_ragged(start, piece)
             start += size
+
+    @property
+    def state(self) -> DigestState:
+        """What is known so far."""
+        with self._lock:
+            if self._digest is not None:
+                return DigestState(self._digest)
+            edges = {leaf: (bytes(held), bytes(filled)) for leaf, (held, filled) in self._edges.items()}
+            return DigestState(None, _little_endian(self._sums).tobytes(), bytes(self._known), edges)
+
+    def merge(self, state: DigestState) -> None:
+        """Take what was found of the same tensor elsewhere."""
+        if self._digest is not None:
+            return
+        if state.digest is not None:
+            self._finish(state.digest)
+            return
+        sums = array("I")
+        sums.frombytes(state.sums)
+        sums = _little_endian(sums)
+        for first, end in _stretches(state.known):
+            self._put(first, sums[first:end])
+        for leaf, (held, filled) in state.edges.items():
+            for first, end in _stretches(filled):
+                self._edge(leaf * self.leaf_bytes + first, memoryview(held)[first:end])
 
     def _leaf_sums(self, data: memoryview) -> array[int]:
         size = self.leaf_bytes
@@ -109,10 +156,30 @@ class TensorDigest:
 
     def _finish_if_done(self) -> None:
         if self._left == 0 and self._digest is None:
-            if sys.byteorder == "big":
-                self._sums.byteswap()
-            self._digest = hashlib.sha256(self._sums).digest()
-            self._sums, self._known, self._edges = array("I"), bytearray(), {}
+            self._finish(hashlib.sha256(_little_endian(self._sums)).digest())
+
+    def _finish(self, digest: bytes) -> None:
+        self._digest = digest
+        self._sums, self._known, self._edges = array("I"), bytearray(), {}
+
+
+def _little_endian(sums: array[int]) -> array[int]:
+    """The same numbers in the byte order in which they are hashed; the same once more brings them back."""
+    if sys.byteorder == "little":
+        return sums
+    swapped = sums[:]
+    swapped.byteswap()
+    return swapped
+
+
+def _stretches(flags: bytes) -> Iterator[tuple[int, int]]:
+    """Where flags are set: from where to where."""
+    first = flags.find(1)
+    while first >= 0:
+        end = flags.find(0, first)
+        end = len(flags) if end < 0 else end
+        yield first, end
+        first = flags.find(1, end)
 
 
 def tensor_digests(specs: Iterable[TensorSpec]) -> dict[str, TensorDigest]:

@@ -47,11 +47,13 @@ class Journal:
         directory: where they are.
         fingerprint: of what is being made.
         shards: those that are finished, by file.
+        name: of the file; every process of a job has one of its own.
     """
 
     directory: Path
     fingerprint: str
     shards: dict[str, FinishedShard]
+    name: str = JOURNAL
 
     def note(self, shard: FinishedShard) -> None:
         """Add a shard that is on the disk.
@@ -60,12 +62,30 @@ class Journal:
             OutputError: the disk refused.
         """
         self.shards[shard.file] = shard
+        self.save()
+
+    def save(self) -> None:
+        """Write it.
+
+        Raises:
+            OutputError: the disk refused.
+        """
         content = {"fingerprint": self.fingerprint, "shards": [asdict(done) for done in self.shards.values()]}
-        replace_json(self.directory / JOURNAL, content)
+        replace_json(self.directory / self.name, content)
 
     def clear(self) -> None:
-        """Remove it, when the output is complete."""
-        (self.directory / JOURNAL).unlink(missing_ok=True)
+        """Remove it and those of the other processes, when the output is complete."""
+        for file in _files(self.directory):
+            file.unlink(missing_ok=True)
+
+
+def journal_name(rank: int) -> str:
+    """What the journal of a process is called."""
+    return JOURNAL if rank == 0 else JOURNAL.replace(".json", f"-{rank}.json")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob(JOURNAL.replace(".json", "*.json")))
 
 
 def fingerprint(*values: Any) -> str:
@@ -74,13 +94,19 @@ def fingerprint(*values: Any) -> str:
 
 
 def read_journal(directory: Path) -> Journal | None:
-    """The journal of a folder; None if it has none that can be read."""
-    try:
-        content = read_json(directory / JOURNAL)
-        shards = [FinishedShard(**shard) for shard in content["shards"]]
-        return Journal(directory, content["fingerprint"], {shard.file: shard for shard in shards})
-    except (CheckpointError, KeyError, TypeError):
-        return None
+    """The journal of a folder, of all the processes that wrote there; None if it has none that can be read."""
+    found: Journal | None = None
+    for file in _files(directory):
+        try:
+            content = read_json(file)
+            shards = {shard["file"]: FinishedShard(**shard) for shard in content["shards"]}
+            if found is None:
+                found = Journal(directory, content["fingerprint"], shards)
+            elif content["fingerprint"] == found.fingerprint:
+                found.shards.update(shards)
+        except (CheckpointError, KeyError, TypeError):
+            continue
+    return found
 
 
 def check_finished(

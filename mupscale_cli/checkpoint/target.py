@@ -182,12 +182,17 @@ def _resolved(path: Path) -> Path:
 
 
 class PlacedFile:
-    """Writes pieces of bytes at places of an open file, from several threads; a context manager that closes it."""
+    """Writes pieces of bytes at places of an open file, from several threads; a context manager that closes it.
+
+    Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
+    """
 
     def __init__(self, file: Path, mode: str) -> None:
         self.file = file
         with reported(file):
-            self.stream: BinaryIO = open(file, mode, buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+            opener = _create_if_absent if mode == "shared" else None
+            mode = "r+b" if mode == "shared" else mode
+            self.stream: BinaryIO = open(file, mode, buffering=0, opener=opener)  # type: ignore[assignment]  # noqa: SIM115
         self._lock = threading.Lock()
 
     def __enter__(self) -> PlacedFile:
@@ -206,6 +211,10 @@ class PlacedFile:
                 self.stream.seek(position)
                 for piece in pieces:
                     write_all(self.stream, piece)
+
+
+def _create_if_absent(file: str, flags: int) -> int:
+    return os.open(file, flags | os.O_CREAT, 0o666)
 
 
 def _write_gathered(handle: int, position: int, pieces: Sequence[memoryview]) -> None:
@@ -234,13 +243,21 @@ class ShardWriter:
 
     Attributes:
         file: the file.
-        digests: the hash of each tensor.
+        is_shared: whether other processes write parts of it at the same time.
+        digests: the hash of each tensor, as far as it was written here.
     """
 
     def __init__(
-        self, file: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], reserve: int = 0
+        self,
+        file: Path,
+        specs: tuple[TensorSpec, ...],
+        metadata: Mapping[str, str],
+        reserve: int = 0,
+        *,
+        is_shared: bool = False,
     ) -> None:
         self.file = file
+        self.is_shared = is_shared
         self.digests = tensor_digests(specs)
         header = encode_header(specs, metadata, reserve)
         self.offsets: dict[str, int] = {}
@@ -254,7 +271,7 @@ class ShardWriter:
         self._out: PlacedFile | None = None
 
     def __enter__(self) -> ShardWriter:
-        self._out = PlacedFile(self.file, "xb")
+        self._out = PlacedFile(self.file, "shared" if self.is_shared else "xb")
         self._out.write(0, (memoryview(self._header),))
         return self
 
@@ -262,9 +279,9 @@ class ShardWriter:
         assert self._out is not None
         with self._out as out, reported(self.file):
             if kind is None:
-                if os.fstat(out.stream.fileno()).st_size != self._size:
-                    raise OutputError(f"`{self.file}` has not the size that was planned")
                 os.fsync(out.stream.fileno())
+                if not self.is_shared:
+                    self.check_size()
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
         """Write consecutive pieces of a tensor from its byte `start` on; from several threads at once."""
@@ -272,11 +289,29 @@ class ShardWriter:
         self._out.write(self.offsets[name] + start, pieces)
         self.digests[name].add(start, pieces)
 
+    def check_size(self) -> None:
+        """Refuse a file that is not as long as it was planned.
+
+        Raises:
+            OutputError: something was not written.
+        """
+        if self.file.stat().st_size != self._size:
+            raise OutputError(f"`{self.file}` has not the size that was planned")
+
     @property
     def digest(self) -> str:
-        """The hash of the file, once it is complete."""
-        parts = [digest.digest for digest in self.digests.values()]
-        return combined(header_digest(self._specs, self._metadata), [part for part in parts if part is not None])
+        """The hash of the file, once it is complete.
+
+        Raises:
+            OutputError: some of it was never written.
+        """
+        parts = []
+        for spec in self._specs:
+            part = self.digests[spec.name].digest
+            if part is None:
+                raise OutputError(f"not all of `{spec.name}` was written to `{self.file}`")
+            parts.append(part)
+        return combined(header_digest(self._specs, self._metadata), parts)
 
 
 def write_all(stream: BinaryIO, data: memoryview) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mupscale_cli.cli import options
 from mupscale_cli.document import Entries, Items, Node, Text, parse_document
-from mupscale_cli.errors import JobError, MupscaleError
+from mupscale_cli.errors import RunError, MupscaleError
 from mupscale_cli.hub.ids import parse_hub_id
 from mupscale_cli.jobs import Comparing, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.language import suggest
@@ -27,14 +27,14 @@ def read_job(file: Path) -> tuple[Step, ...]:
     """The steps of a job file; its relative paths are those of its folder.
 
     Raises:
-        JobError: it cannot be read, or says something that is not understood; with file, line and caret.
+        RunError: it cannot be read, or says something that is not understood; with file, line and caret.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise JobError(f"cannot read the job file `{file}`: {reason}") from None
-    document = parse_document(text, str(file), JobError)
+        raise RunError(f"cannot read the job file `{file}`: {reason}") from None
+    document = parse_document(text, str(file), RunError)
     _check_keys(document, _TOP, "a job file")
     if (version := document.get("version")) is not None and _text(version, file.parent) != str(VERSION):
         raise version.error(f"this mupscale reads version {VERSION} of job files", hint="upgrade mupscale")
@@ -185,7 +185,7 @@ def _read(read: Read, node: Node, folder: Path) -> Any:
     """A value; what is wrong with it is told with its place."""
     try:
         return read(node, folder)
-    except JobError:
+    except RunError:
         raise
     except MupscaleError as error:
         raise node.error(error.message, hint=error.hint) from None
@@ -212,7 +212,7 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places
             places.written.add((step.output or Path(name)).parent)
             return step
         return _verify(name, given, places) if kind.value == "verify" else _push(name, given)
-    except JobError:
+    except RunError:
         raise
     except MupscaleError as error:
         raise kind.error(error.message, hint=error.hint) from None
@@ -242,7 +242,7 @@ def _comparing(given: Mapping[str, Any], *, seed: int = 0, steps: int = 0) -> Co
 def _verify(wide: str, given: Mapping[str, Any], places: _Places) -> VerifyStep:
     narrow = given.get("narrow")
     if given.get("weights") and given.get("steps"):
-        raise JobError("`weights` runs no model, `steps` trains two; give one of them")
+        raise RunError("`weights` runs no model, `steps` trains two; give one of them")
     return VerifyStep(
         wide, None if narrow is None else places.located(narrow),
         _comparing(given, seed=given.get("seed", 0), steps=given.get("steps", 0)), given.get("recipe"),

@@ -16,6 +16,7 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
+from mupscale_cli.ranks import joined
 
 if TYPE_CHECKING:
     from mupscale_cli.hub.ids import HubId
@@ -98,12 +99,14 @@ def widen(
     if verify:
         chosen = options.verify_options(dtype, device, model)
     source = _fetched(source, state, plan, target, overwrite=overwrite)
-    with _telling_what_is_kept(), output.progress() as events:
+    with joined() as ranks, _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
         result = widening.widen(
             source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
-            verify=chosen, state=state, plan=plan, events=events,
+            verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
         )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
+    if not ranks.is_first:  # which says it all
+        raise typer.Exit(1 if failed else 0)
     if not as_json:
         _report(result)
         if output.is_quiet() and not failed:

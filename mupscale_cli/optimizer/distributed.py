@@ -24,7 +24,7 @@ from mupscale_cli.convert import expand_whole
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
-from mupscale_cli.optimizer.files import Progress, WideState
+from mupscale_cli.optimizer.files import Progress, StateFile, WideState, Writing
 from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, place_name, walk
 from mupscale_cli.plan import Plan, TensorPlan
@@ -69,9 +69,12 @@ class DistributedState:
             self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
 
-        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
-            _save(wide, directory / name, self, progress, nonfinite)
-            return name
+        def write(how: Writing) -> StateFile | None:
+            if not how.ranks.is_first:
+                return None
+            nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
+            _save(wide, self, how, nonfinite)
+            return StateFile(how.name, nonfinite.counts)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         size = sum(tensor.target.num_bytes for tensor in wide.tensors)
@@ -158,7 +161,7 @@ class _Widening(DefaultSavePlanner):
         tensors: Mapping[Place, TensorPlan],
         source: DistributedState,
         progress: Progress,
-        nonfinite: NonFinite | None,
+        nonfinite: NonFinite,
     ) -> None:
         super().__init__()
         self.tensors = tensors
@@ -185,17 +188,15 @@ def blank_real(spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=blank(spec).dtype)
 
 
-def _save(
-    wide: WideContent, folder: Path, source: DistributedState, progress: Progress, nonfinite: NonFinite | None
-) -> None:
+def _save(wide: WideContent, source: DistributedState, how: Writing, nonfinite: NonFinite) -> None:
     by_name = {tensor.target.name: tensor for tensor in wide.tensors}
     tensors = {place: by_name[place_name(place)] for place, _ in walk(wide.content)}
     content = _on_meta(wide.content)
     with alone():
         save(
             content,
-            storage_writer=FileSystemWriter(folder, single_file_per_rank=False, sync_files=True),
-            planner=_Widening(tensors, source, progress, nonfinite),
+            storage_writer=FileSystemWriter(how.directory / how.name, single_file_per_rank=False, sync_files=True),
+            planner=_Widening(tensors, source, how.progress, nonfinite),
             no_dist=True,
         )
 

@@ -6,17 +6,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mupscale_cli.checkpoint.header import StoredTensor, read_header
 from mupscale_cli.checkpoint.source import Checkpoint, read_json
-from mupscale_cli.checkpoint.target import ShardWriter, write_json
+from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan, split_into_shards
+from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
-
-if TYPE_CHECKING:
-    from mupscale_cli.finite import NonFinite
 
 # What trainers call their optimizer's state, the most telling first.
 _FILES = (
@@ -52,20 +50,51 @@ class OptimizerSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How a state is written.
+
+    Attributes:
+        directory: where to.
+        name: of the file or folder.
+        progress: called with the bytes just written.
+        allow_nonfinite: copy NaNs and infinities, and count them.
+        ranks: the processes that share the work; what cannot be shared is the first one's.
+    """
+
+    directory: Path
+    name: str
+    progress: Progress = lambda _: None
+    allow_nonfinite: bool = False
+    ranks: Ranks = ALONE
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A state that was written.
+
+    Attributes:
+        name: of the file or folder that it can be opened by.
+        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+    """
+
+    name: str
+    nonfinite: dict[str, int]
+
+
+@dataclass(frozen=True)
 class WideState:
     """A widened state that is planned and not written.
 
     Attributes:
         num_bytes: of tensor data.
-        write: writes it into a folder under a name, telling its progress in bytes and taking note of NaNs and
-            infinities; returns the name of the file or folder that it can be opened by.
+        write: writes it; None but for the first process.
         about: what there is to know of it, for the record.
         groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
     """
 
     num_bytes: int
-    write: Callable[[Path, str, Progress, NonFinite | None], str]
+    write: Callable[[Writing], StateFile | None]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()
@@ -172,22 +201,24 @@ class SafetensorsState:
         states = plan_state(plan, self._entries(plan), policy)
         tensors = tuple(state.tensor for state in states)
 
-        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
-            from mupscale_cli.convert import write_tensors
+        def write(how: Writing) -> StateFile | None:
+            from mupscale_cli.convert import convert
 
-            stem = name.removesuffix(".index.json").removesuffix(".safetensors")
+            stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, max_shard_bytes, f"{stem}{{suffix}}.safetensors")
-            for shard in shards:
-                specs = tuple(tensor.target for tensor in shard.tensors)
-                with ShardWriter(directory / shard.file, specs, self.metadata) as writer:
-                    write_tensors(shard.tensors, self.stored, writer, progress=progress, nonfinite=nonfinite)
-            if len(shards) > 1:
-                weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
-                total = sum(shard.num_bytes for shard in shards)
-                index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-                write_json(directory / f"{stem}.safetensors.index.json", index)
-                return f"{stem}.safetensors.index.json"
-            return f"{stem}.safetensors"
+            converted = convert(
+                shards, self.stored, how.directory, metadata=self.metadata, progress=how.progress,
+                allow_nonfinite=how.allow_nonfinite, ranks=how.ranks,
+            )  # fmt: skip
+            if converted is None:
+                return None
+            if len(shards) == 1:
+                return StateFile(f"{stem}.safetensors", converted.nonfinite)
+            weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
+            total = sum(shard.num_bytes for shard in shards)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_json(how.directory / f"{stem}.safetensors.index.json", index)
+            return StateFile(f"{stem}.safetensors.index.json", converted.nonfinite)
 
         return WideState(sum(t.target.num_bytes for t in tensors), write, {"format": "safetensors"})
 

@@ -10,7 +10,7 @@ from typing import Any
 from mupscale_cli.convert import write_tensors
 from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.content import locate_optimizer, widen_content
-from mupscale_cli.optimizer.files import Progress, WideState
+from mupscale_cli.optimizer.files import StateFile, WideState, Writing
 from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import Place, TorchFile, TorchWriter, read_torch_file, walk
 from mupscale_cli.plan import Plan
@@ -46,10 +46,13 @@ class TorchState:
         )  # fmt: skip
         stored = {tensor.spec.name: tensor for tensor in self.file.tensors.values()}
 
-        def write(directory: Path, name: str, progress: Progress, nonfinite: NonFinite | None = None) -> str:
-            with TorchWriter(directory / name, wide.content) as writer:
-                write_tensors(wide.tensors, stored, writer, progress=progress, nonfinite=nonfinite)
-            return name
+        def write(how: Writing) -> StateFile | None:
+            if not how.ranks.is_first:
+                return None
+            nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
+            with TorchWriter(how.directory / how.name, wide.content) as writer:
+                write_tensors(wide.tensors, stored, writer, progress=how.progress, nonfinite=nonfinite)
+            return StateFile(how.name, nonfinite.counts)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         size = sum(tensor.target.num_bytes for tensor in wide.tensors)

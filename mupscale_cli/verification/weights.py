@@ -115,7 +115,7 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
     where = beside if os.access(beside, os.W_OK) else None
     with TemporaryDirectory(prefix=".mupscale-", dir=where) as folder:
         try:
-            convert(without_noise(plan), narrow.tensors, Path(folder), metadata={"format": "pt"})
+            convert(without_noise(plan).shards, narrow.tensors, Path(folder), metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(Path(folder) / CONFIG, plan.config)
         except OutputError as error:
