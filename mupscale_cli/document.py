@@ -12,7 +12,7 @@ from typing import Union
 
 import yaml
 
-from mupscale_cli.errors import RunError, RecipeError
+from mupscale_cli.errors import RecipeError, RunError
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12

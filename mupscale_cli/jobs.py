@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoint.target import check_output
-from mupscale_cli.errors import CheckpointError, RunError, MupscaleError
+from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.methods import MUPSCALE, Method

@@ -10,7 +10,7 @@ from typing import Any
 
 from mupscale_cli.cli import options
 from mupscale_cli.document import Entries, Items, Node, Text, parse_document
-from mupscale_cli.errors import RunError, MupscaleError
+from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.hub.ids import parse_hub_id
 from mupscale_cli.jobs import Comparing, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.language import suggest
