@@ -7,7 +7,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.pages import page_text, page_titles
@@ -29,6 +28,8 @@ def show_page(
     if as_json:
         output.print_document("help", {"topic": topic, "title": page_titles()[topic], "text": text, "topics": None})
     elif console.is_terminal:
+        from rich.markdown import Markdown
+
         console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _READABLE))
     else:
         sys.stdout.write(text)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from mupscale_cli.cli import options, output
-from mupscale_cli.cli.jobfile import read_job
 from mupscale_cli.errors import Interrupted
-from mupscale_cli.jobs import Done, JobEvents, JobPlan, PlannedStep, exit_code, plan_job, run_job
-from mupscale_cli.memory import WIDENING, free_memory
+
+if TYPE_CHECKING:
+    from mupscale_cli.jobs import Done, JobPlan, PlannedStep
 
 _STYLES = {"done": "bold green", "skipped": "green", "differs": "bold red", "failed": "bold red", "not run": "dim"}
 
@@ -32,6 +32,9 @@ def run(
 
     `mupscale help pipelines` describes job files. Exit code 1 if models differ, 2 if a step fails.
     """
+    from mupscale_cli.cli.jobfile import read_job  # only here, as every other command would wait for it
+    from mupscale_cli.jobs import JobEvents, exit_code, plan_job, run_job
+
     job = plan_job(read_job(file), overwrite=overwrite)
     if dry_run:
         if as_json:
@@ -64,6 +67,8 @@ def _tell(number: int, one: PlannedStep, count: int) -> None:
 
 
 def _print_plan(job: JobPlan) -> None:
+    from mupscale_cli.memory import WIDENING, free_memory
+
     console = output.stdout()
     right = ("", "parameters", "disk", "memory")
     result = output.table("", "step", "what", "parameters", "disk", "memory", "status", right=right)
@@ -124,6 +129,9 @@ def _compared(done: Done) -> str:
 
 
 def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, Any]:
+    from mupscale_cli.jobs import exit_code
+    from mupscale_cli.memory import free_memory
+
     by_step = {id(done.planned): done for done in results}
     return {
         "file": str(file),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
 
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.language import suggest
 
-_SUFFIX = ".md"
-
 
 def page_titles() -> dict[str, str]:
     """Every topic, and the title of its page."""
-    files = [file for file in resources.files(__name__).iterdir() if file.name.endswith(_SUFFIX)]
-    return {
-        file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        for file in sorted(files, key=lambda file: file.name)
-    }
+    files = sorted(Path(__file__).parent.glob("*.md"))
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
 
 
 def page_text(topic: str) -> str:
@@ -28,4 +23,4 @@ def page_text(topic: str) -> str:
     titles = page_titles()
     if topic not in titles:
         raise MupscaleError(f"there is no page `{topic}`", hint=suggest(topic, titles))
-    return resources.files(__name__).joinpath(topic + _SUFFIX).read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{topic}.md").read_text(encoding="utf-8")
