@@ -106,8 +106,8 @@ def stderr() -> Console:
 
 def _console(is_terminal: bool, *, stderr: bool, quiet: bool = False) -> Console:
     """A console as wide as its terminal, or as COLUMNS says."""
-    has_width = is_terminal or os.environ.get("COLUMNS", "").isdigit()
-    width = None if has_width else _PIPED_WIDTH
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPED_WIDTH
     return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, quiet=quiet)
 
 
