@@ -67,6 +67,10 @@ class SweepError(MupscaleError):
     """A sweep that cannot be run or read: its grid, its data, its trainer, its directory."""
 
 
+class PictureError(MupscaleError):
+    """A picture that cannot be drawn: no library, no kind of image that is known, no figures to show."""
+
+
 class HubError(CheckpointError):
     """A model of the Hub that cannot be read, or a publication that the Hub refuses."""
 

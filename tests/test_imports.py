@@ -13,26 +13,28 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
-    "document", "parts", "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
+    "document", "parts", "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
-    "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
+    "hub.ids", "hub.environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "card", "hub.card", "formats", "handoff",
-    "verification.result", "memory", "verification.placement", "verification.precision", "verification.activations",
-    "verification.inputs", "verification.models", "verification.optimizers",
+    "verification.result", "memory", "environment", "verification.placement", "verification.precision",
+    "verification.activations", "verification.inputs", "verification.models", "verification.optimizers",
     "verification.training", "verification.weights", "verification.run", "verification",
     "widening", "pushing", "verifying", "jobs", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
-    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report",
+    "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.output", "cli.options", "cli.documents", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect",
-    "cli.hparams", "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.manual", "cli.jobfile", "cli.run",
-    "cli.main",
+    "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree", "cli.explain", "cli.options",
+    "cli.documents", "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
+    "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.manual", "cli.jobfile",
+    "cli.run", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
@@ -59,7 +61,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "sweeping")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "pictures", "sweeping")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from mupscale_cli.cli import options, output
+from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.formats import FORMS, document, render
 from mupscale_cli.hyperparameters import Hyperparameters, Settings, hyperparameters
@@ -20,7 +21,7 @@ from mupscale_cli.widening import find_source
 
 
 def hparams(
-    wide: Annotated[str, typer.Argument(help="A widened checkpoint.")],
+    wide: Annotated[str, typer.Argument(help="A widened checkpoint.", autocompletion=complete_widened)],
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the narrow run; needed unless --from-sweep says it.")
     ] = None,

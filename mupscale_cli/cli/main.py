@@ -13,7 +13,22 @@ import typer
 from typer.core import TyperGroup
 
 from mupscale_cli._version import __version__
-from mupscale_cli.cli import demo, hparams, inspect, manual, options, output, push, recipes, run, sweep, verify, widen
+from mupscale_cli.cli import (
+    demo,
+    doctor,
+    hparams,
+    inspect,
+    manual,
+    options,
+    output,
+    plot,
+    push,
+    recipes,
+    run,
+    sweep,
+    verify,
+    widen,
+)
 from mupscale_cli.errors import Interrupted, MupscaleError
 
 BUG = 70  # of sysexits.h; Python's own 1 would say that the models differ
@@ -40,7 +55,9 @@ app.command()(sweep.sweep)
 app.command()(push.push)
 app.command()(run.run)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(plot.app, name="plot")
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 app.command("help")(manual.show_page)
 app.command("schema")(manual.show_schema)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mupscale_cli.cli import output
+from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
 from mupscale_cli.errors import Interrupted, PlanError
 from mupscale_cli.methods import DEFAULT_SHRINK, METHODS, Method, make_method
 from mupscale_cli.perturbation import MODES, SCALES, Mode, Perturbation, Scale
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from mupscale_cli.verification import VerifyOptions
 
 Checkpoint = Annotated[
-    str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).")
+    str,
+    typer.Argument(
+        help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).",
+        autocompletion=complete_checkpoint,
+    ),
 ]
 Factor = Annotated[
     str | None, typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
@@ -28,12 +33,22 @@ Factor = Annotated[
 AxisFactors = Annotated[
     list[str] | None,
     typer.Option(
-        "--axis", "-a", metavar="NAME=K", help="The factor of one axis; overrides or adds to --factor. Repeatable."
+        "--axis",
+        "-a",
+        metavar="NAME=K",
+        help="The factor of one axis; overrides or adds to --factor. Repeatable.",
+        autocompletion=complete_axis,
     ),
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given."),
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="The recipe; found by the checkpoint if not given.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Tie = Annotated[
     str | None,

@@ -14,23 +14,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
+from mupscale_cli.cli.progress import shown
+from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.figures import bytes_text, count_text, counted, number_text
 from mupscale_cli.schemas import versioned
 from mupscale_cli.widening import Events
 
-__all__ = ["Voice", "bytes_text", "count_text", "counted", "hang_up", "is_quiet", "note", "number_text",
+__all__ = ["OpenTable", "Voice", "bytes_text", "count_text", "counted", "hang_up", "is_quiet", "note", "number_text",
            "print_document", "print_error", "progress", "report", "speaking", "stderr", "stdout", "table",
            "warn"]  # fmt: skip
 
@@ -142,45 +134,17 @@ def warn(text: str) -> None:
     stderr().print(f"warning: {text}", markup=False)
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An open table: headings, a rule, no box."""
-    result = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return result
+def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
+    """A table without a box, whose cells break between words and behind the dots of names."""
+    return OpenTable(*columns, right=right)
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Events]:
-    """Events that show one bar for each phase on a terminal, one line otherwise."""
-    console = stderr()
+    """Events that show a bar on a terminal, and lines otherwise."""
     if quiet or is_quiet():
         yield Events()
         return
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield Events(phase=lambda name, total: console.print(f"{name}{_amount(total)}"))
-        return
-    columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        current: list[TaskID] = []
-
-        def phase(name: str, total: int) -> None:
-            if current:
-                bars.remove_task(current.pop())
-            current.append(bars.add_task(name, total=total or None))
-
-        def advance(count: int) -> None:
-            if current:
-                bars.advance(current[0], count)
-
-        yield Events(phase, advance)
-
-
-def _amount(total: int) -> str:
-    return f" ({bytes_text(total)})" if total else ""
+    console = stderr()
+    with shown(console, live=console.is_terminal and not console.is_dumb_terminal) as events:
+        yield events

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mupscale_cli.cli import options, output
+from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import HubError, Interrupted
 from mupscale_cli.pushing import Push, PushOptions, prepare_push
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def push(
-    wide: Annotated[str, typer.Argument(help="A widened checkpoint, here.")],
+    wide: Annotated[str, typer.Argument(help="A widened checkpoint, here.", autocompletion=complete_widened)],
     target: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hub; made if not there.")],
     private: options.Private = False,
     revision: Annotated[

@@ -14,11 +14,13 @@ from rich.markup import escape
 
 from mupscale_cli import widening
 from mupscale_cli.checking import smallest_factors
-from mupscale_cli.cli import documents, options, output
+from mupscale_cli.cli import documents, explain, options, output
+from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
+from mupscale_cli.widening import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.source import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
-RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.", autocompletion=complete_recipe)
+]
 
 
 @app.command("list")
@@ -51,13 +55,23 @@ def list_recipes(as_json: options.Json = False) -> None:
 def show_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.", autocompletion=complete_checkpoint
+        ),
     ] = None,
+    tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
     source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
+    if tensor is not None:
+        if source is None:
+            explain.show_rule(found, tensor, as_json=as_json)
+        else:
+            explain.show_tensor(describe(source, found), tensor, as_json=as_json)
+        return
     costs = {} if source is None else _costs(found, source)
     if as_json:
         growing = {axis.name: _growing(found, axis.name) for axis in found.axes}
@@ -143,7 +157,12 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know; nothing is run.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]",
+            help="A checkpoint whose tensors it must know; nothing is run.",
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     model_type: Annotated[
         list[str] | None,

@@ -15,11 +15,14 @@ from mupscale_cli.errors import MupscaleError
 # The name of every document and its version; each has a file NAME.json beside this one.
 VERSIONS = {
     "demo": 1,
+    "doctor": 1,
     "error": 1,
+    "explain": 1,
     "help": 1,
     "hparams": 1,
     "inspect": 1,
     "plan": 1,
+    "plot": 1,
     "push": 1,
     "recipe-check": 1,
     "recipe-draft": 1,

@@ -158,6 +158,7 @@ def verify_checkpoints(narrow: Checkpoint, wide: Checkpoint, plan: Plan, options
                 inputs=inputs.about,
                 rounding=rounding,
                 rounded_tensors=len(plan.rounded),
+                modules=tuple(modules),
             )
 
         result = found(wide, stored_tolerance(plan, dtype))
