@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,23 @@ def prepare(file, folder, saved):
     if file.stem == "sweep":
         shutil.copytree(folder / "tiny", folder / "small")
         (folder / "manual.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    if file.stem == "look":
+        (folder / "trainer.py").write_text("import json; print(json.dumps({'loss': 1.0}))")
+        command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
+        swept = [
+            "sweep",
+            "narrow",
+            "--command",
+            command,
+            "-f",
+            "2",
+            "--noise",
+            "0",
+            "-o",
+            "small-sweep",
+            "--no-picture",
+        ]
+        assert run(*swept).code == 0
     if file.stem == "pipelines":
         write_job(folder)
     if file.stem == "trust":
@@ -165,11 +184,11 @@ def known_options():
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_command_and_option_in_the_text_exists(file):
     known = known_options()
-    every = set().union(*known.values()) | {"-e", "--preinstall", "--rescale_params"}
-    commands = {" ".join(words) for words in commands_of()} | {"recipes"}
+    every = set().union(*known.values()) | {"--preinstall", "--nnodes", "--install-completion"}
+    commands = {" ".join(words) for words in commands_of()} | {"recipes", "plot"}
     for code in spans(file):
         words = re.split(r"[\s=]+", re.sub(r"\[|\]", "", code))
-        if words[0] == "mupscale" and len(words) > 1 and words[1].islower():
+        if words[0] == "mupscale" and len(words) > 1 and words[1][0].islower():
             name = next(name for name in (" ".join(words[1:3]), words[1], "?") if name in commands or name == "?")
             assert name != "?", code
             options = [word for word in words if word.startswith("--")]
