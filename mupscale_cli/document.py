@@ -1,18 +1,18 @@
 """YAML read as texts that remember where they stand, so that an error can point at its cause.
 
-Only what recipes need: mappings, lists and scalars kept as text. Anchors, tags and documents of
+Only what recipes and job files need: mappings, lists and scalars kept as text. Anchors, tags and documents of
 unreasonable size are refused, since a recipe may come from anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import yaml
 
-from mupscale_cli.errors import RecipeError
+from mupscale_cli.errors import RecipeError, RunError
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
@@ -22,16 +22,20 @@ _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merg
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+Failure = Union[RecipeError, RunError]
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0."""
+    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0; `failure` is what an error is."""
 
     file: str
     line: int
     column: int
     source_line: str
+    failure: type[Failure] = RecipeError
 
-    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> Failure:
         """An error that shows the line and, where a span of the text is given, a caret below it."""
         excerpt = None
         if self.source_line.strip():
@@ -42,7 +46,7 @@ class Origin:
                 start = max(0, self.column - indent + span[0])
                 width = max(1, min(span[1] - span[0], len(shown) - start))
                 excerpt += f"\n    {' ' * start}{'^' * width}"
-        return RecipeError(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
+        return self.failure(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Text:
     def is_null(self) -> bool:
         return not self.quoted and self.value in ("", "~", "null")
 
-    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> Failure:
         if not self.as_written:
             return self.origin.error(message, hint=hint)
         return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
@@ -71,7 +75,7 @@ class Items:
     nodes: tuple[Node, ...]
     origin: Origin
 
-    def error(self, message: str, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, hint: str | None = None) -> Failure:
         return self.origin.error(message, hint=hint)
 
 
@@ -88,68 +92,76 @@ class Entries:
     def get(self, key: str) -> Node | None:
         return next((node for text, node in self.pairs if text.value == key), None)
 
-    def error(self, message: str, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, hint: str | None = None) -> Failure:
         return self.origin.error(message, hint=hint)
 
 
 Node = Union[Text, Items, Entries]
 
 
-def parse_document(text: str, file: str) -> Entries:
+_KINDS: dict[type[Failure], tuple[str, str]] = {
+    RecipeError: ("recipe", "the recipe language"),
+    RunError: ("job file", "a job file"),
+}
+
+
+def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -> Entries:
     """Parse a YAML mapping.
 
     Args:
         text: the document.
         file: its name, for error messages.
+        failure: what an error in it is, which says what kind of document it is.
 
     Raises:
-        RecipeError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
+        RecipeError, RunError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
     """
+    kind, language = _KINDS[failure]
     if len(text) > _MAX_BYTES:
-        raise RecipeError(f"{file}: a recipe of more than {_MAX_BYTES} bytes is not read")
+        raise failure(f"{file}: a {kind} of more than {_MAX_BYTES} bytes is not read")
     lines = text.splitlines()
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
-            raise RecipeError(f"{file}: anchors and aliases are not part of the recipe language", hint="write it out")
+            raise failure(f"{file}: anchors and aliases are not part of {language}", hint="write it out")
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         column = mark.column if mark else 0
         source = lines[line] if line < len(lines) else ""
-        origin = Origin(file, line + 1, column, source)
+        origin = Origin(file, line + 1, column, source, failure)
         raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"{file}: not valid YAML: {error}") from None
+        raise failure(f"{file}: not valid YAML: {error}") from None
     except RecursionError:
-        raise RecipeError(f"{file}: nested too deeply") from None
+        raise failure(f"{file}: nested too deeply") from None
     if root is None:
-        raise RecipeError(f"{file}: the recipe is empty")
-    node = _convert(root, file, lines, 0)
+        raise failure(f"{file}: the {kind} is empty")
+    node = _convert(root, Origin(file, 1, 0, "", failure), lines, 0)
     if not isinstance(node, Entries):
-        raise RecipeError(f"{file}: expected a mapping at the top level")
+        raise failure(f"{file}: expected a mapping at the top level")
     return node
 
 
-def _convert(node: yaml.Node, file: str, lines: list[str], depth: int) -> Node:
+def _convert(node: yaml.Node, document: Origin, lines: list[str], depth: int) -> Node:
     mark = node.start_mark
     quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
     source = lines[mark.line] if mark.line < len(lines) else ""
-    origin = Origin(file, mark.line + 1, mark.column + quoted, source)
+    origin = replace(document, line=mark.line + 1, column=mark.column + quoted, source_line=source)
     if depth > _MAX_DEPTH:
         raise origin.error("nested too deeply")
     if node.tag and node.tag.removeprefix(_STANDARD) not in _TAGS:
-        raise origin.error(f"the tag `{node.tag}` is not part of the recipe language")
+        raise origin.error(f"the tag `{node.tag}` is not part of {_KINDS[origin.failure][1]}")
     if isinstance(node, yaml.ScalarNode):
         return Text(node.value, origin, quoted)
     if isinstance(node, yaml.SequenceNode):
-        return Items(tuple(_convert(item, file, lines, depth + 1) for item in node.value), origin)
+        return Items(tuple(_convert(item, document, lines, depth + 1) for item in node.value), origin)
     pairs: dict[str, tuple[Text, Node]] = {}
     for key_node, value_node in node.value:
-        key = _convert(key_node, file, lines, depth + 1)
+        key = _convert(key_node, document, lines, depth + 1)
         if not isinstance(key, Text):
             raise origin.error("a key must be a plain text")
         if key.value in pairs:
             raise key.error(f"`{key.value}` stands here twice, first in line {pairs[key.value][0].origin.line}")
-        pairs[key.value] = key, _convert(value_node, file, lines, depth + 1)
+        pairs[key.value] = key, _convert(value_node, document, lines, depth + 1)
     return Entries(tuple(pairs.values()), origin)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class MupscaleError(Exception):
     """Something the user can fix. The command line shows it without a traceback and exits with 2.
@@ -11,6 +13,8 @@ class MupscaleError(Exception):
         excerpt: lines that show the place, for instance a recipe line and a caret below it.
         hint: what to do about it.
     """
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, *, excerpt: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -69,3 +73,13 @@ class PictureError(MupscaleError):
 
 class HubError(CheckpointError):
     """A model of the Hub that cannot be read, or a publication that the Hub refuses."""
+
+
+class RunError(MupscaleError):
+    """A job file that cannot be read, or whose steps contradict one another or what is there."""
+
+
+class Interrupted(MupscaleError):  # noqa: N818 (nothing is wrong)
+    """Work that was stopped from outside; says what of it is kept and how it goes on."""
+
+    exit_code = 130

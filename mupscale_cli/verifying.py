@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from mupscale_cli.verification import (
     verify_checkpoints,
 )
 from mupscale_cli.widening import Events, choose_recipe, find_source
+
+_log = logging.getLogger(__name__)  # `-v` shows it
 
 
 def verify(
@@ -78,8 +81,14 @@ def verify(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": found.as_record()})
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": recorded_options(chosen)}})
     return found
+
+
+def recorded_options(options: VerifyOptions) -> dict[str, Any]:
+    """What a record says of the options of a verification; no paths."""
+    return {"dtype": options.dtype, "device": options.device, "own_model": options.model is not None,
+            "seed": options.seed, "steps": options.steps}  # fmt: skip
 
 
 def verify_weights(
@@ -207,6 +216,7 @@ def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
     if "repo" in where:
         return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
+    _log.info("the source is %s, as the record of %s says", path, target.path)
     if not path.exists():
         raise CheckpointError(
             f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"

@@ -163,7 +163,7 @@ def test_dry_run_writes_nothing_and_shows_every_coefficient(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [["recipes", "list"], ["recipes", "show", "gpt2"], ["recipes", "check", "llama"], ["inspect", "NARROW"],
+    [["recipes", "list"], ["recipes", "show", "gpt2"], ["recipes", "check", "llama", "--no-run"], ["inspect", "NARROW"],
      ["widen", "NARROW", "--factor", "2", "--dry-run"]],
 )  # fmt: skip
 def test_piped_output_is_plain_and_whole(command, saved):

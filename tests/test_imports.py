@@ -12,8 +12,8 @@ import mupscale_cli
 PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
-    "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
-    "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
+    "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
+    "document", "parts", "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
@@ -23,7 +23,7 @@ ORDER = [
     "verification.result", "memory", "environment", "verification.placement", "verification.precision",
     "verification.activations", "verification.inputs", "verification.models", "verification.optimizers",
     "verification.training", "verification.weights", "verification.run", "verification",
-    "widening", "pushing", "verifying", "checking", "demo.training",
+    "widening", "pushing", "verifying", "jobs", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
@@ -32,8 +32,9 @@ ORDER = [
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
     "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree", "cli.explain", "cli.options",
-    "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams", "cli.recipes",
-    "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.main",
+    "cli.documents", "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
+    "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.manual", "cli.jobfile",
+    "cli.run", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},

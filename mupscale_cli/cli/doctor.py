@@ -22,7 +22,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     found = inspect_environment()
     if as_json:
-        output.print_json({"schema_version": 1, **found.as_record()})
+        output.print_document("doctor", found.as_record())
         return
     result = output.table("", "")
     result.show_header = False

@@ -61,7 +61,7 @@ def show_rule(recipe: Recipe, name: str, *, as_json: bool) -> None:
 def _show(found: Sequence[Explanation], recipe: Recipe, *, as_json: bool) -> None:
     """Print explanations, one below the other, or as one document."""
     if as_json:
-        output.print_json({"schema_version": 1, "recipe": recipe.name, "tensors": [each.as_record() for each in found]})
+        output.print_document("explain", {"recipe": recipe.name, "tensors": [each.as_record() for each in found]})
         return
     console = output.stdout()
     for number, explanation in enumerate(found):

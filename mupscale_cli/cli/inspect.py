@@ -26,7 +26,8 @@ def inspect(
         return
     if as_json:
         document = render.plan_document(plan, "")
-        output.print_json({**document, "output": None, "path": str(source.hub or found.path), "record": found.record})
+        path = str(source.hub or found.path)
+        output.print_document("inspect", {**document, "output": None, "path": path, "record": found.record})
         return
     console = output.stdout()
     console.print(render.axes_table(plan))

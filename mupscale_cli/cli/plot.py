@@ -41,6 +41,7 @@ def plot_weights(
     size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
     out: Out = Path("weights.png"),
     overwrite: Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
     _check(out, overwrite=overwrite)
@@ -49,7 +50,7 @@ def plot_weights(
 
     again = plan_again(wide, narrow, hashed=False)
     blocks = read_blocks(again, choose_tensor(again.plan, tensor), size)
-    _draw(lambda: draw_weights(blocks), out)
+    _draw(lambda: draw_weights(blocks), out, as_json=as_json)
 
 
 @app.command("errors")
@@ -60,6 +61,7 @@ def plot_errors(
     model: options.VerifyModel = None,
     out: Out = Path("errors.png"),
     overwrite: Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the error of every module against the tolerance; a checkpoint is verified for it."""
     _check(out, overwrite=overwrite)
@@ -72,7 +74,7 @@ def plot_errors(
 
         found = verifying.verify(source, options=options.verify_options(dtype, device, model)).as_document()
     modules = module_errors(found, source)
-    _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out)
+    _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
 
 
 @app.command("steps")
@@ -80,6 +82,7 @@ def plot_steps(
     source: Verified,
     out: Out = Path("steps.png"),
     overwrite: Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
     _check(out, overwrite=overwrite)
@@ -87,7 +90,7 @@ def plot_steps(
 
     found = read_verification(Path(source)) if _is_document(source) else _recorded(source)
     taken = losses(found, source)
-    _draw(lambda: draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out)
+    _draw(lambda: draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out, as_json=as_json)
 
 
 @app.command("sweep")
@@ -95,6 +98,7 @@ def plot_sweep(
     sweep: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep.json of `mupscale sweep`, or its folder.")],
     out: Out = Path("sweep.png"),
     overwrite: Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show loss against learning rate, one curve a width, one panel a size of noise."""
     _check(out, overwrite=overwrite)
@@ -102,7 +106,7 @@ def plot_sweep(
     from mupscale_cli.sweeping.report import read_findings
 
     findings, title, loss = read_findings(sweep)
-    _draw(lambda: draw_sweep(findings, title, loss), out)
+    _draw(lambda: draw_sweep(findings, title, loss), out, as_json=as_json)
 
 
 def _is_document(source: str) -> bool:
@@ -126,9 +130,11 @@ def _check(out: Path, *, overwrite: bool) -> None:
     check_picture(out, overwrite=overwrite)
 
 
-def _draw(draw: Callable[[], Any], out: Path) -> None:
+def _draw(draw: Callable[[], Any], out: Path, *, as_json: bool) -> None:
     from mupscale_cli.pictures.canvas import save, style
 
     with style():
         save(draw(), out)
     output.note(f"wrote {out}")
+    if as_json:
+        output.print_document("plot", {"output": str(out)})

@@ -102,7 +102,6 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
     """The plan for scripts."""
     before, after = plan.num_parameters
     return {
-        "schema_version": 1,
         "recipe": plan.recipe.name,
         "output": output,
         "axes": {a.name: {"size": a.size, "wide_size": a.wide_size, "factor": a.factor} for a in plan.axes},

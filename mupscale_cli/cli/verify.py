@@ -71,9 +71,9 @@ def verify(
         optimizer=optimizer, allow_pickle=allow_pickle,
     )  # fmt: skip
     if as_json:
-        output.print_json({"schema_version": 1, "wide": wide, **found.as_document()})
+        output.print_document("verify", {"wide": wide, **found.as_document()})
     else:
-        render.print_verification(output.stdout(), found)
+        render.print_verification(output.report(), found)
     if report is not None:  # of models that differ, it is wanted most
         write_report(report, wide, narrow, found)
     if not found.agrees:
@@ -116,8 +116,8 @@ def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool
     with output.progress() as events:
         found = verifying.verify_weights(wide, narrow, recipe=recipe, events=events)
     if as_json:
-        output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
+        output.print_document("verify-weights", {"wide": wide, **found.as_record()})
     else:
-        render.print_weights(output.stdout(), found)
+        render.print_weights(output.report(), found)
     if not found.agrees:
         raise typer.Exit(1)

@@ -114,12 +114,14 @@ def widen(
         raise typer.Exit(1 if failed else 0)
     if not as_json:
         _report(result, time.monotonic() - began, is_pushed=push_to_hub is not None)
+        if output.is_quiet() and not failed:
+            output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
     if push_to_hub is not None and not failed:
         pushed = _push(result.output, push_to_hub, pushing, quiet=as_json)
     if as_json:
-        output.print_json(
-            {"schema_version": 1, "output": None if failed else str(target), **result.record, **(pushed or {})}
+        output.print_document(
+            "widen", {"output": None if failed else str(target), **result.record, "pushed": None, **(pushed or {})}
         )
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
@@ -138,10 +140,10 @@ def _fetched(
 
 @contextmanager
 def _telling_what_is_kept() -> Iterator[None]:
-    """Say of an interrupted run what `--resume` would go on from."""
+    """Say of a terminated run what `--resume` would go on from."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except SystemExit as stop:
         if kept := getattr(stop, "kept", None):
             output.note(f"stopped; {kept}")
         raise
@@ -153,7 +155,7 @@ def _show_plan(
 ) -> None:  # fmt: skip
     """What would be done."""
     if as_json:
-        output.print_json(render.plan_document(plan, str(target)))
+        output.print_document("plan", render.plan_document(plan, str(target)))
         return
     console = output.stdout()
     render.print_plan(console, plan, str(target))
@@ -183,7 +185,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
 
 def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
     """What was done, how it was verified and, at the end, what of it one would tell others."""
-    console = output.stdout()
+    console = output.report()
     console.print(render.axes_table(result.plan))
     console.print()
     if result.verification is not None:

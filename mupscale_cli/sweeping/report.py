@@ -12,11 +12,12 @@ from typing import Any
 from mupscale_cli.errors import SweepError
 from mupscale_cli.record import scaled_tensors
 from mupscale_cli.scaling import Scaled
+from mupscale_cli.schemas import VERSIONS, document_head
 from mupscale_cli.sweeping.grid import Grid, Point
 from mupscale_cli.sweeping.result import Cell, Findings, Trial, find
 from mupscale_cli.sweeping.settings import Sweep, loss_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = VERSIONS["sweep"]
 
 
 def sweep_document(
@@ -33,7 +34,7 @@ def sweep_document(
     grid, found = findings.grid, findings.recommendation
     fixed = sweep.fixed
     return {
-        "schema_version": SCHEMA_VERSION,
+        **document_head("sweep"),
         "complete": findings.num_missing == 0,
         **fixed,
         "proxy": None if proxy is None else {**(fixed["proxy"] or {}), **proxy},
