@@ -13,7 +13,9 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
-    "document", "parts", "recipe", "matching", "layout", "plan", "outline", "guidance", "scaling", "explain", "state",
+    "document", "parts", "recipe", "matching", "layout",
+    "plan.types", "plan.factors", "plan.environment", "plan.axes", "plan.tied", "plan.tensors", "plan.config",
+    "plan.shards", "plan.make", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
     "hub.ids", "hub.environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
@@ -85,7 +87,7 @@ def test_expansion_and_files_do_not_know_one_another():
 
 def test_the_hub_has_one_door():
     users = {name_of(file) for file in FILES if "huggingface_hub" in file.read_text()}
-    assert {name for name in users if not name.startswith("hub.")} == {"plan"}
+    assert {name for name in users if not name.startswith("hub.")} == {"plan.shards"}
 
 
 def loaded(code, *arguments):
