@@ -16,12 +16,13 @@ from mupscale_cli._version import __version__
 if TYPE_CHECKING:
     from mupscale_cli.errors import MupscaleError
     from mupscale_cli.handoff import clip_grad_norm_, param_groups
+    from mupscale_cli.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
     from mupscale_cli.methods import make_method
     from mupscale_cli.perturbation import Perturbation
     from mupscale_cli.plan import Plan
     from mupscale_cli.pushing import Push, PushOptions, prepare_push
     from mupscale_cli.recipe import Recipe, load_recipe
-    from mupscale_cli.verification import Verification, VerifyOptions
+    from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck
     from mupscale_cli.verifying import verify, verify_weights
     from mupscale_cli.widening import StateOptions, Widened, plan_widening, widen
 
@@ -29,6 +30,12 @@ _PLACES = {
     "MupscaleError": "errors",
     "clip_grad_norm_": "handoff",
     "param_groups": "handoff",
+    "JobPlan": "jobs",
+    "PushStep": "jobs",
+    "VerifyStep": "jobs",
+    "WidenStep": "jobs",
+    "plan_job": "jobs",
+    "run_job": "jobs",
     "Perturbation": "perturbation",
     "make_method": "methods",
     "StateOptions": "widening",
@@ -40,6 +47,7 @@ _PLACES = {
     "load_recipe": "recipe",
     "Verification": "verification",
     "VerifyOptions": "verification",
+    "WeightsCheck": "verification",
     "verify": "verifying",
     "verify_weights": "verifying",
     "Widened": "widening",
@@ -47,23 +55,30 @@ _PLACES = {
     "widen": "widening",
 }
 __all__ = [
+    "JobPlan",
     "MupscaleError",
     "Perturbation",
     "Plan",
     "Push",
     "PushOptions",
+    "PushStep",
     "Recipe",
     "StateOptions",
     "Verification",
     "VerifyOptions",
+    "VerifyStep",
+    "WeightsCheck",
+    "WidenStep",
     "Widened",
     "__version__",
     "clip_grad_norm_",
     "load_recipe",
     "make_method",
     "param_groups",
+    "plan_job",
     "plan_widening",
     "prepare_push",
+    "run_job",
     "verify",
     "verify_weights",
     "widen",

@@ -1,18 +1,18 @@
 """YAML read as texts that remember where they stand, so that an error can point at its cause.
 
-Only what recipes need: mappings, lists and scalars kept as text. Anchors, tags and documents of
+Only what recipes and job files need: mappings, lists and scalars kept as text. Anchors, tags and documents of
 unreasonable size are refused, since a recipe may come from anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 import yaml
 
-from mupscale_cli.errors import RecipeError
+from mupscale_cli.errors import RecipeError, RunError
 
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
@@ -23,16 +23,20 @@ _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merg
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+Failure = Union[RecipeError, RunError]
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0."""
+    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0; `failure` is what an error is."""
 
     file: str
     line: int
     column: int
     source_line: str
+    failure: type[Failure] = RecipeError
 
-    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> Failure:
         """An error that shows the line and, where a span of the text is given, a caret below it."""
         excerpt = None
         if self.source_line.strip():
@@ -45,7 +49,7 @@ class Origin:
             if span is not None:
                 width = max(1, min(span[1] - span[0], len(shown) - start))
                 excerpt += f"\n    {' ' * start}{'^' * width}"
-        return RecipeError(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
+        return self.failure(f"{self.file}:{self.line}: {message}", excerpt=excerpt, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Text:
     def is_null(self) -> bool:
         return not self.quoted and self.value in ("", "~", "null")
 
-    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> Failure:
         if not self.as_written:
             return self.origin.error(message, hint=hint)
         return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
@@ -74,7 +78,7 @@ class Items:
     nodes: tuple[Node, ...]
     origin: Origin
 
-    def error(self, message: str, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, hint: str | None = None) -> Failure:
         return self.origin.error(message, hint=hint)
 
 
@@ -91,77 +95,89 @@ class Entries:
     def get(self, key: str) -> Node | None:
         return next((node for text, node in self.pairs if text.value == key), None)
 
-    def error(self, message: str, hint: str | None = None) -> RecipeError:
+    def error(self, message: str, hint: str | None = None) -> Failure:
         return self.origin.error(message, hint=hint)
 
 
 Node = Union[Text, Items, Entries]
 
 
-def parse_document(text: str, file: str) -> Entries:
+_KINDS: dict[type[Failure], tuple[str, str]] = {
+    RecipeError: ("recipe", "the recipe language"),
+    RunError: ("job file", "a job file"),
+}
+
+
+def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -> Entries:
     """Parse a YAML mapping.
 
     Args:
         text: the document.
         file: its name, for error messages.
+        failure: what an error in it is, which says what kind of document it is.
 
     Raises:
-        RecipeError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
+        RecipeError, RunError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
     """
+    kind, _ = _KINDS[failure]
     if len(text) > MAX_BYTES:
-        raise RecipeError(f"{file}: a recipe of more than {MAX_BYTES} bytes is not read")
+        raise failure(f"{file}: a {kind} of more than {MAX_BYTES} bytes is not read")
     lines = text.splitlines()
+    document = Origin(file, 1, 0, "", failure)
     try:
-        _check_events(text, file, lines)
+        _check_events(text, document, lines)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         column = mark.column if mark else 0
         source = lines[line] if line < len(lines) else ""
-        origin = Origin(file, line + 1, column, source)
+        origin = Origin(file, line + 1, column, source, failure)
         raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"{file}: not valid YAML: {error}") from None
+        raise failure(f"{file}: not valid YAML: {error}") from None
     if root is None:
-        raise RecipeError(f"{file}: the recipe is empty")
-    node = _convert(root, file, lines)
+        raise failure(f"{file}: the {kind} is empty")
+    node = _convert(root, document, lines)
     if not isinstance(node, Entries):
-        raise RecipeError(f"{file}: expected a mapping at the top level")
+        raise failure(f"{file}: expected a mapping at the top level")
     return node
 
 
-def _check_events(text: str, file: str, lines: list[str]) -> None:
+def _check_events(text: str, document: Origin, lines: list[str]) -> None:
     """Refuse what composing must not see: it follows aliases, and nesting by a recursion in C that has no end."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise _origin(event.start_mark, file, lines).error("nested too deeply")
+            raise _at(event.start_mark, document, lines).error("nested too deeply")
         if isinstance(event, yaml.AliasEvent):
-            raise RecipeError(f"{file}: anchors and aliases are not part of the recipe language", hint="write it out")
+            raise document.failure(
+                f"{document.file}: anchors and aliases are not part of {_KINDS[document.failure][1]}",
+                hint="write it out",
+            )
 
 
-def _origin(mark: Any, file: str, lines: list[str], shift: int = 0) -> Origin:
+def _at(mark: Any, document: Origin, lines: list[str], shift: int = 0) -> Origin:
     source = lines[mark.line] if mark.line < len(lines) else ""
-    return Origin(file, mark.line + 1, mark.column + shift, source)
+    return replace(document, line=mark.line + 1, column=mark.column + shift, source_line=source)
 
 
-def _convert(node: yaml.Node, file: str, lines: list[str]) -> Node:
+def _convert(node: yaml.Node, document: Origin, lines: list[str]) -> Node:
     quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
-    origin = _origin(node.start_mark, file, lines, quoted)
+    origin = _at(node.start_mark, document, lines, quoted)
     if node.tag and node.tag.removeprefix(_STANDARD) not in _TAGS:
-        raise origin.error(f"the tag `{node.tag}` is not part of the recipe language")
+        raise origin.error(f"the tag `{node.tag}` is not part of {_KINDS[origin.failure][1]}")
     if isinstance(node, yaml.ScalarNode):
         return Text(node.value, origin, quoted)
     if isinstance(node, yaml.SequenceNode):
-        return Items(tuple(_convert(item, file, lines) for item in node.value), origin)
+        return Items(tuple(_convert(item, document, lines) for item in node.value), origin)
     pairs: dict[str, tuple[Text, Node]] = {}
     for key_node, value_node in node.value:
-        key = _convert(key_node, file, lines)
+        key = _convert(key_node, document, lines)
         if not isinstance(key, Text):
             raise origin.error("a key must be a plain text")
         if key.value in pairs:
             raise key.error(f"`{key.value}` stands here twice, first in line {pairs[key.value][0].origin.line}")
-        pairs[key.value] = key, _convert(value_node, file, lines)
+        pairs[key.value] = key, _convert(value_node, document, lines)
     return Entries(tuple(pairs.values()), origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 _MAX_LENGTH = 4000  # of a part of a message: what it quotes may be of any length
 # Tokens of the Hub, passwords in addresses (a path has lost one of the slashes), credentials of HTTP.
@@ -35,6 +36,8 @@ class MupscaleError(Exception):
         excerpt: lines that show the place, for instance a recipe line and a caret below it.
         hint: what to do about it.
     """
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, *, excerpt: str | None = None, hint: str | None = None) -> None:
         self.message = printable(message)
@@ -87,5 +90,19 @@ class SweepError(MupscaleError):
     """A sweep that cannot be run or read: its grid, its data, its trainer, its directory."""
 
 
+class PictureError(MupscaleError):
+    """A picture that cannot be drawn: no library, no kind of image that is known, no figures to show."""
+
+
 class HubError(CheckpointError):
     """A model of the Hub that cannot be read, or a publication that the Hub refuses."""
+
+
+class RunError(MupscaleError):
+    """A job file that cannot be read, or whose steps contradict one another or what is there."""
+
+
+class Interrupted(MupscaleError):  # noqa: N818 (nothing is wrong)
+    """Work that was stopped from outside; says what of it is kept and how it goes on."""
+
+    exit_code = 130

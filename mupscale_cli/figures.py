@@ -32,3 +32,14 @@ def number_text(value: float) -> str:
         return str(round(value))
     inverse = 1 / value
     return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-12 * inverse else f"{value:.4g}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration as people write it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -17,6 +17,7 @@ from mupscale_cli.hyperparameters import Group, Hyperparameters
 from mupscale_cli.language import suggest
 from mupscale_cli.record import scaled_tensors
 from mupscale_cli.scaling import Scaled
+from mupscale_cli.schemas import document_head
 
 _TORCH_CLASSES = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "adamax": "Adamax",
                   "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop", "muon": "Muon"}  # fmt: skip
@@ -68,7 +69,7 @@ def document(found: Hyperparameters) -> dict[str, Any]:
     """Everything as plain values."""
     settings = found.settings
     return {
-        "schema_version": 1,
+        **document_head("hparams"),
         "optimizer": found.rule.name,
         "narrow": {"lr": settings.lr, "weight_decay": settings.weight_decay, "eps": settings.eps,
                    "betas": list(settings.betas) if settings.betas else None},

@@ -1,4 +1,4 @@
-"""How much memory this process may still take. No torch."""
+"""How much memory each kind of work takes, and how much this process may still take. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+WIDENING = 500_000_000  # bytes, whatever the model's size: blocks, buffers and torch itself
+_OVERHEAD = 1.2  # activations, and what loading holds beside the weights
+_TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
 _M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def comparing_bytes(num_parameters: int, element_bytes: int) -> float:
+    """Memory to run a model, in bytes.
+
+    Args:
+        num_parameters: of the model; of two that are compared, one is loaded at a time.
+        element_bytes: of the type that it runs in.
+    """
+    return _OVERHEAD * num_parameters * element_bytes
+
+
+def training_bytes(num_parameters: int) -> int:
+    """Memory to train models side by side in float64, in bytes; `num_parameters` is that of all of them."""
+    return _TRAINING_COPIES * num_parameters * 8
 
 
 def free_memory() -> int | None:

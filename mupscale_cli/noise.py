@@ -143,10 +143,11 @@ class _Scaled:
 
     def _gram(self, vectors: Tensor) -> Tensor:
         """A^T A times vectors (columns, vectors), in one pass over the rows."""
-        total, scaled = torch.zeros_like(vectors), vectors * self.columns_by[:, None]
+        # Transposed, since a few rows times a block is several times as fast as a block times a few columns.
+        total, scaled = torch.zeros_like(vectors.T), vectors.T * self.columns_by
         for block, by in self._blocks():
-            total += block.T @ (by.square()[:, None] * (block @ scaled))
-        return total * self.columns_by[:, None]
+            total += (scaled @ block.T * by.square()) @ block
+        return (total * self.columns_by).T
 
     def spectral_norm(self) -> float:
         """The largest singular value, to about one percent from below, in a few passes over the rows.
@@ -259,38 +260,77 @@ def _preserving(shares: Tensor, normal: Tensor, index: Sequence[DimIndex], std: 
     The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. In the
     end the last share takes what rounding the others left.
     """
-    num_shares = _outer_product([item.num_shares.to(torch.float32) for item in index])
-    normal -= _over_shares(normal, index) / num_shares
+    dims = [_SharedDim.of(item) for item in index]
+    shape = shares.shape
+    shares, normal = (values.view([size for dim in dims for size in dim.sizes]) for values in (shares, normal))
+    num_shares = _outer_product([dim.split(dim.index.num_shares.to(torch.float32)) for dim in dims])
+    normal -= _over_shares(normal, dims) / num_shares
     normal *= torch.where(num_shares > 1, std * (num_shares / (num_shares - 1).clamp_min(1)).sqrt(), 0.0)
-    wide = _WIDE.get(shares.dtype, torch.float32)
-    exact = shares.to(wide)
+    exact = shares.to(_WIDE.get(shares.dtype, torch.float32))
     result = (exact + normal).to(shares.dtype)
-    missing = _over_shares(exact.sub_(result), index)
-    is_last = _outer_product([item.share == item.num_shares - 1 for item in index])
-    return torch.where(is_last, (missing + result).to(shares.dtype), result)
+    missing = _over_shares(exact.sub_(result.to(exact.dtype)), dims)
+    last = result[tuple(slice(start, None) for dim in dims for start in (0, dim.together - 1))]
+    is_last = _outer_product([dim.is_last for dim in dims])
+    last.copy_(torch.where(is_last, (missing + last).to(last.dtype), last))
+    return result.view(shape)
 
 
-def _outer_product(vectors: Sequence[Tensor]) -> Tensor:
-    """The product of one vector for each dimension, to be broadcast: of size 1 where a vector is constant."""
-    result = torch.ones((), dtype=vectors[0].dtype)
-    for position, vector in enumerate(vectors):
-        short = vector[:1] if bool((vector == vector[0]).all()) else vector
-        result = result * short.view([-1 if other == position else 1 for other in range(len(vectors))])
+@dataclass(frozen=True)
+class _SharedDim:
+    """A dimension of a block as two, of which the second one is that of shares side by side.
+
+    Attributes:
+        index: of the dimension.
+        together: how many shares of one element lie side by side; 1 where they lie apart, or there are none.
+    """
+
+    index: DimIndex
+    together: int
+
+    @classmethod
+    def of(cls, index: DimIndex) -> _SharedDim:
+        together, places = int(index.num_shares[0]), torch.arange(len(index.group))
+        is_regular = torch.equal(index.group, places - places % together)
+        return cls(index, together if is_regular else 1)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return len(self.index.group) // self.together, self.together
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether there are shares that do not lie side by side."""
+        return self.together == 1 and bool((self.index.num_shares > 1).any())
+
+    @property
+    def is_last(self) -> Tensor:
+        """Among the last ones of those side by side, which are the last of all."""
+        flags = self.index.share == self.index.num_shares - 1
+        return self.split(flags)[:, -1:]
+
+    def split(self, vector: Tensor) -> Tensor:
+        """A vector over the dimension as two dimensions."""
+        return vector.view(self.sizes)
+
+
+def _outer_product(matrices: Sequence[Tensor]) -> Tensor:
+    """The product of one matrix for each two dimensions, to be broadcast: of size 1 along what is constant."""
+    result = torch.ones((), dtype=matrices[0].dtype)
+    for position, matrix in enumerate(matrices):
+        short = matrix[:1, :1] if bool((matrix == matrix[0, 0]).all()) else matrix
+        result = result * short.view(
+            [1] * (2 * position) + list(short.shape) + [1] * 2 * (len(matrices) - position - 1)
+        )
     return result
 
 
-def _over_shares(values: Tensor, index: Sequence[DimIndex]) -> Tensor:
-    """For each element, the sum over all that share its source."""
-    for position, item in enumerate(index):
-        together = int(item.num_shares[0])
-        places = torch.arange(len(item.group))
-        if bool((item.num_shares == 1).all()):
-            continue
-        if torch.equal(item.group, places - places % together):  # they lie side by side
-            shape = values.shape
-            runs = values.view(*shape[:position], -1, together, *shape[position + 1 :])
-            values = runs.sum(position + 1, keepdim=True).expand_as(runs).flatten(position, position + 1)
-        else:
-            sums = torch.zeros_like(values).index_add_(position, item.group, values)
-            values = sums.index_select(position, item.group)
+def _over_shares(values: Tensor, dims: Sequence[_SharedDim]) -> Tensor:
+    """For each element, the sum over all that share its source; of size 1 where those lie side by side."""
+    for position, dim in enumerate(dims):
+        if dim.together > 1:  # one by one, since torch is slow where it sums a few neighbours
+            some = values.unbind(2 * position + 1)
+            values = sum(some[1:], start=some[0]).unsqueeze(2 * position + 1)
+        elif dim.are_apart:
+            sums = torch.zeros_like(values).index_add_(2 * position, dim.index.group, values)
+            values = sums.index_select(2 * position, dim.index.group)
     return values

@@ -27,6 +27,8 @@ _PACKAGED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in an editable install
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
+FORMAT_VERSION = 1  # of recipes; one that says none has it
+
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 _SECTIONS = ("about", "extends", "match", "parts", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
@@ -332,7 +334,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise RecipeError(f"cannot read the recipe `{path}`: {why}") from None
-    document = parse_document(text, _shown(path))
+    document = _of_known_version(parse_document(text, _shown(path)))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")
     if base is None:
@@ -347,6 +349,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
         raise base.error(f"`{path.stem}` extends itself")
     parent_document, parent_digest = _read(parent, (*seen, path))
     return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
+
+
+def _of_known_version(document: Entries) -> Entries:
+    """The document without its version, which is 1 if it says none.
+
+    Raises:
+        RecipeError: it is of a later version.
+    """
+    node = document.get("version")
+    if node is not None and not (isinstance(node, Text) and node.value == str(FORMAT_VERSION)):
+        raise node.error(f"this mupscale reads recipes of version {FORMAT_VERSION}", hint="upgrade mupscale")
+    return Entries(tuple(pair for pair in document if pair[0].value != "version"), document.origin)
 
 
 def _merge(parent: Entries, child: Entries) -> Entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from mupscale_cli.verification import (
 )
 from mupscale_cli.widening import Events, choose_recipe, find_source
 
+_log = logging.getLogger(__name__)  # `-v` shows it
+
 
 def verify(
     wide: str | Path,
@@ -61,7 +64,7 @@ def verify(
         MupscaleError: one of them is missing or not what the record says.
     """
     chosen = options or VerifyOptions()
-    again = _planned_again(wide, narrow, recipe, with_state=chosen.steps > 0)
+    again = plan_again(wide, narrow, recipe, with_state=chosen.steps > 0)
     found = verify_checkpoints(again.narrow, again.wide, again.plan, chosen)
     if again.plan.perturbation is not None:
         found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
@@ -79,8 +82,14 @@ def verify(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": found.as_record()})
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": recorded_options(chosen)}})
     return found
+
+
+def recorded_options(options: VerifyOptions) -> dict[str, Any]:
+    """What a record says of the options of a verification; no paths."""
+    return {"dtype": options.dtype, "device": options.device, "own_model": options.model is not None,
+            "seed": options.seed, "steps": options.steps}  # fmt: skip
 
 
 def verify_weights(
@@ -101,15 +110,22 @@ def verify_weights(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    again = _planned_again(wide, narrow, recipe)
+    again = plan_again(wide, narrow, recipe)
     events = events or Events()
     events.phase("comparing", again.plan.num_bytes)
     return check_weights(again.narrow, again.wide, again.plan, events.advance)
 
 
 @dataclass(frozen=True)
-class _Again:
-    """A widening that was done, planned once more."""
+class Again:
+    """A widening that was done, planned once more.
+
+    Attributes:
+        wide: the checkpoint that was written.
+        narrow: its source.
+        plan: how the one was made of the other, with the noise as it was measured.
+        record: of the widening.
+    """
 
     wide: Checkpoint
     narrow: Checkpoint
@@ -117,9 +133,26 @@ class _Again:
     record: dict[str, Any]
 
 
-def _planned_again(
-    wide: str | Path, narrow: str | Path | None, recipe: str | Path | None, *, with_state: bool = False
-) -> _Again:
+def plan_again(
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    recipe: str | Path | None = None,
+    *,
+    with_state: bool = False,
+    hashed: bool = True,
+) -> Again:
+    """Find both checkpoints of a widening and plan it once more.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        recipe: name or file of the recipe; the one that the record names if not given.
+        with_state: of models of the Hub, download the optimizer's state as well.
+        hashed: read all of the source, to be sure that it is what was widened.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
     target = find_source(wide, with_state=with_state).checkpoint
     record = target.record
     if record is None:
@@ -130,7 +163,7 @@ def _planned_again(
         if narrow is not None
         else _recorded_source(target, with_state=with_state)
     )
-    if changed := source_changed(record, source):
+    if hashed and (changed := source_changed(record, source)):
         raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
@@ -139,7 +172,7 @@ def _planned_again(
         chosen, source.specs, source.config, resolve_factors(chosen, None, factors), tie=record.get("tie"),
         method=method, perturbation=perturbation,
     )  # fmt: skip
-    return _Again(target, source, with_noise(plan, recorded_noise(record)), record)
+    return Again(target, source, with_noise(plan, recorded_noise(record)), record)
 
 
 def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
@@ -149,7 +182,7 @@ def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Pat
 
 
 def _states(
-    again: _Again, optimizer: Path | None, *, allow_pickle: bool
+    again: Again, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
     source, target, carried = again.narrow, again.wide, carried_state(again.record)
@@ -184,6 +217,7 @@ def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
     if "repo" in where:
         return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
+    _log.info("the source is %s, as the record of %s says", path, target.path)
     if not path.exists():
         raise CheckpointError(
             f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.target import Staging
     from mupscale_cli.verification import Verification, VerifyOptions
 
+_log = logging.getLogger(__name__)  # `-v` shows it
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
 
@@ -198,11 +200,13 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     """
     config = checkpoint.config or {}
     if name is not None:
+        _log.info("recipe %s, as it was asked for", name)
         return load_recipe(name, config)
     model_type = config.get("model_type")
     if isinstance(model_type, str):
         found = recipe_for(config)
         if found is not None:
+            _log.info("recipe %s, as config.json says `model_type: %s`", found, model_type)
             return load_recipe(found, config)
         near = get_close_matches(model_type, model_types(), n=1, cutoff=0.8)
         raise RecipeError(
@@ -213,6 +217,7 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     names = tuple(checkpoint.tensors)
     fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
     if len(fitting) == 1:
+        _log.info("recipe %s, the only one whose rules fit the tensors' names", fitting[0].name)
         return fitting[0]
     several = (
         f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
@@ -277,12 +282,26 @@ def plan_widening(
         chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size, tie,
         method=make_method(method) if isinstance(method, str) else method, perturbation=perturbation,
     )  # fmt: skip
+    _tell_reasons(plan)
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
             raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
     if not plan.factors:
         raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
     return plan
+
+
+def _tell_reasons(plan: Plan) -> None:
+    """Note why the plan is what it is."""
+    for axis in plan.axes:
+        if axis.factor == 1 and axis.name in plan.recipe.fixed:
+            _log.info("axis %s stays: %s", axis.name, plan.recipe.fixed[axis.name])
+        elif axis.factor == 1 and axis.name not in plan.recipe.widen:
+            _log.info("axis %s stays: a bare factor does not widen it; `--axis %s=K` does", axis.name, axis.name)
+    if plan.tie is not None:
+        _log.info("the readout shares the embedding; its factor goes by `--tie %s`", plan.tie)
+    for tensor in plan.tensors:
+        _log.debug("%s: rule %s, layout %s", tensor.target.name, tensor.rule, tensor.layout)
 
 
 def describe(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
@@ -551,7 +570,10 @@ class _CarriedState:
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
     path = options.find(source)
     if path is None:
+        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.shown}`"
+        _log.info("no optimizer state: %s", why)
         return None
+    _log.info("optimizer state of %s, policy %s", path, options.policy)
     if plan.tie == "untie":
         raise PlanError(
             f"`{path}` has one moment for embedding and readout together, which untied train each by itself",

@@ -28,7 +28,7 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
         workers: one for each thread; a single one works in this thread.
 
     Raises:
-        Exception: the first that a worker, or making a job, raised; no further job is begun then.
+        Exception: that of the first job that failed, in their order; no further job is begun then.
     """
     if len(workers) == 1:
         for job in jobs:
@@ -45,8 +45,8 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
             queue.stop()
             queue.wait(sum(thread.ident is not None for thread in threads))
             raise
-    if queue.failed is not None:
-        raise queue.failed
+    if queue.failed:
+        raise queue.failed[min(queue.failed)]
 
 
 class _Queue(Generic[Job]):
@@ -59,7 +59,8 @@ class _Queue(Generic[Job]):
     def __init__(self, jobs: Iterator[Job]) -> None:
         self.jobs = jobs
         self.lock = threading.Lock()
-        self.failed: BaseException | None = None
+        self.num_begun = 0
+        self.failed: dict[int, BaseException] = {}  # by the number of the job; those before it have all begun
         self.is_stopped = False
         self.ended = threading.Semaphore(0)
         self.num_awaited = 0
@@ -76,15 +77,18 @@ class _Queue(Generic[Job]):
     def serve(self, worker: Callable[[Job], None]) -> None:
         """Take jobs until there are none, or one fails."""
         torch.set_num_threads(1)
+        number = 0
         try:
             while not self.is_stopped:
                 with self.lock:
+                    number = self.num_begun
+                    self.num_begun += 1
                     job = next(self.jobs, None)
                 if job is None:
                     return
                 worker(job)
         except BaseException as error:  # noqa: BLE001 (raised again where all threads are awaited)
-            self.failed = self.failed or error
+            self.failed[number] = error
             self.stop()
         finally:
             self.ended.release()

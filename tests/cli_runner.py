@@ -6,9 +6,13 @@ import contextlib
 import io
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from mupscale_cli.cli.main import main
+import typer
+
+from mupscale_cli.cli.main import app, main
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,17 @@ def run(*arguments: str) -> Result:
         sys.argv = argv
         signal.signal(signal.SIGTERM, handler)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def commands_of() -> Iterator[tuple[str, ...]]:
+    """The words of every command."""
+    yield from dict.fromkeys(tuple(name.split()) for name, _ in options_of() if name)
+
+
+def options_of(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option and argument of every command, with the command's name."""
+    command = typer.main.get_command(app) if command is None else command
+    for parameter in command.params:
+        yield name, parameter
+    for inner, sub in getattr(command, "commands", {}).items():
+        yield from options_of(sub, f"{name} {inner}".strip())

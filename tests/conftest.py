@@ -1,6 +1,7 @@
 """Checkpoints that many tests read and none changes."""
 
 import gc
+import os
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import settings
 from helpers import save_model
 from hub_server import TOKEN, HubServer
 
+os.environ.pop("COLUMNS", None)  # of the terminal that xdist was started in; tests have none
 torch.set_num_threads(1)  # the models are tiny, and there is one process a core
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)

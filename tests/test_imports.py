@@ -12,27 +12,32 @@ import mupscale_cli
 PACKAGE = Path(mupscale_cli.__file__).parent
 # Each module may import those before it.
 ORDER = [
-    "_version", "errors", "figures", "specs", "maps", "language", "perturbation", "methods", "document", "parts",
-    "recipe", "matching", "layout", "plan", "guidance", "scaling", "state",
+    "_version", "errors", "schemas", "figures", "specs", "maps", "language", "perturbation", "methods", "pages",
+    "document", "parts", "recipe", "matching", "layout",
+    "plan.types", "plan.factors", "plan.environment", "plan.axes", "plan.tied", "plan.tensors", "plan.config",
+    "plan.shards", "plan.make", "plan", "outline", "guidance", "scaling", "explain", "state",
     "blocks", "repeats", "checkpoint.header", "checkpoint.source", "checkpoint.digest", "checkpoint.lock",
     "checkpoint.scratch",
     "checkpoint.target", "checkpoint.journal", "record", "ranks", "expand", "noise", "finite", "workers", "convert",
-    "hub.ids", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
+    "hub.ids", "hub.environment", "hub.failures", "hub.bars", "hub.reading", "hub.publishing",
     "optimizer.groups", "optimizer.torchfile", "optimizer.tree", "optimizer.content", "optimizer.order",
     "optimizer.files", "optimizer.torchstate", "optimizer.distributed", "optimizer.loading", "optimizer.trainer",
     "hyperparameters", "card", "hub.card", "formats", "handoff",
-    "verification.result", "memory", "verification.placement", "verification.precision", "verification.activations",
-    "verification.inputs", "verification.models", "verification.optimizers",
+    "verification.result", "memory", "environment", "verification.placement", "verification.precision",
+    "verification.activations", "verification.inputs", "verification.models", "verification.optimizers",
     "verification.training", "verification.weights", "verification.run", "verification",
-    "widening", "pushing", "verifying", "checking", "demo.training",
+    "widening", "pushing", "verifying", "jobs", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
     "inferring.stages", "inferring.infer",
-    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report", "sweeping.picture",
+    "sweeping.grid", "sweeping.settings", "sweeping.result", "sweeping.report",
+    "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.output", "cli.options", "cli.render", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
-    "cli.recipes", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.main",
+    "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree", "cli.explain", "cli.options",
+    "cli.documents", "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
+    "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.manual", "cli.jobfile",
+    "cli.run", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
@@ -59,7 +64,7 @@ def imported(file):
                 yield inner if (PACKAGE / (inner.replace(".", "/") + ".py")).exists() else base
 
 
-EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "sweeping")
+EMPTY = ("", "__main__", "checkpoint", "cli", "demo", "hub", "inferring", "optimizer", "pictures", "sweeping")
 FILES = [file for file in PACKAGE.rglob("*.py") if name_of(file) not in EMPTY]
 
 
@@ -83,7 +88,7 @@ def test_expansion_and_files_do_not_know_one_another():
 
 def test_the_hub_has_one_door():
     users = {name_of(file) for file in FILES if "huggingface_hub" in file.read_text()}
-    assert {name for name in users if not name.startswith("hub.")} == {"plan"}
+    assert {name for name in users if not name.startswith("hub.")} == {"plan.shards"}
 
 
 def loaded(code, *arguments):

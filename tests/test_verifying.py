@@ -212,7 +212,8 @@ def test_the_figures_are_kept_in_the_record_and_nothing_else_is_touched(spoil, p
     after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["mupscale.json"]
-    assert record_of(pair / "wide") == {**record, "verification": found.as_record()}
+    options = {"dtype": "float64", "device": "auto", "own_model": False, "seed": 7, "steps": 0}
+    assert record_of(pair / "wide") == {**record, "verification": {**found.as_record(), "options": options}}
     assert found.agrees is not spoil
 
 

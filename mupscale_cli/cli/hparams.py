@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from mupscale_cli.cli import options, output
+from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.formats import FORMS, document, render
 from mupscale_cli.hyperparameters import Hyperparameters, Settings, hyperparameters
@@ -20,7 +21,7 @@ from mupscale_cli.widening import find_source
 
 
 def hparams(
-    wide: Annotated[str, typer.Argument(help="A widened checkpoint.")],
+    wide: Annotated[str, typer.Argument(help="A widened checkpoint.", autocompletion=complete_widened)],
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the narrow run; needed unless --from-sweep says it.")
     ] = None,
@@ -60,7 +61,7 @@ def hparams(
         _print_table(result)
     elif form == "json":
         told = {} if swept is None else {"sweep": _sweep_document(swept)}
-        output.print_json({**document(result), **told})
+        output.print_document("hparams", {**document(result), **told})
     else:
         rendered = render(form, result, found.record)
         print(rendered.text)  # noqa: T201 (the result, as it is)
@@ -68,7 +69,7 @@ def hparams(
             output.note(f"{form}: {missing}")
     if form != "table":
         for warning in result.warnings:
-            output.note(f"warning: {warning}")
+            output.warn(warning)
     if swept is not None:
         _tell_sweep(swept, settings, found.record)
 
@@ -112,10 +113,10 @@ def _tell_sweep(swept: Found, settings: Settings, record: Mapping[str, Any]) -> 
     output.note(f"the sweep found lr {swept.lr:g}{other}"
                  + ("" if is_same else f"; widen with `{options_text}`"))  # fmt: skip
     if not is_same:
-        output.note(f"warning: this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
+        output.warn(f"this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
                     f"{swept.noise_mode} noise {swept.noise:g}")  # fmt: skip
     for warning in swept.warnings:
-        output.note(f"warning: {warning}")
+        output.warn(warning)
 
 
 def _print_table(found: Hyperparameters) -> None:

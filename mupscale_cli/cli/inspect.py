@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from mupscale_cli import widening
-from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli import explain, options, output, render, tree
 from mupscale_cli.record import check_record
 
 
-def inspect(checkpoint: options.Checkpoint, recipe: options.RecipeName = None, as_json: options.Json = False) -> None:
+def inspect(
+    checkpoint: options.Checkpoint,
+    recipe: options.RecipeName = None,
+    tensor: explain.TensorName = None,
+    as_json: options.Json = False,
+) -> None:
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
     source = widening.find_source(checkpoint, headers_only=True)
     found = source.checkpoint
     if found.record is not None:
         check_record(found.record, found.path)
     plan = widening.describe(found, recipe)
+    if tensor is not None:
+        axes = found.record["axes"] if found.record is not None else None
+        factors = {name: axis["factor"] for name, axis in axes.items()} if axes else None
+        explain.show_tensor(plan, tensor, factors, as_json=as_json)
+        return
     if as_json:
         document = render.plan_document(plan, "")
-        output.print_json({**document, "output": None, "path": str(source.hub or found.path), "record": found.record})
+        path = str(source.hub or found.path)
+        output.print_document("inspect", {**document, "output": None, "path": path, "record": found.record})
         return
     console = output.stdout()
     console.print(render.axes_table(plan))
     console.print()
-    console.print(render.rules_table(plan))
+    console.print(tree.tensors_tree(plan, console))
     console.print(
         f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, "
         f"{len(found.tensors)} tensors, "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, cast
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mupscale_cli.errors import PlanError
+from mupscale_cli.cli import output
+from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
+from mupscale_cli.errors import Interrupted, PlanError
 from mupscale_cli.methods import DEFAULT_SHRINK, METHODS, Method, make_method
 from mupscale_cli.perturbation import MODES, SCALES, Mode, Perturbation, Scale
 from mupscale_cli.state import POLICIES
@@ -17,7 +21,11 @@ if TYPE_CHECKING:
     from mupscale_cli.verification import VerifyOptions
 
 Checkpoint = Annotated[
-    str, typer.Argument(help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).")
+    str,
+    typer.Argument(
+        help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).",
+        autocompletion=complete_checkpoint,
+    ),
 ]
 Factor = Annotated[
     str | None, typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
@@ -25,12 +33,22 @@ Factor = Annotated[
 AxisFactors = Annotated[
     list[str] | None,
     typer.Option(
-        "--axis", "-a", metavar="NAME=K", help="The factor of one axis; overrides or adds to --factor. Repeatable."
+        "--axis",
+        "-a",
+        metavar="NAME=K",
+        help="The factor of one axis; overrides or adds to --factor. Repeatable.",
+        autocompletion=complete_axis,
     ),
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="The recipe; found by the checkpoint if not given."),
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="The recipe; found by the checkpoint if not given.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Tie = Annotated[
     str | None,
@@ -41,6 +59,11 @@ Tie = Annotated[
         "the config, or into a tensor of its own. Not given: the recipe's choice.",
     ),
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no tables: only what a script would use, and warnings.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell the reasons for what is decided, on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tell everything, and show where an error happened.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 MethodName = Annotated[
     str,
@@ -124,6 +147,36 @@ CommitMessage = Annotated[str | None, typer.Option("--commit-message", metavar="
 WithOptimizer = Annotated[
     bool, typer.Option("--with-optimizer", help="Publish the optimizer's state, and what resuming needs, as well.")
 ]
+
+
+_SHARED = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options that every command has: `--quiet`, `--verbose` and `--debug`."""
+
+    @functools.wraps(command)
+    def spoken(*args: Any, **given: Any) -> None:
+        voice = output.Voice(**{name: given.pop(name) for name in _SHARED})
+        with output.speaking(voice):
+            try:
+                command(*args, **given)
+            except KeyboardInterrupt as stop:
+                kept = getattr(stop, "kept", "nothing was written")
+                raise Interrupted(f"interrupted; {kept}") from None
+            except BrokenPipeError:  # as when piped into `head`
+                output.hang_up()
+                raise typer.Exit(141) from None
+
+    signature = inspect.signature(command, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in _SHARED.items()
+    ]
+    parameters = [*signature.parameters.values(), *more]
+    spoken.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    spoken.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spoken
 
 
 def parse_factor(text: str | None, option: str = "--factor") -> int | None:

@@ -3,37 +3,92 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
+from mupscale_cli.cli.progress import shown
+from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.figures import bytes_text, count_text, counted, number_text
+from mupscale_cli.schemas import versioned
 from mupscale_cli.widening import Events
 
-__all__ = ["bytes_text", "count_text", "counted", "note", "number_text",
-           "print_error", "print_json", "progress", "stderr", "stdout", "table"]  # fmt: skip
+__all__ = ["OpenTable", "Voice", "bytes_text", "count_text", "counted", "hang_up", "is_quiet", "note", "number_text",
+           "print_document", "print_error", "progress", "report", "speaking", "stderr", "stdout", "table",
+           "warn"]  # fmt: skip
 
 _PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut
 
 
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How much a command says beside its result.
+
+    Attributes:
+        quiet: nothing but results, warnings and errors.
+        verbose: the reasons for what it decides, on stderr.
+        debug: everything that it notes, and tracebacks.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+
+_voice: ContextVar[Voice] = ContextVar("voice", default=Voice())  # noqa: B039 (it is frozen)
+
+
+@contextmanager
+def speaking(voice: Voice) -> Iterator[None]:
+    """Speak like this for a while; a command that another one runs is no louder than that one.
+
+    Reasons are what the library notes with `logging` below `mupscale_cli`.
+    """
+    outer = _voice.get()
+    inner = Voice(voice.quiet or outer.quiet, voice.verbose or outer.verbose, voice.debug or outer.debug)
+    logger, handler = logging.getLogger("mupscale_cli"), _Reasons()
+    level, is_heard = logger.level, (inner.verbose or inner.debug) and not (outer.verbose or outer.debug)
+    token = _voice.set(inner)
+    if is_heard:
+        logger.setLevel(logging.DEBUG if inner.debug else logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        _voice.reset(token)
+
+
+class _Reasons(logging.Handler):
+    """Shows what the library notes, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr().print(record.getMessage(), style="dim", markup=False, soft_wrap=True)
+
+
+def is_quiet() -> bool:
+    """Whether only what a script would use is to be printed."""
+    return _voice.get().quiet
+
+
 def stdout() -> Console:
-    """The console for results."""
+    """The console for results: what was asked for."""
     return _console(sys.stdout.isatty(), stderr=False)
+
+
+def report(*, as_json: bool = False) -> Console:
+    """The console for what a command tells of what it did; silent under `--quiet`, and where a document says it."""
+    return _console(sys.stdout.isatty(), stderr=False, quiet=as_json or is_quiet())
 
 
 def stderr() -> Console:
@@ -41,13 +96,21 @@ def stderr() -> Console:
     return _console(sys.stderr.isatty(), stderr=True)
 
 
-def _console(is_terminal: bool, *, stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if is_terminal else _PIPED_WIDTH)
+def _console(is_terminal: bool, *, stderr: bool, quiet: bool = False) -> Console:
+    """A console as wide as its terminal, or as COLUMNS says."""
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPED_WIDTH
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, quiet=quiet)
 
 
-def print_json(document: Any) -> None:
-    """One JSON document, and nothing else, on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def print_document(schema: str, document: Mapping[str, Any]) -> None:
+    """One JSON document, and nothing else, on stdout; it says its schema and its version."""
+    sys.stdout.write(json.dumps(versioned(schema, document), indent=2, ensure_ascii=False) + "\n")
+
+
+def hang_up() -> None:
+    """Nobody reads stdout any more; say nothing about it when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(error: MupscaleError) -> None:
@@ -62,48 +125,26 @@ def print_error(error: MupscaleError) -> None:
 
 def note(text: str) -> None:
     """A line for people beside the result."""
-    stderr().print(text, markup=False)
+    if not is_quiet():
+        stderr().print(text, markup=False)
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An open table: headings, a rule, no box."""
-    result = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return result
+def warn(text: str) -> None:
+    """What to know before the result is relied on; `--quiet` does not silence it."""
+    stderr().print(f"warning: {text}", markup=False)
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
+    """A table without a box, whose cells break between words and behind the dots of names."""
+    return OpenTable(*columns, right=right)
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Events]:
-    """Events that show one bar for each phase on a terminal, one line otherwise."""
-    console = stderr()
-    if quiet:
+    """Events that show a bar on a terminal, and lines otherwise."""
+    if quiet or is_quiet():
         yield Events()
         return
-    if not sys.stderr.isatty():
-        yield Events(phase=lambda name, total: console.print(f"{name}{_amount(total)}"))
-        return
-    columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        current: list[TaskID] = []
-
-        def phase(name: str, total: int) -> None:
-            if current:
-                bars.remove_task(current.pop())
-            current.append(bars.add_task(name, total=total or None))
-
-        def advance(count: int) -> None:
-            if current:
-                bars.advance(current[0], count)
-
-        yield Events(phase, advance)
-
-
-def _amount(total: int) -> str:
-    return f" ({bytes_text(total)})" if total else ""
+    console = stderr()
+    with shown(console, live=console.is_terminal and not console.is_dumb_terminal) as events:
+        yield events

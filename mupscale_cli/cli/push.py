@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mupscale_cli.cli import options, output
-from mupscale_cli.errors import HubError
+from mupscale_cli.cli.completion import complete_widened
+from mupscale_cli.errors import HubError, Interrupted
 from mupscale_cli.pushing import Push, PushOptions, prepare_push
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def push(
-    wide: Annotated[str, typer.Argument(help="A widened checkpoint, here.")],
+    wide: Annotated[str, typer.Argument(help="A widened checkpoint, here.", autocompletion=complete_widened)],
     target: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hub; made if not there.")],
     private: options.Private = False,
     revision: Annotated[
@@ -39,17 +40,19 @@ def push(
     if dry_run:
         found = prepared.statuses()
         if as_json:
-            output.print_json(push_document(prepared, found, None))
+            output.print_document("push", push_document(prepared, found, None))
         else:
             _print_files(prepared, found)
             output.stdout().print(f"\n{prepared.card}", markup=False, soft_wrap=True, highlight=False)
         return
     published = send(prepared, command_line(wide, target, chosen))
     if as_json:
-        output.print_json(push_document(prepared, published.statuses, published))
+        output.print_document("push", push_document(prepared, published.statuses, published))
     else:
         _print_files(prepared, published.statuses)
         print_published(published)
+        if output.is_quiet():
+            output.stdout().print(published.url, markup=False, soft_wrap=True)
 
 
 def command_line(wide: str, target: str, chosen: PushOptions) -> str:
@@ -64,7 +67,7 @@ def command_line(wide: str, target: str, chosen: PushOptions) -> str:
 def tell_warnings(prepared: Push) -> None:
     """Show what to know before a push."""
     for warning in prepared.warnings:
-        output.note(f"warning: {warning}")
+        output.warn(warning)
 
 
 def send(prepared: Push, again: str) -> Published:
@@ -80,8 +83,7 @@ def send(prepared: Push, again: str) -> Published:
     try:
         return prepared.send()
     except KeyboardInterrupt:
-        output.note(f"interrupted; what was sent is kept: `{again}` goes on")
-        raise typer.Exit(130) from None
+        raise Interrupted(f"interrupted; what was sent is kept: `{again}` goes on") from None
     except HubError as error:
         error.hint = error.hint or f"`{again}` goes on from there"
         raise
@@ -91,7 +93,6 @@ def push_document(prepared: Push, found: Mapping[str, Status], published: Publis
     """What `--json` prints of a push."""
     sizes = {file.name: file.num_bytes for file in prepared.files}
     return {
-        "schema_version": 1,
         "repo": prepared.repository.id.repo,
         "revision": prepared.repository.id.revision or "main",
         "url": published.url if published else None,
@@ -108,7 +109,7 @@ def print_published(published: Published) -> None:
     what = f"pull request {published.pull_request}" if published.pull_request else "published"
     if all(status == "unchanged" for status in published.statuses.values()):
         what = "nothing has changed"
-    output.stdout().print(f"\n{what}: {published.url}", markup=False, soft_wrap=True)
+    output.report().print(f"\n{what}: {published.url}", markup=False, soft_wrap=True)
 
 
 def _print_files(prepared: Push, found: Mapping[str, Status]) -> None:
@@ -116,4 +117,4 @@ def _print_files(prepared: Push, found: Mapping[str, Status]) -> None:
     result = output.table("file", "size", "", right=("size",))
     for name, status in sorted(found.items()):
         result.add_row(name, output.bytes_text(sizes[name]) if name in sizes else "", status)
-    output.stdout().print(result)
+    output.report().print(result)

@@ -14,11 +14,13 @@ from rich.markup import escape
 
 from mupscale_cli import widening
 from mupscale_cli.checking import smallest_factors
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import documents, explain, options, output
+from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
+from mupscale_cli.widening import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.source import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
-RecipeArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.", autocompletion=complete_recipe)
+]
 
 
 @app.command("list")
@@ -38,7 +42,7 @@ def list_recipes(as_json: options.Json = False) -> None:
             {"name": r.name, "model_types": list(r.model_types), "about": r.about, "axes": list(r.axis_names)}
             for r in recipes
         ]
-        output.print_json({"schema_version": 1, "recipes": rows})
+        output.print_document("recipes", {"recipes": rows})
         return
     result = output.table("recipe", "model types", "axes", "what")
     for recipe in recipes:
@@ -51,16 +55,31 @@ def list_recipes(as_json: options.Json = False) -> None:
 def show_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.", autocompletion=complete_checkpoint
+        ),
     ] = None,
+    tensor: explain.TensorName = None,
+    as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
     source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
+    if tensor is not None:
+        if source is None:
+            explain.show_rule(found, tensor, as_json=as_json)
+        else:
+            explain.show_tensor(describe(source, found), tensor, as_json=as_json)
+        return
+    costs = {} if source is None else _costs(found, source)
+    if as_json:
+        growing = {axis.name: _growing(found, axis.name) for axis in found.axes}
+        output.print_document("recipe", documents.recipe_document(found, growing, costs))
+        return
     console = output.stdout()
     types = ", ".join(found.model_types) or "(no config)"
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
-    costs = {} if source is None else _costs(found, source)
     axes = output.table("axis", "what it is, what widens it, what grows with it")
     for axis in found.axes:
         axes.add_row(axis.name, escape("\n".join(_in_words(found, axis, costs.get(axis.name)))))
@@ -138,7 +157,12 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A checkpoint whose tensors it must know; nothing is run.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]",
+            help="A checkpoint whose tensors it must know; nothing is run.",
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     model_type: Annotated[
         list[str] | None,
@@ -155,6 +179,7 @@ def check_recipe(
         ),
     ] = None,
     run: Annotated[bool, typer.Option(help="Try it on tiny random models, which needs transformers.")] = True,
+    as_json: options.Json = False,
 ) -> None:
     """Check a recipe: for itself, against a checkpoint, and by widening small models in every way.
 
@@ -166,48 +191,49 @@ def check_recipe(
     if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
         source = widening.find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
-    console = output.stdout()
+    console = output.report(as_json=as_json)
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
+    num_tensors = None
     if source is not None:
-        plan = widening.describe(source, recipe)
-        tensors = output.counted(len(plan.tensors), "tensor")
+        num_tensors = len(widening.describe(source, recipe).tensors)
+        tensors = output.counted(num_tensors, "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
         if model is None and not model_type:
             output.note("nothing was run; `--model-type` tries the recipe on tiny models, `--model` on this one")
-    right = True
+    tried = []
     if source is not None and model is not None:
-        right = _try_on(recipe, source.path, str(checkpoint), console, model)
+        tried.append(_try_on(recipe, source.path, str(checkpoint), console, model))
     types = model_type or ([] if source is not None else list(found.model_types))
     for name in types if run else ():
-        right = _try_on_tiny(recipe, name, console) and right
-    if not right:
+        tried += _try_on_tiny(recipe, name, console)
+    if as_json:
+        output.print_document("recipe-check", documents.check_document(found, num_tensors, tried))
+    if not all(one.is_right for one in tried):
         raise typer.Exit(1)
 
 
-def _try_on_tiny(recipe: str, model_type: str, console: Console) -> bool:
-    """Try a recipe on tiny random models of a type, tied and untied; whether it is right."""
+def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[documents.Tried]:
+    """Try a recipe on tiny random models of a type, tied and untied."""
     from mupscale_cli.inferring.tiny import task_of, tiny_model
 
-    right = True
     for tied in (False, True):
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
             overrides = {"tie_word_embeddings": tied}
             source = tiny_model(model_type, task_of(model_type), overrides=overrides).save(Path(folder))
             label = f"{model_type}, {'tied' if tied else 'untied'}"
-            right = _try_on(recipe, source, label, console) and right
-    return right
+            yield _try_on(recipe, source, label, console)
 
 
-def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> bool:
-    """Try a recipe on one model and tell what came of it; whether it is right."""
+def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> documents.Tried:
+    """Try a recipe on one model and tell what came of it."""
     from mupscale_cli.checking import check_model
 
     try:
         checked = check_model(source, recipe, model=model)
     except MupscaleError as error:
         console.print(f"{label}: {error.message}", markup=False, soft_wrap=True)
-        return False
+        return documents.Tried(label, None, error.message)
     for mistake in checked.mistakes:
         console.print(f"{label}: {mistake}", markup=False, soft_wrap=True)
     for trial in checked.trials:
@@ -218,7 +244,7 @@ def _try_on(recipe: str, source: Path, label: str, console: Console, model: str 
     tried = output.counted(len(checked.trials), "widening")
     outcome = f"{wrong} of {tried} wrong" if wrong else f"{tried}, all equal within {checked.worst:.0e}"
     console.print(f"{label}: {outcome}", markup=False)
-    return checked.is_right
+    return documents.Tried(label, checked)
 
 
 @app.command("infer")
@@ -246,6 +272,7 @@ def infer_recipe(
         typer.Option(help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: what there is."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draft a recipe for an architecture that has none, and prove it on tiny random models."""
     from mupscale_cli.inferring.infer import infer_target
@@ -259,14 +286,22 @@ def infer_recipe(
     for axis, reason in found.fixed.items():
         output.note(f"not widened: {axis}: {reason}")
     output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")
-    if out is None:
+    document = {"target": target, "output": None if out is None else str(out), "recipe": found.text,
+                "fixed": dict(found.fixed), "worst": found.worst}  # fmt: skip
+    if out is not None:
+        _write_recipe(out, found.text)
+        own = f" --model {target}" if ":" in target else ""
+        output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}{own}`")
+    if as_json:
+        output.print_document("recipe-draft", document)
+    elif out is None:
         sys.stdout.write(found.text)
-        return
+
+
+def _write_recipe(out: Path, text: str) -> None:
     try:
         partial = out.with_name(f".{out.name}.partial")
-        partial.write_text(found.text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(out)
     except OSError as error:
         raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from None
-    own = f" --model {target}" if ":" in target else ""
-    output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}{own}`")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from mupscale_cli.cli.output import bytes_text, count_text, counted, number_text, table
+from mupscale_cli.cli.output import bytes_text, count_text, counted, table
+from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.guidance import guidance
 from mupscale_cli.methods import Method
+from mupscale_cli.outline import outline
 from mupscale_cli.perturbation import Perturbation
-from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan import Plan
 from mupscale_cli.record import recorded_method
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ _SHOWN_DIFFERENCES = 5
 def axes_table(plan: Plan) -> Table:
     """Every axis: size, what it is and, in a plan that widens, its factor."""
     about = {rule.name: rule.about for rule in plan.recipe.axes}
+    styles = axis_styles(plan)
     change = ("factor", "wide") if plan.factors else ()
     result = table("axis", "size", *change, "what", right=("size", *change))
     for axis in plan.axes:
@@ -34,29 +38,9 @@ def axes_table(plan: Plan) -> Table:
         wide = "varies" if axis.wide_size is None else str(axis.wide_size)
         style = "bold" if axis.factor > 1 else None
         after = (f"x{axis.factor}", wide) if plan.factors else ()
-        result.add_row(axis.name, size, *after, escape(about[axis.name]), style=style)
+        name = Text(axis.name, style=styles.get(axis.name, ""))
+        result.add_row(name, size, *after, escape(about[axis.name]), style=style)
     return result
-
-
-def rules_table(plan: Plan) -> Table:
-    """Each rule once for every shape that it was applied to; c and m where the plan widens."""
-    groups: dict[tuple[Any, ...], list[TensorPlan]] = {}
-    for tensor in plan.tensors:
-        groups.setdefault((tensor.rule, tensor.layout, tensor.source.dtype, tensor.source.shape), []).append(tensor)
-    change = ("wide shape", "c", "m") if plan.factors else ()
-    result = table("tensors", "n", "layout", "type", "shape", *change, right=("n", "c", "m"))
-    for (rule, layout, dtype, shape), members in groups.items():
-        first = members[0]
-        coefficients = " ".join(number_text(c) for c in dict.fromkeys(c for c, _ in first.parts))
-        multiplicities = " ".join(str(m) for m in dict.fromkeys(m for _, m in first.parts))
-        after = (_shape(first.target.shape), coefficients, multiplicities) if plan.factors else ()
-        name = escape(rule.replace("{prefix}", ""))
-        result.add_row(name, str(len(members)), escape(layout), dtype, _shape(shape), *after)
-    return result
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
 
 
 def print_plan(console: Console, plan: Plan, output: str) -> None:
@@ -64,7 +48,7 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
     before, after = plan.num_parameters
     console.print(axes_table(plan))
     console.print()
-    console.print(rules_table(plan))
+    console.print(tensors_tree(plan, console))
     console.print()
     for change in plan.config_changes:
         console.print(f"config.json  {change.key}: {change.before} -> {change.after}", markup=False)
@@ -118,7 +102,6 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
     """The plan for scripts."""
     before, after = plan.num_parameters
     return {
-        "schema_version": 1,
         "recipe": plan.recipe.name,
         "output": output,
         "axes": {a.name: {"size": a.size, "wide_size": a.wide_size, "factor": a.factor} for a in plan.axes},
@@ -133,15 +116,20 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         "tensors": [
             {
                 "name": tensor.target.name,
+                "source": tensor.source.name,
+                "rule": tensor.rule,
                 "dtype": tensor.target.dtype,
                 "shape": list(tensor.source.shape),
                 "wide_shape": list(tensor.target.shape),
                 "layout": tensor.layout,
                 "parts": [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts],
+                "bytes": tensor.source.num_bytes,
+                "wide_bytes": tensor.target.num_bytes,
                 "rounded": tensor.is_rounded,
             }
             for tensor in plan.tensors
         ],
+        "tree": [node.as_record() for node in outline(plan)],
     }
 
 

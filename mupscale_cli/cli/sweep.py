@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mupscale_cli.cli import options, output
-from mupscale_cli.errors import SweepError
+from mupscale_cli.errors import Interrupted, SweepError
 from mupscale_cli.widening import Source, default_output, find_source
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def sweep(
         with sweep_view.shown() as events:
             outcome = run_sweep(settings, jobs=jobs, picture=picture, events=events)
     except KeyboardInterrupt:
-        output.note(f"interrupted; finished trials are kept in {settings.directory}: the same command goes on")
-        raise typer.Exit(130) from None
+        where = settings.directory
+        raise Interrupted(f"interrupted; finished trials are kept in {where}: the same command goes on") from None
     if as_json:
-        output.print_json(outcome.document)
+        output.print_document("sweep", outcome.document)
     else:
         wide = default_output(source, settings.target or settings.grid.factors[-1], settings.axes)
         sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))

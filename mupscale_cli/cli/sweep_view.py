@@ -54,7 +54,7 @@ def _cell_text(findings: Findings, cell: Cell | None) -> Text:
 def shown(*, quiet: bool = False) -> Iterator[Events]:
     """Events that keep a table up to date on a terminal, and print one line a trial otherwise."""
     console = output.stderr()
-    if quiet:
+    if quiet or output.is_quiet():
         yield Events()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=_REFRESHES, transient=True) as live:
@@ -111,7 +111,7 @@ def _loss_text(trial: Trial) -> str:
 
 def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str) -> None:
     """The table, what it means, and the commands that use it."""
-    console = output.stdout()
+    console = output.report()
     findings = outcome.findings
     console.print(loss_table(findings))
     seeds = len(findings.grid.seeds)

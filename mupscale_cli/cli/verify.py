@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli.completion import complete_checkpoint
 from mupscale_cli.errors import MupscaleError
+
+if TYPE_CHECKING:
+    from mupscale_cli.verification import Verification
 
 
 def verify(
@@ -17,6 +21,7 @@ def verify(
         typer.Argument(
             metavar="[NARROW] [WIDE]",
             help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.",
+            autocompletion=complete_checkpoint,
         ),
     ] = None,
     dtype: options.VerifyDtype = "auto",
@@ -35,8 +40,15 @@ def verify(
         bool,
         typer.Option("--weights", help="Run no model: compare every byte with what source, rule and noise make of it."),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", help="Also write a report with pictures: one HTML file that needs nothing "
+            "else. Needs `mupscale[plot]`."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
     as_json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
     from mupscale_cli import verifying
 
@@ -49,6 +61,8 @@ def verify(
     narrow = given[0] if len(given) == 2 else None
     if weights and steps:
         raise MupscaleError("`--weights` runs no model, `--steps` trains two; give one of them")
+    if report is not None:
+        check_report(report, weights=weights, overwrite=overwrite)
     if weights:
         _weights(wide, narrow, recipe, as_json=as_json)
         return
@@ -57,11 +71,43 @@ def verify(
         optimizer=optimizer, allow_pickle=allow_pickle,
     )  # fmt: skip
     if as_json:
-        output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
+        output.print_document("verify", {"wide": wide, **found.as_document()})
     else:
-        render.print_verification(output.stdout(), found)
+        render.print_verification(output.report(), found)
+    if report is not None:  # of models that differ, it is wanted most
+        write_report(report, wide, narrow, found)
     if not found.agrees:
         raise typer.Exit(1)
+
+
+def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
+    """Refuse a report that could not be written, before anything is verified.
+
+    Raises:
+        MupscaleError: it has nothing to show, exists, or cannot be drawn.
+    """
+    from mupscale_cli.pictures.canvas import check_file, check_matplotlib
+
+    if weights:
+        raise MupscaleError("`--report` shows what models compute, and `--weights` runs none; give one of them")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise MupscaleError(f"the report `{file}` is a HTML file", hint="end its name in .html")
+    check_file(file, overwrite=overwrite)
+    check_matplotlib()
+
+
+def write_report(file: Path, wide: str, narrow: str | None, found: Verification) -> None:
+    """Write the report of a verification."""
+    from mupscale_cli.pictures.canvas import publish, style
+    from mupscale_cli.pictures.report import report
+    from mupscale_cli.pictures.weights import choose_tensor, read_blocks
+    from mupscale_cli.verifying import plan_again
+
+    again = plan_again(wide, narrow, hashed=False)
+    blocks = read_blocks(again, choose_tensor(again.plan, None))
+    with style():
+        publish(file, report(wide, again.record, found.as_document(), blocks).encode())
+    output.note(f"wrote {file}")
 
 
 def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool) -> None:
@@ -70,8 +116,8 @@ def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool
     with output.progress() as events:
         found = verifying.verify_weights(wide, narrow, recipe=recipe, events=events)
     if as_json:
-        output.print_json({"schema_version": 1, "wide": wide, **found.as_record()})
+        output.print_document("verify-weights", {"wide": wide, **found.as_record()})
     else:
-        render.print_weights(output.stdout(), found)
+        render.print_weights(output.report(), found)
     if not found.agrees:
         raise typer.Exit(1)

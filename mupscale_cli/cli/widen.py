@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from mupscale_cli import widening
 from mupscale_cli.checkpoint.target import check_output
-from mupscale_cli.cli import options, output, render
+from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.hub.publishing import require_login
@@ -46,6 +47,7 @@ def widen(
     key: options.StateKey = None,
     allow_pickle: options.AllowPickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    tensor: explain.TensorName = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
     resume: Annotated[
@@ -87,17 +89,20 @@ def widen(
     )  # fmt: skip
     state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
     target = out or widening.default_output(source, number, axes)
+    if tensor is not None and not dry_run:
+        raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
+    if dry_run and tensor is not None:
+        explain.show_tensor(plan, tensor, as_json=as_json)
+        return
     if dry_run:
-        if as_json:
-            output.print_json(render.plan_document(plan, str(target)))
-        else:
-            _print_plan(source, plan, state, target, repository)
+        _show_plan(source, plan, state, target, repository, as_json=as_json)
         return
     if repository is not None:  # before the work, not after it
         require_login(repository)
     chosen: VerifyOptions | bool = False
     if verify:
         chosen = options.verify_options(dtype, device, model)
+    began = time.monotonic()
     source = _fetched(source, state, plan, target, overwrite=overwrite)
     with joined() as ranks, _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
         result = widening.widen(
@@ -108,13 +113,15 @@ def widen(
     if not ranks.is_first:  # which says it all
         raise typer.Exit(1 if failed else 0)
     if not as_json:
-        _report(result)
+        _report(result, time.monotonic() - began, is_pushed=push_to_hub is not None)
+        if output.is_quiet() and not failed:
+            output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
     if push_to_hub is not None and not failed:
         pushed = _push(result.output, push_to_hub, pushing, quiet=as_json)
     if as_json:
-        output.print_json(
-            {"schema_version": 1, "output": None if failed else str(target), **result.record, **(pushed or {})}
+        output.print_document(
+            "widen", {"output": None if failed else str(target), **result.record, "pushed": None, **(pushed or {})}
         )
     if failed:
         output.note("nothing was written; `--no-verify` writes it all the same")
@@ -133,18 +140,23 @@ def _fetched(
 
 @contextmanager
 def _telling_what_is_kept() -> Iterator[None]:
-    """Say of an interrupted run what `--resume` would go on from."""
+    """Say of a terminated run what `--resume` would go on from."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except SystemExit as stop:
         if kept := getattr(stop, "kept", None):
             output.note(f"stopped; {kept}")
         raise
 
 
-def _print_plan(
-    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None
-) -> None:
+def _show_plan(
+    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None, *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """What would be done."""
+    if as_json:
+        output.print_document("plan", render.plan_document(plan, str(target)))
+        return
     console = output.stdout()
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
@@ -171,14 +183,10 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
 
 
-def _report(result: Widened) -> None:
-    console = output.stdout()
+def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
+    """What was done, how it was verified and, at the end, what of it one would tell others."""
+    console = output.report()
     console.print(render.axes_table(result.plan))
-    before, after = result.plan.num_parameters
-    size = output.bytes_text(result.plan.num_bytes)
-    console.print(f"\n{output.count_text(before)} -> {output.count_text(after)} parameters, {size}", markup=False)
-    if growth := render.growth_text(result.plan.method, result.plan.perturbation):
-        console.print(growth, markup=False)
     console.print()
     if result.verification is not None:
         render.print_verification(console, result.verification)
@@ -186,17 +194,15 @@ def _report(result: Widened) -> None:
             output.note(advice)
         if not result.verification.agrees:
             return
-    else:
-        console.print(f"not verified: {result.skipped}", markup=False, soft_wrap=True)
-    if state := result.record["optimizer_state"]:
-        console.print(f"optimizer state widened: {state['file']} ({state['policy']})", markup=False)
-        if state.get("copied"):
-            output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
+        console.print()
+    if (state := result.record["optimizer_state"]) and state.get("copied"):
+        output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
     _tell_nonfinite(result.record)
     if result.left:
         names = ", ".join(file.name for file in result.left)
         output.note(f"left behind, as it describes the narrow model: {names}")
-    console.print(f"wrote {result.output}", markup=False, soft_wrap=True)
+    summary.print_summary(console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation))
+    summary.print_next(console, result, is_pushed=is_pushed)
 
 
 def _tell_nonfinite(record: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from mupscale_cli.inferring.axes import Axes
 from mupscale_cli.inferring.candidates import Choice, Form, Group, layout_text
 from mupscale_cli.inferring.trials import State
+from mupscale_cli.recipe import FORMAT_VERSION
 
 _WIDTH = 120
 # Axes that a bare factor leaves alone: copies of them are asked for by name.
@@ -106,7 +107,7 @@ def recipe_text(draft: Draft) -> str:
     names = [name for name in _ordered(draft.axes) if name in mentioned]
     config = _config(draft, names)
     lines = [f"# {line}" for line in draft.header]
-    lines += [f"about: drafted for {draft.name}", ""]
+    lines += [f"version: {FORMAT_VERSION}", f"about: drafted for {draft.name}", ""]
     if draft.model_types:
         lines += ["match:", f"  model_type: [{', '.join(draft.model_types)}]", ""]
     defaults = _defaults(draft, config, names)

@@ -6,16 +6,18 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mupscale_cli.errors import SweepError
 from mupscale_cli.record import scaled_tensors
 from mupscale_cli.scaling import Scaled
-from mupscale_cli.sweeping.result import Cell, Findings, Trial
-from mupscale_cli.sweeping.settings import Sweep
+from mupscale_cli.schemas import VERSIONS, document_head
+from mupscale_cli.sweeping.grid import Grid, Point
+from mupscale_cli.sweeping.result import Cell, Findings, Trial, find
+from mupscale_cli.sweeping.settings import Sweep, loss_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = VERSIONS["sweep"]
 
 
 def sweep_document(
@@ -32,7 +34,7 @@ def sweep_document(
     grid, found = findings.grid, findings.recommendation
     fixed = sweep.fixed
     return {
-        "schema_version": SCHEMA_VERSION,
+        **document_head("sweep"),
         "complete": findings.num_missing == 0,
         **fixed,
         "proxy": None if proxy is None else {**(fixed["proxy"] or {}), **proxy},
@@ -93,6 +95,41 @@ def read_sweep(file: Path) -> Found:
     Raises:
         SweepError: it is no such file, of a later version, damaged, or without a result.
     """
+    content = _read(file)
+    if content["recommendation"] is None:
+        raise SweepError(f"`{file}` recommends nothing: no trial has ended well", hint="give the sweep smaller `--lr`")
+    try:
+        return _found(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from None
+
+
+def read_findings(file: Path) -> tuple[Findings, str, str]:
+    """What a sweep found, complete or not; its title, and what its loss is.
+
+    Raises:
+        SweepError: it is no such file, of a later version, or damaged.
+    """
+    content = _read(file)
+    try:
+        grid = Grid(*(tuple(content["grid"][key]) for key in ("factors", "lrs", "noises", "seeds")))
+        trials = [
+            Trial(Point(t["factor"], t["noise"], t["seed"], t["lr"]), None if t["loss"] is None else float(t["loss"]))
+            for t in content["trials"]
+        ]
+        name = PurePath(str(content["checkpoint"])).stem
+        title = f"{name}, narrowed {content['proxy']['ratio']} times" if content["proxy"] else name
+        return find(grid, trials), title, loss_name(is_own=content["command"] is not None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> SweepError:
+    return SweepError(f"`{file}` is damaged: {error!r}", hint="run the sweep again: finished trials are kept")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The document of a sweep."""
     if file.is_dir():
         file /= "sweep.json"
     try:
@@ -107,14 +144,7 @@ def read_sweep(file: Path) -> Found:
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise SweepError(f"`{file}` has format {version!r}, this mupscale reads up to {SCHEMA_VERSION}",
                          hint="upgrade mupscale")  # fmt: skip
-    if content["recommendation"] is None:
-        raise SweepError(f"`{file}` recommends nothing: no trial has ended well", hint="give the sweep smaller `--lr`")
-    try:
-        return _found(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SweepError(
-            f"`{file}` is damaged: {error!r}", hint="run the sweep again: finished trials are kept"
-        ) from None
+    return content
 
 
 def _found(content: Mapping[str, Any]) -> Found:

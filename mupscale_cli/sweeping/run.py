@@ -17,10 +17,11 @@ from mupscale_cli.checkpoint.source import Checkpoint, read_json
 from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.pictures.canvas import check_matplotlib, save
+from mupscale_cli.pictures.sweep import draw_sweep
 from mupscale_cli.record import file_digest
 from mupscale_cli.sweeping.command import fill, parse_command, run_command
 from mupscale_cli.sweeping.grid import Point
-from mupscale_cli.sweeping.picture import check_matplotlib, draw_picture
 from mupscale_cli.sweeping.report import sweep_document
 from mupscale_cli.sweeping.result import Findings, Trial, find
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Sweep
@@ -100,7 +101,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     if jobs < 1:
         raise SweepError(f"`--jobs {jobs}` is not at least 1")
     if picture:
-        check_matplotlib()
+        check_matplotlib("pip install 'mupscale[sweep]', or leave it with `--no-picture`")
     study = _prepare(settings, events)
     teller = _Teller(settings, study, events)
     if jobs == 1:
@@ -114,12 +115,8 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     drawn = None
     if picture:
         drawn = settings.directory / PICTURE
-        draw_picture(status.findings, _title(settings), settings.loss, drawn)
+        save(draw_sweep(status.findings, settings.title, settings.loss), drawn)
     return Outcome(status.findings, document, settings.directory / RESULT, drawn)
-
-
-def _title(settings: Sweep) -> str:
-    return f"{settings.name}, narrowed {settings.proxy.ratio} times" if settings.proxy else settings.name
 
 
 # Preparing ------------------------------------------------------------------------------------

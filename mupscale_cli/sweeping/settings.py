@@ -120,9 +120,14 @@ class Sweep:
         return self.directory / "proxy" if self.proxy else self.checkpoint
 
     @property
+    def title(self) -> str:
+        """What the trials are of."""
+        return f"{self.name}, narrowed {self.proxy.ratio} times" if self.proxy else self.name
+
+    @property
     def loss(self) -> str:
         """What the trials' loss is."""
-        return "loss of the command" if self.command else "held-out loss in nats a token"
+        return loss_name(is_own=self.command is not None)
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -142,3 +147,8 @@ class Sweep:
             "command": self.command,
             "proxy": None if self.proxy is None else asdict(self.proxy),
         }
+
+
+def loss_name(*, is_own: bool) -> str:
+    """What a loss is, of the user's own trainer or of the built-in one."""
+    return "loss of the command" if is_own else "held-out loss in nats a token"

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.memory import free_memory
+from mupscale_cli.memory import comparing_bytes, free_memory
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DISK, SPREAD = "disk", "spread"
-_OVERHEAD = 1.2  # activations, and what loading holds beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
         )
     one = Placement(_device("auto" if device in (DISK, SPREAD) else device))
     free = free_bytes(one.device)
-    narrow, wide = (_OVERHEAD * parameters for parameters in plan.num_parameters)
+    narrow, wide = (comparing_bytes(parameters, 1) for parameters in plan.num_parameters)
     if device not in (DISK, SPREAD):
         for candidate in candidates:
             if free is None or max(narrow, wide) * DTYPES[candidate].itemsize <= free:

@@ -52,6 +52,7 @@ class Verification:
         keeps_function: whether the models are to agree; else the comparisons say how far apart they are.
         unperturbed: the same comparison with the noise taken away, None where there is none.
         weights: whether what is stored is what was planned, None where that was not tried.
+        modules: the comparison of every module, in the order of execution.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -69,6 +70,7 @@ class Verification:
     keeps_function: bool = True
     unperturbed: Verification | None = None
     weights: WeightsCheck | None = None
+    modules: tuple[Comparison, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -89,13 +91,7 @@ class Verification:
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     def as_record(self) -> dict[str, Any]:
-        """The figures as mupscale.json and `--json` show them."""
-
-        def plain(comparison: Comparison | None) -> dict[str, Any] | None:
-            if comparison is None:
-                return None
-            return {"what": comparison.what, "max_abs": _json(comparison.max_abs), "max_rel": _json(comparison.max_rel)}
-
+        """The figures as mupscale.json has them."""
         return {
             "agrees": self.agrees,
             "dtype": self.dtype,
@@ -103,17 +99,31 @@ class Verification:
             "inputs": self.inputs,
             "tolerance": self.tolerance,
             "tolerance_reason": self.tolerance_reason,
-            "comparisons": [plain(comparison) for comparison in self.comparisons],
+            "comparisons": [_plain(comparison) for comparison in self.comparisons],
             "modules_compared": self.num_modules,
-            "worst_module": plain(self.worst_module),
-            "first_difference": plain(self.first_difference),
-            "rounding": plain(self.rounding),
+            "worst_module": _plain(self.worst_module),
+            "first_difference": _plain(self.first_difference),
+            "rounding": _plain(self.rounding),
             "rounded_tensors": self.rounded_tensors,
             "training": self.training.as_record() if self.training else None,
             "keeps_function": self.keeps_function,
             "unperturbed": self.unperturbed.as_record() if self.unperturbed else None,
             "weights": self.weights.as_record() if self.weights else None,
         }
+
+    def as_document(self) -> dict[str, Any]:
+        """The figures as `--json` shows them: with those of every module."""
+        return {
+            **self.as_record(),
+            "modules": [_plain(module) for module in self.modules],
+            "unperturbed": self.unperturbed.as_document() if self.unperturbed else None,
+        }
+
+
+def _plain(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {"what": comparison.what, "max_abs": _json(comparison.max_abs), "max_rel": _json(comparison.max_rel)}
 
 
 @dataclass(frozen=True, slots=True)

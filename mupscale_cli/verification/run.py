@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.maps import CopyMap
+from mupscale_cli.memory import training_bytes
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
@@ -41,10 +43,10 @@ from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingV
 from mupscale_cli.verification.training import batch_loss, verify_training
 from mupscale_cli.verification.weights import unperturbed, without_noise
 
+_log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
 _FEW_TOKENS = 2  # where every token reads the whole model again: one that fills the cache, one that uses it
 _PADDING = 5
-_TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def verify_checkpoints(
     """
     placed = place(plan, options.dtype, options.device, can_offload=options.model is None)
     dtype = placed.dtype
+    _log.info("both run in %s, one after the other: the narrow one on %s, the wide one on %s",
+              str(dtype).removeprefix("torch."), placed.narrow, placed.wide)  # fmt: skip
     load, make_inputs = _reference(options, plan)
     with torch.no_grad():
         model = load(narrow, dtype, placed.narrow)
@@ -158,6 +162,7 @@ def verify_checkpoints(
                 inputs=inputs.about,
                 rounding=rounding,
                 rounded_tensors=len(plan.rounded),
+                modules=tuple(modules),
             )
 
         result = found(wide, stored_tolerance(plan, dtype))
@@ -204,7 +209,7 @@ def train_checkpoints(
             + "; leave `--steps` away"
         )
     device = one_device(options.device)
-    check_memory(_TRAINING_COPIES * sum(plan.num_parameters) * 8, "float64 with gradients and optimizer state", device)
+    check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
     load, _ = _reference(options, plan)
     plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
     with plain as checkpoint:

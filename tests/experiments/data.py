@@ -109,20 +109,20 @@ def _mapped(data: Data, of) -> Data:
     return Data(*(Examples(of(part.inputs), part.targets) for part in (data.train, data.seen, data.held_out)))
 
 
-@cache
-def documents() -> Data:
-    """Documents of this repository as bytes; of every document the last tenth is held out."""
+def document_bytes() -> tuple[list[Tensor], list[Tensor]]:
+    """The documents of this repository: of each the first nine tenths, and the rest."""
     files = sorted({file for pattern in _DOCUMENTS for file in _ROOT.glob(pattern)})
     contents = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).long() for file in files]
     contents = [tokens.clamp(max=VOCABULARY - 1) for tokens in contents]
     cuts = [len(tokens) * 9 // 10 for tokens in contents]
-    train, held_out = (
-        _windows(torch.cat(parts))
-        for parts in (
-            [tokens[:cut] for tokens, cut in zip(contents, cuts, strict=True)],
-            [tokens[cut:] for tokens, cut in zip(contents, cuts, strict=True)],
-        )
-    )
+    pairs = list(zip(contents, cuts, strict=True))
+    return [tokens[:cut] for tokens, cut in pairs], [tokens[cut:] for tokens, cut in pairs]
+
+
+@cache
+def documents() -> Data:
+    """Documents of this repository as bytes; of every document the last tenth is held out."""
+    train, held_out = (_windows(torch.cat(parts)) for parts in document_bytes())
     return Data(train, _some(train, _NUM_JUDGED_WINDOWS), _some(held_out, _NUM_JUDGED_WINDOWS))
 
 

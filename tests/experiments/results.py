@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from experiments.cost import Cost
 from experiments.identity import Identity
 from experiments.speed import Speed
 from experiments.transfer import Grid, Transfer, power, shift
@@ -86,7 +87,7 @@ class Warmstart:
     shrinkings: tuple[Shrinking, ...]
 
 
-Results = Union[Optima, Growth, Warmstart]
+Results = Union[Optima, Growth, Warmstart, Cost]
 
 
 def save(results: Results, file: Path) -> None:
@@ -98,7 +99,7 @@ def save(results: Results, file: Path) -> None:
 def load(file: Path) -> Results:
     """Read what `save` wrote."""
     content = json.loads(file.read_text())
-    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart)}
+    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart, Cost)}
     return _typed(kinds[content.pop("kind")], content)
 
 
@@ -196,6 +197,18 @@ def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> 
     )
 
 
+def cost_table(all_results: Sequence[Cost]) -> str:
+    """By how much noise raises the loss before the first step."""
+    factors = next(iter(all_results[0].losses.values()))
+    rows = [
+        [results.title, f"{power(exponent):.3g}",
+         *(f"{fmean(losses) - results.narrow:.3f}" for losses in by_factor.values())]
+        for results in all_results
+        for exponent, by_factor in results.losses.items()
+    ]  # fmt: skip
+    return _table(["", "noise", *(f"x{factor}" for factor in factors)], rows)
+
+
 def _losses(curves: Sequence[Any], of: Callable[[Any], float]) -> str:
     return _spread([of(curve) for curve in curves])
 
@@ -212,7 +225,7 @@ def _steps(values: Sequence[float | None]) -> str:
     return told if len(known) == len(values) else f"{told} ({len(known)} of {len(values)} seeds)"
 
 
-def sizes_table(all_results: Sequence[Results]) -> str:
+def sizes_table(all_results: Sequence[Union[Optima, Growth]]) -> str:
     """What was trained, and how long measuring took."""
     return _table(
         ["", *all_results[0].sizes, "learning rate of the narrow model", "minutes"],
@@ -220,7 +233,9 @@ def sizes_table(all_results: Sequence[Results]) -> str:
     )
 
 
-def tables(optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart]) -> dict[str, str]:
+def tables(
+    optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], cost: Sequence[Cost]
+) -> dict[str, str]:
     """Every table by its name in README.md."""
     made = {}
     if optima:
@@ -233,6 +248,8 @@ def tables(optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequen
         made |= {"speed": speed_table(growth), "speed-sizes": sizes_table(growth)}
     if warmstart:
         made |= {"shrink": shrink_table(warmstart, growth)}
+    if cost:
+        made |= {"cost": cost_table(cost)}
     return made
 
 

@@ -13,6 +13,7 @@ _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
 
 from experiments import figures  # noqa: E402 (the path must be known before)
+from experiments.cost import measure_cost  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
@@ -23,7 +24,7 @@ from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E40
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
-_PARTS = ("optima", "growth", "warmstart")
+_PARTS = ("optima", "growth", "warmstart", "cost")
 _IDENTITY_STEPS = 40
 
 
@@ -93,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--part",
         choices=_PARTS,
-        help="optima over widths, what growth gains, or how much `warmstart` shrinks; all if not given",
+        help="optima over widths, what growth gains, how much `warmstart` shrinks, or what noise costs at once; "
+        "all if not given",
     )
     parser.add_argument("--figures", action="store_true", help="draw again what was measured before")
     parser.add_argument("--output", type=Path, default=_HERE, help="folder for results, figures and tables")
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
             if part == "warmstart" and name not in _SHRUNK:
                 continue
             task = TASKS[name].quick() if options.quick else TASKS[name]
-            task = task if part == "optima" else task.grown()
+            task = task if part in ("optima", "cost") else task.grown()
             began = time.monotonic()
 
             def say(text: str, heading: str = f"{name} {part}", began: float = began) -> None:
@@ -123,18 +125,20 @@ def main(arguments: list[str] | None = None) -> None:
                     found = measure_optima(task, Path(folder), say)
                 elif part == "growth":
                     found = measure_growth(task, Path(folder), say)
+                elif part == "cost":
+                    found = measure_cost(task, Path(folder), *((task.factors,) if options.quick else ()))
                 else:
                     shrinks = SHRINKS[::4] if options.quick else SHRINKS
                     found = measure_warmstart(task.briefly(), Path(folder), say, shrinks)
             save(found, output / "results" / f"{part}-{name}.json")
-    optima, growth, warmstart = (
+    optima, growth, warmstart, cost = (
         [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
         for part in _PARTS
     )
     figures.draw_all(optima, growth, warmstart, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart)))
+        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart, cost)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import paper_models
@@ -34,6 +34,7 @@ class Task:
         steps: after widening, where optima at several widths are compared.
         long_steps: after widening, where the widened model is held against one from scratch.
         grown_by: how much wider the narrow model is where the widened one is held against one from scratch.
+        growth: what else differs there, by attribute.
         factors: width over narrow width, 8 times from the first to the last.
         seeds: of noise and batches.
         reach: by how many grid steps a search goes past an optimum, so that it is known to be one.
@@ -54,6 +55,7 @@ class Task:
     steps: int
     long_steps: int
     grown_by: int = 4
+    growth: Mapping[str, Any] = field(default_factory=dict)
     factors: tuple[int, ...] = (4, 8, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     reach: int = 2
@@ -62,14 +64,14 @@ class Task:
     def quick(self) -> Task:
         """So small that only the machinery is tried."""
         return replace(self, data=lambda: self.data().judged_on(32), batch_size=8, narrow_steps=4, steps=3,
-                       long_steps=3, grown_by=1, factors=(2, 4), seeds=(0,), reach=1, walk=0)  # fmt: skip
+                       long_steps=3, grown_by=1, growth={}, factors=(2, 4), seeds=(0,), reach=1, walk=0)  # fmt: skip
 
     def grown(self) -> Task:
         """With a narrow model that can do its task, as one has that is worth widening; for `long_steps`."""
         by = self.grown_by
         config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
-        return replace(self, build=lambda factor: self.build(by * factor), config=config, factors=(2, 4),
-                       steps=self.long_steps)  # fmt: skip
+        return replace(self, **{"build": lambda factor: self.build(by * factor), "config": config, "factors": (2, 4),
+                                "steps": self.long_steps, **self.growth})  # fmt: skip
 
     def briefly(self) -> Task:
         """With a seed less, for a question beside the main ones."""
@@ -106,8 +108,8 @@ TASKS = {
                 weight_decay=0.1, lr=2**-5),
         Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5,
              128, 200, 100, 100, grown_by=2, factors=(2, 4, 8, 16), seeds=(0, 1)),
-        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 600, 80, 120,
-             grown_by=3),
+        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 2000, 300, 120,
+             grown_by=3, growth={"narrow_steps": 600, "seeds": (0, 1, 2)}, factors=(6, 12, 24, 48), seeds=(0, 1)),
     )
 }  # fmt: skip
 

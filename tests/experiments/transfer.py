@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -185,6 +185,7 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
     data = task.data()
     start = nearest_power(narrow.lr)
 
+    @cache  # both searches at a width go through the point where they cross
     def over_rates(factor: int, noise: int, exponent: int) -> tuple[Losses, Losses]:
         return final_losses(narrow, data, arm, factor, power(exponent), power(noise), task.seeds)
 

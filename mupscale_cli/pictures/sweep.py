@@ -1,61 +1,55 @@
-"""The picture: loss against learning rate, one curve a width, one panel a size of noise."""
+"""A sweep: loss against learning rate, one curve a width, one panel a size of noise."""
 
 from __future__ import annotations
 
 import importlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from mupscale_cli.errors import SweepError
+from mupscale_cli.pictures.canvas import ACCENT, GREY, INK, colours, dress, heading, new_figure
 from mupscale_cli.sweeping.result import Cell, Findings
 
 _PANEL = (3.6, 3.7)  # inches
 _MAX_COLUMNS = 4
 _ENTRY = 1.6  # inches of a legend's entry
-_INK, _GREY, _RULE = "#1b1b2f", "#6b7080", "#e4e6ec"
-_BEST = "#d1495b"
 _HEADROOM = 2.5  # how far above the bulk of the losses the picture goes, in widths of the bulk
 
 
-def draw_picture(findings: Findings, title: str, loss: str, file: Path) -> None:
-    """Draw what is known; the kind of image follows from the file's suffix.
+def draw_sweep(findings: Findings, title: str, loss: str) -> Any:
+    """Draw what is known.
 
     Args:
         findings: of the sweep.
         title: above everything.
         loss: what the vertical axis measures.
-        file: where to; .png, .svg or .pdf.
 
     Raises:
-        SweepError: matplotlib is not installed.
+        PictureError: matplotlib is not installed.
     """
-    figure_class, colormaps = _import_matplotlib()
     noises = findings.grid.noises
     rows = math.ceil(len(noises) / _MAX_COLUMNS)
     columns = math.ceil(len(noises) / rows)
     size = (max(6.0, _PANEL[0] * columns + 0.9), _PANEL[1] * rows + 1.0)
-    figure = figure_class(figsize=size, layout="constrained", facecolor="white")
+    figure = new_figure(*size)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = [panel for row in grid for panel in row]
-    colors = _colors(len(findings.grid.factors), colormaps)
+    colors = _colors(len(findings.grid.factors))
     limits = _limits(findings.cells)
     for panel, noise in zip(panels, noises, strict=False):
         _draw_panel(panel, findings, noise, colors, limits)
     for panel in panels[len(noises) :]:
         panel.set_visible(False)
     for panel in panels[max(0, len(noises) - columns) : len(noises)]:  # the lowest of each column
-        panel.set_xlabel("learning rate of the narrow run", color=_GREY, fontsize=9)
+        panel.set_xlabel("learning rate of the narrow run", color=GREY, fontsize=9)
         panel.tick_params(labelbottom=True)
     for row in grid:
-        row[0].set_ylabel(loss, color=_GREY, fontsize=9)
+        row[0].set_ylabel(loss, color=GREY, fontsize=9)
     handles, labels = _legend(panels[: len(noises)])
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), int(size[0] / _ENTRY)),
-                  frameon=False, labelcolor=_INK, fontsize=9)  # fmt: skip
-    figure.suptitle(_heading(findings, title), x=0.01, ha="left", fontsize=11, color=_INK)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=160, metadata={"Software": None} if file.suffix == ".png" else None)
+                  frameon=False, labelcolor=INK, fontsize=9)  # fmt: skip
+    heading(figure, _heading(findings, title))
+    return figure
 
 
 def _heading(findings: Findings, title: str) -> str:
@@ -64,15 +58,6 @@ def _heading(findings: Findings, title: str) -> str:
         "every trial diverged" if found is None else f"best for every width: lr {found.lr:.3g}, noise {found.noise:g}"
     )
     return f"{title} \N{EM DASH} {best}"
-
-
-def check_matplotlib() -> None:
-    """Better before hours of training than after them.
-
-    Raises:
-        SweepError: matplotlib is not installed.
-    """
-    _import_matplotlib()
 
 
 def _draw_panel(
@@ -116,15 +101,10 @@ def _dress(panel: Any, findings: Findings, noise: float, limits: tuple[float, fl
     panel.xaxis.set_minor_locator(importlib.import_module("matplotlib.ticker").NullLocator())
     panel.margins(x=0.12)
     panel.set_ylim(*limits)
-    panel.set_title(f"noise {noise:g}", loc="left", fontsize=10, color=_BEST if is_best else _INK)
-    panel.grid(visible=True, color=_RULE, linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=_GREY, length=0, labelsize=8)
-    for side in ("top", "right", "left", "bottom"):
-        panel.spines[side].set_visible(side == "bottom")
-        panel.spines[side].set_color(_RULE)
+    panel.set_title(f"noise {noise:g}", loc="left", fontsize=10, color=ACCENT if is_best else INK)
+    dress(panel)
     if found is not None and is_best:
-        panel.axvline(found.lr, color=_BEST, linewidth=1.4, linestyle=(0, (4, 3)), label="recommended", zorder=2)
+        panel.axvline(found.lr, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label="recommended", zorder=2)
 
 
 def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
@@ -138,9 +118,9 @@ def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
     return losses[0] - room, high + 1.5 * room
 
 
-def _colors(count: int, colormaps: Any) -> list[Any]:
+def _colors(count: int) -> list[Any]:
     """From light to dark with the width, so that the order is seen without a legend."""
-    colormap = colormaps["viridis_r"]
+    colormap = colours("viridis_r")
     return [colormap(0.25 + 0.7 * (i / (count - 1) if count > 1 else 0.7)) for i in range(count)]
 
 
@@ -152,14 +132,3 @@ def _legend(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
             found.setdefault(label, handle)
     labels = sorted(found, key=lambda label: not label.startswith("x"))
     return [found[label] for label in labels], labels
-
-
-def _import_matplotlib() -> tuple[Any, Any]:
-    """The class of figures, which needs no display, and the colours."""
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-        figure: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise SweepError("the picture is drawn with matplotlib, which is not installed",
-                         hint="pip install 'mupscale[sweep]', or leave it with `--no-picture`") from None  # fmt: skip
-    return figure.Figure, matplotlib.colormaps

@@ -1,0 +1,57 @@
+"""`mupscale help` and `mupscale schema`: the manual's pages, and the schemas of the JSON documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from mupscale_cli.cli import options, output
+from mupscale_cli.pages import page_text, page_titles
+from mupscale_cli.schemas import VERSIONS, load_schema
+
+_READABLE = 100  # columns; longer lines are hard to follow
+
+
+def show_page(
+    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="A page of the manual; none: all.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a page of the manual, or list them. Markdown where the output is no terminal."""
+    if topic is None:
+        _list_pages(as_json=as_json)
+        return
+    text = page_text(topic)
+    console = output.stdout()
+    if as_json:
+        output.print_document("help", {"topic": topic, "title": page_titles()[topic], "text": text, "topics": None})
+    elif console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _READABLE))
+    else:
+        sys.stdout.write(text)
+
+
+def _list_pages(*, as_json: bool) -> None:
+    titles = page_titles()
+    if as_json:
+        topics = [{"topic": topic, "title": title} for topic, title in titles.items()]
+        output.print_document("help", {"topic": None, "title": None, "text": None, "topics": topics})
+        return
+    result = output.table("page", "what it tells")
+    for topic, title in titles.items():
+        result.add_row(topic, title)
+    output.stdout().print(result)
+    output.note("\n`mupscale help PAGE` shows one; `mupscale COMMAND --help` lists the options of a command")
+
+
+def show_schema(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A document; none: all of them.")] = None,
+    as_json: options.Json = False,  # noqa: ARG001 (a schema is JSON in any case)
+) -> None:
+    """Print the JSON Schema of a document that `--json` prints, or the names and versions of all."""
+    content = VERSIONS if name is None else load_schema(name)
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")

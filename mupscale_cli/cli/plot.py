@@ -1,0 +1,140 @@
+"""`mupscale plot`: pictures where people would rather look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mupscale_cli.cli import options, output
+from mupscale_cli.cli.completion import complete_tensor, complete_widened
+from mupscale_cli.errors import PlanError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Pictures of a widening, of a verification, of a sweep; PNG or SVG. Needs `mupscale[plot]`.",
+)
+Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)]
+Verified = Annotated[
+    str,
+    typer.Argument(
+        metavar="WIDE|FILE",
+        help="A widened checkpoint, or a file with what `mupscale verify WIDE --json` printed.",
+        autocompletion=complete_widened,
+    ),
+]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to, .png or .svg.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")]
+
+
+@app.command("weights")
+def plot_weights(
+    wide: Wide,
+    narrow: Annotated[str | None, typer.Argument(metavar="[NARROW]", help="The source that WIDE records.")] = None,
+    tensor: Annotated[
+        str | None,
+        typer.Option("--tensor", "-t", metavar="NAME", help="Which one; the end of its name is enough. Not given: the "
+                     "first matrix of which both dimensions grow.", autocompletion=complete_tensor),
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
+    out: Out = Path("weights.png"),
+    overwrite: Overwrite = False,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
+    _check(out, overwrite=overwrite)
+    from mupscale_cli.pictures.weights import choose_tensor, draw_weights, read_blocks
+    from mupscale_cli.verifying import plan_again
+
+    again = plan_again(wide, narrow, hashed=False)
+    blocks = read_blocks(again, choose_tensor(again.plan, tensor), size)
+    _draw(lambda: draw_weights(blocks), out, as_json=as_json)
+
+
+@app.command("errors")
+def plot_errors(
+    source: Verified,
+    dtype: options.VerifyDtype = "auto",
+    device: options.VerifyDevice = "auto",
+    model: options.VerifyModel = None,
+    out: Out = Path("errors.png"),
+    overwrite: Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the error of every module against the tolerance; a checkpoint is verified for it."""
+    _check(out, overwrite=overwrite)
+    from mupscale_cli.pictures.verification import draw_errors, module_errors, read_verification
+
+    if _is_document(source):
+        found = read_verification(Path(source))
+    else:
+        from mupscale_cli import verifying
+
+        found = verifying.verify(source, options=options.verify_options(dtype, device, model)).as_document()
+    modules = module_errors(found, source)
+    _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
+
+
+@app.command("steps")
+def plot_steps(
+    source: Verified,
+    out: Out = Path("steps.png"),
+    overwrite: Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
+    _check(out, overwrite=overwrite)
+    from mupscale_cli.pictures.verification import draw_losses, losses, read_verification
+
+    found = read_verification(Path(source)) if _is_document(source) else _recorded(source)
+    taken = losses(found, source)
+    _draw(lambda: draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out, as_json=as_json)
+
+
+@app.command("sweep")
+def plot_sweep(
+    sweep: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep.json of `mupscale sweep`, or its folder.")],
+    out: Out = Path("sweep.png"),
+    overwrite: Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show loss against learning rate, one curve a width, one panel a size of noise."""
+    _check(out, overwrite=overwrite)
+    from mupscale_cli.pictures.sweep import draw_sweep
+    from mupscale_cli.sweeping.report import read_findings
+
+    findings, title, loss = read_findings(sweep)
+    _draw(lambda: draw_sweep(findings, title, loss), out, as_json=as_json)
+
+
+def _is_document(source: str) -> bool:
+    path = Path(source)
+    return path.is_file() and path.suffix != ".safetensors"
+
+
+def _recorded(wide: str) -> dict[str, Any]:
+    """What the last verification of a checkpoint found."""
+    from mupscale_cli.widening import find_source
+
+    record = find_source(wide, headers_only=True).checkpoint.record
+    if record is None:
+        raise PlanError(f"`{wide}` was not written by mupscale: it has no record of its widening")
+    return record.get("verification") or {}
+
+
+def _check(out: Path, *, overwrite: bool) -> None:
+    from mupscale_cli.pictures.canvas import check_picture
+
+    check_picture(out, overwrite=overwrite)
+
+
+def _draw(draw: Callable[[], Any], out: Path, *, as_json: bool) -> None:
+    from mupscale_cli.pictures.canvas import save, style
+
+    with style():
+        save(draw(), out)
+    output.note(f"wrote {out}")
+    if as_json:
+        output.print_document("plot", {"output": str(out)})

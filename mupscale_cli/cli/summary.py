@@ -1,0 +1,123 @@
+"""What a widening came to, to be pasted into a report: before and after, equivalence, what comes next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mupscale_cli.cli import output
+from mupscale_cli.cli.output import bytes_text, count_text
+from mupscale_cli.figures import time_text
+from mupscale_cli.language import look_up
+from mupscale_cli.outline import num_layers
+from mupscale_cli.plan import Plan
+from mupscale_cli.specs import TensorSpec
+from mupscale_cli.widening import Widened
+
+if TYPE_CHECKING:
+    from mupscale_cli.verification import Verification
+
+# What configs call the number of attention heads, and of those that share keys and values.
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_SECTIONS = ("", "text_config.", "thinker_config.text_config.")
+
+
+def print_summary(console: Console, result: Widened, seconds: float, growth: str | None) -> None:
+    """Print it.
+
+    Args:
+        console: where to.
+        result: of the widening.
+        seconds: that it took.
+        growth: method and noise, None for the plain method.
+    """
+    plan = result.plan
+    sizes = output.table("", "narrow", "wide", "", right=("narrow", "wide"))
+    for row in _sizes(plan):
+        sizes.add_row(*row)
+    console.print(sizes)
+    console.print()
+    about = output.table("", "")
+    about.show_header = False
+    for name, text in _about(result, seconds, growth):
+        about.add_row(name, text)
+    console.print(about)
+
+
+def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
+    """The commands that one may want now, ready to be copied."""
+    console.print("\nnext", style="bold")
+    for line, why in _next(result, is_pushed=is_pushed):
+        console.print(f"  {line}  [dim]# {why}[/]", soft_wrap=True)
+
+
+def _sizes(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    before, after = plan.num_parameters
+    yield "parameters", count_text(before), count_text(after), f"x{after / before:.3g}" if before else ""
+    if layers := num_layers(plan):
+        yield "layers", str(layers), str(layers), ""
+    for name, keys in (("heads", _HEADS), ("key/value heads", _KV_HEADS)):
+        if (heads := _config_value(plan, keys)) is not None:
+            yield name, str(heads[0]), str(heads[1]), _times(*heads)
+    sources: dict[str, TensorSpec] = {tensor.source.name: tensor.source for tensor in plan.tensors}
+    narrow = sum(spec.num_bytes for spec in sources.values())
+    files = output.counted(len(plan.shards), "file")
+    yield "bytes", bytes_text(narrow), bytes_text(plan.num_bytes), f"in {files}, {_types(plan)}"
+
+
+def _types(plan: Plan) -> str:
+    return ", ".join(dict.fromkeys(tensor.target.dtype for tensor in plan.tensors))
+
+
+def _times(before: Any, after: Any) -> str:
+    same = before == after or not isinstance(before, int) or not isinstance(after, int)
+    return "" if same else f"x{after // before}"
+
+
+def _config_value(plan: Plan, keys: tuple[str, ...]) -> tuple[Any, Any] | None:
+    """What the config says under the first of some keys, before and after; None if it says nothing of the sort."""
+    before = {change.key: change.before for change in plan.config_changes}
+    for key in (f"{section}{key}" for section in _SECTIONS for key in keys):
+        after = look_up(key, plan.config or {})
+        if type(after) is int:
+            return before.get(key, after), after
+    return None
+
+
+def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tuple[str, Text]]:
+    if result.verification is None:
+        yield "equivalence", Text(f"not verified: {result.skipped}", style="yellow")
+    else:
+        yield "equivalence", _equivalence(result.verification)
+    if growth:
+        yield "growth", Text(growth)
+    if state := result.record["optimizer_state"]:
+        yield "optimizer", Text(f"state widened: {state['file']} ({state['policy']})")
+    yield "written", Text(f"{result.output}, in {time_text(seconds)}")
+
+
+def _equivalence(found: Verification) -> Text:
+    where = f"{found.dtype} on {found.device}"
+    compared = found.unperturbed or found
+    figure = f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
+    if not found.keeps_function:
+        plain = f"; without its noise {figure}" if found.unperturbed else ""
+        return Text(f"as planned another function, by {found.max_rel:.1e} relative{plain} ({where})")
+    modules = f", {found.num_modules} modules" if found.num_modules else ""
+    return Text(f"same function: {figure} ({where}{modules})")
+
+
+def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
+    wide = shlex.quote(str(result.output))
+    if result.verification is None:
+        yield f"mupscale verify {wide}", "whether both compute the same; `--model FILE:FUNCTION` for your own class"
+    yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "with which hyperparameters to train on"
+    if result.plan.trains_alike and result.verification is not None:
+        yield f"mupscale verify {wide} --steps 20", "both models take the same steps"
+    if not is_pushed:
+        yield f"mupscale push {wide} ORG/NAME", "publish it"

@@ -1,0 +1,1 @@
+"""Pictures and reports of what the commands found, drawn with matplotlib."""

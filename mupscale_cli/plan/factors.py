@@ -1,0 +1,70 @@
+"""The factor of every axis, as it was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.language import suggest
+from mupscale_cli.recipe import Link, Recipe
+
+MAX_FACTOR = 4096
+
+
+def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int]) -> dict[str, int]:
+    """The factor of every axis: `factor` for those that the recipe widens, then the named ones.
+
+    Raises:
+        PlanError: an unknown or fixed axis, a factor below 1 or above `MAX_FACTOR`, nothing widened, or linked axes
+            moved apart.
+    """
+    for name, value in (("--factor", factor), *((f"--axis {axis}", value) for axis, value in axes.items())):
+        if value is not None and not 1 <= value <= MAX_FACTOR:
+            said = value if abs(value) < 10**18 else "a number of many digits"  # Python does not write thousands
+            raise PlanError(f"`{name}` is {said}; a factor is a whole number from 1 to {MAX_FACTOR}")
+    for name in axes:
+        if name not in recipe.axis_names and name not in recipe.groups:
+            near = suggest(name, (*recipe.groups, *recipe.axis_names))
+            raise PlanError(
+                f"`{recipe.name}` has no axis `{name}`",
+                hint=f"{near + '; ' if near else ''}`mupscale recipes show {recipe.name}` explains the axes",
+            )
+    factors = dict.fromkeys(recipe.axis_names, 1)
+    if factor is not None:
+        factors.update(dict.fromkeys(recipe.widen, factor))
+    for name, members in recipe.groups.items():
+        if name in axes:
+            factors.update(dict.fromkeys(members, axes[name]))
+    factors.update({name: value for name, value in axes.items() if name not in recipe.groups})
+    for name, reason in recipe.fixed.items():
+        if factors[name] != 1:
+            raise PlanError(f"the axis `{name}` of `{recipe.name}` cannot be widened: {reason}")
+    if all(value == 1 for value in factors.values()):
+        raise PlanError(
+            "nothing is widened: the factor is 1 on every axis",
+            hint="give `--factor 2`, or `--axis NAME=2` for one axis",
+        )
+    for link in recipe.links:
+        product = math.prod(factors[name] for name in link.product)
+        if factors[link.axis] != product:
+            terms = " x ".join(f"{name} {factors[name]}" for name in link.product)
+            raise PlanError(
+                f"linked axes are moved apart: in `{recipe.name}`, {link.axis} is {link.text.value}, "
+                f"but the factors are {link.axis} {factors[link.axis]} against {terms}",
+                hint=_together(recipe, factors, link),
+            )
+    return factors
+
+
+def _together(recipe: Recipe, factors: Mapping[str, int], link: Link) -> str:
+    """Factors that the link allows, as near as can be to those that were asked for."""
+    product = math.prod(factors[name] for name in link.product)
+    changed = dict(factors)
+    movable = next((name for name in link.product if name not in recipe.fixed), link.axis)
+    if product > 1 or movable == link.axis:
+        changed[link.axis] = product
+    else:
+        changed[movable] = factors[link.axis]
+    asked = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
+    return f"for instance `{asked}`" if asked else f"leave {link.axis} as it is"

@@ -1,0 +1,108 @@
+"""Recipe x tensor specs x factors -> Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.matching import match_rules
+from mupscale_cli.methods import MUPSCALE, Method, perturbation_of
+from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.plan.axes import find_axes, used_axes
+from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
+from mupscale_cli.plan.environment import choose, environment
+from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
+from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
+from mupscale_cli.plan.tied import TIE_KEY, reading_shared, resolve_tie, untied_tensors, with_untied
+from mupscale_cli.plan.types import ConfigChange, Plan, TensorPlan
+from mupscale_cli.recipe import Recipe
+from mupscale_cli.specs import TensorSpec
+
+_QUANTIZED_KEYS = ("quantization_config", "compression_config")
+
+
+def make_plan(
+    recipe: Recipe,
+    specs: Sequence[TensorSpec],
+    config: Mapping[str, Any] | None,
+    factors: Mapping[str, int],
+    max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
+    tie: str | None = None,
+    *,
+    check_config: bool = True,
+    method: Method = MUPSCALE,
+    perturbation: Perturbation | None = None,
+) -> Plan:
+    """Plan a widening from headers alone.
+
+    Args:
+        recipe: the architecture.
+        specs: every tensor of the checkpoint, in the order in which they are to be written.
+        config: config.json, None where there is none.
+        factors: of every axis, as `resolve_factors` gives them.
+        max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
+        tie: what to do about a readout that shares the embedding; the recipe's first way if not given.
+        check_config: whether the widened config must give every axis its new size.
+        method: by which it grows.
+        perturbation: noise to add; the method's own if not given.
+
+    Raises:
+        RecipeError: the recipe and the checkpoint contradict one another.
+        PlanError: the checkpoint cannot be widened as asked.
+    """
+    _refuse_quantized(config)
+    names = [spec.name for spec in specs]
+    tie = resolve_tie(recipe, config or {}, names, tie)
+    said_tied = (config or {}).get(TIE_KEY)
+    shared = untied_tensors(recipe, names) if tie == "untie" else {}
+    if tie == "untie":
+        config = with_untied(config or {})
+        by_name = {spec.name: spec for spec in specs}
+        specs = [*specs, *(replace(by_name[source], name=name) for name, source in shared.items())]
+    matches = match_rules(recipe, [spec.name for spec in specs])
+    values = environment(recipe, config or {}, matches, tie)
+    layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
+    used = used_axes(layouts, matches)
+    axes = find_axes(recipe, specs, layouts, matches, values, factors, used)
+    axes = {name: replace(axis, arrangement=method.arrangement) for name, axis in axes.items()}
+    noise = perturbation_of(method, perturbation)
+    planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
+    omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
+    tensors = [
+        reading_shared(plan, shared) for spec in specs if spec.name not in omitted
+        for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
+    ]  # fmt: skip
+    _refuse_duplicates(tensors)
+    new_config, changes = widen_config(recipe, config, values, axes) if config is not None else (None, ())
+    if new_config is not None and check_config:
+        wide_values = environment(recipe, new_config, matches, tie)
+        check_sizes(recipe, wide_values, axes, used)
+        check_layouts(layouts, matches, wide_values)
+    if tie == "untie":
+        changes = (*changes, ConfigChange(TIE_KEY, said_tied, False))
+    return Plan(
+        recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
+        tie, planner.parameters(recipe, specs), used, method, noise,
+    )  # fmt: skip
+
+
+def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
+    for key in _QUANTIZED_KEYS:
+        if config and config.get(key):
+            raise PlanError(
+                f"config.json has a `{key}`: the weights are quantized and packed, "
+                f"so rows and columns are not its units",
+                hint="dequantize the model first, or widen the checkpoint that it was quantized from",
+            )
+
+
+def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:
+    seen: dict[str, TensorPlan] = {}
+    for tensor in tensors:
+        other = seen.setdefault(tensor.target.name, tensor)
+        if other is not tensor:
+            raise RecipeError(
+                f"`{other.source.name}` and `{tensor.source.name}` would both become `{tensor.target.name}`"
+            )
