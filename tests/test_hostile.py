@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
+from fuzzing.targets import MODELS, TARGETS, specs_of
+from fuzzing.targets import run as run_target
 from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.checkpoint.lock import try_lock
 from mupscale_cli.checkpoint.scratch import scratch
@@ -31,10 +32,6 @@ from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import load_recipe
 from mupscale_cli.verifying import verify
 from mupscale_cli.widening import widen
-
-sys.path.insert(0, str(Path(__file__).parent / "fuzzing"))
-from targets import MODELS, TARGETS, specs_of
-from targets import run as run_target
 
 CORPUS = sorted(path for path in (Path(__file__).parent / "corpus").glob("*/*"))
 FIXED = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

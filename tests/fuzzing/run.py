@@ -18,8 +18,8 @@ def fuzz(name: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["mupscale_cli"]):
-        sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
-        import targets
+        sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+        from fuzzing import targets
 
     atheris.Setup([sys.argv[0], *arguments], lambda data: targets.run(name, data))
     atheris.Fuzz()

@@ -112,7 +112,7 @@ def text_of(data: bytes, good: Any) -> bytes:
 
 
 def folder_of(**files: bytes) -> contextlib.AbstractContextManager[Path]:
-    """A temporary folder with files; `__` in a name stands for a dot, `/` for nothing."""
+    """A temporary folder with files; `__` in a name stands for a dot."""
 
     @contextlib.contextmanager
     def made():
