@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mupscale_cli.checkpoint.lock import try_lock
+from mupscale_cli.checkpoint.lock import FileLock, try_lock
 
 _LOCK = ".lock"
 _PREFIX = "mupscale-"
@@ -29,14 +29,21 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
     where = beside if beside is not None and is_beside else Path(tempfile.gettempdir())
     prefix = f".{_PREFIX}" if is_beside else _PREFIX
     _remove_left(where, prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
-    lock = try_lock(folder / _LOCK)
+    folder, lock = _locked(where, prefix)
     try:
         yield folder
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(where: Path, prefix: str) -> tuple[Path, FileLock]:
+    """A new folder with its lock; another one where a run beside this one took it for left before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+        lock = try_lock(folder / _LOCK)
+        if lock is not None and lock.file.exists():
+            return folder, lock
 
 
 def _remove_left(where: Path, prefix: str) -> None:
