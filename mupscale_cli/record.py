@@ -26,6 +26,7 @@ METADATA_KEY = "mupscale"
 _HASH_BYTES = 1 << 20
 _BLANK = "0" * 64
 _LARGEST = 2**63
+_LARGEST_SCALE = 1e60  # whose powers are numbers still
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def _scales(parts: Any) -> tuple[tuple[float, int], ...]:
 
 def _scale(part: Mapping[str, Any]) -> tuple[float, int]:
     c, m = float(part["coefficient"]), int(part["multiplicity"])
-    if not (0 < c < math.inf and 1 <= m < _LARGEST):
+    if not (1 / _LARGEST_SCALE < c < _LARGEST_SCALE and 1 <= m < _LARGEST):
         raise ValueError(f"coefficient {c:g} and multiplicity {part['multiplicity']!r:.20}")
     return c, m
 

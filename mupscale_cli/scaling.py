@@ -192,7 +192,7 @@ def tensor_multipliers(
     """
     c, m = tensor.parts[0]
     found = multipliers(rule, c, m, decoupled=decoupled)
-    if rule.name != "muon" or len(tensor.shape) != 2:
+    if rule.name != "muon" or len(tensor.shape) != 2 or 0 in (*tensor.shape, *tensor.wide_shape):
         return found
     adjust = settings.get("adjust_lr_fn")
     lr = found.lr * muon_shape_factor(tensor.shape, adjust) / muon_shape_factor(tensor.wide_shape, adjust)
