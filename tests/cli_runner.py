@@ -12,7 +12,8 @@ from typing import Any
 
 import typer
 
-from mupscale_cli.cli.main import app, main
+from mupscale_cli.cli.commands import app
+from mupscale_cli.cli.main import main
 
 
 @dataclass(frozen=True)

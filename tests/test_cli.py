@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
 import mupscale_cli
 from cli_runner import run
 from helpers import build, save_mlp
+from mupscale_cli.cli.commands import app
+from mupscale_cli.cli.overview import overview
 
 ESCAPES = re.compile(r"\x1b\[")
 
@@ -215,6 +218,21 @@ def test_every_command_explains_itself(command):
     result = run(*command, "--help")
     assert result.code == 0
     assert "Usage: mupscale" in result.out
+
+
+def test_the_list_of_commands_is_that_of_the_commands():
+    """The list is shown without importing them."""
+    whole, listed = (typer.main.get_command(each) for each in (app, overview()))
+    first_lines = {name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in whole.commands.items()}
+    assert {name: command.help for name, command in listed.commands.items()} == first_lines
+    assert list(listed.commands) == list(whole.commands)
+    assert [parameter.opts for parameter in listed.params] == [parameter.opts for parameter in whole.params]
+    assert listed.help == whole.help
+    heavy = ("mupscale_cli.plan", "mupscale_cli.cli.widen", "yaml", "torch")
+    code = "import sys; sys.argv = ['mupscale', '--help']\nfrom mupscale_cli.cli.main import main\ntry: main()\n"
+    code += f"finally: print(*[name for name in {heavy} if name in sys.modules], 'END')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "END"
 
 
 def test_version():

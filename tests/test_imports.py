@@ -34,12 +34,14 @@ ORDER = [
     "pictures.canvas", "pictures.sweep", "pictures.verification", "pictures.weights", "pictures.report",
     "sweeping.command", "sweeping.study", "sweeping.widened", "sweeping.models", "sweeping.data", "sweeping.training",
     "sweeping.proxy", "sweeping.run",
-    "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree", "cli.explain", "cli.options",
+    "cli.failures", "cli.overview", "cli.completion", "cli.tables", "cli.progress", "cli.output", "cli.tree",
+    "cli.explain", "cli.options",
     "cli.documents", "cli.render", "cli.summary", "cli.push", "cli.widen", "cli.verify", "cli.inspect", "cli.hparams",
     "cli.recipes", "cli.plot", "cli.sweep_view", "cli.sweep", "cli.demo", "cli.doctor", "cli.manual", "cli.jobfile",
-    "cli.run", "cli.main",
+    "cli.run", "cli.commands", "cli.main",
 ]  # fmt: skip
 LATER = {  # imported when a command needs them, not when the module is
+    "cli.failures": {"cli.output"},
     "optimizer.files": {"convert", "optimizer.torchstate", "optimizer.distributed"},
 }
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",

@@ -1,0 +1,70 @@
+"""Every command, as one application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from mupscale_cli.cli import (
+    demo,
+    doctor,
+    hparams,
+    inspect,
+    manual,
+    options,
+    plot,
+    push,
+    recipes,
+    run,
+    sweep,
+    verify,
+    widen,
+)
+from mupscale_cli.cli.failures import message_of, tell_scripts
+from mupscale_cli.cli.overview import SETTINGS, root
+from mupscale_cli.errors import MupscaleError
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not name
+
+
+class _Group(TyperGroup):
+    """The root of the commands; a command line that cannot be understood is an error document as well."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:  # typer shows it, and ends with 2
+            tell_scripts(MupscaleError(message_of(error)), "UsageError")
+            raise
+
+
+app = typer.Typer(cls=_Group, **SETTINGS)
+app.callback(invoke_without_command=True)(root)
+app.command()(widen.widen)
+app.command()(verify.verify)
+app.command()(inspect.inspect)
+app.command()(hparams.hparams)
+app.command()(sweep.sweep)
+app.command()(push.push)
+app.command()(run.run)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(plot.app, name="plot")
+app.command()(demo.demo)
+app.command()(doctor.doctor)
+app.command("help")(manual.show_page)
+app.command("schema")(manual.show_schema)
+
+
+def _share_options(commands: typer.Typer) -> None:
+    """Give every command what every command has, in one place."""
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        command.callback = options.with_shared(command.callback)
+    for group in commands.registered_groups:
+        assert group.typer_instance is not None
+        _share_options(group.typer_instance)
+
+
+_share_options(app)
