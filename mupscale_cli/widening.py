@@ -374,7 +374,7 @@ def widen(
     """
     from mupscale_cli.checkpoint.digest import tensor_digests  # these import no torch, but convert does
     from mupscale_cli.checkpoint.journal import JOURNAL, Journal, check_finished
-    from mupscale_cli.checkpoint.target import Staging, check_output
+    from mupscale_cli.checkpoint.target import Staging, check_output, exists_already
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     plan = plan or plan_widening(
@@ -389,6 +389,8 @@ def widen(
     carried = _plan_state(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
     check_output(target, found.path, needed_bytes=0 if resume else needed, overwrite=overwrite)
+    if found.is_file and not overwrite and (config := _beside(target, CONFIG)).exists():
+        raise exists_already(config)
     record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
     digests = tensor_digests(found.specs)
     write = partial(_write, plan=plan, source=found, carried=carried, record=record, digests=digests, events=events,

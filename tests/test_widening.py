@@ -313,10 +313,11 @@ def test_links_as_in_a_cache_are_followed(saved, tmp_path):
     """The Hub's cache is links to blobs; an output of links would break when the cache is cleared."""
     blobs = shutil.copytree(saved("Llama-tied"), tmp_path / "blobs")
     (blobs / "tokenizer.json").write_text("{}")
-    (tmp_path / "narrow").mkdir()
+    narrow = tmp_path / "snapshots" / "main"
+    narrow.mkdir(parents=True)
     for file in blobs.iterdir():
-        (tmp_path / "narrow" / file.name).symlink_to(os.path.relpath(file, tmp_path / "narrow"))
-    widen(tmp_path / "narrow", tmp_path / "wide", 2, verify=False)
+        (narrow / file.name).symlink_to(os.path.relpath(file, narrow))
+    widen(narrow, tmp_path / "wide", 2, verify=False)
     assert "tokenizer.json" in listing(tmp_path / "wide")
     assert not [file for file in (tmp_path / "wide").iterdir() if file.is_symlink()]
 
@@ -461,7 +462,7 @@ def test_the_source_is_never_touched(saved, tmp_path):
     [
         (None, {}, "nothing is widened"),
         (1, {}, "nothing is widened"),
-        (0, {}, "at least 1"),
+        (0, {}, "from 1 to 4096"),
         (2, {"nose": 2}, "nose"),
         (2, {"d": 2}, "rotary"),
     ],
@@ -517,3 +518,13 @@ def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp
         convert(plan.shards, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
         written.append(digests(tmp_path / str(size)))
     assert written[0] == written[1]
+
+
+def test_a_config_beside_a_single_file_is_not_replaced_unasked(saved, tmp_path):
+    source = saved("Llama-untied") / "model.safetensors"
+    (tmp_path / "w.config.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"w\.config\.json` exists"):
+        widen(source, tmp_path / "w.safetensors", 2, verify=False)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("w.config.json", "mine")]
+    widen(source, tmp_path / "w.safetensors", 2, verify=False, overwrite=True)
+    assert (tmp_path / "w.config.json").read_text() != "mine"

@@ -105,7 +105,8 @@ class Staging:
             _sync(self.directory)
             replaced = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
             if self.output.exists():
-                self._refuse_existing()
+                if not self.overwrite:
+                    raise exists_already(self.output)
                 self.output.rename(replaced)
             self.directory.rename(self.output)
             _sync(self.output.parent)
@@ -117,18 +118,18 @@ class Staging:
             self._release()
             for file in self.directory.iterdir():
                 _sync(file)
-            if self.output.exists():
-                self._refuse_existing()
+            for file in (self.output, *beside.values()):
+                if file.exists() and not self.overwrite:
+                    raise exists_already(file)
             for name, final in beside.items():
                 (self.directory / name).replace(final)
             (self.directory / staged).replace(self.output)
             _sync(self.output.parent)
 
-    def _refuse_existing(self) -> None:
-        if not self.overwrite:
-            raise OutputExistsError(
-                f"`{self.output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
-            )
+
+def exists_already(file: Path) -> OutputExistsError:
+    """What is told of something that stands where an output is to be."""
+    return OutputExistsError(f"`{file}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`")
 
 
 def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bool) -> None:
@@ -151,9 +152,7 @@ def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bo
         )
     if output.exists() or output.is_symlink():
         if not overwrite:
-            raise OutputError(
-                f"`{output}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
-            )
+            raise exists_already(output)
         _refuse_replacing(output, source)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
