@@ -200,7 +200,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", CASES)
+LONG = pytest.param("mixtral", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("model_type", [*(name for name in CASES if name != "mixtral"), LONG])
 def test_drafts_hold_and_say_what_stays(tmp_path, model_type):
     found, recipe = drafted(tmp_path, model_type)
     moving, staying, (pattern, layout) = CASES[model_type]

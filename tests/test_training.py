@@ -27,7 +27,9 @@ SHAPES = ["Llama-tied", "Qwen3-tied", "Phi3-untied", "GPT2-tied", "Gemma3-tied",
           "DeepseekV3-untied", "GPTNeoX-tied", "OPT-projected", "StableLm-parallel", "Bert-tied",
           "Electra-tied", "ModernBert-tied", "T5-gated", "Bart-tied", "Whisper-tied", "ViT-classifier",
           "Dinov2-gated", "Swin-classifier", "ConvNextV2-classifier", "ResNet-basic", "ResNet-bottleneck",
-          "Mamba-tied", "Mamba2-untied", "FalconH1-tied", "Lfm2-tied", "CLIP-both", "Llava-clip"]  # fmt: skip
+          "Mamba-tied", "Lfm2-tied", "CLIP-both", "Llava-clip"]  # fmt: skip
+SLOW_SHAPES = ["Mamba2-untied", "FalconH1-tied"]  # their reference scans in steps
+ALL_SHAPES = [*SHAPES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_SHAPES)]
 MIXED = AXES["Qwen3"]
 NO_MATRICES = ("ResNet", "ConvNext")
 
@@ -51,7 +53,7 @@ def test_every_optimizer(optimizer, tmp_path):
     check(train(tmp_path, "Qwen3-tied", optimizer, axes=MIXED))
 
 
-@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("case", ALL_SHAPES)
 def test_every_shape_of_architecture(case, tmp_path):
     axes = AXES.get(case.partition("-")[0])
     check(train(tmp_path, case, "adamw", None if axes else 3, axes))
@@ -64,7 +66,7 @@ def test_experts_that_are_copied_train_alike(case, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in TRAINED if case not in SHAPES])
+@pytest.mark.parametrize("case", [case for case in TRAINED if case not in (*SHAPES, *SLOW_SHAPES)])
 def test_every_recipe(case, tmp_path):
     check(train(tmp_path, case, "adamw", 2))
 
@@ -72,7 +74,7 @@ def test_every_recipe(case, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("case", [*SHAPES, *SLOW_SHAPES])
 def test_every_shape_with_every_optimizer(case, optimizer, factor, tmp_path):
     if optimizer == "muon" and case.startswith(NO_MATRICES):
         pytest.skip("Muon takes matrices, and these are convolutions or stacks of matrices")
