@@ -84,7 +84,7 @@ def check_model(
     Raises:
         MupscaleError: the recipe and the model do not belong together.
     """
-    from mupscale_cli.verification.precision import one_thread
+    from mupscale_cli.workers import one_thread
 
     plan = describe(find_source(source).checkpoint, recipe)
     trials = []

@@ -35,7 +35,7 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
             workers[0](job)
         return
     queue = _Queue(iter(jobs))
-    with _one_thread_each():
+    with one_thread():
         threads = [threading.Thread(target=queue.serve, args=(worker,)) for worker in workers]
         try:
             for thread in threads:
@@ -95,8 +95,11 @@ class _Queue(Generic[Job]):
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Torch's own threads would compete with these; the setting is partly global, so it is put back."""
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread, where its own would compete with others or wait for one another over tiny models.
+
+    The setting is partly global, so it is put back.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

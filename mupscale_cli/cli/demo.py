@@ -34,7 +34,7 @@ def demo(
     """Train a small model, widen it, and verify that the wide one computes the same. Under a minute."""
     if directory.exists():
         raise OutputError(f"`{directory}` exists", hint="remove it, or choose another name with `-o`")
-    from mupscale_cli.verification.precision import one_thread
+    from mupscale_cli.workers import one_thread
 
     console = output.report(as_json=as_json)
     with one_thread():

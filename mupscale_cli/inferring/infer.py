@@ -35,8 +35,8 @@ from mupscale_cli.inferring.write import Draft, Variant, mentioned_axes, recipe_
 from mupscale_cli.language import evaluate, names_in, parse_expression
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
-from mupscale_cli.verification.precision import one_thread
 from mupscale_cli.widening import widen
+from mupscale_cli.workers import one_thread
 
 Note = Callable[[str], None]
 _POSITIONS = ("d", "rope")

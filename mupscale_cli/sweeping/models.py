@@ -89,19 +89,3 @@ def load_tokenizer(folder: Path) -> Any:
         return import_transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 (as above)
         raise SweepError(f"transformers cannot load the tokenizer of `{folder}`: {error}") from None
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one.
-
-    Raises:
-        SweepError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SweepError(f"`--device {name}` cannot be used: {str(error).splitlines()[0]}") from None
-    return device

@@ -19,9 +19,10 @@ from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.recipe import Recipe
 from mupscale_cli.record import Origin, make_record
 from mupscale_cli.sweeping.data import Split
-from mupscale_cli.sweeping.models import choose_device, import_transformers
+from mupscale_cli.sweeping.models import import_transformers
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Training
 from mupscale_cli.sweeping.training import Report, make_optimizer, run
+from mupscale_cli.verification.placement import choose_device
 from mupscale_cli.widening import choose_recipe
 
 _SEED = 1 << 16  # of its batches: no trial has it

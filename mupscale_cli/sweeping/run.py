@@ -164,7 +164,8 @@ def _read_data(settings: Sweep, source: Checkpoint) -> Any:
     if not needs_data:
         return None
     from mupscale_cli.sweeping.data import read_tokens, split
-    from mupscale_cli.sweeping.models import check_causal, choose_device, vocab_size
+    from mupscale_cli.sweeping.models import check_causal, vocab_size
+    from mupscale_cli.verification.placement import choose_device
 
     check_causal(source.config, source.path)
     choose_device(settings.training.device)

@@ -18,8 +18,9 @@ from mupscale_cli.optimizer.groups import CLIP_WEIGHT
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.state import unwrapped
 from mupscale_cli.sweeping.data import Split, Tokens
-from mupscale_cli.sweeping.models import choose_device, load_model
+from mupscale_cli.sweeping.models import load_model
 from mupscale_cli.sweeping.settings import Training
+from mupscale_cli.verification.placement import choose_device
 
 _FINAL = 0.1  # what a cosine ends at, relative to its beginning
 _ADAM = {"exp_avg", "exp_avg_sq", "step"}

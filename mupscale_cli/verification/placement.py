@@ -78,7 +78,7 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
             f"`--device {device}` is for models of transformers; one of your own runs on one device",
             hint="give `--device cpu` or `--device cuda`",
         )
-    one = Placement(_device("auto" if device in (DISK, SPREAD) else device))
+    one = Placement(choose_device("auto" if device in (DISK, SPREAD) else device))
     free = free_bytes(one.device)
     narrow, wide = (comparing_bytes(parameters, 1) for parameters in plan.num_parameters)
     if device not in (DISK, SPREAD):
@@ -110,10 +110,15 @@ def one_device(name: str) -> torch.device:
     """
     if name in (DISK, SPREAD):
         raise VerifyError(f"`--steps` trains on one device, not on `{name}`", hint="give `--device cpu` or `cuda`")
-    return _device(name)
+    return choose_device(name)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """One device by torch's name of it; `auto` is the GPU if there is one.
+
+    Raises:
+        VerifyError: it cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

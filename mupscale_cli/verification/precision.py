@@ -60,17 +60,6 @@ def everything_in(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one thread: tiny models gain nothing from more, and waiting for one another costs them a multiple."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     """The largest relative difference that rounding explains, and why.
 

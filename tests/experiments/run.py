@@ -18,9 +18,9 @@ from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
-from experiments.training import single_thread  # noqa: E402
 from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
 from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E402
+from mupscale_cli.workers import one_thread  # noqa: E402
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.stdout.write(f"{heading} {time.monotonic() - began:6.1f} s  {text}\n")
                 sys.stdout.flush()
 
-            with tempfile.TemporaryDirectory() as folder, single_thread():
+            with tempfile.TemporaryDirectory() as folder, one_thread():
                 found: Results
                 if part == "optima":
                     found = measure_optima(task, Path(folder), say)

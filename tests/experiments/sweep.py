@@ -19,12 +19,12 @@ sys.path.insert(0, str(_HERE.parent))
 
 from experiments.data import CONTEXT, VOCABULARY, document_bytes  # noqa: E402 (the path must be known before)
 from experiments.results import fill  # noqa: E402
-from experiments.training import single_thread  # noqa: E402
 from experiments.transfer import power  # noqa: E402
 from mupscale_cli.sweeping import training  # noqa: E402
 from mupscale_cli.sweeping.grid import Grid  # noqa: E402
 from mupscale_cli.sweeping.run import sweep  # noqa: E402
 from mupscale_cli.sweeping.settings import Sweep, Training  # noqa: E402
+from mupscale_cli.workers import one_thread  # noqa: E402
 
 WIDTHS, TARGET = (2, 4), 8
 _RATES, _NOISES = range(-12, -6), range(-3, 2)  # exponents e of 2^(e/2)
@@ -118,7 +118,7 @@ def _told(losses: tuple[float, ...]) -> str:
 
 def main() -> None:
     """Measure, save, fill the table."""
-    with tempfile.TemporaryDirectory() as folder, single_thread():
+    with tempfile.TemporaryDirectory() as folder, one_thread():
         tried = asdict(measure(Path(folder)))
     (_HERE / "results" / "sweep.json").write_text(json.dumps(tried) + "\n")
     document = _HERE / "README.md"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,14 +293,3 @@ def add_absolute_noise(model: nn.Module, narrow: Checkpoint, size: float, seed: 
             if parameter.dim() > 1:
                 scale = size * reference[name].square().mean().sqrt()
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Tiny models are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
