@@ -126,16 +126,17 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """A ResNet of basic blocks with torchvision's names, two in each of the stages."""
+    """A ResNet of basic blocks with torchvision's names: `blocks` in each stage, the first convolution strided."""
 
-    def __init__(self, widths: list[int], classes: int, *, mup: bool) -> None:
+    def __init__(self, widths: list[int], classes: int, *, mup: bool, blocks: int = 2, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.stages = len(widths)
         for i, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False), 1):
-            stride = 1 if i == 1 else 2
-            setattr(self, f"layer{i}", nn.Sequential(BasicBlock(before, width, stride), BasicBlock(width, width, 1)))
+            first = BasicBlock(before, width, 1 if i == 1 else 2)
+            others = (BasicBlock(width, width, 1) for _ in range(blocks - 1))
+            setattr(self, f"layer{i}", nn.Sequential(first, *others))
         self.linear = MuReadout(widths[-1], classes) if mup else nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:

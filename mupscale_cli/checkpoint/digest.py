@@ -76,16 +76,20 @@ class TensorDigest:
         if self._digest is not None:
             return
         sums: dict[int, array[int]] = {}  # of the pieces of this call, by identity
+        run, run_start = array("I"), start  # whole leaves that follow one another, put together: pieces may be small
         for piece in pieces:
             size = len(piece)
             if start % self.leaf_bytes == 0 and size % self.leaf_bytes == 0:
                 found = sums.get(id(piece))
                 if found is None:
                     found = sums[id(piece)] = self._leaf_sums(piece)
-                self._put(start // self.leaf_bytes, found)
+                run += found
             else:
+                self._put(run_start // self.leaf_bytes, run)
                 self._add_ragged(start, piece)
+                run, run_start = array("I"), start + size
             start += size
+        self._put(run_start // self.leaf_bytes, run)
 
     @property
     def state(self) -> DigestState:
@@ -114,11 +118,13 @@ class TensorDigest:
 
     def _leaf_sums(self, data: memoryview) -> array[int]:
         size = self.leaf_bytes
+        if len(data) == size:
+            return array("I", [zlib.crc32(data)])
         return array("I", [zlib.crc32(data[i : i + size]) for i in range(0, len(data), size)])
 
     def _put(self, first: int, sums: array[int]) -> None:
         with self._lock:
-            if self._digest is not None:
+            if self._digest is not None or not sums:
                 return
             end = first + len(sums)
             self._sums[first:end] = sums

@@ -1,6 +1,8 @@
 """Widening, as ratios to `cp` of its output on the same disk: wall time, processor time, and memory beyond torch's.
 
-Each widening is a process of its own, of whose times those of one that only imports the program are subtracted.
+Each widening is a process of its own, whose time is taken from when it has imported the program. Just before that, and
+before `cp`, a file of the output's size is written and deleted: the host of a virtual machine takes memory back that is
+free for some seconds, and whoever touches it next would pay for that.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,23 +23,43 @@ from measure import peak_bytes, report, save_llama
 _LIBRARIES = "import torch, mupscale_cli.widening, mupscale_cli.convert"
 
 
-def timed(command: Sequence[str | Path], synced: Path | None = None) -> tuple[float, float]:
-    """Wall and processor seconds of a process; with `synced` until that file is on the disk."""
-    before, started = os.times(), time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-    if synced is not None:
-        handle = os.open(synced, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    wall, after = time.perf_counter() - started, os.times()
-    return wall, after.children_user + after.children_system - before.children_user - before.children_system
+_PRELUDE = """
+import os, sys, time
+def freshen(place, size):
+    with open(place + ".freshened", "wb") as stream:
+        for _ in range(-(-size // (1 << 24))):
+            stream.write(bytes(1 << 24))
+    os.remove(place + ".freshened")
+def clock():
+    times = os.times()
+    return time.perf_counter(), times.user + times.system + times.children_user + times.children_system
+def tell(started, synced):
+    if synced:
+        with open(synced, "rb") as stream:
+            os.fsync(stream.fileno())
+    print(*(end - start for start, end in zip(started, clock())))
+"""
 
 
-def code(source: Path, target: Path, factors: str, *, sync: bool) -> str:
+def timed(doing: str, target: Path, size: int, libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
+    """Wall and processor seconds of Python code in its own process; with `synced` until that file is on the disk."""
+    lines = [_PRELUDE, libraries, f"freshen({str(target)!r}, {size})", "started = clock()", doing]
+    lines.append(f"tell(started, {str(synced or '')!r})")
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
+    wall, processor = map(float, found.stdout.split()[-2:])
+    return wall, processor
+
+
+def copying(source: Path, target: Path) -> str:
+    """Python that copies with `cp`."""
+    return f"import subprocess; subprocess.run(['cp', {str(source)!r}, {str(target)!r}], check=True)"
+
+
+def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     """Python that widens; without `sync` nothing waits for the disk, as `cp` does not."""
     axes = dict(part.split("=") for part in factors.split(",")) if "=" in factors else {}
     said = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
-    lines = [_LIBRARIES, "import os, mupscale_cli as m"] + ([] if sync else ["os.fsync = lambda handle: None"])
+    lines = ["import os, mupscale_cli as m"] + ([] if sync else ["os.fsync = lambda handle: None"])
     lines.append(f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13)")
     return "\n".join(lines)
 
@@ -59,18 +79,17 @@ def main() -> None:
         source, wide, copy = save_llama(folder / "narrow", options.megabytes * 10**6), folder / "wide", folder / "copy"
         libraries = peak_bytes(_LIBRARIES)
         for factors in options.factors:
-            beyond = (peak_bytes(code(source, wide, factors, sync=False)) - libraries) / 1e6
+            beyond = (peak_bytes(f"{_LIBRARIES}\n{widening(source, wide, factors, sync=False)}") - libraries) / 1e6
             written = wide / "model.safetensors"
             size = written.stat().st_size
             for sync in (False, True):
                 ratios = []
                 for _ in range(options.repetitions):
-                    start_wall, start_cpu = timed([sys.executable, "-c", _LIBRARIES])
-                    wall, cpu = timed(["cp", written, copy], copy if sync else None)
+                    wall, cpu = timed(copying(written, copy), copy, size, synced=copy if sync else None)
                     copy.unlink()
                     shutil.rmtree(wide)
-                    ours, ours_cpu = timed([sys.executable, "-c", code(source, wide, factors, sync=sync)])
-                    ratios.append(((ours - start_wall) / wall, (ours_cpu - start_cpu) / cpu))
+                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), copy, size, _LIBRARIES)
+                    ratios.append((ours / wall, ours_cpu / cpu))
                 walls, cpus = zip(*ratios, strict=True)
                 rows.append((factors, f"{size / 1e9:.2f} GB", "synced" if sync else "buffered",
                              statistics.median(walls), min(walls), max(walls),

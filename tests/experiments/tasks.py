@@ -84,7 +84,8 @@ def _mlp(factor: int) -> nn.Module:
 
 
 def _resnet(factor: int) -> nn.Module:
-    return paper_models.ResNet18([4 * factor, 8 * factor], 10, mup=False)
+    """So small that it does not exhaust the digits, and that it is a small part of the widest one."""
+    return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False, blocks=1, stride=2)
 
 
 _GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 1, "n_embd": _HEAD_DIM, "block_size": CONTEXT,
@@ -106,8 +107,8 @@ TASKS = {
         _MLP,
         replace(_MLP, name="mlp-adamw", title="MLP on digits, AdamW", optimizer="adamw", settings=ADAMW,
                 weight_decay=0.1, lr=2**-5),
-        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 2**-3.5,
-             128, 200, 100, 100, grown_by=2, factors=(2, 4, 8, 16), seeds=(0, 1)),
+        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 1.0,
+             256, 1000, 200, 200, factors=(8, 16, 32, 64), seeds=(0, 1, 2, 3)),
         Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 2000, 300, 120,
              grown_by=3, growth={"narrow_steps": 600, "seeds": (0, 1, 2)}, factors=(6, 12, 24, 48), seeds=(0, 1)),
     )
