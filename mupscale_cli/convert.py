@@ -19,7 +19,7 @@ from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
-from mupscale_cli.expand import DimIndex, dim_index, element_dtype, expand
+from mupscale_cli.expand import element_dtype, expand
 from mupscale_cli.finite import NonFinite, NonFiniteFound, check_noisy
 from mupscale_cli.layout import DimMap, Strip, keep_dims
 from mupscale_cli.noise import Rows, add_noise, measured_std
@@ -340,7 +340,7 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress, nonfinite
     for group in block.groups:
         if noise is not None:
             data, noisy = room.blank("noisy", stack.shape, stack.dtype)
-            noisy.copy_(noise.added(stack, block, group))
+            noise.add(stack, noisy, block, group)
         for share, place in enumerate(group):
             for run in place:
                 if noise is not None:
@@ -379,20 +379,18 @@ class _TensorNoise:
 
     noise: Noise
     std: float
-    columns: Sequence[DimIndex]
+    columns: Sequence[Sequence[Strip]]
 
     @classmethod
     def of(cls, tensor: TensorPlan, read: Rows) -> _TensorNoise | None:
         """The noise that a plan asks for, sized by the source."""
         if tensor.noise is None:
             return None
-        is_centred = tensor.noise.perturbation.mode == "preserving"
-        columns = [dim_index(dim.strips, dim.wide_size) for dim in tensor.dims[1:]] if is_centred else []
-        return cls(tensor.noise, measured_std(tensor, read), columns)
+        return cls(tensor.noise, measured_std(tensor, read), [dim.strips for dim in tensor.dims[1:]])
 
-    def added(self, stack: torch.Tensor, block: Block, places: Sequence[Place]) -> torch.Tensor:
-        """The shares of a block at their places, with noise."""
-        return add_noise(stack, self.noise, self.std, block.strips, self.columns, places)
+    def add(self, stack: torch.Tensor, out: torch.Tensor, block: Block, places: Sequence[Place]) -> None:
+        """Fill `out` with the shares of a block at their places, with noise."""
+        add_noise(stack, out, self.noise, self.std, block.strips, self.columns, places)
 
 
 def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite | None = None) -> torch.Tensor:
@@ -416,7 +414,9 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite 
     _expand(tensor, rows.strips, shaped, stack)
     nonfinite.note_overflow(tensor, source, stack)
     noise = _TensorNoise.of(tensor, lambda start, count: shaped.view(rows.size, -1)[start : start + count])
-    return (stack if noise is None else noise.added(stack, whole, (place,))).view(tensor.target.shape)
+    if noise is not None:
+        noise.add(stack.clone(), stack, whole, (place,))
+    return stack.view(tensor.target.shape)
 
 
 def _rows(tensor: TensorPlan) -> DimMap:

@@ -149,10 +149,39 @@ def expand(
         fresh: the value of elements that copy none.
     """
     split = give_first if first_only else split_exactly
-    if all(digit.units.is_regular for dim in strips for strip in dim for digit in strip.digits):
+    if is_regular(strips):
         _expand_strided(source, target, strips, scale, offset, piece, num_pieces, split)
     else:
         _expand_indexed(source, target, strips, scale, offset, piece, num_pieces, split, fresh)
+
+
+def is_regular(strips: Sequence[Sequence[Strip]]) -> bool:
+    """Whether all copies lie in strides.
+
+    Args:
+        strips: of each dimension.
+    """
+    return all(digit.units.is_regular for dim in strips for strip in dim for digit in strip.digits)
+
+
+def share_views(target: Tensor, strips: Sequence[Sequence[Strip]]) -> list[list[Tensor]]:
+    """Views of a widened tensor, which cover it: for each combination of strips one a share, in their order.
+
+    Shares of one element stand at the same place of their views.
+
+    Args:
+        target: contiguous, of the wide shape.
+        strips: the strips of each dimension, which are regular.
+    """
+    views = []
+    for combination in itertools.product(*strips):
+        pairs = list(zip(combination, target.stride(), strict=True))
+        digits = [digit.inside(1, stride) for strip, stride in pairs for digit in strip.digits]
+        start = int(target.storage_offset()) + sum(strip.wide_offset * stride for strip, stride in pairs)
+        places = _places(target, start, digits)
+        copies = (range(digit.units.copies) for digit in digits if digit.contracted and digit.units.copies > 1)
+        views.append([_select(places, digits, chosen) for chosen in itertools.product(*copies)])
+    return views
 
 
 def _expand_strided(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mupscale_cli.blocks import Place
-from mupscale_cli.expand import DimIndex, dim_index
+from mupscale_cli.expand import dim_index, is_regular, share_views
 from mupscale_cli.layout import DimMap, Strip
 from mupscale_cli.perturbation import Noise
 from mupscale_cli.plan import TensorPlan
@@ -25,6 +25,7 @@ Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, co
 
 _CHUNK = 1 << 16  # elements made at a time: what they need fits a cache
 _LANES = 4  # numbers from each 64-bit word
+_GAMMA = -0x61C8864680B583EB  # by which SplitMix64's state grows
 _MEASURED = 1 << 18  # elements read at a time; fixed, since the order of a sum decides about its last bit
 _VECTORS, _PASSES = 8, 4  # of the block Krylov method
 _DIRECT = _VECTORS * _PASSES  # columns up to which a matrix is diagonalised instead
@@ -41,8 +42,8 @@ def noise_key(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def fill_normal(out: Tensor, key: int, start: int) -> None:
-    """Fill a tensor with the standard normal numbers `start`, `start + 1`, ... of a key.
+def fill_normal(out: Tensor, key: int, start: int, std: float = 1.0) -> None:
+    """Fill a tensor with the normal numbers `start`, `start + 1`, ... of a key.
 
     Each 64-bit word of SplitMix64 (Steele, Lea, Flood 2014) at its counter gives four 16-bit numbers, each
     of which picks one of 65536 equally likely quantiles of the normal distribution (up to 4.2 standard
@@ -52,32 +53,49 @@ def fill_normal(out: Tensor, key: int, start: int) -> None:
         out: one-dimensional, contiguous, float32.
         key: of the sequence.
         start: number of the first element.
+        std: standard deviation.
     """
-    quantiles = _quantiles()
+    quantiles = _quantiles() * std  # the table is small beside what is looked up in it
     for begin in range(0, len(out), _CHUNK):
         end = min(begin + _CHUNK, len(out))
         first, last = start + begin, start + end
         words = _words(key, first // _LANES, -(-last // _LANES) - first // _LANES)
-        lanes = words.view(torch.int16)[first % _LANES : first % _LANES + end - begin]
-        torch.index_select(quantiles, 0, lanes.to(torch.int32).add_(1 << 15), out=out[begin:end])
+        lanes = words.view(torch.uint16)[first % _LANES : first % _LANES + end - begin]
+        torch.index_select(quantiles, 0, lanes.to(torch.int32), out=out[begin:end])
 
 
 def _words(key: int, start: int, count: int) -> Tensor:
-    """SplitMix64's outputs number `start` ... of the state that begins at `key`."""
-    words = torch.arange(start + 1, start + count + 1).mul_(-0x61C8864680B583EB).add_(key)
+    """SplitMix64's outputs number `start` ... of the state that begins at `key`; at most a chunk."""
+    words = _counters()[:count] + _signed(key + start * _GAMMA)
     shifted = torch.empty_like(words)
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, None)):
         torch.bitwise_right_shift(words, shift, out=shifted)
-        words.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+        words.bitwise_xor_(shifted.bitwise_and_((1 << (64 - shift)) - 1))
+        if factor is not None:
+            words.mul_(factor)
     return words
 
 
 @lru_cache(maxsize=1)
+def _counters() -> Tensor:
+    """What SplitMix64 adds to its state for the words of a chunk."""
+    return torch.arange(1, _CHUNK // _LANES + 2).mul_(_GAMMA)
+
+
+def _signed(value: int) -> int:
+    """A whole number modulo 2^64, as torch has them."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@lru_cache(maxsize=1)
 def _quantiles() -> Tensor:
-    """The normal distribution's quantiles at the midpoints of 2^16 equal parts, of variance 1."""
+    """The normal distribution's quantiles at the midpoints of 2^16 equal parts, of variance 1; the upper half first.
+
+    A lane that is read as a number without a sign finds what it found as one with a sign in the order of quantiles.
+    """
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     values: Tensor = torch.special.ndtri(middles)
-    return (values / values.square().mean().sqrt()).to(torch.float32)
+    return (values / values.square().mean().sqrt()).to(torch.float32).roll(1 << 15)
 
 
 # Its size -------------------------------------------------------------------------------------
@@ -190,147 +208,114 @@ def _rounded(value: float) -> float:
 
 def add_noise(
     stack: Tensor,
+    out: Tensor,
     noise: Noise,
     std: float,
     strips: Sequence[Strip],
-    columns: Sequence[DimIndex],
+    columns: Sequence[Sequence[Strip]],
     places: Sequence[Place],
-) -> Tensor:
-    """A block of a widened tensor with its noise.
+) -> None:
+    """Fill `out` with a block of a widened tensor and its noise, rounded once.
+
+    Preserving noise leaves the sum of an element's shares as it is, up to one rounding.
 
     Args:
         stack: (places, rows, ...), the block at each of its places; shares of one split.
+        out: of the same shape and type.
         noise: of the tensor.
         std: of the noise.
         strips: the map of the block's rows.
-        columns: the index of every other dimension.
+        columns: the maps of every other dimension.
         places: where in the tensor they go; rows that go nowhere are left as they happen to be.
-
-    Returns:
-        The same shape and type, rounded once; for preserving noise the shares of an element still add up to
-        it, up to one rounding.
     """
     key = noise_key(noise.perturbation.seed, noise.name)
     row_size = stack[0, 0].numel()
     if noise.perturbation.mode == "free":
-        result = torch.empty_like(stack)
-        for values, target, place in zip(stack, result, places, strict=True):
+        for values, target, place in zip(stack, out, places, strict=True):
             for run in place:
                 rows = slice(run.first, run.first + run.count)
                 _add_free(values[rows].view(-1), target[rows].view(-1), key, run.row * row_size, std)
-        return result
+        return
     normal = torch.empty(stack.shape, dtype=torch.float32)
     for target, place in zip(normal, places, strict=True):
         for run in place:
             fill_normal(target[run.first : run.first + run.count].view(-1), key, run.row * row_size)
-    index = [_stacked(dim_index(strips, stack.shape[1]), len(places)), *columns]
-    return _preserving(stack.flatten(0, 1), normal.flatten(0, 1), index, std).view(stack.shape)
+    dims = (strips, *columns)
+    preserve = _preserve_strided if is_regular(dims) else _preserve_indexed
+    preserve(stack, normal, out, dims, std)
 
 
 def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
     """Values with noise, a chunk at a time; in float32, or in float64 where they are."""
     chunk = torch.empty(min(_CHUNK, len(values)))
     for begin in range(0, len(values), _CHUNK):
-        part = values[begin : begin + _CHUNK]
+        part, place = values[begin : begin + _CHUNK], target[begin : begin + _CHUNK]
         normal = chunk[: len(part)]
-        fill_normal(normal, key, start + begin)
+        fill_normal(normal, key, start + begin, std)
         if values.dtype == torch.float64:
-            torch.add(part, normal.double(), alpha=std, out=target[begin : begin + _CHUNK])
+            torch.add(part, normal, out=place)
         else:
-            target[begin : begin + _CHUNK].copy_(normal.mul_(std).add_(part))
+            place.copy_(normal.add_(part))
 
 
-def _stacked(index: DimIndex, places: int) -> DimIndex:
-    """The index of rows that lie at several places, each with one share of the rows' shares."""
-    shares = index.num_shares.repeat(places)
-    place = torch.arange(places).repeat_interleave(len(index.group))
-    return DimIndex(
-        source=index.source.repeat(places),
-        group=index.group.repeat(places),
-        num_shares=shares * places,
-        share=place * shares + index.share.repeat(places),
-        scale=index.scale.repeat(places),
-        is_fresh=index.is_fresh.repeat(places),
-    )
+def _preserve_strided(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:
+    """Regular maps: share by share, each a strided view."""
+    views = [[share_views(tensor[place], dims) for place in range(len(stack))] for tensor in (stack, normal, out)]
+    for parts in zip(*(zip(*places, strict=True) for places in views), strict=True):
+        chunks = ([_chunks(share) for place in part for share in place] for part in parts)
+        for chunk in zip(*(zip(*shares, strict=True) for shares in chunks), strict=True):
+            _preserve(*chunk, std=std)
 
 
-def _preserving(shares: Tensor, normal: Tensor, index: Sequence[DimIndex], std: float) -> Tensor:
-    """Shares with noise that adds up to nothing over those of one element.
+def _chunks(view: Tensor) -> Sequence[Tensor]:
+    """A view in parts of about a chunk."""
+    parts = -(-view.numel() // _CHUNK)
+    dim = next((dim for dim, size in enumerate(view.shape) if size >= parts), 0)
+    return view.tensor_split(parts, dim)
 
-    The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. In the
-    end the last share takes what rounding the others left.
+
+def _preserve(shares: Sequence[Tensor], normal: Sequence[Tensor], results: Sequence[Tensor], *, std: float) -> None:
+    """Fill results with the shares of elements and noise that adds up to nothing over those of one.
+
+    The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. The last share
+    takes what the others have not, noise and rounding.
     """
-    dims = [_SharedDim.of(item) for item in index]
-    shape = shares.shape
-    shares, normal = (values.view([size for dim in dims for size in dim.sizes]) for values in (shares, normal))
-    num_shares = _outer_product([dim.split(dim.index.num_shares.to(torch.float32)) for dim in dims])
-    normal -= _over_shares(normal, dims) / num_shares
+    count, dtype = len(shares), shares[0].dtype
+    if count == 1:
+        results[0].copy_(shares[0])
+        return
+    wide = _WIDE.get(dtype, torch.float32)
+    planes = [plane.contiguous() for plane in normal]  # so that what follows runs over neighbours
+    mean = sum(planes[1:], start=planes[0]) / count
+    *exact, missing = (share.to(wide, memory_format=torch.contiguous_format, copy=True) for share in shares)
+    for share, plane, result in zip(exact, planes, results, strict=False):
+        noisy = plane.sub_(mean).mul_(std * math.sqrt(count / (count - 1))).to(wide).add_(share).to(dtype)
+        result.copy_(noisy)
+        missing += share.sub_(noisy)
+    results[-1].copy_(missing)
+
+
+def _preserve_indexed(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:
+    """Any map, whose elements may have different numbers of shares: the same by sums over indices."""
+    index = [dim_index(strips, size) for strips, size in zip(dims, stack.shape[1:], strict=True)]
+    place = torch.arange(len(stack))
+    along = [[-1 if other == position else 1 for other in range(stack.dim())] for position in range(stack.dim())]
+    num_shares, is_last = torch.tensor(float(len(stack))), (place == len(stack) - 1).view(along[0])
+    for item, shape in zip(index, along[1:], strict=True):
+        num_shares = num_shares * item.num_shares.view(shape)
+        is_last = is_last & (item.share == item.num_shares - 1).view(shape)
+
+    def over_shares(values: Tensor) -> Tensor:
+        values = values.sum(0, keepdim=True).expand(values.shape)
+        for position, item in enumerate(index, 1):
+            if bool((item.num_shares > 1).any()):
+                sums = torch.zeros_like(values, memory_format=torch.contiguous_format)
+                values = sums.index_add_(position, item.group, values).index_select(position, item.group)
+        return values
+
+    normal = normal - over_shares(normal) / num_shares
     normal *= torch.where(num_shares > 1, std * (num_shares / (num_shares - 1).clamp_min(1)).sqrt(), 0.0)
-    exact = shares.to(_WIDE.get(shares.dtype, torch.float32))
-    result = (exact + normal).to(shares.dtype)
-    missing = _over_shares(exact.sub_(result.to(exact.dtype)), dims)
-    last = result[tuple(slice(start, None) for dim in dims for start in (0, dim.together - 1))]
-    is_last = _outer_product([dim.is_last for dim in dims])
-    last.copy_(torch.where(is_last, (missing + last).to(last.dtype), last))
-    return result.view(shape)
-
-
-@dataclass(frozen=True)
-class _SharedDim:
-    """A dimension of a block as two, of which the second one is that of shares side by side.
-
-    Attributes:
-        index: of the dimension.
-        together: how many shares of one element lie side by side; 1 where they lie apart, or there are none.
-    """
-
-    index: DimIndex
-    together: int
-
-    @classmethod
-    def of(cls, index: DimIndex) -> _SharedDim:
-        together, places = int(index.num_shares[0]), torch.arange(len(index.group))
-        is_regular = torch.equal(index.group, places - places % together)
-        return cls(index, together if is_regular else 1)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return len(self.index.group) // self.together, self.together
-
-    @property
-    def are_apart(self) -> bool:
-        """Whether there are shares that do not lie side by side."""
-        return self.together == 1 and bool((self.index.num_shares > 1).any())
-
-    @property
-    def is_last(self) -> Tensor:
-        """Among the last ones of those side by side, which are the last of all."""
-        flags = self.index.share == self.index.num_shares - 1
-        return self.split(flags)[:, -1:]
-
-    def split(self, vector: Tensor) -> Tensor:
-        """A vector over the dimension as two dimensions."""
-        return vector.view(self.sizes)
-
-
-def _outer_product(matrices: Sequence[Tensor]) -> Tensor:
-    """The product of one matrix for each two dimensions, to be broadcast: of size 1 along what is constant."""
-    result = torch.ones((), dtype=matrices[0].dtype)
-    for position, matrix in enumerate(matrices):
-        short = matrix[:1, :1] if bool((matrix == matrix[0, 0]).all()) else matrix
-        result = result * short.view(
-            [1] * (2 * position) + list(short.shape) + [1] * 2 * (len(matrices) - position - 1)
-        )
-    return result
-
-
-def _over_shares(values: Tensor, dims: Sequence[_SharedDim]) -> Tensor:
-    """For each element, the sum over all that share its source; of size 1 where those lie side by side."""
-    for position, dim in enumerate(dims):
-        if dim.together > 1:  # one by one, since torch is slow where it sums a few neighbours
-            some = values.unbind(2 * position + 1)
-            values = sum(some[1:], start=some[0]).unsqueeze(2 * position + 1)
-        elif dim.are_apart:
-            sums = torch.zeros_like(values).index_add_(2 * position, dim.index.group, values)
-            values = sums.index_select(2 * position, dim.index.group)
-    return values
+    exact = stack.to(_WIDE.get(stack.dtype, torch.float32))
+    result = (exact + normal).to(stack.dtype)
+    missing = over_shares(exact - result.to(exact.dtype))
+    torch.where(is_last, (missing + result).to(stack.dtype), result, out=out)
