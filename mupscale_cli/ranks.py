@@ -78,6 +78,13 @@ class Ranks:
 ALONE = Ranks()
 
 
+def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Which process of its job this is, by what torchrun says; nothing is told to the others."""
+    if not all(environment.get(name) for name in _LAUNCHED):
+        return ALONE
+    return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+
+
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The job that this process belongs to, for as long as the context lasts; one of its own without torchrun.
@@ -85,7 +92,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     Raises:
         JobError: the others cannot be reached.
     """
-    if not all(environment.get(name) for name in _LAUNCHED) or environment["WORLD_SIZE"] == "1":
+    if launched(environment).is_alone:
         yield ALONE
         return
     import torch.distributed as dist

@@ -165,6 +165,18 @@ def test_variables_of_another_launcher_are_no_job():
 
 # With torchrun --------------------------------------------------------------------------------
 
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_one_process_shows_the_plan_and_each_error_says_whose_it_is(saved, tmp_path):
+    options = ["-o", str(tmp_path / "wide"), "--factor", "2"]
+    found = torchrun("-m", "mupscale_cli", "widen", str(saved("Llama-tied")), *options, "--dry-run", "--json")
+    assert json.loads(found.stdout)["schema"]  # one document
+    found = torchrun("-m", "mupscale_cli", "widen", str(tmp_path / "missing"), *options)
+    assert found.returncode != 0
+    assert "error in process 0 of 2: " in found.stderr
+    assert "error in process 1 of 2: " in found.stderr
+
+
 # A process that ends in the middle of its work, with a signal or an error.
 DYING = """
 import os, signal, sys

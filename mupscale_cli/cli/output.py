@@ -19,6 +19,7 @@ from mupscale_cli.cli.progress import shown
 from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.figures import bytes_text, count_text, counted, number_text
+from mupscale_cli.ranks import launched
 from mupscale_cli.schemas import versioned
 from mupscale_cli.widening import Events
 
@@ -115,8 +116,9 @@ def hang_up() -> None:
 
 def print_error(error: MupscaleError) -> None:
     """What failed and where, then after a blank line what to do."""
-    console = stderr()
-    console.print(f"[bold red]error:[/] {escape(error.message)}")
+    console, ranks = stderr(), launched()
+    where = "" if ranks.is_alone else f" in process {ranks.rank} of {ranks.size}"
+    console.print(f"[bold red]error{where}:[/] {escape(error.message)}")
     if error.excerpt:
         console.print(escape(error.excerpt), soft_wrap=True)
     if error.hint:

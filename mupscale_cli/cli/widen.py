@@ -17,7 +17,7 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
-from mupscale_cli.ranks import joined
+from mupscale_cli.ranks import joined, launched
 
 if TYPE_CHECKING:
     from mupscale_cli.hub.ids import HubId
@@ -91,11 +91,9 @@ def widen(
     target = out or widening.default_output(source, number, axes)
     if tensor is not None and not dry_run:
         raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
-    if dry_run and tensor is not None:
-        explain.show_tensor(plan, tensor, as_json=as_json)
-        return
     if dry_run:
-        _show_plan(source, plan, state, target, repository, as_json=as_json)
+        if launched().is_first:  # which says it for all
+            _show_plan(source, plan, tensor, state, target, repository, as_json=as_json)
         return
     if repository is not None:  # before the work, not after it
         require_login(repository)
@@ -150,10 +148,13 @@ def _telling_what_is_kept() -> Iterator[None]:
 
 
 def _show_plan(
-    source: widening.Source, plan: Plan, state: widening.StateOptions, target: Path, repository: HubId | None, *,
-    as_json: bool,
+    source: widening.Source, plan: Plan, tensor: str | None, state: widening.StateOptions, target: Path,
+    repository: HubId | None, *, as_json: bool,
 ) -> None:  # fmt: skip
-    """What would be done."""
+    """What would be done, or what would become of one tensor."""
+    if tensor is not None:
+        explain.show_tensor(plan, tensor, as_json=as_json)
+        return
     if as_json:
         output.print_document("plan", render.plan_document(plan, str(target)))
         return
