@@ -31,6 +31,10 @@ def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
     """`scale * (offset + values) - offset`, rounded once to the type of `values`."""
     if scale == 1:
         return values
+    if offset == 0 and float(torch.tensor(scale, dtype=values.dtype)) == scale:
+        return values * scale  # a product of two numbers of the type, which is rounded once too
+    if offset == 0:
+        return (values.to(torch.float64) * scale).to(values.dtype)  # adding 0 would lose the sign of -0
     return ((values.to(torch.float64) + offset) * scale - offset).to(values.dtype)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mupscale_cli.blocks import row_blocks
-from mupscale_cli.expand import dim_index, expand, give_first, split_exactly
+from mupscale_cli.expand import dim_index, expand, give_first, scale_elements, split_exactly
 from mupscale_cli.language import parse_layout
 from mupscale_cli.layout import map_dim
 from mupscale_cli.maps import Arrangement, Axis
@@ -136,6 +136,15 @@ def test_scales_and_offsets_round_once():
     expand(source, target, (map_dim(dim, AXES, 3).strips,), scale=1 / 3, offset=1)
     expected = [(1 + value) * (1 / 3) - 1 for value in source.double().tolist()]
     assert target.tolist() == torch.tensor(expected, dtype=torch.float64).float().tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [2.0, 0.25, 3.0, 0.1, 2**0.5, 2.0**-20, 1e5], ids=str)
+def test_a_scale_rounds_once_whether_or_not_the_type_has_it(scale, dtype):
+    values = any_floats(dtype, 3000, 1)
+    found, expected = scale_elements(values, scale, 0), (values.double() * scale).to(dtype)
+    bits = BITS[dtype.itemsize]  # the sign of zero and infinities too
+    assert torch.equal(found.view(bits), expected.view(bits))
 
 
 ARRANGEMENTS = [Arrangement(), Arrangement("tiled"), Arrangement("random"), Arrangement("padded")]

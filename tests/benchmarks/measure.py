@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -83,7 +84,7 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
 
 
 def save_adam(directory: Path, form: str) -> None:
-    """Adam's moments in float32 beside a checkpoint: `safetensors` or `pt`."""
+    """Adam's moments in float32 beside a checkpoint: `safetensors`, `pt`, or `dcp` as PyTorch saves it by shards."""
     weights = load_file(directory / "model.safetensors")
     states = {name: {key: torch.ones(w.shape) for key in ("exp_avg", "exp_avg_sq")} for name, w in weights.items()}
     if form == "safetensors":
@@ -91,6 +92,10 @@ def save_adam(directory: Path, form: str) -> None:
         save_file(flat, directory / "optimizer.safetensors")
         return
     settings = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()["param_groups"][0]
+    if form == "dcp":
+        groups = [{**settings, "params": list(states)}]
+        dcp.save({"state": states, "param_groups": groups}, checkpoint_id=directory / "optimizer", no_dist=True)
+        return
     group = {**settings, "params": list(range(len(states))), "param_names": list(states)}
     torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
 
