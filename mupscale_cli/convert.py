@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
-from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, TensorDigest
+from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, RowBuffer, Runs, TensorDigest
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
@@ -34,8 +34,8 @@ from mupscale_cli.workers import num_workers, work_through
 class Writer(Protocol):
     """Something that takes the bytes of tensors at their places, from several threads."""
 
-    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Take consecutive pieces of a tensor from its byte `start` on; a piece may come several times."""
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Take consecutive runs of a buffer, of which some may overlap, as a tensor's bytes from `start` on."""
 
 
 BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
@@ -280,7 +280,7 @@ class _Room:
         data, rows = self.blank("source", (count, columns), element_dtype(tensor.source.dtype, size))
         self.reader.read(stored, start * columns * size, data)
         if digest := self.sources.get(tensor.source.name):
-            digest.add(start * columns * size, (data,))
+            digest.add(start * columns * size, RowBuffer(data))
         return rows
 
 
@@ -337,23 +337,26 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress, nonfinite
     data, stack = room.blank("target", shape, source.dtype)
     _expand(tensor, repeats.strips, source, stack)
     nonfinite.note_overflow(tensor, source, stack)
+    buffers = _buffers(data, num_shares)
     for group in block.groups:
         if noise is not None:
             data, noisy = room.blank("noisy", stack.shape, stack.dtype)
             noise.add(stack, noisy, block, group)
-        for share, place in enumerate(group):
+            buffers = _buffers(data, num_shares)
+        for share, (place, buffer) in enumerate(zip(group, buffers, strict=True)):
             for run in place:
                 if noise is not None:
                     check_noisy(tensor, noisy[share, run.first : run.first + run.count])
-                pieces = _pieces(data, repeats.within(run.first, run.count), share * repeats.num_rows, row_bytes)
-                writer.write(tensor.target.name, run.row * row_bytes, pieces)
+                rows = repeats.within(run.first, run.count)
+                runs = [(first * row_bytes, count * row_bytes) for first, count in rows]
+                writer.write(tensor.target.name, run.row * row_bytes, buffer, runs)
                 progress(run.count * row_bytes)
 
 
-def _pieces(data: memoryview, runs: Sequence[tuple[int, int]], start: int, row_bytes: int) -> list[memoryview]:
-    """Runs of rows as bytes, from row `start` on; equal runs are one object, which is hashed once."""
-    slices = {run: data[(start + run[0]) * row_bytes : (start + sum(run)) * row_bytes] for run in set(runs)}
-    return [slices[run] for run in runs]
+def _buffers(data: memoryview, num_shares: int) -> list[RowBuffer]:
+    """The rows of each share."""
+    size = len(data) // num_shares
+    return [RowBuffer(data[share * size : (share + 1) * size]) for share in range(num_shares)]
 
 
 def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, stack: torch.Tensor) -> None:

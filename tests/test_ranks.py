@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mupscale_cli
-from mupscale_cli.checkpoint.digest import TensorDigest, safetensors_digest, tensor_digests
+from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
 from mupscale_cli.convert import convert
 from mupscale_cli.methods import make_method
 from mupscale_cli.perturbation import Perturbation
@@ -136,13 +136,13 @@ def test_hashes_of_parts_are_put_together():
     spec = TensorSpec("w", "F32", (300, 7))
     data = torch.randn(300, 7).numpy().tobytes()
     whole = TensorDigest(spec)
-    whole.add(0, (memoryview(data),))
+    whole.add(0, RowBuffer(memoryview(data)))
     for cuts in ([0, 8400], [0, 1, 8399, 8400], [0, 1000, 1037, 2000, 5000, 8400]):
         parts = list(itertools.pairwise(cuts))
         merged = TensorDigest(spec)
         for start, end in [*reversed(parts), *parts[:1]]:
             part = TensorDigest(spec)
-            part.add(start, (memoryview(data)[start:end],))
+            part.add(start, RowBuffer(memoryview(data)[start:end]))
             assert merged.digest is None or (start, end) == parts[0]
             merged.merge(part.state)
         assert merged.digest == whole.digest

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_runner import run
 from mupscale_cli import convert as convert_module
-from mupscale_cli.checkpoint.digest import TensorDigest, safetensors_digest
+from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, leaf_sums, safetensors_digest
 from mupscale_cli.checkpoint.header import replace_metadata
 from mupscale_cli.checkpoint.lock import try_lock
 from mupscale_cli.errors import CheckpointError, OutputError
@@ -264,7 +264,7 @@ def test_a_hash_does_not_depend_on_how_the_bytes_come(shape):
     spec = TensorSpec("x", "BF16", shape)
     data = memoryview(random.Random(0).randbytes(spec.num_bytes))
     whole = TensorDigest(spec)
-    whole.add(0, (data,))
+    whole.add(0, RowBuffer(data))
     for seed in range(20):
         moments, other = random.Random(seed), TensorDigest(spec)
         cuts = sorted({0, len(data), *(moments.randrange(len(data) + 1) for _ in range(seed))})
@@ -272,8 +272,45 @@ def test_a_hash_does_not_depend_on_how_the_bytes_come(shape):
         moments.shuffle(pieces)
         for low, high in pieces:
             assert other.digest is None
-            other.add(low, (data[low:high],))
+            other.add(low, RowBuffer(data[low:high]))
         assert other.digest == whole.digest
+
+
+@pytest.mark.parametrize("leaf_bytes", [1, 4, 8, 12, 1024, 1030, 3 * 65536 + 24])
+def test_sums_of_leaves(leaf_bytes):
+    """Against the definition; and two changes in the highest bits do not cancel, nor do words that change places."""
+    moments = random.Random(leaf_bytes)
+    data = moments.randbytes(2 * leaf_bytes + leaf_bytes // 2)
+    leaves = [data[start : start + leaf_bytes] for start in range(0, len(data), leaf_bytes)]
+    found = leaf_sums(memoryview(data), leaf_bytes)
+    assert list(found) == [summed(leaf.ljust(leaf_bytes, b"\0")) for leaf in leaves]
+    if leaf_bytes >= 1024:
+        for first, second in ((7, 15), (3, 1023), (leaf_bytes - 1, 7), (leaf_bytes - 17, leaf_bytes - 1)):
+            changed = bytearray(data)
+            changed[first] ^= 128
+            changed[second] ^= 128
+            assert leaf_sums(memoryview(changed), leaf_bytes)[0] != found[0]
+        swapped = bytearray(data)
+        swapped[:512], swapped[512:1024] = data[512:1024], data[:512]
+        assert leaf_sums(memoryview(swapped), leaf_bytes)[0] != found[0]
+
+
+def summed(leaf):
+    """The sum of a leaf by the coefficient of each 32-bit word, in whole numbers."""
+    segment, step = 1 << 13, -0x61C8864680B583EB
+    stream = hashlib.shake_128(b"mupscale").digest(2 * segment * 8)
+    numbers = [int.from_bytes(stream[at : at + 8], "little") | 1 for at in range(0, len(stream), 8)]
+    w, v = numbers[:segment], numbers[segment:]
+    leaf += bytes(-len(leaf) % 8)
+    words = [int.from_bytes(leaf[at : at + 4], "little") for at in range(0, len(leaf), 4)]
+    total = 0
+    for start in range(0, len(words), 2 * segment):
+        part = words[start : start + 2 * segment]
+        total *= step
+        for i, (low, high) in enumerate(zip(part[::2], part[1::2], strict=True)):
+            total += low * (w[i] + ((v[i - 1] << 32) if i else 0))
+            total += high * ((w[i] << 32) + (v[i] if 2 * i + 2 < len(part) else 0))
+    return (total + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def test_every_bit_counts(tmp_path):

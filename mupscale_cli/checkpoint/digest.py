@@ -1,9 +1,10 @@
 """Hashes of safetensors files that are taken while their bytes go by, in whatever order those come.
 
 A tensor is cut into leaves: whole rows (slices of its first dimension), as few as take 1024 bytes. Its
-hash is the SHA-256 of the CRC-32 of every leaf, a file's that of its header and of its tensors' hashes. So
-blocks can be read and written in any order and by several threads, a row that is written many times is
-summed once, and a flipped bit anywhere shows; it is meant for accidents, not for forgers.
+hash is the SHA-256 of the sums of its leaves (see `leaf_sums`), a file's that of its header and of its
+tensors' hashes. So blocks can be read and written in any order and by several threads, a row that is
+written many times is summed once, and a flipped bit anywhere shows; it is meant for accidents, not for
+forgers.
 """
 
 from __future__ import annotations
@@ -14,19 +15,114 @@ import json
 import math
 import sys
 import threading
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoint.header import StoredTensor, read_header
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.specs import DTYPES, TensorSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Runs = Sequence[tuple[int, int]]  # parts of a buffer: first byte and number of bytes
 LEAF_BYTES = 1024  # a leaf takes at least that: below, hashing would be all overhead
 _BLOCK_BYTES = 1 << 20
 _OWN_METADATA = "mupscale"  # the record, which holds hashes itself
+_WORD = 8  # bytes
+_SEGMENT = 1 << 13  # words whose weights differ; a power of `_STEP` tells segments of a leaf apart
+_STEP = -0x61C8864680B583EB  # odd
+
+
+class RowBuffer:
+    """Bytes of a tensor in memory, of which some go to several places; their sums are taken once.
+
+    Attributes:
+        data: the bytes, which stay what they are as long as this is used.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self._sums: array[int] | None = None
+
+    def pieces(self, runs: Runs) -> list[memoryview]:
+        """The bytes of runs, one after the other."""
+        return [self.data[first : first + size] for first, size in runs]
+
+    def sums(self, leaf_bytes: int) -> array[int]:
+        """The sums of all leaves, where each run is of whole leaves."""
+        if self._sums is None:
+            self._sums = leaf_sums(self.data, leaf_bytes)
+        return self._sums
+
+
+def leaf_sums(data: memoryview, leaf_bytes: int) -> array[int]:
+    """The sum of each leaf of some bytes, 64 bits each; the last leaf may be shorter, as if zeros followed it.
+
+    A multilinear hash (Lemire & Kaser 2014) of the leaf's 32-bit words x_i: the sum of c_i x_i modulo 2^64, with
+    random odd c_i. A change of one word always shows, and two different leaves have the same sum with a
+    probability of at most 2^-32. It is computed as two products of a matrix of 64-bit words with a vector, of which
+    the second one reads the words at an offset of 32 bits: with w and v as vectors, c is w_i + 2^32 v_(i-1) for the
+    lower half of word i and v_i + 2^32 w_i for the upper one.
+
+    Args:
+        data: leaves, one after the other.
+        leaf_bytes: size of a leaf.
+    """
+    import torch
+
+    count, words = -(-len(data) // leaf_bytes), -(-leaf_bytes // _WORD)
+    sums = array("q", bytes(_WORD * count))
+    if not count:
+        return sums
+    if len(data) != count * words * _WORD or data.readonly:
+        data = _padded(data, leaf_bytes, words * _WORD)
+    total = torch.frombuffer(sums, dtype=torch.int64)
+    for first in range(0, words, _SEGMENT):
+        size = min(_SEGMENT, words - first)
+        weights, shifted_weights = _weights()[:, :size]
+        total.mul_(_STEP).add_(_words(data, first * _WORD, (count, size), words) @ weights)
+        if size > 1:
+            total.add_(_words(data, first * _WORD + _WORD // 2, (count, size - 1), words) @ shifted_weights[:-1])
+    return sums
+
+
+def _words(data: memoryview, start: int, shape: tuple[int, int], stride: int) -> Tensor:
+    """64-bit words of some bytes as a matrix of which each row begins `stride` words after the one before."""
+    import torch
+
+    length = (shape[0] - 1) * stride + shape[1]
+    return torch.frombuffer(data, dtype=torch.int64, count=length, offset=start).as_strided(shape, (stride, 1))
+
+
+def _padded(data: memoryview, leaf_bytes: int, padded_bytes: int) -> memoryview:
+    """A copy of leaves with zeros behind each of them."""
+    import torch
+
+    num_whole, rest = divmod(len(data), leaf_bytes)
+    padded = memoryview(bytearray((num_whole + (rest > 0)) * padded_bytes))
+    if num_whole:
+        whole = torch.frombuffer(bytearray(data[: num_whole * leaf_bytes]), dtype=torch.uint8)
+        leaves = torch.frombuffer(padded, dtype=torch.uint8).view(-1, padded_bytes)
+        leaves[:num_whole, :leaf_bytes] = whole.view(num_whole, leaf_bytes)
+    padded[num_whole * padded_bytes : num_whole * padded_bytes + rest] = data[len(data) - rest :]
+    return padded
+
+
+@lru_cache(maxsize=1)
+def _weights() -> Tensor:
+    """Odd random numbers, (2, words of a segment)."""
+    import torch
+
+    stream = bytearray(hashlib.shake_128(b"mupscale").digest(2 * _SEGMENT * _WORD))
+    numbers = torch.frombuffer(stream, dtype=torch.int64)
+    if sys.byteorder != "little":
+        numbers = numbers.view(torch.uint8).view(-1, _WORD).flip(1).contiguous().view(torch.int64).flatten()
+    return (numbers | 1).view(2, _SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +131,7 @@ class DigestState:
 
     Attributes:
         digest: the hash, None while bytes are missing; then nothing else is needed.
-        sums: of the leaves, four bytes each, little-endian.
+        sums: of the leaves, eight bytes each, little-endian.
         known: for each leaf, whether its sum is known.
         edges: leaves of which only some bytes are known: these, and for each byte whether it is known.
     """
@@ -58,7 +154,7 @@ class TensorDigest:
         self.leaf_bytes = row_bytes * -(-LEAF_BYTES // row_bytes)
         self.num_bytes = spec.num_bytes
         num_leaves = -(-self.num_bytes // self.leaf_bytes)
-        self._sums = array("I", bytes(4 * num_leaves))
+        self._sums = array("q", bytes(_WORD * num_leaves))
         self._known = bytearray(num_leaves)
         self._left = num_leaves
         self._edges: dict[int, tuple[bytearray, bytearray]] = {}
@@ -71,25 +167,21 @@ class TensorDigest:
         """The hash; None while bytes are missing."""
         return self._digest
 
-    def add(self, start: int, pieces: Sequence[memoryview]) -> None:
-        """Take consecutive pieces of the tensor from its byte `start` on; a piece may come several times."""
+    def add(self, start: int, buffer: RowBuffer, runs: Runs | None = None) -> None:
+        """Take consecutive runs of a buffer, or all of it, as the tensor's bytes from `start` on."""
         if self._digest is not None:
             return
-        sums: dict[int, array[int]] = {}  # of the pieces of this call, by identity
-        run, run_start = array("I"), start  # whole leaves that follow one another, put together: pieces may be small
-        for piece in pieces:
-            size = len(piece)
-            if start % self.leaf_bytes == 0 and size % self.leaf_bytes == 0:
-                found = sums.get(id(piece))
-                if found is None:
-                    found = sums[id(piece)] = self._leaf_sums(piece)
-                run += found
-            else:
-                self._put(run_start // self.leaf_bytes, run)
+        runs = ((0, len(buffer.data)),) if runs is None else runs
+        numbers = [number for run in runs for number in run]
+        if any(number % self.leaf_bytes for number in (start, len(buffer.data), *numbers)):
+            for piece in buffer.pieces(runs):
                 self._add_ragged(start, piece)
-                run, run_start = array("I"), start + size
-            start += size
-        self._put(run_start // self.leaf_bytes, run)
+                start += len(piece)
+            return
+        sums, found = buffer.sums(self.leaf_bytes), array("q")
+        for first, size in runs:
+            found += sums[first // self.leaf_bytes : (first + size) // self.leaf_bytes]
+        self._put(start // self.leaf_bytes, found)
 
     @property
     def state(self) -> DigestState:
@@ -107,7 +199,7 @@ class TensorDigest:
         if state.digest is not None:
             self._finish(state.digest)
             return
-        sums = array("I")
+        sums = array("q")
         sums.frombytes(state.sums)
         sums = _little_endian(sums)
         for first, end in _stretches(state.known):
@@ -115,12 +207,6 @@ class TensorDigest:
         for leaf, (held, filled) in state.edges.items():
             for first, end in _stretches(filled):
                 self._edge(leaf * self.leaf_bytes + first, memoryview(held)[first:end])
-
-    def _leaf_sums(self, data: memoryview) -> array[int]:
-        size = self.leaf_bytes
-        if len(data) == size:
-            return array("I", [zlib.crc32(data)])
-        return array("I", [zlib.crc32(data[i : i + size]) for i in range(0, len(data), size)])
 
     def _put(self, first: int, sums: array[int]) -> None:
         with self._lock:
@@ -138,7 +224,7 @@ class TensorDigest:
         whole_start = start + -start % size
         whole_end = end if end == self.num_bytes else end - end % size
         if whole_start < whole_end:
-            self._put(whole_start // size, self._leaf_sums(data[whole_start - start : whole_end - start]))
+            self._put(whole_start // size, leaf_sums(data[whole_start - start : whole_end - start], size))
         else:
             whole_start = whole_end = end
         for low, high in ((start, min(whole_start, end)), (whole_end, end)):
@@ -158,7 +244,7 @@ class TensorDigest:
             if 0 in filled:
                 return
             del self._edges[leaf]
-        self._put(leaf, array("I", [zlib.crc32(held)]))
+        self._put(leaf, leaf_sums(memoryview(held), self.leaf_bytes))
 
     def _finish_if_done(self) -> None:
         if self._left == 0 and self._digest is None:
@@ -166,7 +252,7 @@ class TensorDigest:
 
     def _finish(self, digest: bytes) -> None:
         self._digest = digest
-        self._sums, self._known, self._edges = array("I"), bytearray(), {}
+        self._sums, self._known, self._edges = array("q"), bytearray(), {}
 
 
 def _little_endian(sums: array[int]) -> array[int]:
@@ -204,7 +290,7 @@ def complete(digest: TensorDigest, tensor: StoredTensor, reader: RowReader) -> b
         for start in range(0, digest.num_bytes, step):
             data = memoryview(bytearray(min(step, digest.num_bytes - start)))
             reader.read(tensor, start, data)
-            digest.add(start, (data,))
+            digest.add(start, RowBuffer(data))
     assert digest.digest is not None
     return digest.digest
 

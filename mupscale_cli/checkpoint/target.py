@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mupscale_cli.checkpoint.digest import combined, header_digest, tensor_digests
+from mupscale_cli.checkpoint.digest import RowBuffer, Runs, combined, header_digest, tensor_digests
 from mupscale_cli.checkpoint.header import encode_header
 from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
@@ -284,11 +284,11 @@ class ShardWriter:
                 if not self.is_shared:
                     self.check_size()
 
-    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Write consecutive pieces of a tensor from its byte `start` on; from several threads at once."""
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
         assert self._out is not None
-        self._out.write(self.offsets[name] + start, pieces)
-        self.digests[name].add(start, pieces)
+        self._out.write(self.offsets[name] + start, buffer.pieces(runs))
+        self.digests[name].add(start, buffer, runs)
 
     def check_size(self) -> None:
         """Refuse a file that is not as long as it was planned.

@@ -11,7 +11,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
+from mupscale_cli.checkpoint.digest import RowBuffer, Runs
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.target import PlacedFile, reported
 from mupscale_cli.errors import CheckpointError, OutputError
@@ -198,9 +199,9 @@ class TorchWriter:
                 _write_checksums(self.file, out.stream)
                 os.fsync(out.stream.fileno())
 
-    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Write consecutive pieces of a tensor from its byte `start` on."""
-        self._out.write(self.offsets[name] + start, pieces)
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Write consecutive runs of a buffer from a tensor's byte `start` on."""
+        self._out.write(self.offsets[name] + start, buffer.pieces(runs))
 
 
 def _write_checksums(file: Path, stream: BinaryIO) -> None:

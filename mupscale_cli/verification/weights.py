@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mupscale_cli.checkpoint.digest import RowBuffer, Runs
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.scratch import scratch
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
@@ -66,8 +67,9 @@ class _Comparing:
     held: bytearray = field(default_factory=bytearray)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Compare consecutive pieces of a tensor from its byte `start` on."""
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Compare consecutive runs of a buffer with a tensor's bytes from `start` on."""
+        pieces = buffer.pieces(runs)
         size = sum(map(len, pieces))
         with self.lock:
             if len(self.held) < size:
