@@ -16,16 +16,18 @@ class Repeats:
     Attributes:
         strips: the map from the block's old rows to the rows that differ.
         num_rows: how many differ.
+        num_wide_rows: of the block.
         runs: the block in order: first row and number of rows among those that differ.
     """
 
     strips: tuple[Strip, ...]
     num_rows: int
+    num_wide_rows: int
     runs: tuple[tuple[int, int], ...]
 
     def within(self, first: int, count: int) -> tuple[tuple[int, int], ...]:
         """The runs of `count` of the block's rows, from row `first` on."""
-        if (first, count) == (0, sum(length for _, length in self.runs)):
+        if (first, count) == (0, self.num_wide_rows):
             return self.runs
         clipped: list[tuple[int, int]] = []
         begin = 0
@@ -39,7 +41,7 @@ class Repeats:
 
 def all_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
     """A block of which every row is expanded, as noise wants it."""
-    return Repeats(strips, num_wide_rows, ((0, num_wide_rows),))
+    return Repeats(strips, num_wide_rows, num_wide_rows, ((0, num_wide_rows),))
 
 
 @lru_cache(maxsize=64)
@@ -69,7 +71,7 @@ def without_repeats(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
             order[place] = row
         dense.append(replace(strip, wide_offset=base, digits=tuple(digits)))
         base += span
-    return Repeats(tuple(dense), base, tuple(_runs(order)))
+    return Repeats(tuple(dense), base, num_wide_rows, tuple(_runs(order)))
 
 
 def _repeats(digit: Digit) -> bool:

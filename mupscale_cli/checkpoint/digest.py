@@ -51,7 +51,12 @@ class RowBuffer:
 
     def pieces(self, runs: Runs) -> list[memoryview]:
         """The bytes of runs, one after the other."""
-        return [self.data[first : first + size] for first, size in runs]
+        pieces, last = [], None
+        for run in runs:  # there are as many as rows, most of them like the one before
+            if run != last:
+                piece, last = self.data[run[0] : sum(run)], run
+            pieces.append(piece)
+        return pieces
 
     def sums(self, leaf_bytes: int) -> array[int]:
         """The sums of all leaves, where each run is of whole leaves."""
@@ -172,15 +177,16 @@ class TensorDigest:
         if self._digest is not None:
             return
         runs = ((0, len(buffer.data)),) if runs is None else runs
-        numbers = [number for run in runs for number in run]
-        if any(number % self.leaf_bytes for number in (start, len(buffer.data), *numbers)):
+        if math.gcd(start, len(buffer.data), *itertools.chain.from_iterable(runs)) % self.leaf_bytes:
             for piece in buffer.pieces(runs):
                 self._add_ragged(start, piece)
                 start += len(piece)
             return
-        sums, found = buffer.sums(self.leaf_bytes), array("q")
-        for first, size in runs:
-            found += sums[first // self.leaf_bytes : (first + size) // self.leaf_bytes]
+        sums, found, last = buffer.sums(self.leaf_bytes), array("q"), None
+        for run in runs:
+            if run != last:
+                part, last = sums[run[0] // self.leaf_bytes : sum(run) // self.leaf_bytes], run
+            found += part
         self._put(start // self.leaf_bytes, found)
 
     @property
