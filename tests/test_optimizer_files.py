@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from cli_runner import run
 from helpers import build, mlp_tensors
+from mupscale_cli.checkpoint.digest import RowBuffer
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
@@ -290,12 +291,16 @@ def test_a_state_that_could_run_code_is_not_read(run_in_progress, tmp_path):
         widen(source, tmp_path / "wide", 2, verify=False)
 
 
+def buffer(tensor):
+    return RowBuffer(memoryview(bytearray(tensor.reshape(-1).view(torch.uint8).numpy())))
+
+
 def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
     with TorchWriter(tmp_path / "x.pt", {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}) as writer:
-        writer.write("a/0", 4, (memoryview(bytearray(torch.full((4,), 2.0).bfloat16().view(torch.uint8).numpy())),))
-        writer.write("a/0", 0, (memoryview(bytearray(torch.full((2,), 1.0).bfloat16().view(torch.uint8).numpy())),))
-        writer.write("b", 0, (memoryview(bytearray((7).to_bytes(8, "little"))),))
+        writer.write("a/0", 4, buffer(torch.full((4,), 2.0).bfloat16()), ((0, 8),))
+        writer.write("a/0", 0, buffer(torch.full((2,), 1.0).bfloat16()), ((0, 4),))
+        writer.write("b", 0, buffer(torch.tensor(7)), ((0, 8),))
     found = torch.load(tmp_path / "x.pt", weights_only=True)
     assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
     assert (found["b"].item(), found["c"]) == (7, [1, "x"])
