@@ -7,14 +7,18 @@ Between the two, tensors are streamed from place to place as those of safetensor
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,6 +29,7 @@ from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.checkpoint.target import PlacedFile, reported
 from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.specs import TensorSpec
+from mupscale_cli.workers import num_workers, work_through
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -196,7 +201,7 @@ class TorchWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         with self._out as out, reported(self.file):
             if kind is None:
-                _write_checksums(self.file, out.stream)
+                _write_checksums(self.file)
                 os.fsync(out.stream.fileno())
 
     def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
@@ -204,35 +209,49 @@ class TorchWriter:
         self._out.write(self.offsets[name] + start, buffer.pieces(runs))
 
 
-def _write_checksums(file: Path, stream: BinaryIO) -> None:
+@dataclass(frozen=True)
+class _Entry:
+    """Where data lie in a zip archive, and the two places of their checksum."""
+
+    start: int
+    size: int
+    checksums: tuple[int, int]
+
+
+def _write_checksums(file: Path) -> None:
     """Put the checksums of the data that were written after the zip archive was made."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(open(file, "r+b", buffering=0)) for _ in range(num_workers())]
+        work_through(list(_entries(file, streams[0])), [partial(_write_checksum, stream=each) for each in streams])
+
+
+def _entries(file: Path, stream: FileIO) -> Iterator[_Entry]:
     with zipfile.ZipFile(file) as archive:
         infos, position = archive.infolist(), archive.start_dir
     for info in infos:
         stream.seek(info.header_offset + 26)
         name_length, extra_length = struct.unpack("<HH", stream.read(4))
         start = info.header_offset + 30 + name_length + extra_length
-        checksum = struct.pack("<I", _checksum(stream, start, info.file_size))
-        if info.flag_bits & 8:  # sizes and checksum follow the data
-            _patch(stream, start + info.file_size + 4, checksum)
-        else:
-            _patch(stream, info.header_offset + 14, checksum)
+        behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
+        local = start + info.file_size + 4 if behind else info.header_offset + 14
+        yield _Entry(start, info.file_size, (local, position + 16))
         stream.seek(position + 28)
-        lengths = struct.unpack("<HHH", stream.read(6))
-        _patch(stream, position + 16, checksum)
-        position += 46 + sum(lengths)
+        position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
 
 
-def _checksum(stream: BinaryIO, start: int, size: int) -> int:
-    stream.seek(start)
-    value = 0
-    while size:
-        data = stream.read(min(size, _CRC_BLOCK))
-        value = zlib.crc32(data, value)
-        size -= len(data)
-    return value
+def _write_checksum(entry: _Entry, stream: FileIO) -> None:
+    stream.seek(entry.start)
+    value, left, buffer = 0, entry.size, memoryview(bytearray(min(entry.size, _CRC_BLOCK)))
+    while left:
+        size = stream.readinto(buffer[: min(left, _CRC_BLOCK)])
+        if not size:
+            raise OSError(errno.EIO, "is shorter than it was written")
+        value = zlib.crc32(buffer[:size], value)
+        left -= size
+    for position in entry.checksums:
+        _patch(stream, position, struct.pack("<I", value))
 
 
-def _patch(stream: BinaryIO, position: int, data: bytes) -> None:
+def _patch(stream: FileIO, position: int, data: bytes) -> None:
     stream.seek(position)
     stream.write(data)
