@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from mupscale_cli.methods import make_method
     from mupscale_cli.perturbation import Perturbation
     from mupscale_cli.plan import Plan
+    from mupscale_cli.preparing import StateOptions, plan_widening
     from mupscale_cli.pushing import Push, PushOptions, prepare_push
     from mupscale_cli.recipe import Recipe, load_recipe
     from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck
     from mupscale_cli.verifying import verify, verify_weights
-    from mupscale_cli.widening import StateOptions, Widened, plan_widening, widen
+    from mupscale_cli.widening import Widened, widen
 
 _PLACES = {
     "MupscaleError": "errors",

@@ -15,8 +15,9 @@ from mupscale_cli.checkpoint.source import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError
 from mupscale_cli.layout import DimMap
 from mupscale_cli.plan import Plan, make_plan, resolve_factors
+from mupscale_cli.preparing import describe, find_source
 from mupscale_cli.recipe import Recipe
-from mupscale_cli.widening import describe, find_source, widen
+from mupscale_cli.widening import widen
 
 if TYPE_CHECKING:
     from torch import nn

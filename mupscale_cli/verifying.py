@@ -17,6 +17,7 @@ from mupscale_cli.optimizer.files import find_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.preparing import choose_recipe, find_source
 from mupscale_cli.record import (
     METADATA_KEY,
     carried_state,
@@ -34,7 +35,7 @@ from mupscale_cli.verification import (
     train_checkpoints,
     verify_checkpoints,
 )
-from mupscale_cli.widening import Events, choose_recipe, find_source
+from mupscale_cli.widening import Events
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 

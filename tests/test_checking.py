@@ -9,8 +9,8 @@ from cli_runner import run
 from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.checking import check_model, smallest_factors
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.preparing import find_source
 from mupscale_cli.recipe import BUILT_IN, load_recipe
-from mupscale_cli.widening import find_source
 
 # Families of six shapes, each with a case in which every rule counts.
 FAMILIES = {"llama": "Llama-untied", "gemma": "Gemma3-tied", "gpt2": "GPT2-tied", "mixtral": "Mixtral-untied",
@@ -80,7 +80,7 @@ def test_every_mutation_is_noticed(name, saved, tmp_path):
 
 def _unused(lines, what, name, saved):
     """Whether the line that was changed is a rule, or an alternative, that this model does not follow."""
-    from mupscale_cli.widening import describe
+    from mupscale_cli.preparing import describe
 
     number = int(re.match(r"line (\d+)", what)[1])
     plan = describe(find_source(saved(FAMILIES[name])).checkpoint)

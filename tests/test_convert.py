@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from mupscale_cli.checkpoint.digest import safetensors_digest
 from mupscale_cli.convert import convert
-from mupscale_cli.widening import find_source, plan_widening, widen
+from mupscale_cli.preparing import find_source, plan_widening
+from mupscale_cli.widening import widen
 
 
 def digest(file):

@@ -8,9 +8,9 @@ from cli_runner import run
 from mupscale_cli.errors import PlanError
 from mupscale_cli.explain import Monomial, explain_rule, explain_tensor, parts_of
 from mupscale_cli.language import parse_layout
+from mupscale_cli.preparing import describe, find_source, plan_widening
 from mupscale_cli.recipe import load_recipe
 from mupscale_cli.scaling import OPTIMIZERS, multipliers
-from mupscale_cli.widening import describe, find_source, plan_widening
 
 CASES = {
     "Llama-tied": {"embed": 4, "kv": 2, "g": 3, "ffn": 2},

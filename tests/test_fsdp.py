@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import mupscale_cli
 from helpers import build
-from mupscale_cli.widening import StateOptions, widen
+from mupscale_cli.preparing import StateOptions
+from mupscale_cli.widening import widen
 
 TESTS = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from cli_runner import run
 from mupscale_cli.guidance import guidance
 from mupscale_cli.methods import make_method
 from mupscale_cli.perturbation import Perturbation
-from mupscale_cli.widening import plan_widening
+from mupscale_cli.preparing import plan_widening
 
 EMBEDDING = 50 * 48
 ATTENTION = 48 * 32 * 2 + 48 * 16 * 2  # queries and output of 4 heads of 8, keys and values of 2

@@ -17,7 +17,7 @@ from hub_server import TOKEN, HubServer
 from mupscale_cli.handoff import param_groups
 from mupscale_cli.hub.failures import explained, reported
 from mupscale_cli.hub.ids import HubId, parse_hub_id
-from mupscale_cli.widening import StateOptions, find_source
+from mupscale_cli.preparing import StateOptions, find_source
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ ORDER = [
     "verification.result", "memory", "environment", "verification.placement", "verification.precision",
     "verification.activations", "verification.inputs", "verification.models", "verification.optimizers",
     "verification.training", "verification.weights", "verification.run", "verification",
-    "widening", "pushing", "verifying", "jobs.steps", "jobs.standing", "jobs.planning", "jobs.doing",
+    "preparing", "widening", "pushing", "verifying", "jobs.steps", "jobs.standing", "jobs.planning", "jobs.doing",
     "jobs", "checking", "demo.training",
     "inferring.tiny", "inferring.architecture", "inferring.shapes", "inferring.axes", "inferring.candidates",
     "inferring.derived", "inferring.trials", "inferring.search", "inferring.write",
@@ -48,7 +48,7 @@ LATER = {  # imported when a command needs them, not when the module is
 NO_TORCH = ["errors", "specs", "maps", "perturbation", "methods", "guidance",
             "language", "document", "parts", "recipe", "matching", "layout", "plan", "scaling",
             "state", "blocks", "repeats", "checkpoint.journal", "memory", "ranks",
-            "checking", "record", "hyperparameters", "formats", "card", "widening", "pushing",
+            "checking", "record", "hyperparameters", "formats", "card", "preparing", "widening", "pushing",
             "cli.main"]  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from mupscale_cli.inferring.infer import infer, infer_own, infer_target
 from mupscale_cli.inferring.search import Budget
 from mupscale_cli.inferring.shapes import Idea, Monomial, polynomial, varied
 from mupscale_cli.inferring.tiny import TinyError, tiny_model, tiny_sizes
+from mupscale_cli.preparing import choose_recipe, find_source, plan_widening
 from mupscale_cli.recipe import load_recipe, model_types
-from mupscale_cli.widening import choose_recipe, find_source, plan_widening
 
 QUICK = Budget(trials=80, seconds=5, total=15)
 

@@ -15,12 +15,13 @@ from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.methods import METHODS, make_method
 from mupscale_cli.noise import noise_key
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.preparing import StateOptions, plan_widening
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.state import StateEntry, plan_state
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import build_reference_model
 from mupscale_cli.verifying import verify, verify_weights
-from mupscale_cli.widening import StateOptions, plan_widening, widen
+from mupscale_cli.widening import widen
 from training import random_loss, save_training
 
 GROWTHS = {

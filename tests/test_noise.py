@@ -16,7 +16,8 @@ from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.methods import make_method
 from mupscale_cli.noise import fill_normal, measured_std, noise_key
 from mupscale_cli.perturbation import Perturbation
-from mupscale_cli.widening import find_source, plan_widening, widen
+from mupscale_cli.preparing import find_source, plan_widening
+from mupscale_cli.widening import widen
 
 
 def normal(count, key=1, start=0):

@@ -9,11 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from cli_runner import run
 from helpers import build, mlp_tensors
@@ -21,10 +17,11 @@ from mupscale_cli.checkpoint.digest import RowBuffer
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
+from mupscale_cli.preparing import StateOptions
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify
-from mupscale_cli.widening import StateOptions, widen
+from mupscale_cli.widening import widen
 from training import save_training, trained
 
 Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"

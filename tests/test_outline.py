@@ -5,7 +5,7 @@ import pytest
 from mupscale_cli.cli.output import stdout
 from mupscale_cli.cli.tree import tensors_tree
 from mupscale_cli.outline import num_layers, numbers_text, outline
-from mupscale_cli.widening import plan_widening
+from mupscale_cli.preparing import plan_widening
 
 
 def leaves(nodes, before=""):

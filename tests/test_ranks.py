@@ -20,9 +20,10 @@ from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_
 from mupscale_cli.convert import convert
 from mupscale_cli.methods import make_method
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.preparing import find_source, plan_widening
 from mupscale_cli.ranks import ALONE, Ranks, joined
 from mupscale_cli.specs import TensorSpec
-from mupscale_cli.widening import find_source, plan_widening, widen
+from mupscale_cli.widening import widen
 
 SHARD = 30_000
 

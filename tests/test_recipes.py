@@ -9,9 +9,10 @@ import mupscale_cli
 from helpers import MLP_MODULE, MODELS, save_mlp
 from mupscale_cli.checking import check_model
 from mupscale_cli.errors import ConfigError
+from mupscale_cli.preparing import plan_widening
 from mupscale_cli.recipe import load_recipe, model_types
 from mupscale_cli.verification import VerifyOptions
-from mupscale_cli.widening import plan_widening, widen
+from mupscale_cli.widening import widen
 
 EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.

@@ -29,9 +29,10 @@ from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import PlanError
 from mupscale_cli.memory import give_back_freed
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.preparing import plan_widening
 from mupscale_cli.recipe import recipe_for
 from mupscale_cli.verifying import verify, verify_weights
-from mupscale_cli.widening import Events, plan_widening, widen
+from mupscale_cli.widening import Events, widen
 
 SECONDS = float(os.environ.get("MUPSCALE_SOAK_SECONDS", "120"))
 SEED = int(os.environ.get("MUPSCALE_SOAK_SEED", "0"))

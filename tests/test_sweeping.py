@@ -21,6 +21,7 @@ from helpers import build, randomise
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.plan import resolve_factors
+from mupscale_cli.preparing import choose_recipe, plan_widening
 from mupscale_cli.sweeping.command import fill, parse_command
 from mupscale_cli.sweeping.data import read_tokens, split
 from mupscale_cli.sweeping.grid import Grid, Point, learning_rates, make_grid
@@ -28,7 +29,7 @@ from mupscale_cli.sweeping.proxy import ProxyRequest, make_proxy, narrowed_confi
 from mupscale_cli.sweeping.result import Trial, find
 from mupscale_cli.sweeping.settings import Training
 from mupscale_cli.sweeping.training import evaluate, schedule, train
-from mupscale_cli.widening import choose_recipe, plan_widening, widen
+from mupscale_cli.widening import widen
 from training import save_training
 
 VOCAB = 50

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from helpers import T5, randomise
 from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.preparing import plan_widening
 from mupscale_cli.recipe import load_recipe
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verifying import verify
-from mupscale_cli.widening import plan_widening, widen
+from mupscale_cli.widening import widen
 from training import save_training
 
 EXACT = VerifyOptions(dtype="float64")

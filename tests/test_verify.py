@@ -13,6 +13,7 @@ from torch import nn
 from helpers import mlp_tensors, save_mlp, save_model
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.preparing import plan_widening
 from mupscale_cli.verification import CannotVerify, VerifyOptions, placement, run, verify_checkpoints
 from mupscale_cli.verification.activations import name_in, recording, store_scaled
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
@@ -20,7 +21,7 @@ from mupscale_cli.verification.models import build_reference_model, build_user_m
 from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import Comparison, Verification, compare
 from mupscale_cli.verifying import verify
-from mupscale_cli.widening import plan_widening, widen
+from mupscale_cli.widening import widen
 
 EXACT = VerifyOptions(dtype="float64")
 MLP = """

@@ -15,9 +15,10 @@ from mupscale_cli.checkpoint.digest import safetensors_digest
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.convert import convert
 from mupscale_cli.errors import OutputError, PlanError
+from mupscale_cli.preparing import plan_widening
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.precision import tolerance
-from mupscale_cli.widening import Events, plan_widening, widen
+from mupscale_cli.widening import Events, widen
 
 KIB = 1024
 

@@ -14,8 +14,8 @@ from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, comp
 from mupscale_cli.errors import Interrupted, PlanError
 from mupscale_cli.methods import DEFAULT_SHRINK, METHODS, Method, make_method
 from mupscale_cli.perturbation import MODES, SCALES, Mode, Perturbation, Scale
+from mupscale_cli.preparing import StateOptions
 from mupscale_cli.state import POLICIES
-from mupscale_cli.widening import StateOptions
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import VerifyOptions

@@ -116,7 +116,7 @@ def _is_document(source: str) -> bool:
 
 def _recorded(wide: str) -> dict[str, Any]:
     """What the last verification of a checkpoint found."""
-    from mupscale_cli.widening import find_source
+    from mupscale_cli.preparing import find_source
 
     record = find_source(wide, headers_only=True).checkpoint.record
     if record is None:

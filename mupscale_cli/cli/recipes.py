@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mupscale_cli import widening
+from mupscale_cli import preparing
 from mupscale_cli.checking import smallest_factors
 from mupscale_cli.cli import documents, explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.preparing import describe
 from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
-from mupscale_cli.widening import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def show_recipe(
     as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
-    source = widening.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
+    source = preparing.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
     if tensor is not None:
         if source is None:
@@ -189,14 +189,14 @@ def check_recipe(
         raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
     source = None
     if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
-        source = widening.find_source(checkpoint, headers_only=model is None).checkpoint
+        source = preparing.find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.report(as_json=as_json)
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
     num_tensors = None
     if source is not None:
-        num_tensors = len(widening.describe(source, recipe).tensors)
+        num_tensors = len(preparing.describe(source, recipe).tensors)
         tensors = output.counted(num_tensors, "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
         if model is None and not model_type:

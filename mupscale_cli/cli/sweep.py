@@ -9,7 +9,7 @@ import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted, SweepError
-from mupscale_cli.widening import Source, default_output, find_source
+from mupscale_cli.preparing import Source, default_output, find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.perturbation import Mode, Scale

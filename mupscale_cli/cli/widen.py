@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mupscale_cli import widening
+from mupscale_cli import preparing, widening
 from mupscale_cli.checkpoint.target import check_output
 from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
@@ -82,13 +82,13 @@ def widen(
     if push_to_hub is None and pushing != PushOptions():
         raise PlanError("the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`")
     repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-    source = widening.find_source(checkpoint, headers_only=True)
-    plan = widening.plan_widening(
+    source = preparing.find_source(checkpoint, headers_only=True)
+    plan = preparing.plan_widening(
         source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
         method=made, perturbation=perturbation,
     )  # fmt: skip
     state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
-    target = out or widening.default_output(source, number, axes)
+    target = out or preparing.default_output(source, number, axes)
     if tensor is not None and not dry_run:
         raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
     if dry_run:
@@ -127,8 +127,8 @@ def widen(
 
 
 def _fetched(
-    source: widening.Source, state: widening.StateOptions, plan: Plan, target: Path, *, overwrite: bool
-) -> widening.Source:
+    source: preparing.Source, state: preparing.StateOptions, plan: Plan, target: Path, *, overwrite: bool
+) -> preparing.Source:
     """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
     if missing := source.missing_bytes(state):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
@@ -148,7 +148,7 @@ def _telling_what_is_kept() -> Iterator[None]:
 
 
 def _show_plan(
-    source: widening.Source, plan: Plan, tensor: str | None, state: widening.StateOptions, target: Path,
+    source: preparing.Source, plan: Plan, tensor: str | None, state: preparing.StateOptions, target: Path,
     repository: HubId | None, *, as_json: bool,
 ) -> None:  # fmt: skip
     """What would be done, or what would become of one tensor."""

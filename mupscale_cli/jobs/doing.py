@@ -14,8 +14,9 @@ from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.jobs.standing import changed, is_still_verified, plan_of, why_not_there
 from mupscale_cli.jobs.steps import Done, JobPlan, PlannedStep, PushStep, VerifyStep, WidenStep
+from mupscale_cli.preparing import find_source
 from mupscale_cli.pushing import prepare_push, push_target
-from mupscale_cli.widening import Events, find_source, widen
+from mupscale_cli.widening import Events, widen
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import Verification, WeightsCheck

@@ -15,9 +15,9 @@ from mupscale_cli.jobs.standing import is_noted, plan_of, why_not_there
 from mupscale_cli.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.plan import Plan
+from mupscale_cli.preparing import Source, default_output, find_source
 from mupscale_cli.pushing import push_target
 from mupscale_cli.record import check_record
-from mupscale_cli.widening import Source, default_output, find_source
 
 _FLOAT64 = 8  # bytes
 

@@ -9,8 +9,8 @@ from typing import Any
 from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
 from mupscale_cli.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.plan import Plan
+from mupscale_cli.preparing import Source, plan_widening
 from mupscale_cli.record import check_record, output_changed, source_changed
-from mupscale_cli.widening import Source, plan_widening
 
 
 def plan_of(step: WidenStep, source: Source) -> Plan:

@@ -11,8 +11,9 @@ from mupscale_cli.errors import MupscaleError
 from mupscale_cli.methods import MUPSCALE, Method
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
+from mupscale_cli.preparing import StateOptions
 from mupscale_cli.pushing import PushOptions
-from mupscale_cli.widening import StateOptions, Widened
+from mupscale_cli.widening import Widened
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck

@@ -16,6 +16,7 @@ from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoint.target import copy_file, write_json
 from mupscale_cli.errors import MupscaleError, PlanError, SweepError
 from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.preparing import choose_recipe
 from mupscale_cli.recipe import Recipe
 from mupscale_cli.record import Origin, make_record
 from mupscale_cli.sweeping.data import Split
@@ -23,7 +24,6 @@ from mupscale_cli.sweeping.models import import_transformers
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Training
 from mupscale_cli.sweeping.training import Report, make_optimizer, run
 from mupscale_cli.verification.placement import choose_device
-from mupscale_cli.widening import choose_recipe
 
 _SEED = 1 << 16  # of its batches: no trial has it
 _OWN_PLACE = "train a smaller model yourself and give it in the checkpoint's place"

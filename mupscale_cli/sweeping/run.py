@@ -19,6 +19,7 @@ from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.pictures.canvas import check_matplotlib, save
 from mupscale_cli.pictures.sweep import draw_sweep
+from mupscale_cli.preparing import find_source, plan_widening
 from mupscale_cli.record import file_digest
 from mupscale_cli.sweeping.command import fill, parse_command, run_command
 from mupscale_cli.sweeping.grid import Point
@@ -27,7 +28,6 @@ from mupscale_cli.sweeping.result import Findings, Trial, find
 from mupscale_cli.sweeping.settings import PROXY_RECORD, Sweep
 from mupscale_cli.sweeping.study import Claim, Running, Study
 from mupscale_cli.sweeping.widened import folder, make_widened, remove_unneeded
-from mupscale_cli.widening import find_source, plan_widening
 
 RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"

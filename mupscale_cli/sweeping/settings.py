@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from mupscale_cli.errors import SweepError
 from mupscale_cli.perturbation import Mode, Scale
+from mupscale_cli.preparing import StateOptions
 from mupscale_cli.sweeping.grid import Grid
-from mupscale_cli.widening import StateOptions
 
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")

@@ -10,9 +10,10 @@ from typing import Any
 from filelock import FileLock
 
 from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.preparing import find_source
 from mupscale_cli.sweeping.grid import Point
 from mupscale_cli.sweeping.settings import Sweep
-from mupscale_cli.widening import find_source, widen
+from mupscale_cli.widening import widen
 
 
 def folder(sweep: Sweep) -> Path:

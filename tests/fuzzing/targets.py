@@ -36,6 +36,7 @@ from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, blank, check_structure, place_name, walk
 from mupscale_cli.optimizer.trainer import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.preparing import choose_recipe
 from mupscale_cli.recipe import load_recipe, recipe_files
 from mupscale_cli.record import (
     carried_state,
@@ -47,7 +48,6 @@ from mupscale_cli.record import (
 )
 from mupscale_cli.scaling import OPTIMIZERS
 from mupscale_cli.specs import TensorSpec
-from mupscale_cli.widening import choose_recipe
 
 MODELS = json.loads((Path(__file__).parent / "models.json").read_text())
 _MAX_CHANGES = 4
