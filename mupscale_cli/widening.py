@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError, PlanError
+from mupscale_cli.figures import bytes_text
 from mupscale_cli.methods import MUPSCALE, Method
 from mupscale_cli.optimizer.files import SCHEDULER, WideState, Writing, open_optimizer, resumed_files
 from mupscale_cli.perturbation import Perturbation
@@ -62,10 +63,12 @@ class Events:
     Attributes:
         phase: called with a name and a number of bytes when a phase begins.
         advance: called with the bytes just done.
+        note: called with what is good to know beside the result.
     """
 
     phase: Callable[[str, int], None] = lambda _name, _total: None
     advance: Callable[[int], None] = lambda _count: None
+    note: Callable[[str], None] = lambda _text: None
 
 
 def widen(
@@ -153,9 +156,12 @@ def widen(
         if journal is None:
             journal = Journal(staging.directory, _fingerprint(record, plan), {})
         staging.keep = partial(_is_worth_keeping, plan, journal)
+        for folder in staging.abandoned():
+            events.note(_abandoned_text(folder, resume=resume))
         if journal.shards:
             events.phase("checking what is finished", 0)
             done = check_finished(journal, found.tensors, digests)
+            events.note(_kept_text(len(done), len(journal.shards), len(plan.shards)))
             for name in journal.shards.keys() - done.keys():
                 del journal.shards[name]
             journal.save()
@@ -206,7 +212,8 @@ def _write(
         )
     journal = begun.journal if ranks.is_first else replace(begun.journal, shards={}, name=journal_name(ranks.rank))
     first, last = ranks.share(plan.num_bytes)
-    events.phase("widening", last - first)
+    part = "" if ranks.is_alone else f", part {ranks.rank + 1} of {ranks.size}"
+    events.phase(f"widening{part}", last - first)
     metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if source.is_file else {})}
     converted = convert(
         plan.shards, source.tensors, begun.directory, metadata=metadata, progress=events.advance, sources=digests,
@@ -218,7 +225,7 @@ def _write(
                   "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
     if carried is not None:
         first, last = ranks.share(carried.state.num_bytes)
-        events.phase("optimizer state", last - first)
+        events.phase(f"optimizer state{part}", last - first)
         record["optimizer_state"] = carried.write(begun.directory, events.advance, ranks, allow_nonfinite)
     return record if converted is not None else None
 
@@ -250,6 +257,22 @@ def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume:
         return found is not None and found.fingerprint == wanted
 
     return read_journal(staging.directory) if resume and staging.resume(is_wanted) else None
+
+
+def _abandoned_text(folder: Path, *, resume: bool) -> str:
+    """What is said of a folder that a killed run left."""
+    size = bytes_text(sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
+    why = (
+        "it was begun from another source or with other options" if resume else "`--resume` would have gone on with it"
+    )
+    return f"`{folder}` ({size}) was left by a run that was killed; {why}; remove it if nobody needs it"
+
+
+def _kept_text(num_good: int, num_noted: int, num_all: int) -> str:
+    """What is said of the files of a killed run that is continued."""
+    changed = num_noted - num_good
+    again = f"; {changed} more had changed since, and {'is' if changed == 1 else 'are'} made again" if changed else ""
+    return f"{num_good} of {num_all} files were finished before and are kept{again}"
 
 
 def _is_worth_keeping(plan: Plan, journal: Journal, error: BaseException) -> bool:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -161,8 +162,12 @@ def test_a_finished_shard_that_changed_is_made_again(saved, tmp_path, undisturbe
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True)
+    notes = []
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True, events=Events(note=notes.append))
     same_but_record(contents(target), undisturbed)
+    (note,) = notes
+    pattern = r"\d of \d+ files were finished before and are kept; 1 more had changed since, and is made again"
+    assert re.fullmatch(pattern, note)
 
 
 def test_shards_of_a_source_that_changed_are_made_again(saved, tmp_path, copied):
@@ -177,10 +182,18 @@ def test_shards_of_a_source_that_changed_are_made_again(saved, tmp_path, copied)
 
 def test_another_plan_is_not_resumed(saved, tmp_path):
     source, target = saved("Llama-tied"), tmp_path / "wide"
-    interrupted(source, target)
-    widen(source, target, 3, max_shard_size=SHARD, verify=False, resume=True)
+    folder, _ = interrupted(source, target)
+    notes = []
+    events = Events(note=notes.append)
+    widen(source, target, 3, max_shard_size=SHARD, verify=False, resume=True, events=events)
     widen(source, tmp_path / "again", 3, max_shard_size=SHARD, verify=False)
     assert contents(target) == contents(tmp_path / "again")
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, overwrite=True, events=events)
+    other, unused = notes  # of a folder that stays where it is
+    assert str(folder) in other
+    assert "was begun from another source or with other options" in other
+    assert "`--resume` goes on with such a one" in unused
+    assert folder.is_dir()
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])

@@ -1,16 +1,25 @@
 """How much a command says, where, and in which dress: `--quiet`, `-v`, `--debug`, NO_COLOR, COLUMNS, TERM."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from cli_runner import run
+from mupscale_cli.cli.render import print_verification, why_not
+from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.result import StoredCheck
+from mupscale_cli.verifying import verify
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 ROOT = Path(mupscale_cli.__file__).parent.parent
@@ -31,6 +40,36 @@ def test_quiet_leaves_what_a_script_would_use(saved, tmp_path, wide):
     failed = run("verify", str(tmp_path), "-q")
     assert failed.code == 2
     assert failed.err.startswith("error:")
+
+
+def test_quiet_says_what_is_wrong(saved, tmp_path, wide):
+    broken = tmp_path / "broken"
+    shutil.copytree(wide, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] *= 2
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    source = str(saved("Llama-tied"))
+    result = run("verify", source, str(broken), "--weights", "--quiet")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "`model.norm.weight` differs, first at element (3,)\n"
+    result = run("verify", source, str(broken), "--quiet")
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"the models differ, first in `.*norm`, by .* relative\n", result.err)
+
+
+def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, wide):
+    found = verify(wide, saved("Llama-tied"), options=VerifyOptions(steps=1))
+    assert found.agrees
+    assert found.training is not None
+    stored = StoredCheck("exp_avg of model.norm.weight", 560.0)
+    found = replace(found, training=replace(found.training, stored=stored))
+    console = Console(file=io.StringIO(), width=200)
+    print_verification(console, found)
+    said = console.file.getvalue()
+    assert "the stored `exp_avg of model.norm.weight` is not c R(W): 5.6e+02 units in the last place off" in said
+    assert "what is stored is not what was planned" in said
+    assert "the models differ" not in said
+    assert why_not(found) == "what is stored is not what was planned: `exp_avg of model.norm.weight`"
 
 
 def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):

@@ -18,6 +18,7 @@ from mupscale_cli.checkpoint.header import encode_header
 from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
 from mupscale_cli.errors import OutputError, OutputExistsError
+from mupscale_cli.figures import bytes_text
 from mupscale_cli.specs import TensorSpec
 
 LOCK = ".lock"  # in the temporary directory
@@ -69,9 +70,7 @@ class Staging:
             OutputError: the other run is still at work.
         """
         with reported(self.output):
-            for folder in sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*")):
-                if folder.is_symlink():  # no run makes one
-                    continue
+            for folder in self._folders():
                 lock = try_lock(folder / LOCK)
                 if lock is None:
                     raise OutputError(
@@ -82,6 +81,21 @@ class Staging:
                     return True
                 lock.release()
         return False
+
+    def abandoned(self) -> list[Path]:
+        """What killed runs left that nobody goes on with."""
+        found = []
+        with reported(self.output):
+            for folder in self._folders():
+                if folder != self.directory and (lock := try_lock(folder / LOCK)) is not None:
+                    lock.release()
+                    found.append(folder)
+        return found
+
+    def _folders(self) -> list[Path]:
+        """The temporary directories of this output, of whichever run."""
+        folders = sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*"))
+        return [folder for folder in folders if not folder.is_symlink()]  # no run makes a link
 
     def clear(self, *kept: str) -> None:
         """Remove everything but some files."""
@@ -162,7 +176,7 @@ def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bo
     free = shutil.disk_usage(existing).free
     if needed_bytes + _DISK_SLACK > free:
         raise OutputError(
-            f"not enough disk: the output takes {needed_bytes / 1e9:.2f} GB, `{existing}` has {free / 1e9:.2f} GB free",
+            f"not enough disk: the output takes {bytes_text(needed_bytes)}, `{existing}` has {bytes_text(free)} free",
             hint="free some space, or write to another disk with `-o`",
         )
 

@@ -33,13 +33,13 @@ def shown(console: Console, *, live: bool, clock: Callable[[], float] = time.mon
     """
     if not live:
         lines = _Lines(console, clock)
-        yield Events(lines.phase, lines.advance)
+        yield Events(lines.phase, lines.advance, lines.note)
         return
     width = max(8, min(40, console.width - _NAME_WIDTH - _FIGURES_WIDTH))
     columns = (TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"), BarColumn(bar_width=width), _Figures())
     with Progress(*columns, console=console, transient=True, get_time=clock) as progress:
         bars = _Bars(progress)
-        yield Events(bars.phase, bars.advance)
+        yield Events(bars.phase, bars.advance, bars.note)
         bars.end()
 
 
@@ -69,6 +69,9 @@ class _Bars:
     def advance(self, count: int) -> None:
         if self._current is not None:
             self._progress.advance(self._current, count)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, soft_wrap=True)
 
     def end(self) -> None:
         """Leave a line of the phase that ends."""
@@ -110,6 +113,9 @@ class _Lines:
             left = time_text(max(0, self._total - self._done) / speed)
             self._print(f"{self._name}: {self._done / self._total:.0%}, {bytes_text(self._done)} of "
                         f"{bytes_text(self._total)}, {bytes_text(speed)}/s, {left} left")  # fmt: skip
+
+    def note(self, text: str) -> None:
+        self._print(text)
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

@@ -205,10 +205,29 @@ def print_verification(console: Console, found: Verification) -> None:
         trained += " without its noise" if found.training and found.training.without_noise else ""
         console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
         return
-    console.print(f"[bold red]the models differ[/] ({escape(where)})")
+    console.print(f"[bold red]{_verdict(found)}[/] ({escape(where)})")
     if found.first_difference is not None:
         first = found.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
+
+
+def _verdict(found: Verification) -> str:
+    only_stored = found.training is not None and found.training.steps_agree and found.first_difference is None
+    return "what is stored is not what was planned" if only_stored else "the models differ"
+
+
+def why_not(found: Verification) -> str:
+    """What is wrong with models that do not agree, in a line."""
+    if found.weights is not None and not found.weights.agrees:
+        return "; ".join(found.weights.differences)
+    if not found.keeps_function:
+        return "not what was planned"
+    training = found.training
+    if training is not None and training.steps_agree and not training.is_stored_well:
+        return f"{_verdict(found)}: `{training.stored.what}`"
+    first = found.first_difference or (training.first_difference if training is not None else None)
+    where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
+    return f"{_verdict(found)}{where}"
 
 
 def _print_other_function(console: Console, found: Verification) -> None:
@@ -265,11 +284,15 @@ def _print_training(console: Console, found: TrainingVerification) -> None:
         markup=False,
     )
     console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
-    console.print(
-        f"stored weights{' and state' if found.carried else ''} are within {found.stored.units:.2g} units in the last "
-        f"place of c R(W) (`{found.stored.what}`)",
-        markup=False,
-    )
+    stored, place = "weights and state" if found.carried else "weights", "units in the last place"
+    if found.is_stored_well:
+        text = f"stored {stored} are within {found.stored.units:.2g} {place} of c R(W) (`{found.stored.what}`)"
+        console.print(text, markup=False)
+    else:
+        text = (
+            f"the stored `{found.stored.what}` is not c R(W): it is {found.stored.units:.2g} {place} off, tolerance 1"
+        )
+        console.print(text, style="bold red", markup=False)
     if not found.agrees and found.first_difference is not None:
         first = found.first_difference
         text = f"first update that went wrong: `{first.what}`, off by {first.max_rel:.1e} relative"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What configs call the number of attention heads, and of those that share keys and values.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_POLICIES = {"copy": "state widened", "reset-new": "state widened, of new units anew", "reset": "begins anew"}
 _SECTIONS = ("", "text_config.", "thinker_config.text_config.")
 
 
@@ -97,7 +98,7 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
     if growth:
         yield "growth", Text(growth)
     if state := result.record["optimizer_state"]:
-        yield "optimizer", Text(f"state widened: {state['file']} ({state['policy']})")
+        yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")
 
 

@@ -77,7 +77,14 @@ def verify(
     if report is not None:  # of models that differ, it is wanted most
         write_report(report, wide, narrow, found)
     if not found.agrees:
+        _tell_quietly(render.why_not(found))
         raise typer.Exit(1)
+
+
+def _tell_quietly(why: str) -> None:
+    """What is wrong, where no report says it."""
+    if output.is_quiet():
+        output.stderr().print(why, markup=False, soft_wrap=True)
 
 
 def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
@@ -120,4 +127,5 @@ def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool
     else:
         render.print_weights(output.report(), found)
     if not found.agrees:
+        _tell_quietly("\n".join(found.differences))
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoint.source import open_checkpoint
 from mupscale_cli.errors import MupscaleError, RunError
+from mupscale_cli.figures import bytes_text
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.jobs.standing import changed, is_still_verified, plan_of, why_not_there
 from mupscale_cli.jobs.steps import Done, JobPlan, PlannedStep, PushStep, VerifyStep, WidenStep
@@ -53,8 +54,8 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
     for disk in job.disks:
         if not disk.has_room:
             raise RunError(
-                f"not enough disk: the outputs take {disk.needed / 1e9:.2f} GB, `{disk.place}` has "
-                f"{disk.free / 1e9:.2f} GB free",
+                f"not enough disk: the outputs take {bytes_text(disk.needed)}, `{disk.place}` has "
+                f"{bytes_text(disk.free)} free",
                 hint="free some space, or write to another disk",
             )
     for one in job.steps:  # before the work, not after it

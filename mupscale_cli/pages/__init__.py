@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.language import suggest
+
+_INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)")
 
 
 def page_titles() -> dict[str, str]:
@@ -15,7 +18,7 @@ def page_titles() -> dict[str, str]:
 
 
 def page_text(topic: str) -> str:
-    """A page, as Markdown.
+    """A page, as Markdown; of links into the sources only where they lead to, since a reader may not have those.
 
     Raises:
         MupscaleError: there is none of this name.
@@ -23,4 +26,5 @@ def page_text(topic: str) -> str:
     titles = page_titles()
     if topic not in titles:
         raise MupscaleError(f"there is no page `{topic}`", hint=suggest(topic, titles))
-    return Path(__file__).with_name(f"{topic}.md").read_text(encoding="utf-8")
+    text = Path(__file__).with_name(f"{topic}.md").read_text(encoding="utf-8")
+    return _INTO_SOURCES.sub(lambda link: f"{link[1]} (`{link[2]}` of the sources)", text)

@@ -178,9 +178,18 @@ class TrainingVerification:
         return math.inf if any(map(math.isnan, errors)) else max(errors)
 
     @property
+    def steps_agree(self) -> bool:
+        """Whether both models were trained alike, each from what it should have been stored as."""
+        return self.max_rel <= self.tolerance and self.weights.max_rel <= self.weights_tolerance
+
+    @property
+    def is_stored_well(self) -> bool:
+        """Whether weights and state are stored as planned, up to rounding."""
+        return self.stored.units <= 1
+
+    @property
     def agrees(self) -> bool:
-        losses_agree, weights_agree = self.max_rel <= self.tolerance, self.weights.max_rel <= self.weights_tolerance
-        return losses_agree and weights_agree and self.stored.units <= 1
+        return self.steps_agree and self.is_stored_well
 
     def as_record(self) -> dict[str, Any]:
         """The figures as mupscale.json and `--json` show them."""
