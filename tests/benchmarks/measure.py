@@ -21,14 +21,14 @@ from mupscale_cli.checkpoint.header import encode_header
 from mupscale_cli.specs import TensorSpec
 
 
-def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16) -> Path:
+def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16, hidden: int = 1024) -> Path:
     """A Llama checkpoint of about this size with random weights and no model behind it; returns the directory."""
-    hidden, layers = 1024, 0
+    heads = hidden // 64
     per_layer = 12 * hidden * hidden * dtype.itemsize
     layers = max(1, round(num_bytes / per_layer))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": 512,
-        "intermediate_size": 8 * hidden // 3 // 256 * 256, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "intermediate_size": 8 * hidden // 3 // 256 * 256, "num_attention_heads": heads, "num_key_value_heads": heads,
         "num_hidden_layers": layers, "tie_word_embeddings": True, "head_dim": 64,
     }  # fmt: skip
     ffn = config["intermediate_size"]

@@ -21,6 +21,7 @@ import torch
 from measure import peak_bytes, report, save_adam, save_llama
 
 _LIBRARIES = "import torch, mupscale_cli.widening, mupscale_cli.convert"
+_OF_STATES = {"dcp": "import mupscale_cli.optimizer.distributed"}  # torch.distributed.checkpoint takes a second or two
 STATES = ("safetensors", "pt", "dcp")
 WRITTEN = ("buffered", "synced")
 
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint")
     parser.add_argument("--factors", nargs="*", default=["2", "4", "3", "kv=2,ffn=4"], help="numbers, or AXIS=K,...")
+    parser.add_argument("--hidden", type=int, default=1024, help="hidden size of the narrow model")
     parser.add_argument("--states", nargs="*", default=list(STATES), help="formats of optimizer state, widened by 2")
     parser.add_argument("--written", nargs="+", default=list(WRITTEN))
     parser.add_argument("--repetitions", type=int, default=3)
@@ -82,16 +84,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
-    libraries = peak_bytes(_LIBRARIES)
     cases = [(factors, "none") for factors in options.factors] + [("2", state) for state in options.states]
     for factors, state in cases:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
             # With Adam's moments in float32, five times as large for bfloat16.
-            save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
+            size = options.megabytes * 10**6 // (1 if state == "none" else 5)
+            save_llama(source, size, hidden=options.hidden)
             if state != "none":
                 save_adam(source, state)
-            beyond = (peak_bytes(f"{_LIBRARIES}\n{widening(source, wide, factors, sync=False)}") - libraries) / 1e6
+            libraries = f"{_LIBRARIES}\n{_OF_STATES.get(state, '')}"
+            code = f"{libraries}\n{widening(source, wide, factors, sync=False)}"
+            beyond = (peak_bytes(code) - peak_bytes(libraries)) / 1e6
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             for written in options.written:
                 sync = written == "synced"
@@ -100,7 +104,7 @@ def main() -> None:
                     wall, cpu = timed(copying(wide, copy), copy, size, synced=copy if sync else None)
                     shutil.rmtree(copy)
                     shutil.rmtree(wide)
-                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), copy, size, _LIBRARIES)
+                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), copy, size, libraries)
                     ratios.append((ours / wall, ours_cpu / cpu))
                 walls, cpus = zip(*ratios, strict=True)
                 told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
