@@ -262,9 +262,7 @@ def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume:
 def _abandoned_text(folder: Path, *, resume: bool) -> str:
     """What is said of a folder that a killed run left."""
     size = bytes_text(sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
-    why = (
-        "it was begun from another source or with other options" if resume else "`--resume` would have gone on with it"
-    )
+    why = "it was begun from another source or with other options" if resume else "`--resume` goes on with such a one"
     return f"`{folder}` ({size}) was left by a run that was killed; {why}; remove it if nobody needs it"
 
 

@@ -230,7 +230,10 @@ def test_the_readme_and_the_command_list_every_page():
     shown = run("help").out
     assert all(name in shown for name in page_titles())
     for page in PAGES:
-        assert run("help", page.stem).out == page.read_text()
+        shown = run("help", page.stem).out
+        assert "](../" not in shown  # whoever has no sources cannot follow
+        links = re.sub(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)", r"\1 (`\2` of the sources)", page.read_text())
+        assert shown == links
 
 
 # Python -------------------------------------------------------------------------------------------

@@ -289,9 +289,7 @@ def _print_training(console: Console, found: TrainingVerification) -> None:
         text = f"stored {stored} are within {found.stored.units:.2g} {place} of c R(W) (`{found.stored.what}`)"
         console.print(text, markup=False)
     else:
-        text = (
-            f"the stored `{found.stored.what}` is not c R(W): it is {found.stored.units:.2g} {place} off, tolerance 1"
-        )
+        text = f"the stored `{found.stored.what}` is not c R(W): {found.stored.units:.2g} {place} off, tolerance 1"
         console.print(text, style="bold red", markup=False)
     if not found.agrees and found.first_difference is not None:
         first = found.first_difference
