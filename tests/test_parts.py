@@ -43,7 +43,7 @@ CONFIG = {"text_config": {"n": 2, "groups": 2, "scale": 3}, "vision_config": {"m
 def recipes(tmp_path, monkeypatch):
     for name, text in (("inner", INNER), ("other", OTHER), ("outer", OUTER)):
         (tmp_path / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr("mupscale_cli.recipe.model_types", lambda: {"other": [(None, "other")]})
+    monkeypatch.setattr("mupscale_cli.recipe.model_types", lambda _containing: {"other": [(None, "other")]})
     return tmp_path
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mupscale_cli.errors import RecipeError
-from mupscale_cli.recipe import load_recipe, recipe_files
+from mupscale_cli.recipe import load_recipe, model_types, recipe_files
 
 SMALL = """
 match: {model_type: [small]}
@@ -99,3 +99,10 @@ def test_sections_that_must_be_there(write):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(RecipeError, match="cannot read the recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_recipes_that_do_not_mention_a_type_need_not_be_read():
+    everything = model_types()
+    for model_type, recipes in everything.items():
+        assert [name for _, name in model_types(model_type)[model_type]] == [name for _, name in recipes]
+    assert len(model_types("granitemoehybrid")) < len(everything) / 4
