@@ -156,8 +156,8 @@ def widen(
         if journal is None:
             journal = Journal(staging.directory, _fingerprint(record, plan), {})
         staging.keep = partial(_is_worth_keeping, plan, journal)
-        for folder in staging.abandoned():
-            events.note(_abandoned_text(folder, resume=resume))
+        for folder, num_bytes in staging.abandoned().items():
+            events.note(_abandoned_text(folder, num_bytes, resume=resume))
         if journal.shards:
             events.phase("checking what is finished", 0)
             done = check_finished(journal, found.tensors, digests)
@@ -259,11 +259,12 @@ def _journal(staging: Staging, record: Mapping[str, Any], plan: Plan, *, resume:
     return read_journal(staging.directory) if resume and staging.resume(is_wanted) else None
 
 
-def _abandoned_text(folder: Path, *, resume: bool) -> str:
+def _abandoned_text(folder: Path, num_bytes: int, *, resume: bool) -> str:
     """What is said of a folder that a killed run left."""
-    size = bytes_text(sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
     why = "it was begun from another source or with other options" if resume else "`--resume` goes on with such a one"
-    return f"`{folder}` ({size}) was left by a run that was killed; {why}; remove it if nobody needs it"
+    return (
+        f"`{folder}` ({bytes_text(num_bytes)}) was left by a run that was killed; {why}; remove it if nobody needs it"
+    )
 
 
 def _kept_text(num_good: int, num_noted: int, num_all: int) -> str:

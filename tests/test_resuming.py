@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import mupscale_cli.checkpoint.target as target_module
 from cli_runner import run
 from mupscale_cli import convert as convert_module
 from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, leaf_sums, safetensors_digest
@@ -194,6 +195,20 @@ def test_another_plan_is_not_resumed(saved, tmp_path):
     assert "was begun from another source or with other options" in other
     assert "`--resume` goes on with such a one" in unused
     assert folder.is_dir()
+
+
+def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monkeypatch):
+    folder, _ = interrupted(saved("Llama-tied"), tmp_path / "wide")
+    locked = target_module.try_lock
+
+    def refused(file):
+        if file.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return locked(file)
+
+    monkeypatch.setattr(target_module, "try_lock", refused)
+    widen(saved("Llama-tied"), tmp_path / "wide", 2, max_shard_size=SHARD, verify=False)
+    assert (tmp_path / "wide").is_dir()
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])

@@ -82,14 +82,19 @@ class Staging:
                 lock.release()
         return False
 
-    def abandoned(self) -> list[Path]:
-        """What killed runs left that nobody goes on with."""
-        found = []
-        with reported(self.output):
-            for folder in self._folders():
-                if folder != self.directory and (lock := try_lock(folder / LOCK)) is not None:
+    def abandoned(self) -> dict[Path, int]:
+        """What killed runs left that nobody goes on with, and how many bytes; but for what cannot be looked into."""
+        found = {}
+        for folder in self._folders():
+            if folder == self.directory:
+                continue
+            try:
+                lock = try_lock(folder / LOCK)
+                if lock is not None:
                     lock.release()
-                    found.append(folder)
+                    found[folder] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            except OSError:  # another user's, or just removed: no reason to stop
+                continue
         return found
 
     def _folders(self) -> list[Path]:
