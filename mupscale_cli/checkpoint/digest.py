@@ -70,9 +70,9 @@ def leaf_sums(data: memoryview, leaf_bytes: int) -> array[int]:
 
     A multilinear hash (Lemire & Kaser 2014) of the leaf's 32-bit words x_i: the sum of c_i x_i modulo 2^64, with
     random c_i. A change of one word always shows, and two different leaves of at most a segment have the same sum
-    with a probability of about 2^-32. It is computed as two products of a matrix of 64-bit words with a vector, of which
-    the second one reads the words at an offset of 32 bits: with w and v as vectors, c is w_i + 2^32 v_(i-1) for the
-    lower half of word i and v_i + 2^32 w_i for the upper one.
+    with a probability of about 2^-32. It is computed as two products of a matrix of 64-bit words with a vector, of
+    which the second one reads the words at an offset of 32 bits: with w and v as vectors, c is w_i + 2^32 v_(i-1)
+    for the lower half of word i and v_i + 2^32 w_i for the upper one.
 
     Args:
         data: leaves, one after the other.
