@@ -15,7 +15,7 @@ import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
 from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, RowBuffer, Runs, TensorDigest
-from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.checkpoint.target import ShardWriter
@@ -64,7 +64,7 @@ class Converted:
 
 def convert(
     shards: Sequence[Shard],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, Stored],
     directory: Path,
     *,
     metadata: Mapping[str, str],
@@ -208,7 +208,7 @@ def _converted(shards: Sequence[FinishedShard]) -> Converted:
 
 def write_tensors(
     tensors: Iterable[TensorPlan],
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Stored],
     writer: Writer,
     *,
     progress: Progress = lambda _: None,
@@ -252,7 +252,7 @@ class _Job:
     """A block of a tensor."""
 
     tensor: TensorPlan
-    stored: StoredTensor
+    stored: Stored
     block: Block
     noise: _TensorNoise | None
 
@@ -273,7 +273,7 @@ class _Room:
         buffer = self._buffers[use]
         return memoryview(buffer)[:size], torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(*shape)
 
-    def rows(self, tensor: TensorPlan, stored: StoredTensor, start: int, count: int) -> torch.Tensor:
+    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> torch.Tensor:
         """Rows of the source, (rows, columns)."""
         size = DTYPES[tensor.source.dtype].size
         columns = math.prod(dim.size for dim in tensor.dims[1:])
@@ -286,7 +286,7 @@ class _Room:
 
 def _jobs(
     tensors: Iterable[TensorPlan],
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Stored],
     block_bytes: int,
     room: _Room,
     stds: dict[str, float],
@@ -302,7 +302,7 @@ def _jobs(
             continue
         place = stored[tensor.source.name]
 
-        def rows(start: int, count: int, tensor: TensorPlan = tensor, place: StoredTensor = place) -> torch.Tensor:
+        def rows(start: int, count: int, tensor: TensorPlan = tensor, place: Stored = place) -> torch.Tensor:
             found = room.rows(tensor, place, start, count)
             nonfinite.note(tensor, found, start)  # before anything is computed of it
             return found

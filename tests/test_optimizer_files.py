@@ -15,8 +15,9 @@ from cli_runner import run
 from helpers import build, mlp_tensors
 from mupscale_cli.checkpoint.digest import RowBuffer
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
+from mupscale_cli.optimizer.archives import ArchiveWriter, blank_file, write_checksums
 from mupscale_cli.optimizer.loading import load_state
-from mupscale_cli.optimizer.torchfile import TorchWriter, blank, read_torch_file
+from mupscale_cli.optimizer.torchfile import blank, read_torch_file
 from mupscale_cli.preparing import StateOptions
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.verification import VerifyOptions
@@ -205,7 +206,7 @@ def test_what_is_wrong_in_a_distributed_checkpoint_is_told(run_in_progress, tmp_
 def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OutputError, match="PytorchStreamWriter"):
-        TorchWriter(tmp_path / "x.pt", {})
+        blank_file(tmp_path / "x.pt", {})
 
 
 # Policies and kinds ---------------------------------------------------------------------------
@@ -294,10 +295,13 @@ def buffer(tensor):
 
 def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
-    with TorchWriter(tmp_path / "x.pt", {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}) as writer:
+    content = {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}
+    blanks = blank_file(tmp_path / "x.pt", content)
+    with ArchiveWriter(blanks) as writer:
         writer.write("a/0", 4, buffer(torch.full((4,), 2.0).bfloat16()), ((0, 8),))
         writer.write("a/0", 0, buffer(torch.full((2,), 1.0).bfloat16()), ((0, 4),))
         writer.write("b", 0, buffer(torch.tensor(7)), ((0, 8),))
+    write_checksums(blanks, [{name: checksum.stretches for name, checksum in writer.checksums.items()}])
     found = torch.load(tmp_path / "x.pt", weights_only=True)
     assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
     assert (found["b"].item(), found["c"]) == (7, [1, "x"])

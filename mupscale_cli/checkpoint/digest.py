@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mupscale_cli.checkpoint.header import StoredTensor, read_header
+from mupscale_cli.checkpoint.header import Stored, read_header
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.specs import DTYPES, TensorSpec
 
@@ -285,7 +285,7 @@ def tensor_digests(specs: Iterable[TensorSpec]) -> dict[str, TensorDigest]:
     return {spec.name: TensorDigest(spec) for spec in specs}
 
 
-def complete(digest: TensorDigest, tensor: StoredTensor, reader: RowReader) -> bytes:
+def complete(digest: TensorDigest, tensor: Stored, reader: RowReader) -> bytes:
     """The hash of a stored tensor, reading it only if something of it is missing.
 
     Raises:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeGuard
+from typing import BinaryIO, Protocol, TypeGuard
 
 from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.specs import DTYPES, TensorSpec
@@ -26,8 +26,38 @@ _MAX_BYTES = 2**63  # of a tensor, as far as files can reach
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring bytes of a tensor that are neighbours in a file too.
+
+    Attributes:
+        file: the file that holds them.
+        offset: of the first one, from the start of the file.
+        num_bytes: how many.
+    """
+
+    file: Path
+    offset: int
+    num_bytes: int
+
+
+class Stored(Protocol):
+    """A tensor whose bytes are in files."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Name, data type and shape."""
+
+    def stretches(self, start: int, num_bytes: int) -> Iterable[Stretch]:
+        """Where its bytes are, from byte `start` on, in their order.
+
+        Raises:
+            CheckpointError: some of them are nowhere.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and where its bytes are.
+    """A tensor whose bytes lie together.
 
     Attributes:
         spec: name, data type and shape.
@@ -38,6 +68,10 @@ class StoredTensor:
     spec: TensorSpec
     file: Path
     offset: int
+
+    def stretches(self, start: int, num_bytes: int) -> Iterable[Stretch]:
+        """Where its bytes are, from byte `start` on: in one place."""
+        return (Stretch(self.file, self.offset + start, num_bytes),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from mupscale_cli.checkpoint.header import Header, StoredTensor, read_header
+from mupscale_cli.checkpoint.header import Header, Stored, StoredTensor, read_header
 from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.specs import TensorSpec
 
@@ -381,22 +381,27 @@ class RowReader:
             self._stream.close()
         self._file = self._stream = None
 
-    def read(self, tensor: StoredTensor, start: int, into: memoryview) -> None:
+    def read(self, tensor: Stored, start: int, into: memoryview) -> None:
         """Fill a buffer with the bytes of a tensor from its byte `start` on.
 
         Raises:
-            CheckpointError: the file ends before its header says, as when it shrinks meanwhile.
+            CheckpointError: a file ends before its header says, as when it shrinks meanwhile.
         """
-        if self._file != tensor.file or self._stream is None:
-            self.close()
-            self._stream = open(tensor.file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-            self._file = tensor.file
-        self._stream.seek(tensor.offset + start)
         done = 0
-        while done < len(into):
-            count = self._stream.readinto(into[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CheckpointError(
-                    f"`{tensor.file}` ended in the middle of `{tensor.spec.name}`: it was changed while it was read"
-                )
-            done += count
+        for stretch in tensor.stretches(start, len(into)):
+            stream = self._opened(stretch.file)
+            stream.seek(stretch.offset)
+            end = done + stretch.num_bytes
+            while done < end:
+                count = stream.readinto(into[done:end])  # type: ignore[attr-defined]
+                if not count:
+                    where = f"`{stretch.file}` ended in the middle of `{tensor.spec.name}`"
+                    raise CheckpointError(f"{where}: it was changed while it was read")
+                done += count
+
+    def _opened(self, file: Path) -> BinaryIO:
+        if self._file != file or self._stream is None:
+            self.close()
+            self._stream = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self._file = file
+        return self._stream

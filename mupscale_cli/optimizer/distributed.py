@@ -1,92 +1,48 @@
-"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate), in one process.
-
-Tensors are read, widened and written one after the other, so memory is that of the largest one.
-"""
+"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate): read and written without their tensors."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from mupscale_cli.convert import expand_whole
+from mupscale_cli.checkpoint.source import is_file_name
 from mupscale_cli.errors import CheckpointError, MupscaleError
-from mupscale_cli.finite import NonFinite
-from mupscale_cli.optimizer.content import WideContent, locate_optimizer, widen_content
-from mupscale_cli.optimizer.files import Progress, StateFile, WideState, Writing
-from mupscale_cli.optimizer.order import names_by_order
-from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, check_structure, place_name, walk
-from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.optimizer.archives import Blank, blanks_of, write_blank
+from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
+from mupscale_cli.optimizer.content import locate_optimizer
+from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, check_structure, place_name
+from mupscale_cli.optimizer.torchstate import TreeState
 from mupscale_cli.specs import TensorSpec
-from mupscale_cli.state import Policy
 
 
-@dataclass(frozen=True)
-class DistributedState:
-    """A distributed checkpoint that holds an optimizer's state dict somewhere.
-
-    Attributes:
-        path: the folder.
-        content: what it holds, nested, with blank tensors.
-        keys: the flat key of each tensor, by its name.
-        root: where the optimizer's state dict is.
-        config: config.json of the weights.
-    """
-
-    path: Path
-    content: Any
-    keys: Mapping[str, str]
-    root: Place
-    config: Mapping[str, Any] | None
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for _, tensor in walk(self.content))
-
-    def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (torch decides)
-        """Plan the widened checkpoint.
-
-        Raises:
-            MupscaleError: it does not belong to the weights, or has entries that are not understood.
-        """
-        specs = {
-            id(tensor): TensorSpec(place_name(place), DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
-            for place, tensor in walk(self.content)
-        }
-        wide = widen_content(
-            self.content, specs, self.root, plan, policy,
-            self.config, lambda groups, states: names_by_order(self.config, groups, states),
-        )  # fmt: skip
-
-        def write(how: Writing) -> StateFile | None:
-            if not how.ranks.is_first:
-                return None
-            nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
-            _save(wide, self, how, nonfinite)
-            return StateFile(how.name, nonfinite.counts)
-
-        groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
-        size = sum(tensor.target.num_bytes for tensor in wide.tensors)
-        return WideState(size, write, {"format": "distributed"}, groups, wide.copied)
-
-
-def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | None) -> DistributedState:
+def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | None) -> TreeState:
     """Read the structure of a distributed checkpoint. Its metadata are a pickle: code of it may run.
 
     Raises:
         CheckpointError: it cannot be read, or holds no optimizer's state.
     """
+    content, stored = _read(path)
+    root = locate_optimizer(content, key, str(path))
+    return TreeState(path, "distributed", content, stored, root, config, blank_folder)
+
+
+def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
+    """What a distributed checkpoint holds, with blank tensors, and where their data are, by their places."""
     try:
         metadata: Metadata = FileSystemReader(path).read_metadata()
         plain: dict[str, Any] = {
@@ -98,23 +54,49 @@ def open_distributed(path: Path, config: Mapping[str, Any] | None, key: str | No
     except (Exception, CheckpointException) as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
         raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from None
     content: dict[Any, Any] = {}
-    keys = {}
+    stored = {}
     places: Mapping[str, Place] = metadata.planner_data or {}
     for name, kind in metadata.state_dict_metadata.items():
         place = places.get(name, (name,))
         value = plain.get(name)
         if isinstance(kind, TensorStorageMetadata):
-            dtype = DTYPE_NAMES.get(kind.properties.dtype)
-            if dtype is None:
-                raise CheckpointError(
-                    f"`{name}` in `{path}` has the data type {kind.properties.dtype}, which is not supported"
-                )
-            value = blank(TensorSpec(name, dtype, tuple(kind.size)))
-            keys[place_name(place)] = name
+            spec = TensorSpec(place_name(place), _dtype(name, kind, path), tuple(kind.size))
+            value = blank(spec)
+            stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
         _put(content, place, value, path)
     check_structure(content, path)
-    content = _with_lists(content)
-    return DistributedState(path, content, keys, locate_optimizer(content, key, str(path)), config)
+    return _with_lists(content), stored
+
+
+def _dtype(name: str, kind: TensorStorageMetadata, path: Path) -> str:
+    dtype = DTYPE_NAMES.get(kind.properties.dtype)
+    if dtype is None:
+        raise CheckpointError(f"`{name}` in `{path}` has the data type {kind.properties.dtype}, which is not supported")
+    return dtype
+
+
+def _chunks(
+    path: Path, name: str, spec: TensorSpec, kind: TensorStorageMetadata, metadata: Metadata
+) -> tuple[Chunk, ...]:
+    chunks = []
+    for each in kind.chunks:
+        info = (metadata.storage_data or {}).get(MetadataIndex(name, each.offsets))
+        corner, sizes = tuple(each.offsets), tuple(each.sizes)
+        is_inside = len(corner) == len(sizes) == len(spec.shape) and all(
+            first >= 0 and count >= 0 and first + count <= size
+            for first, count, size in zip(corner, sizes, spec.shape, strict=True)
+        )
+        if not is_inside or info is None or not is_file_name(info.relative_path):
+            raise CheckpointError(f"the distributed checkpoint `{path}` does not say where `{name}` is")
+        if info.transform_descriptors:
+            how = ", ".join(info.transform_descriptors)
+            raise CheckpointError(
+                f"`{name}` in the distributed checkpoint `{path}` is written with extensions ({how})",
+                hint="save it again without extensions",
+            )
+        box = TensorSpec(spec.name, spec.dtype, sizes)
+        chunks.append(Chunk(box, corner, path / info.relative_path, info.offset, info.length))
+    return tuple(chunks)
 
 
 @contextmanager
@@ -162,60 +144,77 @@ def _listed(group: Any) -> Any:
     return {**group, **{key: [value[i] for i in range(len(value))] for key, value in indexed.items()}}
 
 
-class _Widening(DefaultSavePlanner):
-    """A save planner whose tensors come into being when they are written."""
-
-    def __init__(
-        self,
-        tensors: Mapping[Place, TensorPlan],
-        source: DistributedState,
-        progress: Progress,
-        nonfinite: NonFinite,
-    ) -> None:
-        super().__init__()
-        self.tensors = tensors
-        self.source = source
-        self.progress = progress
-        self.nonfinite = nonfinite
-
-    def resolve_data(self, write_item: Any) -> Any:
-        """The data of one item: the widened tensor, or what stands in the state dict."""
-        tensor = self.tensors.get(self.mappings.get(write_item.index.fqn, (write_item.index.fqn,)))
-        if tensor is None:
-            return super().resolve_data(write_item)
-        narrow = blank_real(tensor.source)
-        key = self.source.keys[tensor.source.name]
-        with alone():
-            load({key: narrow}, checkpoint_id=self.source.path, no_dist=True)
-        wide = expand_whole(tensor, narrow, self.nonfinite)
-        self.progress(tensor.target.num_bytes)
-        return wide
-
-
-def blank_real(spec: TensorSpec) -> torch.Tensor:
-    """A tensor with memory of its own."""
-    return torch.empty(spec.shape, dtype=blank(spec).dtype)
-
-
-def _save(wide: WideContent, source: DistributedState, how: Writing, nonfinite: NonFinite) -> None:
-    by_name = {tensor.target.name: tensor for tensor in wide.tensors}
-    tensors = {place: by_name[place_name(place)] for place, _ in walk(wide.content)}
-    content = _on_meta(wide.content)
+def blank_folder(path: Path, content: Any) -> dict[str, Blank]:
+    """Write a distributed checkpoint whose tensors have no data yet, and tell where they go, by their places."""
+    writer, planner = _BlankWriter(path), DefaultSavePlanner()
     with alone():
-        save(
-            content,
-            storage_writer=FileSystemWriter(how.directory / how.name, single_file_per_rank=False, sync_files=True),
-            planner=_Widening(tensors, source, how.progress, nonfinite),
-            no_dist=True,
-        )
+        save(_on_meta(content), storage_writer=writer, planner=planner, no_dist=True)
+    return {place_name(planner.mappings[key]): where for key, where in writer.blanks.items()}
+
+
+class _BlankWriter(FileSystemWriter):
+    """Writes every tensor as a blank file of its own, everything else as it is.
+
+    Attributes:
+        blanks: where the data of each tensor go, by its key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.blanks: dict[str, Blank] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the items of a plan, as torch's own writer would but for the tensors' data."""
+        written: Future[list[WriteResult]] = Future()
+        written.set_result([self._write(item, planner, number) for number, item in enumerate(plan.items)])
+        return written
+
+    def _write(self, item: WriteItem, planner: SavePlanner, number: int) -> WriteResult:
+        file = Path(self.path) / f"__0_{number}.distcp"
+        if item.type == WriteItemType.BYTE_IO:
+            data = planner.resolve_data(item)
+            assert isinstance(data, BytesIO)
+            with open(file, "xb") as stream:
+                stream.write(data.getbuffer())
+        else:
+            tensor = item.tensor_data
+            assert tensor is not None
+            spec = TensorSpec(item.index.fqn, DTYPE_NAMES[tensor.properties.dtype], tuple(tensor.size))
+            write_blank(file, blank(spec))
+            if spec.num_bytes:
+                (self.blanks[spec.name],) = blanks_of(file)
+        size = file.stat().st_size
+        return WriteResult(item.index, size, _StorageInfo(file.name, 0, size))
+
+
+def load_distributed(state: TreeState) -> Any:
+    """Everything that a distributed checkpoint holds, in memory, as torch loads it.
+
+    Raises:
+        CheckpointError: torch cannot read it.
+    """
+    tensors = {name: _empty(stored.spec) for name, stored in state.stored.items()}
+    by_key = {stored.key: tensors[name] for name, stored in state.stored.items() if isinstance(stored, ChunkedTensor)}
+    with alone():
+        load(by_key, checkpoint_id=state.path, no_dist=True)
+    return _replaced(state.content, (), lambda place, _: tensors[place_name(place)])
+
+
+def _empty(spec: TensorSpec) -> torch.Tensor:
+    return torch.empty(spec.shape, dtype=blank(spec).dtype)
 
 
 def _on_meta(content: Any) -> Any:
     """The same structure with tensors that have no data at all."""
+    return _replaced(content, (), lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+
+
+def _replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure with other tensors."""
     if isinstance(content, torch.Tensor):
-        return torch.empty(content.shape, dtype=content.dtype, device="meta")
+        return change(place, content)
     if isinstance(content, Mapping):
-        return {key: _on_meta(value) for key, value in content.items()}
+        return {key: _replaced(value, (*place, key), change) for key, value in content.items()}
     if isinstance(content, list):
-        return [_on_meta(value) for value in content]
+        return [_replaced(value, (*place, index), change) for index, value in enumerate(content)]
     return content

@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
-from mupscale_cli.checkpoint.header import StoredTensor, read_header
+from mupscale_cli.checkpoint.header import Stored, StoredTensor, read_header
 from mupscale_cli.checkpoint.source import Checkpoint, merged, own_file, weight_map
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.plan import Plan, split_into_shards
+from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
 
@@ -45,6 +45,10 @@ class OptimizerSource(Protocol):
     def num_bytes(self) -> int:
         """Of tensor data."""
 
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """Where its tensors are, by their names."""
+
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
         """Plan the widened state; safetensors in files of at most so many bytes, None for a single one."""
 
@@ -58,7 +62,7 @@ class Writing:
         name: of the file or folder.
         progress: called with the bytes just written.
         allow_nonfinite: copy NaNs and infinities, and count them.
-        ranks: the processes that share the work; what cannot be shared is the first one's.
+        ranks: the processes that share the work.
     """
 
     directory: Path
@@ -86,18 +90,25 @@ class WideState:
     """A widened state that is planned and not written.
 
     Attributes:
-        num_bytes: of tensor data.
+        tensors: how each of its tensors is made; the targets are named as the written file has them.
+        stored: where the sources are, by name.
         write: writes it; None but for the first process.
         about: what there is to know of it, for the record.
         groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
     """
 
-    num_bytes: int
+    tensors: tuple[TensorPlan, ...]
+    stored: Mapping[str, Stored]
     write: Callable[[Writing], StateFile | None]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of tensor data."""
+        return sum(tensor.target.num_bytes for tensor in self.tensors)
 
 
 def find_optimizer(checkpoint: Checkpoint) -> Path | None:
@@ -224,7 +235,7 @@ class SafetensorsState:
             write_json(how.directory / f"{stem}.safetensors.index.json", index)
             return StateFile(f"{stem}.safetensors.index.json", converted.nonfinite)
 
-        return WideState(sum(t.target.num_bytes for t in tensors), write, {"format": "safetensors"})
+        return WideState(tensors, self.stored, write, {"format": "safetensors"})
 
     def _entries(self, plan: Plan) -> list[StateEntry]:
         """The entries under the prefix that makes their parameters known, told apart by what is there."""

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizer.content import at
-from mupscale_cli.optimizer.distributed import DistributedState, alone
+from mupscale_cli.optimizer.distributed import load_distributed
 from mupscale_cli.optimizer.files import FLAT_PREFIXES, SafetensorsState, open_optimizer
 from mupscale_cli.optimizer.order import names_by_order
-from mupscale_cli.optimizer.torchfile import place_name, walk
-from mupscale_cli.optimizer.torchstate import TorchState
+from mupscale_cli.optimizer.torchstate import TreeState
 from mupscale_cli.optimizer.tree import OptimizerTree, parse_tree
 
 
@@ -37,12 +35,13 @@ def load_state(
     source = open_optimizer(path, config, key=key, allow_pickle=allow_pickle)
     if isinstance(source, SafetensorsState):
         return _flat(source)
-    if isinstance(source, TorchState):
-        content = at(torch.load(source.path, weights_only=True, map_location="cpu"), source.root)
-    elif isinstance(source, DistributedState):
-        content = at(_filled(source), source.root)
-    else:
+    if not isinstance(source, TreeState):
         raise CheckpointError(f"`{path}` cannot be loaded")
+    if source.kind == "torch":
+        whole = torch.load(source.path, weights_only=True, map_location="cpu")
+    else:
+        whole = load_distributed(source)
+    content = at(whole, source.root)
     return parse_tree(content, lambda groups, states: names_by_order(config, groups, states))
 
 
@@ -57,23 +56,3 @@ def _flat(source: SafetensorsState) -> OptimizerTree:
         parameter, _, key = name.removeprefix(prefix).rpartition(".")
         states.setdefault(parameter, {})[key] = tensor
     return OptimizerTree("flat", states, (), {})
-
-
-def _filled(source: DistributedState) -> Any:
-    tensors = {
-        place_name(place): torch.empty(tensor.shape, dtype=tensor.dtype) for place, tensor in walk(source.content)
-    }
-    by_key = {source.keys[name]: tensor for name, tensor in tensors.items()}
-    with alone():
-        load(by_key, checkpoint_id=source.path, no_dist=True)
-
-    def fill(content: Any, place: tuple[Any, ...]) -> Any:
-        if isinstance(content, torch.Tensor):
-            return tensors[place_name(place)]
-        if isinstance(content, Mapping):
-            return {key: fill(value, (*place, key)) for key, value in content.items()}
-        if isinstance(content, list):
-            return [fill(value, (*place, index)) for index, value in enumerate(content)]
-        return content
-
-    return fill(source.content, ())

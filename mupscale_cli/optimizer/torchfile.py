@@ -1,35 +1,24 @@
-"""Files of torch.save that hold an optimizer's state: read and written without loading their tensors.
+"""Files of torch.save that hold an optimizer's state: read without loading their tensors.
 
 `torch.load` under FakeTensorMode gives the structure of a file with tensors that have no data but
-know where theirs are; `torch.serialization.skip_data` writes a file whose tensors are still blank.
-Between the two, tensors are streamed from place to place as those of safetensors files are.
+know where theirs are.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.serialization import skip_data
 
-from mupscale_cli.checkpoint.digest import RowBuffer, Runs
 from mupscale_cli.checkpoint.header import StoredTensor
-from mupscale_cli.checkpoint.target import PlacedFile, reported
-from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.errors import CheckpointError
 from mupscale_cli.specs import TensorSpec
-from mupscale_cli.workers import num_workers, work_through
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -37,7 +26,6 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }  # fmt: skip
 _TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-_CRC_BLOCK = 1 << 20
 _MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
 _MAX_VALUES = 5_000_000
 _MAX_DEPTH = 64
@@ -154,9 +142,25 @@ def place_name(place: Place) -> str:
 
 
 def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
-    name = place_name(place)
-    if tensor.dtype not in DTYPE_NAMES:
-        raise CheckpointError(f"`{name}` in `{path}` has the data type {tensor.dtype}, which is not supported")
+    return StoredTensor(
+        TensorSpec(place_name(place), _dtype(path, place_name(place), tensor), tuple(tensor.shape)),
+        path,
+        data_offset(path, place_name(place), tensor, path.stat().st_size),
+    )
+
+
+def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
+    """Where the data of a tensor begin that was loaded under FakeTensorMode.
+
+    Args:
+        path: the file, for messages.
+        name: of the tensor, for messages.
+        tensor: without data.
+        size: bytes of the archive, from whose beginning the offset counts.
+
+    Raises:
+        CheckpointError: they are not contiguous, or not in the archive.
+    """
     if tensor.layout != torch.strided or not tensor.is_contiguous():
         raise CheckpointError(
             f"`{name}` in `{path}` is not contiguous in memory", hint="save it again after `.contiguous()`"
@@ -164,94 +168,19 @@ def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
     storage: Any = tensor.untyped_storage()
     # Set by torch.load under FakeTensorMode, and documented for this purpose; meta tensors have none.
     start = getattr(storage, "_checkpoint_offset", None)
-    spec = TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
-    first = tensor.storage_offset() * tensor.element_size()
-    if start is None or first < 0 or start + first + spec.num_bytes > path.stat().st_size:
+    first = int(tensor.storage_offset()) * tensor.element_size()
+    if start is None or first < 0 or start + first + tensor.numel() * tensor.element_size() > size:
         raise CheckpointError(f"`{name}` in `{path}` has no data there")
-    return StoredTensor(spec, path, start + first)
+    return int(start) + first
+
+
+def _dtype(path: Path, name: str, tensor: torch.Tensor) -> str:
+    if tensor.dtype not in DTYPE_NAMES:
+        raise CheckpointError(f"`{name}` in `{path}` has the data type {tensor.dtype}, which is not supported")
+    return DTYPE_NAMES[tensor.dtype]
 
 
 def blank(spec: TensorSpec) -> torch.Tensor:
     """A tensor without data that stands for one in a structure to be written."""
     with FakeTensorMode():
         return torch.empty(spec.shape, dtype=_TORCH[spec.dtype])
-
-
-class TorchWriter:
-    """Writes a file of torch.save: the structure first, then tensors at their places. A context manager.
-
-    Args:
-        file: must not exist.
-        content: the structure, with `blank` tensors.
-    """
-
-    def __init__(self, file: Path, content: Any) -> None:
-        self.file = file
-        try:
-            with reported(file), skip_data(materialize_fake_tensors=True):
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's own writer reports a full disk this way
-            raise OutputError(f"cannot write `{file}`: {first_line(error)}") from None
-        self.offsets = {tensor.spec.name: tensor.offset for tensor in read_torch_file(file).tensors.values()}
-        self._out = PlacedFile(file, "r+b")
-
-    def __enter__(self) -> TorchWriter:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._out as out, reported(self.file):
-            if kind is None:
-                _write_checksums(self.file)
-                os.fsync(out.stream.fileno())
-
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Write consecutive runs of a buffer from a tensor's byte `start` on."""
-        self._out.write(self.offsets[name] + start, buffer.pieces(runs))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where data lie in a zip archive, and the two places of their checksum."""
-
-    start: int
-    size: int
-    checksums: tuple[int, int]
-
-
-def _write_checksums(file: Path) -> None:
-    """Put the checksums of the data that were written after the zip archive was made."""
-    with ExitStack() as stack:
-        streams = [stack.enter_context(open(file, "r+b", buffering=0)) for _ in range(num_workers())]
-        work_through(list(_entries(file, streams[0])), [partial(_write_checksum, stream=each) for each in streams])
-
-
-def _entries(file: Path, stream: FileIO) -> Iterator[_Entry]:
-    with zipfile.ZipFile(file) as archive:
-        infos, position = archive.infolist(), archive.start_dir
-    for info in infos:
-        stream.seek(info.header_offset + 26)
-        name_length, extra_length = struct.unpack("<HH", stream.read(4))
-        start = info.header_offset + 30 + name_length + extra_length
-        behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
-        local = start + info.file_size + 4 if behind else info.header_offset + 14
-        yield _Entry(start, info.file_size, (local, position + 16))
-        stream.seek(position + 28)
-        position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
-
-
-def _write_checksum(entry: _Entry, stream: FileIO) -> None:
-    stream.seek(entry.start)
-    value, left, buffer = 0, entry.size, memoryview(bytearray(min(entry.size, _CRC_BLOCK)))
-    while left:
-        size = stream.readinto(buffer[: min(left, _CRC_BLOCK)])
-        if not size:
-            raise OSError(errno.EIO, "is shorter than it was written")
-        value = zlib.crc32(buffer[:size], value)
-        left -= size
-    for position in entry.checksums:
-        _patch(stream, position, struct.pack("<I", value))
-
-
-def _patch(stream: FileIO, position: int, data: bytes) -> None:
-    stream.seek(position)
-    stream.write(data)

@@ -1,37 +1,47 @@
-"""Training checkpoints of torch.save: an optimizer's state alone, or together with the weights."""
+"""Training checkpoints in files of torch.save: an optimizer's state alone, or together with the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mupscale_cli.convert import write_tensors
-from mupscale_cli.finite import NonFinite
+from mupscale_cli.checkpoint.header import Stored
+from mupscale_cli.optimizer.archives import Blank, blank_file, fill
 from mupscale_cli.optimizer.content import locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import StateFile, WideState, Writing
 from mupscale_cli.optimizer.order import names_by_order
-from mupscale_cli.optimizer.torchfile import Place, TorchFile, TorchWriter, read_torch_file, walk
+from mupscale_cli.optimizer.torchfile import Place, place_name, read_torch_file, walk
 from mupscale_cli.plan import Plan
 from mupscale_cli.state import Policy
 
 
 @dataclass(frozen=True)
-class TorchState:
-    """A file of torch.save that holds an optimizer's state dict somewhere."""
+class TreeState:
+    """Nested mappings and sequences with an optimizer's state dict somewhere, in files of torch.save.
 
-    file: TorchFile
+    Attributes:
+        path: the file or folder.
+        kind: one file, or a folder of torch.distributed.checkpoint.
+        content: what it holds, with blank tensors.
+        stored: where the data of each tensor are, by its place.
+        root: where the optimizer's state dict is.
+        config: config.json of the weights.
+        write_blank: writes such a file or folder without data, and tells where each tensor goes.
+    """
+
+    path: Path
+    kind: Literal["torch", "distributed"]
+    content: Any
+    stored: Mapping[str, Stored]
     root: Place
     config: Mapping[str, Any] | None
-
-    @property
-    def path(self) -> Path:
-        return self.file.path
+    write_blank: Callable[[Path, Any], Mapping[str, Blank]]
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.spec.num_bytes for tensor in self.file.tensors.values())
+        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (one file is one file)
         """Plan the widened file.
@@ -39,31 +49,28 @@ class TorchState:
         Raises:
             MupscaleError: it does not belong to the weights, or has entries that are not understood.
         """
-        specs = {id(tensor): self.file.tensors[place].spec for place, tensor in walk(self.file.content)}
+        specs = {id(tensor): self.stored[place_name(place)].spec for place, tensor in walk(self.content)}
         wide = widen_content(
-            self.file.content, specs, self.root, plan, policy,
+            self.content, specs, self.root, plan, policy,
             self.config, lambda groups, states: names_by_order(self.config, groups, states),
         )  # fmt: skip
-        stored = {tensor.spec.name: tensor for tensor in self.file.tensors.values()}
 
         def write(how: Writing) -> StateFile | None:
-            if not how.ranks.is_first:
-                return None
-            nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
-            with TorchWriter(how.directory / how.name, wide.content) as writer:
-                write_tensors(wide.tensors, stored, writer, progress=how.progress, nonfinite=nonfinite)
-            return StateFile(how.name, nonfinite.counts)
+            path = how.directory / how.name
+            nonfinite = fill(wide.tensors, self.stored, how, lambda: self.write_blank(path, wide.content))
+            return None if nonfinite is None else StateFile(how.name, nonfinite.counts)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
-        size = sum(tensor.target.num_bytes for tensor in wide.tensors)
-        return WideState(size, write, {"format": "torch"}, groups, wide.copied)
+        return WideState(wide.tensors, self.stored, write, {"format": self.kind}, groups, wide.copied)
 
 
-def open_torch_state(path: Path, config: Mapping[str, Any] | None, key: str | None) -> TorchState:
+def open_torch_state(path: Path, config: Mapping[str, Any] | None, key: str | None) -> TreeState:
     """Read the structure of a training checkpoint of torch.save.
 
     Raises:
         CheckpointError: it cannot be read safely, or holds no optimizer's state.
     """
     file = read_torch_file(path)
-    return TorchState(file, locate_optimizer(file.content, key, str(path)), config)
+    stored = {tensor.spec.name: tensor for tensor in file.tensors.values()}
+    root = locate_optimizer(file.content, key, str(path))
+    return TreeState(path, "torch", file.content, stored, root, config, blank_file)

@@ -1,0 +1,219 @@
+"""Files of torch.save that are written blank and filled in afterwards, by several threads and processes.
+
+`torch.serialization.skip_data` makes a file whose tensors have their places and no data. Tensors are then streamed
+to these as those of safetensors files are, and at last the checksums of the zip archive are set right.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.serialization import skip_data
+
+from mupscale_cli.checkpoint.digest import RowBuffer, Runs
+from mupscale_cli.checkpoint.header import Stored
+from mupscale_cli.checkpoint.target import PlacedFile, reported
+from mupscale_cli.convert import write_tensors
+from mupscale_cli.errors import OutputError
+from mupscale_cli.finite import NonFinite, NonFiniteFound
+from mupscale_cli.optimizer.checksums import Checksum, Stretches
+from mupscale_cli.optimizer.files import Writing
+from mupscale_cli.optimizer.torchfile import first_line, read_torch_file
+from mupscale_cli.plan import TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """Where the data of a tensor go.
+
+    Attributes:
+        file: a file of torch.save.
+        offset: of the first byte.
+        num_bytes: how many.
+        checksums: the two places of their CRC in the archive: beside them, and in its directory.
+    """
+
+    file: Path
+    offset: int
+    num_bytes: int
+    checksums: tuple[int, int]
+
+
+def write_blank(file: Path, content: Any) -> None:
+    """Write a new file of torch.save whose tensors have no data yet.
+
+    Args:
+        file: must not exist.
+        content: nested mappings and sequences with `blank` tensors.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    try:
+        with reported(file), skip_data(materialize_fake_tensors=True):
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's own writer reports a full disk this way
+        raise OutputError(f"cannot write `{file}`: {first_line(error)}") from None
+
+
+def blank_file(file: Path, content: Any) -> dict[str, Blank]:
+    """Write a blank file, and tell where its tensors go, by their places."""
+    write_blank(file, content)
+    entries = {entry.offset: entry for entry in blanks_of(file)}
+    stored = read_torch_file(file).tensors.values()
+    return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
+
+
+def blanks_of(file: Path) -> list[Blank]:
+    """The data of every storage in a file of torch.save, in the order of its directory."""
+    with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
+        position = archive.start_dir
+        found = []
+        for info in archive.infolist():
+            stream.seek(info.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", stream.read(4))
+            start = info.header_offset + 30 + name_length + extra_length
+            behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
+            local = start + info.file_size + 4 if behind else info.header_offset + 14
+            if info.filename.rpartition("/")[0].endswith("/data"):
+                found.append(Blank(file, start, info.file_size, (local, position + 16)))
+            stream.seek(position + 28)
+            position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
+    return found
+
+
+class ArchiveWriter:
+    """Writes tensors to their places in blank files; a context manager.
+
+    Attributes:
+        blanks: where each tensor goes.
+        checksums: of what was written here, by tensor.
+    """
+
+    def __init__(self, blanks: Mapping[str, Blank]) -> None:
+        self.blanks = blanks
+        self.checksums: dict[str, Checksum] = {}
+        self._open: dict[Path, PlacedFile] = {}
+        self._unfinished = Counter(blank.file for blank in blanks.values())
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for file in list(self._open):
+            self._close(file, is_synced=kind is None)
+
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
+        blank = self.blanks[name]
+        with self._lock:
+            checksum = self.checksums.setdefault(name, Checksum())
+            out = self._open.get(blank.file)
+            if out is None:
+                out = self._open[blank.file] = PlacedFile(blank.file, "r+b")
+        pieces = buffer.pieces(runs)
+        out.write(blank.offset + start, pieces)
+        checksum.add(start, pieces)
+        if checksum.of(blank.num_bytes) is not None:
+            with self._lock:
+                self._unfinished[blank.file] -= 1
+                is_finished = not self._unfinished[blank.file]
+            if is_finished:  # of the thousands that a distributed checkpoint may have, few are open
+                self._close(blank.file, is_synced=True)
+
+    def _close(self, file: Path, *, is_synced: bool) -> None:
+        with self._open.pop(file) as out, reported(file):
+            if is_synced:
+                os.fsync(out.stream.fileno())
+
+
+def fill(
+    tensors: Iterable[TensorPlan],
+    stored: Mapping[str, Stored],
+    how: Writing,
+    make_blanks: Callable[[], Mapping[str, Blank]],
+) -> NonFinite | None:
+    """Make blank files and write tensors into them, this process its part.
+
+    Args:
+        tensors: what to write.
+        stored: where the sources are, by name.
+        how: with which processes, and whom to tell.
+        make_blanks: writes the blank files, and tells where each tensor goes.
+
+    Returns:
+        The NaNs and infinities that were met; None but for the first process.
+
+    Raises:
+        CheckpointError: the source changed while it was read, or holds what is not finite.
+        OutputError: the disk refused.
+        JobError: another process has ended.
+    """
+    tensors = tuple(tensors)
+    blanks = how.ranks.broadcast(make_blanks() if how.ranks.is_first else None)
+    assert blanks is not None
+    part = range(*how.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
+    nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
+    with ArchiveWriter(blanks) as writer:
+        write_tensors(tensors, stored, writer, progress=how.progress, nonfinite=nonfinite, part=part)
+    known = {name: checksum.stretches for name, checksum in writer.checksums.items()}
+    told = how.ranks.gather(_Told(known, nonfinite.found))
+    if not how.ranks.is_first:
+        return None
+    everything = NonFinite(is_allowed=True)
+    for one in told:
+        everything.merge(one.nonfinite)
+    write_checksums(blanks, [one.checksums for one in told])
+    return everything
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells the first one."""
+
+    checksums: Mapping[str, Stretches]
+    nonfinite: NonFiniteFound
+
+
+def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:
+    """Put the checksums of tensors into their archives.
+
+    Args:
+        blanks: where each tensor went.
+        parts: what every process knows of its checksum.
+
+    Raises:
+        OutputError: some of a tensor was never written, or the disk refused.
+    """
+    checksums = {name: Checksum() for name in blanks}
+    for part in parts:
+        for name, stretches in part.items():
+            checksums[name].merge(stretches)
+    by_file: dict[Path, list[str]] = {}
+    for name, blank in blanks.items():
+        by_file.setdefault(blank.file, []).append(name)
+    for file, names in by_file.items():
+        with reported(file), open(file, "r+b", buffering=0) as stream:
+            for name in names:
+                value = checksums[name].of(blanks[name].num_bytes)
+                if value is None:
+                    raise OutputError(f"not all of `{name}` was written to `{file}`")
+                for place in blanks[name].checksums:
+                    _patch(stream, place, value)
+            os.fsync(stream.fileno())
+
+
+def _patch(stream: FileIO, place: int, value: int) -> None:
+    stream.seek(place)
+    stream.write(struct.pack("<I", value))
