@@ -1,8 +1,13 @@
 """The optimizer's state in every format: read, widened, written back in kind."""
 
+import itertools
 import json
+import math
+import random
 import shutil
 import zipfile
+import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +19,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from cli_runner import run
 from helpers import build, mlp_tensors
 from mupscale_cli.checkpoint.digest import RowBuffer
+from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizer.archives import ArchiveWriter, blank_file, write_checksums
+from mupscale_cli.optimizer.checksums import Checksum
+from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import blank, read_torch_file
 from mupscale_cli.preparing import StateOptions
@@ -307,6 +315,76 @@ def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     assert (found["b"].item(), found["c"]) == (7, [1, "x"])
     assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
     assert {t.spec for t in read_torch_file(tmp_path / "x.pt").tensors.values()} == set(specs)
+
+
+def test_checksums_of_pieces_in_any_order():
+    generator = random.Random(0)
+    data = memoryview(generator.randbytes(100_000))
+    for count in (0, 1, 2, 300):
+        cuts = [0, *sorted(generator.sample(range(1, len(data)), count)), len(data)]
+        stretches = list(itertools.pairwise(cuts))
+        generator.shuffle(stretches)
+        parts = [Checksum(), Checksum()]
+        for low, high in stretches:
+            middle = (low + high) // 2
+            parts[generator.randrange(2)].add(low, [data[low:middle], data[middle:high]])
+        whole = Checksum()
+        assert whole.of(len(data)) is None
+        for part in parts:
+            whole.merge(part.stretches)
+        assert whole.stretches == {0: (len(data), zlib.crc32(data))}
+        assert whole.of(len(data)) == zlib.crc32(data)
+        assert whole.of(len(data) + 1) is None
+
+
+def boxes(shape, cuts):
+    """The corner and the shape of every box between cuts of each dimension."""
+    sides = [list(itertools.pairwise((0, *cut, size))) for cut, size in zip(cuts, shape, strict=True)]
+    for sides_of_box in itertools.product(*sides):
+        yield tuple(low for low, _ in sides_of_box), tuple(high - low for low, high in sides_of_box)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cuts"),
+    [
+        ((), ()),
+        ((7,), ((2, 5),)),
+        ((8, 5), ((3, 4), ())),  # as FSDP has it
+        ((8, 5), ((), (2,))),  # as tensor parallelism of columns has it
+        ((8, 5), ((4,), (1, 3))),
+        ((4, 6, 5), ((1,), (2, 4), ())),
+        ((4, 3, 5), ((), (), (2,))),
+        ((4, 3, 5), ((2,), (1,), (1, 4))),
+    ],
+)
+def test_chunks_of_any_shape_are_read_where_they_lie(shape, cuts, tmp_path):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    data = bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+    chunks = []
+    with open(tmp_path / "all.distcp", "wb") as stream:
+        for corner, sizes in boxes(shape, cuts):
+            part = tensor[tuple(slice(low, low + size) for low, size in zip(corner, sizes, strict=True))]
+            start = stream.tell()
+            torch.save(part.clone().contiguous(), stream)
+            spec = TensorSpec("x", "BF16", sizes)
+            chunks.append(Chunk(spec, corner, tmp_path / "all.distcp", start, stream.tell() - start))
+    random.Random(0).shuffle(chunks)
+    stored = ChunkedTensor(TensorSpec("x", "BF16", shape), "x", tuple(chunks))
+    row = 2 * math.prod(shape[1:])
+    with RowReader() as reader:
+        for low, high in itertools.combinations(range(0, len(data) + 1, row), 2):
+            found = memoryview(bytearray(high - low))
+            reader.read(stored, low, found)
+            assert found == data[low:high]
+        if len(chunks) > 1:
+            for wrong in (chunks[1:], [*chunks, chunks[0]]):
+                broken = ChunkedTensor(stored.spec, "x", tuple(wrong))
+                with pytest.raises(CheckpointError, match="missing or overlap"):
+                    reader.read(broken, 0, memoryview(bytearray(len(data))))
+        lying = replace(chunks[0], spec=replace(chunks[0].spec, dtype="F16"))
+        with pytest.raises(CheckpointError, match="does not hold what its metadata say"):
+            reader.read(ChunkedTensor(replace(stored.spec, dtype="F16"), "x", (lying, *chunks[1:])), 0,
+                        memoryview(bytearray(len(data))))  # fmt: skip
 
 
 def test_build_is_not_needed_where_names_are_known(tmp_path):

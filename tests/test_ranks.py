@@ -7,23 +7,29 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import mupscale_cli
 from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
 from mupscale_cli.convert import convert
 from mupscale_cli.methods import make_method
+from mupscale_cli.optimizer import archives
 from mupscale_cli.perturbation import Perturbation
-from mupscale_cli.preparing import find_source, plan_widening
+from mupscale_cli.preparing import StateOptions, find_source, plan_widening
 from mupscale_cli.ranks import ALONE, Ranks, joined
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.widening import widen
+from training import trained
 
 SHARD = 30_000
 
@@ -111,6 +117,48 @@ def test_every_process_gets_the_result(saved, tmp_path):
     assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
     assert [result.record for result in results] == [expected.record] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "wide"]
+
+
+def every_content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
+def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
+    """Blocks are so small that most tensors are cut, and each process knows of a part of most checksums."""
+    monkeypatch.setattr(archives, "write_tensors", partial(archives.write_tensors, block_bytes=2000))
+    source = save_state(tmp_path / "narrow", kind)
+    state = StateOptions(allow_pickle=True)
+    made = {
+        size: together(size, lambda ranks, size=size: widen(
+            source, tmp_path / f"wide-{size}", 3, verify=False, state=state, ranks=ranks, max_shard_size=SHARD
+        ))[0]
+        for size in (1, 2, 5)
+    }  # fmt: skip
+    alone = every_content(tmp_path / "wide-1")
+    assert every_content(tmp_path / "wide-2") == alone
+    assert every_content(tmp_path / "wide-5") == alone
+    assert made[5].record == made[1].record
+    made_by_torch = [tmp_path / "wide-5" / name for name in alone if name.endswith((".pt", ".distcp"))]
+    archived = [file for file in made_by_torch if zipfile.is_zipfile(file)]  # plain values are pickles
+    assert bool(archived) == (kind != "safetensors")
+    assert all(zipfile.ZipFile(file).testzip() is None for file in archived)
+
+
+def save_state(folder, kind):
+    """A model in the middle of training with its optimizer's state in some format."""
+    model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
+    model.save_pretrained(folder)
+    if kind == "torch":
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    elif kind == "distributed":
+        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.save(state, checkpoint_id=folder / "optimizer", no_dist=True)
+    else:
+        flat = {f"state.{name}.{key}": value.clone() for name, parameter in model.named_parameters()
+                for key, value in optimizer.state[parameter].items()}  # fmt: skip
+        save_file(flat, folder / "optimizer.safetensors")
+    return folder
 
 
 def test_what_is_not_finite_is_counted_once(saved, tmp_path):

@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -28,7 +28,7 @@ from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite, NonFiniteFound
 from mupscale_cli.optimizer.checksums import Checksum, Stretches
 from mupscale_cli.optimizer.files import Writing
-from mupscale_cli.optimizer.torchfile import first_line, read_torch_file
+from mupscale_cli.optimizer.torchfile import first_line, read_torch_file, replaced
 from mupscale_cli.plan import TensorPlan
 
 
@@ -60,10 +60,28 @@ def write_blank(file: Path, content: Any) -> None:
         OutputError: the disk refused.
     """
     try:
-        with reported(file), skip_data(materialize_fake_tensors=True):
-            torch.save(content, file)
+        with reported(file), skip_data():
+            torch.save(replaced(content, (), lambda _, tensor: _Unwritten(tensor)), file)
     except RuntimeError as error:  # torch's own writer reports a full disk this way
         raise OutputError(f"cannot write `{file}`: {first_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """A blank tensor, saved as one of the CPU.
+
+    What torch.save does with a FakeTensor, whose machinery takes longer to import than all the rest.
+    """
+
+    tensor: torch.Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.storage.TypedStorage(  # type: ignore[no-untyped-call]
+            wrap_storage=self.tensor.untyped_storage(), dtype=self.tensor.dtype, _internal=True
+        )
+        storage._fake_device = torch.device("cpu")  # noqa: SLF001
+        shape = tuple(self.tensor.shape), self.tensor.stride()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, *shape, False, OrderedDict())  # noqa: SLF001
 
 
 def blank_file(file: Path, content: Any) -> dict[str, Blank]:

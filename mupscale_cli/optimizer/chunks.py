@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from mupscale_cli.checkpoint.header import Stretch
@@ -50,9 +49,9 @@ class Chunk:
             CheckpointError: the archive cannot be read, or holds something else.
         """
         try:
-            with open(self.file, "rb") as stream, FakeTensorMode():
+            with open(self.file, "rb") as stream:
                 view = cast(BinaryIO, _create_file_view(stream, self.start, self.num_bytes))
-                tensor = torch.load(view, weights_only=True, map_location="cpu")
+                tensor = torch.load(view, weights_only=True, map_location="meta")
         except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
             raise _broken(self.file, first_line(error)) from None
         name = self.spec.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,7 @@ from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizer.archives import Blank, blanks_of, write_blank
 from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
 from mupscale_cli.optimizer.content import locate_optimizer
-from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, check_structure, place_name
+from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, Place, blank, check_structure, place_name, replaced
 from mupscale_cli.optimizer.torchstate import TreeState
 from mupscale_cli.specs import TensorSpec
 
@@ -148,7 +148,7 @@ def blank_folder(path: Path, content: Any) -> dict[str, Blank]:
     """Write a distributed checkpoint whose tensors have no data yet, and tell where they go, by their places."""
     writer, planner = _BlankWriter(path), DefaultSavePlanner()
     with alone():
-        save(_on_meta(content), storage_writer=writer, planner=planner, no_dist=True)
+        save(content, storage_writer=writer, planner=planner, no_dist=True)
     return {place_name(planner.mappings[key]): where for key, where in writer.blanks.items()}
 
 
@@ -162,6 +162,9 @@ class _BlankWriter(FileSystemWriter):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.blanks: dict[str, Blank] = {}
+
+    def storage_meta(self) -> None:
+        """Nothing: it would be a path of this machine and a random number, and two runs write the same bytes."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the items of a plan, as torch's own writer would but for the tensors' data."""
@@ -197,24 +200,8 @@ def load_distributed(state: TreeState) -> Any:
     by_key = {stored.key: tensors[name] for name, stored in state.stored.items() if isinstance(stored, ChunkedTensor)}
     with alone():
         load(by_key, checkpoint_id=state.path, no_dist=True)
-    return _replaced(state.content, (), lambda place, _: tensors[place_name(place)])
+    return replaced(state.content, (), lambda place, _: tensors[place_name(place)])
 
 
 def _empty(spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=blank(spec).dtype)
-
-
-def _on_meta(content: Any) -> Any:
-    """The same structure with tensors that have no data at all."""
-    return _replaced(content, (), lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
-
-
-def _replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure with other tensors."""
-    if isinstance(content, torch.Tensor):
-        return change(place, content)
-    if isinstance(content, Mapping):
-        return {key: _replaced(value, (*place, key), change) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_replaced(value, (*place, index), change) for index, value in enumerate(content)]
-    return content

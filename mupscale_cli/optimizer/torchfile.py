@@ -1,6 +1,6 @@
 """Files of torch.save that hold an optimizer's state: read without loading their tensors.
 
-`torch.load` under FakeTensorMode gives the structure of a file with tensors that have no data but
+`torch.load` onto the meta device gives the structure of a file with tensors that have no data but
 know where theirs are.
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mupscale_cli.checkpoint.header import StoredTensor
 from mupscale_cli.errors import CheckpointError
@@ -55,8 +54,7 @@ def read_torch_file(path: Path) -> TorchFile:
         )
     check_archive(path)
     try:
-        with FakeTensorMode():
-            content = torch.load(path, weights_only=True, map_location="cpu")
+        content = torch.load(path, weights_only=True, map_location="meta")
     except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
         raise CheckpointError(
             f"cannot read `{path}`: {first_line(error)}",
@@ -136,6 +134,19 @@ def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]
             yield from walk(value, (*place, index))
 
 
+def replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
+    """The same nested mappings and sequences with something else for each tensor."""
+    if isinstance(content, torch.Tensor):
+        return change(place, content)
+    if isinstance(content, Mapping):
+        changed = {key: replaced(value, (*place, key), change) for key, value in content.items()}
+        return changed if type(content) is dict else type(content)(changed)  # type: ignore[call-arg]
+    if isinstance(content, (list, tuple)):
+        changed_items = [replaced(value, (*place, index), change) for index, value in enumerate(content)]
+        return changed_items if type(content) is list else type(content)(changed_items)
+    return content
+
+
 def place_name(place: Place) -> str:
     """A place as text: `optimizer/state/0/exp_avg`."""
     return "/".join(map(str, place))
@@ -150,7 +161,7 @@ def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
 
 
 def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
-    """Where the data of a tensor begin that was loaded under FakeTensorMode.
+    """Where the data of a tensor begin that was loaded onto the meta device.
 
     Args:
         path: the file, for messages.
@@ -166,7 +177,7 @@ def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
             f"`{name}` in `{path}` is not contiguous in memory", hint="save it again after `.contiguous()`"
         )
     storage: Any = tensor.untyped_storage()
-    # Set by torch.load under FakeTensorMode, and documented for this purpose; meta tensors have none.
+    # Set by torch.load; a storage that the file only announces has none.
     start = getattr(storage, "_checkpoint_offset", None)
     first = int(tensor.storage_offset()) * tensor.element_size()
     if start is None or first < 0 or start + first + tensor.numel() * tensor.element_size() > size:
@@ -182,5 +193,4 @@ def _dtype(path: Path, name: str, tensor: torch.Tensor) -> str:
 
 def blank(spec: TensorSpec) -> torch.Tensor:
     """A tensor without data that stands for one in a structure to be written."""
-    with FakeTensorMode():
-        return torch.empty(spec.shape, dtype=_TORCH[spec.dtype])
+    return torch.empty(spec.shape, dtype=_TORCH[spec.dtype], device="meta")
