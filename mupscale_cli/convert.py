@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
-from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, RowBuffer, Runs, TensorDigest
+from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, RowBuffer, Runs, TensorDigest, known_states
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
@@ -124,9 +124,8 @@ def convert(
             whole.append(_finished(shard, writer, stds, nonfinite, sources or {}))
             finished(whole[-1])
         else:
-            digests = {name: digest.state for name, digest in writer.digests.items()}
-            parts[shard.file] = _Part({k: v for k, v in digests.items() if not v.is_blank}, stds, nonfinite.found)
-    told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else _known(sources or {})))
+            parts[shard.file] = _Part(known_states(writer.digests), stds, nonfinite.found)
+    told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else known_states(sources or {})))
     if not ranks.is_first:
         return None
     known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
@@ -170,11 +169,6 @@ def _finished(
     taken = {tensor.source.name: sources.get(tensor.source.name) for tensor in shard.tensors}
     read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
     return FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed)
-
-
-def _known(sources: Digests) -> dict[str, DigestState]:
-    states = {name: digest.state for name, digest in sources.items()}
-    return {name: state for name, state in states.items() if not state.is_blank}
 
 
 def _put_together(

@@ -333,7 +333,8 @@ class _CarriedState:
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
         counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
-        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts}
+        hashes = {"source_digest": written.source_digest, "digest": written.digest}
+        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
 
 
 def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:

@@ -18,12 +18,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 from cli_runner import run
 from helpers import build, mlp_tensors
-from mupscale_cli.checkpoint.digest import RowBuffer
+from mupscale_cli.checkpoint.digest import RowBuffer, tensor_digests
 from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizer.archives import ArchiveWriter, blank_file, write_checksums
 from mupscale_cli.optimizer.checksums import Checksum
 from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
+from mupscale_cli.optimizer.files import open_optimizer
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import blank, read_torch_file
 from mupscale_cli.preparing import StateOptions
@@ -108,7 +109,12 @@ def test_torch_file_with_names(run_in_progress, tmp_path):
     model, optimizer, source = run_in_progress
     torch.save(optimizer.state_dict(), source / "optimizer.pt")
     result = widen(source, tmp_path / "wide", axes=AXES, verify=False)
-    assert result.record["optimizer_state"] == {"file": "optimizer.pt", "format": "torch", "policy": "copy"}
+    noted = result.record["optimizer_state"]
+    assert {key: noted[key] for key in ("file", "format", "policy")} == {
+        "file": "optimizer.pt", "format": "torch", "policy": "copy"
+    }  # fmt: skip
+    for folder, key in ((source, "source_digest"), (tmp_path / "wide", "digest")):
+        assert open_optimizer(folder / "optimizer.pt", None).digest({}) == noted[key]
     file = tmp_path / "wide" / "optimizer.pt"
     assert zipfile.ZipFile(file).testzip() is None
     wide = torch.load(file, weights_only=True)
@@ -305,7 +311,7 @@ def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
     content = {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}
     blanks = blank_file(tmp_path / "x.pt", content)
-    with ArchiveWriter(blanks) as writer:
+    with ArchiveWriter(blanks, tensor_digests(specs)) as writer:
         writer.write("a/0", 4, buffer(torch.full((4,), 2.0).bfloat16()), ((0, 8),))
         writer.write("a/0", 0, buffer(torch.full((2,), 1.0).bfloat16()), ((0, 4),))
         writer.write("b", 0, buffer(torch.tensor(7)), ((0, 8),))

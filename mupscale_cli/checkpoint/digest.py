@@ -285,6 +285,12 @@ def tensor_digests(specs: Iterable[TensorSpec]) -> dict[str, TensorDigest]:
     return {spec.name: TensorDigest(spec) for spec in specs}
 
 
+def known_states(digests: Mapping[str, TensorDigest]) -> dict[str, DigestState]:
+    """What is known of hashes, to be told to another process; those of which nothing is known are left away."""
+    states = {name: digest.state for name, digest in digests.items()}
+    return {name: state for name, state in states.items() if not state.is_blank}
+
+
 def complete(digest: TensorDigest, tensor: Stored, reader: RowReader) -> bytes:
     """The hash of a stored tensor, reading it only if something of it is missing.
 
@@ -311,6 +317,21 @@ def header_digest(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) ->
 def combined(header: bytes, digests: Iterable[bytes]) -> str:
     """The hash of a file from those of its header and its tensors."""
     return hashlib.sha256(header + b"".join(digests)).hexdigest()
+
+
+def tensors_digest(digests: Mapping[TensorSpec, bytes]) -> str:
+    """The hash of tensors that are not in a safetensors file: as if they were in one, in the order of their names.
+
+    Args:
+        digests: the hash of each of them.
+    """
+    ordered = sorted(digests, key=lambda spec: spec.name)
+    return combined(header_digest(ordered, {}), [digests[spec] for spec in ordered])
+
+
+def files_digest(digests: Mapping[str, str]) -> str:
+    """The hash of several files from theirs, in the order of their names."""
+    return combined(b"", (bytes.fromhex(digests[name]) for name in sorted(digests)))
 
 
 def safetensors_digest(file: Path, known: Mapping[str, TensorDigest] | None = None) -> str:

@@ -11,7 +11,7 @@ import struct
 import threading
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from torch.serialization import skip_data
 
-from mupscale_cli.checkpoint.digest import RowBuffer, Runs
+from mupscale_cli.checkpoint.digest import (
+    DigestState,
+    RowBuffer,
+    Runs,
+    TensorDigest,
+    known_states,
+    tensor_digests,
+    tensors_digest,
+)
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.target import PlacedFile, reported
 from mupscale_cli.convert import write_tensors
@@ -115,11 +123,13 @@ class ArchiveWriter:
 
     Attributes:
         blanks: where each tensor goes.
-        checksums: of what was written here, by tensor.
+        digests: the hash of each tensor, as far as it was written here.
+        checksums: those of their archives, of what was written here.
     """
 
-    def __init__(self, blanks: Mapping[str, Blank]) -> None:
+    def __init__(self, blanks: Mapping[str, Blank], digests: Mapping[str, TensorDigest]) -> None:
         self.blanks = blanks
+        self.digests = digests
         self.checksums: dict[str, Checksum] = {}
         self._open: dict[Path, PlacedFile] = {}
         self._unfinished = Counter(blank.file for blank in blanks.values())
@@ -143,6 +153,7 @@ class ArchiveWriter:
         pieces = buffer.pieces(runs)
         out.write(blank.offset + start, pieces)
         checksum.add(start, pieces)
+        self.digests[name].add(start, buffer, runs)
         if checksum.of(blank.num_bytes) is not None:
             with self._lock:
                 self._unfinished[blank.file] -= 1
@@ -156,44 +167,62 @@ class ArchiveWriter:
                 os.fsync(out.stream.fileno())
 
 
+@dataclass(frozen=True)
+class Filled:
+    """What is known of archives once they are filled.
+
+    Attributes:
+        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+        digest: the hash of all tensors.
+    """
+
+    nonfinite: dict[str, int]
+    digest: str
+
+
 def fill(
-    tensors: Iterable[TensorPlan],
+    tensors: Sequence[TensorPlan],
     stored: Mapping[str, Stored],
+    sources: Mapping[str, TensorDigest],
     how: Writing,
     make_blanks: Callable[[], Mapping[str, Blank]],
-) -> NonFinite | None:
+) -> Filled | None:
     """Make blank files and write tensors into them, this process its part.
 
     Args:
         tensors: what to write.
         stored: where the sources are, by name.
+        sources: hashes of the sources, to be fed with what is read.
         how: with which processes, and whom to tell.
         make_blanks: writes the blank files, and tells where each tensor goes.
 
     Returns:
-        The NaNs and infinities that were met; None but for the first process.
+        What is known of the output; None but for the first process.
 
     Raises:
         CheckpointError: the source changed while it was read, or holds what is not finite.
         OutputError: the disk refused.
         JobError: another process has ended.
     """
-    tensors = tuple(tensors)
     blanks = how.ranks.broadcast(make_blanks() if how.ranks.is_first else None)
     assert blanks is not None
     part = range(*how.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
     nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
-    with ArchiveWriter(blanks) as writer:
-        write_tensors(tensors, stored, writer, progress=how.progress, nonfinite=nonfinite, part=part)
-    known = {name: checksum.stretches for name, checksum in writer.checksums.items()}
-    told = how.ranks.gather(_Told(known, nonfinite.found))
+    with ArchiveWriter(blanks, tensor_digests(tensor.target for tensor in tensors)) as writer:
+        write_tensors(tensors, stored, writer, progress=how.progress, sources=sources, nonfinite=nonfinite, part=part)
+    checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
+    hashes = ({}, {}) if how.ranks.is_alone else (known_states(sources), known_states(writer.digests))
+    told = how.ranks.gather(_Told(checksums, *hashes, nonfinite.found))
     if not how.ranks.is_first:
         return None
     everything = NonFinite(is_allowed=True)
     for one in told:
         everything.merge(one.nonfinite)
+        _merge(sources, one.sources)
+        _merge(writer.digests, one.written)
     write_checksums(blanks, [one.checksums for one in told])
-    return everything
+    written = {tensor.target: writer.digests[tensor.target.name].digest or b"" for tensor in tensors}
+    return Filled(everything.counts, tensors_digest(written))
 
 
 @dataclass(frozen=True)
@@ -201,7 +230,14 @@ class _Told:
     """What a process tells the first one."""
 
     checksums: Mapping[str, Stretches]
+    sources: Mapping[str, DigestState]
+    written: Mapping[str, DigestState]
     nonfinite: NonFiniteFound
+
+
+def _merge(digests: Mapping[str, TensorDigest], states: Mapping[str, DigestState]) -> None:
+    for name, state in states.items():
+        digests[name].merge(state)
 
 
 def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:

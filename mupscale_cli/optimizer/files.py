@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
+from mupscale_cli.checkpoint.digest import TensorDigest, files_digest, safetensors_digest, tensor_digests
 from mupscale_cli.checkpoint.header import Stored, StoredTensor, read_header
 from mupscale_cli.checkpoint.source import Checkpoint, merged, own_file, weight_map
 from mupscale_cli.checkpoint.target import write_json
@@ -49,6 +50,16 @@ class OptimizerSource(Protocol):
     def stored(self) -> Mapping[str, Stored]:
         """Where its tensors are, by their names."""
 
+    def digest(self, known: Mapping[str, TensorDigest]) -> str:
+        """The hash of its tensors.
+
+        Args:
+            known: hashes of some tensors, as far as they have been taken; what they lack is read.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
         """Plan the widened state; safetensors in files of at most so many bytes, None for a single one."""
 
@@ -79,10 +90,14 @@ class StateFile:
     Attributes:
         name: of the file or folder that it can be opened by.
         nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+        source_digest: the hash of the source's tensors.
+        digest: that of what was written.
     """
 
     name: str
     nonfinite: dict[str, int]
+    source_digest: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class WideState:
         about: what there is to know of it, for the record.
         groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
+        content: what it holds beside tensors, nested, with blank tensors; None where it holds nothing else.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -104,6 +120,7 @@ class WideState:
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()
+    content: Any = None
 
     @property
     def num_bytes(self) -> int:
@@ -207,6 +224,10 @@ class SafetensorsState:
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
+    def digest(self, known: Mapping[str, TensorDigest]) -> str:
+        files = dict.fromkeys(tensor.file for tensor in self.stored.values())
+        return files_digest({file.name: safetensors_digest(file, known) for file in files})
+
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
         """Plan the widened state.
 
@@ -221,19 +242,21 @@ class SafetensorsState:
 
             stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, max_shard_bytes, f"{stem}{{suffix}}.safetensors")
+            known = tensor_digests(tensor.spec for tensor in self.stored.values())
             converted = convert(
-                shards, self.stored, how.directory, metadata=self.metadata, progress=how.progress,
+                shards, self.stored, how.directory, metadata=self.metadata, progress=how.progress, sources=known,
                 allow_nonfinite=how.allow_nonfinite, ranks=how.ranks,
             )  # fmt: skip
             if converted is None:
                 return None
+            about = converted.nonfinite, self.digest(known), files_digest(converted.digests)
             if len(shards) == 1:
-                return StateFile(f"{stem}.safetensors", converted.nonfinite)
+                return StateFile(f"{stem}.safetensors", *about)
             weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
             total = sum(shard.num_bytes for shard in shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(how.directory / f"{stem}.safetensors.index.json", index)
-            return StateFile(f"{stem}.safetensors.index.json", converted.nonfinite)
+            return StateFile(f"{stem}.safetensors.index.json", *about)
 
         return WideState(tensors, self.stored, write, {"format": "safetensors"})
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mupscale_cli.checkpoint.digest import TensorDigest, complete, tensor_digests, tensors_digest
 from mupscale_cli.checkpoint.header import Stored
+from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.optimizer.archives import Blank, blank_file, fill
 from mupscale_cli.optimizer.content import locate_optimizer, widen_content
 from mupscale_cli.optimizer.files import StateFile, WideState, Writing
@@ -43,6 +45,14 @@ class TreeState:
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
+    def digest(self, known: Mapping[str, TensorDigest]) -> str:
+        with RowReader() as reader:
+            found = {
+                tensor.spec: complete(known.get(name) or TensorDigest(tensor.spec), tensor, reader)
+                for name, tensor in self.stored.items()
+            }
+        return tensors_digest(found)
+
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (one file is one file)
         """Plan the widened file.
 
@@ -57,11 +67,15 @@ class TreeState:
 
         def write(how: Writing) -> StateFile | None:
             path = how.directory / how.name
-            nonfinite = fill(wide.tensors, self.stored, how, lambda: self.write_blank(path, wide.content))
-            return None if nonfinite is None else StateFile(how.name, nonfinite.counts)
+            known = tensor_digests(tensor.spec for tensor in self.stored.values())
+            filled = fill(wide.tensors, self.stored, known, how, lambda: self.write_blank(path, wide.content))
+            if filled is None:
+                return None
+            return StateFile(how.name, filled.nonfinite, self.digest(known), filled.digest)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
-        return WideState(wide.tensors, self.stored, write, {"format": self.kind}, groups, wide.copied)
+        about = {"format": self.kind}
+        return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
 
 
 def open_torch_state(path: Path, config: Mapping[str, Any] | None, key: str | None) -> TreeState:
