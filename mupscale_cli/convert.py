@@ -14,7 +14,15 @@ from typing import Protocol
 import torch
 
 from mupscale_cli.blocks import Block, Place, Run, row_blocks
-from mupscale_cli.checkpoint.digest import LEAF_BYTES, DigestState, RowBuffer, Runs, TensorDigest, known_states
+from mupscale_cli.checkpoint.digest import (
+    LEAF_BYTES,
+    DigestState,
+    RowBuffer,
+    Runs,
+    TensorDigest,
+    known_states,
+    merge_states,
+)
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.source import RowReader
@@ -128,12 +136,14 @@ def convert(
     told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else known_states(sources or {})))
     if not ranks.is_first:
         return None
+    for one in told:
+        merge_states(sources or {}, one.sources)
     known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
     for shard in todo:
         if shard.file not in known:
             writer = _writer(shard, directory, metadata, reserve, is_shared=True)
             some = [one.parts[shard.file] for one in told if shard.file in one.parts]
-            known[shard.file] = _put_together(shard, writer, some, [one.sources for one in told], sources or {})
+            known[shard.file] = _put_together(shard, writer, some, sources or {})
             finished(known[shard.file])
     return _converted([known[shard.file] for shard in shards])
 
@@ -171,24 +181,14 @@ def _finished(
     return FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed)
 
 
-def _put_together(
-    shard: Shard,
-    writer: ShardWriter,
-    parts: Sequence[_Part],
-    read: Sequence[Mapping[str, DigestState]],
-    sources: Digests,
-) -> FinishedShard:
+def _put_together(shard: Shard, writer: ShardWriter, parts: Sequence[_Part], sources: Digests) -> FinishedShard:
     """A file that several processes wrote."""
     nonfinite = NonFinite(is_allowed=True)
     stds: dict[str, float] = {}
     for part in parts:
-        for name, state in part.digests.items():
-            writer.digests[name].merge(state)
+        merge_states(writer.digests, part.digests)
         stds |= part.stds
         nonfinite.merge(part.nonfinite)
-    for states in read:
-        for name in {tensor.source.name for tensor in shard.tensors} & states.keys() & sources.keys():
-            sources[name].merge(states[name])
     writer.check_size()
     return _finished(shard, writer, stds, nonfinite, sources)
 

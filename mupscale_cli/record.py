@@ -296,15 +296,34 @@ def carried_state(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
-    """The name of a file of the source that is not what it was when the record was made."""
+def source_resized(record: Mapping[str, Any], source: Checkpoint) -> str | None:
+    """The name of a file of the source that is not among those of the record, or has another size."""
     files = record.get("source", {}).get("files", {})
     config = _config_file(source)
     for file in source.files if config is None else (*source.files, config):
         noted = files.get(file.name)
         if noted is None or noted.get("bytes") != file.stat().st_size:
-            return file.name
-        found = safetensors_digest(file) if "digest" in noted else file_digest(file)["sha256"]
+            return str(file.name)
+    return None
+
+
+def source_changed(
+    record: Mapping[str, Any], source: Checkpoint, known: Mapping[str, TensorDigest] | None = None
+) -> str | None:
+    """The name of a file of the source that is not what it was when the record was made.
+
+    Args:
+        record: of the widening.
+        source: the narrow checkpoint.
+        known: hashes of its tensors, as far as they have been taken; what they lack is read.
+    """
+    if name := source_resized(record, source):
+        return name
+    files = record.get("source", {}).get("files", {})
+    config = _config_file(source)
+    for file in source.files if config is None else (*source.files, config):
+        noted = files[file.name]
+        found = safetensors_digest(file, known) if "digest" in noted else file_digest(file)["sha256"]
         if found != noted.get("digest", noted.get("sha256")):
             return file.name
     return None

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoint.digest import tensor_digests
 from mupscale_cli.checkpoint.header import read_header
 from mupscale_cli.checkpoint.source import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoint.target import replace_json
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizer.files import find_optimizer
+from mupscale_cli.optimizer.files import find_optimizer, open_optimizer, read_digest
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
@@ -26,11 +27,13 @@ from mupscale_cli.record import (
     recorded_method,
     recorded_noise,
     source_changed,
+    source_resized,
 )
 from mupscale_cli.verification import (
     Verification,
     VerifyOptions,
     WeightsCheck,
+    check_state,
     check_weights,
     train_checkpoints,
     verify_checkpoints,
@@ -98,23 +101,59 @@ def verify_weights(
     narrow: str | Path | None = None,
     *,
     recipe: str | Path | None = None,
+    optimizer: Path | None = None,
+    allow_pickle: bool = False,
     events: Events | None = None,
 ) -> WeightsCheck:
     """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
+
+    The optimizer's state is checked with it, where one was carried and the narrow one is there.
 
     Args:
         wide: a checkpoint that mupscale wrote.
         narrow: its source; the one that its record names if not given.
         recipe: name or file of the recipe; the one that the record names if not given.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
         events: for progress.
 
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    again = plan_again(wide, narrow, recipe)
+    again = plan_again(wide, narrow, recipe, with_state=True, hashed=False)
     events = events or Events()
     events.phase("comparing", again.plan.num_bytes)
-    return check_weights(again.narrow, again.wide, again.plan, events.advance)
+    read = tensor_digests(again.narrow.specs)
+    found = check_weights(again.narrow, again.wide, again.plan, events.advance, read)
+    if changed := source_changed(again.record, again.narrow, read):
+        raise _other_source(changed, again.narrow, wide)
+    if carried_state(again.record) is None:
+        return found
+    state = _check_state(again, optimizer, events, allow_pickle=allow_pickle)
+    return replace(found, **({"without_state": state} if isinstance(state, str) else {"state": state}))
+
+
+def _check_state(again: Again, optimizer: Path | None, events: Events, *, allow_pickle: bool) -> WeightsCheck | str:
+    """The optimizer's state against that of the source; why it was not compared, where that is not possible."""
+    carried = carried_state(again.record)
+    assert carried is not None
+    before, after = optimizer or find_optimizer(again.narrow), _state_path(again.wide, carried)
+    if before is None:
+        return f"the narrow one is not beside `{again.narrow.path}`; give it with `--optimizer PATH`"
+    if not after.exists():
+        return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
+    if before.is_dir() and not allow_pickle:
+        return "the metadata of a distributed checkpoint are a pickle that could run code; `--allow-pickle` reads it"
+    key = carried.get("key")
+    narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
+    wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
+    planned = narrow.widen(again.plan, carried["policy"], None)
+    events.phase("comparing the optimizer's state", planned.num_bytes)
+    read = tensor_digests(tensor.source for tensor in planned.tensors)
+    found = check_state(planned, wide, events.advance, read)
+    if carried.get("source_digest") not in (None, read_digest(narrow.stored, read)):
+        raise CheckpointError(f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with")
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,7 +188,7 @@ def plan_again(
         narrow: its source; the one that its record names if not given.
         recipe: name or file of the recipe; the one that the record names if not given.
         with_state: of models of the Hub, download the optimizer's state as well.
-        hashed: read all of the source, to be sure that it is what was widened.
+        hashed: read all of the source, to be sure that it is what was widened; else only sizes are compared.
 
     Raises:
         MupscaleError: one of them is missing or not what the record says.
@@ -159,13 +198,14 @@ def plan_again(
     if record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
     check_record(record, target.path)
+    with_state = with_state and carried_state(record) is not None
     source = (
         find_source(narrow, with_state=with_state).checkpoint
         if narrow is not None
         else _recorded_source(target, with_state=with_state)
     )
-    if hashed and (changed := source_changed(record, source)):
-        raise CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
+    if changed := (source_changed if hashed else source_resized)(record, source):
+        raise _other_source(changed, source, wide)
     factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
     method, perturbation = recorded_method(record)
@@ -174,6 +214,10 @@ def plan_again(
         method=method, perturbation=perturbation,
     )  # fmt: skip
     return Again(target, source, with_noise(plan, recorded_noise(record)), record)
+
+
+def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
+    return CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
 
 
 def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
@@ -190,11 +234,7 @@ def _states(
     if not carried or carried["policy"] != "copy":
         return None, None
     before = optimizer or find_optimizer(source)
-    after = (
-        target.path.parent / f"{target.path.stem}.{carried['file']}"
-        if target.is_file
-        else target.path / carried["file"]
-    )
+    after = _state_path(target, carried)
     if before is None:
         raise CheckpointError(
             f"the optimizer's state `{carried['file']}` is not beside `{source.path}`",
@@ -204,6 +244,12 @@ def _states(
         load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
         load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),
     )
+
+
+def _state_path(wide: Checkpoint, carried: Mapping[str, Any]) -> Path:
+    """Where the optimizer's state of a widened checkpoint is."""
+    name = str(carried["file"])
+    return wide.path.parent / f"{wide.path.stem}.{name}" if wide.is_file else wide.path / name
 
 
 def _note(target: Checkpoint, record: dict[str, Any]) -> None:

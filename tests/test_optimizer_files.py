@@ -24,15 +24,15 @@ from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, Pla
 from mupscale_cli.optimizer.archives import ArchiveWriter, blank_file, write_checksums
 from mupscale_cli.optimizer.checksums import Checksum
 from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
-from mupscale_cli.optimizer.files import open_optimizer
+from mupscale_cli.optimizer.files import open_optimizer, read_digest
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import blank, read_torch_file
 from mupscale_cli.preparing import StateOptions
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.verification import VerifyOptions
-from mupscale_cli.verifying import verify
+from mupscale_cli.verifying import verify, verify_weights
 from mupscale_cli.widening import widen
-from training import save_training, trained
+from training import save_state, save_training, trained
 
 Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
 # exp_avg is multiplied by 1 / (m c), its square by the square of that. Factors: embed 2, kv 3, g 1, ffn 5.
@@ -113,8 +113,10 @@ def test_torch_file_with_names(run_in_progress, tmp_path):
     assert {key: noted[key] for key in ("file", "format", "policy")} == {
         "file": "optimizer.pt", "format": "torch", "policy": "copy"
     }  # fmt: skip
-    for folder, key in ((source, "source_digest"), (tmp_path / "wide", "digest")):
-        assert open_optimizer(folder / "optimizer.pt", None).digest({}) == noted[key]
+    assert open_optimizer(tmp_path / "wide" / "optimizer.pt", None).digest() == noted["digest"]
+    opened = open_optimizer(source / "optimizer.pt", None)
+    read = tensor_digests(tensor.spec for tensor in opened.stored.values())
+    assert read_digest(opened.stored, read) == noted["source_digest"]
     file = tmp_path / "wide" / "optimizer.pt"
     assert zipfile.ZipFile(file).testzip() is None
     wide = torch.load(file, weights_only=True)
@@ -221,6 +223,90 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OutputError, match="PytorchStreamWriter"):
         blank_file(tmp_path / "x.pt", {})
+
+
+# Against the narrow one, byte by byte --------------------------------------------------------
+
+
+STATE_FILES = {"safetensors": "optimizer.safetensors", "torch": "optimizer.pt", "distributed": "optimizer"}
+
+
+@pytest.mark.parametrize("policy", ["copy", "reset-new", "reset"])
+@pytest.mark.parametrize("kind", STATE_FILES)
+def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
+    source, wide = save_state(tmp_path / "narrow", kind), tmp_path / "wide"
+    widen(source, wide, axes=AXES, verify=False, state=StateOptions(policy=policy, allow_pickle=True))
+    found = verify_weights(wide, allow_pickle=True)
+    assert found.agrees
+    assert found.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
+    if policy == "reset":
+        return
+    # One bit of an element in the middle of a tensor.
+    moments = {name: stored for name, stored in open_state(wide, kind).stored.items() if stored.spec.shape == (96, 96)}
+    name, stored = next(iter(moments.items()))
+    (place,) = stored.stretches(4 * 96 * 7 + 4 * 3, 1)
+    with open(place.file, "r+b") as stream:
+        stream.seek(place.offset)
+        (before,) = stream.read(1)
+        stream.seek(place.offset)
+        stream.write(bytes([before ^ 1]))
+    found = verify_weights(wide, allow_pickle=True)
+    assert found.state.differences == (f"`{name}` differs, first at element (7, 3)",)
+    assert not found.agrees
+    assert found.differences == ()
+    result = run("verify", str(wide), "--weights", "--allow-pickle")
+    assert result.code == 1
+    assert f"optimizer state: `{name}` differs, first at element (7, 3)" in result.out
+    assert "weights: 34 tensors" in result.out
+
+
+def open_state(folder, kind):
+    return open_optimizer(folder / STATE_FILES[kind], None, allow_pickle=True)
+
+
+def test_settings_of_a_state_are_compared(tmp_path):
+    source = save_state(tmp_path / "narrow", "torch")
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    state = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)
+    state["param_groups"][0]["lr"] *= 2
+    del state["param_groups"][1]["eps"]
+    state["state"].pop(3)
+    state["more"] = 1
+    torch.save(state, tmp_path / "wide" / "optimizer.pt")
+    found = verify_weights(tmp_path / "wide").state.differences
+    assert "`state/3/exp_avg` is missing" in found
+    assert any(each.startswith("`param_groups/0/lr` is 0.006, planned was 0.003") for each in found)
+    assert "`param_groups/1/eps` is missing" in found
+    assert "`more` is not in the plan" in found
+    assert not any("state/2" in each for each in found)
+
+
+def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
+    source = save_state(tmp_path / "narrow", "torch")
+    widen(source, tmp_path / "wide", 2, verify=False)
+    state = torch.load(source / "optimizer.pt", weights_only=True)
+    state["state"][3]["exp_avg"] += 1
+    torch.save(state, source / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"is not the optimizer's state that .* was widened with"):
+        verify_weights(tmp_path / "wide")
+    (source / "optimizer.pt").unlink()
+    result = run("verify", str(tmp_path / "wide"), "--weights")
+    assert result.code == 0
+    assert "optimizer state: not compared: the narrow one is not beside" in result.out
+    assert "--optimizer PATH" in result.out
+    (tmp_path / "wide" / "optimizer.pt").unlink()
+    shutil.copytree(save_state(tmp_path / "again", "torch"), tmp_path / "copy")
+    found = verify_weights(tmp_path / "wide", optimizer=tmp_path / "copy" / "optimizer.pt")
+    assert found.state.differences == ("`optimizer.pt` is missing",)
+
+
+def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
+    source = save_state(tmp_path / "narrow", "distributed")
+    widen(source, tmp_path / "wide", 2, verify=False, state=StateOptions(allow_pickle=True))
+    found = verify_weights(tmp_path / "wide")
+    assert found.state is None
+    assert "--allow-pickle" in found.without_state
+    assert found.as_record()["optimizer_state_skipped"] == found.without_state
 
 
 # Policies and kinds ---------------------------------------------------------------------------

@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import mupscale_cli
 from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
@@ -29,7 +27,7 @@ from mupscale_cli.preparing import StateOptions, find_source, plan_widening
 from mupscale_cli.ranks import ALONE, Ranks, joined
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.widening import widen
-from training import trained
+from training import save_state
 
 SHARD = 30_000
 
@@ -143,22 +141,6 @@ def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
     archived = [file for file in made_by_torch if zipfile.is_zipfile(file)]  # plain values are pickles
     assert bool(archived) == (kind != "safetensors")
     assert all(zipfile.ZipFile(file).testzip() is None for file in archived)
-
-
-def save_state(folder, kind):
-    """A model in the middle of training with its optimizer's state in some format."""
-    model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
-    model.save_pretrained(folder)
-    if kind == "torch":
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    elif kind == "distributed":
-        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.save(state, checkpoint_id=folder / "optimizer", no_dist=True)
-    else:
-        flat = {f"state.{name}.{key}": value.clone() for name, parameter in model.named_parameters()
-                for key, value in optimizer.state[parameter].items()}  # fmt: skip
-        save_file(flat, folder / "optimizer.safetensors")
-    return folder
 
 
 def test_what_is_not_finite_is_counted_once(saved, tmp_path):

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from helpers import build
 from mupscale_cli.verification.inputs import reference_inputs
@@ -74,4 +77,20 @@ def save_training(directory: Path, case: str, optimizer: str, **options: Any) ->
     model, made = trained(case, optimizer, **options)
     model.save_pretrained(directory)
     torch.save(made.state_dict(), directory / "optimizer.pt")
+    return directory
+
+
+def save_state(directory: Path, kind: str) -> Path:
+    """Save a model in the middle of training with its optimizer's state as safetensors, of torch, or distributed."""
+    model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
+    model.save_pretrained(directory)
+    if kind == "torch":
+        torch.save(optimizer.state_dict(), directory / "optimizer.pt")
+    elif kind == "distributed":
+        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.save(state, checkpoint_id=directory / "optimizer", no_dist=True)
+    else:
+        flat = {f"state.{name}.{key}": value.clone() for name, parameter in model.named_parameters()
+                for key, value in optimizer.state[parameter].items()}  # fmt: skip
+        save_file(flat, directory / "optimizer.safetensors")
     return directory

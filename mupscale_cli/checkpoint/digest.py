@@ -291,6 +291,13 @@ def known_states(digests: Mapping[str, TensorDigest]) -> dict[str, DigestState]:
     return {name: state for name, state in states.items() if not state.is_blank}
 
 
+def merge_states(digests: Mapping[str, TensorDigest], states: Mapping[str, DigestState]) -> None:
+    """Take what another process knows of the same tensors."""
+    for name, state in states.items():
+        if name in digests:
+            digests[name].merge(state)
+
+
 def complete(digest: TensorDigest, tensor: Stored, reader: RowReader) -> bytes:
     """The hash of a stored tensor, reading it only if something of it is missing.
 

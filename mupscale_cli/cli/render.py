@@ -253,14 +253,22 @@ def _print_unperturbed(console: Console, found: Verification) -> None:
 
 def print_weights(console: Console, found: WeightsCheck) -> None:
     """Whether every byte is what was planned."""
+    _print_bytes(console, "weights", found)
+    if found.state is not None:
+        _print_bytes(console, "optimizer state", found.state)
+    elif found.without_state is not None:
+        console.print(f"optimizer state: not compared: {found.without_state}", markup=False, soft_wrap=True)
+
+
+def _print_bytes(console: Console, what: str, found: WeightsCheck) -> None:
     for difference in found.differences[:_SHOWN_DIFFERENCES]:
-        console.print(difference, style="bold red", markup=False)
+        console.print(f"{what}: {difference}", style="bold red", markup=False)
     more = len(found.differences) - _SHOWN_DIFFERENCES
     if more > 0:
-        console.print(f"and {more} more", style="bold red", markup=False)
-    if found.agrees:
+        console.print(f"{what}: and {more} more", style="bold red", markup=False)
+    if not found.differences:
         console.print(
-            f"weights: {counted(found.num_tensors, 'tensor')}, {bytes_text(found.num_bytes)}, each byte what source, "
+            f"{what}: {counted(found.num_tensors, 'tensor')}, {bytes_text(found.num_bytes)}, each byte what source, "
             "rule and noise make it",
             markup=False,
         )

@@ -38,7 +38,8 @@ def verify(
     allow_pickle: options.AllowPickle = False,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Run no model: compare every byte with what source, rule and noise make of it."),
+        typer.Option("--weights", help="Run no model: compare every byte, also of the optimizer's state, with what "
+                     "source, rule and noise make of it."),
     ] = False,
     report: Annotated[
         Path | None,
@@ -64,7 +65,7 @@ def verify(
     if report is not None:
         check_report(report, weights=weights, overwrite=overwrite)
     if weights:
-        _weights(wide, narrow, recipe, as_json=as_json)
+        _weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
         return
     found = verifying.verify(
         wide, narrow, options=options.verify_options(dtype, device, model, seed, steps), recipe=recipe,
@@ -117,15 +118,19 @@ def write_report(file: Path, wide: str, narrow: str | None, found: Verification)
     output.note(f"wrote {file}")
 
 
-def _weights(wide: str, narrow: str | None, recipe: str | None, *, as_json: bool) -> None:
+def _weights(
+    wide: str, narrow: str | None, recipe: str | None, optimizer: Path | None, *, allow_pickle: bool, as_json: bool
+) -> None:
     from mupscale_cli import verifying
 
     with output.progress() as events:
-        found = verifying.verify_weights(wide, narrow, recipe=recipe, events=events)
+        found = verifying.verify_weights(
+            wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events
+        )
     if as_json:
         output.print_document("verify-weights", {"wide": wide, **found.as_record()})
     else:
         render.print_weights(output.report(), found)
     if not found.agrees:
-        _tell_quietly("\n".join(found.differences))
+        _tell_quietly("\n".join((*found.differences, *(found.state.differences if found.state else ()))))
         raise typer.Exit(1)

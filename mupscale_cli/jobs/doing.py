@@ -131,7 +131,10 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events) -> Done:
 
     found: Verification | WeightsCheck
     if step.weights:
-        found = verify_weights(step.wide, step.narrow, recipe=step.recipe, events=events)
+        found = verify_weights(
+            step.wide, step.narrow, recipe=step.recipe, optimizer=step.optimizer, allow_pickle=step.allow_pickle,
+            events=events,
+        )  # fmt: skip
     else:
         if Path(step.wide).exists() and is_still_verified(step):
             return Done(one, "skipped", "verified with the same options")

@@ -26,6 +26,7 @@ from mupscale_cli.checkpoint.digest import (
     Runs,
     TensorDigest,
     known_states,
+    merge_states,
     tensor_digests,
     tensors_digest,
 )
@@ -218,8 +219,8 @@ def fill(
     everything = NonFinite(is_allowed=True)
     for one in told:
         everything.merge(one.nonfinite)
-        _merge(sources, one.sources)
-        _merge(writer.digests, one.written)
+        merge_states(sources, one.sources)
+        merge_states(writer.digests, one.written)
     write_checksums(blanks, [one.checksums for one in told])
     written = {tensor.target: writer.digests[tensor.target.name].digest or b"" for tensor in tensors}
     return Filled(everything.counts, tensors_digest(written))
@@ -233,11 +234,6 @@ class _Told:
     sources: Mapping[str, DigestState]
     written: Mapping[str, DigestState]
     nonfinite: NonFiniteFound
-
-
-def _merge(digests: Mapping[str, TensorDigest], states: Mapping[str, DigestState]) -> None:
-    for name, state in states.items():
-        digests[name].merge(state)
 
 
 def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:

@@ -8,12 +8,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
-from mupscale_cli.checkpoint.digest import TensorDigest, files_digest, safetensors_digest, tensor_digests
+from mupscale_cli.checkpoint.digest import (
+    TensorDigest,
+    complete,
+    files_digest,
+    safetensors_digest,
+    tensor_digests,
+    tensors_digest,
+)
 from mupscale_cli.checkpoint.header import Stored, StoredTensor, read_header
-from mupscale_cli.checkpoint.source import Checkpoint, merged, own_file, weight_map
+from mupscale_cli.checkpoint.source import Checkpoint, RowReader, merged, own_file, weight_map
 from mupscale_cli.checkpoint.target import write_json
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
+from mupscale_cli.plan import Plan, Shard, TensorPlan, split_into_shards
 from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.state import ParameterNames, Policy, StateEntry, plan_state
 
@@ -50,11 +57,12 @@ class OptimizerSource(Protocol):
     def stored(self) -> Mapping[str, Stored]:
         """Where its tensors are, by their names."""
 
-    def digest(self, known: Mapping[str, TensorDigest]) -> str:
-        """The hash of its tensors.
+    @property
+    def content(self) -> Any:
+        """What it holds, nested, with blank tensors; None where it holds nothing but tensors."""
 
-        Args:
-            known: hashes of some tensors, as far as they have been taken; what they lack is read.
+    def digest(self) -> str:
+        """The hash of its tensors, which reads all of them.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -90,7 +98,7 @@ class StateFile:
     Attributes:
         name: of the file or folder that it can be opened by.
         nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        source_digest: the hash of the source's tensors.
+        source_digest: the hash of the source's tensors, of those that were read.
         digest: that of what was written.
     """
 
@@ -111,7 +119,7 @@ class WideState:
         about: what there is to know of it, for the record.
         groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
         copied: entries of the file that were copied as they are.
-        content: what it holds beside tensors, nested, with blank tensors; None where it holds nothing else.
+        content: what it holds, nested, with blank tensors; None where it holds nothing but tensors.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -126,6 +134,20 @@ class WideState:
     def num_bytes(self) -> int:
         """Of tensor data."""
         return sum(tensor.target.num_bytes for tensor in self.tensors)
+
+
+def read_digest(stored: Mapping[str, Stored], known: Mapping[str, TensorDigest]) -> str:
+    """The hash of some tensors of a state.
+
+    Args:
+        stored: all of them, by name.
+        known: hashes of those that are hashed, as far as they have been taken; what they lack is read.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    with RowReader() as reader:
+        return tensors_digest({stored[name].spec: complete(known[name], stored[name], reader) for name in known})
 
 
 def find_optimizer(checkpoint: Checkpoint) -> Path | None:
@@ -217,16 +239,17 @@ class SafetensorsState:
     """`state.PARAMETER.KEY` in one safetensors file, or in several with an index."""
 
     path: Path
+    files: tuple[Path, ...]
     stored: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+    content: None = None
 
     @property
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
-    def digest(self, known: Mapping[str, TensorDigest]) -> str:
-        files = dict.fromkeys(tensor.file for tensor in self.stored.values())
-        return files_digest({file.name: safetensors_digest(file, known) for file in files})
+    def digest(self) -> str:
+        return files_digest({file.name: safetensors_digest(file) for file in self.files})
 
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:
         """Plan the widened state.
@@ -242,14 +265,15 @@ class SafetensorsState:
 
             stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, max_shard_bytes, f"{stem}{{suffix}}.safetensors")
-            known = tensor_digests(tensor.spec for tensor in self.stored.values())
+            shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
+            known = tensor_digests(tensor.source for tensor in tensors)
             converted = convert(
                 shards, self.stored, how.directory, metadata=self.metadata, progress=how.progress, sources=known,
                 allow_nonfinite=how.allow_nonfinite, ranks=how.ranks,
             )  # fmt: skip
             if converted is None:
                 return None
-            about = converted.nonfinite, self.digest(known), files_digest(converted.digests)
+            about = converted.nonfinite, read_digest(self.stored, known), files_digest(converted.digests)
             if len(shards) == 1:
                 return StateFile(f"{stem}.safetensors", *about)
             weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
@@ -262,6 +286,8 @@ class SafetensorsState:
 
     def _entries(self, plan: Plan) -> list[StateEntry]:
         """The entries under the prefix that makes their parameters known, told apart by what is there."""
+        if not self.stored:
+            raise CheckpointError(f"`{self.path}` holds no tensors")
         names = ParameterNames(plan)
         for prefix in FLAT_PREFIXES:
             if all(name.startswith(prefix) for name in self.stored):
@@ -283,4 +309,6 @@ def _open_safetensors(path: Path) -> SafetensorsState:
         if missing:
             raise CheckpointError(f"`{path}` names {missing[0]}, which is not there")
     headers = [read_header(file) for file in files]
-    return SafetensorsState(path, merged(headers, path), {"format": "pt", **headers[0].metadata})
+    # A state that was written to begin anew has no tensors.
+    stored = merged(headers, path) if any(header.tensors for header in headers) else {}
+    return SafetensorsState(path, tuple(files), stored, {"format": "pt", **headers[0].metadata})

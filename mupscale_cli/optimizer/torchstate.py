@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mupscale_cli.checkpoint.digest import TensorDigest, complete, tensor_digests, tensors_digest
+from mupscale_cli.checkpoint.digest import tensor_digests
 from mupscale_cli.checkpoint.header import Stored
-from mupscale_cli.checkpoint.source import RowReader
 from mupscale_cli.optimizer.archives import Blank, blank_file, fill
 from mupscale_cli.optimizer.content import locate_optimizer, widen_content
-from mupscale_cli.optimizer.files import StateFile, WideState, Writing
+from mupscale_cli.optimizer.files import StateFile, WideState, Writing, read_digest
 from mupscale_cli.optimizer.order import names_by_order
 from mupscale_cli.optimizer.torchfile import Place, place_name, read_torch_file, walk
 from mupscale_cli.plan import Plan
@@ -45,13 +44,8 @@ class TreeState:
     def num_bytes(self) -> int:
         return sum(tensor.spec.num_bytes for tensor in self.stored.values())
 
-    def digest(self, known: Mapping[str, TensorDigest]) -> str:
-        with RowReader() as reader:
-            found = {
-                tensor.spec: complete(known.get(name) or TensorDigest(tensor.spec), tensor, reader)
-                for name, tensor in self.stored.items()
-            }
-        return tensors_digest(found)
+    def digest(self) -> str:
+        return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
 
     def widen(self, plan: Plan, policy: Policy, max_shard_bytes: int | None) -> WideState:  # noqa: ARG002 (one file is one file)
         """Plan the widened file.
@@ -67,11 +61,11 @@ class TreeState:
 
         def write(how: Writing) -> StateFile | None:
             path = how.directory / how.name
-            known = tensor_digests(tensor.spec for tensor in self.stored.values())
+            known = tensor_digests(tensor.source for tensor in wide.tensors)
             filled = fill(wide.tensors, self.stored, known, how, lambda: self.write_blank(path, wide.content))
             if filled is None:
                 return None
-            return StateFile(how.name, filled.nonfinite, self.digest(known), filled.digest)
+            return StateFile(how.name, filled.nonfinite, read_digest(self.stored, known), filled.digest)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         about = {"format": self.kind}

@@ -41,9 +41,9 @@ def is_optimizer(content: Any) -> bool:
     """Whether a value is the state dict of an optimizer in one of the forms."""
     if not isinstance(content, Mapping):
         return False
-    if _STATE in content and _GROUPS in content:
-        return isinstance(content[_STATE], Mapping) and isinstance(content[_GROUPS], list)
-    return any(isinstance(key, str) and key.startswith(f"{_STATE}.") for key in content)
+    if _GROUPS in content:  # distributed checkpoints have no empty mappings
+        return isinstance(content.get(_STATE, {}), Mapping) and isinstance(content[_GROUPS], list)
+    return any(isinstance(key, str) and key.startswith((f"{_STATE}.", f"{_GROUPS}.")) for key in content)
 
 
 def parse_tree(
@@ -58,10 +58,10 @@ def parse_tree(
     Raises:
         CheckpointError: it contradicts itself.
     """
-    if _GROUPS not in content or _STATE not in content:
+    if _GROUPS not in content:
         return _parse_flat(content)
-    _check_forms(content)
-    states = content[_STATE]
+    states = content.get(_STATE, {})
+    _check_forms(states, content[_GROUPS])
     raw = [({key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}, list(group[_PARAMS]))
            for group in content[_GROUPS]]  # fmt: skip
     members = [member for _, group in raw for member in group]
@@ -91,11 +91,11 @@ def parse_tree(
     )
 
 
-def _check_forms(content: Mapping[Any, Any]) -> None:
-    for number, entries in content[_STATE].items():
+def _check_forms(states: Mapping[Any, Any], groups: Sequence[Any]) -> None:
+    for number, entries in states.items():
         if not isinstance(entries, Mapping):
             raise CheckpointError(f"the optimizer's state of parameter {number} is not a mapping of entries")
-    for group in content[_GROUPS]:
+    for group in groups:
         members = group.get(_PARAMS) if isinstance(group, Mapping) else None
         if not isinstance(members, (list, tuple)) or not all(isinstance(member, (int, str)) for member in members):
             raise CheckpointError("a group of the optimizer does not list its parameters, by numbers or by names")

@@ -8,7 +8,7 @@ from mupscale_cli.verification.result import (
     WeightsCheck,
 )
 from mupscale_cli.verification.run import VerifyOptions, train_checkpoints, verify_checkpoints
-from mupscale_cli.verification.weights import check_weights
+from mupscale_cli.verification.weights import check_state, check_weights
 
 __all__ = [
     "CannotVerify",
@@ -17,6 +17,7 @@ __all__ = [
     "Verification",
     "VerifyOptions",
     "WeightsCheck",
+    "check_state",
     "check_weights",
     "train_checkpoints",
     "verify_checkpoints",

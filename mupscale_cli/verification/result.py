@@ -220,20 +220,26 @@ class WeightsCheck:
         num_tensors: how many were compared.
         num_bytes: of their data.
         differences: what is wrong with the others, each with the tensor's name.
+        state: the same for the optimizer's state, where there is one.
+        without_state: why that was not compared, where there is one.
     """
 
     num_tensors: int
     num_bytes: int
     differences: tuple[str, ...]
+    state: WeightsCheck | None = None
+    without_state: str | None = None
 
     @property
     def agrees(self) -> bool:
-        return not self.differences
+        return not self.differences and (self.state is None or self.state.agrees)
 
     def as_record(self) -> dict[str, Any]:
         """The figures as mupscale.json and `--json` show them."""
+        state = {"optimizer_state": self.state.as_record()} if self.state else {}
+        why = {"optimizer_state_skipped": self.without_state} if self.without_state else {}
         return {"agrees": self.agrees, "tensors": self.num_tensors, "bytes": self.num_bytes,
-                "differences": list(self.differences)}  # fmt: skip
+                "differences": list(self.differences), **state, **why}  # fmt: skip
 
 
 def _json(value: float) -> float | str:

@@ -1,30 +1,40 @@
-"""Every stored tensor against source, rule and noise: no model, at the speed of the disk."""
+"""Every stored tensor against source, rule and noise: no model, only files."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mupscale_cli.checkpoint.digest import RowBuffer, Runs
-from mupscale_cli.checkpoint.header import StoredTensor
+from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.scratch import scratch
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
 from mupscale_cli.checkpoint.target import write_json
-from mupscale_cli.convert import convert, write_tensors
+from mupscale_cli.convert import Digests, convert, write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite
+from mupscale_cli.optimizer.files import OptimizerSource, WideState
+from mupscale_cli.optimizer.torchfile import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
 
 Progress = Callable[[int], None]
+_MOST_SHOWN = 60  # characters of a value
 
 
 def check_weights(
-    narrow: Checkpoint, wide: Checkpoint, plan: Plan, progress: Progress = lambda _: None
+    narrow: Checkpoint,
+    wide: Checkpoint,
+    plan: Plan,
+    progress: Progress = lambda _: None,
+    sources: Digests | None = None,
 ) -> WeightsCheck:
     """Widen again, and compare every byte with what is stored instead of writing it.
 
@@ -33,15 +43,45 @@ def check_weights(
         wide: what it was widened to.
         plan: how.
         progress: called with the bytes of tensor data just compared.
+        sources: hashes of the source's tensors, to be fed with what is read.
 
     Raises:
         CheckpointError: the source cannot be read.
     """
-    planned = {tensor.target.name: tensor for tensor in plan.tensors}
-    differences = [f"`{name}` is not in the plan" for name in wide.tensors if name not in planned]
+    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, sources)
+
+
+def check_state(
+    planned: WideState, wide: OptimizerSource, progress: Progress = lambda _: None, sources: Digests | None = None
+) -> WeightsCheck:
+    """Widen an optimizer's state again, and compare every byte and every setting with what is stored.
+
+    Args:
+        planned: the state that the narrow one becomes.
+        wide: what was stored.
+        progress: called with the bytes of tensor data just compared.
+        sources: hashes of the source's tensors, to be fed with what is read.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    found = _check(planned.tensors, planned.stored, wide.stored, progress, sources)
+    settings = _other_settings(planned.content, wide.content) if planned.content is not None else ()
+    return replace(found, differences=(*found.differences, *settings))
+
+
+def _check(
+    tensors: Iterable[TensorPlan],
+    narrow: Mapping[str, Stored],
+    wide: Mapping[str, Stored],
+    progress: Progress,
+    sources: Digests | None,
+) -> WeightsCheck:
+    planned = {tensor.target.name: tensor for tensor in tensors}
+    differences = [f"`{name}` is not in the plan" for name in wide if name not in planned]
     known: list[TensorPlan] = []
     for name, tensor in planned.items():
-        stored = wide.tensors.get(name)
+        stored = wide.get(name)
         if stored is None:
             differences.append(f"`{name}` is missing")
         elif stored.spec != tensor.target:
@@ -49,40 +89,85 @@ def check_weights(
                                f"{tensor.target.dtype} {tensor.target.shape}")  # fmt: skip
         else:
             known.append(tensor)
-    with RowReader() as reader:
-        comparing = _Comparing(reader, wide.tensors, {})
+    with _Comparing(wide) as comparing:
         allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
-        write_tensors(known, narrow.tensors, comparing, progress=progress, nonfinite=allowing)
+        write_tensors(known, narrow, comparing, progress=progress, sources=sources, nonfinite=allowing)
     differences += [_described(planned[name], place) for name, place in comparing.first.items()]
     return WeightsCheck(len(known), sum(tensor.target.num_bytes for tensor in known), tuple(differences))
 
 
-@dataclass(frozen=True)
 class _Comparing:
-    """A writer that compares; `first` is the first byte of each tensor that differs."""
+    """A writer that compares, each thread with a reader of its own; a context manager that closes them.
 
-    reader: RowReader
-    stored: Mapping[str, StoredTensor]
-    first: dict[str, int]
-    held: bytearray = field(default_factory=bytearray)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    Attributes:
+        first: the first byte of each tensor that differs.
+    """
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self.stored = stored
+        self.first: dict[str, int] = {}
+        self._readers = ExitStack()
+        self._lock = threading.Lock()
+        self._own = threading.local()
+
+    def __enter__(self) -> _Comparing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._readers.close()
 
     def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
         """Compare consecutive runs of a buffer with a tensor's bytes from `start` on."""
-        pieces = buffer.pieces(runs)
-        size = sum(map(len, pieces))
-        with self.lock:
-            if len(self.held) < size:
-                self.held.extend(bytes(size - len(self.held)))
-            found = memoryview(self.held)[:size]
-            self.reader.read(self.stored[name], start, found)
-            done = 0
-            for piece in pieces:
-                part = found[done : done + len(piece)]
-                if bytearray(part) != piece:
-                    place = start + done + next(i for i, (a, b) in enumerate(zip(part, piece, strict=True)) if a != b)
-                    self.first[name] = min(place, self.first.get(name, place))
-                done += len(piece)
+        planned = b"".join(buffer.pieces(runs))
+        found = self._read(name, start, len(planned))
+        if found != planned:
+            place = start + next(i for i, (a, b) in enumerate(zip(found, planned, strict=True)) if a != b)
+            with self._lock:
+                self.first[name] = min(place, self.first.get(name, place))
+
+    def _read(self, name: str, start: int, num_bytes: int) -> bytearray:
+        """Bytes that are stored; valid until the same thread reads more."""
+        own = self._own
+        if not hasattr(own, "reader"):
+            with self._lock:
+                own.reader, own.held = self._readers.enter_context(RowReader()), bytearray()
+        if len(own.held) != num_bytes:  # most blocks are of one size
+            own.held = bytearray(num_bytes)
+        own.reader.read(self.stored[name], start, memoryview(own.held))
+        held: bytearray = own.held
+        return held
+
+
+def _other_settings(planned: Any, found: Any, place: Place = ()) -> Iterator[str]:
+    """What differs of two nested mappings and sequences, tensors aside."""
+    if isinstance(planned, torch.Tensor) or isinstance(found, torch.Tensor):
+        return  # compared by themselves, or missing
+    if isinstance(planned, Mapping) and isinstance(found, Mapping):
+        for key in (*planned, *(key for key in found if key not in planned)):
+            inner = (*place, key)
+            if key in planned and key in found:
+                yield from _other_settings(planned[key], found[key], inner)
+            else:
+                yield from _only_one((planned if key in planned else found)[key], inner, is_planned=key in planned)
+    elif isinstance(planned, (list, tuple)) and isinstance(found, (list, tuple)) and len(planned) == len(found):
+        for index, pair in enumerate(zip(planned, found, strict=True)):
+            yield from _other_settings(*pair, (*place, index))
+    elif planned != found and repr(planned) != repr(found):  # NaN is NaN here
+        yield f"`{place_name(place)}` is {_shown(found)}, planned was {_shown(planned)}"
+
+
+def _only_one(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
+    """Settings that only one of both has; an empty mapping, which distributed checkpoints do not keep, is none."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _only_one(inner, (*place, key), is_planned=is_planned)
+    elif not isinstance(value, torch.Tensor):
+        yield f"`{place_name(place)}` is {'missing' if is_planned else 'not in the plan'}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _described(tensor: TensorPlan, byte: int) -> str:
