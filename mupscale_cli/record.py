@@ -296,6 +296,17 @@ def carried_state(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
+def state_path(wide: Checkpoint, carried: Mapping[str, Any]) -> Path:
+    """Where the optimizer's state of a widened checkpoint is.
+
+    Args:
+        wide: the checkpoint.
+        carried: what its record says of the state.
+    """
+    name = str(carried["file"])
+    return wide.path.parent / f"{wide.path.stem}.{name}" if wide.is_file else wide.path / name
+
+
 def source_resized(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     """The name of a file of the source that is not among those of the record, or has another size."""
     files = record.get("source", {}).get("files", {})

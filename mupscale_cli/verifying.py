@@ -28,6 +28,7 @@ from mupscale_cli.record import (
     recorded_noise,
     source_changed,
     source_resized,
+    state_path,
 )
 from mupscale_cli.verification import (
     Verification,
@@ -137,7 +138,7 @@ def _check_state(again: Again, optimizer: Path | None, events: Events, *, allow_
     """The optimizer's state against that of the source; why it was not compared, where that is not possible."""
     carried = carried_state(again.record)
     assert carried is not None
-    before, after = optimizer or find_optimizer(again.narrow), _state_path(again.wide, carried)
+    before, after = optimizer or find_optimizer(again.narrow), state_path(again.wide, carried)
     if before is None:
         return f"the narrow one is not beside `{again.narrow.path}`; give it with `--optimizer PATH`"
     if not after.exists():
@@ -234,7 +235,7 @@ def _states(
     if not carried or carried["policy"] != "copy":
         return None, None
     before = optimizer or find_optimizer(source)
-    after = _state_path(target, carried)
+    after = state_path(target, carried)
     if before is None:
         raise CheckpointError(
             f"the optimizer's state `{carried['file']}` is not beside `{source.path}`",
@@ -244,12 +245,6 @@ def _states(
         load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
         load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),
     )
-
-
-def _state_path(wide: Checkpoint, carried: Mapping[str, Any]) -> Path:
-    """Where the optimizer's state of a widened checkpoint is."""
-    name = str(carried["file"])
-    return wide.path.parent / f"{wide.path.stem}.{name}" if wide.is_file else wide.path / name
 
 
 def _note(target: Checkpoint, record: dict[str, Any]) -> None:

@@ -1,14 +1,17 @@
 """Job files: what they may say, what is planned, done, and not done again."""
 
 import json
+import os
 import shutil
 
 import pytest
+import torch
 
 from cli_runner import options_of, run
 from mupscale_cli.cli.jobfile import OPTIONS, read_job
 from mupscale_cli.errors import RunError
 from mupscale_cli.jobs import WidenStep, plan_job
+from training import save_state
 
 FAMILY = """
 defaults:
@@ -94,6 +97,28 @@ def test_what_follows_from_another_input_is_made_again(folder, saved):
     data[-100] ^= 1
     (folder / "wider" / "model.safetensors").write_bytes(data)
     assert job(folder, text)[1] == ["skipped", "done"]
+
+
+def test_a_state_that_changed_since_is_noticed(tmp_path, monkeypatch):
+    """By its content: the files keep their times."""
+    source = save_state(tmp_path / "narrow", "torch")
+    monkeypatch.chdir(tmp_path)
+    step = "steps:\n  - widen: narrow\n    factor: 2\n    verify: false\n"
+    assert job(tmp_path, step)[1] == ["done"]
+    assert job(tmp_path, step)[1] == ["skipped"]
+    for path, message in ((tmp_path / "narrow-x2", "its `optimizer.pt` has changed"),
+                          (source, "the optimizer's state `narrow/optimizer.pt` has changed")):  # fmt: skip
+        file = path / "optimizer.pt"
+        before, times = file.read_bytes(), file.stat()
+        state = torch.load(file, weights_only=True)
+        state["state"][3]["exp_avg"] += 1
+        torch.save(state, file)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        result, statuses, document = job(tmp_path, step)
+        assert (result.code, statuses) == (2, ["failed"])
+        assert message in document["steps"][0]["reason"]
+        file.write_bytes(before)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_an_output_that_was_not_verified_is_verified_alone(folder):

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoint.digest import tensor_digests
 from mupscale_cli.checkpoint.source import Checkpoint, open_checkpoint
 from mupscale_cli.jobs.steps import VerifyStep, WidenStep
+from mupscale_cli.optimizer.files import open_optimizer, read_digest
 from mupscale_cli.plan import Plan
 from mupscale_cli.preparing import Source, plan_widening
-from mupscale_cli.record import check_record, output_changed, source_changed
+from mupscale_cli.record import carried_state, check_record, output_changed, source_changed, state_path
 
 
 def plan_of(step: WidenStep, source: Source) -> Plan:
@@ -92,13 +94,32 @@ def _age(path: Path) -> float:
     return max((file.stat().st_mtime for file in files), default=0.0)
 
 
-def changed(source: Source, found: Checkpoint) -> str | None:
+def changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
     """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
     assert found.record is not None
     if source.remote is None and (name := source_changed(found.record, source.checkpoint)):
         return f"`{name}` of `{source.checkpoint.shown}` has changed"
     if name := output_changed(found.record, found):
         return f"its `{name}` has changed"
+    return _state_changed(step, source, plan, found)
+
+
+def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+    carried = carried_state(found.record or {})
+    if carried is None or "digest" not in carried:
+        return None
+    path = state_path(found, carried)
+    key, allow_pickle = step.state.key, step.state.allow_pickle
+    if not path.exists():
+        return f"its `{path.name}` is gone"
+    if open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle).digest() != carried["digest"]:
+        return f"its `{path.name}` has changed"
+    before = step.state.find(source.checkpoint) if source.remote is None else None
+    if before is not None:
+        state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
+        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.state.policy, None).tensors)
+        if read_digest(state.stored, read) != carried.get("source_digest"):
+            return f"the optimizer's state `{before}` has changed"
     return None
 
 
