@@ -224,10 +224,10 @@ class PlacedFile:
     def write(self, position: int, pieces: Sequence[memoryview]) -> None:
         """Write pieces one after the other from a byte on; the same piece may come several times."""
         with reported(self.file):
-            if _CAN_GATHER:
-                _write_gathered(self.stream.fileno(), position, pieces)
-                return
             with self._lock:
+                if _CAN_GATHER:
+                    _write_gathered(self.stream.fileno(), position, pieces)
+                    return
                 self.stream.seek(position)
                 for piece in pieces:
                     write_all(self.stream, piece)
