@@ -30,11 +30,12 @@ from mupscale_cli.checkpoint.target import ShardWriter
 from mupscale_cli.expand import element_dtype, expand
 from mupscale_cli.finite import NonFinite, NonFiniteFound, check_noisy
 from mupscale_cli.layout import DimMap, Strip, keep_dims
+from mupscale_cli.maps import CopyMap
 from mupscale_cli.noise import Rows, add_noise, measured_std
 from mupscale_cli.perturbation import Noise
 from mupscale_cli.plan import Shard, TensorPlan
 from mupscale_cli.ranks import ALONE, Ranks
-from mupscale_cli.repeats import all_rows, without_repeats
+from mupscale_cli.repeats import Repeats, all_rows, without_repeats
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.workers import num_workers, work_through
 
@@ -47,6 +48,7 @@ class Writer(Protocol):
 
 
 BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
+_SHORT_RUN = 1 << 14  # bytes of neighbouring rows that are handed to the system by themselves
 _NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller
 Progress = Callable[[int], None]
 Digests = Mapping[str, TensorDigest]
@@ -267,15 +269,16 @@ class _Room:
         buffer = self._buffers[use]
         return memoryview(buffer)[:size], torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(*shape)
 
-    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> torch.Tensor:
-        """Rows of the source, (rows, columns)."""
+    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> tuple[RowBuffer, torch.Tensor]:
+        """Rows of the source: their bytes, and the same as a tensor, (rows, columns)."""
         size = DTYPES[tensor.source.dtype].size
         columns = math.prod(dim.size for dim in tensor.dims[1:])
         data, rows = self.blank("source", (count, columns), element_dtype(tensor.source.dtype, size))
         self.reader.read(stored, start * columns * size, data)
+        buffer = RowBuffer(data)
         if digest := self.sources.get(tensor.source.name):
-            digest.add(start * columns * size, RowBuffer(data))
-        return rows
+            digest.add(start * columns * size, buffer)
+        return buffer, rows
 
 
 def _jobs(
@@ -297,7 +300,7 @@ def _jobs(
         place = stored[tensor.source.name]
 
         def rows(start: int, count: int, tensor: TensorPlan = tensor, place: Stored = place) -> torch.Tensor:
-            found = room.rows(tensor, place, start, count)
+            _, found = room.rows(tensor, place, start, count)
             nonfinite.note(tensor, found, start)  # before anything is computed of it
             return found
 
@@ -320,18 +323,24 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress, nonfinite
     """Read a block, expand it, and write it to its places."""
     tensor, block, noise = job.tensor, job.block, job.noise
     row_bytes = _wide_row_bytes(tensor)
-    source = room.rows(tensor, job.stored, block.row, block.num_rows)
+    read, source = room.rows(tensor, job.stored, block.row, block.num_rows)
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
     nonfinite.note(tensor, source, block.row)
     # Writing one row twice is cheaper than making it twice; not where it is short, or no other row is like it.
     is_plain = noise is None and row_bytes >= LEAF_BYTES
     repeats = (without_repeats if is_plain else all_rows)(block.strips, block.num_wide_rows)
     num_shares = len(block.groups[0])
-    shape = (num_shares, repeats.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
-    data, stack = room.blank("target", shape, source.dtype)
-    _expand(tensor, repeats.strips, source, stack)
-    nonfinite.note_overflow(tensor, source, stack)
-    buffers = _buffers(data, num_shares)
+    if is_plain and num_shares == 1 and _is_kept(tensor, repeats.strips):
+        stack, buffers = source[None], [read]
+    else:
+        shape = (num_shares, repeats.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
+        data, stack = room.blank("target", shape, source.dtype)
+        _expand(tensor, repeats.strips, source, stack)
+        nonfinite.note_overflow(tensor, source, stack)
+        buffers = _buffers(data, num_shares)
+    if is_plain and 1 < len(repeats.runs) > block.num_wide_rows * row_bytes // _SHORT_RUN:
+        buffers = _laid_out(buffers, repeats, stack, room)
+        repeats = all_rows(repeats.strips, block.num_wide_rows)
     for group in block.groups:
         if noise is not None:
             data, noisy = room.blank("noisy", stack.shape, stack.dtype)
@@ -347,10 +356,33 @@ def _do(job: _Job, *, room: _Room, writer: Writer, progress: Progress, nonfinite
                 progress(run.count * row_bytes)
 
 
+def _is_kept(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
+    """Whether the rows of a block that differ are those of the source, as they are."""
+    strips = [rows, *(dim.strips for dim in tensor.dims[1:])]
+    is_one_to_one = all(
+        strip.scale == 1 and strip.offset == strip.wide_offset
+        and all(digit.units == CopyMap(digit.units.size) and digit.stride == digit.wide_stride
+                for digit in strip.digits)
+        for dim in strips for strip in dim
+    )  # fmt: skip
+    return is_one_to_one and tensor.scale * tensor.shrink == 1 and tensor.name_pieces == 1
+
+
 def _buffers(data: memoryview, num_shares: int) -> list[RowBuffer]:
     """The rows of each share."""
     size = len(data) // num_shares
     return [RowBuffer(data[share * size : (share + 1) * size]) for share in range(num_shares)]
+
+
+def _laid_out(buffers: Sequence[RowBuffer], repeats: Repeats, stack: torch.Tensor, room: _Room) -> list[RowBuffer]:
+    """The shares of a block with all of its rows: short ones are copied faster than gathered by the system."""
+    order = torch.tensor(repeats.order)
+    shape = (len(stack), repeats.num_wide_rows, *stack.shape[2:])
+    data, wide = room.blank("wide", shape, stack.dtype)
+    torch.index_select(stack, 1, order, out=wide)
+    return [
+        RowBuffer(each.data, (buffer, order)) for each, buffer in zip(_buffers(data, len(stack)), buffers, strict=True)
+    ]
 
 
 def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, stack: torch.Tensor) -> None:

@@ -17,12 +17,14 @@ class Repeats:
         strips: the map from the block's old rows to the rows that differ.
         num_rows: how many differ.
         num_wide_rows: of the block.
-        runs: the block in order: first row and number of rows among those that differ.
+        order: for every row of the block, which of those that differ it is.
+        runs: the same as first row and number of rows of each run of neighbours.
     """
 
     strips: tuple[Strip, ...]
     num_rows: int
     num_wide_rows: int
+    order: tuple[int, ...]
     runs: tuple[tuple[int, int], ...]
 
     def within(self, first: int, count: int) -> tuple[tuple[int, int], ...]:
@@ -41,7 +43,7 @@ class Repeats:
 
 def all_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
     """A block of which every row is expanded, as noise wants it."""
-    return Repeats(strips, num_wide_rows, num_wide_rows, ((0, num_wide_rows),))
+    return Repeats(strips, num_wide_rows, num_wide_rows, tuple(range(num_wide_rows)), ((0, num_wide_rows),))
 
 
 @lru_cache(maxsize=64)
@@ -71,7 +73,7 @@ def without_repeats(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
             order[place] = row
         dense.append(replace(strip, wide_offset=base, digits=tuple(digits)))
         base += span
-    return Repeats(tuple(dense), base, num_wide_rows, tuple(_runs(order)))
+    return Repeats(tuple(dense), base, num_wide_rows, tuple(order), tuple(_runs(order)))
 
 
 def _repeats(digit: Digit) -> bool:

@@ -45,8 +45,15 @@ class RowBuffer:
         data: the bytes, which stay what they are as long as this is used.
     """
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, repeats: tuple[RowBuffer, Tensor] | None = None) -> None:
+        """Wrap bytes.
+
+        Args:
+            data: the bytes.
+            repeats: where its rows are those of another buffer, that buffer and the row of each; a row is a leaf.
+        """
         self.data = data
+        self._repeats = repeats
         self._sums: array[int] | None = None
 
     def pieces(self, runs: Runs) -> list[memoryview]:
@@ -60,9 +67,21 @@ class RowBuffer:
 
     def sums(self, leaf_bytes: int) -> array[int]:
         """The sums of all leaves, where each run is of whole leaves."""
-        if self._sums is None:
+        if self._sums is None and self._repeats is not None:
+            buffer, rows = self._repeats
+            self._sums = _selected(buffer.sums(leaf_bytes), rows)
+        elif self._sums is None:
             self._sums = leaf_sums(self.data, leaf_bytes)
         return self._sums
+
+
+def _selected(sums: array[int], rows: Tensor) -> array[int]:
+    import torch
+
+    found = array("q", bytes(_WORD * len(rows)))
+    known, selected = (torch.frombuffer(each, dtype=torch.int64) for each in (sums, found))
+    torch.index_select(known, 0, rows, out=selected)
+    return found
 
 
 def leaf_sums(data: memoryview, leaf_bytes: int) -> array[int]:

@@ -223,14 +223,13 @@ class PlacedFile:
 
     def write(self, position: int, pieces: Sequence[memoryview]) -> None:
         """Write pieces one after the other from a byte on; the same piece may come several times."""
-        with reported(self.file):
-            with self._lock:
-                if _CAN_GATHER:
-                    _write_gathered(self.stream.fileno(), position, pieces)
-                    return
-                self.stream.seek(position)
-                for piece in pieces:
-                    write_all(self.stream, piece)
+        with reported(self.file), self._lock:
+            if _CAN_GATHER:
+                _write_gathered(self.stream.fileno(), position, pieces)
+                return
+            self.stream.seek(position)
+            for piece in pieces:
+                write_all(self.stream, piece)
 
 
 def _create_if_absent(file: str, flags: int) -> int:
