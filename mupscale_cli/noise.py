@@ -23,7 +23,7 @@ from mupscale_cli.plan import TensorPlan
 
 Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, columns), in the stored type
 
-_CHUNK = 1 << 16  # elements made at a time: what they need fits a cache
+_CHUNK = 1 << 17  # elements made at a time: what they need fits a cache
 _LANES = 4  # numbers from each 64-bit word
 _GAMMA = -0x61C8864680B583EB  # by which SplitMix64's state grows
 _MEASURED = 1 << 18  # elements read at a time; fixed, since the order of a sum decides about its last bit
@@ -56,12 +56,13 @@ def fill_normal(out: Tensor, key: int, start: int, std: float = 1.0) -> None:
         std: standard deviation.
     """
     quantiles = _quantiles() * std  # the table is small beside what is looked up in it
+    index = torch.empty(min(_CHUNK, len(out)), dtype=torch.int64)  # by smaller integers torch is slower
     for begin in range(0, len(out), _CHUNK):
         end = min(begin + _CHUNK, len(out))
         first, last = start + begin, start + end
         words = _words(key, first // _LANES, -(-last // _LANES) - first // _LANES)
         lanes = words.view(torch.uint16)[first % _LANES : first % _LANES + end - begin]
-        torch.index_select(quantiles, 0, lanes.to(torch.int32), out=out[begin:end])
+        torch.index_select(quantiles, 0, index[: end - begin].copy_(lanes), out=out[begin:end])
 
 
 def _words(key: int, start: int, count: int) -> Tensor:
@@ -247,7 +248,7 @@ def add_noise(
 
 def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
     """Values with noise, a chunk at a time; in float32, or in float64 where they are."""
-    chunk = torch.empty(min(_CHUNK, len(values)))
+    chunk, wide = torch.empty(2, min(_CHUNK, len(values)))
     for begin in range(0, len(values), _CHUNK):
         part, place = values[begin : begin + _CHUNK], target[begin : begin + _CHUNK]
         normal = chunk[: len(part)]
@@ -255,7 +256,7 @@ def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) 
         if values.dtype == torch.float64:
             torch.add(part, normal, out=place)
         else:
-            place.copy_(normal.add_(part))
+            place.copy_(normal.add_(wide[: len(part)].copy_(part)))  # types one at a time, which is faster
 
 
 def _preserve_strided(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:
