@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from mupscale_cli.errors import JobError
+from mupscale_cli.errors import JobError, MupscaleError
 
 T = TypeVar("T")
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -73,6 +73,27 @@ class Ranks:
         with _together():
             dist.gather_object(value, values, dst=0)
         return values or []
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What every process does alike: where it fails in some, all end, and one says why.
+
+        Raises:
+            MupscaleError: what failed, in the first of the processes in which it did.
+            SystemExit: in the others.
+            JobError: another process has ended.
+        """
+        failed: MupscaleError | None = None
+        try:
+            yield
+        except MupscaleError as error:
+            failed = error
+        flags = self.broadcast(self.gather(failed is not None))
+        assert flags is not None
+        if True in flags:
+            if failed is not None and flags.index(True) == self.rank:
+                raise failed
+            raise SystemExit(MupscaleError.exit_code)
 
 
 ALONE = Ranks()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import mupscale_cli
 from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
 from mupscale_cli.convert import convert
+from mupscale_cli.errors import PlanError
 from mupscale_cli.methods import make_method
 from mupscale_cli.optimizer import archives
 from mupscale_cli.perturbation import Perturbation
@@ -198,14 +199,10 @@ def test_variables_of_another_launcher_are_no_job():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
-def test_one_process_shows_the_plan_and_each_error_says_whose_it_is(saved, tmp_path):
+def test_one_process_shows_the_plan(saved, tmp_path):
     options = ["-o", str(tmp_path / "wide"), "--factor", "2"]
     found = torchrun("-m", "mupscale_cli", "widen", str(saved("Llama-tied")), *options, "--dry-run", "--json")
     assert json.loads(found.stdout)["schema"]  # one document
-    found = torchrun("-m", "mupscale_cli", "widen", str(tmp_path / "missing"), *options)
-    assert found.returncode != 0
-    assert "error in process 0 of 2: " in found.stderr
-    assert "error in process 1 of 2: " in found.stderr
 
 
 # A process that ends in the middle of its work, with a signal or an error.
@@ -249,6 +246,35 @@ def test_torchrun(saved, tmp_path):
     noise = Perturbation(0.1)
     widen(source, tmp_path / "alone", 2, max_shard_size=SHARD, perturbation=noise, verify=True)
     assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_what_all_processes_refuse_is_said_once(saved, tmp_path):
+    options = ["widen", str(saved("Llama-tied")), "-o", str(tmp_path / "wide"), "--axis", "fnn=2"]
+    found = torchrun("-m", "mupscale_cli", *options, processes=3)
+    assert found.returncode != 0
+    assert found.stderr.count("error in process 0 of 3: `llama` has no axis `fnn`") == 1
+    assert found.stderr.count("did you mean") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_some_processes_refuse_ends_all_and_one_says_why():
+    def plan(rank):
+        if rank in (1, 3):
+            raise PlanError(f"{rank} cannot")
+
+    def work(ranks):
+        try:
+            with ranks.agreed():
+                plan(ranks.rank)
+        except (PlanError, SystemExit) as error:
+            return str(error)
+
+    assert together(4, work) == ["2", "1 cannot", "2", "2"]
+    with pytest.raises(PlanError), ALONE.agreed():
+        plan(1)
+    with ALONE.agreed():
+        plan(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")

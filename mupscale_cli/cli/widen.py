@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +17,11 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.hub.publishing import require_login
 from mupscale_cli.pushing import PushOptions, prepare_push, push_target
-from mupscale_cli.ranks import joined, launched
+from mupscale_cli.ranks import ALONE, joined, launched
 
 if TYPE_CHECKING:
     from mupscale_cli.hub.ids import HubId
     from mupscale_cli.plan import Plan
-    from mupscale_cli.verification import VerifyOptions
     from mupscale_cli.widening import Widened
 
 
@@ -76,37 +75,42 @@ def widen(
 
     `mupscale widen tiny --factor 4` writes `tiny-x4`; `--axis ffn=8` widens one axis differently.
     """
-    number, axes = options.parse_factor(factor), options.parse_axes(axis)
-    made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
-    pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
-    if push_to_hub is None and pushing != PushOptions():
-        raise PlanError("the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`")
-    repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-    source = preparing.find_source(checkpoint, headers_only=True)
-    plan = preparing.plan_widening(
-        source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
-        method=made, perturbation=perturbation,
-    )  # fmt: skip
-    state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
-    target = out or preparing.default_output(source, number, axes)
-    if tensor is not None and not dry_run:
-        raise PlanError("`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`")
-    if dry_run:
-        if launched().is_first:  # which says it for all
-            _show_plan(source, plan, tensor, state, target, repository, as_json=as_json)
-        return
-    if repository is not None:  # before the work, not after it
-        require_login(repository)
-    chosen: VerifyOptions | bool = False
-    if verify:
-        chosen = options.verify_options(dtype, device, model)
-    began = time.monotonic()
-    source = _fetched(source, state, plan, target, overwrite=overwrite)
-    with joined() as ranks, _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
-        result = widening.widen(
-            source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
-            verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
-        )  # fmt: skip
+    if dry_run and not launched().is_first:
+        return  # the first one shows the plan for all
+    with nullcontext(ALONE) if dry_run else joined() as ranks:
+        with ranks.agreed():
+            number, axes = options.parse_factor(factor), options.parse_axes(axis)
+            made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
+            pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
+            if push_to_hub is None and pushing != PushOptions():
+                raise PlanError(
+                    "the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`"
+                )
+            repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
+            source = preparing.find_source(checkpoint, headers_only=True)
+            plan = preparing.plan_widening(
+                source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
+                method=made, perturbation=perturbation,
+            )  # fmt: skip
+            state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
+            target = out or preparing.default_output(source, number, axes)
+            if tensor is not None and not dry_run:
+                raise PlanError(
+                    "`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`"
+                )
+            if dry_run:
+                _show_plan(source, plan, tensor, state, target, repository, as_json=as_json)
+                return
+            if repository is not None:  # before the work, not after it
+                require_login(repository)
+            chosen = options.verify_options(dtype, device, model) if verify else False
+            began = time.monotonic()
+            source = _fetched(source, state, plan, target, overwrite=overwrite)
+        with _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
+            result = widening.widen(
+                source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
+                verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
+            )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if not ranks.is_first:  # which says it all
         raise typer.Exit(1 if failed else 0)
