@@ -250,14 +250,14 @@ def test_misspelt_commands_end_in_2(command):
 INTERRUPT = """
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is born deaf to it
-import mupscale_cli.convert as convert
-write, blocks = convert._expand, []
+import mupscale_cli.streaming as streaming
+write, blocks = streaming._expand, []
 def interrupted(*arguments):
     blocks.append(1)
     if len(blocks) == 5:
         os.kill(os.getpid(), signal.{})
     return write(*arguments)
-convert._expand = interrupted
+streaming._expand = interrupted
 """
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from helpers import MLP_MODULE, build, save_model
 from mupscale_cli.checkpoint.source import open_checkpoint
-from mupscale_cli.convert import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.methods import METHODS, make_method
 from mupscale_cli.noise import noise_key
@@ -18,6 +17,7 @@ from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.preparing import StateOptions, plan_widening
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.state import StateEntry, plan_state
+from mupscale_cli.streaming import expand_whole
 from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import build_reference_model
 from mupscale_cli.verifying import verify, verify_weights

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from helpers import save_model
-from mupscale_cli.convert import convert, expand_whole
+from mupscale_cli.convert import convert
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.methods import make_method
 from mupscale_cli.noise import fill_normal, measured_std, noise_key
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.preparing import find_source, plan_widening
+from mupscale_cli.streaming import expand_whole
 from mupscale_cli.widening import widen
 
 

@@ -208,15 +208,15 @@ def test_one_process_shows_the_plan(saved, tmp_path):
 # A process that ends in the middle of its work, with a signal or an error.
 DYING = """
 import os, signal, sys
-import mupscale_cli.convert as convert
+import mupscale_cli.streaming as streaming
 from mupscale_cli.cli import main
-write, blocks = convert._expand, []
+write, blocks = streaming._expand, []
 def dying(*arguments):
     blocks.append(1)
     if os.environ["RANK"] == "1" and len(blocks) == 12:
         os.kill(os.getpid(), signal.SIGKILL)
     return write(*arguments)
-convert._expand = dying
+streaming._expand = dying
 main.main()
 """
 

@@ -32,13 +32,13 @@ SHARD = 30_000
 CHILD = """
 import sys, time
 from mupscale_cli.cli import main
-import mupscale_cli.convert as convert
-write = convert._expand
+import mupscale_cli.streaming as streaming
+write = streaming._expand
 def slow(*arguments):
     print("block", flush=True)
     time.sleep({pause})
     return write(*arguments)
-convert._expand = slow
+streaming._expand = slow
 {more}
 sys.argv = ["mupscale", "widen", *sys.argv[1:]]
 main.main()
@@ -55,7 +55,7 @@ def full(*arguments):
     if len(blocks) == 15:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     return slow(*arguments)
-convert._expand = full
+streaming._expand = full
 """
 
 

@@ -382,13 +382,13 @@ def test_the_record_says_what_was_done(saved, tmp_path):
 
 def spoil_expansion(monkeypatch):
     """A program whose every output is wrong."""
-    from mupscale_cli import convert
+    from mupscale_cli import streaming
 
     def wrong(*arguments, **options):
         right(*arguments, **{**options, "scale": options["scale"] * 1.01})
 
-    right = convert.expand
-    monkeypatch.setattr(convert, "expand", wrong)
+    right = streaming.expand
+    monkeypatch.setattr(streaming, "expand", wrong)
 
 
 def test_a_model_that_differs_is_not_published(saved, tmp_path, monkeypatch):

@@ -32,13 +32,13 @@ from mupscale_cli.checkpoint.digest import (
 )
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.target import PlacedFile, reported
-from mupscale_cli.convert import write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite, NonFiniteFound
 from mupscale_cli.optimizer.checksums import Checksum, Stretches
 from mupscale_cli.optimizer.files import Writing
 from mupscale_cli.optimizer.torchfile import first_line, read_torch_file, replaced
 from mupscale_cli.plan import TensorPlan
+from mupscale_cli.streaming import write_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.scratch import scratch
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
 from mupscale_cli.checkpoint.target import write_json
-from mupscale_cli.convert import Digests, convert, write_tensors
+from mupscale_cli.convert import convert
 from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite
 from mupscale_cli.optimizer.files import OptimizerSource, WideState
 from mupscale_cli.optimizer.torchfile import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.specs import DTYPES
+from mupscale_cli.streaming import Digests, write_tensors
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
 
 Progress = Callable[[int], None]
