@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.hub.reading import open_named
 from mupscale_cli.language import suggest
 from mupscale_cli.optimizer.groups import CLIP_WEIGHT, scaled_settings, split_alike
@@ -19,7 +19,7 @@ from mupscale_cli.record import check_record, scaled_tensors
 from mupscale_cli.scaling import Multipliers, Scaled, optimizer_rule, tensor_multipliers
 from mupscale_cli.state import unwrapped
 
-Decay = Union[Collection[str], Callable[[str, nn.Parameter], bool]]
+Decay = Union[Literal["matrices", "all", "none"], Collection[str], Callable[[str, nn.Parameter], bool]]
 
 
 def param_groups(
@@ -46,8 +46,9 @@ def param_groups(
         eps: of the narrow run; the groups say nothing of it where it is None and the optimizer has none.
         optimizer: its kind; how the step depends on the gradient decides about the multipliers.
         decoupled: whether weight decay is `p -= lr wd p`; the optimizer's default if None.
-        decay: the names of the decayed parameters, or a function of name and parameter; those of two
-            or more dimensions if None, as the Trainer of transformers has it for language models.
+        decay: `matrices` decays parameters of two or more dimensions, as is done if it is None and as the Trainer of
+            transformers has it for language models, `all` and `none` as they say; or the names of the decayed
+            parameters, or a function of name and parameter.
         **settings: further settings for every group, for instance `betas`.
 
     Returns:
@@ -111,8 +112,10 @@ def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, Scaled], mod
 
 
 def _decays(decay: Decay | None, name: str, parameter: nn.Parameter) -> bool:
-    if decay is None:
-        return parameter.dim() > 1
+    if decay is None or isinstance(decay, str):
+        if decay not in (None, "matrices", "all", "none"):
+            raise PlanError(f"`decay` is `{decay}`", hint="say matrices, all or none, or give names or a function")
+        return decay == "all" or (decay != "none" and parameter.dim() > 1)
     return bool(decay(name, parameter)) if callable(decay) else name in decay
 
 

@@ -79,11 +79,15 @@ class ParameterNames:
 
     def _spelling(self, parameter: str) -> str | None:
         name = unwrapped(parameter)
-        name = self._saved_as.get(name, name)
+        name = self.saved_as(name)
         spellings = (name, *(name.removeprefix(prefix) for prefix in self._prefixes),
                      *(prefix + name for prefix in self._prefixes))  # fmt: skip
         aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
         return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
+
+    def saved_as(self, parameter: str) -> str:
+        """The name under which the checkpoint has a parameter of the reference model; its own if that has no other."""
+        return self._saved_as.get(parameter, parameter)
 
     def knows(self, parameter: str) -> bool:
         """Whether there is such a tensor."""

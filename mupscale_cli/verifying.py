@@ -42,6 +42,8 @@ from mupscale_cli.verification import (
 from mupscale_cli.widening import Events
 
 _log = logging.getLogger(__name__)  # `-v` shows it
+NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
+_OTHER_SOURCE = "compare with what it was made from, which changed since or is elsewhere; or widen again"
 
 
 def verify(
@@ -62,7 +64,8 @@ def verify(
         narrow: its source; the one that its record names if not given.
         options: data type, device, own model, seed.
         recipe: name or file of the recipe; the one that the record names if not given.
-        optimizer: the narrow optimizer's state, if it does not lie beside the source; for `options.steps`.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out. For
+            `options.steps`.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
 
     Raises:
@@ -114,7 +117,7 @@ def verify_weights(
         wide: a checkpoint that mupscale wrote.
         narrow: its source; the one that its record names if not given.
         recipe: name or file of the recipe; the one that the record names if not given.
-        optimizer: the narrow optimizer's state, if it does not lie beside the source.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
         events: for progress.
 
@@ -123,29 +126,43 @@ def verify_weights(
     """
     again = plan_again(wide, narrow, recipe, with_state=True, hashed=False)
     events = events or Events()
+    state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
     events.phase("comparing", again.plan.num_bytes)
     read = tensor_digests(again.narrow.specs)
     found = check_weights(again.narrow, again.wide, again.plan, events.advance, read)
     if changed := source_changed(again.record, again.narrow, read):
         raise _other_source(changed, again.narrow, wide)
-    if carried_state(again.record) is None:
-        return found
-    state = _check_state(again, optimizer, events, allow_pickle=allow_pickle)
-    return replace(found, **({"without_state": state} if isinstance(state, str) else {"state": state}))
+    if isinstance(state, Path):
+        return replace(found, state=_check_state(again, state, events, allow_pickle=allow_pickle))
+    return replace(found, without_state=state)
 
 
-def _check_state(again: Again, optimizer: Path | None, events: Events, *, allow_pickle: bool) -> WeightsCheck | str:
-    """The optimizer's state against that of the source; why it was not compared, where that is not possible."""
+def _narrow_state(again: Again, optimizer: Path | None) -> Path | str | None:
+    """The narrow optimizer's state; why it is not compared, where nobody wants or has it; None where none was carried.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    carried = carried_state(again.record)
+    if carried is None:
+        return None
+    if optimizer == NO_STATE:
+        return "it was not asked for (`--optimizer none`)"
+    if again.is_published and not state_path(again.wide, carried).exists():
+        return "it was not published with the weights"
+    before = optimizer or find_optimizer(again.narrow)
+    if before is None:
+        raise _no_narrow_state(again.narrow, carried)
+    return before
+
+
+def _check_state(again: Again, before: Path, events: Events, *, allow_pickle: bool) -> WeightsCheck:
+    """The optimizer's state against that of the source."""
     carried = carried_state(again.record)
     assert carried is not None
-    before, after = optimizer or find_optimizer(again.narrow), state_path(again.wide, carried)
-    if before is None:
-        return f"the narrow one is not beside `{again.narrow.path}`; give it with `--optimizer PATH`"
+    after, key = state_path(again.wide, carried), carried.get("key")
     if not after.exists():
         return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
-    if before.is_dir() and not allow_pickle:
-        return "the metadata of a distributed checkpoint are a pickle that could run code; `--allow-pickle` reads it"
-    key = carried.get("key")
     narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
     wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
     planned = narrow.widen(again.plan, carried["policy"], None)
@@ -153,7 +170,9 @@ def _check_state(again: Again, optimizer: Path | None, events: Events, *, allow_
     read = tensor_digests(tensor.source for tensor in planned.tensors)
     found = check_state(planned, wide, events.advance, read)
     if carried.get("source_digest") not in (None, read_digest(narrow.stored, read)):
-        raise CheckpointError(f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with")
+        raise CheckpointError(
+            f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with", hint=_OTHER_SOURCE
+        )
     return found
 
 
@@ -166,12 +185,14 @@ class Again:
         narrow: its source.
         plan: how the one was made of the other, with the noise as it was measured.
         record: of the widening.
+        is_published: whether the checkpoint that was written came from the Hub.
     """
 
     wide: Checkpoint
     narrow: Checkpoint
     plan: Plan
     record: dict[str, Any]
+    is_published: bool = False
 
 
 def plan_again(
@@ -194,7 +215,8 @@ def plan_again(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    target = find_source(wide, with_state=with_state).checkpoint
+    found = find_source(wide, with_state=with_state)
+    target = found.checkpoint
     record = target.record
     if record is None:
         raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
@@ -214,11 +236,20 @@ def plan_again(
         chosen, source.specs, source.config, resolve_factors(chosen, None, factors), tie=record.get("tie"),
         method=method, perturbation=perturbation,
     )  # fmt: skip
-    return Again(target, source, with_noise(plan, recorded_noise(record)), record)
+    return Again(target, source, with_noise(plan, recorded_noise(record)), record, found.hub is not None)
 
 
 def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
-    return CheckpointError(f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from")
+    return CheckpointError(
+        f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from", hint=_OTHER_SOURCE
+    )
+
+
+def _no_narrow_state(narrow: Checkpoint, carried: Mapping[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"the optimizer's state `{carried['file']}` is not beside `{narrow.path}`",
+        hint="give it with `--optimizer PATH`, or leave it out with `--optimizer none`",
+    )
 
 
 def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
@@ -232,15 +263,12 @@ def _states(
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
     source, target, carried = again.narrow, again.wide, carried_state(again.record)
-    if not carried or carried["policy"] != "copy":
+    if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
         return None, None
     before = optimizer or find_optimizer(source)
     after = state_path(target, carried)
     if before is None:
-        raise CheckpointError(
-            f"the optimizer's state `{carried['file']}` is not beside `{source.path}`",
-            hint="give it with `--optimizer PATH`",
-        )
+        raise _no_narrow_state(source, carried)
     return (
         load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
         load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from mupscale_cli.optimizer.chunks import Chunk, ChunkedTensor
 from mupscale_cli.optimizer.files import open_optimizer, read_digest
 from mupscale_cli.optimizer.loading import load_state
 from mupscale_cli.optimizer.torchfile import blank, read_torch_file
+from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.preparing import StateOptions
 from mupscale_cli.specs import TensorSpec
 from mupscale_cli.verification import VerifyOptions
@@ -290,10 +292,13 @@ def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"is not the optimizer's state that .* was widened with"):
         verify_weights(tmp_path / "wide")
     (source / "optimizer.pt").unlink()
-    result = run("verify", str(tmp_path / "wide"), "--weights")
+    result = run("verify", str(tmp_path / "wide"), "--weights", "-q")
+    assert result.code == 2
+    assert "the optimizer's state `optimizer.pt` is not beside" in result.err
+    assert "--optimizer PATH" in result.err
+    result = run("verify", str(tmp_path / "wide"), "--weights", "--optimizer", "none")
     assert result.code == 0
-    assert "optimizer state: not compared: the narrow one is not beside" in result.out
-    assert "--optimizer PATH" in result.out
+    assert "optimizer state: not compared: it was not asked for" in result.out
     (tmp_path / "wide" / "optimizer.pt").unlink()
     shutil.copytree(save_state(tmp_path / "again", "torch"), tmp_path / "copy")
     found = verify_weights(tmp_path / "wide", optimizer=tmp_path / "copy" / "optimizer.pt")
@@ -303,10 +308,30 @@ def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
 def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
     source = save_state(tmp_path / "narrow", "distributed")
     widen(source, tmp_path / "wide", 2, verify=False, state=StateOptions(allow_pickle=True))
-    found = verify_weights(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        verify_weights(tmp_path / "wide")
+    found = verify_weights(tmp_path / "wide", optimizer=Path("none"))
     assert found.state is None
-    assert "--allow-pickle" in found.without_state
     assert found.as_record()["optimizer_state_skipped"] == found.without_state
+
+
+def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
+    """Experts that the model keeps together, and a router by the name that it has there."""
+    model, optimizer = trained("Mixtral-untied", "adamw", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "narrow")
+    content = {"step": 4, "model": model.state_dict(), "training": {"optimizer": optimizer.state_dict()}}
+    torch.save(content, tmp_path / "all.pt")
+    state = StateOptions(optimizer=str(tmp_path / "all.pt"), key="training.optimizer")
+    widen(tmp_path / "narrow", tmp_path / "wide", 2, {"experts": 2}, verify=False, state=state)
+    import transformers
+
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide").state_dict()
+    stored = torch.load(tmp_path / "wide" / "all.pt", weights_only=True)
+    assert stored["model"].keys() == wide.keys()
+    assert all(torch.equal(tensor, wide[name]) for name, tensor in stored["model"].items())
+    assert verify_weights(tmp_path / "wide", optimizer=tmp_path / "all.pt").agrees
+    with pytest.raises(PlanError, match="whose noise would be another"):
+        widen(tmp_path / "narrow", tmp_path / "noisy", 2, verify=False, state=state, perturbation=Perturbation(0.1))
 
 
 # Policies and kinds ---------------------------------------------------------------------------

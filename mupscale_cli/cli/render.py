@@ -266,7 +266,9 @@ def _print_bytes(console: Console, what: str, found: WeightsCheck) -> None:
     more = len(found.differences) - _SHOWN_DIFFERENCES
     if more > 0:
         console.print(f"{what}: and {more} more", style="bold red", markup=False)
-    if not found.differences:
+    if not found.differences and not found.num_tensors:
+        console.print(f"{what}: has no tensors, as planned", markup=False)
+    elif not found.differences:
         console.print(
             f"{what}: {counted(found.num_tensors, 'tensor')}, {bytes_text(found.num_bytes)}, each byte what source, "
             "rule and noise make it",

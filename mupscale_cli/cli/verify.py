@@ -33,7 +33,8 @@ def verify(
         int, typer.Option(min=0, help="Also take so many optimizer steps on both, with the carried state, in float64.")
     ] = 0,
     optimizer: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The narrow optimizer's state, if it is not beside NARROW.")
+        Path | None,
+        typer.Option(metavar="PATH", help="The narrow optimizer's state, if not beside NARROW; none: leave it out."),
     ] = None,
     allow_pickle: options.AllowPickle = False,
     weights: Annotated[

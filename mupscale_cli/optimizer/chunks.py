@@ -121,4 +121,5 @@ class ChunkedTensor:
 
 
 def _broken(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"`{path}` is not a valid part of a distributed checkpoint: {what}")
+    hint = "it is truncated or damaged, or other files are beside its .metadata; save or copy it again"
+    return CheckpointError(f"`{path}` is not a valid part of a distributed checkpoint: {what}", hint=hint)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.layout import keep_dims
 from mupscale_cli.optimizer.groups import WideGroup
 from mupscale_cli.optimizer.torchfile import Place, blank, place_name, walk
@@ -63,17 +63,17 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     Raises:
         CheckpointError: there is none.
     """
+    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     if key is not None:
         place = tuple(part for part in key.split(".") if part)
         if not is_optimizer(at(content, place)):
-            raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`")
+            raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`; it holds {found}")
         return place
     if is_optimizer(content):
         return ()
     for usual in _USUAL_KEYS:
         if isinstance(content, Mapping) and is_optimizer(content.get(usual)):
             return (usual,)
-    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(
         f"`{where}` holds no optimizer's state where one is looked for; it holds {found}",
         hint="say where it is with `--key NAME`",
@@ -168,20 +168,45 @@ class _WeightFinder:
             return None
         if not any(self.names.knows(name) for name in mapping):
             return None
-        spelt = {unwrapped(name): name for name in mapping}
+        kept_together = {tensor.source.name: tensor for tensor in self.plan.parameters}
+        spelt, result = {}, {}
+        for name in mapping:
+            plain = unwrapped(name)
+            if plain in kept_together:
+                result.update(self._made(name, self._in_memory(kept_together[plain], self.specs[id(mapping[name])])))
+            else:
+                spelt[self.names.saved_as(plain)] = name
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in spelt.items()]
+        if result:  # whose other form the recipe's rules are for
+            specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in spelt)
         factors = {axis.name: axis.factor for axis in self.plan.axes}
-        result = {}
         plan = make_plan(
             self.plan.recipe, specs, self.config, factors, None, self.plan.tie,
             method=self.plan.method, perturbation=self.plan.perturbation,
         )  # fmt: skip
         for tensor in plan.tensors:
+            if tensor.source.name not in spelt:
+                continue
             name = spelt[tensor.source.name]
-            wide = blank(tensor.target)
-            self.made[id(wide)] = replace(tensor, source=self.specs[id(mapping[name])])
-            result[self.names.wide(name, tensor)] = wide
+            result.update(self._made(name, replace(tensor, source=self.specs[id(mapping[name])])))
         return result
+
+    def _made(self, name: str, tensor: TensorPlan) -> dict[str, torch.Tensor]:
+        wide = blank(tensor.target)
+        self.made[id(wide)] = tensor
+        return {self.names.wide(name, tensor): wide}
+
+    def _in_memory(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
+        """The plan of a parameter that the reference model keeps in another form than the checkpoint."""
+        if spec.shape != tensor.source.shape:
+            raise PlanError(f"the weights beside the optimizer have `{spec.name}` in the shape {spec.shape}, "
+                            f"expected was {tensor.source.shape}")  # fmt: skip
+        if self.plan.perturbation is not None or not self.plan.method.is_copying:
+            raise PlanError(
+                f"`{spec.name}` is of weights in the form that the model has in memory, whose noise would be another",
+                hint="give the optimizer's state in a file without the weights, which are in the checkpoint",
+            )
+        return replace(tensor, source=spec, target=replace(tensor.target, dtype=spec.dtype))
 
 
 def _replaced(
