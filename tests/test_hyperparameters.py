@@ -236,6 +236,11 @@ def test_param_groups_of_a_model(wide):
     assert {name for group in groups for name in group["param_names"]} == {n for n, _ in model.named_parameters()}
     only = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, decay=[Q])
     assert [group["param_names"] for group in only if group["weight_decay"]] == [[Q]]
+    for decay, is_decayed in (("all", lambda _: True), ("none", lambda _: False), ("matrices", lambda p: p.dim() > 1)):
+        groups = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, decay=decay)
+        assert all(bool(group["weight_decay"]) == is_decayed(p) for group in groups for p in group["params"])
+    with pytest.raises(PlanError, match="`decay` is `some`"):
+        param_groups(model, wide.output, lr=1e-3, decay="some")
 
 
 def test_groups_for_another_model(wide, saved):
