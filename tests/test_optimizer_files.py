@@ -504,6 +504,23 @@ def test_chunks_of_any_shape_are_read_where_they_lie(shape, cuts, tmp_path):
                         memoryview(bytearray(len(data))))  # fmt: skip
 
 
+def test_a_file_stays_open_until_every_tensor_is_complete(tmp_path, monkeypatch):
+    """Also where two threads see at once that one of them is."""
+    specs = [TensorSpec("a", "I64", (2,)), TensorSpec("b", "I64", ())]
+    blanks = blank_file(tmp_path / "x.pt", {spec.name: blank(spec) for spec in specs})
+    closed = []
+    monkeypatch.setattr(ArchiveWriter, "_close", lambda _self, file, **_: closed.append(file.name))
+    with ArchiveWriter(blanks, tensor_digests(specs)) as writer:
+        writer.write("a", 0, buffer(torch.tensor([1, 2])), ((0, 16),))
+        writer.write("a", 16, buffer(torch.tensor([], dtype=torch.int64)), ())  # the other thread, which looks later
+        assert closed == []
+        writer.write("b", 0, buffer(torch.tensor(3)), ((0, 8),))
+        assert closed == ["x.pt"]
+        writer.write("b", 8, buffer(torch.tensor([], dtype=torch.int64)), ())
+        assert closed == ["x.pt"]
+        monkeypatch.undo()
+
+
 def test_build_is_not_needed_where_names_are_known(tmp_path):
     """A state with names is read without transformers building anything."""
     model = build("Llama-tied")

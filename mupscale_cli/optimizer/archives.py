@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -133,7 +133,9 @@ class ArchiveWriter:
         self.digests = digests
         self.checksums: dict[str, Checksum] = {}
         self._open: dict[Path, PlacedFile] = {}
-        self._unfinished = Counter(blank.file for blank in blanks.values())
+        self._unfinished: dict[Path, set[str]] = {}
+        for name, blank in blanks.items():
+            self._unfinished.setdefault(blank.file, set()).add(name)
         self._lock = threading.Lock()
 
     def __enter__(self) -> ArchiveWriter:
@@ -156,10 +158,11 @@ class ArchiveWriter:
         checksum.add(start, pieces)
         self.digests[name].add(start, buffer, runs)
         if checksum.of(blank.num_bytes) is not None:
-            with self._lock:
-                self._unfinished[blank.file] -= 1
-                is_finished = not self._unfinished[blank.file]
-            if is_finished:  # of the thousands that a distributed checkpoint may have, few are open
+            unfinished = self._unfinished[blank.file]
+            with self._lock:  # two threads may both see that a tensor is complete; one of them was the last
+                is_last = unfinished == {name}
+                unfinished.discard(name)
+            if is_last:  # of the thousands that a distributed checkpoint may have, few are open
                 self._close(blank.file, is_synced=True)
 
     def _close(self, file: Path, *, is_synced: bool) -> None:
