@@ -50,7 +50,7 @@ def read_torch_file(path: Path) -> TorchFile:
     if not _is_archive(path):
         raise CheckpointError(
             f"`{path}` is not a file that torch.save has written since torch 1.6",
-            hint="load it with torch and save it again",
+            hint="it is truncated or damaged, or older; what torch can load, load and save again",
         )
     check_archive(path)
     try:
