@@ -10,7 +10,7 @@ from types import MappingProxyType
 from mupscale_cli.checkpoint.digest import DigestState, known_states, merge_states
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.journal import FinishedShard
-from mupscale_cli.checkpoint.target import ShardWriter
+from mupscale_cli.checkpoint.shard import ShardWriter
 from mupscale_cli.finite import NonFinite, NonFiniteFound
 from mupscale_cli.plan import Shard
 from mupscale_cli.ranks import ALONE, Ranks

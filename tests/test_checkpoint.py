@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save, save_file
 
 from mupscale_cli.checkpoint.digest import RowBuffer
 from mupscale_cli.checkpoint.header import encode_header, read_header, replace_metadata
+from mupscale_cli.checkpoint.shard import ShardWriter
 from mupscale_cli.checkpoint.source import RowReader, open_checkpoint
-from mupscale_cli.checkpoint.target import ShardWriter, Staging, replace_json
+from mupscale_cli.checkpoint.target import Staging, replace_json
 from mupscale_cli.errors import CheckpointError, OutputError, is_printable
 from mupscale_cli.specs import DTYPES, TensorSpec
 

@@ -7,24 +7,18 @@ import json
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from mupscale_cli.checkpoint.digest import RowBuffer, Runs, combined, header_digest, tensor_digests
-from mupscale_cli.checkpoint.header import encode_header
 from mupscale_cli.checkpoint.lock import FileLock, try_lock
 from mupscale_cli.checkpoint.source import RECORD
 from mupscale_cli.errors import OutputError, OutputExistsError
 from mupscale_cli.figures import bytes_text
-from mupscale_cli.specs import TensorSpec
 
 LOCK = ".lock"  # in the temporary directory
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
-_CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
-_MAX_PIECES = 1024  # of one system call, on every system that has it
 
 
 class Staging:
@@ -199,145 +193,6 @@ def _refuse_replacing(output: Path, source: Path) -> None:
 
 def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-class PlacedFile:
-    """Writes pieces of bytes at places of an open file, from several threads; a context manager that closes it.
-
-    Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
-    """
-
-    def __init__(self, file: Path, mode: str) -> None:
-        self.file = file
-        with reported(file):
-            opener = _create_if_absent if mode == "shared" else None
-            mode = "r+b" if mode == "shared" else mode
-            self.stream: BinaryIO = open(file, mode, buffering=0, opener=opener)  # type: ignore[assignment]  # noqa: SIM115
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> PlacedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def write(self, position: int, pieces: Sequence[memoryview]) -> None:
-        """Write pieces one after the other from a byte on; the same piece may come several times."""
-        with reported(self.file), self._lock:
-            if _CAN_GATHER:
-                _write_gathered(self.stream.fileno(), position, pieces)
-                return
-            self.stream.seek(position)
-            for piece in pieces:
-                write_all(self.stream, piece)
-
-
-def _create_if_absent(file: str, flags: int) -> int:
-    return os.open(file, flags | os.O_CREAT, 0o666)
-
-
-def _write_gathered(handle: int, position: int, pieces: Sequence[memoryview]) -> None:
-    """Write from where the pieces lie, many in a call, without putting them together in memory first."""
-    for first in range(0, len(pieces), _MAX_PIECES):
-        some = pieces[first : first + _MAX_PIECES]
-        left = sum(map(len, some))
-        while left:
-            done = os.pwritev(handle, some, position)
-            position, left = position + done, left - done
-            if left:
-                some = _after(some, done)
-
-
-def _after(pieces: Sequence[memoryview], done: int) -> list[memoryview]:
-    """The pieces without their first bytes."""
-    for index, piece in enumerate(pieces):
-        if done < len(piece):
-            return [piece[done:], *pieces[index + 1 :]]
-        done -= len(piece)
-    return []
-
-
-class ShardWriter:
-    """Writes one safetensors file: the header first, then tensor data at its final place.
-
-    Attributes:
-        file: the file.
-        is_shared: whether other processes write parts of it at the same time.
-        digests: the hash of each tensor, as far as it was written here.
-    """
-
-    def __init__(
-        self,
-        file: Path,
-        specs: tuple[TensorSpec, ...],
-        metadata: Mapping[str, str],
-        reserve: int = 0,
-        *,
-        is_shared: bool = False,
-    ) -> None:
-        self.file = file
-        self.is_shared = is_shared
-        self.digests = tensor_digests(specs)
-        header = encode_header(specs, metadata, reserve)
-        self.offsets: dict[str, int] = {}
-        position = len(header)
-        for spec in specs:
-            self.offsets[spec.name] = position
-            position += spec.num_bytes
-        self._size = position
-        self._header = header
-        self._specs, self._metadata = specs, metadata
-        self._out: PlacedFile | None = None
-
-    def __enter__(self) -> ShardWriter:
-        self._out = PlacedFile(self.file, "shared" if self.is_shared else "xb")
-        self._out.write(0, (memoryview(self._header),))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        assert self._out is not None
-        with self._out as out, reported(self.file):
-            if kind is None:
-                os.fsync(out.stream.fileno())
-                if not self.is_shared:
-                    self.check_size()
-
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
-        assert self._out is not None
-        self._out.write(self.offsets[name] + start, buffer.pieces(runs))
-        self.digests[name].add(start, buffer, runs)
-
-    def check_size(self) -> None:
-        """Refuse a file that is not as long as it was planned.
-
-        Raises:
-            OutputError: something was not written.
-        """
-        if self.file.stat().st_size != self._size:
-            raise OutputError(f"`{self.file}` has not the size that was planned")
-
-    @property
-    def digest(self) -> str:
-        """The hash of the file, once it is complete.
-
-        Raises:
-            OutputError: some of it was never written.
-        """
-        parts = []
-        for spec in self._specs:
-            part = self.digests[spec.name].digest
-            if part is None:
-                raise OutputError(f"not all of `{spec.name}` was written to `{self.file}`")
-            parts.append(part)
-        return combined(header_digest(self._specs, self._metadata), parts)
-
-
-def write_all(stream: BinaryIO, data: memoryview) -> None:
-    """Write all of it, however many calls the system makes of that."""
-    done = 0
-    while done < len(data):
-        done += stream.write(data[done:])
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -31,7 +31,8 @@ from mupscale_cli.checkpoint.digest import (
     tensors_digest,
 )
 from mupscale_cli.checkpoint.header import Stored
-from mupscale_cli.checkpoint.target import PlacedFile, reported
+from mupscale_cli.checkpoint.shard import PlacedFile
+from mupscale_cli.checkpoint.target import reported
 from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite, NonFiniteFound
 from mupscale_cli.optimizer.checksums import Checksum, Stretches
@@ -168,6 +169,7 @@ class ArchiveWriter:
     def _close(self, file: Path, *, is_synced: bool) -> None:
         with self._open.pop(file) as out, reported(file):
             if is_synced:
+                out.flush()
                 os.fsync(out.stream.fileno())
 
 
