@@ -19,6 +19,7 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 _COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
 _MOST_COPIES = 64  # that are written one by one
+_TABLED_BYTES = 2  # of a type whose numbers are all split at once
 _SPLIT_BITS = 27  # Dekker: half of float64's digits
 
 
@@ -78,6 +79,44 @@ class Shares:
         return torch.where(self.num_neighbours > index, self.neighbour, self.nearest)
 
 
+@dataclass(frozen=True, slots=True)
+class LookedUpShares:
+    """The shares of numbers of 16 bits, of which there are so few that all of them have been split.
+
+    Attributes:
+        table: the shares of every number, by its bits.
+        numbers: the bits of each element.
+    """
+
+    table: Shares
+    numbers: Tensor
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether that is known of them; they are not looked at for it."""
+        return self.table.are_equal
+
+    def share(self, index: int) -> Tensor:
+        """Share number `index` of each element."""
+        return torch.index_select(self.table.share(index), 0, self.numbers.view(-1)).view(self.numbers.shape)
+
+
+def split(values: Tensor, num_shares: int) -> Shares | LookedUpShares:
+    """The same as `split_exactly`, the fastest way; for regular maps, where all elements have as many shares."""
+    if (halved := _halved(values, num_shares)) is not None:
+        return Shares(halved, halved, torch.zeros(()))
+    if values.element_size() == _TABLED_BYTES and values.numel() >= 1 << (8 * _TABLED_BYTES):
+        numbers = values.contiguous().view(torch.uint16).to(torch.int32)
+        return LookedUpShares(_table(values.dtype, num_shares), numbers)
+    return split_exactly(values, num_shares)
+
+
+@lru_cache(maxsize=16)
+def _table(dtype: torch.dtype, num_shares: int) -> Shares:
+    numbers = torch.arange(1 << (8 * _TABLED_BYTES), dtype=torch.int32).to(torch.uint16)
+    return split_exactly(numbers.view(dtype), num_shares)
+
+
 def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
     """Split every element into shares whose exact sum is the element.
 
@@ -87,8 +126,6 @@ def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
 
     Source: design.md section 2, "Exact splitting"; `Shares` has the proof.
     """
-    if isinstance(num_shares, int) and (halved := _halved(values, num_shares)) is not None:
-        return Shares(halved, halved, torch.zeros(()))
     if values.dtype == torch.float64:
         nearest = values / num_shares
         high = (nearest.view(torch.int64) & -(1 << _SPLIT_BITS)).view(torch.float64)
@@ -116,9 +153,6 @@ def _halved(values: Tensor, num_shares: int) -> Tensor | None:
     back = result * num_shares
     is_exact = torch.equal(back.view(-1).view(torch.int64), values.view(-1).view(torch.int64))  # in large strides
     return result if is_exact else None
-
-
-Split = Callable[[Tensor, "int | Tensor"], "Shares"]
 
 
 def give_first(values: Tensor, _num_shares: int | Tensor) -> Shares:
@@ -152,11 +186,12 @@ def expand(
         first_only: the first share takes the whole element and the others are zero.
         fresh: the value of elements that copy none.
     """
-    split = give_first if first_only else split_exactly
     if is_regular(strips):
-        _expand_strided(source, target, strips, scale, offset, piece, num_pieces, split)
+        how = give_first if first_only else split
+        _expand_strided(source, target, strips, scale, offset, piece, num_pieces, how)
     else:
-        _expand_indexed(source, target, strips, scale, offset, piece, num_pieces, split, fresh)
+        how = give_first if first_only else split_exactly
+        _expand_indexed(source, target, strips, scale, offset, piece, num_pieces, how, fresh)
 
 
 def is_regular(strips: Sequence[Sequence[Strip]]) -> bool:
@@ -196,7 +231,7 @@ def _expand_strided(
     offset: int,
     piece: int,
     num_pieces: int,
-    split: Split,
+    split: Callable[[Tensor, int], Shares | LookedUpShares],
 ) -> None:
     """Regular maps: one strided copy for each combination of strips."""
     strides, wide_strides = source.stride(), target.stride()
@@ -226,7 +261,7 @@ def _expand_indexed(
     offset: int,
     piece: int,
     num_pieces: int,
-    split: Split,
+    split: Callable[[Tensor, Tensor], Shares],
     fresh: float,
 ) -> None:
     """Any map: for every new index of every dimension, the old one, and its number among the shares."""
@@ -359,7 +394,7 @@ def _copy(
     digits: Sequence[Digit],
     piece: int,
     num_pieces: int,
-    split: Split,
+    split: Callable[[Tensor, int], Shares | LookedUpShares],
 ) -> None:
     """Copy elements, or their shares, to all places of the target that belong to them."""
     summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
@@ -367,7 +402,7 @@ def _copy(
     total = inner_pieces * num_pieces
     shares = split(values, total) if total > 1 else None
     if shares is None or shares.are_equal:
-        _copy_to(target, start, values if shares is None else shares.nearest, digits)
+        _copy_to(target, start, values if shares is None else shares.share(0), digits)
         return
     places = _places(target, start, digits)
     for copies in itertools.product(*(range(digit.units.copies) for digit in summed)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def check_noisy(tensor: TensorPlan, rows: Tensor) -> None:
 
 def _is_finite(values: Tensor) -> bool:
     """Whether all are; NaN and infinities show in the extremes."""
-    return not values.numel() or all(bool(extreme.isfinite()) for extreme in torch.aminmax(values))
+    return not values.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(values))
 
 
 def _found(tensor: TensorPlan, source: Tensor, row: int) -> CheckpointError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -23,7 +23,7 @@ from mupscale_cli.layout import DimMap, Strip, keep_dims
 from mupscale_cli.maps import CopyMap
 from mupscale_cli.noise import Rows, add_noise, measured_std
 from mupscale_cli.plan import TensorPlan
-from mupscale_cli.repeats import Repeats, all_rows, without_repeats
+from mupscale_cli.repeats import all_rows, without_repeats
 from mupscale_cli.specs import DTYPES
 from mupscale_cli.workers import num_workers, work_through
 
@@ -215,7 +215,7 @@ def _do(job: _Job | _Measuring, *, room: _Room, work: _Work) -> None:
         nonfinite.note_overflow(tensor, source, stack)
         buffers = _buffers(data, num_shares)
     if is_plain and 1 < len(repeats.runs) > block.num_wide_rows * row_bytes // _SHORT_RUN:
-        buffers = _laid_out(buffers, repeats, stack, room)
+        buffers = _laid_out(buffers, _order(block.strips, block.num_wide_rows), stack, room)
         repeats = all_rows(repeats.strips, block.num_wide_rows)
     for group in block.groups:
         if noise is not None:
@@ -250,15 +250,19 @@ def _buffers(data: memoryview, num_shares: int) -> list[RowBuffer]:
     return [RowBuffer(data[share * size : (share + 1) * size]) for share in range(num_shares)]
 
 
-def _laid_out(buffers: Sequence[RowBuffer], repeats: Repeats, stack: torch.Tensor, room: _Room) -> list[RowBuffer]:
+def _laid_out(buffers: Sequence[RowBuffer], order: torch.Tensor, stack: torch.Tensor, room: _Room) -> list[RowBuffer]:
     """The shares of a block with all of its rows: short ones are copied faster than gathered by the system."""
-    order = torch.tensor(repeats.order)
-    shape = (len(stack), repeats.num_wide_rows, *stack.shape[2:])
+    shape = (len(stack), len(order), *stack.shape[2:])
     data, wide = room.blank("wide", shape, stack.dtype)
     torch.index_select(stack, 1, order, out=wide)
     return [
         RowBuffer(each.data, (buffer, order)) for each, buffer in zip(_buffers(data, len(stack)), buffers, strict=True)
     ]
+
+
+@lru_cache(maxsize=64)
+def _order(strips: tuple[Strip, ...], num_wide_rows: int) -> torch.Tensor:
+    return torch.tensor(without_repeats(strips, num_wide_rows).order)
 
 
 def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, stack: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mupscale_cli.blocks import row_blocks
-from mupscale_cli.expand import dim_index, expand, give_first, scale_elements, split_exactly
+from mupscale_cli.expand import LookedUpShares, dim_index, expand, give_first, scale_elements, split, split_exactly
 from mupscale_cli.language import parse_layout
 from mupscale_cli.layout import map_dim
 from mupscale_cli.maps import Arrangement, Axis
@@ -47,9 +47,20 @@ def test_split_exactly_adds_up_to_the_source_in_exact_arithmetic(dtype, num_shar
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers_of_two_split_into_equal_shares(dtype):
     values = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    shares = split_exactly(values, 8)
+    shares = split(values, 8)
     assert shares.are_equal
     assert torch.equal(shares.share(3) * 8, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_shares", [2, 3, 7, 64])
+def test_all_numbers_of_16_bits_have_their_shares_looked_up(dtype, num_shares):
+    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    shuffled = numbers[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))].view(256, 256).T
+    found, expected = split(shuffled, num_shares), split_exactly(shuffled, num_shares)
+    assert isinstance(found, LookedUpShares)
+    for index in range(num_shares):
+        assert torch.equal(found.share(index).view(torch.int16), expected.share(index).view(torch.int16))
 
 
 def test_the_first_share_may_take_everything():

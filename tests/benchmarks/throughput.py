@@ -1,8 +1,8 @@
 """Widening, as ratios to `cp` of its output on the same disk: wall time, processor time, and memory beyond torch's.
 
-Each widening is a process of its own, whose time is taken from when it has imported the program. Just before that, and
-before `cp`, a file of the output's size is written and deleted: the host of a virtual machine takes memory back that is
-free for some seconds, and whoever touches it next would pay for that.
+Each widening is a process of its own, whose time is taken from when it has imported the program. Just before that a
+file of the output's size is written and deleted, and `cp` runs twice, of which the second time counts: the host of a
+virtual machine takes memory back that is free for some seconds, and whoever touches it next would pay for that.
 """
 
 from __future__ import annotations
@@ -45,18 +45,28 @@ def tell(started, synced):
 """
 
 
-def timed(doing: str, target: Path, size: int, libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
-    """Wall and processor seconds of Python code in its own process; with `synced` until that folder is on the disk."""
-    lines = [_PRELUDE, libraries, f"freshen({str(target)!r}, {size})", "started = clock()", doing]
+def timed(doing: str, before: str, libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
+    """Wall and processor seconds of Python code after other code in a process; with `synced` until that is on disk."""
+    lines = [_PRELUDE, libraries, before, "started = clock()", doing]
     lines.append(f"tell(started, {str(synced or '')!r})")
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
     wall, processor = map(float, found.stdout.split()[-2:])
     return wall, processor
 
 
+def freshening(target: Path, size: int) -> str:
+    """Python that writes a file in large pieces, as a widening does, and deletes it."""
+    return f"freshen({str(target)!r}, {size})"
+
+
 def copying(source: Path, target: Path) -> str:
     """Python that copies a folder with `cp`."""
     return f"import subprocess; subprocess.run(['cp', '-r', {str(source)!r}, {str(target)!r}], check=True)"
+
+
+def copied_once(source: Path, target: Path) -> str:
+    """Python that copies a folder with `cp` and removes the copy."""
+    return f"{copying(source, target)}; import shutil; shutil.rmtree({str(target)!r})"
 
 
 def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
@@ -101,10 +111,11 @@ def main() -> None:
                 sync = written == "synced"
                 ratios = []
                 for _ in range(options.repetitions):
-                    wall, cpu = timed(copying(wide, copy), copy, size, synced=copy if sync else None)
+                    wall, cpu = timed(copying(wide, copy), copied_once(wide, copy), synced=copy if sync else None)
                     shutil.rmtree(copy)
                     shutil.rmtree(wide)
-                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), copy, size, libraries)
+                    before = freshening(copy, size)
+                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), before, libraries)
                     ratios.append((ours / wall, ours_cpu / cpu))
                 walls, cpus = zip(*ratios, strict=True)
                 told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
