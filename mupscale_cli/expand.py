@@ -84,21 +84,31 @@ class LookedUpShares:
     """The shares of numbers of 16 bits, of which there are so few that all of them have been split.
 
     Attributes:
-        table: the shares of every number, by its bits.
+        dtype: of the numbers.
+        num_shares: k.
         numbers: the bits of each element.
     """
 
-    table: Shares
+    dtype: torch.dtype
+    num_shares: int
     numbers: Tensor
 
     @property
     def are_equal(self) -> bool:
-        """Whether that is known of them; they are not looked at for it."""
-        return self.table.are_equal
+        """Not known: nothing is computed of the elements."""
+        return False
 
     def share(self, index: int) -> Tensor:
-        """Share number `index` of each element."""
-        return torch.index_select(self.table.share(index), 0, self.numbers.view(-1)).view(self.numbers.shape)
+        """Share number `index` of the k."""
+        table = _share_of_all(self.dtype, self.num_shares, index)
+        return torch.index_select(table, 0, self.numbers.view(-1)).view(self.numbers.shape)
+
+
+@lru_cache(maxsize=64)
+def _share_of_all(dtype: torch.dtype, num_shares: int, index: int) -> Tensor:
+    """One share of every number of 16 bits, by its bits."""
+    numbers = torch.arange(1 << (8 * _TABLED_BYTES), dtype=torch.int32).to(torch.uint16)
+    return split_exactly(numbers.view(dtype), num_shares).share(index)
 
 
 def split(values: Tensor, num_shares: int) -> Shares | LookedUpShares:
@@ -107,14 +117,8 @@ def split(values: Tensor, num_shares: int) -> Shares | LookedUpShares:
         return Shares(halved, halved, torch.zeros(()))
     if values.element_size() == _TABLED_BYTES and values.numel() >= 1 << (8 * _TABLED_BYTES):
         numbers = values.contiguous().view(torch.uint16).to(torch.int32)
-        return LookedUpShares(_table(values.dtype, num_shares), numbers)
+        return LookedUpShares(values.dtype, num_shares, numbers)
     return split_exactly(values, num_shares)
-
-
-@lru_cache(maxsize=16)
-def _table(dtype: torch.dtype, num_shares: int) -> Shares:
-    numbers = torch.arange(1 << (8 * _TABLED_BYTES), dtype=torch.int32).to(torch.uint16)
-    return split_exactly(numbers.view(dtype), num_shares)
 
 
 def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
