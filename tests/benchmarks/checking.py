@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from measure import peak_bytes, report, save_adam, save_llama
-from throughput import copying, timed, widening
+from throughput import copied_once, copying, timed, widening
 
 _LIBRARIES = "import torch, mupscale_cli.verifying"
 
@@ -30,15 +30,15 @@ def main() -> None:
             save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
             if state != "none":
                 save_adam(source, state)
-            timed(widening(source, wide, "2", sync=False), wide, 0, _LIBRARIES)
+            timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
             checking = f"import mupscale_cli as m; assert m.verify_weights({str(wide)!r}, allow_pickle=True).agrees"
             beyond = (peak_bytes(f"{_LIBRARIES}\n{checking}") - peak_bytes(_LIBRARIES)) / 1e6
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             ratios = []
             for _ in range(options.repetitions):
-                wall, cpu = timed(copying(wide, copy), copy, size)
+                wall, cpu = timed(copying(wide, copy), copied_once(wide, copy))
                 shutil.rmtree(copy)
-                ours, ours_cpu = timed(checking, copy, size, _LIBRARIES)
+                ours, ours_cpu = timed(checking, "", _LIBRARIES)
                 ratios.append((ours / wall, ours_cpu / cpu))
             walls, cpus = zip(*ratios, strict=True)
             told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
