@@ -15,7 +15,7 @@ from mupscale_cli.errors import OutputError
 from mupscale_cli.specs import TensorSpec
 
 SEGMENT_BYTES = 2 << 20  # a huge page of the system's cache, and whole stripes of most file systems
-_MOST_SEGMENTS = 24  # in memory at once; more only where blocks go to more places than that
+_MOST_SEGMENTS = 16  # in memory at once; more only where blocks go to more places than that
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
 

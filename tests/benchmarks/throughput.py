@@ -109,7 +109,7 @@ def main() -> None:
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             for written in options.written:
                 sync = written == "synced"
-                ratios = []
+                ratios, seconds = [], []
                 for _ in range(options.repetitions):
                     wall, cpu = timed(copying(wide, copy), copied_once(wide, copy), synced=copy if sync else None)
                     shutil.rmtree(copy)
@@ -117,10 +117,13 @@ def main() -> None:
                     before = freshening(copy, size)
                     ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), before, libraries)
                     ratios.append((ours / wall, ours_cpu / cpu))
+                    seconds.append((wall, ours))
                 walls, cpus = zip(*ratios, strict=True)
-                told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
+                both = [statistics.median(each) for each in zip(*seconds, strict=True)]
+                told = (*both, statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
                 rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *told))
-    columns = ("factor", "state", "output", "written", "wall / cp", "lowest", "highest", "CPU / cp", "MB beyond torch")
+    columns = ("factor", "state", "output", "written", "cp, s", "widen, s")
+    columns += ("wall / cp", "lowest", "highest", "CPU / cp", "MB beyond torch")
     report(columns, rows, as_json=options.json)
     if not options.json:
         hardware = f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
