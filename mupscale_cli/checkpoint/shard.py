@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from mupscale_cli.errors import OutputError
 from mupscale_cli.specs import TensorSpec
 
 SEGMENT_BYTES = 2 << 20  # a huge page of the system's cache, and whole stripes of most file systems
-_MOST_SEGMENTS = 16  # in memory at once; more only where blocks go to more places than that
+_MOST_SEGMENTS = 16  # that wait at once; beyond, the one that waited longest is written in parts
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
 
@@ -101,13 +102,14 @@ class _Segment:
         for piece in pieces:
             self.data[end : end + len(piece)] = piece
             end += len(piece)
-        merged: list[tuple[int, int]] = []
-        for low, high in sorted([*self.filled, (start, end)]):
-            if merged and low <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-            else:
-                merged.append((low, high))
-        self.filled = merged
+        first = last = bisect.bisect(self.filled, (start, end))  # there may be as many parts as rows
+        if first and self.filled[first - 1][1] >= start:
+            first -= 1
+            start, end = self.filled[first][0], max(end, self.filled[first][1])
+        while last < len(self.filled) and self.filled[last][0] <= end:
+            end = max(end, self.filled[last][1])
+            last += 1
+        self.filled[first:last] = [(start, end)]
 
 
 class _Waiting:
