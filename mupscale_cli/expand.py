@@ -1,4 +1,4 @@
-"""Widening the elements of a tensor: scale, split exactly over what is summed, copy. Pure."""
+"""Widening the elements of a tensor: scale, split over what is summed, copy. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from mupscale_cli.layout import Digit, Strip
 from mupscale_cli.maps import FRESH, CopyMap
+from mupscale_cli.splitting import Shares, Splits, give_first, split, split_exactly
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Elements that are only copied need no more of their type than its width.
 _COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
 _MOST_COPIES = 64  # that are written one by one
-_TABLED_BYTES = 2  # of a type whose numbers are all split at once
-_SPLIT_BITS = 27  # Dekker: half of float64's digits
 
 
 def element_dtype(name: str, size: int) -> torch.dtype:
@@ -47,122 +46,6 @@ def stored_elements(values: Tensor, scale: float, offset: int) -> Tensor:
     if scale == 1:
         return values.to(torch.float64)
     return (scale_elements(values, scale, offset).to(torch.float64) + offset) / scale - offset
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """An element-wise split of w into k floats that add up to exactly w.
-
-    With a = round(w / k) and u the distance from a to the next float in the direction of the
-    remainder w - k a, the remainder is n u with a whole n < k: w and k a are both multiples of u,
-    since |w| >= |w/k| for k >= 1, and |w - k a| <= k u / 2 up to the rounding of the quotient. So
-    n shares of a + u and k - n shares of a have the sum w, each within one unit in the last place
-    of the others. It holds for subnormal numbers too, whose distance is constant.
-
-    Attributes:
-        nearest: a.
-        neighbour: a + u.
-        num_neighbours: n, in a type wide enough to compare.
-    """
-
-    nearest: Tensor
-    neighbour: Tensor
-    num_neighbours: Tensor
-
-    @property
-    def are_equal(self) -> bool:
-        """Whether w / k is a float everywhere, as for powers of two."""
-        return not bool(self.num_neighbours.any())
-
-    def share(self, index: int) -> Tensor:
-        """Share number `index` of the k."""
-        return torch.where(self.num_neighbours > index, self.neighbour, self.nearest)
-
-
-@dataclass(frozen=True, slots=True)
-class LookedUpShares:
-    """The shares of numbers of 16 bits, of which there are so few that all of them have been split.
-
-    Attributes:
-        dtype: of the numbers.
-        num_shares: k.
-        numbers: the bits of each element.
-    """
-
-    dtype: torch.dtype
-    num_shares: int
-    numbers: Tensor
-
-    @property
-    def are_equal(self) -> bool:
-        """Not known: nothing is computed of the elements."""
-        return False
-
-    def share(self, index: int) -> Tensor:
-        """Share number `index` of the k."""
-        table = _share_of_all(self.dtype, self.num_shares, index)
-        return torch.index_select(table, 0, self.numbers.view(-1)).view(self.numbers.shape)
-
-
-@lru_cache(maxsize=64)
-def _share_of_all(dtype: torch.dtype, num_shares: int, index: int) -> Tensor:
-    """One share of every number of 16 bits, by its bits."""
-    numbers = torch.arange(1 << (8 * _TABLED_BYTES), dtype=torch.int32).to(torch.uint16)
-    return split_exactly(numbers.view(dtype), num_shares).share(index)
-
-
-def split(values: Tensor, num_shares: int) -> Shares | LookedUpShares:
-    """The same as `split_exactly`, the fastest way; for regular maps, where all elements have as many shares."""
-    if (halved := _halved(values, num_shares)) is not None:
-        return Shares(halved, halved, torch.zeros(()))
-    if values.element_size() == _TABLED_BYTES and values.numel() >= 1 << (8 * _TABLED_BYTES):
-        numbers = values.contiguous().view(torch.uint16).to(torch.int32)
-        return LookedUpShares(values.dtype, num_shares, numbers)
-    return split_exactly(values, num_shares)
-
-
-def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
-    """Split every element into shares whose exact sum is the element.
-
-    Args:
-        values: finite floats of any shape: bfloat16, float16, float32 or float64.
-        num_shares: k >= 1, of all elements or of each.
-
-    Source: design.md section 2, "Exact splitting"; `Shares` has the proof.
-    """
-    if values.dtype == torch.float64:
-        nearest = values / num_shares
-        high = (nearest.view(torch.int64) & -(1 << _SPLIT_BITS)).view(torch.float64)
-        # Both products and both differences are exact: Dekker's product and Sterbenz' lemma.
-        remainder = (values - num_shares * high) - num_shares * (nearest - high)
-        wide = torch.float64
-    else:
-        wide = torch.float64 if values.dtype == torch.float32 else torch.float32
-        nearest = (values.to(wide) / num_shares).to(values.dtype)
-        remainder = values.to(wide) - num_shares * nearest.to(wide)
-    if not bool(remainder.any()):  # as for powers of two, where nothing is left to distribute
-        return Shares(nearest, nearest, remainder)
-    direction = torch.copysign(torch.full_like(remainder, math.inf), remainder).to(values.dtype)
-    neighbour = torch.nextafter(nearest, direction)
-    step = neighbour.to(wide) - nearest.to(wide)
-    return Shares(nearest, neighbour, remainder / step)
-
-
-def _halved(values: Tensor, num_shares: int) -> Tensor | None:
-    """`values` over a power of two where nothing of them gets lost by that, as to subnormal numbers it can."""
-    is_laned = values.is_contiguous() and values.numel() % 4 == values.storage_offset() % 4 == 0
-    if num_shares & (num_shares - 1) or not is_laned:
-        return None
-    result = values * (1 / num_shares)
-    back = result * num_shares
-    is_exact = torch.equal(back.view(-1).view(torch.int64), values.view(-1).view(torch.int64))  # in large strides
-    return result if is_exact else None
-
-
-def give_first(values: Tensor, _num_shares: int | Tensor) -> Shares:
-    """Shares of which the first is the element and the others are zero."""
-    zeros = torch.zeros_like(values)
-    return Shares(zeros, values, torch.ones_like(zeros))
 
 
 def expand(
@@ -235,7 +118,7 @@ def _expand_strided(
     offset: int,
     piece: int,
     num_pieces: int,
-    split: Callable[[Tensor, int], Shares | LookedUpShares],
+    split: Callable[[Tensor, int], Splits],
 ) -> None:
     """Regular maps: one strided copy for each combination of strips."""
     strides, wide_strides = source.stride(), target.stride()
@@ -398,7 +281,7 @@ def _copy(
     digits: Sequence[Digit],
     piece: int,
     num_pieces: int,
-    split: Callable[[Tensor, int], Shares | LookedUpShares],
+    split: Callable[[Tensor, int], Splits],
 ) -> None:
     """Copy elements, or their shares, to all places of the target that belong to them."""
     summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]

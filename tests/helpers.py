@@ -298,3 +298,17 @@ def save_mlp(file: Path) -> Path:
     """Save a multilayer perceptron without a config as one safetensors file; returns the file."""
     save_file(mlp_tensors(), file)
     return file
+
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
+
+
+def any_floats(dtype, count, seed):
+    """Finite values of every magnitude: random bits, subnormal numbers, zeros and the largest."""
+    info = torch.iinfo(BITS[dtype.itemsize])
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(info.min, info.max, (count,), generator=generator, dtype=BITS[dtype.itemsize])
+    limits = torch.finfo(dtype)
+    special = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny, limits.smallest_normal / 4], dtype=dtype)
+    values = torch.cat([bits.view(dtype), (bits % 300).view(dtype), special])
+    return values[torch.isfinite(values)]

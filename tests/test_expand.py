@@ -9,72 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import BITS, any_floats
 from mupscale_cli.blocks import row_blocks
-from mupscale_cli.expand import LookedUpShares, dim_index, expand, give_first, scale_elements, split, split_exactly
+from mupscale_cli.expand import dim_index, expand, scale_elements
 from mupscale_cli.language import parse_layout
 from mupscale_cli.layout import map_dim
 from mupscale_cli.maps import Arrangement, Axis
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 AXES = {"a": Axis("a", 2, 3), "b": Axis("b", 3, 1), "c": Axis("c", 2, 2)}
-
-
-def any_floats(dtype, count, seed):
-    """Finite values of every magnitude: random bits, subnormal numbers, zeros and the largest."""
-    info = torch.iinfo(BITS[dtype.itemsize])
-    generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(info.min, info.max, (count,), generator=generator, dtype=BITS[dtype.itemsize])
-    limits = torch.finfo(dtype)
-    special = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny, limits.smallest_normal / 4], dtype=dtype)
-    values = torch.cat([bits.view(dtype), (bits % 300).view(dtype), special])
-    return values[torch.isfinite(values)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_shares", [1, 2, 3, 5, 6, 7, 12])
-def test_split_exactly_adds_up_to_the_source_in_exact_arithmetic(dtype, num_shares):
-    values = any_floats(dtype, 1000, num_shares)
-    shares = split_exactly(values, num_shares)
-    parts = torch.stack([shares.share(index) for index in range(num_shares)])
-    for value, column in zip(values.double().tolist(), parts.double().T.tolist(), strict=True):
-        assert sum(map(Fraction, column)) == Fraction(value)
-    # All shares of an element are neighbouring numbers.
-    low, high = parts.min(0).values, parts.max(0).values
-    assert bool(((low == high) | (torch.nextafter(low, high) == high)).all())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_powers_of_two_split_into_equal_shares(dtype):
-    values = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    shares = split(values, 8)
-    assert shares.are_equal
-    assert torch.equal(shares.share(3) * 8, values)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_shares", [2, 3, 7, 64])
-def test_all_numbers_of_16_bits_have_their_shares_looked_up(dtype, num_shares):
-    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
-    shuffled = numbers[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))].view(256, 256).T
-    found, expected = split(shuffled, num_shares), split_exactly(shuffled, num_shares)
-    assert isinstance(found, LookedUpShares)
-    for index in range(num_shares):
-        assert torch.equal(found.share(index).view(torch.int16), expected.share(index).view(torch.int16))
-
-
-def test_the_first_share_may_take_everything():
-    values = torch.tensor([3.0, -1.0])
-    shares = give_first(values, 3)
-    assert [shares.share(index).tolist() for index in range(3)] == [[3.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
-
-
-def test_elements_may_be_split_into_different_numbers_of_shares():
-    values = torch.tensor([1.0, 1.0, 0.3])
-    counts = torch.tensor([1, 3, 7])
-    shares = split_exactly(values, counts)
-    for value, count, *parts in zip(values, counts, *(shares.share(i) for i in range(7)), strict=True):
-        assert sum(Fraction(part.item()) for part in parts[:count]) == Fraction(value.item())
 
 
 # Against an enumeration of every element ------------------------------------------------------
