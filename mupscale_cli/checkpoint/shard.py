@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ from mupscale_cli.specs import TensorSpec
 
 SEGMENT_BYTES = 2 << 20  # a huge page of the system's cache, and whole stripes of most file systems
 _MOST_SEGMENTS = 16  # that wait at once; beyond, the one that waited longest is written in parts
+_MOST_READY = 4  # that are full while another thread writes; beyond, one waits for it
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
 
@@ -26,7 +29,8 @@ class PlacedFile:
 
     A file is written in whole segments, of which each begins at a multiple of its size: the system's cache takes
     such a one as one large page, where the same bytes cut anywhere else cost it up to three times the time. Bytes
-    that do not fill a segment wait for their neighbours.
+    that do not fill a segment wait for their neighbours. Since the system lets one thread at a time write to a file,
+    that one writes what the others have ready, and they go on.
 
     Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
     """
@@ -38,7 +42,8 @@ class PlacedFile:
             mode = "r+b" if mode == "shared" else mode
             self.stream: BinaryIO = open(file, mode, buffering=0, opener=opener)  # type: ignore[assignment]  # noqa: SIM115
         self._waiting = _Waiting()
-        self._lock = threading.Lock()
+        self._ready: deque[_Segment] = deque()
+        self._lock = threading.Lock()  # of the thread that writes
 
     def __enter__(self) -> PlacedFile:
         return self
@@ -52,30 +57,45 @@ class PlacedFile:
         They may be changed afterwards. Not all of them are in the file before `flush`.
         """
         for start, some in _by_segment(position, pieces):
-            if sum(map(len, some)) == SEGMENT_BYTES:
-                self._put(start, some)
-                continue
-            for segment in self._waiting.add(start, some):
-                self._put_segment(segment)
+            if sum(map(len, some)) == SEGMENT_BYTES and self._lock.acquire(blocking=False):
+                with _released(self._lock):
+                    self._put(start, some)
+            else:
+                self._ready.extend(self._waiting.add(start, some))
+            self._put_ready(most=_MOST_READY)
 
     def flush(self) -> None:
         """Write what waits for its neighbours; while nothing else is written."""
-        for segment in self._waiting.take_all():
-            self._put_segment(segment)
+        self._ready.extend(self._waiting.take_all())
+        self._put_ready(most=0)
 
-    def _put_segment(self, segment: _Segment) -> None:
-        for low, high in segment.filled:
-            self._put(segment.start + low, (segment.data[low:high],))
-        self._waiting.give_back(segment)
+    def _put_ready(self, most: int) -> None:
+        """Write what is ready; a thread that writes already does that too, and is awaited if it is more than `most`."""
+        while self._ready and self._lock.acquire(blocking=len(self._ready) > most):
+            with _released(self._lock):
+                while self._ready:
+                    segment = self._ready.popleft()
+                    for low, high in segment.filled:
+                        self._put(segment.start + low, (segment.data[low:high],))
+                    self._waiting.give_back(segment)
 
     def _put(self, position: int, pieces: Sequence[memoryview]) -> None:
-        with reported(self.file), self._lock:  # threads that write to one file only wait for each other, in the system
+        with reported(self.file):
             if _CAN_GATHER:
                 _write_gathered(self.stream.fileno(), position, pieces)
                 return
             self.stream.seek(position)
             for piece in pieces:
                 _write_all(self.stream, piece)
+
+
+@contextmanager
+def _released(lock: threading.Lock) -> Iterator[None]:
+    """Release a lock in the end that has been acquired."""
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Segment:
