@@ -1,5 +1,6 @@
 """Bytes that arrive in any order, and are written in whole segments."""
 
+import errno
 import itertools
 import os
 import random
@@ -60,7 +61,7 @@ def test_every_byte_finds_its_place(tmp_path_factory, data, places, begin, gathe
         with PlacedFile(file, "r+b") as out:
             for start, part in parts:
                 out.write(begin + start, cut_in_two(part))
-            out.flush()
+            out.sync()
     assert file.read_bytes() == before[:begin] + data + before[begin + len(data) :]
 
 
@@ -73,7 +74,7 @@ def test_neighbours_are_put_together(tmp_path, written):
     with PlacedFile(tmp_path / "file", "xb") as out:
         for start in range(0, len(data), 6):  # never on a segment's edge but for the first and the last
             out.write(start, [memoryview(data)[start : start + 6]])
-        out.flush()
+        out.sync()
     assert written == [(0, SEGMENT), (SEGMENT, SEGMENT), (2 * SEGMENT, SEGMENT)]
     assert (tmp_path / "file").read_bytes() == data
 
@@ -84,7 +85,7 @@ def test_whole_segments_of_a_piece_are_not_copied(tmp_path, written):
         out.write(5, [memoryview(data)])
         assert written == [(SEGMENT, SEGMENT), (2 * SEGMENT, SEGMENT)]
         expected, data[:] = bytes(data), bytes(len(data))  # its owner uses the memory again
-        out.flush()
+        out.sync()
     assert written[2:] == [(5, SEGMENT - 5), (3 * SEGMENT, 5)]
     assert (tmp_path / "file").read_bytes()[5:] == expected
 
@@ -97,7 +98,7 @@ def test_memory_is_bounded(tmp_path, written):
                 out.write(place * SEGMENT + turn * 4, [memoryview(bytes([place]) * 4)])
             assert len(out._waiting._segments) <= MOST
         assert len(out._waiting._unused) <= 1
-        out.flush()
+        out.sync()
     assert (0, 4) in written
     assert (tmp_path / "file").read_bytes() == b"".join(bytes([place]) * SEGMENT for place in range(5))
 
@@ -117,7 +118,7 @@ def test_threads_share_segments(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-        out.flush()
+        out.sync()
     assert (tmp_path / "file").read_bytes() == data
 
 
@@ -126,4 +127,63 @@ def test_a_full_disk_is_told_by_the_last_write_too():
     with PlacedFile(Path("/dev/full"), "r+b") as out:
         out.write(0, [memoryview(b"waits")])
         with pytest.raises(OutputError, match="No space left on device"):
-            out.flush()
+            out.sync()
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Files that are asked to be on the disk, and by which threads; the first answer may be an error."""
+    calls = []
+
+    def recorded(handle):
+        calls.append(threading.current_thread())
+        if recorded.fails:
+            recorded.fails = False
+            raise OSError(errno.EIO, "the disk is broken")
+
+    recorded.fails, recorded.calls = False, calls
+    monkeypatch.setattr(shard_module, "_SYNC_BYTES", 2 * SEGMENT)
+    monkeypatch.setattr(os, "fsync", recorded)
+    return recorded
+
+
+def test_what_is_written_goes_to_the_disk_while_more_is_written(tmp_path, synced):
+    with PlacedFile(tmp_path / "file", "xb") as out:
+        out.write(0, [memoryview(bytes(SEGMENT))])
+        assert not synced.calls
+        out.write(SEGMENT, [memoryview(bytes(SEGMENT))])
+        out.sync()
+    meanwhile, last = synced.calls
+    assert meanwhile is not threading.current_thread() is last
+
+
+def test_the_system_tells_once_that_the_disk_failed_and_it_is_not_forgotten(tmp_path, synced):
+    synced.fails = True
+    with PlacedFile(tmp_path / "file", "xb") as out:
+        out.write(0, [memoryview(bytes(2 * SEGMENT))])
+        with pytest.raises(OutputError, match="the disk is broken"):
+            out.sync()
+
+
+def test_one_thread_writes_what_others_have_ready(tmp_path, monkeypatch):
+    writers, is_writing, may_go_on = [], threading.Event(), threading.Event()
+
+    def slow(handle, position, pieces, write=shard_module._write_gathered):
+        writers.append(threading.current_thread())
+        is_writing.set()
+        assert may_go_on.wait(60)
+        write(handle, position, pieces)
+
+    monkeypatch.setattr(shard_module, "_write_gathered", slow)
+    data = os.urandom(3 * SEGMENT)
+    with PlacedFile(tmp_path / "file", "xb") as out:
+        first = threading.Thread(target=out.write, args=(0, [memoryview(data)[:SEGMENT]]))
+        first.start()
+        assert is_writing.wait(60)
+        for start in (SEGMENT, 2 * SEGMENT):  # returns at once, though nothing is written yet
+            out.write(start, [memoryview(data)[start : start + SEGMENT]])
+        may_go_on.set()
+        first.join()
+        assert set(writers) == {first}
+        out.sync()
+    assert (tmp_path / "file").read_bytes() == data

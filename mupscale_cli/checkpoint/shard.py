@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO
 
 from mupscale_cli.checkpoint.digest import RowBuffer, Runs, combined, header_digest, tensor_digests
@@ -20,6 +21,7 @@ from mupscale_cli.specs import TensorSpec
 SEGMENT_BYTES = 2 << 20  # a huge page of the system's cache, and whole stripes of most file systems
 _MOST_SEGMENTS = 16  # that wait at once; beyond, the one that waited longest is written in parts
 _MOST_READY = 4  # that are full while another thread writes; beyond, one waits for it
+_SYNC_BYTES = 128 << 20  # that are put on the disk while others are written
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
 
@@ -30,7 +32,8 @@ class PlacedFile:
     A file is written in whole segments, of which each begins at a multiple of its size: the system's cache takes
     such a one as one large page, where the same bytes cut anywhere else cost it up to three times the time. Bytes
     that do not fill a segment wait for their neighbours. Since the system lets one thread at a time write to a file,
-    that one writes what the others have ready, and they go on.
+    that one writes what the others have ready, and they go on. And since it takes the disk longer than the system's
+    cache, a thread of its own waits for the disk from time to time, so that less is left to wait for in the end.
 
     Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
     """
@@ -44,6 +47,9 @@ class PlacedFile:
         self._waiting = _Waiting()
         self._ready: deque[_Segment] = deque()
         self._lock = threading.Lock()  # of the thread that writes
+        self._num_unsynced = 0
+        self._syncing: Thread | None = None
+        self._failure: OSError | None = None
 
     def __enter__(self) -> PlacedFile:
         return self
@@ -54,7 +60,7 @@ class PlacedFile:
     def write(self, position: int, pieces: Sequence[memoryview]) -> None:
         """Write pieces one after the other from a byte on; the same piece may come several times.
 
-        They may be changed afterwards. Not all of them are in the file before `flush`.
+        They may be changed afterwards. Not all of them are in the file before `sync`.
         """
         for start, some in _by_segment(position, pieces):
             if sum(map(len, some)) == SEGMENT_BYTES and self._lock.acquire(blocking=False):
@@ -64,10 +70,20 @@ class PlacedFile:
                 self._ready.extend(self._waiting.add(start, some))
             self._put_ready(most=_MOST_READY)
 
-    def flush(self) -> None:
-        """Write what waits for its neighbours; while nothing else is written."""
+    def sync(self) -> None:
+        """Write what waits for its neighbours, and have all of it on the disk; while nothing else is written.
+
+        Raises:
+            OutputError: the disk refused something, now or before.
+        """
         self._ready.extend(self._waiting.take_all())
         self._put_ready(most=0)
+        if self._syncing is not None:
+            self._syncing.join()
+        with reported(self.file):
+            if self._failure is not None:  # the system tells it once
+                raise self._failure
+            os.fsync(self.stream.fileno())
 
     def _put_ready(self, most: int) -> None:
         """Write what is ready; a thread that writes already does that too, and is awaited if it is more than `most`."""
@@ -83,10 +99,21 @@ class PlacedFile:
         with reported(self.file):
             if _CAN_GATHER:
                 _write_gathered(self.stream.fileno(), position, pieces)
-                return
-            self.stream.seek(position)
-            for piece in pieces:
-                _write_all(self.stream, piece)
+            else:
+                self.stream.seek(position)
+                for piece in pieces:
+                    _write_all(self.stream, piece)
+        self._num_unsynced += sum(map(len, pieces))
+        if self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or not self._syncing.is_alive()):
+            self._num_unsynced = 0
+            self._syncing = Thread(target=self._sync_some, args=(self.stream.fileno(),), daemon=True)
+            self._syncing.start()
+
+    def _sync_some(self, handle: int) -> None:
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            self._failure = error
 
 
 @contextmanager
@@ -261,8 +288,7 @@ class ShardWriter:
         assert self._out is not None
         with self._out as out, reported(self.file):
             if kind is None:
-                out.flush()
-                os.fsync(out.stream.fileno())
+                out.sync()
                 if not self.is_shared:
                     self.check_size()
 

@@ -167,10 +167,9 @@ class ArchiveWriter:
                 self._close(blank.file, is_synced=True)
 
     def _close(self, file: Path, *, is_synced: bool) -> None:
-        with self._open.pop(file) as out, reported(file):
+        with self._open.pop(file) as out:
             if is_synced:
-                out.flush()
-                os.fsync(out.stream.fileno())
+                out.sync()
 
 
 @dataclass(frozen=True)
