@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -21,9 +22,7 @@ BUG = 70  # of sysexits.h; Python's own 1 would say that the models differ
 def main() -> None:
     """Run the command line; what the user can fix ends in one message and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
-    gc.set_threshold(
-        50_000, 2, 2
-    )  # full collections as often as ever, few others: importing torch is faster by a tenth
+    _collect_less()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch says so; nothing here needs it
     try:
         _application()(prog_name="mupscale")
@@ -46,8 +45,6 @@ def main() -> None:
             hint="this is a mistake in mupscale; `--debug` shows where it happened, for a report",
         )
         _fail(failure, cause=error, code=BUG)
-    finally:
-        gc.freeze()  # else Python, as it ends, looks through torch's half million objects: half a second
 
 
 def _application() -> typer.Typer:
@@ -70,6 +67,15 @@ def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int
     code = error.exit_code if code is None else code
     tell_scripts(error, type(cause or error).__name__, code)
     sys.exit(code)
+
+
+def _collect_less() -> None:
+    """Spare Python from looking through the half million objects of torch time and again, and once more as it ends.
+
+    A process that imports torch and ends takes a quarter less time.
+    """
+    gc.set_threshold(50_000, 2, 2)  # full collections, which alone find what has lived for long, stay as frequent
+    atexit.register(gc.freeze)
 
 
 def _terminate(*_: object) -> None:
