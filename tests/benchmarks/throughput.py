@@ -23,7 +23,7 @@ from measure import peak_bytes, report, save_adam, save_llama
 _LIBRARIES = "import torch, mupscale_cli.widening, mupscale_cli.convert"
 _OF_STATES = {"dcp": "import mupscale_cli.optimizer.distributed"}  # torch.distributed.checkpoint takes a second or two
 STATES = ("safetensors", "pt", "dcp")
-WRITTEN = ("buffered", "synced")
+WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` less `python -c "import torch"`
 
 
 _PRELUDE = """
@@ -45,7 +45,7 @@ def tell(started, synced):
 """
 
 
-def timed(doing: str, before: str, libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
+def timed(doing: str, before: str = "", libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
     """Wall and processor seconds of Python code after other code in a process; with `synced` until that is on disk."""
     lines = [_PRELUDE, libraries, before, "started = clock()", doing]
     lines.append(f"tell(started, {str(synced or '')!r})")
@@ -76,6 +76,18 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     return "\n".join(lines)
 
 
+def process(*arguments: str) -> str:
+    """Python that runs a Python process."""
+    return f"import subprocess; subprocess.run([sys.executable, *{arguments!r}], check=True, capture_output=True)"
+
+
+def command(source: Path, target: Path, factors: str) -> str:
+    """Python that runs the command that widens."""
+    axes = [word for part in factors.split(",") for word in ("--axis", part)] if "=" in factors else ["-f", factors]
+    where = (str(source), "-o", str(target), "--max-shard-size", "10TB")
+    return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify", "--allow-pickle")
+
+
 def main() -> None:
     """Measure and print; all runs alternate, since disks and machines are noisy."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -103,7 +115,7 @@ def main() -> None:
             beyond = (peak_bytes(code) - peak_bytes(libraries)) / 1e6
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             for written in options.written:
-                sync = written == "synced"
+                sync = written != "buffered"
                 seen = []
                 for _ in range(options.repetitions):
                     before = freshening(copy, size)
@@ -111,12 +123,19 @@ def main() -> None:
                     wall, cpu = timed(copying(wide, copy), before, libraries, synced)
                     shutil.rmtree(copy)
                     shutil.rmtree(wide)
-                    ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), before, libraries)
+                    if written == "command":
+                        ours, ours_cpu = timed(command(source, wide, factors), before)
+                        wall_of_torch, cpu_of_torch = timed(process("-c", "import torch"))
+                        ours, ours_cpu = ours - wall_of_torch, ours_cpu - cpu_of_torch
+                    else:
+                        ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), before, libraries)
                     seen.append((wall, ours, ours / wall, ours_cpu / cpu))
                 *seconds, walls, cpus = zip(*seen, strict=True)
                 told = (*map(statistics.median, (*seconds, walls)), min(walls), max(walls))
                 told += (statistics.median(cpus), beyond, min(seconds[1]) / min(seconds[0]))
                 rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *told))
+                sys.stderr.write(" ".join(f"{value:.3g}" if isinstance(value, float) else value for value in rows[-1]))
+                sys.stderr.write("\n")
     columns = ("factor", "state", "output", "written", "cp, s", "widen, s")
     columns += ("wall / cp", "lowest", "highest", "CPU / cp", "MB beyond torch", "lowest / lowest")
     report(columns, rows, as_json=options.json)
