@@ -18,9 +18,10 @@ from mupscale_cli.checkpoint.target import reported
 from mupscale_cli.errors import OutputError
 from mupscale_cli.specs import TensorSpec
 
-SEGMENT_BYTES = 2 << 20  # a huge page of the system's cache, and whole stripes of most file systems
-_MOST_SEGMENTS = 16  # that wait at once; beyond, the one that waited longest is written in parts
-_MOST_READY = 4  # that are full while another thread writes; beyond, one waits for it
+SEGMENT_BYTES = 256 << 10  # few large pages of the system's cache, but no huge ones: a virtual machine may have to get
+# those from its host, which takes back what is free of them; then writing takes up to ten times as long
+_MOST_SEGMENTS = 128  # that wait at once; beyond, the one that waited longest is written in parts
+_MOST_READY = 32  # that are full while another thread writes; beyond, one waits for it
 _SYNC_BYTES = 128 << 20  # that are put on the disk while others are written
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
 _MAX_PIECES = 1024  # of one system call, on every system that has it
