@@ -102,7 +102,7 @@ Splits = Shares | LookedUpShares | EqualShares
 
 def split(values: Tensor, num_shares: int) -> Splits:
     """The same as `split_exactly`, the fastest way; for regular maps, where all elements have as many shares."""
-    if _halve_to_normal(values, num_shares):
+    if _have_normal_halves(values, num_shares):
         return EqualShares(values * (1 / num_shares))
     if values.element_size() == _TABLED_BYTES and values.numel() >= 1 << (8 * _TABLED_BYTES):
         numbers = values.contiguous().view(torch.uint16).to(torch.int32)
@@ -137,7 +137,7 @@ def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
     return Shares(nearest, neighbour, remainder / step)
 
 
-def _halve_to_normal(values: Tensor, num_shares: int) -> bool:
+def _have_normal_halves(values: Tensor, num_shares: int) -> bool:
     """Whether the shares are a power of two, and no number but zero is so small that its share is subnormal.
 
     Without its sign, a float is smaller than another one if its bits are, as a whole number. Here they are doubled,

@@ -18,8 +18,9 @@ from mupscale_cli.checkpoint.target import reported
 from mupscale_cli.errors import OutputError
 from mupscale_cli.specs import TensorSpec
 
-SEGMENT_BYTES = 256 << 10  # few large pages of the system's cache, but no huge ones: a virtual machine may have to get
-# those from its host, which takes back what is free of them; then writing takes up to ten times as long
+# Few large pages of the system's cache, but no huge ones: a virtual machine may have to get those from its host, which
+# takes back what is free of them; then writing takes up to ten times as long.
+SEGMENT_BYTES = 256 << 10
 _MOST_SEGMENTS = 128  # that wait at once; beyond, the one that waited longest is written in parts
 _MOST_READY = 32  # that are full while another thread writes; beyond, one waits for it
 _SYNC_BYTES = 128 << 20  # that are put on the disk while others are written
@@ -287,7 +288,7 @@ class ShardWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         assert self._out is not None
-        with self._out as out, reported(self.file):
+        with reported(self.file), self._out as out:  # closing may fail too
             if kind is None:
                 out.sync()
                 if not self.is_shared:
