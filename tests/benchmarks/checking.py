@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from measure import peak_bytes, report, save_adam, save_llama
-from throughput import ballast_in, copying, settling, timed, widening
+from throughput import copying, freshening, timed, widening
 
 _LIBRARIES = "import torch, mupscale_cli.verifying"
 
@@ -27,7 +27,6 @@ def main() -> None:
     for state in options.states:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
-            ballast = ballast_in(Path(name))
             save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
             if state != "none":
                 save_adam(source, state)
@@ -37,9 +36,9 @@ def main() -> None:
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             ratios = []
             for _ in range(options.repetitions):
-                wall, cpu = timed(copying(wide, copy), settling(ballast, wide), _LIBRARIES)
+                wall, cpu = timed(copying(wide, copy), freshening(copy, size), _LIBRARIES)
                 shutil.rmtree(copy)
-                ours, ours_cpu = timed(checking, settling(ballast, wide), _LIBRARIES)
+                ours, ours_cpu = timed(checking, freshening(copy, size), _LIBRARIES)
                 ratios.append((ours / wall, ours_cpu / cpu))
             walls, cpus = zip(*ratios, strict=True)
             told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)

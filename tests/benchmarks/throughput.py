@@ -1,9 +1,9 @@
 """Widening, as ratios to `cp` of its output on the same disk: wall time, processor time, and memory beyond torch's.
 
-Each widening and each `cp` is timed in a process that has imported the program, with all memory in use, as on a machine
-that has been at work for some hours: a sparse file as large as the memory is read, which leaves none free, then what is
-to be widened or copied, so that it is not read from the disk. Free memory would make all times depend on chance: on a
-virtual machine whose host takes back what is free for some seconds, the next one to use a page waits for the host.
+Each widening and each `cp` is timed in a process that has imported the program and written and deleted a file of the
+output's size: the host of a virtual machine takes memory back that is free for some seconds, and whoever touches it
+next pays for that. That happens now and then all the same, and always to part of what takes longer than that, as several
+gigabytes do; so the last column tells the lowest time over the lowest.
 """
 
 from __future__ import annotations
@@ -29,16 +29,11 @@ WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-
 
 _PRELUDE = """
 import os, sys, time
-def read(file):
-    block = bytearray(1 << 20)
-    with open(file, "rb", buffering=0) as stream:
-        while stream.readinto(block):
-            pass
-def settle(ballast, folder):
-    read(ballast)
-    for file in os.listdir(folder):
-        read(os.path.join(folder, file))
-    os.sync()
+def freshen(place, size):
+    with open(place + ".freshened", "wb") as stream:
+        for _ in range(-(-size // (1 << 24))):
+            stream.write(bytes(1 << 24))
+    os.remove(place + ".freshened")
 def clock():
     times = os.times()
     return time.perf_counter(), times.user + times.system + times.children_user + times.children_system
@@ -60,16 +55,9 @@ def timed(doing: str, before: str = "", libraries: str = "", synced: Path | None
     return wall, processor
 
 
-def ballast_in(folder: Path) -> Path:
-    """A sparse file as large as the machine's memory."""
-    with open(folder / "ballast", "wb") as stream:
-        stream.truncate(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return folder / "ballast"
-
-
-def settling(ballast: Path, source: Path) -> str:
-    """Python that fills all memory with cached files, at last with a folder's, and waits for what is being written."""
-    return f"settle({str(ballast)!r}, {str(source)!r})"
+def freshening(target: Path, size: int) -> str:
+    """Python that writes a file in large pieces, as a widening does, and deletes it."""
+    return f"freshen({str(target)!r}, {size})"
 
 
 def copying(source: Path, target: Path) -> str:
@@ -118,7 +106,6 @@ def main() -> None:
     for factors, state in cases:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
-            ballast = ballast_in(Path(name))
             # With Adam's moments in float32, five times as large for bfloat16.
             size = options.megabytes * 10**6 // (1 if state == "none" else 5)
             save_llama(source, size, hidden=options.hidden)
@@ -132,11 +119,11 @@ def main() -> None:
                 sync = written != "buffered"
                 seen = []
                 for _ in range(options.repetitions):
+                    before = freshening(copy, size)
                     synced = copy if sync else None
-                    wall, cpu = timed(copying(wide, copy), settling(ballast, wide), libraries, synced)
+                    wall, cpu = timed(copying(wide, copy), before, libraries, synced)
                     shutil.rmtree(copy)
                     shutil.rmtree(wide)
-                    before = settling(ballast, source)
                     if written == "command":
                         ours, ours_cpu = timed(command(source, wide, factors), before, libraries)
                         wall_of_torch, cpu_of_torch = timed(process("-c", "import torch"))
