@@ -2,8 +2,8 @@
 
 Each widening and each `cp` is timed in a process that has imported the program and written and deleted a file of the
 output's size: the host of a virtual machine takes memory back that is free for some seconds, and whoever touches it
-next pays for that. That happens now and then all the same, and always to part of what takes longer, as several gigabytes
-do; so the last column tells the lowest time over the lowest.
+next pays for that. That happens now and then all the same, and always to part of what takes longer, as several
+gigabytes do; so the last column tells the lowest time over the lowest.
 """
 
 from __future__ import annotations
