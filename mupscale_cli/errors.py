@@ -106,3 +106,9 @@ class Interrupted(MupscaleError):  # noqa: N818 (nothing is wrong)
     """Work that was stopped from outside; says what of it is kept and how it goes on."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """The same, by the signal that asks a process to end."""
+
+    exit_code = 143

@@ -274,6 +274,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_like_a_checkpoint(name, co
         assert left[0].startswith(".wide.partial-")
     else:
         assert left == []
+        assert {"SIGINT": "interrupted", "SIGTERM": "terminated"}[name] in result.stderr
 
 
 # The demo -------------------------------------------------------------------------------------

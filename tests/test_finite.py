@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cli_runner import run
 from mupscale_cli import StateOptions, verify_weights, widen
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.perturbation import Perturbation
@@ -37,6 +38,18 @@ def test_refused_with_its_place(value, name, saved, tmp_path):
     assert f"({value} at ({last}" in refused.value.message
     assert "--allow-nonfinite" in refused.value.hint
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_what_is_said_to_do_next_can_be_done(saved, tmp_path):
+    def spoil(tensors):
+        tensors[UP][3, 5] = float("nan")
+
+    source = changed(saved("Llama-tied"), tmp_path / "narrow", spoil)
+    told = run("widen", str(source), "-f", "2", "-o", str(tmp_path / "wide"), "--allow-nonfinite")
+    assert told.code == 0, told.err
+    assert "mupscale verify" in told.out
+    assert "--weights" in told.out  # running the models could not tell anything
+    assert run("verify", str(tmp_path / "wide"), "--weights").code == 0
 
 
 def test_copied_and_counted_where_that_is_allowed(saved, tmp_path):

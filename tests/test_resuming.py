@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monke
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_a_stopped_run_says_how_to_go_on(stop, code, saved, tmp_path, undisturbed):
     target = tmp_path / "wide"
-    process = start(saved("Llama-tied"), target, pause=0.1)
+    process = start(saved("Llama-tied"), target, "--quiet", pause=0.1)
     while not any(list(folder.glob(".mupscale-journal.json")) for folder in partial(target)):
         assert process.stdout.readline()
     process.send_signal(stop)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mupscale_cli.errors import MupscaleError
 
 
-def tell_scripts(error: MupscaleError, kind: str = "Interrupted", code: int | None = None) -> None:
+def tell_scripts(error: MupscaleError, kind: str, code: int | None = None) -> None:
     """Under `--json` an error is a document, too."""
     if is_given("--json"):
         from mupscale_cli.cli import output

@@ -14,7 +14,7 @@ import typer
 
 from mupscale_cli.cli.failures import is_given, tell_scripts
 from mupscale_cli.cli.overview import overview
-from mupscale_cli.errors import Interrupted, MupscaleError
+from mupscale_cli.errors import Interrupted, MupscaleError, Terminated
 
 BUG = 70  # of sysexits.h; Python's own 1 would say that the models differ
 
@@ -30,7 +30,7 @@ def main() -> None:
         from mupscale_cli.cli import output
 
         output.stderr().print(str(error), markup=False, soft_wrap=True)
-        tell_scripts(error)
+        tell_scripts(error, type(error).__name__)
         sys.exit(error.exit_code)
     except MupscaleError as error:
         _fail(error)
@@ -80,4 +80,4 @@ def _collect_less() -> None:
 
 def _terminate(*_: object) -> None:
     """End as after Ctrl-C, so that what was begun is removed."""
-    sys.exit(143)
+    sys.exit(Terminated.exit_code)

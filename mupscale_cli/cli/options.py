@@ -11,7 +11,7 @@ import typer
 
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
-from mupscale_cli.errors import Interrupted, PlanError
+from mupscale_cli.errors import Interrupted, PlanError, Terminated
 from mupscale_cli.methods import DEFAULT_SHRINK, METHODS, Method, make_method
 from mupscale_cli.perturbation import MODES, SCALES, Mode, Perturbation, Scale
 from mupscale_cli.preparing import StateOptions
@@ -164,6 +164,11 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
             except KeyboardInterrupt as stop:
                 kept = getattr(stop, "kept", "nothing was written")
                 raise Interrupted(f"interrupted; {kept}") from None
+            except SystemExit as stop:
+                if stop.code != Terminated.exit_code:
+                    raise
+                kept = getattr(stop, "kept", None)
+                raise Terminated(f"terminated; {kept}" if kept else "terminated") from None
             except BrokenPipeError:  # as when piped into `head`
                 output.hang_up()
                 raise typer.Exit(141) from None

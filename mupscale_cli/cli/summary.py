@@ -115,7 +115,9 @@ def _equivalence(found: Verification) -> Text:
 
 def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     wide = shlex.quote(str(result.output))
-    if result.verification is None:
+    if result.verification is None and result.record.get("nonfinite"):
+        yield f"mupscale verify {wide} --weights", "whether every tensor is what the rules say"
+    elif result.verification is None:
         yield f"mupscale verify {wide}", "whether both compute the same; `--model FILE:FUNCTION` for your own class"
     yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "with which hyperparameters to train on"
     if result.plan.trains_alike and result.verification is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +105,7 @@ def widen(
             chosen = options.verify_options(dtype, device, model) if verify else False
             began = time.monotonic()
             source = _fetched(source, state, plan, target, overwrite=overwrite)
-        with _telling_what_is_kept(), output.progress(quiet=not ranks.is_first) as events:
+        with output.progress(quiet=not ranks.is_first) as events:
             result = widening.widen(
                 source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
                 verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
@@ -138,17 +137,6 @@ def _fetched(
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
     return source.fetched(state)
-
-
-@contextmanager
-def _telling_what_is_kept() -> Iterator[None]:
-    """Say of a terminated run what `--resume` would go on from."""
-    try:
-        yield
-    except SystemExit as stop:
-        if kept := getattr(stop, "kept", None):
-            output.note(f"stopped; {kept}")
-        raise
 
 
 def _show_plan(
