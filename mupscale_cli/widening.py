@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
-from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint, own_file
-from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError, PlanError
+from mupscale_cli.carrying import CarriedState, plan_carried
+from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
 from mupscale_cli.figures import bytes_text
 from mupscale_cli.methods import MUPSCALE, Method
-from mupscale_cli.optimizer.files import SCHEDULER, WideState, Writing, open_optimizer, resumed_files
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, with_noise
 from mupscale_cli.preparing import Source, StateOptions, default_output, find_source, plan_widening
 from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.record import METADATA_KEY, make_record, with_digests
-from mupscale_cli.state import Policy
 
 if TYPE_CHECKING:
     from mupscale_cli.checkpoint.digest import TensorDigest
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from mupscale_cli.checkpoint.target import Staging
     from mupscale_cli.verification import Verification, VerifyOptions
 
-_log = logging.getLogger(__name__)  # `-v` shows it
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
 
@@ -90,6 +87,7 @@ def widen(
     plan: Plan | None = None,
     events: Events = Events(),
     ranks: Ranks = ALONE,
+    processes: int | None = 1,
 ) -> Widened:
     """Widen a checkpoint: weights, config and everything else that loading it needs.
 
@@ -116,6 +114,8 @@ def widen(
         events: for progress.
         ranks: the processes that share the work, each of which calls this with the same arguments; all of them
             return the same. See `ranks.joined`.
+        processes: how many processes of this machine write the output: this one, and others that it forks; None for
+            as many as are worth it. Fork only where no other thread of yours is at work.
 
     Raises:
         MupscaleError: something the user can fix; nothing was left under the output's name.
@@ -134,15 +134,14 @@ def widen(
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
     source = source.fetched(state)
     found = source.checkpoint
-    carried = _plan_state(state, found, plan, max_shard_size)
+    carried = plan_carried(state, found, plan, max_shard_size)
     needed = plan.num_bytes + (carried.state.num_bytes if carried else 0)
     check_output(target, found.path, needed_bytes=0 if resume else needed, overwrite=overwrite)
     if found.is_file and not overwrite and (config := _beside(target, CONFIG)).exists():
         raise exists_already(config)
     record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
     digests = tensor_digests(found.specs)
-    write = partial(_write, plan=plan, source=found, carried=carried, record=record, digests=digests, events=events,
-                    ranks=ranks, allow_nonfinite=allow_nonfinite)  # fmt: skip
+    write = partial(_write, _Output(plan, found, carried, record, digests, allow_nonfinite), events, ranks, processes)
     companions = found.carried_files
     taken = carried.files if carried else ()
     left = tuple(file for file in found.left_files if file not in taken)
@@ -189,45 +188,79 @@ class _Begun:
     journal: Journal
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What is written, and what is known of it before."""
+
+    plan: Plan
+    source: Checkpoint
+    carried: CarriedState | None
+    record: dict[str, Any]
+    digests: Mapping[str, TensorDigest]
+    allow_nonfinite: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return self.plan.num_bytes + (self.carried.state.num_bytes if self.carried else 0)
+
+
 def _write(
-    begun: _Begun,
-    *,
-    plan: Plan,
-    source: Checkpoint,
-    carried: _CarriedState | None,
-    record: dict[str, Any],
-    digests: Mapping[str, TensorDigest],
-    events: Events,
-    ranks: Ranks,
-    allow_nonfinite: bool,
+    output: _Output, events: Events, ranks: Ranks, processes: int | None, begun: _Begun
 ) -> dict[str, Any] | None:
     """Write weights and state, or this process's part; returns the record of all, None but for the first process."""
-    from mupscale_cli.checkpoint.journal import journal_name
-    from mupscale_cli.convert import convert
+    from mupscale_cli.forks import forked, worthwhile
 
     if not begun.directory.is_dir():
         raise JobError(
             f"`{begun.directory}` is not there for process {ranks.rank}",
             hint="the processes of a job need a file system that all of them share",
         )
+    if not ranks.is_alone:
+        return _write_part(output, begun, events, ranks, told=ranks)
+    with forked(processes or worthwhile(output.num_bytes), events.advance) as forks:
+        own = replace(events if forks.is_first else Events(), advance=forks.advance)
+        return _write_part(output, begun, own, forks, told=ALONE)
+
+
+def _write_part(output: _Output, begun: _Begun, events: Events, ranks: Ranks, told: Ranks) -> dict[str, Any] | None:
+    """Write what is one process's part.
+
+    Args:
+        output: what all of them write.
+        begun: where to.
+        events: whom to tell.
+        ranks: the processes that share the work.
+        told: those of them that tell of their own progress each; one where the first tells of all.
+
+    Returns:
+        The record of the whole; None but for the first process.
+    """
+    from mupscale_cli.checkpoint.journal import journal_name
+    from mupscale_cli.convert import convert
+
+    plan, source, carried, digests = output.plan, output.source, output.carried, output.digests
     journal = begun.journal if ranks.is_first else replace(begun.journal, shards={}, name=journal_name(ranks.rank))
-    first, last = ranks.share(plan.num_bytes)
-    part = "" if ranks.is_alone else f", part {ranks.rank + 1} of {ranks.size}"
+    first, last = told.share(plan.num_bytes)
+    part = "" if told.is_alone else f", part {told.rank + 1} of {told.size}"
     events.phase(f"widening{part}", last - first)
-    metadata = {"format": "pt", **({METADATA_KEY: json.dumps(record)} if source.is_file else {})}
+    metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
     converted = convert(
         plan.shards, source.tensors, begun.directory, metadata=metadata, progress=events.advance, sources=digests,
-        reserve=_record_reserve(plan, allow_nonfinite=allow_nonfinite) if source.is_file else 0,
-        done=begun.journal.shards, finished=journal.note, allow_nonfinite=allow_nonfinite, ranks=ranks,
+        reserve=_record_reserve(plan, allow_nonfinite=output.allow_nonfinite) if source.is_file else 0,
+        done=begun.journal.shards, finished=journal.note, allow_nonfinite=output.allow_nonfinite, ranks=ranks,
     )  # fmt: skip
-    if converted is not None:
-        record = {**with_digests(record, source, digests, converted.digests), "noise": converted.stds,
-                  "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed)}  # fmt: skip
+    state = None
     if carried is not None:
-        first, last = ranks.share(carried.state.num_bytes)
+        first, last = told.share(carried.state.num_bytes)
         events.phase(f"optimizer state{part}", last - first)
-        record["optimizer_state"] = carried.write(begun.directory, events.advance, ranks, allow_nonfinite)
-    return record if converted is not None else None
+        state = carried.write(begun.directory, events.advance, ranks, output.allow_nonfinite)
+    if converted is None:
+        return None
+    return {
+        **with_digests(output.record, source, digests, converted.digests), "noise": converted.stds,
+        "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed),
+        **({} if carried is None else {"optimizer_state": state}),
+    }  # fmt: skip
 
 
 def _fingerprint(record: Mapping[str, Any], plan: Plan) -> str:
@@ -298,68 +331,6 @@ def _record_reserve(plan: Plan, *, allow_nonfinite: bool) -> int:
     noisy = [tensor for tensor in plan.tensors if tensor.noise is not None]
     named = [*noisy, *(2 * plan.tensors if allow_nonfinite else ())]
     return _RECORD_RESERVE + sum(len(tensor.target.name) + _NAME_RESERVE for tensor in named)
-
-
-@dataclass(frozen=True)
-class _CarriedState:
-    """An optimizer's state that is planned, and what resuming needs beside it."""
-
-    path: Path
-    name: str
-    state: WideState
-    policy: Policy
-    beside: tuple[Path, ...]
-    scheduler: Path | None
-    key: str | None = None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
-
-    def write(
-        self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
-    ) -> dict[str, Any] | None:
-        """Write everything into the staged output; returns what the record says of it, for the first process."""
-        from mupscale_cli.checkpoint.target import copy_file
-        from mupscale_cli.optimizer.trainer import widen_scheduler
-
-        written = self.state.write(Writing(directory, self.name, progress, allow_nonfinite, ranks))
-        if written is None:
-            return None
-        for file in self.beside:
-            copy_file(file, directory)
-        if self.scheduler is not None:
-            widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
-        copied = {"copied": list(self.state.copied)} if self.state.copied else {}
-        key = {"key": self.key} if self.key else {}
-        counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
-        hashes = {"source_digest": written.source_digest, "digest": written.digest}
-        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
-
-
-def _plan_state(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> _CarriedState | None:
-    path = options.find(source)
-    if path is None:
-        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.shown}`"
-        _log.info("no optimizer state: %s", why)
-        return None
-    _log.info("optimizer state of %s, policy %s", path, options.policy)
-    if plan.tie == "untie":
-        raise PlanError(
-            f"`{path}` has one moment for embedding and readout together, which untied train each by itself",
-            hint="leave it with `--optimizer none`"
-            + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
-        )
-    opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
-    state = opened.widen(plan, options.policy, None if source.is_file else max_shard_bytes)
-    # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.
-    name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
-    beside: tuple[Path, ...] = ()
-    scheduler = None
-    if state.groups and path.parent == source.path:
-        beside = resumed_files(path.parent)
-        scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
-    return _CarriedState(path, name, state, options.policy, beside, scheduler, options.key)
 
 
 def _write_companions(plan: Plan, source: Checkpoint, companions: tuple[Path, ...], directory: Path) -> None:

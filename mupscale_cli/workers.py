@@ -6,18 +6,31 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 import torch
 
 Job = TypeVar("Job")
 _MOST = 4  # a disk is busy with fewer
+_limit: ContextVar[int] = ContextVar("limit", default=_MOST)
 
 
 def num_workers() -> int:
     """How many threads are worth starting."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST)
+    return min(usable, _limit.get())
+
+
+@contextmanager
+def one_worker() -> Iterator[None]:
+    """Work on one thread, as where other processes work on the other cores."""
+    token = _limit.set(1)
+    try:
+        with one_thread():
+            yield
+    finally:
+        _limit.reset(token)
 
 
 def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) -> None:

@@ -54,6 +54,9 @@ def widen(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Copy NaNs and infinities as they are, and say where they are.")
     ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="That write the output; one for each core, up to 4.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
@@ -109,6 +112,7 @@ def widen(
             result = widening.widen(
                 source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
                 verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
+                processes=processes,
             )  # fmt: skip
     failed = result.verification is not None and not result.verification.agrees
     if not ranks.is_first:  # which says it all
