@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,11 @@ from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.journal import FinishedShard
 from mupscale_cli.checkpoint.shard import ShardWriter
 from mupscale_cli.finite import NonFinite, NonFiniteFound
-from mupscale_cli.plan import Shard
+from mupscale_cli.plan import Shard, TensorPlan
 from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.streaming import BLOCK_BYTES, Digests, Progress, write_tensors
+
+_NOISE_COST = 10  # how many times as long as copying it takes to make a tensor's noise
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def convert(
     allow_nonfinite: bool = False,
     ranks: Ranks = ALONE,
 ) -> Converted | None:
-    """Write files: all of them, or one process's part of them, which is an even share of their bytes.
+    """Write files: all of them, or one process's part of them, which takes about as long as those of the others.
 
     Args:
         shards: what to write.
@@ -74,7 +78,7 @@ def convert(
         JobError: another process has ended.
     """
     todo = [shard for shard in shards if shard.file not in done]
-    begin, end = ranks.share(sum(shard.num_bytes for shard in todo))
+    begin, end = share_of([tensor for shard in todo for tensor in shard.tensors], ranks)
     whole: list[FinishedShard] = []
     parts: dict[str, _Part] = {}
     position = 0
@@ -110,6 +114,23 @@ def convert(
             known[shard.file] = _put_together(shard, writer, some, sources or {})
             finished(known[shard.file])
     return _converted([known[shard.file] for shard in shards])
+
+
+def share_of(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
+    """Which bytes of all these tensors together are one process's: from where and to where, by the time they take."""
+    costs = [tensor.target.num_bytes * (_NOISE_COST if tensor.noise is not None else 1) for tensor in tensors]
+    ends = [0, *itertools.accumulate(costs)]
+    starts = [0, *itertools.accumulate(tensor.target.num_bytes for tensor in tensors)]
+
+    def position(cost: int) -> int:
+        last = bisect.bisect_left(ends, cost)  # the first tensor that is done with so much
+        if last == 0:
+            return 0
+        size, whole = starts[last] - starts[last - 1], costs[last - 1]
+        return starts[last - 1] + size * (cost - ends[last - 1]) // whole
+
+    low, high = ranks.share(ends[-1])
+    return position(low), position(high)
 
 
 @dataclass(frozen=True)

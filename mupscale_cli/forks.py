@@ -22,7 +22,8 @@ from mupscale_cli.ranks import Ranks
 from mupscale_cli.workers import num_workers, one_worker
 
 T = TypeVar("T")
-_CAN_FORK = sys.platform == "linux"  # elsewhere what the system's own libraries hold does not survive it
+# Not on macOS, where what the system's own libraries hold does not survive it.
+_CAN_FORK = hasattr(os, "fork") and hasattr(signal, "SIGKILL") and sys.platform == "linux"
 _LEAST_BYTES = 64 << 20  # of work for a process; less is done before it has begun
 _COUNT = 8  # bytes of a count
 _FAILED = -1

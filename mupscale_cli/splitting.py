@@ -147,9 +147,14 @@ def _have_normal_halves(values: Tensor, num_shares: int) -> bool:
         return False
     bits = values.view(_INTEGERS[values.dtype])
     last = torch.iinfo(bits.dtype).max
-    least_normal = torch.tensor(torch.finfo(values.dtype).tiny, dtype=values.dtype).view(bits.dtype)
-    least = 2 * num_shares.bit_length() * int(least_normal)  # 2^(log2 k) times it: so many steps of the exponent
+    least = 2 * num_shares.bit_length() * _least_normal(values.dtype)  # 2^(log2 k) times it: steps of the exponent
     return int((bits + bits).add_(last).amin()) >= least - 1 - (last + 1)
+
+
+@lru_cache(maxsize=8)
+def _least_normal(dtype: torch.dtype) -> int:
+    """The bits of the least normal number."""
+    return int(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype).view(_INTEGERS[dtype]))
 
 
 def give_first(values: Tensor, _num_shares: int | Tensor) -> Shares:

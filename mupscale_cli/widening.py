@@ -236,11 +236,12 @@ def _write_part(output: _Output, begun: _Begun, events: Events, ranks: Ranks, to
         The record of the whole; None but for the first process.
     """
     from mupscale_cli.checkpoint.journal import journal_name
-    from mupscale_cli.convert import convert
+    from mupscale_cli.convert import convert, share_of
 
     plan, source, carried, digests = output.plan, output.source, output.carried, output.digests
     journal = begun.journal if ranks.is_first else replace(begun.journal, shards={}, name=journal_name(ranks.rank))
-    first, last = told.share(plan.num_bytes)
+    todo = [tensor for shard in plan.shards if shard.file not in begun.journal.shards for tensor in shard.tensors]
+    first, last = share_of(todo, told)
     part = "" if told.is_alone else f", part {told.rank + 1} of {told.size}"
     events.phase(f"widening{part}", last - first)
     metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from mupscale_cli.checkpoint.digest import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
-from mupscale_cli.convert import convert
+from mupscale_cli.convert import convert, share_of
 from mupscale_cli.errors import PlanError
 from mupscale_cli.methods import make_method
 from mupscale_cli.optimizer import archives
@@ -187,6 +187,22 @@ def test_shares_are_even_and_leave_nothing_out():
             assert [begin for begin, _ in shares] == [0, *(end for _, end in shares[:-1])]
             assert shares[-1][1] == total
             assert max(end - begin for begin, end in shares) - min(end - begin for begin, end in shares) <= 1
+
+
+def test_shares_are_even_by_the_time_that_they_take(saved):
+    """Noise takes longer than copying, so whose tensors have some has fewer bytes."""
+    source = find_source(saved("Llama-tied"))
+    plan = plan_widening(source, 2, perturbation=Perturbation(0.1))
+    tensors = plan.tensors
+    noisy = [tensor for tensor in tensors if tensor.noise is not None]
+    assert 0 < len(noisy) < len(tensors)
+    cuts = [share_of(tensors, Ranks(rank, 5)) for rank in range(5)]
+    assert [begin for begin, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
+    assert cuts[-1][1] == plan.num_bytes
+    assert share_of((), Ranks(1, 2)) == (0, 0)
+    pure = [tensor for tensor in tensors if tensor.noise is None]
+    first, second = (share_of([*pure, *noisy], Ranks(rank, 2)) for rank in range(2))
+    assert sum(tensor.target.num_bytes for tensor in pure) < first[1] == second[0]
 
 
 def test_variables_of_another_launcher_are_no_job():

@@ -28,6 +28,7 @@ from mupscale_cli.verifying import verify
 from mupscale_cli.widening import Events, widen
 
 SHARD = 30_000
+MOST = 3 if sys.platform == "linux" else 1  # processes that share the writing
 # A child that tells when it begins to write, and is slow at it, so that it can be stopped at any moment of that.
 CHILD = """
 import sys, time
@@ -103,7 +104,7 @@ def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, sav
         target = tmp_path / f"wide{seed}"
         moments = random.Random(seed)
         for _ in range(3):  # resuming is killed, too
-            process = start(saved("Llama-tied"), target, "--resume")
+            process = start(saved("Llama-tied"), target, "--resume", "--processes", str(moments.randint(1, MOST)))
             process.stdout.readline()
             time.sleep(moments.random() * 0.15)
             process.kill()
@@ -211,11 +212,12 @@ def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monke
     assert (tmp_path / "wide").is_dir()
 
 
+@pytest.mark.parametrize("processes", [1, MOST])
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
-def test_a_stopped_run_says_how_to_go_on(stop, code, saved, tmp_path, undisturbed):
+def test_a_stopped_run_says_how_to_go_on(stop, code, processes, saved, tmp_path, undisturbed):
     target = tmp_path / "wide"
-    process = start(saved("Llama-tied"), target, "--quiet", pause=0.1)
-    while not any(list(folder.glob(".mupscale-journal.json")) for folder in partial(target)):
+    process = start(saved("Llama-tied"), target, "--quiet", "--processes", str(processes), pause=0.1)
+    while not any(list(folder.glob(".mupscale-journal*.json")) for folder in partial(target)):
         assert process.stdout.readline()
     process.send_signal(stop)
     _, told = process.communicate()
@@ -244,9 +246,10 @@ def test_two_runs_at_once_do_not_share_a_folder(saved, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "pwritev"), reason="the limit is one of POSIX")
-def test_a_disk_that_fills_is_reported_and_what_is_finished_is_kept(saved, tmp_path, undisturbed):
+@pytest.mark.parametrize("processes", [1, MOST])
+def test_a_disk_that_fills_is_reported_and_what_is_finished_is_kept(processes, saved, tmp_path, undisturbed):
     target = tmp_path / "wide"
-    process = start(saved("Llama-tied"), target, code=FULL, pause=0)
+    process = start(saved("Llama-tied"), target, "--processes", str(processes), code=FULL, pause=0)
     _, told = process.communicate()
     assert process.returncode == 2
     assert "cannot write" in told

@@ -241,7 +241,11 @@ def test_a_step_has_the_options_of_its_command():
         )
     shared = {"json", "quiet", "verbose", "debug", "help", "dry-run"}
     pushing = {"push-to-hub", "push-revision", "private", "create-pr", "commit-message", "with-optimizer"}
-    assert set(OPTIONS["widen"]) == given["widen"] - shared - pushing - {"resume", "tensor"}  # a job always resumes
+    assert set(OPTIONS["widen"]) == given["widen"] - shared - pushing - {
+        "resume",
+        "tensor",
+        "processes",
+    }  # a job always resumes
     assert set(OPTIONS["verify"]) == given["verify"] - shared - {"report", "overwrite"} | {"narrow"}
     assert set(OPTIONS["push"]) == given["push"] - shared | {"to"}
 

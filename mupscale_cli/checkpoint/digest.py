@@ -108,10 +108,12 @@ def leaf_sums(data: memoryview, leaf_bytes: int) -> array[int]:
     total = torch.frombuffer(sums, dtype=torch.int64)
     for first in range(0, words, _SEGMENT):
         size = min(_SEGMENT, words - first)
-        weights, shifted_weights = _weights()[:, :size]
-        total.mul_(_STEP).add_(_words(data, first * _WORD, (count, size), words) @ weights)
+        weights, shifted_weights = _weights_of(size)
+        if first:
+            total.mul_(_STEP)
+        total.addmv_(_words(data, first * _WORD, (count, size), words), weights)
         if size > 1:
-            total.add_(_words(data, first * _WORD + _WORD // 2, (count, size - 1), words) @ shifted_weights[:-1])
+            total.addmv_(_words(data, first * _WORD + _WORD // 2, (count, size - 1), words), shifted_weights)
     return sums
 
 
@@ -135,6 +137,13 @@ def _padded(data: memoryview, leaf_bytes: int, padded_bytes: int) -> memoryview:
         leaves[:num_whole, :leaf_bytes] = whole.view(num_whole, leaf_bytes)
     padded[num_whole * padded_bytes : num_whole * padded_bytes + rest] = data[len(data) - rest :]
     return padded
+
+
+@lru_cache(maxsize=256)
+def _weights_of(size: int) -> tuple[Tensor, Tensor]:
+    """The weights of words at their places, and of those at an offset of half a word, of which there is one less."""
+    weights, shifted_weights = _weights()
+    return weights[:size], shifted_weights[: size - 1]
 
 
 @lru_cache(maxsize=1)

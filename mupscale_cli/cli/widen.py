@@ -55,7 +55,8 @@ def widen(
         bool, typer.Option("--allow-nonfinite", help="Copy NaNs and infinities as they are, and say where they are.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="That write the output; one for each core, up to 4.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="That write the output; one for each core, up to 4, if not given."),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
     dtype: options.VerifyDtype = "auto",
@@ -83,6 +84,8 @@ def widen(
         with ranks.agreed():
             number, axes = options.parse_factor(factor), options.parse_axes(axis)
             made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
+            if processes is not None and not ranks.is_alone:
+                raise PlanError("torchrun has started the processes", hint="leave `--processes` away")
             pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
             if push_to_hub is None and pushing != PushOptions():
                 raise PlanError(

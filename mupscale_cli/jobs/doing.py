@@ -102,7 +102,7 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events) -> Done:
     result = widen(
         source.fetched(step.state), one.target, step.factor, step.axes, overwrite=step.overwrite, resume=True,
         verify=step.comparing.options() if step.comparing else False, state=step.state, plan=plan, events=events,
-        allow_nonfinite=step.allow_nonfinite,
+        allow_nonfinite=step.allow_nonfinite, processes=None,
     )  # fmt: skip
     found = result.verification
     if found is not None and not found.agrees:

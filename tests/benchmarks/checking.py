@@ -8,7 +8,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from measure import peak_bytes, report, save_adam, save_llama
+from measure import peak_private_bytes, report, save_adam, save_llama
 from throughput import copying, freshening, timed, widening
 
 _LIBRARIES = "import torch, mupscale_cli.verifying"
@@ -32,7 +32,7 @@ def main() -> None:
                 save_adam(source, state)
             timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
             checking = f"import mupscale_cli as m; assert m.verify_weights({str(wide)!r}, allow_pickle=True).agrees"
-            beyond = (peak_bytes(f"{_LIBRARIES}\n{checking}") - peak_bytes(_LIBRARIES)) / 1e6
+            beyond = (peak_private_bytes(f"{_LIBRARIES}\n{checking}") - peak_private_bytes(_LIBRARIES)) / 1e6
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             ratios = []
             for _ in range(options.repetitions):

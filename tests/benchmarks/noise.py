@@ -9,7 +9,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from measure import report, save_llama
 
 from mupscale_cli.methods import make_method
@@ -36,10 +35,9 @@ def main() -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, help="that write it; as many as are worth it if not given")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = save_llama(Path(folder) / "narrow", options.megabytes * 10**6)
@@ -50,7 +48,9 @@ def main() -> None:
                 base = 0.0
                 for kind, settings in KINDS.items():
                     started = time.perf_counter()
-                    made = widen(source, Path(folder) / "wide", factor, verify=False, **settings)
+                    made = widen(
+                        source, Path(folder) / "wide", factor, verify=False, processes=options.processes, **settings
+                    )
                     seconds = time.perf_counter() - started
                     shutil.rmtree(Path(folder) / "wide")
                     size, base = made.plan.num_bytes, base or seconds

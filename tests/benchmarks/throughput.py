@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import peak_bytes, report, save_adam, save_llama
+from measure import peak_private_bytes, report, save_adam, save_llama
 
 _LIBRARIES = "import torch, mupscale_cli.widening, mupscale_cli.convert"
 _OF_STATES = {"dcp": "import mupscale_cli.optimizer.distributed"}  # torch.distributed.checkpoint takes a second or two
@@ -73,7 +73,10 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
         [] if sync else ["os.fsync = lambda handle: None"]
     )
     lines.append("state = StateOptions(allow_pickle=True)")
-    lines.append(f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13, state=state)")
+    lines.append(
+        f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13, state=state, "
+        "processes=None)"
+    )
     return "\n".join(lines)
 
 
@@ -113,7 +116,7 @@ def main() -> None:
                 save_adam(source, state)
             libraries = f"{_LIBRARIES}\n{_OF_STATES.get(state, '')}"
             code = f"{libraries}\n{widening(source, wide, factors, sync=False)}"
-            beyond = (peak_bytes(code) - peak_bytes(libraries)) / 1e6
+            beyond = (peak_private_bytes(code) - peak_private_bytes(libraries)) / 1e6
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
             for written in options.written:
                 sync = written != "buffered"
