@@ -117,7 +117,12 @@ def _fork() -> int:
         # Python warns where there are threads, as of the progress bar: they may hold locks. The new process neither
         # prints nor ends as a program does, and torch's locks are free, since nothing is computed now.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+        try:
+            return os.fork()
+        except OSError as error:
+            raise JobError(
+                f"another process cannot be started: {error.strerror}", hint="`--processes 1` works in this one"
+            ) from None
 
 
 def _begin(alive: int) -> None:

@@ -140,6 +140,16 @@ def test_where_it_cannot_be_done_it_is_said(monkeypatch):
         pass
 
 
+def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
+    def refused():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(JobError, match="temporarily unavailable") as caught, forked(2, lambda _: None):
+        pass
+    assert "--processes 1" in caught.value.hint
+
+
 def every_content(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 

@@ -129,11 +129,12 @@ def test_an_unknown_type_is_told():
 # Drafts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tie", [False, True])
-def test_the_drafted_llama_widens_as_the_built_in_one(tmp_path, tie):
+def test_the_drafted_llama_widens_as_the_built_in_one(tmp_path):
     _, recipe = drafted(tmp_path, "llama")
-    source = tiny_model("llama", overrides={"tie_word_embeddings": tie}).save(tmp_path / "narrow")
-    for factors in ({"embed": 2}, {"kv": 3}, {"g": 2, "ffn": 3}, {"embed": 2, "kv": 2, "g": 3, "ffn": 2}):
+    sources = [tiny_model("llama", overrides={"tie_word_embeddings": tie}).save(tmp_path / f"narrow-{tie}")
+               for tie in (False, True)]  # fmt: skip
+    several = ({"embed": 2}, {"kv": 3}, {"g": 2, "ffn": 3}, {"embed": 2, "kv": 2, "g": 3, "ffn": 2})
+    for source, factors in itertools.product(sources, several):
         plans = [plan_widening(source, axes=factors, recipe=name) for name in ("llama", recipe.path)]
         tensors = [{t.target.name: (t.target.shape, t.parts) for t in plan.tensors} for plan in plans]
         assert tensors[0] == tensors[1]
@@ -200,10 +201,12 @@ CASES = {
 }  # fmt: skip
 
 
-LONG = pytest.param("mixtral", marks=pytest.mark.slow)
+LONG = ("mixtral", "gemma", "phi3")
 
 
-@pytest.mark.parametrize("model_type", [*(name for name in CASES if name != "mixtral"), LONG])
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
+)
 def test_drafts_hold_and_say_what_stays(tmp_path, model_type):
     found, recipe = drafted(tmp_path, model_type)
     moving, staying, (pattern, layout) = CASES[model_type]

@@ -175,6 +175,7 @@ def test_a_push_is_a_document(hub, place, monkeypatch):
     assert check(run("push", "wide", "me/wide", "--json").out, "push")["commit"]
 
 
+@pytest.mark.slow
 def test_the_demo_is_one_document(tmp_path, monkeypatch):
     from mupscale_cli.demo import training
 

@@ -44,7 +44,8 @@ def run(
         return
     results: list[Done] = []
     try:
-        for done in run_job(job, JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)):
+        events = JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)
+        for done in run_job(job, events, processes=None):
             results.append(done)  # noqa: PERF402 (what is done is known when the rest is interrupted)
     except KeyboardInterrupt:
         if not as_json:

@@ -38,7 +38,7 @@ class JobEvents:
     working: Callable[[], AbstractContextManager[Events]] = lambda: nullcontext(Events())
 
 
-def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
+def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | None = 1) -> Iterator[Done]:
     """Do the steps of a job in their order; what came of each is yielded as it is done.
 
     The first step that fails, or whose models differ, is the last: those after it are yielded as `not run`.
@@ -46,6 +46,7 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
     Args:
         job: what `plan_job` planned.
         events: for progress.
+        processes: how many write an output, as for `widen`.
 
     Raises:
         RunError: a disk has no room for what is to be written.
@@ -69,22 +70,22 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents()) -> Iterator[Done]:
         events.begin(number, one)
         try:
             with events.working() as work:
-                result = _do(one, work)
+                result = _do(one, work, processes)
         except MupscaleError as error:
             result = Done(one, "failed", error.message, error=error)
         has_stopped = result.status in ("failed", "differs")
         yield result
 
 
-def _do(one: PlannedStep, events: Events) -> Done:
+def _do(one: PlannedStep, events: Events, processes: int | None) -> Done:
     if isinstance(one.step, WidenStep):
-        return _do_widen(one, one.step, events)
+        return _do_widen(one, one.step, events, processes)
     if isinstance(one.step, VerifyStep):
         return _do_verify(one, one.step, events)
     return _do_push(one, one.step)
 
 
-def _do_widen(one: PlannedStep, step: WidenStep, events: Events) -> Done:
+def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> Done:
     source = find_source(step.checkpoint, headers_only=True)
     plan = plan_of(step, source)
     if one.target.exists():
@@ -102,7 +103,7 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events) -> Done:
     result = widen(
         source.fetched(step.state), one.target, step.factor, step.axes, overwrite=step.overwrite, resume=True,
         verify=step.comparing.options() if step.comparing else False, state=step.state, plan=plan, events=events,
-        allow_nonfinite=step.allow_nonfinite, processes=None,
+        allow_nonfinite=step.allow_nonfinite, processes=processes,
     )  # fmt: skip
     found = result.verification
     if found is not None and not found.agrees:
