@@ -7,15 +7,38 @@ import shutil
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from measure import peak_private_bytes, report, save_adam, save_llama
-from throughput import copying, freshening, timed, widening
+from throughput import Ballast, copying, timed, widening
 
 _LIBRARIES = "import torch, mupscale_cli.verifying"
 
 
+def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple[Any, ...]:
+    """The row of a format of state; comparing and `cp` take turns."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
+        save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
+        if state != "none":
+            save_adam(source, state)
+        timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
+        checking = f"import mupscale_cli as m; assert m.verify_weights({str(wide)!r}, allow_pickle=True).agrees"
+        beyond = (peak_private_bytes(f"{_LIBRARIES}\n{checking}") - peak_private_bytes(_LIBRARIES)) / 1e6
+        size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
+        ratios = []
+        for _ in range(options.repetitions):
+            wall, cpu = timed(copying(wide, copy), ballast.filling(size), _LIBRARIES)
+            shutil.rmtree(copy)
+            ours, ours_cpu = timed(checking, ballast.filling(size), _LIBRARIES)
+            ratios.append((ours / wall, ours_cpu / cpu))
+        walls, cpus = zip(*ratios, strict=True)
+        told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
+        return state, f"{size / 1e9:.2f} GB", *told
+
+
 def main() -> None:
-    """Measure and print; the two take turns."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint")
     parser.add_argument("--states", nargs="*", default=["none", "pt"], help="formats of optimizer state beside it")
@@ -23,26 +46,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = []
-    for state in options.states:
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
-            save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
-            if state != "none":
-                save_adam(source, state)
-            timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
-            checking = f"import mupscale_cli as m; assert m.verify_weights({str(wide)!r}, allow_pickle=True).agrees"
-            beyond = (peak_private_bytes(f"{_LIBRARIES}\n{checking}") - peak_private_bytes(_LIBRARIES)) / 1e6
-            size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
-            ratios = []
-            for _ in range(options.repetitions):
-                wall, cpu = timed(copying(wide, copy), freshening(copy, size), _LIBRARIES)
-                shutil.rmtree(copy)
-                ours, ours_cpu = timed(checking, freshening(copy, size), _LIBRARIES)
-                ratios.append((ours / wall, ours_cpu / cpu))
-            walls, cpus = zip(*ratios, strict=True)
-            told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
-            rows.append((state, f"{size / 1e9:.2f} GB", *told))
+    with tempfile.TemporaryDirectory(dir=options.folder) as filled:
+        ballast = Ballast(Path(filled))
+        timed(ballast.filling())
+        rows = [measured(state, options, ballast) for state in options.states]
     columns = ("state", "compared", "wall / cp", "lowest", "highest", "CPU / cp", "MB beyond torch")
     report(columns, rows, as_json=options.json)
 

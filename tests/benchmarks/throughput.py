@@ -1,10 +1,8 @@
 """Widening, as ratios to `cp` of its output on the same disk: wall time, processor time, and memory beyond torch's.
 
-Each widening and each `cp` is timed in a process that has imported the program and written and deleted a file of the
-output's size: the host of a virtual machine takes memory back that is free for some seconds, and whoever touches it
-next pays for that. (So `cp` follows an import of torch, too, where it is compared with the whole command.) That happens
-now and then all the same, and always to part of what takes longer, as several gigabytes do; so the last column tells
-the lowest time over the lowest.
+Before each timing memory is filled with a cached file, as it is on a machine that is in use. Where it is free, the host
+of a virtual machine takes it back after some seconds, and whoever touches it next pays for that: once it is `cp`, once
+widening.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import peak_private_bytes, report, save_adam, save_llama
@@ -28,13 +27,15 @@ STATES = ("safetensors", "pt", "dcp")
 WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` less `python -c "import torch"`
 
 
+_SPARE = 1 << 30
 _PRELUDE = """
 import os, sys, time
-def freshen(place, size):
-    with open(place + ".freshened", "wb") as stream:
-        for _ in range(-(-size // (1 << 24))):
-            stream.write(bytes(1 << 24))
-    os.remove(place + ".freshened")
+def fill(place, start, size):
+    with open(place, "rb", buffering=0) as stream:
+        stream.seek(start)
+        piece = bytearray(1 << 20)
+        for _ in range(size >> 20):
+            stream.readinto(piece)
 def clock():
     times = os.times()
     return time.perf_counter(), times.user + times.system + times.children_user + times.children_system
@@ -56,9 +57,21 @@ def timed(doing: str, before: str = "", libraries: str = "", synced: Path | None
     return wall, processor
 
 
-def freshening(target: Path, size: int) -> str:
-    """Python that writes a file in large pieces, as a widening does, and deletes it."""
-    return f"freshen({str(target)!r}, {size})"
+class Ballast:
+    """A file of zeros, of which the system's cache holds what was read last, until other files want the room."""
+
+    def __init__(self, folder: Path) -> None:
+        self.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.file = folder / "ballast"
+        with open(self.file, "wb") as stream:
+            stream.truncate(4 * self.memory)  # it takes no room on the disk
+        self.position = 0
+
+    def filling(self, size: int | None = None) -> str:
+        """Python that fills so many bytes of free memory and some more; all of the memory if not given."""
+        size = self.memory if size is None else size + _SPARE
+        start, self.position = self.position, (self.position + size) % (2 * self.memory)
+        return f"fill({str(self.file)!r}, {start}, {size})"
 
 
 def copying(source: Path, target: Path) -> str:
@@ -96,8 +109,48 @@ def command(source: Path, target: Path, factors: str) -> str:
     return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify", "--allow-pickle")
 
 
+def measured(factors: str, state: str, options: argparse.Namespace, ballast: Ballast) -> list[tuple[Any, ...]]:
+    """The rows of a case; all runs alternate, since disks and machines are noisy."""
+    rows = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
+        # With Adam's moments in float32, five times as large for bfloat16.
+        size = options.megabytes * 10**6 // (1 if state == "none" else 5)
+        save_llama(source, size, hidden=options.hidden)
+        if state != "none":
+            save_adam(source, state)
+        libraries = f"{_LIBRARIES}\n{_OF_STATES.get(state, '')}"
+        code = f"{libraries}\n{widening(source, wide, factors, sync=False)}"
+        beyond = (peak_private_bytes(code) - peak_private_bytes(libraries)) / 1e6
+        size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
+        for written in options.written:
+            sync = written != "buffered"
+            seen = []
+            for _ in range(options.repetitions):
+                synced = copy if sync else None
+                wall, cpu = timed(copying(wide, copy), ballast.filling(2 * size), libraries, synced)
+                shutil.rmtree(copy)
+                shutil.rmtree(wide)
+                if written == "command":
+                    ours, ours_cpu = timed(command(source, wide, factors), ballast.filling(2 * size), libraries)
+                    wall_of_torch, cpu_of_torch = timed(_TORCH)
+                    ours, ours_cpu = ours - wall_of_torch, ours_cpu - cpu_of_torch
+                else:
+                    ours, ours_cpu = timed(
+                        widening(source, wide, factors, sync=sync), ballast.filling(2 * size), libraries
+                    )
+                seen.append((wall, ours, ours / wall, ours_cpu / cpu))
+            *seconds, walls, cpus = zip(*seen, strict=True)
+            told = (*map(statistics.median, (*seconds, walls)), min(walls), max(walls))
+            told += (statistics.median(cpus), beyond, min(seconds[1]) / min(seconds[0]))
+            rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *told))
+            sys.stderr.write(" ".join(f"{value:.3g}" if isinstance(value, float) else value for value in rows[-1]))
+            sys.stderr.write("\n")
+    return rows
+
+
 def main() -> None:
-    """Measure and print; all runs alternate, since disks and machines are noisy."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint")
     parser.add_argument("--factors", nargs="*", default=["2", "4", "3", "kv=2,ffn=4"], help="numbers, or AXIS=K,...")
@@ -110,42 +163,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     cases = [(factors, "none") for factors in options.factors] + [("2", state) for state in options.states]
-    for factors, state in cases:
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
-            # With Adam's moments in float32, five times as large for bfloat16.
-            size = options.megabytes * 10**6 // (1 if state == "none" else 5)
-            save_llama(source, size, hidden=options.hidden)
-            if state != "none":
-                save_adam(source, state)
-            libraries = f"{_LIBRARIES}\n{_OF_STATES.get(state, '')}"
-            code = f"{libraries}\n{widening(source, wide, factors, sync=False)}"
-            beyond = (peak_private_bytes(code) - peak_private_bytes(libraries)) / 1e6
-            size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
-            for written in options.written:
-                sync = written != "buffered"
-                seen = []
-                for _ in range(options.repetitions):
-                    before = freshening(copy, size)
-                    synced = copy if sync else None
-                    # The command writes when it has imported torch; by then the memory has been free for as long.
-                    waiting = f"{before}\n{_TORCH}" if written == "command" else before
-                    wall, cpu = timed(copying(wide, copy), waiting, libraries, synced)
-                    shutil.rmtree(copy)
-                    shutil.rmtree(wide)
-                    if written == "command":
-                        ours, ours_cpu = timed(command(source, wide, factors), before, libraries)
-                        wall_of_torch, cpu_of_torch = timed(_TORCH)
-                        ours, ours_cpu = ours - wall_of_torch, ours_cpu - cpu_of_torch
-                    else:
-                        ours, ours_cpu = timed(widening(source, wide, factors, sync=sync), before, libraries)
-                    seen.append((wall, ours, ours / wall, ours_cpu / cpu))
-                *seconds, walls, cpus = zip(*seen, strict=True)
-                told = (*map(statistics.median, (*seconds, walls)), min(walls), max(walls))
-                told += (statistics.median(cpus), beyond, min(seconds[1]) / min(seconds[0]))
-                rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *told))
-                sys.stderr.write(" ".join(f"{value:.3g}" if isinstance(value, float) else value for value in rows[-1]))
-                sys.stderr.write("\n")
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        ballast = Ballast(Path(name))
+        timed(ballast.filling())
+        for factors, state in cases:
+            rows += measured(factors, state, options, ballast)
     columns = ("factor", "state", "output", "written", "cp, s", "widen, s")
     columns += ("wall / cp", "lowest", "highest", "CPU / cp", "MB beyond torch", "lowest / lowest")
     report(columns, rows, as_json=options.json)
