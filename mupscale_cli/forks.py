@@ -121,7 +121,7 @@ def _fork() -> int:
             return os.fork()
         except OSError as error:
             raise JobError(
-                f"another process cannot be started: {error.strerror}", hint="`--processes 1` works in this one"
+                f"another process cannot be started: {error.strerror}", hint="`widen --processes 1` needs no other"
             ) from None
 
 
@@ -169,7 +169,7 @@ def _received(pipe: Connection) -> Any:
     except (EOFError, OSError):
         raise JobError(
             "another process of this command was ended from outside",
-            hint="perhaps there was not enough memory; `--processes 1` needs less",
+            hint="perhaps there was not enough memory, of which one process needs less (`widen --processes 1`)",
         ) from None
     if isinstance(found, _Failed):
         raise found.error from RuntimeError(found.text)

@@ -108,6 +108,7 @@ def verify_weights(
     optimizer: Path | None = None,
     allow_pickle: bool = False,
     events: Events | None = None,
+    processes: int | None = 1,
 ) -> WeightsCheck:
     """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
 
@@ -120,6 +121,7 @@ def verify_weights(
         optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
         events: for progress.
+        processes: how many of this machine share the work, as for `widen`.
 
     Raises:
         MupscaleError: one of them is missing or not what the record says.
@@ -129,11 +131,11 @@ def verify_weights(
     state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
     events.phase("comparing", again.plan.num_bytes)
     read = tensor_digests(again.narrow.specs)
-    found = check_weights(again.narrow, again.wide, again.plan, events.advance, read)
+    found = check_weights(again.narrow, again.wide, again.plan, events.advance, read, processes)
     if changed := source_changed(again.record, again.narrow, read):
         raise _other_source(changed, again.narrow, wide)
     if isinstance(state, Path):
-        return replace(found, state=_check_state(again, state, events, allow_pickle=allow_pickle))
+        return replace(found, state=_check_state(again, state, events, processes, allow_pickle=allow_pickle))
     return replace(found, without_state=state)
 
 
@@ -156,7 +158,9 @@ def _narrow_state(again: Again, optimizer: Path | None) -> Path | str | None:
     return before
 
 
-def _check_state(again: Again, before: Path, events: Events, *, allow_pickle: bool) -> WeightsCheck:
+def _check_state(
+    again: Again, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
+) -> WeightsCheck:
     """The optimizer's state against that of the source."""
     carried = carried_state(again.record)
     assert carried is not None
@@ -168,7 +172,7 @@ def _check_state(again: Again, before: Path, events: Events, *, allow_pickle: bo
     planned = narrow.widen(again.plan, carried["policy"], None)
     events.phase("comparing the optimizer's state", planned.num_bytes)
     read = tensor_digests(tensor.source for tensor in planned.tensors)
-    found = check_state(planned, wide, events.advance, read)
+    found = check_state(planned, wide, events.advance, read, processes)
     if carried.get("source_digest") not in (None, read_digest(narrow.stored, read)):
         raise CheckpointError(
             f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with", hint=_OTHER_SOURCE

@@ -15,6 +15,7 @@ from mupscale_cli.errors import CheckpointError, JobError
 from mupscale_cli.forks import forked, worthwhile
 from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.preparing import StateOptions
+from mupscale_cli.verifying import verify_weights
 from mupscale_cli.widening import Events, widen
 from mupscale_cli.workers import num_workers
 from training import save_state
@@ -154,6 +155,12 @@ def every_content(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
 def test_they_write_what_one_process_writes(kind, tmp_path):
     source = save_state(tmp_path / "narrow", kind)
@@ -167,6 +174,16 @@ def test_they_write_what_one_process_writes(kind, tmp_path):
     assert every_content(tmp_path / "wide-3") == every_content(tmp_path / "wide-1")
     assert records[3] == records[1]
     assert sum(counts[3]) == sum(counts[1])
+    wide = tmp_path / "wide-3"
+    if kind == "safetensors":
+        for name in ("optimizer.safetensors", "model-00002"):  # a byte of a state, then one of the weights
+            file = next(file for file in wide.rglob("*.safetensors") if name.partition(".")[0] in file.name)
+            flip(file)
+    found = [verify_weights(wide, source, allow_pickle=True, processes=size) for size in (1, 3)]
+    assert found[0] == found[1]
+    assert found[0].agrees == (kind != "safetensors")
+    if kind == "safetensors":
+        assert len(found[0].differences) == len(found[0].state.differences) == 1
 
 
 def test_nothing_is_left_of_what_cannot_be_written(tmp_path):

@@ -126,7 +126,7 @@ def _weights(
 
     with output.progress() as events:
         found = verifying.verify_weights(
-            wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events
+            wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events, processes=None
         )
     if as_json:
         output.print_document("verify-weights", {"wide": wide, **found.as_record()})

@@ -46,7 +46,7 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | N
     Args:
         job: what `plan_job` planned.
         events: for progress.
-        processes: how many write an output, as for `widen`.
+        processes: how many write an output or compare its weights, as for `widen`.
 
     Raises:
         RunError: a disk has no room for what is to be written.
@@ -81,7 +81,7 @@ def _do(one: PlannedStep, events: Events, processes: int | None) -> Done:
     if isinstance(one.step, WidenStep):
         return _do_widen(one, one.step, events, processes)
     if isinstance(one.step, VerifyStep):
-        return _do_verify(one, one.step, events)
+        return _do_verify(one, one.step, events, processes)
     return _do_push(one, one.step)
 
 
@@ -128,14 +128,14 @@ def _verified_before(one: PlannedStep, step: WidenStep) -> Done:
     return Done(one, "done", "was complete, and is now verified", None, found)
 
 
-def _do_verify(one: PlannedStep, step: VerifyStep, events: Events) -> Done:
+def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> Done:
     from mupscale_cli.verifying import verify, verify_weights
 
     found: Verification | WeightsCheck
     if step.weights:
         found = verify_weights(
             step.wide, step.narrow, recipe=step.recipe, optimizer=step.optimizer, allow_pickle=step.allow_pickle,
-            events=events,
+            events=events, processes=processes,
         )  # fmt: skip
     else:
         if Path(step.wide).exists() and is_still_verified(step):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoint.digest import RowBuffer, Runs
+from mupscale_cli.checkpoint.digest import DigestState, RowBuffer, Runs, known_states, merge_states
 from mupscale_cli.checkpoint.header import Stored
 from mupscale_cli.checkpoint.scratch import scratch
 from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
 from mupscale_cli.checkpoint.target import write_json
-from mupscale_cli.convert import convert
+from mupscale_cli.convert import convert, share_of
 from mupscale_cli.errors import OutputError
 from mupscale_cli.finite import NonFinite
+from mupscale_cli.forks import Forks, forked, worthwhile
 from mupscale_cli.optimizer.files import OptimizerSource, WideState
 from mupscale_cli.optimizer.torchfile import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
@@ -36,6 +37,7 @@ def check_weights(
     plan: Plan,
     progress: Progress = lambda _: None,
     sources: Digests | None = None,
+    processes: int | None = 1,
 ) -> WeightsCheck:
     """Widen again, and compare every byte with what is stored instead of writing it.
 
@@ -45,15 +47,20 @@ def check_weights(
         plan: how.
         progress: called with the bytes of tensor data just compared.
         sources: hashes of the source's tensors, to be fed with what is read.
+        processes: how many of this machine share the work, as for `widen`.
 
     Raises:
         CheckpointError: the source cannot be read.
     """
-    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, sources)
+    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, sources, processes)
 
 
 def check_state(
-    planned: WideState, wide: OptimizerSource, progress: Progress = lambda _: None, sources: Digests | None = None
+    planned: WideState,
+    wide: OptimizerSource,
+    progress: Progress = lambda _: None,
+    sources: Digests | None = None,
+    processes: int | None = 1,
 ) -> WeightsCheck:
     """Widen an optimizer's state again, and compare every byte and every setting with what is stored.
 
@@ -62,11 +69,12 @@ def check_state(
         wide: what was stored.
         progress: called with the bytes of tensor data just compared.
         sources: hashes of the source's tensors, to be fed with what is read.
+        processes: how many of this machine share the work, as for `widen`.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    found = _check(planned.tensors, planned.stored, wide.stored, progress, sources)
+    found = _check(planned.tensors, planned.stored, wide.stored, progress, sources, processes)
     settings = _other_settings(planned.content, wide.content) if planned.content is not None else ()
     return replace(found, differences=(*found.differences, *settings))
 
@@ -77,6 +85,7 @@ def _check(
     wide: Mapping[str, Stored],
     progress: Progress,
     sources: Digests | None,
+    processes: int | None,
 ) -> WeightsCheck:
     planned = {tensor.target.name: tensor for tensor in tensors}
     differences = [f"`{name}` is not in the plan" for name in wide if name not in planned]
@@ -90,11 +99,32 @@ def _check(
                                f"{tensor.target.dtype} {tensor.target.shape}")  # fmt: skip
         else:
             known.append(tensor)
+    num_bytes = sum(tensor.target.num_bytes for tensor in known)
+    first: dict[str, int] = {}
+    with forked(processes or worthwhile(num_bytes), progress) as forks:
+        for differing, read in forks.gather(_compared(known, narrow, wide, sources or {}, forks)):
+            merge_states(sources or {}, read)
+            for name, place in differing.items():
+                first[name] = min(place, first.get(name, place))
+    differences += [_described(planned[name], place) for name, place in first.items()]
+    return WeightsCheck(len(known), num_bytes, tuple(differences))
+
+
+def _compared(
+    tensors: Sequence[TensorPlan],
+    narrow: Mapping[str, Stored],
+    wide: Mapping[str, Stored],
+    sources: Digests,
+    forks: Forks,
+) -> tuple[dict[str, int], dict[str, DigestState]]:
+    """Of one process's part: the first byte of each tensor that differs, and what is known of hashes of the source."""
+    allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
+    part = range(*share_of(tensors, forks))
     with _Comparing(wide) as comparing:
-        allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
-        write_tensors(known, narrow, comparing, progress=progress, sources=sources, nonfinite=allowing)
-    differences += [_described(planned[name], place) for name, place in comparing.first.items()]
-    return WeightsCheck(len(known), sum(tensor.target.num_bytes for tensor in known), tuple(differences))
+        write_tensors(
+            tensors, narrow, comparing, progress=forks.advance, sources=sources, nonfinite=allowing, part=part
+        )
+    return comparing.first, {} if forks.is_alone else known_states(sources)
 
 
 class _Comparing:
