@@ -35,7 +35,10 @@ def test_diverged_runs_are_no_optimum():
     assert grid.best == -1
 
 
-@pytest.mark.parametrize("group", ["mlp-sgd", "resnet", "gpt"])
+LONG = [pytest.param(group, marks=pytest.mark.slow) for group in ("resnet", "gpt")]
+
+
+@pytest.mark.parametrize("group", ["mlp-sgd", *LONG])
 def test_every_experiment_runs(group, tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- optima -->\n<!-- end -->\nafter\n")
     run.main([group, "--quick", "--output", str(tmp_path)])

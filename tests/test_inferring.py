@@ -201,7 +201,7 @@ CASES = {
 }  # fmt: skip
 
 
-LONG = ("mixtral", "gemma", "phi3")
+LONG = ("mixtral", "gemma", "phi3", "gpt2")
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,11 @@ def partial(target):
     return [path for path in target.parent.iterdir() if path.name.startswith(f".{target.name}.partial-")]
 
 
+def several(day):
+    """A random number of processes, where there may be more than one."""
+    return day.moments.randint(1, 3) if sys.platform == "linux" else 1
+
+
 def cycle(day, source):
     """Widen once, undisturbed or not, and compare what there is with what should be."""
     chosen, work = settings(day, source), day.folder / "work"
@@ -141,13 +146,14 @@ def cycle(day, source):
         widen(source, work / "expected", **chosen, verify=False)
         {"interrupted": interrupt, "killed": kill}[kind](day, source, target, chosen, with_verify)
     if not target.exists():
-        widened = widen(source, target, **chosen, verify=with_verify, resume=kind != "undisturbed")
+        widened = widen(source, target, **chosen, verify=with_verify, resume=kind != "undisturbed",
+                        processes=several(day))  # fmt: skip
         assert not with_verify or widened.verification is None or widened.verification.agrees, widened
         day.done["verified"] += with_verify
     if kind != "undisturbed":
         assert contents(target) == contents(work / "expected"), (source, chosen, kind)
         shutil.rmtree(work / "expected")
-    assert verify_weights(target).agrees, (source, chosen)
+    assert verify_weights(target, processes=several(day)).agrees, (source, chosen)
     if day.moments.random() < 0.1:
         assert verify(target).agrees, (source, chosen)
         day.done["verified again"] += 1
@@ -172,7 +178,7 @@ def interrupt(day, source, target, chosen, with_verify):
 
     stop = Events(phase=phase) if with_verify else Events(advance=advance)
     with pytest.raises(KeyboardInterrupt):
-        widen(source, target, **chosen, verify=with_verify, events=stop)
+        widen(source, target, **chosen, verify=with_verify, events=stop, processes=several(day))
     assert not target.exists()
     day.done["left to resume"] += bool(partial(target))
 
@@ -180,6 +186,7 @@ def interrupt(day, source, target, chosen, with_verify):
 def kill(day, source, target, chosen, with_verify):
     """Kill a process at a random moment of copying or of verifying."""
     words = [str(source), "-o", str(target), *options(chosen), *([] if with_verify else ["--no-verify"])]
+    words += ["--processes", str(several(day))]
     process = subprocess.Popen(
         [sys.executable, "-m", "mupscale_cli", "widen", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
