@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import save_file
 
 from helpers import MODELS, save_mlp, save_model
@@ -99,11 +101,24 @@ def settings(day, source):
         chosen = {"factor": factor, "axes": axes, "method": method, "perturbation": noise,
                   "max_shard_size": moments.choice(SHARDS)}  # fmt: skip
         try:
-            plan_widening(source, **chosen)
+            plan = plan_widening(source, **chosen)
         except PlanError:  # axes that are linked, or that the method cannot make
             day.done["refused"] += 1
-        else:
+            continue
+        if is_loadable(plan.config):
             return chosen
+        day.done["refused by transformers"] += 1
+
+
+def is_loadable(config):
+    """Whether transformers takes a config: its Llama wants a hidden size that is a multiple of the number of heads."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            transformers.AutoConfig.from_pretrained(folder)
+        except StrictDataclassClassValidationError:
+            return False
+    return True
 
 
 def options(chosen):
