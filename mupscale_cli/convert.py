@@ -18,7 +18,7 @@ from mupscale_cli.plan import Shard, TensorPlan
 from mupscale_cli.ranks import ALONE, Ranks
 from mupscale_cli.streaming import BLOCK_BYTES, Digests, Progress, write_tensors
 
-_NOISE_COST = 10  # how many times as long as copying it takes to make a tensor's noise
+_NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +25,7 @@ from mupscale_cli.workers import num_workers, one_worker
 T = TypeVar("T")
 # Not on macOS, where what the system's own libraries hold does not survive it.
 _CAN_FORK = hasattr(os, "fork") and hasattr(signal, "SIGKILL") and sys.platform == "linux"
+_ASKING = (signal.SIGINT, signal.SIGTERM)
 _LEAST_BYTES = 64 << 20  # of work for a process; less is done before it has begun
 _COUNT = 8  # bytes of a count
 _FAILED = -1
@@ -98,18 +100,26 @@ def forked(size: int, progress: Callable[[int], None]) -> Iterator[Forks]:
         pipes: list[Connection] = []
         for rank in range(1, size):
             ours, theirs = Pipe()
-            process = _fork()
-            if process == 0:
-                os.close(lifeline)
-                _begin(alive)
-                child = Forks(rank, size, _counting(counts, rank), (theirs,))
-                # The body goes on here, in the new process, and never gets beyond.
-                yield from _until_the_end(child, theirs, counts)
+            with _held_signals():
+                process = _fork()
+                if process == 0:  # the body goes on here, in the new process, and never gets beyond
+                    child = Forks(rank, size, _counting(counts, rank), (theirs,))
+                    yield from _until_the_end(child, theirs, counts, partial(_begin, alive, lifeline))
             theirs.close()
             stack.callback(_end, process)
             stack.callback(ours.close)
             pipes.append(ours)
         yield Forks(0, size, _gathering(counts, pipes, progress), tuple(pipes))
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Let signals wait that ask a process to end: a new one must not act as the first would."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fork() -> int:
@@ -125,10 +135,11 @@ def _fork() -> int:
             ) from None
 
 
-def _begin(alive: int) -> None:
+def _begin(alive: int, lifeline: int) -> None:
     """What a new process does first."""
+    os.close(lifeline)
     gc.freeze()  # looking at what is there would copy all of it
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first process is asked too, and ends the others
+    for number in _ASKING:  # the first process is asked too, and ends the others
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 
@@ -138,9 +149,10 @@ def _end_with(alive: int) -> NoReturn:
     os._exit(1)
 
 
-def _until_the_end(child: Forks, pipe: Connection, counts: memoryview) -> Iterator[Forks]:
+def _until_the_end(child: Forks, pipe: Connection, counts: memoryview, begin: Callable[[], None]) -> Iterator[Forks]:
     """The body in a process that was forked: it ends with it, and nothing is tidied up that is the first one's."""
     try:
+        begin()
         yield child
     except BaseException as error:  # noqa: BLE001 (raised in the first process)
         text = traceback.format_exc()

@@ -151,6 +151,24 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
     assert "--processes 1" in caught.value.hint
 
 
+def test_a_process_that_cannot_begin_is_not_taken_for_the_first(monkeypatch, tmp_path):
+    """It must not tidy up what is the first one's, as an error does that goes through the contexts around."""
+    tidied = tmp_path / "tidied"
+
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(forks, "_begin", refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        try:
+            with forked(2, lambda _: None) as ranks:
+                ranks.gather(None)
+        finally:
+            with tidied.open("a") as stream:
+                stream.write("once ")
+    assert tidied.read_text() == "once "
+
+
 def every_content(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
