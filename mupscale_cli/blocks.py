@@ -183,8 +183,14 @@ def _unit_rows(digit: Digit) -> int:
 def _groups(parts: tuple[_Piece, ...], digits: tuple[Digit, ...], wide_base: int) -> Iterator[tuple[Place, ...]]:
     """Every choice of places over digits that are not summed; in each, all places over those that are."""
     *outer, (cut, cut_digit) = zip(parts, digits, strict=False)
-    rows = {is_summed: [[run.row * digit.wide_stride for (run,) in part.places] for part, digit in outer
-                        if digit.contracted == is_summed] for is_summed in (False, True)}  # fmt: skip
+    rows = {
+        is_summed: [
+            [run.row * digit.wide_stride for (run,) in part.places]
+            for part, digit in outer
+            if digit.contracted == is_summed
+        ]
+        for is_summed in (False, True)
+    }
     places = [_in_rows(place, cut_digit.wide_stride) for place in cut.places]
     shares = [places] if cut_digit.contracted else [[place] for place in places]
     for some in itertools.product(*rows[False]):

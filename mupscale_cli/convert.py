@@ -93,9 +93,15 @@ def convert(
         nonfinite = NonFinite(is_allowed=allow_nonfinite)
         with writer:
             stds = write_tensors(
-                shard.tensors, tensors, writer, progress=progress, block_bytes=block_bytes, sources=sources,
-                nonfinite=nonfinite, part=range(low, high),
-            )  # fmt: skip
+                shard.tensors,
+                tensors,
+                writer,
+                progress=progress,
+                block_bytes=block_bytes,
+                sources=sources,
+                nonfinite=nonfinite,
+                part=range(low, high),
+            )
         if is_whole:
             whole.append(_finished(shard, writer, stds, nonfinite, sources or {}))
             finished(whole[-1])

@@ -19,11 +19,25 @@ from mupscale_cli.hub.environment import HubSettings, hub_settings
 from mupscale_cli.memory import free_memory
 from mupscale_cli.recipe import BUILT_IN, recipe_files
 
-PACKAGES = ("torch", "safetensors", "transformers", "huggingface-hub", "typer", "rich", "pyyaml", "numpy", "optuna",
-            "matplotlib", "accelerate")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "safetensors",
+    "transformers",
+    "huggingface-hub",
+    "typer",
+    "rich",
+    "pyyaml",
+    "numpy",
+    "optuna",
+    "matplotlib",
+    "accelerate",
+)
 # What each extra of the package adds, by the names of what is imported.
-EXTRAS = {"hf": ("transformers", "accelerate"), "plot": ("matplotlib",),
-          "sweep": ("transformers", "accelerate", "optuna", "matplotlib")}  # fmt: skip
+EXTRAS = {
+    "hf": ("transformers", "accelerate"),
+    "plot": ("matplotlib",),
+    "sweep": ("transformers", "accelerate", "optuna", "matplotlib"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +117,13 @@ class Environment:
             "cores": self.num_cores,
             "memory": space(self.memory),
             "disk": {"folder": shown(self.folder), **(space(self.disk) or {})},
-            "hub": {key: shown(Path(value)) if key in ("hf_home", "cache") else value
-                    for key, value in self.hub.as_record().items()} | {"disk": space(self.cache_disk)},
+            "hub": {
+                key: shown(Path(value)) if key in ("hf_home", "cache") else value
+                for key, value in self.hub.as_record().items()
+            }
+            | {"disk": space(self.cache_disk)},
             "recipes": {"count": self.recipes[0], "folder": shown(self.recipes[1])},
-        }  # fmt: skip
+        }
 
 
 def inspect_environment() -> Environment:
@@ -165,8 +182,9 @@ def _devices() -> tuple[tuple[Device, ...], str | None]:
         ]
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            found.append(Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}",
-                                total, free))  # fmt: skip
+            found.append(
+                Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}", total, free)
+            )
         if torch.backends.mps.is_available():
             found.append(Device("mps", "Apple GPU"))
     except Exception as error:  # noqa: BLE001 (whatever is wrong with it is what is told)

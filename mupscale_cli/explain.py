@@ -289,8 +289,11 @@ def formulas(rule: OptimizerRule) -> dict[str, str]:
     c = {1: "c", 2: "c^2"}[int(rule.c_power)]
     m = {0: "", 0.5: "sqrt(m) ", 1: "m "}[rule.m_power]
     eps = {"eps": "1/(m c)"} if rule.has_eps else {}
-    return {"lr": f"{m}{c}", **eps, "weight_decay": f"1/({m}{c})" if rule.decoupled and m else "1/c" if rule.decoupled
-            else "1/(m c^2)"}  # fmt: skip
+    return {
+        "lr": f"{m}{c}",
+        **eps,
+        "weight_decay": f"1/({m}{c})" if rule.decoupled and m else "1/c" if rule.decoupled else "1/(m c^2)",
+    }
 
 
 def _consequences(
@@ -351,8 +354,10 @@ def explain_rule(recipe: Recipe, name: str) -> tuple[Explanation, ...]:
 
 def _check_count(name: str, found: Sequence[str]) -> None:
     if len(found) > _MAX_KINDS:
-        raise PlanError(f"`--tensor {name}` means {len(found)} kinds of tensors",
-                        hint=f"say more of the name: {', '.join(f'`{each}`' for each in found[:6])}, ...")  # fmt: skip
+        raise PlanError(
+            f"`--tensor {name}` means {len(found)} kinds of tensors",
+            hint=f"say more of the name: {', '.join(f'`{each}`' for each in found[:6])}, ...",
+        )
 
 
 def meant(name: str, known: Iterable[str]) -> list[str]:
@@ -380,9 +385,10 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
     near = get_close_matches(name, lasts, n=3)
     raise PlanError(
         f"no tensor is called `{name}`",
-        hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?" if near else
-        "give a name as the tree shows it, or the end of one, such as `q_proj.weight`",
-    )  # fmt: skip
+        hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
+        if near
+        else "give a name as the tree shows it, or the end of one, such as `q_proj.weight`",
+    )
 
 
 def _samples(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
@@ -418,12 +424,17 @@ def _explained(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, 
     name_axes = rule.pattern.axes if rule else ()
     return Explanation(
         names=tuple(member.target.name for member in members),
-        rule=tensor.rule, layout=tensor.layout, when=condition.value if condition else None,
-        shapes=(tensor.source.shape, tensor.target.shape), dtype=tensor.source.dtype,
+        rule=tensor.rule,
+        layout=tensor.layout,
+        when=condition.value if condition else None,
+        shapes=(tensor.source.shape, tensor.target.shape),
+        dtype=tensor.source.dtype,
         dims=_dims(plan.recipe, layout, sizes, factors, tensor.source.shape),
-        parts=_parts_for(plan.recipe, layout, name_axes), factors=factors, bare=plan.recipe.widen,
+        parts=_parts_for(plan.recipe, layout, name_axes),
+        factors=factors,
+        bare=plan.recipe.widen,
         remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor)),
-    )  # fmt: skip
+    )
 
 
 def _explained_rule(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
@@ -431,12 +442,18 @@ def _explained_rule(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
         layout = choice.value if isinstance(choice.value, Layout) else None
         otherwise = "otherwise" if len(rule.choices) > 1 else None
         yield Explanation(
-            names=(rule.pattern.text,), rule=rule.pattern.text, layout=choice.text.value,
-            when=choice.condition.value if choice.condition else otherwise, shapes=None, dtype=None,
-            dims=_dims(recipe, layout, {}, None, None), parts=_parts_for(recipe, layout, rule.pattern.axes),
-            factors=None, bare=recipe.widen,
+            names=(rule.pattern.text,),
+            rule=rule.pattern.text,
+            layout=choice.text.value,
+            when=choice.condition.value if choice.condition else otherwise,
+            shapes=None,
+            dtype=None,
+            dims=_dims(recipe, layout, {}, None, None),
+            parts=_parts_for(recipe, layout, rule.pattern.axes),
+            factors=None,
+            bare=recipe.widen,
             remarks=tuple(_remarks(layout, rule.pattern.axes)),
-        )  # fmt: skip
+        )
 
 
 def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAxis]) -> tuple[Part, ...]:
@@ -447,9 +464,12 @@ def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAx
 
 
 def _dims(
-    recipe: Recipe, layout: Layout | None, sizes: Mapping[str, int | None], factors: Mapping[str, int] | None,
+    recipe: Recipe,
+    layout: Layout | None,
+    sizes: Mapping[str, int | None],
+    factors: Mapping[str, int] | None,
     shape: Sequence[int] | None,
-) -> tuple[tuple[Item, ...], ...]:  # fmt: skip
+) -> tuple[tuple[Item, ...], ...]:
     if layout is None:
         return ()
     about = {axis.name: axis.about for axis in recipe.axes}
@@ -481,16 +501,23 @@ def _in_sum(ref: AxisRef, factor: int | None) -> str:
         return "the layer divides by its size itself, so copies stay whole"
     if not ref.contracted:
         return ""
-    return "summed over" + ("" if factor == 1 else ", so copies take shares" if factor is None
-                            else f", so each of the {factor} copies takes a share")  # fmt: skip
+    return "summed over" + (
+        ""
+        if factor == 1
+        else ", so copies take shares"
+        if factor is None
+        else f", so each of the {factor} copies takes a share"
+    )
 
 
 def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[str]:
     if layout is None:
         return
     if layout.powers:
-        yield (f"the recipe scales the whole tensor by {_monomial(layout.powers)}: for a constant of the width in the "
-               "forward pass, or for a factor that another tensor cannot take")  # fmt: skip
+        yield (
+            f"the recipe scales the whole tensor by {_monomial(layout.powers)}: for a constant of the width in the "
+            "forward pass, or for a factor that another tensor cannot take"
+        )
     if layout.offset:
         yield f"the layer uses {layout.offset} + w of the stored w, and {layout.offset} + w is what is scaled"
     for axis in name_axes:

@@ -19,8 +19,17 @@ from mupscale_cli.record import scaled_tensors
 from mupscale_cli.scaling import Scaled
 from mupscale_cli.schemas import document_head
 
-_TORCH_CLASSES = {"adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "adamax": "Adamax",
-                  "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop", "muon": "Muon"}  # fmt: skip
+_TORCH_CLASSES = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "adamax": "Adamax",
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "muon": "Muon",
+}
 _CLIPPING = (
     "the trainer clips by the plain norm, in which copies count more or less than once; where it clips, steps differ"
 )
@@ -49,8 +58,14 @@ def render(form: str, found: Hyperparameters, record: Mapping[str, Any]) -> Rend
         raise PlanError(f"there is no form `{form}`", hint=suggest(form, FORMS))
     if form == "bsh":
         return _base_shapes(found, record)
-    return {"json": _json, "yaml": _yaml, "torch": _torch, "torchtitan": _torchtitan, "nemo": _nemo,
-            "megatron": _megatron}[form](found)  # fmt: skip
+    return {
+        "json": _json,
+        "yaml": _yaml,
+        "torch": _torch,
+        "torchtitan": _torchtitan,
+        "nemo": _nemo,
+        "megatron": _megatron,
+    }[form](found)
 
 
 FORMS = {
@@ -71,8 +86,12 @@ def document(found: Hyperparameters) -> dict[str, Any]:
     return {
         **document_head("hparams"),
         "optimizer": found.rule.name,
-        "narrow": {"lr": settings.lr, "weight_decay": settings.weight_decay, "eps": settings.eps,
-                   "betas": list(settings.betas) if settings.betas else None},
+        "narrow": {
+            "lr": settings.lr,
+            "weight_decay": settings.weight_decay,
+            "eps": settings.eps,
+            "betas": list(settings.betas) if settings.betas else None,
+        },
         "decoupled_weight_decay": found.decoupled,
         "formulas": found.formulas,
         "groups": [
@@ -90,7 +109,7 @@ def document(found: Hyperparameters) -> dict[str, Any]:
         ],
         "warnings": list(found.warnings),
         "advice": list(found.advice),
-    }  # fmt: skip
+    }
 
 
 def _json(found: Hyperparameters) -> Rendered:
@@ -117,13 +136,19 @@ def _torch(found: Hyperparameters) -> Rendered:
     for group in found.groups:
         arguments = {"pattern": group.pattern, **_arguments(found, group), "clip_weight": group.clip_weight}
         lines.append(f"    {arguments!r},")
-    lines += ["]", "", "", "def param_groups(model: torch.nn.Module) -> list[dict]:", "    groups = []",
-              "    for group in GROUPS:",
-              "        named = [(n, p) for n, p in model.named_parameters() if re.search(group['pattern'], n)]",
-              "        settings = {key: value for key, value in group.items() if key != 'pattern'}",
-              "        params, names = [p for _, p in named], [n for n, _ in named]",
-              "        groups.append({'params': params, 'param_names': names, **settings})",
-              "    return groups"]  # fmt: skip
+    lines += [
+        "]",
+        "",
+        "",
+        "def param_groups(model: torch.nn.Module) -> list[dict]:",
+        "    groups = []",
+        "    for group in GROUPS:",
+        "        named = [(n, p) for n, p in model.named_parameters() if re.search(group['pattern'], n)]",
+        "        settings = {key: value for key, value in group.items() if key != 'pattern'}",
+        "        params, names = [p for _, p in named], [n for n, _ in named]",
+        "        groups.append({'params': params, 'param_names': names, **settings})",
+        "    return groups",
+    ]
     if name is not None:
         lines += ["", "", f"# optimizer = torch.optim.{name}(param_groups(model))"]
     return Rendered("\n".join(lines))
@@ -171,8 +196,10 @@ def _megatron(found: Hyperparameters) -> Rendered:
     for group in found.groups:
         names = tuple(dict.fromkeys(_glob(name) for name in group.tensors))
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
-        lines.append(f"    ParamKey(name={names!r}): ParamGroupOverride(max_lr={group.lr!r}, "
-                     f"min_lr=MIN_LR * {group.multipliers.lr!r}, wd_mult={decay!r}),")  # fmt: skip
+        lines.append(
+            f"    ParamKey(name={names!r}): ParamGroupOverride(max_lr={group.lr!r}, "
+            f"min_lr=MIN_LR * {group.multipliers.lr!r}, wd_mult={decay!r}),"
+        )
     note = "names are those of the checkpoint; Megatron's own model calls its parameters differently"
     return Rendered("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
 

@@ -34,8 +34,11 @@ class Guidance:
 
     def as_record(self) -> dict[str, Any]:
         """The figures as `--json` shows them."""
-        return {"parameters": self.growth, "flops_per_token": {"before": self.flops[0], "after": self.flops[1]},
-                "advice": list(self.advice)}  # fmt: skip
+        return {
+            "parameters": self.growth,
+            "flops_per_token": {"before": self.flops[0], "after": self.flops[1]},
+            "advice": list(self.advice),
+        }
 
 
 def guidance(plan: Plan) -> Guidance:

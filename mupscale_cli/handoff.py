@@ -103,8 +103,10 @@ def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, Scaled], mod
         if spelling in tensors:
             found = tensors[spelling]
             if parameter.numel() and tuple(parameter.shape) != found.wide_shape:
-                raise CheckpointError(f"`{name}` of the model has the shape {tuple(parameter.shape)}, "
-                                      f"in the widened checkpoint it has {found.wide_shape}")  # fmt: skip
+                raise CheckpointError(
+                    f"`{name}` of the model has the shape {tuple(parameter.shape)}, "
+                    f"in the widened checkpoint it has {found.wide_shape}"
+                )
             return found
     raise CheckpointError(
         f"the model's parameter `{name}` is not in the widened checkpoint", hint=suggest(plain, tensors)

@@ -136,17 +136,19 @@ def hyperparameters(
         for found, members in split_alike(names, of):
             scales = {tensors[name].parts for name in members}
             same = next(iter(scales)) if len(scales) == 1 else ()
-            groups.append(Group(
-                tensors=tuple(members),
-                pattern=name_pattern(members, tensors),
-                lr=settings.lr * found.lr,
-                eps=settings.eps * found.eps if rule.has_eps else None,
-                weight_decay=settings.weight_decay * found.weight_decay if is_decayed else 0.0,
-                clip_weight=found.clip,
-                multipliers=found,
-                scales=same[0] if len(same) == 1 else None,
-                is_decayed=is_decayed,
-            ))  # fmt: skip
+            groups.append(
+                Group(
+                    tensors=tuple(members),
+                    pattern=name_pattern(members, tensors),
+                    lr=settings.lr * found.lr,
+                    eps=settings.eps * found.eps if rule.has_eps else None,
+                    weight_decay=settings.weight_decay * found.weight_decay if is_decayed else 0.0,
+                    clip_weight=found.clip,
+                    multipliers=found,
+                    scales=same[0] if len(same) == 1 else None,
+                    is_decayed=is_decayed,
+                )
+            )
     warnings = _warnings(tensors.values(), rule, settings)
     return Hyperparameters(
         rule, settings, decoupled, tuple(groups), warnings, _advice(tensors.values(), rule, settings, decoupled)
@@ -160,8 +162,9 @@ def _from_proxy(tensor: Scaled, proxy: Mapping[str, Scaled]) -> Scaled:
     first = proxy.get(tensor.name)
     counts = {1, len(tensor.parts), len(first.parts)} if first else set()
     if first is None or len(counts) > 2:
-        raise PlanError(f"the sweep's proxy has no tensor that becomes `{tensor.name}`",
-                        hint="it was made for another checkpoint")  # fmt: skip
+        raise PlanError(
+            f"the sweep's proxy has no tensor that becomes `{tensor.name}`", hint="it was made for another checkpoint"
+        )
     count = max(len(first.parts), len(tensor.parts))
     pairs = zip(first.parts * (count // len(first.parts)), tensor.parts * (count // len(tensor.parts)), strict=True)
     parts = tuple((c * d, m * n) for (c, m), (d, n) in pairs)

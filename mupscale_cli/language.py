@@ -173,8 +173,12 @@ class Operation:
 Expression = Union[Literal, Name, Operation]
 _LEVELS = (("or",), ("and",), ("not",), ("==", "~"), ("+", "-"), ("*", "//", "/"))
 _OPERATIONS: dict[str, Callable[[float, float], float]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "/": operator.truediv,
-}  # fmt: skip
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "/": operator.truediv,
+}
 _MAX_SHOWN = 200  # characters of a value
 _KEYWORDS = {"or", "and", "not", "offset"}
 _CONSTANTS = {"true": True, "false": False}
@@ -649,9 +653,10 @@ def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
         raise LanguageError("an axis stands twice in one pattern", (0, len(body)))
     if _num_readings(parts) > _MAX_READINGS:
         raise LanguageError(
-            "the pattern can be read in too many ways", (0, len(body)),
+            "the pattern can be read in too many ways",
+            (0, len(body)),
             "use at most one `*` between two dots, at most two `**`, and few choices",
-        )  # fmt: skip
+        )
     return Pattern(body, parts, optional=text.endswith("?"))
 
 

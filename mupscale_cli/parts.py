@@ -115,15 +115,17 @@ def as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple
         "fixed": [(axis(key), node) for key, node in of("fixed")],
         "linked": [(axis(key), _in_texts(node, lambda text: _product(text, axis))) for key, node in of("linked")],
         "config": [
-            (_written(key, key_of(key.value)),
-             _choices(node, lambda text: _scaled_expression(text, rename), expression))
+            (
+                _written(key, key_of(key.value)),
+                _choices(node, lambda text: _scaled_expression(text, rename), expression),
+            )
             for key, node in of("config")
         ],
         "tensors": [
             (_pattern(key, part, rename), _choices(node, lambda text: _layout(text, rename), expression))
             for key, node in of("tensors")
         ],
-    }  # fmt: skip
+    }
     unknown = [key for key, _ in document if key.value not in (*renamed, *_DROPPED, "widen")]
     if unknown:
         raise unknown[0].error(f"a part cannot have the section `{unknown[0].value}`")

@@ -222,9 +222,15 @@ def plan_widening(
         raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
     factors = resolve_factors(chosen, factor, axes or {})
     plan = make_plan(
-        chosen, found.specs, found.config, factors, None if found.is_file else max_shard_size, tie,
-        method=make_method(method) if isinstance(method, str) else method, perturbation=perturbation,
-    )  # fmt: skip
+        chosen,
+        found.specs,
+        found.config,
+        factors,
+        None if found.is_file else max_shard_size,
+        tie,
+        method=make_method(method) if isinstance(method, str) else method,
+        perturbation=perturbation,
+    )
     _tell_reasons(plan)
     for name, asked in (axes or {}).items():
         if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:

@@ -31,8 +31,23 @@ FORMAT_VERSION = 1  # of recipes; one that says none has it
 
 Keep = Literal["keep"]
 Omit = Literal["omit"]
-_SECTIONS = ("about", "extends", "match", "parts", "prefix", "defaults", "define", "axes", "widen", "fixed", "linked",
-             "config", "tensors", "parameters", "tie")  # fmt: skip
+_SECTIONS = (
+    "about",
+    "extends",
+    "match",
+    "parts",
+    "prefix",
+    "defaults",
+    "define",
+    "axes",
+    "widen",
+    "fixed",
+    "linked",
+    "config",
+    "tensors",
+    "parameters",
+    "tie",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,8 +235,9 @@ def recorded_noise(record: Mapping[str, Any]) -> dict[str, float]:
     found = record.get("noise") or {}
     is_whole = isinstance(found, dict) and all(type(std) is float and 0 <= std < math.inf for std in found.values())
     if not is_whole:
-        raise CheckpointError("the record of the widening is damaged: sizes of noise are numbers of at least 0",
-                              hint="widen again")  # fmt: skip
+        raise CheckpointError(
+            "the record of the widening is damaged: sizes of noise are numbers of at least 0", hint="widen again"
+        )
     return found
 
 

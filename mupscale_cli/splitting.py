@@ -9,8 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16,
-             torch.bfloat16: torch.int16}  # fmt: skip
+_INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 _TABLED_BYTES = 2  # of a type whose numbers are all split at once
 _SPLIT_BITS = 27  # Dekker: half of float64's digits
 

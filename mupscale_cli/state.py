@@ -80,8 +80,11 @@ class ParameterNames:
     def _spelling(self, parameter: str) -> str | None:
         name = unwrapped(parameter)
         name = self.saved_as(name)
-        spellings = (name, *(name.removeprefix(prefix) for prefix in self._prefixes),
-                     *(prefix + name for prefix in self._prefixes))  # fmt: skip
+        spellings = (
+            name,
+            *(name.removeprefix(prefix) for prefix in self._prefixes),
+            *(prefix + name for prefix in self._prefixes),
+        )
         aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
         return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
 
@@ -188,11 +191,14 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
             strip,
             scale=scale(strip.scale / regular.pieces, regular.multiplicity),
             digits=tuple(
-                replace(digit, contracted=False, power=0.0 if digit.units.is_regular
-                        else summed_power if digit.contracted else kept_power)
+                replace(
+                    digit,
+                    contracted=False,
+                    power=0.0 if digit.units.is_regular else summed_power if digit.contracted else kept_power,
+                )
                 for digit in strip.digits
             ),
-        )  # fmt: skip
+        )
 
     def region_scale(region: Region) -> Region:
         return replace(region, strips=tuple(map(strip_scale, region.strips)))

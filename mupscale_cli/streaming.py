@@ -236,11 +236,14 @@ def _is_kept(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
     """Whether the rows of a block that differ are those of the source, as they are."""
     strips = [rows, *(dim.strips for dim in tensor.dims[1:])]
     is_one_to_one = all(
-        strip.scale == 1 and strip.offset == strip.wide_offset
-        and all(digit.units == CopyMap(digit.units.size) and digit.stride == digit.wide_stride
-                for digit in strip.digits)
-        for dim in strips for strip in dim
-    )  # fmt: skip
+        strip.scale == 1
+        and strip.offset == strip.wide_offset
+        and all(
+            digit.units == CopyMap(digit.units.size) and digit.stride == digit.wide_stride for digit in strip.digits
+        )
+        for dim in strips
+        for strip in dim
+    )
     return is_one_to_one and tensor.scale * tensor.shrink == 1 and tensor.name_pieces == 1
 
 

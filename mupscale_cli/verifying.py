@@ -96,8 +96,13 @@ def verify(
 
 def recorded_options(options: VerifyOptions) -> dict[str, Any]:
     """What a record says of the options of a verification; no paths."""
-    return {"dtype": options.dtype, "device": options.device, "own_model": options.model is not None,
-            "seed": options.seed, "steps": options.steps}  # fmt: skip
+    return {
+        "dtype": options.dtype,
+        "device": options.device,
+        "own_model": options.model is not None,
+        "seed": options.seed,
+        "steps": options.steps,
+    }
 
 
 def verify_weights(
@@ -237,9 +242,14 @@ def plan_again(
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
     method, perturbation = recorded_method(record)
     plan = make_plan(
-        chosen, source.specs, source.config, resolve_factors(chosen, None, factors), tie=record.get("tie"),
-        method=method, perturbation=perturbation,
-    )  # fmt: skip
+        chosen,
+        source.specs,
+        source.config,
+        resolve_factors(chosen, None, factors),
+        tie=record.get("tie"),
+        method=method,
+        perturbation=perturbation,
+    )
     return Again(target, source, with_noise(plan, recorded_noise(record)), record, found.hub is not None)
 
 

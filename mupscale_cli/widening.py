@@ -126,9 +126,15 @@ def widen(
 
     source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
     plan = plan or plan_widening(
-        source, factor, axes, recipe=recipe, max_shard_size=max_shard_size, tie=tie, method=method,
+        source,
+        factor,
+        axes,
+        recipe=recipe,
+        max_shard_size=max_shard_size,
+        tie=tie,
+        method=method,
         perturbation=perturbation,
-    )  # fmt: skip
+    )
     target = Path(output) if output is not None else default_output(source, factor, axes or {})
     if not source.is_here:  # what can be refused by the headers is refused before anything is downloaded
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
@@ -246,10 +252,18 @@ def _write_part(output: _Output, begun: _Begun, events: Events, ranks: Ranks, to
     events.phase(f"widening{part}", last - first)
     metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
     converted = convert(
-        plan.shards, source.tensors, begun.directory, metadata=metadata, progress=events.advance, sources=digests,
+        plan.shards,
+        source.tensors,
+        begun.directory,
+        metadata=metadata,
+        progress=events.advance,
+        sources=digests,
         reserve=_record_reserve(plan, allow_nonfinite=output.allow_nonfinite) if source.is_file else 0,
-        done=begun.journal.shards, finished=journal.note, allow_nonfinite=output.allow_nonfinite, ranks=ranks,
-    )  # fmt: skip
+        done=begun.journal.shards,
+        finished=journal.note,
+        allow_nonfinite=output.allow_nonfinite,
+        ranks=ranks,
+    )
     state = None
     if carried is not None:
         first, last = told.share(carried.state.num_bytes)
@@ -258,10 +272,12 @@ def _write_part(output: _Output, begun: _Begun, events: Events, ranks: Ranks, to
     if converted is None:
         return None
     return {
-        **with_digests(output.record, source, digests, converted.digests), "noise": converted.stds,
-        "nonfinite": converted.nonfinite, "overflowed": list(converted.overflowed),
+        **with_digests(output.record, source, digests, converted.digests),
+        "noise": converted.stds,
+        "nonfinite": converted.nonfinite,
+        "overflowed": list(converted.overflowed),
         **({} if carried is None else {"optimizer_state": state}),
-    }  # fmt: skip
+    }
 
 
 def _fingerprint(record: Mapping[str, Any], plan: Plan) -> str:

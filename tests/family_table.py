@@ -35,8 +35,9 @@ def row(case: str) -> tuple[str, Checked]:
         plan = describe(find_source(source).checkpoint)
         checked = check_model(source)
     default = [axis for axis in plan.recipe.widen if axis in plan.used]
-    wholes = [_worst(t for t in checked.trials if t.tie is None and t.factors == dict.fromkeys(default, f))
-              for f in (2, 3)]  # fmt: skip
+    wholes = [
+        _worst(t for t in checked.trials if t.tie is None and t.factors == dict.fromkeys(default, f)) for f in (2, 3)
+    ]
     together = [dict.fromkeys(default, factor) for factor in (2, 3)]
     plain = [trial for trial in checked.trials if trial.tie is None]
     single = [trial for trial in plain if trial.factors not in together] or plain  # some have one axis
@@ -44,8 +45,16 @@ def row(case: str) -> tuple[str, Checked]:
     ways = ", ".join(dict.fromkeys([plan.tie, *(t.tie for t in checked.trials if t.tie)])) if plan.tie else "untied"
     model_class, config_class, _ = MODELS[case]
     model_type = getattr(transformers, config_class).model_type
-    cells = (model_type, model_class, plan.recipe.name, ways, " ".join(axes), *wholes, _worst(single),
-             _worst(t for t in checked.trials if t.tie) if plan.tie else "")  # fmt: skip
+    cells = (
+        model_type,
+        model_class,
+        plan.recipe.name,
+        ways,
+        " ".join(axes),
+        *wholes,
+        _worst(single),
+        _worst(t for t in checked.trials if t.tie) if plan.tie else "",
+    )
     return f"| {' | '.join(cells)} |", checked
 
 

@@ -99,9 +99,10 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = every.setdefault(options.task, {})
     names = [name for name in types(options.task) if not options.only or name in options.only]
     todo = [
-        name for name in names
+        name
+        for name in names
         if name not in results or name in options.again or results[name]["status"] in options.again
-    ]  # fmt: skip
+    ]
 
     def work(name: str) -> None:
         result = one(name, options.task, options.limit)

@@ -66,8 +66,9 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, bias=bias)
         self.attn = Attention(width, heads, bias=bias, mup=mup)
         self.ln_2 = nn.LayerNorm(width, bias=bias)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width, bias=bias),
-                                  "c_proj": nn.Linear(4 * width, width, bias=bias)})  # fmt: skip
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(width, 4 * width, bias=bias), "c_proj": nn.Linear(4 * width, width, bias=bias)}
+        )
 
     def forward(self, values: Tensor) -> Tensor:
         values = values + self.attn(self.ln_1(values))
@@ -80,12 +81,16 @@ class GPT(nn.Module):
     def __init__(self, config: dict[str, Any], *, mup: bool) -> None:
         super().__init__()
         width, bias = config["n_embd"], config["bias"]
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config["vocab_size"], width),
-            "wpe": nn.Embedding(config["block_size"], width),
-            "h": nn.ModuleList(Block(width, config["n_head"], bias=bias, mup=mup) for _ in range(config["n_layer"])),
-            "ln_f": nn.LayerNorm(width, bias=bias),
-        })  # fmt: skip
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config["vocab_size"], width),
+                "wpe": nn.Embedding(config["block_size"], width),
+                "h": nn.ModuleList(
+                    Block(width, config["n_head"], bias=bias, mup=mup) for _ in range(config["n_layer"])
+                ),
+                "ln_f": nn.LayerNorm(width, bias=bias),
+            }
+        )
         readout = (
             MuReadout(width, config["vocab_size"], bias=False)
             if mup

@@ -36,8 +36,13 @@ def test_a_section_is_put_in_or_replaced(before, after):
 
 def test_a_new_card_has_a_title_and_what_is_known():
     card = make_card(None, SECTION, FACTS, "wide")
-    assert metadata(card) == {"base_model": "org/tiny", "base_model_relation": "finetune", "license": "mit",
-                              "library_name": "transformers", "tags": ["mupscale", "model-growth"]}  # fmt: skip
+    assert metadata(card) == {
+        "base_model": "org/tiny",
+        "base_model_relation": "finetune",
+        "license": "mit",
+        "library_name": "transformers",
+        "tags": ["mupscale", "model-growth"],
+    }
     assert card.endswith(f"# wide\n\n{SECTION}\n")
     assert metadata(make_card(" \n", SECTION, CardFacts(), "wide")) == {"tags": ["mupscale", "model-growth"]}
 
@@ -103,9 +108,16 @@ def test_the_command_makes_the_same_again(way, saved, tmp_path, monkeypatch):
     assert str(tmp_path) not in card_section(record, "second")
 
 
-FIGURES = {"dtype": "float64", "device": "cpu", "inputs": "2 sequences", "tolerance": 1e-13, "tolerance_reason": "why",
-           "modules_compared": 3, "comparisons": [{"what": "logits", "max_abs": 1e-15, "max_rel": "nan"}],
-           "worst_module": {"what": "norm", "max_abs": 1e-14, "max_rel": 2e-15}}  # fmt: skip
+FIGURES = {
+    "dtype": "float64",
+    "device": "cpu",
+    "inputs": "2 sequences",
+    "tolerance": 1e-13,
+    "tolerance_reason": "why",
+    "modules_compared": 3,
+    "comparisons": [{"what": "logits", "max_abs": 1e-15, "max_rel": "nan"}],
+    "worst_module": {"what": "norm", "max_abs": 1e-14, "max_rel": 2e-15},
+}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,14 @@ from mupscale_cli.preparing import find_source
 from mupscale_cli.recipe import BUILT_IN, load_recipe
 
 # Families of six shapes, each with a case in which every rule counts.
-FAMILIES = {"llama": "Llama-untied", "gemma": "Gemma3-tied", "gpt2": "GPT2-tied", "mixtral": "Mixtral-untied",
-            "t5": "T5-tied", "mamba": "Mamba-tied"}  # fmt: skip
+FAMILIES = {
+    "llama": "Llama-untied",
+    "gemma": "Gemma3-tied",
+    "gpt2": "GPT2-tied",
+    "mixtral": "Mixtral-untied",
+    "t5": "T5-tied",
+    "mamba": "Mamba-tied",
+}
 TENSORS = re.compile(r"^tensors:\n", re.MULTILINE)
 
 
@@ -40,9 +46,12 @@ def mutations(text, fixed):
         changes = [
             *((m.start(), m.end(), "") for m in re.finditer(r"/", layout)),
             *((m.start(), m.end(), "") for m in re.finditer(r"(?:@\w+)?\^-?[\d.]+", layout)),
-            *((m.start(), m.end(), ".") for m in re.finditer(r"(?<![\w^@|])(?<!\| )\b[a-z]+\b(?!\^)", layout)
-              if m[0] != "offset" and m[0] not in fixed),
-        ]  # fmt: skip
+            *(
+                (m.start(), m.end(), ".")
+                for m in re.finditer(r"(?<![\w^@|])(?<!\| )\b[a-z]+\b(?!\^)", layout)
+                if m[0] != "offset" and m[0] not in fixed
+            ),
+        ]
         for first, last, instead in changes:
             changed = layout[:first] + instead + layout[last:]
             place = start + found.start() + 1
@@ -84,8 +93,12 @@ def _unused(lines, what, name, saved):
 
     number = int(re.match(r"line (\d+)", what)[1])
     plan = describe(find_source(saved(FAMILIES[name])).checkpoint)
-    used = {choice.text.origin.line for rule in plan.recipe.tensors for choice in rule.choices
-            if any(t.rule == rule.pattern.text and t.layout == choice.text.value for t in plan.tensors)}  # fmt: skip
+    used = {
+        choice.text.origin.line
+        for rule in plan.recipe.tensors
+        for choice in rule.choices
+        if any(t.rule == rule.pattern.text and t.layout == choice.text.value for t in plan.tensors)
+    }
     return number not in used
 
 

@@ -30,9 +30,13 @@ def shell(*arguments, cwd, code=None):
     )
     path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *program, *arguments], cwd=cwd, capture_output=True, text=True, check=False,
+        [sys.executable, *program, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    )
 
 
 # The two commands -----------------------------------------------------------------------------
@@ -45,8 +49,11 @@ def test_the_line_that_people_use(saved, tmp_path):
     assert widened.returncode == 0, widened.stderr
     assert "same function" in widened.stdout
     assert {file.name for file in tmp_path.iterdir()} == {
-        "ckpt.safetensors", "config.json", "ckpt-x4.safetensors", "ckpt-x4.config.json",
-    }  # fmt: skip
+        "ckpt.safetensors",
+        "config.json",
+        "ckpt-x4.safetensors",
+        "ckpt-x4.config.json",
+    }
     verified = shell("verify", cwd=tmp_path)
     assert verified.returncode == 0, verified.stderr
     assert "ckpt-x4.safetensors" in verified.stderr
@@ -166,9 +173,14 @@ def test_dry_run_writes_nothing_and_shows_every_coefficient(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [["recipes", "list"], ["recipes", "show", "gpt2"], ["recipes", "check", "llama", "--no-run"], ["inspect", "NARROW"],
-     ["widen", "NARROW", "--factor", "2", "--dry-run"]],
-)  # fmt: skip
+    [
+        ["recipes", "list"],
+        ["recipes", "show", "gpt2"],
+        ["recipes", "check", "llama", "--no-run"],
+        ["inspect", "NARROW"],
+        ["widen", "NARROW", "--factor", "2", "--dry-run"],
+    ],
+)
 def test_piped_output_is_plain_and_whole(command, saved):
     result = run(*(str(saved("Llama-tied")) if word == "NARROW" else word for word in command))
     assert result.code == 0

@@ -27,8 +27,14 @@ def complete(line, *, cwd, kind="bash"):
         "bash": {"_MUPSCALE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
         "zsh": {"_MUPSCALE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line},
     }[kind]
-    result = subprocess.run([sys.executable, "-c", SHOW_LOADED], cwd=cwd, capture_output=True, text=True, check=False,
-                            env={**os.environ, "PYTHONPATH": path, **said})  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", SHOW_LOADED],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **said},
+    )
     assert result.stderr == "LOADED\n", result.stderr  # no torch, and no noise in the user's line
     return result.stdout
 

@@ -145,8 +145,16 @@ def test_any_map_copies_its_source_and_shares_add_up(layout, arrangement, uneven
 )
 def test_blocks_of_any_size_make_the_same_tensor(arrangement, uneven, layout, rest, max_bytes):
     dims = parse_layout(layout + rest).dims
-    sizes = {"(a b c)": 12, "/(a b c)": 12, "[(a b) + /c]": 8, "(b [a + c])": 12, "/(a [b + b])": 12, "a": 2,
-             "(c /a)": 4, "b": 3}  # fmt: skip
+    sizes = {
+        "(a b c)": 12,
+        "/(a b c)": 12,
+        "[(a b) + /c]": 8,
+        "(b [a + c])": 12,
+        "/(a [b + b])": 12,
+        "a": 2,
+        "(c /a)": 4,
+        "b": 3,
+    }
     shape = (sizes[layout], *((2,) if rest else ()))
     source = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     axes = arranged(arrangement, uneven)

@@ -84,7 +84,9 @@ def test_what_follows_for_training_is_what_hparams_computes(saved):
 def test_every_rule_of_every_alternative_is_explained():
     found = explain_rule(load_recipe("llama"), "model.norm.weight")
     assert [(each.when, each.layout) for each in found] == [
-        ("tied_readout", "embed | embed^-1"), ("otherwise", "embed")]  # fmt: skip
+        ("tied_readout", "embed | embed^-1"),
+        ("otherwise", "embed"),
+    ]
     assert found[0].bare_factor(found[0].parts[0]) == ("1 / K", "K")
     assert [each.layout for each in explain_rule(load_recipe("llama"), "k_proj")] == ["(kv d), /embed"]
 

@@ -119,8 +119,11 @@ def test_subnormal_numbers_are_split_exactly(dtype, factor, tmp_path):
 def test_the_optimizers_state_likewise(saved, tmp_path):
     source = shutil.copytree(saved("Llama-untied"), tmp_path / "narrow")
     weights = load_file(source / "model.safetensors")
-    state = {f"state.{name}.{key}": torch.ones_like(value).float()
-             for name, value in weights.items() for key in ("exp_avg", "exp_avg_sq")}  # fmt: skip
+    state = {
+        f"state.{name}.{key}": torch.ones_like(value).float()
+        for name, value in weights.items()
+        for key in ("exp_avg", "exp_avg_sq")
+    }
     state[f"state.{UP}.exp_avg"][0, 0] = float("nan")
     save_file(state, source / "optimizer.safetensors")
     with pytest.raises(CheckpointError, match=rf"state\.{UP}\.exp_avg.*not finite"):

@@ -186,9 +186,16 @@ def test_they_write_what_one_process_writes(kind, tmp_path):
     for size in (1, 3):
         counts[size] = []
         records[size] = widen(
-            source, tmp_path / f"wide-{size}", 3, max_shard_size=30_000, perturbation=Perturbation(0.1), verify=False,
-            state=StateOptions(allow_pickle=True), events=Events(advance=counts[size].append), processes=size,
-        ).record  # fmt: skip
+            source,
+            tmp_path / f"wide-{size}",
+            3,
+            max_shard_size=30_000,
+            perturbation=Perturbation(0.1),
+            verify=False,
+            state=StateOptions(allow_pickle=True),
+            events=Events(advance=counts[size].append),
+            processes=size,
+        ).record
     assert every_content(tmp_path / "wide-3") == every_content(tmp_path / "wide-1")
     assert records[3] == records[1]
     assert sum(counts[3]) == sum(counts[1])

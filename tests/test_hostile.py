@@ -244,8 +244,16 @@ def test_axes_that_count_tensors_are_no_larger_than_there_are_tensors():
 
 # Paths ----------------------------------------------------------------------------------------
 
-ELSEWHERE = ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..\\x.safetensors", "C:x.safetensors",
-             "x\0.safetensors", "..", ""]  # fmt: skip
+ELSEWHERE = [
+    "../x.safetensors",
+    "/x.safetensors",
+    "a/x.safetensors",
+    "..\\x.safetensors",
+    "C:x.safetensors",
+    "x\0.safetensors",
+    "..",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -45,9 +45,15 @@ def content(folder):
 
 
 def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_path):
-    extra = {"pytorch_model.bin": b"p" * 999, "model.gguf": b"g" * 999, "flax_model.msgpack": b"f" * 999,
-             "consolidated.safetensors": b"c" * 999, "onnx/model.onnx": b"o" * 999, "tokenizer.json": b"{}",
-             "README.md": b"# card"}  # fmt: skip
+    extra = {
+        "pytorch_model.bin": b"p" * 999,
+        "model.gguf": b"g" * 999,
+        "flax_model.msgpack": b"f" * 999,
+        "consolidated.safetensors": b"c" * 999,
+        "onnx/model.onnx": b"o" * 999,
+        "tokenizer.json": b"{}",
+        "README.md": b"# card",
+    }
     commit = hub.add("org/tiny", {**content(saved("Llama-tied")), **extra})
     planned = run("widen", "hf://org/tiny@main", "--factor", "2", "--dry-run")
     assert planned.code == 0, planned.err

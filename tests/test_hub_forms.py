@@ -17,8 +17,9 @@ def rewritten(source, folder, change, config=None):
     """A copy of a checkpoint whose tensors went through a function."""
     shutil.copytree(source, folder)
     tensors = change(load_file(folder / "model.safetensors"))
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     if config:
         file = folder / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
@@ -63,9 +64,11 @@ def test_gpt_neox_with_masks(saved, tmp_path):
     def change(tensors):
         for i in range(2):
             layer = f"gpt_neox.layers.{i}.attention."
-            tensors |= {f"{layer}bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
-                        f"{layer}masked_bias": torch.tensor(-1e9),
-                        f"{layer}rotary_emb.inv_freq": torch.ones(2)}  # fmt: skip
+            tensors |= {
+                f"{layer}bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+                f"{layer}masked_bias": torch.tensor(-1e9),
+                f"{layer}rotary_emb.inv_freq": torch.ones(2),
+            }
         return tensors
 
     wide = check(rewritten(saved("GPTNeoX-untied"), tmp_path / "narrow", change), tmp_path)
@@ -102,11 +105,14 @@ def test_t5_with_copies_of_the_embedding(saved, tmp_path):
     check(rewritten(saved("T5-tied"), tmp_path / "narrow", change), tmp_path)
 
 
-@pytest.mark.parametrize(("text", "vision", "rest"), [
-    ("language_model.model.", "vision_tower.vision_model.", ""),
-    ("model.language_model.", "model.vision_tower.vision_model.", "model."),
-    ("model.language_model.", "model.vision_tower.", "model."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "vision", "rest"),
+    [
+        ("language_model.model.", "vision_tower.vision_model.", ""),
+        ("model.language_model.", "model.vision_tower.vision_model.", "model."),
+        ("model.language_model.", "model.vision_tower.", "model."),
+    ],
+)
 @pytest.mark.parametrize("axes", [{"text": 3}, {"vision": 2}], ids=["text", "vision"])
 @pytest.mark.parametrize("case", ["Gemma3-images", "Llava-clip"])
 def test_image_models_as_every_version_named_them(case, axes, text, vision, rest, saved, tmp_path):
@@ -145,22 +151,35 @@ HEADS = {
     "GPT2ForSequenceClassification": ("GPT2Config", {**GPT2, "pad_token_id": 0}),
     "GPT2ForTokenClassification": ("GPT2Config", GPT2),
     "GPTNeoXForTokenClassification": ("GPTNeoXConfig", ENCODER),
-    "BloomForSequenceClassification": ("BloomConfig", {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50,
-                                                       "pad_token_id": 0}),
+    "BloomForSequenceClassification": (
+        "BloomConfig",
+        {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "pad_token_id": 0},
+    ),
     "FalconForSequenceClassification": ("FalconConfig", ENCODER),
-    "OPTForSequenceClassification": ("OPTConfig", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-                                                   "ffn_dim": 40, "vocab_size": 50, "pad_token_id": 0}),
+    "OPTForSequenceClassification": (
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 40,
+            "vocab_size": 50,
+            "pad_token_id": 0,
+        },
+    ),
     "BertForQuestionAnswering": ("BertConfig", ENCODER),
     "BertModel": ("BertConfig", ENCODER),
     "RobertaForQuestionAnswering": ("RobertaConfig", ENCODER),
     "ElectraForTokenClassification": ("ElectraConfig", {**ENCODER, "embedding_size": 16}),
     "DebertaV2ForTokenClassification": ("DebertaV2Config", ENCODER),
-    "DistilBertForTokenClassification": ("DistilBertConfig", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
-                                                              "vocab_size": 50}),
+    "DistilBertForTokenClassification": (
+        "DistilBertConfig",
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "vocab_size": 50},
+    ),
     "ModernBertForTokenClassification": ("ModernBertConfig", ENCODER),
     "T5ForSequenceClassification": ("T5Config", {**T5, "eos_token_id": 1}),
     "T5ForTokenClassification": ("T5Config", T5),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("head", HEADS)

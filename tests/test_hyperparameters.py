@@ -113,9 +113,11 @@ def groups_of(wide, **settings):
 
 
 Q, NORM, EMBED, HEAD_NORM = (
-    "model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.embed_tokens.weight",
     "model.layers.0.self_attn.q_norm.weight",
-)  # fmt: skip
+)
 
 
 def test_groups(wide):

@@ -106,8 +106,17 @@ def test_the_size_of_an_absent_key(measure, expected):
 
 
 def test_sizes_by_the_names_of_keys():
-    sizes = tiny_sizes({"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "dropout": 0.1,
-                        "moe_intermediate_size": 100, "use_cache": True, "eos_token_id": 77})  # fmt: skip
+    sizes = tiny_sizes(
+        {
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "intermediate_size": 11008,
+            "dropout": 0.1,
+            "moe_intermediate_size": 100,
+            "use_cache": True,
+            "eos_token_id": 77,
+        }
+    )
     assert "dropout" not in sizes
     assert "use_cache" not in sizes
     assert sizes["intermediate_size"] != sizes["moe_intermediate_size"]
@@ -131,8 +140,10 @@ def test_an_unknown_type_is_told():
 
 def test_the_drafted_llama_widens_as_the_built_in_one(tmp_path):
     _, recipe = drafted(tmp_path, "llama")
-    sources = [tiny_model("llama", overrides={"tie_word_embeddings": tie}).save(tmp_path / f"narrow-{tie}")
-               for tie in (False, True)]  # fmt: skip
+    sources = [
+        tiny_model("llama", overrides={"tie_word_embeddings": tie}).save(tmp_path / f"narrow-{tie}")
+        for tie in (False, True)
+    ]
     several = ({"embed": 2}, {"kv": 3}, {"g": 2, "ffn": 3}, {"embed": 2, "kv": 2, "g": 3, "ffn": 2})
     for source, factors in itertools.product(sources, several):
         plans = [plan_widening(source, axes=factors, recipe=name) for name in ("llama", recipe.path)]
@@ -142,8 +153,10 @@ def test_the_drafted_llama_widens_as_the_built_in_one(tmp_path):
 
 
 # Of bart, causal language models have only the decoder.
-BUILT_IN = sorted(set(model_types()) & set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-                  - {"bart", "whisper"})  # fmt: skip
+BUILT_IN = sorted(
+    set(model_types())
+    & set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {"bart", "whisper"}
+)
 
 
 # What the built-in recipes leave out: experts where some models of the type route by groups, groups without heads.
@@ -168,8 +181,11 @@ def test_every_draft_widens_as_the_built_in_recipe(tmp_path, model_type):
         tie = "fold" if tied and built.tie and "fold" in built.tie.ways else None
         if tied and "tied_readout" not in file.read_text():
             continue  # the draft is for untied ones, and says so
-        alone = (smallest_factors(draft, source.checkpoint, axis, 2) for axis in draft.axis_names
-                 if axis not in NARROWER.get(model_type, ()))  # fmt: skip
+        alone = (
+            smallest_factors(draft, source.checkpoint, axis, 2)
+            for axis in draft.axis_names
+            if axis not in NARROWER.get(model_type, ())
+        )
         for factors in filter(None, alone):
             drafted_plan = tensors_of(plan_widening(source, axes=factors, recipe=file))
             assert drafted_plan in list(plans_of(built, source, tie)), factors
@@ -194,11 +210,14 @@ CASES = {
     "gemma": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.norm.weight", "embed | embed^-0.5 offset 1")),
     "phi3": ({"kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.qkv_proj.weight", "[kv g d + kv d + kv d], /embed")),
     "qwen3": ({"embed", "kv", "g", "ffn"}, {"d"}, ("model.layers.*.self_attn.{k,q}_norm.weight", "d")),
-    "mixtral": ({"embed", "kv", "g", "ffn", "experts"}, {"d"},
-                ("model.layers.*.block_sparse_moe.experts.{experts}.w2.weight", "embed, /ffn")),
+    "mixtral": (
+        {"embed", "kv", "g", "ffn", "experts"},
+        {"d"},
+        ("model.layers.*.block_sparse_moe.experts.{experts}.w2.weight", "embed, /ffn"),
+    ),
     "mamba": ({"embed", "ffn", "n", "r"}, set(), ("backbone.layers.*.mixer.x_proj.weight", "[r + n@n^-1 + n], /ffn")),
     "xglm": ({"ffn"}, {"h", "d"}, ("model.layers.*.fc2.weight", "embed, /ffn")),
-}  # fmt: skip
+}
 
 
 LONG = ("mixtral", "gemma", "phi3", "gpt2")

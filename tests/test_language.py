@@ -61,10 +61,12 @@ def test_expressions(text, value):
     assert evaluate(parse_expression(text), CONFIG) == value
 
 
-@given(st.recursive(
-    st.integers(0, 9).map(str),
-    lambda inner: st.tuples(inner, OPERATORS, inner).map(" ".join) | inner.map("({})".format),
-))  # fmt: skip
+@given(
+    st.recursive(
+        st.integers(0, 9).map(str),
+        lambda inner: st.tuples(inner, OPERATORS, inner).map(" ".join) | inner.map("({})".format),
+    )
+)
 def test_arithmetic_is_that_of_python(text):
     try:
         expected = eval(text)  # noqa: S307 (digits and operators made above)

@@ -254,20 +254,26 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
 # What is refused ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--method", "net3net"], "there is no method `net3net`"),
-    (["--shrink", "0.5"], "`--shrink` belongs to `--method warmstart`, not to `mupscale`"),
-    (["--snr", "10"], "`--snr` belongs to `--method hyperclone`, not to `mupscale`"),
-    (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0; it is a number from 0 to 1"),
-    (["--method", "hyperclone", "--snr", "nan"], "`--snr` is nan"),
-    (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` already says how large the noise is"),
-    (["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"], "not possible with `--method warmstart`"),
-    (["--noise-mode", "preserving"], "say how noise is added, but there is none"),
-    (["--noise", "-1"], "the noise is -1"),
-    (["--noise", "1e30"], "a number from 0 to 1000"),
-    (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` already says how large"),
-    (["--noise", "1", "--noise-scale", "loud"], "`--noise-scale loud` is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "net3net"], "there is no method `net3net`"),
+        (["--shrink", "0.5"], "`--shrink` belongs to `--method warmstart`, not to `mupscale`"),
+        (["--snr", "10"], "`--snr` belongs to `--method hyperclone`, not to `mupscale`"),
+        (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0; it is a number from 0 to 1"),
+        (["--method", "hyperclone", "--snr", "nan"], "`--snr` is nan"),
+        (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` already says how large the noise is"),
+        (
+            ["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"],
+            "not possible with `--method warmstart`",
+        ),
+        (["--noise-mode", "preserving"], "say how noise is added, but there is none"),
+        (["--noise", "-1"], "the noise is -1"),
+        (["--noise", "1e30"], "a number from 0 to 1000"),
+        (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` already says how large"),
+        (["--noise", "1", "--noise-scale", "loud"], "`--noise-scale loud` is not known"),
+    ],
+)
 def test_options_that_make_no_sense(arguments, message, saved, tmp_path):
     result = run("widen", str(saved("Llama-untied")), "-f", "2", "-o", str(tmp_path / "w"), *arguments)
     assert result.code == 2
@@ -289,14 +295,17 @@ def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
     assert "the record of the widening is damaged" in result.err
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ('"scale": "spectral"', '"scale": 3'),
-    ('"name": "mupscale"', '"name": ["mupscale"]'),
-    ('"noise": {', '"noise": {"x": "large", '),
-    ('"noise": {', '"noise": [], "other": {'),
-    ('"verification": null', '"verification": {"agrees": true}'),
-    ('"mupscale_version"', '"version"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"scale": "spectral"', '"scale": 3'),
+        ('"name": "mupscale"', '"name": ["mupscale"]'),
+        ('"noise": {', '"noise": {"x": "large", '),
+        ('"noise": {', '"noise": [], "other": {'),
+        ('"verification": null', '"verification": {"agrees": true}'),
+        ('"mupscale_version"', '"version"'),
+    ],
+)
 @pytest.mark.parametrize("command", [["inspect"], ["verify", "--weights"], ["hparams", "--lr", "1"]])
 def test_hostile_records_are_told_and_never_a_traceback(command, before, after, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
@@ -323,6 +332,12 @@ def test_noise_that_a_type_cannot_hold_is_told(tmp_path):
     tensors = {f"{i}.weight": torch.full((8, 8), 3e4).half() for i in (0, 2, 4)}
     save_file(tensors, tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"with its noise, `0\.weight` has values that F16 cannot hold"):
-        widen(tmp_path / "net.safetensors", tmp_path / "w.safetensors", 2, recipe="mlp",
-              perturbation=Perturbation(100.0), verify=False)  # fmt: skip
+        widen(
+            tmp_path / "net.safetensors",
+            tmp_path / "w.safetensors",
+            2,
+            recipe="mlp",
+            perturbation=Perturbation(100.0),
+            verify=False,
+        )
     assert not (tmp_path / "w.safetensors").exists()

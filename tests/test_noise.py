@@ -214,8 +214,14 @@ def test_preserving_noise_cancels_over_the_copies_up_to_the_rounding_of_one(fact
     tensors = {"0.weight": torch.randn(40, 4).to(dtype), "2.weight": weight, "4.weight": torch.randn(3, 30).to(dtype)}
     save_file(tensors, tmp_path / "net.safetensors")
     perturbation = Perturbation(0.5, "preserving")
-    widen(tmp_path / "net.safetensors", tmp_path / "w.safetensors", factor, recipe="mlp", perturbation=perturbation,
-          verify=False)  # fmt: skip
+    widen(
+        tmp_path / "net.safetensors",
+        tmp_path / "w.safetensors",
+        factor,
+        recipe="mlp",
+        perturbation=perturbation,
+        verify=False,
+    )
     wide = load_file(tmp_path / "w.safetensors")["2.weight"].double()
     copies = wide.reshape(30, factor, 40, factor)
     unit = torch.finfo(dtype).eps / 2
@@ -244,8 +250,11 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
         assert found.max_rel < 1e-12
         model = build_reference_model(open_checkpoint(out), torch.float64)
         random_loss(model, torch.Generator().manual_seed(0)).backward()
-        name = {"Llama-untied": "model.layers.0.mlp.up_proj.weight", "GPT2-tied": "transformer.h.0.mlp.c_fc.bias",
-                "ResNet-basic": "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"}[case]  # fmt: skip
+        name = {
+            "Llama-untied": "model.layers.0.mlp.up_proj.weight",
+            "GPT2-tied": "transformer.h.0.mlp.c_fc.bias",
+            "ResNet-basic": "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight",
+        }[case]
         gradient = dict(model.named_parameters())[name].grad
         pairs = gradient.reshape(-1, 2, *gradient.shape[1:])
         differ[size] = float((pairs[:, 0] - pairs[:, 1]).abs().max() / gradient.abs().max())
@@ -263,12 +272,15 @@ def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_
 # What is wrong --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"size": -0.1}, r"the noise is -0\.1"),
-    ({"size": float("nan")}, "the noise is nan"),
-    ({"size": 0.1, "mode": "loud"}, "`--noise-mode loud` is not known"),
-    ({"size": 0.1, "scale": "max"}, "`--noise-scale max` is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": -0.1}, r"the noise is -0\.1"),
+        ({"size": float("nan")}, "the noise is nan"),
+        ({"size": 0.1, "mode": "loud"}, "`--noise-mode loud` is not known"),
+        ({"size": 0.1, "scale": "max"}, "`--noise-scale max` is not known"),
+    ],
+)
 def test_what_is_no_noise(settings, message):
     with pytest.raises(PlanError, match=message):
         Perturbation(**settings)
@@ -284,8 +296,9 @@ def test_a_tensor_that_is_not_finite_is_told_before_noise_hides_it(tmp_path):
 
 def test_the_record_says_which_noise_there_is(saved, tmp_path):
     method = make_method("mupscale")
-    found = widen(saved("Llama-untied"), tmp_path / "w", 2, method=method, perturbation=Perturbation(0.1, seed=5),
-                  verify=False)  # fmt: skip
+    found = widen(
+        saved("Llama-untied"), tmp_path / "w", 2, method=method, perturbation=Perturbation(0.1, seed=5), verify=False
+    )
     record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
     assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}
     assert record["method"] == {"name": "mupscale"}
@@ -301,8 +314,10 @@ def test_weights_in_a_training_checkpoint_get_the_noise_of_the_model_file(tmp_pa
     source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")
     tensors = load_file(source / "model.safetensors")
     state = torch.load(source / "optimizer.pt")
-    torch.save({"optimizer": state, "model": {name.removeprefix("model."): value for name, value in tensors.items()}},
-               source / "optimizer.pt")  # fmt: skip
+    torch.save(
+        {"optimizer": state, "model": {name.removeprefix("model."): value for name, value in tensors.items()}},
+        source / "optimizer.pt",
+    )
     widen(source, tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
     inside = torch.load(tmp_path / "wide" / "optimizer.pt")["model"]
     outside = load_file(tmp_path / "wide" / "model.safetensors")

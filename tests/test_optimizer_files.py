@@ -113,8 +113,10 @@ def test_torch_file_with_names(run_in_progress, tmp_path):
     result = widen(source, tmp_path / "wide", axes=AXES, verify=False)
     noted = result.record["optimizer_state"]
     assert {key: noted[key] for key in ("file", "format", "policy")} == {
-        "file": "optimizer.pt", "format": "torch", "policy": "copy"
-    }  # fmt: skip
+        "file": "optimizer.pt",
+        "format": "torch",
+        "policy": "copy",
+    }
     assert open_optimizer(tmp_path / "wide" / "optimizer.pt", None).digest() == noted["digest"]
     opened = open_optimizer(source / "optimizer.pt", None)
     read = tensor_digests(tensor.spec for tensor in opened.stored.values())
@@ -159,8 +161,12 @@ def test_torch_file_without_names_is_read_in_the_order_of_the_trainer(run_in_pro
 
 def test_one_file_with_model_and_optimizer(run_in_progress, tmp_path):
     model, optimizer, source = run_in_progress
-    content = {"model": model.state_dict(), "training": {"adam": optimizer.state_dict()}, "iter_num": 3,
-               "rng": torch.get_rng_state()}  # fmt: skip
+    content = {
+        "model": model.state_dict(),
+        "training": {"adam": optimizer.state_dict()},
+        "iter_num": 3,
+        "rng": torch.get_rng_state(),
+    }
     torch.save(content, tmp_path / "ckpt.pt")
     state = StateOptions(optimizer=tmp_path / "ckpt.pt", key="training.adam")
     result = widen(source, tmp_path / "wide", axes=AXES, verify=False, state=state)
@@ -500,8 +506,11 @@ def test_chunks_of_any_shape_are_read_where_they_lie(shape, cuts, tmp_path):
                     reader.read(broken, 0, memoryview(bytearray(len(data))))
         lying = replace(chunks[0], spec=replace(chunks[0].spec, dtype="F16"))
         with pytest.raises(CheckpointError, match="does not hold what its metadata say"):
-            reader.read(ChunkedTensor(replace(stored.spec, dtype="F16"), "x", (lying, *chunks[1:])), 0,
-                        memoryview(bytearray(len(data))))  # fmt: skip
+            reader.read(
+                ChunkedTensor(replace(stored.spec, dtype="F16"), "x", (lying, *chunks[1:])),
+                0,
+                memoryview(bytearray(len(data))),
+            )
 
 
 def test_a_file_stays_open_until_every_tensor_is_complete(tmp_path, monkeypatch):

@@ -36,15 +36,18 @@ def check(source, build, factor=None, axes=None, recipe=None, steps=0):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("form", "factor", "axes"), [
-    ("nanogpt", 2, {}),
-    ("nanogpt", 3, {}),
-    ("nanogpt", None, {"embed": 2, "d": 2, "ffn": 2}),
-    ("nanogpt", None, {"embed": 6, "h": 2, "d": 3, "ffn": 6}),
-    ("nanogpt-mup", 2, {}),
-    ("nanogpt-mup", 3, {}),
-    ("nanogpt-mup", 2, {"h": 2, "d": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form", "factor", "axes"),
+    [
+        ("nanogpt", 2, {}),
+        ("nanogpt", 3, {}),
+        ("nanogpt", None, {"embed": 2, "d": 2, "ffn": 2}),
+        ("nanogpt", None, {"embed": 6, "h": 2, "d": 3, "ffn": 6}),
+        ("nanogpt-mup", 2, {}),
+        ("nanogpt-mup", 3, {}),
+        ("nanogpt-mup", 2, {"h": 2, "d": 1}),
+    ],
+)
 def test_gpt(form, factor, axes, bias, tmp_path):
     config = {**GPT, "bias": bias, "model_type": form}
     # In standard form a wider head scales the queries, one third of a fused tensor: its epsilon cannot be exact.

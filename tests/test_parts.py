@@ -58,8 +58,10 @@ def plan(recipes, factors, config=CONFIG, names=("t.w.0", "t.w.1", "h.head.w", "
 def test_axes_config_and_names_of_the_parts(recipes):
     found = plan(recipes, {"text.a": 3, "text.e": 3, "vision": 2})
     assert found.factors == {"text.a": 3, "text.e": 3, "vision.b": 2}
-    assert found.config == {"text_config": {"n": 6, "groups": 6, "scale": 3},
-                            "vision_config": {"model_type": "other", "n": 10}}  # fmt: skip
+    assert found.config == {
+        "text_config": {"n": 6, "groups": 6, "scale": 3},
+        "vision_config": {"model_type": "other", "n": 10},
+    }
     wide = {tensor.target.name: (tensor.target.shape, tensor.coefficient) for tensor in found.tensors}
     assert wide["h.head.w"] == ((6,), 1)
     assert wide["bridge"] == ((6, 10), 1 / 2)
@@ -100,14 +102,17 @@ def test_conditions_and_definitions_are_the_parts_own(recipes):
     assert recipe.defaults == {"text_config.wide": False}
 
 
-@pytest.mark.parametrize(("parts", "says"), [
-    ("text: {config: c, recipe: nothing, prefix: text}", "there is no recipe `nothing`"),
-    ("text: {config: c, prefix: text}", "the part `text` has no `recipe`"),
-    ("text: {config: c, recipe: inner, prefix: text, colour: red}", "unknown key `colour`"),
-    ("text: inner", "a part has `config`"),
-    ("2x: {config: c, recipe: inner, prefix: text}", "cannot be a name"),
-    ("[inner]", "expected a mapping of parts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ("text: {config: c, recipe: nothing, prefix: text}", "there is no recipe `nothing`"),
+        ("text: {config: c, prefix: text}", "the part `text` has no `recipe`"),
+        ("text: {config: c, recipe: inner, prefix: text, colour: red}", "unknown key `colour`"),
+        ("text: inner", "a part has `config`"),
+        ("2x: {config: c, recipe: inner, prefix: text}", "cannot be a name"),
+        ("[inner]", "expected a mapping of parts"),
+    ],
+)
 def test_mistakes_in_parts(parts, says, recipes):
     file = recipes / "wrong.yaml"
     indented = f"\n  {parts}" if not parts.startswith("[") else f" {parts}"
@@ -139,11 +144,14 @@ def test_names_of_parameters_are_names(name, tmp_path):
         load_recipe(file)
 
 
-@pytest.mark.parametrize(("config", "name"), [
-    ({"model_type": "falcon"}, "falcon"),
-    ({"model_type": "falcon", "alibi": True}, "falcon_alibi"),
-    ({"model_type": "nothing"}, None),
-    ({}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "falcon"}, "falcon"),
+        ({"model_type": "falcon", "alibi": True}, "falcon_alibi"),
+        ({"model_type": "nothing"}, None),
+        ({}, None),
+    ],
+)
 def test_recipes_are_chosen_by_conditions_too(config, name):
     assert recipe_for(config) == name

@@ -43,9 +43,14 @@ def verified(wide):
 
 @pytest.mark.parametrize(
     ("kind", "source", "suffix"),
-    [("weights", "wide", "png"), ("weights", "wide", "svg"), ("errors", "verified.json", "svg"),
-     ("steps", "verified.json", "png"), ("steps", "wide", "svg")],
-)  # fmt: skip
+    [
+        ("weights", "wide", "png"),
+        ("weights", "wide", "svg"),
+        ("errors", "verified.json", "svg"),
+        ("steps", "verified.json", "png"),
+        ("steps", "wide", "svg"),
+    ],
+)
 def test_every_picture_is_written_as_its_name_says(kind, source, suffix, wide, verified, tmp_path):
     out = tmp_path / f"picture.{suffix}"
     result = run("plot", kind, str(wide.parent / source), "-o", str(out))
@@ -151,13 +156,22 @@ def test_matplotlib_that_is_not_installed(wide, tmp_path, monkeypatch):
 
 
 def test_a_sweep_again_as_a_picture(tmp_path):
-    trials = [{"factor": f, "noise": n, "lr": lr, "seed": 0, "loss": 2.0 + lr * f + n, "diverged": False}
-              for f in (2, 4) for n in (0.0, 0.1) for lr in (0.1, 0.2)]  # fmt: skip
+    trials = [
+        {"factor": f, "noise": n, "lr": lr, "seed": 0, "loss": 2.0 + lr * f + n, "diverged": False}
+        for f in (2, 4)
+        for n in (0.0, 0.1)
+        for lr in (0.1, 0.2)
+    ]
     document = {
-        "schema_version": 1, "complete": True, "checkpoint": "runs/tiny", "command": None, "proxy": None,
-        "grid": {"factors": [2, 4], "lrs": [0.1, 0.2], "noises": [0.0, 0.1], "seeds": [0]}, "trials": trials,
+        "schema_version": 1,
+        "complete": True,
+        "checkpoint": "runs/tiny",
+        "command": None,
+        "proxy": None,
+        "grid": {"factors": [2, 4], "lrs": [0.1, 0.2], "noises": [0.0, 0.1], "seeds": [0]},
+        "trials": trials,
         "recommendation": None,
-    }  # fmt: skip
+    }
     (tmp_path / "sweep.json").write_text(json.dumps(document))
     assert run("plot", "sweep", str(tmp_path), "-o", str(tmp_path / "s.svg")).code == 0
     text = (tmp_path / "s.svg").read_text()
@@ -266,8 +280,17 @@ def test_the_report_in_a_browser(verified, wide, tmp_path):
         "document.querySelectorAll('parsererror').length]) }</script>"
     )
     page.write_text(verified[1].replace("</body>", f"{probe}</body>"))
-    line = (browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1000,800", "--virtual-time-budget=2000", "--dump-dom", page.as_uri())  # fmt: skip
+    line = (
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1000,800",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        page.as_uri(),
+    )
     result = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)
     assert 'data-found="[3,true,true,0]"' in result.stdout
 

@@ -8,10 +8,16 @@ from mupscale_cli.recipe import load_recipe
 from mupscale_cli.specs import TensorSpec
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 12,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 10,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 10,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 LAYER = "model.layers.0."
 SHAPES = {
     "model.embed_tokens.weight": (10, 8),
@@ -154,9 +160,7 @@ def test_an_axis_in_the_name_adds_tensors_and_may_be_summed(small):
         '"x.{/e}.w": "a"', {"n": 2, "experts": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 3}, more_axes=", e: experts"
     )
     made = [(t.source.name, t.target.name, t.piece, t.coefficient, t.multiplicity) for t in plan.tensors]
-    assert made == [
-        (f"x.{e}.w", f"x.{3 * e + copy}.w", copy, 1 / 3, 3) for e in range(2) for copy in range(3)
-    ]  # fmt: skip
+    assert made == [(f"x.{e}.w", f"x.{3 * e + copy}.w", copy, 1 / 3, 3) for e in range(2) for copy in range(3)]
     assert plan.config["experts"] == 6
 
 
@@ -185,8 +189,9 @@ def test_tensors_may_be_kept_or_left_out(small):
 
 def test_a_config_that_does_not_give_the_axis_its_new_size(small):
     with pytest.raises(ConfigError, match="the widened config makes the axis `e` 2, the widened tensors make it 4"):
-        small('"x.{e}.w": "a"', {"n": 2, "groups": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 2},
-              more_axes=", e: groups")  # fmt: skip
+        small(
+            '"x.{e}.w": "a"', {"n": 2, "groups": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 2}, more_axes=", e: groups"
+        )
 
 
 def test_a_config_that_lacks_a_key(small):

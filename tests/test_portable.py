@@ -13,18 +13,47 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Modules that not every system has, and functions of `os` and `signal` that Windows lacks.
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "msvcrt", "winreg", "select"}
-FUNCTIONS = {"fork", "forkpty", "getuid", "geteuid", "chown", "fchmod", "pread", "pwrite", "preadv", "pwritev",
-             "sysconf", "statvfs", "posix_fadvise", "posix_fallocate", "sync", "fdatasync", "killpg", "setsid",
-             "getloadavg", "sched_getaffinity", "mkfifo", "SIGALRM", "alarm", "SIGKILL", "SIGHUP", "setitimer",
-             "O_DIRECT"}  # fmt: skip
+FUNCTIONS = {
+    "fork",
+    "forkpty",
+    "getuid",
+    "geteuid",
+    "chown",
+    "fchmod",
+    "pread",
+    "pwrite",
+    "preadv",
+    "pwritev",
+    "sysconf",
+    "statvfs",
+    "posix_fadvise",
+    "posix_fallocate",
+    "sync",
+    "fdatasync",
+    "killpg",
+    "setsid",
+    "getloadavg",
+    "sched_getaffinity",
+    "mkfifo",
+    "SIGALRM",
+    "alarm",
+    "SIGKILL",
+    "SIGHUP",
+    "setitimer",
+    "O_DIRECT",
+}
 
 
 def guards(tree):
     """The parts of a module that have another way: inside of `try` with a handler, or of a condition that asks."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Try) and node.handlers:
-            yield from (inner for part in (node.body, *(h.body for h in node.handlers)) for child in part
-                        for inner in ast.walk(child))  # fmt: skip
+            yield from (
+                inner
+                for part in (node.body, *(h.body for h in node.handlers))
+                for child in part
+                for inner in ast.walk(child)
+            )
         if isinstance(node, (ast.If, ast.IfExp)):
             yield from ast.walk(node)
 

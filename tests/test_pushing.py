@@ -16,10 +16,22 @@ from mupscale_cli.hub.publishing import Repository, create
 from mupscale_cli.optimizer.files import state_names
 from mupscale_cli.pushing import prepare_push
 
-VERIFIED = {"agrees": True, "dtype": "float64", "device": "cpu", "inputs": "2 sequences of 16 random tokens",
-            "tolerance": 1e-13, "tolerance_reason": "8 u L sqrt(n)", "worst_module": None, "modules_compared": 20,
-            "comparisons": [{"what": "logits", "max_abs": 4e-15, "max_rel": 1.3e-15}], "rounding": None,
-            "keeps_function": True, "unperturbed": None, "weights": None, "training": None}  # fmt: skip
+VERIFIED = {
+    "agrees": True,
+    "dtype": "float64",
+    "device": "cpu",
+    "inputs": "2 sequences of 16 random tokens",
+    "tolerance": 1e-13,
+    "tolerance_reason": "8 u L sqrt(n)",
+    "worst_module": None,
+    "modules_compared": 20,
+    "comparisons": [{"what": "logits", "max_abs": 4e-15, "max_rel": 1.3e-15}],
+    "rounding": None,
+    "keeps_function": True,
+    "unperturbed": None,
+    "weights": None,
+    "training": None,
+}
 SOURCE_CARD = (
     b"---\nlicense: other\nlicense_name: tiny-licence\nlicense_link: LICENSE\npipeline_tag: text-generation\n---\n"
 )
@@ -44,8 +56,16 @@ def wide(hub, saved, tmp_path):
 
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-PUSHED = {".gitattributes", "README.md", "config.json", "generation_config.json", "tokenizer.json", "mupscale.json",
-          "model.safetensors.index.json", *SHARDS}  # fmt: skip
+PUSHED = {
+    ".gitattributes",
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "mupscale.json",
+    "model.safetensors.index.json",
+    *SHARDS,
+}
 
 
 def test_a_repository_is_made_and_filled_in_one_commit(hub, wide, tmp_path):
@@ -60,9 +80,19 @@ def test_a_repository_is_made_and_filled_in_one_commit(hub, wide, tmp_path):
     assert set(files) == PUSHED
     assert all(files[name] == (wide / name).read_bytes() for name in PUSHED - {".gitattributes", "README.md"})
     card = files["README.md"].decode()
-    for text in ("base_model: org/tiny", "base_model_relation: finetune", "license: other", "tiny-licence",
-                 "- mupscale", "- model-growth", "library_name: transformers", "pipeline_tag: text-generation",
-                 "1.3e-15", "| `embed` | 48 | x2 | 96 |", "23,856 before, 89,184 after"):  # fmt: skip
+    for text in (
+        "base_model: org/tiny",
+        "base_model_relation: finetune",
+        "license: other",
+        "tiny-licence",
+        "- mupscale",
+        "- model-growth",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "1.3e-15",
+        "| `embed` | 48 | x2 | 96 |",
+        "23,856 before, 89,184 after",
+    ):
         assert text in card, card
     for secret in (str(tmp_path), TOKEN, hub.url):
         assert secret not in card
@@ -317,8 +347,19 @@ def test_a_change_by_others_during_the_push_is_not_overwritten(hub, wide):
 
 
 def test_widening_can_end_with_a_push(hub, saved):
-    result = run("widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", "wide", "--push-to-hub", "me/wide",
-                 "--private", "--json")  # fmt: skip
+    result = run(
+        "widen",
+        str(saved("Llama-tied")),
+        "-f",
+        "2",
+        "--no-verify",
+        "-o",
+        "wide",
+        "--push-to-hub",
+        "me/wide",
+        "--private",
+        "--json",
+    )
     assert result.code == 0, result.err
     assert json.loads(result.out)["pushed"]["commit"] == hub.repos["me/wide"].refs["main"]
     assert hub.repos["me/wide"].private

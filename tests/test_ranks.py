@@ -88,13 +88,15 @@ def test_any_number_of_processes_writes_the_same_bytes(case, size, saved, tmp_pa
     source = find_source(saved("Mixtral-untied" if case == "experts" else "Llama-tied"))
     noise = Perturbation(0.1, mode="preserving") if case == "noise" else None
     method = make_method("net2net", seed=3) if case == "random map" else "mupscale"
-    plan = plan_widening(source, 3, max_shard_size=10**9 if case == "single file" else SHARD, method=method,
-                         perturbation=noise)  # fmt: skip
+    plan = plan_widening(
+        source, 3, max_shard_size=10**9 if case == "single file" else SHARD, method=method, perturbation=noise
+    )
     tensors, digests = source.checkpoint.tensors, tensor_digests(source.checkpoint.specs)
 
     def write(ranks, folder, digests):
-        return convert(plan.shards, tensors, folder, metadata={"format": "pt"}, block_bytes=2000, sources=digests,
-                       ranks=ranks)  # fmt: skip
+        return convert(
+            plan.shards, tensors, folder, metadata={"format": "pt"}, block_bytes=2000, sources=digests, ranks=ranks
+        )
 
     alone, folder = tmp_path / "alone", tmp_path / "together"
     alone.mkdir(), folder.mkdir()
@@ -129,11 +131,14 @@ def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
     source = save_state(tmp_path / "narrow", kind)
     state = StateOptions(allow_pickle=True)
     made = {
-        size: together(size, lambda ranks, size=size: widen(
-            source, tmp_path / f"wide-{size}", 3, verify=False, state=state, ranks=ranks, max_shard_size=SHARD
-        ))[0]
+        size: together(
+            size,
+            lambda ranks, size=size: widen(
+                source, tmp_path / f"wide-{size}", 3, verify=False, state=state, ranks=ranks, max_shard_size=SHARD
+            ),
+        )[0]
         for size in (1, 2, 5)
-    }  # fmt: skip
+    }
     alone = every_content(tmp_path / "wide-1")
     assert every_content(tmp_path / "wide-2") == alone
     assert every_content(tmp_path / "wide-5") == alone
@@ -152,12 +157,21 @@ def test_what_is_not_finite_is_counted_once(saved, tmp_path):
             value.view(-1)[[0, -1]] = float("nan")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     counts = [
-        together(size, lambda ranks, size=size: widen(
-            source, tmp_path / f"wide-{size}", 2, {"experts": 2}, verify=False, allow_nonfinite=True, ranks=ranks,
-            max_shard_size=SHARD,
-        ))[0].record["nonfinite"]
+        together(
+            size,
+            lambda ranks, size=size: widen(
+                source,
+                tmp_path / f"wide-{size}",
+                2,
+                {"experts": 2},
+                verify=False,
+                allow_nonfinite=True,
+                ranks=ranks,
+                max_shard_size=SHARD,
+            ),
+        )[0].record["nonfinite"]
         for size in (1, 4)
-    ]  # fmt: skip
+    ]
     assert counts[0] == counts[1]
     assert set(counts[0].values()) == {2}
     assert len(counts[0]) == 3

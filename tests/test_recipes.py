@@ -16,8 +16,18 @@ from mupscale_cli.widening import widen
 
 EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
-EVERY_AXIS = ["Qwen3-tied", "GPT2-tied", "StableLm-parallel", "Mixtral-untied", "DeepseekV3-tied", "Mamba-tied",
-              "T5-tied", "Bart-tied", "Bloom-tied", "Llava-clip"]  # fmt: skip
+EVERY_AXIS = [
+    "Qwen3-tied",
+    "GPT2-tied",
+    "StableLm-parallel",
+    "Mixtral-untied",
+    "DeepseekV3-tied",
+    "Mamba-tied",
+    "T5-tied",
+    "Bart-tied",
+    "Bloom-tied",
+    "Llava-clip",
+]
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 
@@ -94,10 +104,14 @@ def test_every_recipe_for_transformers_has_a_model():
 
     tried = {getattr(transformers, config).model_type for _, config, _ in MODELS.values()}
     named = set(model_types()) - {"nanogpt", "nanogpt-mup"}
-    untried = {model_type for model_type in named - tried if not any(
-        {other for other in tried if any(name == found for _, found in model_types().get(other, ()))}
-        for _, name in model_types()[model_type]
-    )}  # fmt: skip
+    untried = {
+        model_type
+        for model_type in named - tried
+        if not any(
+            {other for other in tried if any(name == found for _, found in model_types().get(other, ()))}
+            for _, name in model_types()[model_type]
+        )
+    }
     assert not untried
 
 

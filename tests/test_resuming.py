@@ -72,8 +72,10 @@ def start(source, target, *more, pause=0.005, code=""):
     child = CHILD.format(pause=pause, more=code)
     return subprocess.Popen(
         [sys.executable, "-c", child, *arguments(source, target, *more)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def partial(target):

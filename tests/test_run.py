@@ -86,8 +86,10 @@ def test_other_options_are_no_reason_to_replace_but_with_overwrite(folder):
 
 
 def test_what_follows_from_another_input_is_made_again(folder, saved):
-    text = ("steps:\n  - {widen: narrow, factor: 2, output: wide, overwrite: true, verify: false}\n"
-            "  - {widen: wide, axis: ffn=2, output: wider, overwrite: true, verify: false}\n")  # fmt: skip
+    text = (
+        "steps:\n  - {widen: narrow, factor: 2, output: wide, overwrite: true, verify: false}\n"
+        "  - {widen: wide, axis: ffn=2, output: wider, overwrite: true, verify: false}\n"
+    )
     assert job(folder, text)[1] == ["done", "done"]
     data = bytearray((folder / "narrow" / "model.safetensors").read_bytes())
     data[-100] ^= 1
@@ -106,8 +108,10 @@ def test_a_state_that_changed_since_is_noticed(tmp_path, monkeypatch):
     step = "steps:\n  - widen: narrow\n    factor: 2\n    verify: false\n"
     assert job(tmp_path, step)[1] == ["done"]
     assert job(tmp_path, step)[1] == ["skipped"]
-    for path, message in ((tmp_path / "narrow-x2", "its `optimizer.pt` has changed"),
-                          (source, "the optimizer's state `narrow/optimizer.pt` has changed")):  # fmt: skip
+    for path, message in (
+        (tmp_path / "narrow-x2", "its `optimizer.pt` has changed"),
+        (source, "the optimizer's state `narrow/optimizer.pt` has changed"),
+    ):
         file = path / "optimizer.pt"
         before, times = file.read_bytes(), file.stat()
         state = torch.load(file, weights_only=True)
@@ -135,8 +139,10 @@ def test_the_first_failure_is_the_last_step(folder):
     (folder / "wrong.yaml").write_text(
         'extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n'
     )
-    text = ("steps:\n  - {widen: narrow, factor: 2, output: wrong, recipe: wrong.yaml}\n"
-            "  - {widen: narrow, factor: 2, output: right, verify: false}\n")  # fmt: skip
+    text = (
+        "steps:\n  - {widen: narrow, factor: 2, output: wrong, recipe: wrong.yaml}\n"
+        "  - {widen: narrow, factor: 2, output: right, verify: false}\n"
+    )
     result, statuses, document = job(folder, text)
     assert (result.code, statuses, document["exit_code"]) == (1, ["differs", "not run"], 1)
     assert not (folder / "wrong").exists()

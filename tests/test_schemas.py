@@ -101,8 +101,10 @@ def place(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     (folder / "net.py").write_text(NET)
     (folder / "trainer.py").write_text(TRAINER)
-    (folder / "job.yaml").write_text(f"steps:\n  - {{widen: {saved('Llama-tied')}, factor: 2, output: jobbed}}\n"
-                                     "  - {verify: jobbed, weights: true}\n")  # fmt: skip
+    (folder / "job.yaml").write_text(
+        f"steps:\n  - {{widen: {saved('Llama-tied')}, factor: 2, output: jobbed}}\n"
+        "  - {verify: jobbed, weights: true}\n"
+    )
     save_mlp(folder / "net.safetensors")
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(folder / "wide")).code == 0
     arguments = ["--noise", "0.1", "--noise-mode", "preserving", "-o", str(folder / "noisy")]
@@ -161,8 +163,22 @@ def test_documents(line, name, place, saved, monkeypatch):
 def test_a_sweep_is_a_document_and_so_is_its_file(place, saved, monkeypatch):
     monkeypatch.chdir(place)
     command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
-    result = run("sweep", str(saved("Llama-tied")), "--command", command, "-f", "2", "--lr", "1e-3,1e-2",
-                 "--noise", "0", "-o", "swept", "--no-picture", "--json")  # fmt: skip
+    result = run(
+        "sweep",
+        str(saved("Llama-tied")),
+        "--command",
+        command,
+        "-f",
+        "2",
+        "--lr",
+        "1e-3,1e-2",
+        "--noise",
+        "0",
+        "-o",
+        "swept",
+        "--no-picture",
+        "--json",
+    )
     assert result.code == 0, result.err
     assert check(result.out, "sweep") == check((place / "swept" / "sweep.json").read_text(), "sweep")
     found = run("hparams", "wide", "--from-sweep", "swept/sweep.json", "--json")
@@ -214,8 +230,7 @@ def test_every_command_has_the_options_that_all_have(command):
 
 
 def test_every_option_and_argument_is_described():
-    lacking = [(name, parameter.name) for name, parameter in options_of()
-               if not getattr(parameter, "help", None)]  # fmt: skip
+    lacking = [(name, parameter.name) for name, parameter in options_of() if not getattr(parameter, "help", None)]
     assert lacking == []
 
 

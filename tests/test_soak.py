@@ -98,8 +98,13 @@ def settings(day, source):
             factor, axes = None, {moments.choice(names): moments.choice((2, 3, 5))}
         elif moments.random() < 0.3:
             axes = {moments.choice(names): moments.choice((1, 2, 3))}
-        chosen = {"factor": factor, "axes": axes, "method": method, "perturbation": noise,
-                  "max_shard_size": moments.choice(SHARDS)}  # fmt: skip
+        chosen = {
+            "factor": factor,
+            "axes": axes,
+            "method": method,
+            "perturbation": noise,
+            "max_shard_size": moments.choice(SHARDS),
+        }
         try:
             plan = plan_widening(source, **chosen)
         except PlanError:  # axes that are linked, or that the method cannot make
@@ -161,8 +166,9 @@ def cycle(day, source):
         widen(source, work / "expected", **chosen, verify=False)
         {"interrupted": interrupt, "killed": kill}[kind](day, source, target, chosen, with_verify)
     if not target.exists():
-        widened = widen(source, target, **chosen, verify=with_verify, resume=kind != "undisturbed",
-                        processes=several(day))  # fmt: skip
+        widened = widen(
+            source, target, **chosen, verify=with_verify, resume=kind != "undisturbed", processes=several(day)
+        )
         assert not with_verify or widened.verification is None or widened.verification.agrees, widened
         day.done["verified"] += with_verify
     if kind != "undisturbed":
@@ -203,9 +209,12 @@ def kill(day, source, target, chosen, with_verify):
     words = [str(source), "-o", str(target), *options(chosen), *([] if with_verify else ["--no-verify"])]
     words += ["--processes", str(several(day))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mupscale_cli", "widen", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )  # fmt: skip
+        [sys.executable, "-m", "mupscale_cli", "widen", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
     for line in process.stderr:
         if line.startswith("verifying" if with_verify else "widening"):
             break

@@ -63,8 +63,21 @@ def trainer(tmp_path_factory):
     file.write_text(TRAINER)
 
     def command(**options):
-        words = [sys.executable, str(file), "--init", "{checkpoint}", "--lr={lr}", "--noise", "{noise}", "--factor",
-                 "{factor}", "--seed", "{seed}", "--out", "{output}"]  # fmt: skip
+        words = [
+            sys.executable,
+            str(file),
+            "--init",
+            "{checkpoint}",
+            "--lr={lr}",
+            "--noise",
+            "{noise}",
+            "--factor",
+            "{factor}",
+            "--seed",
+            "{seed}",
+            "--out",
+            "{output}",
+        ]
         return shlex.join([*words, *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
 
     return command
@@ -164,8 +177,24 @@ def swept(tokens, tmp_path_factory):
     """A sweep from a checkpoint with an optimizer's state, and what it printed."""
     folder = tmp_path_factory.mktemp("swept")
     narrow = save_training(folder / "narrow", "Llama-tied", "adamw")
-    arguments = (narrow, "--data", tokens, "--lr", "1e-3,3e-3", "--noise", "0,0.1", "--factor", "2,3", "--target", "8",
-                 "--weight-decay", "0.1", "--seeds", "2", *SHORT)  # fmt: skip
+    arguments = (
+        narrow,
+        "--data",
+        tokens,
+        "--lr",
+        "1e-3,3e-3",
+        "--noise",
+        "0,0.1",
+        "--factor",
+        "2,3",
+        "--target",
+        "8",
+        "--weight-decay",
+        "0.1",
+        "--seeds",
+        "2",
+        *SHORT,
+    )
     return narrow, arguments, sweep(*arguments)
 
 
@@ -204,8 +233,9 @@ def test_against_the_narrow_run(tokens, tmp_path):
     data = split(read_tokens(tokens, narrow, VOCAB), 8, tokens)
     training = Training(4, 2, 8, 0.1, clip=0.5, schedule="cosine", warmup=2)
     said = []
-    losses = [train(path, training, data, 1e-3, 0, lambda step, loss: said.append((step, loss)))
-              for path in (narrow, wide)]  # fmt: skip
+    losses = [
+        train(path, training, data, 1e-3, 0, lambda step, loss: said.append((step, loss))) for path in (narrow, wide)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert [loss for _, loss in said[:4]] == pytest.approx([loss for _, loss in said[4:]], rel=1e-5)
     other = train(wide, training, data, 1e-2, 0, lambda *_: None)
@@ -213,8 +243,21 @@ def test_against_the_narrow_run(tokens, tmp_path):
 
 
 def test_a_diverged_trial_is_a_result(tokens, tmp_path, saved):
-    result = sweep(saved("Llama-untied"), "--data", tokens, "--lr", "1e-3,1e18", "--noise", "0", "--factor", "2", "-o",
-                   tmp_path / "s", "--no-picture", *SHORT)  # fmt: skip
+    result = sweep(
+        saved("Llama-untied"),
+        "--data",
+        tokens,
+        "--lr",
+        "1e-3,1e18",
+        "--noise",
+        "0",
+        "--factor",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+        *SHORT,
+    )
     assert "diverged" in result.out
     assert "recommended for x2 and any other width: lr 0.001, noise 0" in result.out
     assert {t["diverged"] for t in json.loads((tmp_path / "s" / "sweep.json").read_text())["trials"]} == {True, False}
@@ -278,8 +321,20 @@ def lines(log):
 def test_a_killed_sweep_goes_on(trainer, tmp_path, saved, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "log"
-    arguments = (saved("Llama-untied"), "--command", trainer(log="log", sleep=0.1), "--lr", "1e-3", "--lr-steps", "3",
-                 "--noise", "0.1,0.2", "--factor", "2", "--no-picture")  # fmt: skip
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log="log", sleep=0.1),
+        "--lr",
+        "1e-3",
+        "--lr-steps",
+        "3",
+        "--noise",
+        "0.1,0.2",
+        "--factor",
+        "2",
+        "--no-picture",
+    )
     first = start(*arguments, "-o", tmp_path / "s")
     until(lambda: len(lines(log)) >= 3)
     os.killpg(first.pid, signal.SIGKILL)
@@ -298,8 +353,21 @@ def test_a_killed_sweep_goes_on(trainer, tmp_path, saved, monkeypatch):
 
 def test_processes_side_by_side_do_each_trial_once(trainer, tmp_path, saved):
     log = tmp_path / "log"
-    arguments = (saved("Llama-untied"), "--command", trainer(log=log, sleep=0.1), "--lr-steps", "5", "--noise",
-                 "0,0.1", "--factor", "2", "-o", tmp_path / "s", "--json", "--no-picture")  # fmt: skip
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log=log, sleep=0.1),
+        "--lr-steps",
+        "5",
+        "--noise",
+        "0,0.1",
+        "--factor",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--json",
+        "--no-picture",
+    )
     other = start(*arguments)
     ours = json.loads(sweep(*arguments, "--jobs", "2").out)
     out, err = other.communicate(timeout=90)
@@ -311,8 +379,18 @@ def test_processes_side_by_side_do_each_trial_once(trainer, tmp_path, saved):
 
 def test_a_grid_can_grow(trainer, tmp_path, saved):
     log = tmp_path / "log"
-    arguments = (saved("Llama-untied"), "--command", trainer(log=log), "--noise", "0.1", "--factor", "2", "-o",
-                 tmp_path / "s", "--no-picture")  # fmt: skip
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log=log),
+        "--noise",
+        "0.1",
+        "--factor",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+    )
     assert "is the largest of the grid" in sweep(*arguments, "--lr", "2e-4,5e-4").out
     assert "recommended for x2 and any other width: lr 0.001," in sweep(*arguments, "--lr", "5e-4,1e-3,2e-3").out
     assert len(lines(log)) == 4
@@ -327,8 +405,21 @@ def test_a_grid_can_grow(trainer, tmp_path, saved):
 
 def test_own_trainer(trainer, tmp_path, saved):
     command = trainer(limit=1.9e-3)
-    result = sweep(saved("Llama-untied"), "--command", command, "--noise", "0,0.1", "--factor", "2", "--factor", "4",
-                   "--seeds", "2", "-o", tmp_path / "s")  # fmt: skip
+    result = sweep(
+        saved("Llama-untied"),
+        "--command",
+        command,
+        "--noise",
+        "0,0.1",
+        "--factor",
+        "2",
+        "--factor",
+        "4",
+        "--seeds",
+        "2",
+        "-o",
+        tmp_path / "s",
+    )
     assert "recommended for x4 and any other width: lr 0.001, noise 0.1" in result.out
     assert "loss of the command" in result.out
     document = json.loads((tmp_path / "s" / "sweep.json").read_text())
@@ -364,8 +455,9 @@ def test_own_trainer_that_fails(program, says, tmp_path, saved):
 
 def test_an_error_of_a_side_by_side_trial_is_told_once(tmp_path, saved):
     command = shlex.join([sys.executable, "-c", "raise SystemExit(3)", "{checkpoint}", "{lr}"])
-    result = run("sweep", str(saved("Llama-untied")), "--command", command, "-f", "2", "-j", "2", "-o",
-                 str(tmp_path / "s"))  # fmt: skip
+    result = run(
+        "sweep", str(saved("Llama-untied")), "--command", command, "-f", "2", "-j", "2", "-o", str(tmp_path / "s")
+    )
     assert result.code == 2
     assert result.err.count("error:") == 1
     assert "ended with 3" in result.err
@@ -473,13 +565,31 @@ def test_a_journal_that_is_none(tmp_path, saved):
     assert "cannot read" in result.err
 
 
-@pytest.mark.parametrize(("module", "says"), [("optuna", "pip install 'mupscale[sweep]'"),
-                                              ("matplotlib", "pip install 'mupscale[sweep]'"),
-                                              ("transformers", "pip install 'mupscale[sweep]'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("optuna", "pip install 'mupscale[sweep]'"),
+        ("matplotlib", "pip install 'mupscale[sweep]'"),
+        ("transformers", "pip install 'mupscale[sweep]'"),
+    ],
+)
 def test_what_is_not_installed_is_named(module, says, tokens, tmp_path, saved, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    result = run("sweep", str(saved("Llama-untied")), "--data", str(tokens), "--lr-steps", "1", "--noise", "0", "-f",
-                 "2", "-o", str(tmp_path / "s"), *SHORT)  # fmt: skip
+    result = run(
+        "sweep",
+        str(saved("Llama-untied")),
+        "--data",
+        str(tokens),
+        "--lr-steps",
+        "1",
+        "--noise",
+        "0",
+        "-f",
+        "2",
+        "-o",
+        str(tmp_path / "s"),
+        *SHORT,
+    )
     assert result.code == 2
     assert re.search(f"{module}, which is not installed", result.err, re.IGNORECASE)
     assert says in result.err
@@ -645,8 +755,25 @@ def test_a_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
 def test_a_sweep_with_a_proxy_and_its_hyperparameters(tokens, tmp_path, saved):
     """The rates of the large model are those of the proxy divided by both widenings."""
     narrow = saved("Llama-untied")
-    result = sweep(narrow, "--data", tokens, "--proxy", "2", "--proxy-steps", "2", "--lr", "1e-3,2e-3", "--noise",
-                   "0.1", "-f", "2", "-o", tmp_path / "s", "--no-picture", *SHORT)  # fmt: skip
+    result = sweep(
+        narrow,
+        "--data",
+        tokens,
+        "--proxy",
+        "2",
+        "--proxy-steps",
+        "2",
+        "--lr",
+        "1e-3,2e-3",
+        "--noise",
+        "0.1",
+        "-f",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+        *SHORT,
+    )
     assert "making the proxy, 2 steps" in result.err
     assert (tmp_path / "s" / "proxy" / "optimizer.pt").is_file()
     assert open_checkpoint(tmp_path / "s" / "proxy").config["hidden_size"] == 24

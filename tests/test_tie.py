@@ -96,8 +96,9 @@ def test_a_checkpoint_that_has_only_the_readout_of_the_two_names(saved, tmp_path
     text = (source / "config.json").read_text()
     assert '"tie_word_embeddings": true' in text
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text('extends: llama\nmatch: {model_type: [llama]}\n'
-                      'tensors: {"{prefix}embed_tokens.weight?": "., embed"}\n')  # fmt: skip
+    recipe.write_text(
+        'extends: llama\nmatch: {model_type: [llama]}\ntensors: {"{prefix}embed_tokens.weight?": "., embed"}\n'
+    )
     widen(source, tmp_path / "wide", 2, recipe=recipe, verify=False)
     state = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)
     names = [name for group in state["param_groups"] for name in group["param_names"]]
@@ -133,13 +134,16 @@ def test_the_only_way_is_taken_without_being_asked(tmp_path):
     assert "lm_head.weight" in load_file(tmp_path / "wide" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("tie", "says"), [
-    ("{when: true}", "needs both"),
-    ("{when: true, ways: [glue]}", "there is no way `glue`"),
-    ("{when: true, ways: [untie]}", "`shares` must name"),
-    ('{when: true, ways: [fold], shares: {"a.*": b}}', "the name of one tensor"),
-    ("{when: true, ways: [fold], how: x}", "unknown key `how`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tie", "says"),
+    [
+        ("{when: true}", "needs both"),
+        ("{when: true, ways: [glue]}", "there is no way `glue`"),
+        ("{when: true, ways: [untie]}", "`shares` must name"),
+        ('{when: true, ways: [fold], shares: {"a.*": b}}', "the name of one tensor"),
+        ("{when: true, ways: [fold], how: x}", "unknown key `how`"),
+    ],
+)
 def test_mistakes_in_recipes(tie, says, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text(f"axes: {{x: n}}\ntie: {tie}\ntensors: {{w: x}}\n")

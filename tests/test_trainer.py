@@ -33,8 +33,13 @@ class WideTrainer(Trainer):
 
     def create_optimizer(self, model=None):  # noqa: ARG002 (the Trainer's signature)
         if self.optimizer is None:
-            groups = param_groups(self.model, self.checkpoint, lr=self.args.learning_rate,
-                                  weight_decay=self.args.weight_decay, eps=self.args.adam_epsilon)  # fmt: skip
+            groups = param_groups(
+                self.model,
+                self.checkpoint,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                eps=self.args.adam_epsilon,
+            )
             self.optimizer = torch.optim.AdamW(groups)
         return self.optimizer
 
@@ -44,11 +49,21 @@ class WideTrainer(Trainer):
 
 def arguments(folder, steps):
     return TrainingArguments(
-        folder, max_steps=steps, save_steps=4, logging_steps=1, learning_rate=LR, weight_decay=DECAY,
+        folder,
+        max_steps=steps,
+        save_steps=4,
+        logging_steps=1,
+        learning_rate=LR,
+        weight_decay=DECAY,
         max_grad_norm=CLIP,
-        lr_scheduler_type="cosine", warmup_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[],
-        disable_tqdm=True, seed=0,
-    )  # fmt: skip
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+    )
 
 
 def losses(trainer):

@@ -14,20 +14,49 @@ from training import OPTIMIZERS, make, save_training
 
 STEPS = 20
 # Phi-3 keeps queries beside keys and values, which have other multiplicities once g is widened: eps is then not exact.
-AXES = {"Phi3": {"embed": 2, "kv": 3, "ffn": 4}, "Qwen3": {"embed": 2, "kv": 3, "g": 2, "ffn": 4},
-        "GPT2": {"h": 3, "embed": 3, "ffn": 2}}  # fmt: skip
+AXES = {
+    "Phi3": {"embed": 2, "kv": 3, "ffn": 4},
+    "Qwen3": {"embed": 2, "kv": 3, "g": 2, "ffn": 4},
+    "GPT2": {"h": 3, "embed": 3, "ffn": 2},
+}
 # The parts of these fused projections have other coefficients or multiplicities, whatever is widened.
 FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi")
 HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision")
 TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS))]
 # One for each shape: dense, offset gains, mixtures of experts kept in four ways, latent attention, encoders, encoder-
 # decoders, convolutions with BatchNorm and without, state spaces and hybrids, images with text.
-SHAPES = ["Llama-tied", "Qwen3-tied", "Phi3-untied", "GPT2-tied", "Gemma3-tied", "Nemotron-untied",
-          "Cohere-tied", "Mixtral-tied", "Qwen2Moe-untied", "GptOss-tied", "GraniteMoeShared-tied",
-          "DeepseekV3-untied", "GPTNeoX-tied", "OPT-projected", "StableLm-parallel", "Bert-tied",
-          "Electra-tied", "ModernBert-tied", "T5-gated", "Bart-tied", "Whisper-tied", "ViT-classifier",
-          "Dinov2-gated", "Swin-classifier", "ResNet-basic", "ResNet-bottleneck",
-          "Mamba-tied", "Lfm2-tied", "CLIP-both", "Llava-clip"]  # fmt: skip
+SHAPES = [
+    "Llama-tied",
+    "Qwen3-tied",
+    "Phi3-untied",
+    "GPT2-tied",
+    "Gemma3-tied",
+    "Nemotron-untied",
+    "Cohere-tied",
+    "Mixtral-tied",
+    "Qwen2Moe-untied",
+    "GptOss-tied",
+    "GraniteMoeShared-tied",
+    "DeepseekV3-untied",
+    "GPTNeoX-tied",
+    "OPT-projected",
+    "StableLm-parallel",
+    "Bert-tied",
+    "Electra-tied",
+    "ModernBert-tied",
+    "T5-gated",
+    "Bart-tied",
+    "Whisper-tied",
+    "ViT-classifier",
+    "Dinov2-gated",
+    "Swin-classifier",
+    "ResNet-basic",
+    "ResNet-bottleneck",
+    "Mamba-tied",
+    "Lfm2-tied",
+    "CLIP-both",
+    "Llava-clip",
+]
 SLOW_SHAPES = [
     "Mamba2-untied",
     "FalconH1-tied",

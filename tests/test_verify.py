@@ -63,33 +63,70 @@ def verified(source, wide, options=EXACT):
 # recipe says of it; None where all of them are and only the logits differ.
 LAYERS = "{prefix}layers.*."
 WRONG_RULES = [
-    ("Qwen2-untied", "llama", {LAYERS + "self_attn.q_proj.weight": "(kv g d), embed"}, None,
-     "model.layers.0.self_attn.q_proj"),
-    ("Llama-untied", "llama", {LAYERS + "self_attn.o_proj.weight": "embed, (kv g d)"}, None,
-     "model.layers.0.self_attn.o_proj"),
-    ("Mistral-tied", "llama", {LAYERS + "mlp.{gate,up}_proj.weight": "ffn, embed"}, None,
-     "model.layers.0.mlp.gate_proj"),
+    (
+        "Qwen2-untied",
+        "llama",
+        {LAYERS + "self_attn.q_proj.weight": "(kv g d), embed"},
+        None,
+        "model.layers.0.self_attn.q_proj",
+    ),
+    (
+        "Llama-untied",
+        "llama",
+        {LAYERS + "self_attn.o_proj.weight": "embed, (kv g d)"},
+        None,
+        "model.layers.0.self_attn.o_proj",
+    ),
+    (
+        "Mistral-tied",
+        "llama",
+        {LAYERS + "mlp.{gate,up}_proj.weight": "ffn, embed"},
+        None,
+        "model.layers.0.mlp.gate_proj",
+    ),
     ("SmolLM3-untied", "llama", {"lm_head.weight?": "., embed"}, None, "lm_head"),
     # Nothing divides the logits of the tied readout.
     ("Llama-tied", "llama", {"{prefix}norm.weight": "embed"}, None, None),
     # The queries are what this rule says, but meet the keys of other heads.
-    ("Qwen3-untied", "qwen3", {LAYERS + "self_attn.q_proj.weight": "(g kv d), /embed"}, ("kv",),
-     "model.layers.0.self_attn.o_proj"),
+    (
+        "Qwen3-untied",
+        "qwen3",
+        {LAYERS + "self_attn.q_proj.weight": "(g kv d), /embed"},
+        ("kv",),
+        "model.layers.0.self_attn.o_proj",
+    ),
     ("Qwen3-tied", "qwen3", {LAYERS + "mlp.down_proj.weight": "embed, ffn"}, None, "model.layers.0.mlp.down_proj"),
-    ("Olmo2-untied", "olmo2", {LAYERS + "self_attn.q_norm.weight": "(g kv d)"}, ("kv",),
-     "model.layers.0.self_attn.q_norm"),
+    (
+        "Olmo2-untied",
+        "olmo2",
+        {LAYERS + "self_attn.q_norm.weight": "(g kv d)"},
+        ("kv",),
+        "model.layers.0.self_attn.q_norm",
+    ),
     ("Gemma-untied", "gemma", {"{prefix}embed_tokens.weight": "., embed"}, None, "model.embed_tokens"),
     ("Gemma2-tied", "gemma", {"{prefix}norm.weight": "embed | embed^-0.5"}, None, "model.norm"),
     ("Gemma3-tied", "gemma", {"{prefix}norm.weight": "embed"}, None, None),
     ("GPT2-tied", "gpt2", {"{prefix}h.*.mlp.c_fc.weight": "embed, ffn"}, None, "transformer.h.0.mlp.c_fc"),
     # The queries are what these rules say, but attention divides by the root of the new head_dim.
-    ("GPT2-untied", "gpt2", {"{prefix}h.*.attn.c_attn.weight": "/embed, [h d + h d + h d]",
-                             "{prefix}h.*.attn.c_attn.bias": "[h d + h d + h d]"}, ("embed", "d"),
-     "transformer.h.0.attn.c_proj"),
-    ("ResNet-basic", "resnet", {"{prefix}encoder.stages.*.layers.*.layer.*.convolution.weight": "c, c, ., ."}, None,
-     "resnet.encoder.stages.0.layers.0.layer.0.convolution"),
+    (
+        "GPT2-untied",
+        "gpt2",
+        {
+            "{prefix}h.*.attn.c_attn.weight": "/embed, [h d + h d + h d]",
+            "{prefix}h.*.attn.c_attn.bias": "[h d + h d + h d]",
+        },
+        ("embed", "d"),
+        "transformer.h.0.attn.c_proj",
+    ),
+    (
+        "ResNet-basic",
+        "resnet",
+        {"{prefix}encoder.stages.*.layers.*.layer.*.convolution.weight": "c, c, ., ."},
+        None,
+        "resnet.encoder.stages.0.layers.0.layer.0.convolution",
+    ),
     ("ResNet-bottleneck", "resnet", {"classifier.1.weight?": "., c"}, None, "classifier.1"),
-]  # fmt: skip
+]
 
 
 def wrong_recipe(tmp_path, recipe, rules):
@@ -161,10 +198,18 @@ def flip_last_bits(tensor):
 
 
 OF_A_LAYER = [
-    "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.k_proj.bias",
-    "self_attn.v_proj.weight", "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight",
-    "mlp.up_proj.weight", "mlp.down_proj.weight", "mlp.down_proj.bias",
-]  # fmt: skip
+    "input_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.k_proj.bias",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+    "mlp.down_proj.bias",
+]
 ALL_TENSORS = [
     "model.embed_tokens.weight",
     *(f"model.layers.1.{name}" for name in OF_A_LAYER),

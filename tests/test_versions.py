@@ -31,8 +31,15 @@ def first_format(saved, tmp_path, monkeypatch):
 
 def test_every_command_reads_a_record_of_format_1(first_format, hub):
     (first_format / "job.yaml").write_text("steps:\n  - {widen: narrow, factor: 2, output: wide}\n")
-    for line in ("inspect wide", "hparams wide --lr 1e-3", "verify wide --dtype float32", "verify wide --weights",
-                 "push wide me/wide --dry-run", "recipes show llama wide", "run job.yaml"):  # fmt: skip
+    for line in (
+        "inspect wide",
+        "hparams wide --lr 1e-3",
+        "verify wide --dtype float32",
+        "verify wide --weights",
+        "push wide me/wide --dry-run",
+        "recipes show llama wide",
+        "run job.yaml",
+    ):
         result = run(*line.split())
         assert result.code == 0, (line, result.err)
     assert "skipped" in result.out

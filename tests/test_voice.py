@@ -109,8 +109,10 @@ def test_a_mistake_of_our_own_is_not_taken_for_models_that_differ(monkeypatch, w
     assert (document["exit_code"], document["error"]) == (70, "ZeroDivisionError")
 
 
-@pytest.mark.parametrize(("error", "message"), [(OSError(28, "No space left", "x.bin"), "`x.bin`: No space left"),
-                                                (MemoryError(), "not enough memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(OSError(28, "No space left", "x.bin"), "`x.bin`: No space left"), (MemoryError(), "not enough memory")],
+)
 def test_what_the_system_refuses_is_no_mistake_of_ours(error, message, monkeypatch, wide):
     def refused(*_, **__):
         raise error
@@ -140,9 +142,13 @@ def terminal(*arguments, **environ):
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "TERM", "CI")}
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "mupscale_cli", *arguments], stdin=slave, stdout=slave, stderr=slave, close_fds=True,
+        [sys.executable, "-m", "mupscale_cli", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        close_fds=True,
         env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", **environ},
-    )  # fmt: skip
+    )
     os.close(slave)
     shown = b""
     try:
@@ -176,9 +182,12 @@ def test_columns_is_the_width_of_a_pipe_that_sets_it(monkeypatch):
 def test_a_pipe_that_closes_early_is_no_error():
     command = f"{sys.executable} -m mupscale_cli recipes list --json | head -c 10; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
-        ["/bin/bash", "-c", command], capture_output=True, text=True, check=False,
+        ["/bin/bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert result.stderr == ""
     assert result.returncode in (0, 141)
 

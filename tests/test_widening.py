@@ -76,15 +76,23 @@ def test_weights_are_repeated_and_divided_by_what_is_summed(saved, tmp_path):
         f"{layer}mlp.down_proj.weight": repeated(before[f"{layer}mlp.down_proj.weight"], 2, 4) / 4,
         # Rows are 2 kv heads of 8: whole heads are repeated, not rows.
         f"{layer}self_attn.v_proj.weight": (
-            before[f"{layer}self_attn.v_proj.weight"].view(2, 8, 48).repeat_interleave(2, 0).reshape(32, 48)
-            .repeat_interleave(2, 1) / 2
+            before[f"{layer}self_attn.v_proj.weight"]
+            .view(2, 8, 48)
+            .repeat_interleave(2, 0)
+            .reshape(32, 48)
+            .repeat_interleave(2, 1)
+            / 2
         ),
         # Columns are 2 kv heads of 2 queries of 8: a copied kv head brings its queries along.
         f"{layer}self_attn.o_proj.weight": (
-            before[f"{layer}self_attn.o_proj.weight"].view(48, 2, 16).repeat_interleave(2, 1).reshape(48, 64)
-            .repeat_interleave(2, 0) / 2
+            before[f"{layer}self_attn.o_proj.weight"]
+            .view(48, 2, 16)
+            .repeat_interleave(2, 1)
+            .reshape(48, 64)
+            .repeat_interleave(2, 0)
+            / 2
         ),
-    }  # fmt: skip
+    }
     for name, tensor in expected.items():
         assert torch.equal(after[name], tensor), name
 
@@ -228,8 +236,11 @@ def test_one_file_in_is_one_file_out_with_its_config_beside(saved, tmp_path):
     assert widened.output == tmp_path / "tiny-x2.safetensors"
     assert widened.verification.agrees  # transformers wants a directory; the file stands in for one
     assert listing(tmp_path) == [
-        "tiny-x2.config.json", "tiny-x2.safetensors", "tiny.config.json", "tiny.safetensors",
-    ]  # fmt: skip
+        "tiny-x2.config.json",
+        "tiny-x2.safetensors",
+        "tiny.config.json",
+        "tiny.safetensors",
+    ]
     assert json.loads((tmp_path / "tiny-x2.config.json").read_text())["hidden_size"] == 96
     record = json.loads(metadata_of(widened.output)["mupscale"])
     assert record == widened.record
@@ -287,14 +298,25 @@ def test_the_output_of_the_current_folder_is_named_after_it(saved, tmp_path, mon
 # What goes along ------------------------------------------------------------------------------
 
 CARRIED = {
-    "tokenizer.json": '{"model": {"type": "BPE"}}', "tokenizer_config.json": "{}", "generation_config.json": "{}",
-    "special_tokens_map.json": "{}", "tokenizer.model": "\x00sentencepiece", "vocab.txt": "a\nb\n",
-    "merges.txt": "a b\n", "chat_template.jinja": "{{ messages }}", "modeling_own.py": "x = 1\n", "LICENSE": "words",
-}  # fmt: skip
+    "tokenizer.json": '{"model": {"type": "BPE"}}',
+    "tokenizer_config.json": "{}",
+    "generation_config.json": "{}",
+    "special_tokens_map.json": "{}",
+    "tokenizer.model": "\x00sentencepiece",
+    "vocab.txt": "a\nb\n",
+    "merges.txt": "a b\n",
+    "chat_template.jinja": "{{ messages }}",
+    "modeling_own.py": "x = 1\n",
+    "LICENSE": "words",
+}
 LEFT = {
-    "README.md": "The card of the narrow model", "trainer_state.json": "{}", "training_args.bin": "pickle",
-    "pytorch_model.bin.index.json": "{}", ".gitattributes": "*", "eval_results.json": "{}",
-}  # fmt: skip
+    "README.md": "The card of the narrow model",
+    "trainer_state.json": "{}",
+    "training_args.bin": "pickle",
+    "pytorch_model.bin.index.json": "{}",
+    ".gitattributes": "*",
+    "eval_results.json": "{}",
+}
 
 
 def test_everything_that_loading_needs_goes_along_and_the_rest_is_told(saved, tmp_path):
@@ -358,8 +380,12 @@ def test_the_record_says_what_was_done(saved, tmp_path):
     assert record == widened.record
     assert record["source"]["path"] == "../narrow"
     assert {name: axis["factor"] for name, axis in record["axes"].items()} == {
-        "embed": 2, "kv": 2, "g": 1, "d": 1, "ffn": 3,
-    }  # fmt: skip
+        "embed": 2,
+        "kv": 2,
+        "g": 1,
+        "d": 1,
+        "ffn": 3,
+    }
     assert record["recipe"]["name"] == "llama"
     files = {
         name: {"bytes": (source / name).stat().st_size, **hashed}

@@ -90,7 +90,10 @@ def save_state(directory: Path, kind: str) -> Path:
         state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
         dcp.save(state, checkpoint_id=directory / "optimizer", no_dist=True)
     else:
-        flat = {f"state.{name}.{key}": value.clone() for name, parameter in model.named_parameters()
-                for key, value in optimizer.state[parameter].items()}  # fmt: skip
+        flat = {
+            f"state.{name}.{key}": value.clone()
+            for name, parameter in model.named_parameters()
+            for key, value in optimizer.state[parameter].items()
+        }
         save_file(flat, directory / "optimizer.safetensors")
     return directory

@@ -332,8 +332,12 @@ def _is_flat(value: Any) -> bool:
     """Whether it is nested so little that what goes through it by recursion comes back."""
     level = [value]
     for _ in range(_MAX_JSON_DEPTH):
-        level = [inner for outer in level if isinstance(outer, (dict, list))
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]  # fmt: skip
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
         if not level:
             return True
     return False

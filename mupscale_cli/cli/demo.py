@@ -101,8 +101,12 @@ def _train(console: Console, directory: Path) -> dict[str, Any]:
         f"nats a byte in {training.STEPS} steps, {time.monotonic() - started:.0f} s; saved in {directory}",
         markup=False,
     )
-    return {"parameters": found.num_parameters, "steps": training.STEPS, "first_loss": found.first_loss,
-            "last_loss": found.last_loss}  # fmt: skip
+    return {
+        "parameters": found.num_parameters,
+        "steps": training.STEPS,
+        "first_loss": found.first_loss,
+        "last_loss": found.last_loss,
+    }
 
 
 def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]:
@@ -111,8 +115,10 @@ def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]
 
     console = shell.console
     apart = wide.with_name(f"{wide.name}-noisy")
-    shell.run(f"mupscale widen {shlex.quote(str(narrow))} --factor 4 --noise {_NOISE} --no-verify "
-              f"-o {shlex.quote(str(apart))}")  # fmt: skip
+    shell.run(
+        f"mupscale widen {shlex.quote(str(narrow))} --factor 4 --noise {_NOISE} --no-verify "
+        f"-o {shlex.quote(str(apart))}"
+    )
     console.print()
     with console.status("training all three"):
         before = continue_training(narrow, widened=False)
@@ -122,8 +128,13 @@ def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]
     result = output.table("step", *columns, right=("step", *columns))
     for step in sorted({0, 1, CONTINUED // 4, CONTINUED // 2, CONTINUED - 1}):
         losses = before[step], after[step], noisy[step]
-        result.add_row(str(step + 1), f"{losses[0]:.6f}", f"{losses[1]:.6f}", f"{abs(losses[0] - losses[1]):.0e}",
-                       f"{losses[2]:.6f}")  # fmt: skip
+        result.add_row(
+            str(step + 1),
+            f"{losses[0]:.6f}",
+            f"{losses[1]:.6f}",
+            f"{abs(losses[0] - losses[1]):.0e}",
+            f"{losses[2]:.6f}",
+        )
     console.print(result)
     console.print(
         "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is "

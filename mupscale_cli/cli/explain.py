@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 TensorName = Annotated[
     str | None,
     typer.Option(
-        "--tensor", "-t", metavar="NAME",
+        "--tensor",
+        "-t",
+        metavar="NAME",
         help="Explain one tensor in words: its dimensions, the formulas of its coefficient and multiplicity with their "
         "values, and what they mean for learning rate, eps and weight decay. The end of a name is enough: q_proj.",
         autocompletion=complete_tensor,
     ),
-]  # fmt: skip
+]
 _HEADINGS = {"lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 
 
@@ -122,8 +124,10 @@ def _print_part(console: Console, found: Explanation, part: Part) -> None:
         bare_c, bare_m = found.bare_factor(part)
         console.print(f"with `--factor K`: c = {bare_c}, m = {bare_m}", markup=False)
     elif (pieces := part.pieces.value(found.factors or {})) > 1:
-        console.print(f"the layer's sum meets {pieces:g} shares of an element; they are split so that they add up to "
-                      "it exactly", markup=False)  # fmt: skip
+        console.print(
+            f"the layer's sum meets {pieces:g} shares of an element; they are split so that they add up to it exactly",
+            markup=False,
+        )
     console.print(
         f"\na copy has {_said('1/(m c)', scales and 1 / (scales[0] * scales[1]))} of the element's gradient, so Adam's "
         f"exp_avg is multiplied by that, exp_avg_sq by {_said('1/(m c)^2', scales and (scales[0] * scales[1]) ** -2)}; "

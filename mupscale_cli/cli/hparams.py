@@ -75,19 +75,32 @@ def hparams(
 
 
 def _settings(
-    swept: Found | None, lr: float | None, optimizer: str | None, weight_decay: float | None, eps: float | None,
-    betas: str | None, decoupled: bool | None, decay: str,
-) -> Settings:  # fmt: skip
+    swept: Found | None,
+    lr: float | None,
+    optimizer: str | None,
+    weight_decay: float | None,
+    eps: float | None,
+    betas: str | None,
+    decoupled: bool | None,
+    decay: str,
+) -> Settings:
     """The narrow run's hyperparameters: what is given, else what the sweep found, else the defaults.
 
     Raises:
         PlanError: nothing says the learning rate.
     """
     if lr is None and swept is None:
-        raise PlanError("the learning rate of the narrow run is not given",
-                        hint="`--lr 3e-4`, or `--from-sweep sweep.json` with what `mupscale sweep` found")  # fmt: skip
-    given = {"lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "eps": eps,
-             "betas": None if betas is None else options.parse_betas(betas)}  # fmt: skip
+        raise PlanError(
+            "the learning rate of the narrow run is not given",
+            hint="`--lr 3e-4`, or `--from-sweep sweep.json` with what `mupscale sweep` found",
+        )
+    given = {
+        "lr": lr,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "betas": None if betas is None else options.parse_betas(betas),
+    }
     chosen: dict[str, Any] = {}
     for name, value in given.items():
         said = value if value is not None else getattr(swept, name, None)
@@ -97,8 +110,13 @@ def _settings(
 
 
 def _sweep_document(swept: Found) -> dict[str, Any]:
-    return {"lr": swept.lr, "noise": swept.noise, "noise_mode": swept.noise_mode, "noise_scale": swept.noise_scale,
-            "warnings": list(swept.warnings)}  # fmt: skip
+    return {
+        "lr": swept.lr,
+        "noise": swept.noise,
+        "noise_mode": swept.noise_mode,
+        "noise_scale": swept.noise_scale,
+        "warnings": list(swept.warnings),
+    }
 
 
 def _tell_sweep(swept: Found, settings: Settings, record: Mapping[str, Any]) -> None:
@@ -106,15 +124,17 @@ def _tell_sweep(swept: Found, settings: Settings, record: Mapping[str, Any]) -> 
     noise = record.get("perturbation") or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
     is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)
     options_text = f"--noise {swept.noise:g}" + (
-        "" if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
+        ""
+        if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
         else f" --noise-mode {swept.noise_mode} --noise-scale {swept.noise_scale}"
-    )  # fmt: skip
+    )
     other = "" if settings.lr == swept.lr else f", here it is {settings.lr:g}"
-    output.note(f"the sweep found lr {swept.lr:g}{other}"
-                 + ("" if is_same else f"; widen with `{options_text}`"))  # fmt: skip
+    output.note(f"the sweep found lr {swept.lr:g}{other}" + ("" if is_same else f"; widen with `{options_text}`"))
     if not is_same:
-        output.warn(f"this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
-                    f"{swept.noise_mode} noise {swept.noise:g}")  # fmt: skip
+        output.warn(
+            f"this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
+            f"{swept.noise_mode} noise {swept.noise:g}"
+        )
     for warning in swept.warnings:
         output.warn(warning)
 
@@ -130,9 +150,15 @@ def _print_table(found: Hyperparameters) -> None:
         names = dict.fromkeys(_short(name.removeprefix(prefix)) for name in group.tensors)
         decayed = (f"{group.weight_decay:.4g}",) if decay else ()
         result.add_row(
-            escape("\n".join(names)), str(len(group.tensors)), c, m, f"{group.lr:.4g}",
-            "" if group.eps is None else f"{group.eps:.3g}", *decayed, output.number_text(group.clip_weight),
-        )  # fmt: skip
+            escape("\n".join(names)),
+            str(len(group.tensors)),
+            c,
+            m,
+            f"{group.lr:.4g}",
+            "" if group.eps is None else f"{group.eps:.3g}",
+            *decayed,
+            output.number_text(group.clip_weight),
+        )
     console.print(result)
     console.print()
     for key, formula in found.formulas.items():

@@ -137,20 +137,47 @@ _COMPARING: Mapping[str, Read] = {"dtype": _text, "device": _text, "model": _mod
 # What a step may say beside its kind: the names of the command's options.
 OPTIONS: Mapping[str, Mapping[str, Read]] = {
     "widen": {
-        "output": _path, "factor": _factor, "axis": _axes, "recipe": _recipe, "tie": _text, "method": _text,
-        "noise": _number, "noise-mode": _text, "noise-scale": _text, "seed": _count, "shrink": _number, "snr": _number,
-        "optimizer": _state, "optimizer-policy": _text, "key": _text, "allow-pickle": _flag, "max-shard-size": _size,
-        "overwrite": _flag, "allow-nonfinite": _flag, "verify": _flag, **_COMPARING,
+        "output": _path,
+        "factor": _factor,
+        "axis": _axes,
+        "recipe": _recipe,
+        "tie": _text,
+        "method": _text,
+        "noise": _number,
+        "noise-mode": _text,
+        "noise-scale": _text,
+        "seed": _count,
+        "shrink": _number,
+        "snr": _number,
+        "optimizer": _state,
+        "optimizer-policy": _text,
+        "key": _text,
+        "allow-pickle": _flag,
+        "max-shard-size": _size,
+        "overwrite": _flag,
+        "allow-nonfinite": _flag,
+        "verify": _flag,
+        **_COMPARING,
     },
     "verify": {
-        "narrow": _text, "recipe": _recipe, "seed": _count, "steps": _count, "optimizer": _path,
-        "allow-pickle": _flag, "weights": _flag, **_COMPARING,
+        "narrow": _text,
+        "recipe": _recipe,
+        "seed": _count,
+        "steps": _count,
+        "optimizer": _path,
+        "allow-pickle": _flag,
+        "weights": _flag,
+        **_COMPARING,
     },
     "push": {
-        "to": _text, "private": _flag, "revision": _text, "create-pr": _flag, "commit-message": _text,
+        "to": _text,
+        "private": _flag,
+        "revision": _text,
+        "create-pr": _flag,
+        "commit-message": _text,
         "with-optimizer": _flag,
     },
-}  # fmt: skip
+}
 
 
 def _check_keys(entries: Entries, known: tuple[str, ...], what: str) -> None:
@@ -220,19 +247,36 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places
 
 def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep:
     method, perturbation = options.growth(
-        given.get("method", "mupscale"), given.get("shrink"), given.get("snr"), given.get("noise"),
-        given.get("noise-mode"), given.get("noise-scale"), given.get("seed", 0),
-    )  # fmt: skip
+        given.get("method", "mupscale"),
+        given.get("shrink"),
+        given.get("snr"),
+        given.get("noise"),
+        given.get("noise-mode"),
+        given.get("noise-scale"),
+        given.get("seed", 0),
+    )
     state = options.state_options(
-        given.get("optimizer", "auto"), given.get("optimizer-policy", "copy"), given.get("key"),
+        given.get("optimizer", "auto"),
+        given.get("optimizer-policy", "copy"),
+        given.get("key"),
         given.get("allow-pickle", False),
-    )  # fmt: skip
+    )
     return WidenStep(
-        checkpoint, given.get("output"), given.get("factor"), given.get("axis", {}), given.get("recipe"),
-        given.get("tie"), method, perturbation, given.get("max-shard-size", DEFAULT_SHARD_BYTES), state,
-        given.get("overwrite", False), given.get("allow-nonfinite", False),
-        _comparing(given) if given.get("verify", True) else None, folder,
-    )  # fmt: skip
+        checkpoint,
+        given.get("output"),
+        given.get("factor"),
+        given.get("axis", {}),
+        given.get("recipe"),
+        given.get("tie"),
+        method,
+        perturbation,
+        given.get("max-shard-size", DEFAULT_SHARD_BYTES),
+        state,
+        given.get("overwrite", False),
+        given.get("allow-nonfinite", False),
+        _comparing(given) if given.get("verify", True) else None,
+        folder,
+    )
 
 
 def _comparing(given: Mapping[str, Any], *, seed: int = 0, steps: int = 0) -> Comparing:
@@ -244,17 +288,24 @@ def _verify(wide: str, given: Mapping[str, Any], places: _Places) -> VerifyStep:
     if given.get("weights") and given.get("steps"):
         raise RunError("`weights` runs no model, `steps` trains two; give one of them")
     return VerifyStep(
-        wide, None if narrow is None else places.located(narrow),
-        _comparing(given, seed=given.get("seed", 0), steps=given.get("steps", 0)), given.get("recipe"),
-        given.get("optimizer"), given.get("allow-pickle", False), given.get("weights", False),
-    )  # fmt: skip
+        wide,
+        None if narrow is None else places.located(narrow),
+        _comparing(given, seed=given.get("seed", 0), steps=given.get("steps", 0)),
+        given.get("recipe"),
+        given.get("optimizer"),
+        given.get("allow-pickle", False),
+        given.get("weights", False),
+    )
 
 
 def _push(wide: str, given: Mapping[str, Any]) -> PushStep:
     if "to" not in given:
         raise MupscaleError("`push` does not say where to", hint="add `to: ORG/NAME`")
     chosen = PushOptions(
-        given.get("private", False), given.get("revision"), given.get("create-pr", False),
-        given.get("commit-message"), given.get("with-optimizer", False),
-    )  # fmt: skip
+        given.get("private", False),
+        given.get("revision"),
+        given.get("create-pr", False),
+        given.get("commit-message"),
+        given.get("with-optimizer", False),
+    )
     return PushStep(wide, given["to"], chosen)

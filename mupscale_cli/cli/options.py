@@ -250,12 +250,15 @@ def growth(
     """
     made = make_method(method, seed=seed, shrink=shrink, snr=snr)
     if snr is not None and (noise, mode, scale) != (None, None, None):
-        raise PlanError("`--snr` already says how large the noise is, and that it cancels; leave `--noise` and its "
-                        "options away")  # fmt: skip
+        raise PlanError(
+            "`--snr` already says how large the noise is, and that it cancels; leave `--noise` and its options away"
+        )
     if noise is None:
         if mode is not None or scale is not None:
-            raise PlanError("`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
-                            hint="give its size, for instance `--noise 0.1`")  # fmt: skip
+            raise PlanError(
+                "`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
+                hint="give its size, for instance `--noise 0.1`",
+            )
         return made, None
     usual = made.perturbation or Perturbation(noise)
     return made, Perturbation(noise, cast("Mode", mode or usual.mode), cast("Scale", scale or usual.scale), seed)

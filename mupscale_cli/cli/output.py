@@ -23,9 +23,26 @@ from mupscale_cli.ranks import launched
 from mupscale_cli.schemas import versioned
 from mupscale_cli.widening import Events
 
-__all__ = ["OpenTable", "Voice", "bytes_text", "count_text", "counted", "hang_up", "is_quiet", "note", "number_text",
-           "print_document", "print_error", "progress", "report", "speaking", "stderr", "stdout", "table",
-           "warn"]  # fmt: skip
+__all__ = [
+    "OpenTable",
+    "Voice",
+    "bytes_text",
+    "count_text",
+    "counted",
+    "hang_up",
+    "is_quiet",
+    "note",
+    "number_text",
+    "print_document",
+    "print_error",
+    "progress",
+    "report",
+    "speaking",
+    "stderr",
+    "stdout",
+    "table",
+    "warn",
+]
 
 _PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut
 

@@ -35,14 +35,19 @@ def plot_weights(
     narrow: Annotated[str | None, typer.Argument(metavar="[NARROW]", help="The source that WIDE records.")] = None,
     tensor: Annotated[
         str | None,
-        typer.Option("--tensor", "-t", metavar="NAME", help="Which one; the end of its name is enough. Not given: the "
-                     "first matrix of which both dimensions grow.", autocompletion=complete_tensor),
+        typer.Option(
+            "--tensor",
+            "-t",
+            metavar="NAME",
+            help="Which one; the end of its name is enough. Not given: the first matrix of which both dimensions grow.",
+            autocompletion=complete_tensor,
+        ),
     ] = None,
     size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
     out: Out = Path("weights.png"),
     overwrite: Overwrite = False,
     as_json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.pictures.weights import choose_tensor, draw_weights, read_blocks

@@ -111,8 +111,10 @@ class _Lines:
             self._told = now
             speed = self._done / (now - self._began)
             left = time_text(max(0, self._total - self._done) / speed)
-            self._print(f"{self._name}: {self._done / self._total:.0%}, {bytes_text(self._done)} of "
-                        f"{bytes_text(self._total)}, {bytes_text(speed)}/s, {left} left")  # fmt: skip
+            self._print(
+                f"{self._name}: {self._done / self._total:.0%}, {bytes_text(self._done)} of "
+                f"{bytes_text(self._total)}, {bytes_text(speed)}/s, {left} left"
+            )
 
     def note(self, text: str) -> None:
         self._print(text)

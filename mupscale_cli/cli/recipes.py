@@ -286,8 +286,13 @@ def infer_recipe(
     for axis, reason in found.fixed.items():
         output.note(f"not widened: {axis}: {reason}")
     output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")
-    document = {"target": target, "output": None if out is None else str(out), "recipe": found.text,
-                "fixed": dict(found.fixed), "worst": found.worst}  # fmt: skip
+    document = {
+        "target": target,
+        "output": None if out is None else str(out),
+        "recipe": found.text,
+        "fixed": dict(found.fixed),
+        "worst": found.worst,
+    }
     if out is not None:
         _write_recipe(out, found.text)
         own = f" --model {target}" if ":" in target else ""

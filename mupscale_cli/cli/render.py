@@ -189,7 +189,7 @@ def print_verification(console: Console, found: Verification) -> None:
             f"storing {counted(found.rounded_tensors, 'scaled tensor')} rounds, which moves the logits by "
             f"{found.rounding.max_rel:.1e}; above, the narrow model is rounded alike",
             markup=False,
-        )  # fmt: skip
+        )
     where = f"{found.dtype} on {found.device}, {found.inputs}"
     if found.training is not None:
         _print_training(console, found.training)

@@ -25,44 +25,80 @@ def sweep(
     checkpoint: options.Checkpoint,
     factor: Annotated[
         list[str] | None,
-        typer.Option("--factor", "-f", metavar="K", rich_help_panel=_GRID,
-                     help="A width to train at, over CHECKPOINT's (or the proxy's). Repeatable. [default: 2, 4]"),
+        typer.Option(
+            "--factor",
+            "-f",
+            metavar="K",
+            rich_help_panel=_GRID,
+            help="A width to train at, over CHECKPOINT's (or the proxy's). Repeatable. [default: 2, 4]",
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="K", rich_help_panel=_GRID,
-                                 help="The width that you want in the end; not trained. [default: largest --factor]"),
+        str | None,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=_GRID,
+            help="The width that you want in the end; not trained. [default: largest --factor]",
+        ),
     ] = None,
     lr: Annotated[
-        str, typer.Option(metavar="LR[,LR...]", rich_help_panel=_GRID,
-                          help="Learning rates of the narrow run; of a single one, powers of sqrt(2) around it."),
+        str,
+        typer.Option(
+            metavar="LR[,LR...]",
+            rich_help_panel=_GRID,
+            help="Learning rates of the narrow run; of a single one, powers of sqrt(2) around it.",
+        ),
     ] = "1e-3",
     lr_steps: Annotated[int, typer.Option(rich_help_panel=_GRID, help="How many powers, if --lr is a single one.")] = 5,
     noise: Annotated[
-        str, typer.Option(metavar="T[,T...]", rich_help_panel=_GRID,
-                          help="Sizes of the perturbation, relative to each tensor."),
+        str,
+        typer.Option(
+            metavar="T[,T...]", rich_help_panel=_GRID, help="Sizes of the perturbation, relative to each tensor."
+        ),
     ] = "0,0.05,0.1,0.2",
-    seeds: Annotated[int, typer.Option(metavar="N", rich_help_panel=_GRID,
-                                       help="Seeds of noise and batches; each point is tried with every one.")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=_GRID, help="Seeds of noise and batches; each point is tried with every one."
+        ),
+    ] = 1,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", rich_help_panel=_DATA,
-                     help="Token ids (.bin, .npy, .safetensors, .pt), text (.txt, .jsonl) for the checkpoint's "
-                     "tokenizer, or the folder of a Hugging Face dataset. The last tenth is held out."),
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=_DATA,
+            help="Token ids (.bin, .npy, .safetensors, .pt), text (.txt, .jsonl) for the checkpoint's "
+            "tokenizer, or the folder of a Hugging Face dataset. The last tenth is held out.",
+        ),
     ] = None,
-    data_type: Annotated[str, typer.Option(metavar="auto|uint16|uint32", rich_help_panel=_DATA,
-                                           help="Of the numbers in a .bin file. auto: uint16 where it fits.")] = "auto",
+    data_type: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|uint16|uint32",
+            rich_help_panel=_DATA,
+            help="Of the numbers in a .bin file. auto: uint16 where it fits.",
+        ),
+    ] = "auto",
     command: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", rich_help_panel=_DATA,
-                     help="Your own trainer instead of the built-in one, run without a shell, with {checkpoint}, {lr}, "
-                     "{noise}, {factor}, {seed}, {output} filled in. Its last line of JSON on stdout says the `loss`."),
+        typer.Option(
+            metavar="COMMAND",
+            rich_help_panel=_DATA,
+            help="Your own trainer instead of the built-in one, run without a shell, with {checkpoint}, {lr}, "
+            "{noise}, {factor}, {seed}, {output} filled in. Its last line of JSON on stdout says the `loss`.",
+        ),
     ] = None,
     proxy: Annotated[
-        str | None, typer.Option(metavar="R", rich_help_panel=_DATA,
-                                 help="Use a model that is R times narrower than CHECKPOINT, made and trained here."),
+        str | None,
+        typer.Option(
+            metavar="R",
+            rich_help_panel=_DATA,
+            help="Use a model that is R times narrower than CHECKPOINT, made and trained here.",
+        ),
     ] = None,
-    proxy_steps: Annotated[int | None, typer.Option(rich_help_panel=_DATA, help="Train the proxy for so long first. "
-                                                    "[default: --steps]")] = None,
+    proxy_steps: Annotated[
+        int | None, typer.Option(rich_help_panel=_DATA, help="Train the proxy for so long first. [default: --steps]")
+    ] = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
     tie: options.Tie = None,
@@ -78,20 +114,36 @@ def sweep(
     weight_decay: Annotated[float, typer.Option(rich_help_panel=_TRAINER, help="Decoupled, of matrices.")] = 0.0,
     betas: Annotated[str, typer.Option(metavar="B1,B2", rich_help_panel=_TRAINER, help="Of AdamW.")] = "0.9,0.95",
     eps: Annotated[float, typer.Option(rich_help_panel=_TRAINER, help="Of AdamW.")] = 1e-8,
-    clip: Annotated[float, typer.Option(rich_help_panel=_TRAINER,
-                                        help="Largest norm of the gradient, every unit counted once. 0: none.")] = 1.0,
-    schedule: Annotated[str, typer.Option(metavar="constant|cosine", rich_help_panel=_TRAINER,
-                                          help="Of the learning rate, after warm-up.")] = "constant",
+    clip: Annotated[
+        float,
+        typer.Option(rich_help_panel=_TRAINER, help="Largest norm of the gradient, every unit counted once. 0: none."),
+    ] = 1.0,
+    schedule: Annotated[
+        str,
+        typer.Option(metavar="constant|cosine", rich_help_panel=_TRAINER, help="Of the learning rate, after warm-up."),
+    ] = "constant",
     warmup: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Steps of linear warm-up.")] = 0,
-    device: Annotated[str, typer.Option(rich_help_panel=_TRAINER,
-                                        help="As torch names it. auto: the GPU if there is one.")] = "auto",
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Trials at a time. Several calls of the same "
-                                      "command share the work too.")] = 1,
-    out: Annotated[Path | None, typer.Option("--output", "-o", help="The sweep's directory; NAME-sweep beside the "
-                                             "checkpoint if not given. What is finished in it is kept.")] = None,
+    device: Annotated[
+        str, typer.Option(rich_help_panel=_TRAINER, help="As torch names it. auto: the GPU if there is one.")
+    ] = "auto",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", metavar="N", help="Trials at a time. Several calls of the same command share the work too."
+        ),
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The sweep's directory; NAME-sweep beside the "
+            "checkpoint if not given. What is finished in it is kept.",
+        ),
+    ] = None,
     picture: Annotated[bool, typer.Option(help="Draw loss against learning rate.")] = True,
     as_json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Find learning rate and noise on small widened models, for the large one.
 
     `mupscale sweep tiny --data text.txt --target 8` trains `tiny` widened 2 and 4 times over a grid of learning rates
@@ -104,13 +156,23 @@ def sweep(
     source = find_source(checkpoint, with_state=optimizer == "auto")
     training = _training(steps, batch_size, length, weight_decay, betas, eps, clip, schedule, warmup, device)
     settings = Sweep(
-        name=source.stem, checkpoint=source.checkpoint.path, directory=out or _default_directory(source),
-        grid=_grid(factor, lr, lr_steps, noise, seeds), target=options.parse_factor(target, "--target"),
-        axes=options.parse_axes(axis), recipe=recipe, tie=tie,
+        name=source.stem,
+        checkpoint=source.checkpoint.path,
+        directory=out or _default_directory(source),
+        grid=_grid(factor, lr, lr_steps, noise, seeds),
+        target=options.parse_factor(target, "--target"),
+        axes=options.parse_axes(axis),
+        recipe=recipe,
+        tie=tie,
         state=options.state_options(optimizer, optimizer_policy, key, allow_pickle),
-        noise_mode=cast("Mode", noise_mode), noise_scale=cast("Scale", noise_scale), training=training, data=data,
-        data_type=data_type, command=command, proxy=_proxy(proxy, proxy_steps, 0 if command and not data else steps),
-    )  # fmt: skip
+        noise_mode=cast("Mode", noise_mode),
+        noise_scale=cast("Scale", noise_scale),
+        training=training,
+        data=data,
+        data_type=data_type,
+        command=command,
+        proxy=_proxy(proxy, proxy_steps, 0 if command and not data else steps),
+    )
     try:
         with sweep_view.shown() as events:
             outcome = run_sweep(settings, jobs=jobs, picture=picture, events=events)
@@ -138,15 +200,31 @@ def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: 
 
 
 def _training(
-    steps: int, batch_size: int, length: int, weight_decay: float, betas: str, eps: float, clip: float, schedule: str,
-    warmup: int, device: str,
-) -> Training:  # fmt: skip
+    steps: int,
+    batch_size: int,
+    length: int,
+    weight_decay: float,
+    betas: str,
+    eps: float,
+    clip: float,
+    schedule: str,
+    warmup: int,
+    device: str,
+) -> Training:
     from mupscale_cli.sweeping.settings import Training
 
     return Training(
-        steps, batch_size, length, weight_decay, options.parse_betas(betas), eps, clip, cast("Schedule", schedule),
-        warmup, device,
-    )  # fmt: skip
+        steps,
+        batch_size,
+        length,
+        weight_decay,
+        options.parse_betas(betas),
+        eps,
+        clip,
+        cast("Schedule", schedule),
+        warmup,
+        device,
+    )
 
 
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:

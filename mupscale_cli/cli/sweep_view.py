@@ -33,9 +33,12 @@ def loss_table(findings: Findings) -> Table:
             is_best = best is not None and (best.noise, best.lr) == (noise, lr)
             cells = [_cell_text(findings, findings.cell(factor, noise, lr)) for factor in findings.grid.factors]
             result.add_row(
-                f"{noise:g}" if index == 0 else "", f"{lr:.4g}", *cells, "[bold green]best[/]" if is_best else "",
+                f"{noise:g}" if index == 0 else "",
+                f"{lr:.4g}",
+                *cells,
+                "[bold green]best[/]" if is_best else "",
                 end_section=index == len(findings.grid.lrs) - 1,
-            )  # fmt: skip
+            )
     return result
 
 
@@ -125,8 +128,11 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str)
             lr = output.counted(found.lr_shift, "grid step")
             console.print(f"the widths' optima differ by {lr} in lr, {found.noise_shift} in noise", markup=False)
         target = settings.target or findings.grid.factors[-1]
-        console.print(f"\n[bold]recommended for x{target} and any other width:[/] "
-                      f"[bold green]lr {found.lr:g}, noise {found.noise:g}[/]", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"\n[bold]recommended for x{target} and any other width:[/] "
+            f"[bold green]lr {found.lr:g}, noise {found.noise:g}[/]",
+            soft_wrap=True,
+        )
         for warning in found.warnings:
             console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
         console.print()

@@ -44,8 +44,9 @@ class OpenTable(Table):
         columns = [[_cell(console, cell) for cell in (column.header, *column.cells)] for column in self.columns]
         room = options.max_width - _GAP * (len(columns) - 1)
         widths = _fit([_natural(cells) for cells in columns], [_least(cells) for cells in columns], room)
-        fitted = Table(box=None, pad_edge=False, header_style=self.header_style, show_edge=False,
-                       show_header=self.show_header)  # fmt: skip
+        fitted = Table(
+            box=None, pad_edge=False, header_style=self.header_style, show_edge=False, show_header=self.show_header
+        )
         wrapped = []
         for column, cells, width in zip(self.columns, columns, widths, strict=True):
             heading, *rest = (_wrapped(cell, width) for cell in cells)

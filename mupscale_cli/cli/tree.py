@@ -46,9 +46,13 @@ def tensors_tree(plan: Plan, console: Console) -> OpenTable:
         tensor = node.tensors[0]
         scales = (_distinct(number_text(c) for c, _ in tensor.parts), _distinct(str(m) for _, m in tensor.parts))
         result.add_row(
-            label, shape_text(tensor, styles), layout_text(tensor.layout, styles),
-            *((tensor.target.dtype,) if several else ()), *(scales if change else ()), size,
-        )  # fmt: skip
+            label,
+            shape_text(tensor, styles),
+            layout_text(tensor.layout, styles),
+            *((tensor.target.dtype,) if several else ()),
+            *(scales if change else ()),
+            size,
+        )
     return result
 
 

@@ -39,18 +39,23 @@ def verify(
     allow_pickle: options.AllowPickle = False,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Run no model: compare every byte, also of the optimizer's state, with what "
-                     "source, rule and noise make of it."),
+        typer.Option(
+            "--weights",
+            help="Run no model: compare every byte, also of the optimizer's state, with what "
+            "source, rule and noise make of it.",
+        ),
     ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE.html", help="Also write a report with pictures: one HTML file that needs nothing "
-            "else. Needs `mupscale[plot]`."),
+            "--report",
+            metavar="FILE.html",
+            help="Also write a report with pictures: one HTML file that needs nothing else. Needs `mupscale[plot]`.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
     as_json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
     from mupscale_cli import verifying
 
@@ -69,9 +74,13 @@ def verify(
         _weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
         return
     found = verifying.verify(
-        wide, narrow, options=options.verify_options(dtype, device, model, seed, steps), recipe=recipe,
-        optimizer=optimizer, allow_pickle=allow_pickle,
-    )  # fmt: skip
+        wide,
+        narrow,
+        options=options.verify_options(dtype, device, model, seed, steps),
+        recipe=recipe,
+        optimizer=optimizer,
+        allow_pickle=allow_pickle,
+    )
     if as_json:
         output.print_document("verify", {"wide": wide, **found.as_document()})
     else:

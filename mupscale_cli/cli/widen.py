@@ -94,9 +94,15 @@ def widen(
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = preparing.find_source(checkpoint, headers_only=True)
             plan = preparing.plan_widening(
-                source, number, axes, recipe=recipe, max_shard_size=options.parse_size(max_shard_size), tie=tie,
-                method=made, perturbation=perturbation,
-            )  # fmt: skip
+                source,
+                number,
+                axes,
+                recipe=recipe,
+                max_shard_size=options.parse_size(max_shard_size),
+                tie=tie,
+                method=made,
+                perturbation=perturbation,
+            )
             state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
             target = out or preparing.default_output(source, number, axes)
             if tensor is not None and not dry_run:
@@ -113,10 +119,20 @@ def widen(
             source = _fetched(source, state, plan, target, overwrite=overwrite)
         with output.progress(quiet=not ranks.is_first) as events:
             result = widening.widen(
-                source, target, number, axes, overwrite=overwrite, resume=resume, allow_nonfinite=allow_nonfinite,
-                verify=chosen, state=state, plan=plan, events=events, ranks=ranks,
+                source,
+                target,
+                number,
+                axes,
+                overwrite=overwrite,
+                resume=resume,
+                allow_nonfinite=allow_nonfinite,
+                verify=chosen,
+                state=state,
+                plan=plan,
+                events=events,
+                ranks=ranks,
                 processes=processes,
-            )  # fmt: skip
+            )
     failed = result.verification is not None and not result.verification.agrees
     if not ranks.is_first:  # which says it all
         raise typer.Exit(1 if failed else 0)
@@ -147,9 +163,15 @@ def _fetched(
 
 
 def _show_plan(
-    source: preparing.Source, plan: Plan, tensor: str | None, state: preparing.StateOptions, target: Path,
-    repository: HubId | None, *, as_json: bool,
-) -> None:  # fmt: skip
+    source: preparing.Source,
+    plan: Plan,
+    tensor: str | None,
+    state: preparing.StateOptions,
+    target: Path,
+    repository: HubId | None,
+    *,
+    as_json: bool,
+) -> None:
     """What would be done, or what would become of one tensor."""
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)

@@ -31,8 +31,13 @@ class HubSettings:
 
     def as_record(self) -> dict[str, Any]:
         """The settings as `--json` shows them."""
-        return {"hf_home": str(self.home), "cache": str(self.cache), "endpoint": self.endpoint,
-                "offline": self.offline, "token": self.token}  # fmt: skip
+        return {
+            "hf_home": str(self.home),
+            "cache": str(self.cache),
+            "endpoint": self.endpoint,
+            "offline": self.offline,
+            "token": self.token,
+        }
 
 
 def hub_settings() -> HubSettings:
@@ -45,9 +50,12 @@ def hub_settings() -> HubSettings:
             (f"set by {name}" for name in _TOKEN_VARIABLES if os.environ.get(name)), "saved by `hf auth login`"
         )
     return HubSettings(
-        Path(constants.HF_HOME), Path(constants.HF_HUB_CACHE), _public(constants.ENDPOINT), constants.HF_HUB_OFFLINE,
+        Path(constants.HF_HOME),
+        Path(constants.HF_HUB_CACHE),
+        _public(constants.ENDPOINT),
+        constants.HF_HUB_OFFLINE,
         token,
-    )  # fmt: skip
+    )
 
 
 def _public(url: str) -> str:

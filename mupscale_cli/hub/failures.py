@@ -101,8 +101,11 @@ def _answered(status: int, error: BaseException, doing: str, model: HubId) -> Hu
         429: "the Hub limits how often it is asked; wait some minutes, or log in, then try again",
     }
     reasons = {
-        401: "the Hub does not know who asks", 403: "the Hub forbids it", 429: "too many requests", 409: "a conflict",
-    }  # fmt: skip
+        401: "the Hub does not know who asks",
+        403: "the Hub forbids it",
+        429: "too many requests",
+        409: "a conflict",
+    }
     reason = reasons.get(status, "the Hub has a problem" if status >= 500 else "the Hub refuses")
     said = _server_message(error)
     hint = hints.get(status, f"{_AGAIN}; status.huggingface.co says whether it is known" if status >= 500 else None)

@@ -215,9 +215,13 @@ def publish(files: Iterable[LocalFile], repository: Repository, *, message: str,
     api = HfApi()
     with reported("push to", model), bars(shown=sys.stderr.isatty()):
         commit = api.create_commit(
-            model.repo, [*additions, *deletions], commit_message=message, revision=model.revision,
-            create_pr=create_pr or None, parent_commit=None if create_pr else repository.commit,
-        )  # fmt: skip
+            model.repo,
+            [*additions, *deletions],
+            commit_message=message,
+            revision=model.revision,
+            create_pr=create_pr or None,
+            parent_commit=None if create_pr else repository.commit,
+        )
         after = _files(model.repo, commit.oid)
     found: dict[str, Status] = {}
     for name in sorted(names):

@@ -129,13 +129,20 @@ class Reference:
                 raise VerifyError(f"the model has no {unexpected[:3]}")
             return model
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, Path(folder) / "model.safetensors",
-                      metadata={"format": "pt"})  # fmt: skip
+            save_file(
+                {name: tensor.clone() for name, tensor in tensors.items()},
+                Path(folder) / "model.safetensors",
+                metadata={"format": "pt"},
+            )
             self._write_config(config, Path(folder))
             loaded, info = self._class.from_pretrained(
-                folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager",
-                local_files_only=True, output_loading_info=True,
-            )  # fmt: skip
+                folder,
+                dtype=torch.float64,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+            )
         for problem in ("missing_keys", "mismatched_keys"):
             if info.get(problem):
                 raise VerifyError(f"{problem} {sorted(map(str, info[problem]))[:3]}")

@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"linear_num_value_heads", "lv"),
     (r"linear_key_head_dim", "ldk"),
     (r"linear_value_head_dim", "ldv"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

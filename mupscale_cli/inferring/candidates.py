@@ -188,9 +188,10 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
         alike[pattern].append((polynomials, names))
     texts = {
         (pattern, polynomials): text
-        for pattern, members in alike.items() if len(members) > 1
+        for pattern, members in alike.items()
+        if len(members) > 1
         for (polynomials, _), text in zip(members, _narrowed([names for _, names in members], name_axes), strict=True)
-    }  # fmt: skip
+    }
     groups = []
     for (pattern, polynomials), names in grouped.items():
         kind = _kind(names[0], modules)
@@ -202,9 +203,16 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
         text = texts.get((pattern, polynomials), pattern)
         contractions = tuple(_contractions(kind, dims))
         groups.append(
-            Group(text, tuple(names), name_axes.get(_starred(names[0]), ()), dims, kind, contractions,
-                  names[0].rpartition(".")[0])
-        )  # fmt: skip
+            Group(
+                text,
+                tuple(names),
+                name_axes.get(_starred(names[0]), ()),
+                dims,
+                kind,
+                contractions,
+                names[0].rpartition(".")[0],
+            )
+        )
     return tuple(groups)
 
 
@@ -226,10 +234,7 @@ def _narrowed(members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tu
     numbers = [[tuple(_NUMBER.findall(name)) for name in names] for names in members]
     places = range(len(numbers[0][0]))
     sets = {place: [{found[place] for found in some} for some in numbers] for place in places}
-    apart = [
-        place for place in places
-        if all(not (a & b) for a, b in itertools.combinations(sets[place], 2))
-    ]  # fmt: skip
+    apart = [place for place in places if all(not (a & b) for a, b in itertools.combinations(sets[place], 2))]
     if not apart:
         raise InferError(f"`{members[0][0]}` and `{members[1][0]}` differ in size, and no one number tells them apart")
     place = min(apart, key=lambda place: sum(map(len, sets[place])))
@@ -279,8 +284,10 @@ def _movers(measure: Measure, axes: Axes, base: Mapping[str, tuple[int, ...]]) -
         doubled = measure.shapes(frozenset({idea.name}))
         for name, shape in base.items():
             if len(doubled.get(name, ())) != len(shape):
-                raise InferError(f"`{name}` is gone or has other dimensions when `{idea.key}` is doubled",
-                                 axes=frozenset({idea.name}))  # fmt: skip
+                raise InferError(
+                    f"`{name}` is gone or has other dimensions when `{idea.key}` is doubled",
+                    axes=frozenset({idea.name}),
+                )
             for dim, (old, new) in enumerate(zip(shape, doubled[name], strict=True)):
                 if old != new:
                     movers[name][dim].add(idea.name)
@@ -291,8 +298,9 @@ def _polynomial(measure: Measure, axes: Axes, name: str, dim: int, movers: set[s
     try:
         return polynomial(lambda doubled: measure.shapes(doubled)[name][dim], movers, axes.units)
     except ValueError as error:
-        raise InferError(f"dimension {dim} of `{name}` is no sum of products of {sorted(movers)}: {error}",
-                         axes=frozenset(movers)) from None  # fmt: skip
+        raise InferError(
+            f"dimension {dim} of `{name}` is no sum of products of {sorted(movers)}: {error}", axes=frozenset(movers)
+        ) from None
 
 
 # Kinds ---------------------------------------------------------------------------------------------

@@ -322,11 +322,12 @@ def _with_derived_sizes(solved: _Solved) -> Axes:
         place = next(
             (
                 (group.names[0], dim, dimension.polynomial[0])
-                for group in solved.groups for dim, dimension in enumerate(group.dims)
+                for group in solved.groups
+                for dim, dimension in enumerate(group.dims)
                 if len(dimension.polynomial) == 1 and idea.name in dimension.polynomial[0].axes
             ),
             None,
-        )  # fmt: skip
+        )
         if place is None:
             continue
         name, dim, monomial = place
@@ -465,8 +466,9 @@ def _prove(draft: Draft, solved: list[_Solved], version: str, note: Note) -> tup
         axis = what.partition(" ")[0] if not what.startswith("all") else _odd_one(draft, item, note)
         movable = [idea.name for idea in draft.axes.ideas if idea.name not in draft.fixed]
         if axis not in movable or len(movable) == 1:
-            raise InferError(f"the drafted recipe of `{draft.name}` does not hold for {what}: {problem}",
-                             excerpt=recipe_text(draft))  # fmt: skip
+            raise InferError(
+                f"the drafted recipe of `{draft.name}` does not hold for {what}: {problem}", excerpt=recipe_text(draft)
+            )
         note(f"axis {axis} does not hold from disk to disk and is fixed: {problem}")
         fixed = {**draft.fixed, axis: f"no layout was found that holds from disk to disk: {problem[:200]}"}
         for alias, product in draft.axes.aliases.items():
@@ -523,9 +525,13 @@ def _widen_once(item: _Solved, source: Path, recipe: Path, factors: Mapping[str,
     own = item.architecture.name if isinstance(item.architecture, Own) else None
     try:
         result = widen(
-            source, output, axes=factors, recipe=recipe, overwrite=True,
+            source,
+            output,
+            axes=factors,
+            recipe=recipe,
+            overwrite=True,
             verify=VerifyOptions(dtype="float64", device="cpu", model=own),
-        )  # fmt: skip
+        )
     except MupscaleError as error:
         return str(error)
     if result.verification is None:

@@ -244,9 +244,10 @@ class Search:
         """The groups that belong to the first module that differs; for the output, what no good module holds."""
         if outcome.first:
             inside = [
-                index for index, group in enumerate(self.groups)
+                index
+                for index, group in enumerate(self.groups)
                 if any(name.startswith(f"{outcome.first}.") for name in group.names)
-            ]  # fmt: skip
+            ]
             if inside:
                 return inside
         layers = [name for name in self.laboratory.narrow.outputs if re.search(r"\.\d+$", name)]

@@ -100,8 +100,9 @@ class Measure:
                 self.known[doubled] = self.architecture.shapes(config)
             except Exception as error:  # whatever the architecture refuses it with
                 what = (str(error).strip().splitlines() or [repr(error)])[0]
-                raise InferError(f"{' and '.join(sorted(doubled))} cannot be doubled together: {what}",
-                                 axes=doubled) from error  # fmt: skip
+                raise InferError(
+                    f"{' and '.join(sorted(doubled))} cannot be doubled together: {what}", axes=doubled
+                ) from error
         return self.known[doubled]
 
 

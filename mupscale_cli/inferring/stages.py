@@ -59,8 +59,10 @@ def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, v
             error = _prove(source, file, Path(folder))
             if error is not None:
                 return _header(model_type, head, version, error) + body, error
-    raise InferError(f"`{model_type}`: the widths of all stages together do not widen exactly",
-                     hint="write a recipe by hand; `recipes/resnet.yaml` is one of this kind")  # fmt: skip
+    raise InferError(
+        f"`{model_type}`: the widths of all stages together do not widen exactly",
+        hint="write a recipe by hand; `recipes/resnet.yaml` is one of this kind",
+    )
 
 
 def _model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -> TinyModel:
@@ -163,8 +165,14 @@ def _prove(source: Path, recipe: Path, folder: Path) -> float | None:
     errors = []
     for factor in (2, 3):
         try:
-            found = widen(source, folder / f"wide{factor}", factor, recipe=recipe, overwrite=True,
-                          verify=VerifyOptions(dtype="float64")).verification  # fmt: skip
+            found = widen(
+                source,
+                folder / f"wide{factor}",
+                factor,
+                recipe=recipe,
+                overwrite=True,
+                verify=VerifyOptions(dtype="float64"),
+            ).verification
         except MupscaleError:
             return None
         if found is None or not found.max_rel < _EXACT:

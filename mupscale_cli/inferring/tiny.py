@@ -76,13 +76,18 @@ _SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*chunk.*|.*block_size", (8,)),
     (r"image_size", (32,)),
     (r"hidden_size_per_layer_input", (10,)),
-)  # fmt: skip
+)
 _LAYERS = r"num_hidden_layers|n_layers?|num_layers"
 _MAX_LAYERS = 40
 _KINDS_OF_LAYERS = (  # mixtures first, so that every kind of layer is seen
-    ("linear_attention", "full_attention"), ("mamba", "attention"), ("mamba", "full_attention"),
-    ("conv", "full_attention"), ("mamba", "hybrid"), ("sliding_attention", "full_attention"), ("full_attention",),
-)  # fmt: skip
+    ("linear_attention", "full_attention"),
+    ("mamba", "attention"),
+    ("mamba", "full_attention"),
+    ("conv", "full_attention"),
+    ("mamba", "hybrid"),
+    ("sliding_attention", "full_attention"),
+    ("full_attention",),
+)
 _IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 _KEPT = re.compile(
     r".*(kernel|conv|stride|seed|num_labels|num_channels|patch|_version|depth|dtype|expand|num_return|num_beams).*"
@@ -242,9 +247,12 @@ def _lists(keys: Mapping[str, Any], count: object, layers: int) -> dict[str, Any
 def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) -> Iterator[dict[str, Any]]:
     """Other structures that an architecture may ask for: kinds of layers, experts, a larger hidden size."""
     experts = {
-        key: size for key, value in keys.items() if value is None
-        for pattern, (size, *_) in _SIZES if re.fullmatch(pattern, key) and re.search("expert|per_tok", key)
-    }  # fmt: skip
+        key: size
+        for key, value in keys.items()
+        if value is None
+        for pattern, (size, *_) in _SIZES
+        if re.fullmatch(pattern, key) and re.search("expert|per_tok", key)
+    }
     if experts:
         yield experts
     for key in keys:
@@ -260,8 +268,9 @@ def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) 
         yield {"rope_parameters": {kind: rope for kinds in _KINDS_OF_LAYERS for kind in kinds}}
     indexed = {
         key: next((choices[0] for pattern, choices in _SIZES if re.fullmatch(pattern, key)), 2)
-        for key, value in keys.items() if value is None and key.startswith("index")
-    }  # fmt: skip
+        for key, value in keys.items()
+        if value is None and key.startswith("index")
+    }
     if indexed:
         yield indexed
     languages = keys.get("languages")
@@ -286,8 +295,12 @@ def _defaults(model_type: str) -> dict[str, Any]:
     """The keys of a config with their defaults, without those that every config has."""
     transformers = import_transformers()
     common = set(transformers.PretrainedConfig().to_dict()) - {
-        "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "tie_word_embeddings"
-    }  # fmt: skip
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "decoder_start_token_id",
+        "tie_word_embeddings",
+    }
     try:
         values = config_class(model_type)().to_dict()
     except TinyError:

@@ -176,8 +176,13 @@ class Laboratory:
             maps = [map_dim(dim, axes, size) for dim, size in zip(layout.dims, source.shape, strict=True)]
             target = torch.empty([dim.wide_size for dim in maps], dtype=source.dtype)
             if source.dim() and source.is_floating_point():
-                expand(source, target, [dim.strips for dim in maps],
-                       scale=power_scale(layout.powers, axes), offset=layout.offset)  # fmt: skip
+                expand(
+                    source,
+                    target,
+                    [dim.strips for dim in maps],
+                    scale=power_scale(layout.powers, axes),
+                    offset=layout.offset,
+                )
             elif source.dim() == 0 or source.shape == target.shape:
                 target = source
             else:

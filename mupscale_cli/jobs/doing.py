@@ -101,10 +101,19 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int 
             )
         _log.info("%s is made anew: %s", one.target, why)
     result = widen(
-        source.fetched(step.state), one.target, step.factor, step.axes, overwrite=step.overwrite, resume=True,
-        verify=step.comparing.options() if step.comparing else False, state=step.state, plan=plan, events=events,
-        allow_nonfinite=step.allow_nonfinite, processes=processes,
-    )  # fmt: skip
+        source.fetched(step.state),
+        one.target,
+        step.factor,
+        step.axes,
+        overwrite=step.overwrite,
+        resume=True,
+        verify=step.comparing.options() if step.comparing else False,
+        state=step.state,
+        plan=plan,
+        events=events,
+        allow_nonfinite=step.allow_nonfinite,
+        processes=processes,
+    )
     found = result.verification
     if found is not None and not found.agrees:
         return Done(one, "differs", "the models differ; nothing was written", result, found)
@@ -134,17 +143,26 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: in
     found: Verification | WeightsCheck
     if step.weights:
         found = verify_weights(
-            step.wide, step.narrow, recipe=step.recipe, optimizer=step.optimizer, allow_pickle=step.allow_pickle,
-            events=events, processes=processes,
-        )  # fmt: skip
+            step.wide,
+            step.narrow,
+            recipe=step.recipe,
+            optimizer=step.optimizer,
+            allow_pickle=step.allow_pickle,
+            events=events,
+            processes=processes,
+        )
     else:
         if Path(step.wide).exists() and is_still_verified(step):
             return Done(one, "skipped", "verified with the same options")
         events.phase("verifying", 0)
         found = verify(
-            step.wide, step.narrow, options=step.comparing.options(), recipe=step.recipe, optimizer=step.optimizer,
+            step.wide,
+            step.narrow,
+            options=step.comparing.options(),
+            recipe=step.recipe,
+            optimizer=step.optimizer,
             allow_pickle=step.allow_pickle,
-        )  # fmt: skip
+        )
     if not found.agrees:
         return Done(one, "differs", "the models differ", verification=found)
     return Done(one, "done", "as planned", verification=found)

@@ -18,9 +18,15 @@ from mupscale_cli.record import carried_state, check_record, output_changed, sou
 def plan_of(step: WidenStep, source: Source) -> Plan:
     """The plan that a step asks for."""
     return plan_widening(
-        source, step.factor, step.axes, recipe=step.recipe, max_shard_size=step.max_shard_size, tie=step.tie,
-        method=step.method, perturbation=step.perturbation,
-    )  # fmt: skip
+        source,
+        step.factor,
+        step.axes,
+        recipe=step.recipe,
+        max_shard_size=step.max_shard_size,
+        tie=step.tie,
+        method=step.method,
+        perturbation=step.perturbation,
+    )
 
 
 def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
@@ -127,8 +133,13 @@ def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
     """Whether the record says that this very verification was done, and went well."""
     noted = ((found.record or {}).get("verification")) or {}
     chosen = step.comparing
-    wanted = {"dtype": chosen.dtype, "device": chosen.device, "own_model": chosen.model is not None,
-              "seed": chosen.seed, "steps": chosen.steps}  # fmt: skip
+    wanted = {
+        "dtype": chosen.dtype,
+        "device": chosen.device,
+        "own_model": chosen.model is not None,
+        "seed": chosen.seed,
+        "steps": chosen.steps,
+    }
     return not step.weights and noted.get("agrees") is True and noted.get("options") == wanted
 
 

@@ -181,9 +181,15 @@ class _WeightFinder:
             specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in spelt)
         factors = {axis.name: axis.factor for axis in self.plan.axes}
         plan = make_plan(
-            self.plan.recipe, specs, self.config, factors, None, self.plan.tie,
-            method=self.plan.method, perturbation=self.plan.perturbation,
-        )  # fmt: skip
+            self.plan.recipe,
+            specs,
+            self.config,
+            factors,
+            None,
+            self.plan.tie,
+            method=self.plan.method,
+            perturbation=self.plan.perturbation,
+        )
         for tensor in plan.tensors:
             if tensor.source.name not in spelt:
                 continue
@@ -199,8 +205,10 @@ class _WeightFinder:
     def _in_memory(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
         """The plan of a parameter that the reference model keeps in another form than the checkpoint."""
         if spec.shape != tensor.source.shape:
-            raise PlanError(f"the weights beside the optimizer have `{spec.name}` in the shape {spec.shape}, "
-                            f"expected was {tensor.source.shape}")  # fmt: skip
+            raise PlanError(
+                f"the weights beside the optimizer have `{spec.name}` in the shape {spec.shape}, "
+                f"expected was {tensor.source.shape}"
+            )
         if self.plan.perturbation is not None or not self.plan.method.is_copying:
             raise PlanError(
                 f"`{spec.name}` is of weights in the form that the model has in memory, whose noise would be another",

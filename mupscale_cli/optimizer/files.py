@@ -268,9 +268,15 @@ class SafetensorsState:
             shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
             known = tensor_digests(tensor.source for tensor in tensors)
             converted = convert(
-                shards, self.stored, how.directory, metadata=self.metadata, progress=how.progress, sources=known,
-                allow_nonfinite=how.allow_nonfinite, ranks=how.ranks,
-            )  # fmt: skip
+                shards,
+                self.stored,
+                how.directory,
+                metadata=self.metadata,
+                progress=how.progress,
+                sources=known,
+                allow_nonfinite=how.allow_nonfinite,
+                ranks=how.ranks,
+            )
             if converted is None:
                 return None
             about = converted.nonfinite, read_digest(self.stored, known), files_digest(converted.digests)

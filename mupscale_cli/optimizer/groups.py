@@ -28,8 +28,14 @@ def scaled_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str
         settings: `lr`, `eps`, `weight_decay` and whatever else the group has.
         found: the multipliers.
     """
-    by_key = {"lr": found.lr, "initial_lr": found.lr, "max_lr": found.lr, "min_lr": found.lr,
-              "eps": found.eps, "weight_decay": found.weight_decay}  # fmt: skip
+    by_key = {
+        "lr": found.lr,
+        "initial_lr": found.lr,
+        "max_lr": found.lr,
+        "min_lr": found.lr,
+        "eps": found.eps,
+        "weight_decay": found.weight_decay,
+    }
     result = dict(settings)
     for key, value in settings.items():
         if key in by_key and value is not None:

@@ -20,10 +20,17 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.specs import TensorSpec
 
 DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
     torch.bool: "BOOL",
-}  # fmt: skip
+}
 _TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
 _MAX_VALUES = 5_000_000

@@ -55,9 +55,14 @@ class TreeState:
         """
         specs = {id(tensor): self.stored[place_name(place)].spec for place, tensor in walk(self.content)}
         wide = widen_content(
-            self.content, specs, self.root, plan, policy,
-            self.config, lambda groups, states: names_by_order(self.config, groups, states),
-        )  # fmt: skip
+            self.content,
+            specs,
+            self.root,
+            plan,
+            policy,
+            self.config,
+            lambda groups, states: names_by_order(self.config, groups, states),
+        )
 
         def write(how: Writing) -> StateFile | None:
             path = how.directory / how.name

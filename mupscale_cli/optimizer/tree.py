@@ -62,8 +62,10 @@ def parse_tree(
         return _parse_flat(content)
     states = content.get(_STATE, {})
     _check_forms(states, content[_GROUPS])
-    raw = [({key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}, list(group[_PARAMS]))
-           for group in content[_GROUPS]]  # fmt: skip
+    raw = [
+        ({key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}, list(group[_PARAMS]))
+        for group in content[_GROUPS]
+    ]
     members = [member for _, group in raw for member in group]
     if not all(type(member) is int for member in members):
         named = {str(name): entries for name, entries in states.items()}

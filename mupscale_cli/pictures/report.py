@@ -62,9 +62,12 @@ def report(wide: str, record: Mapping[str, Any], found: Mapping[str, Any], block
         _section("What was compared", _comparisons(found), *_notes(found)),
         *_pictures(wide, found, blocks),
         _section("Do it again", _commands(wide)),
-        _section("All figures", _details("the record of the widening, mupscale.json", record),
-                 _details("the verification", found)),
-    ]  # fmt: skip
+        _section(
+            "All figures",
+            _details("the record of the widening, mupscale.json", record),
+            _details("the verification", found),
+        ),
+    ]
     body = "\n".join(sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -109,8 +112,10 @@ def _heading(title: str, found: Mapping[str, Any]) -> str:
     verdict = verdict_text(found)
     mark = "" if found["agrees"] else " bad"
     where = f"{found['dtype']} on {found['device']}, {found['inputs']}"
-    return (f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
-            f'<p class="grey">{_text(where)}</p>\n</header>')  # fmt: skip
+    return (
+        f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
+        f'<p class="grey">{_text(where)}</p>\n</header>'
+    )
 
 
 def verdict_text(found: Mapping[str, Any]) -> str:
@@ -171,8 +176,10 @@ def _notes(found: Mapping[str, Any]) -> Iterable[str]:
     if found.get("keeps_function", True):
         yield _paragraph(f"tolerance {_number(found['tolerance'])} = {found['tolerance_reason']}")
     if rounding := found.get("rounding"):
-        yield _paragraph(f"storing {found['rounded_tensors']} scaled tensors rounds, which moves the logits by "
-                         f"{_number(rounding['max_rel'])}; the narrow model is rounded alike")  # fmt: skip
+        yield _paragraph(
+            f"storing {found['rounded_tensors']} scaled tensors rounds, which moves the logits by "
+            f"{_number(rounding['max_rel'])}; the narrow model is rounded alike"
+        )
     if first := found.get("first_difference"):
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
     if plain := found.get("unperturbed"):
@@ -206,8 +213,10 @@ def _pictures(wide: str, found: Mapping[str, Any], blocks: Blocks | None) -> Ite
         caption = "Both models take the same optimizer steps in float64; below, how far their losses are apart."
         yield _section("Step by step", _figure(draw_losses(losses(found, wide), title), "steps", caption))
     if blocks is not None:
-        caption = ("Corners of one tensor before and after. Lines are drawn where another unit, or another run of "
-                   "units, begins to be copied; each picture has the colours of its own range.")  # fmt: skip
+        caption = (
+            "Corners of one tensor before and after. Lines are drawn where another unit, or another run of "
+            "units, begins to be copied; each picture has the colours of its own range."
+        )
         yield _section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
 
 

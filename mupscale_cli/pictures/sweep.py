@@ -46,8 +46,15 @@ def draw_sweep(findings: Findings, title: str, loss: str) -> Any:
     for row in grid:
         row[0].set_ylabel(loss, color=GREY, fontsize=9)
     handles, labels = _legend(panels[: len(noises)])
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), int(size[0] / _ENTRY)),
-                  frameon=False, labelcolor=INK, fontsize=9)  # fmt: skip
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), int(size[0] / _ENTRY)),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+    )
     heading(figure, _heading(findings, title))
     return figure
 
@@ -80,16 +87,39 @@ def _draw_panel(
             label=f"x{factor} wide",
             zorder=3,
         )
-        panel.fill_between(lrs, [loss - s for _, loss, s in sound], [loss + s for _, loss, s in sound],
-                           color=color, alpha=0.15, linewidth=0)  # fmt: skip
+        panel.fill_between(
+            lrs,
+            [loss - s for _, loss, s in sound],
+            [loss + s for _, loss, s in sound],
+            color=color,
+            alpha=0.15,
+            linewidth=0,
+        )
         above = [c.lr for c in cells if c.loss is None or c.loss > high]
         if above:
-            panel.plot(above, [high - 0.03 * (high - low)] * len(above), "x", color=color, label="diverged or beyond",
-                       markersize=7, markeredgewidth=1.8, zorder=4)  # fmt: skip
+            panel.plot(
+                above,
+                [high - 0.03 * (high - low)] * len(above),
+                "x",
+                color=color,
+                label="diverged or beyond",
+                markersize=7,
+                markeredgewidth=1.8,
+                zorder=4,
+            )
         for best in findings.optima:
             if (best.factor, best.noise) == (factor, noise):
-                panel.plot([best.lr], [best.loss], "*", color=color, markersize=17, markeredgecolor="white",
-                           markeredgewidth=1.2, label="a width's optimum", zorder=5)  # fmt: skip
+                panel.plot(
+                    [best.lr],
+                    [best.loss],
+                    "*",
+                    color=color,
+                    markersize=17,
+                    markeredgecolor="white",
+                    markeredgewidth=1.2,
+                    label="a width's optimum",
+                    zorder=5,
+                )
 
 
 def _dress(panel: Any, findings: Findings, noise: float, limits: tuple[float, float]) -> None:

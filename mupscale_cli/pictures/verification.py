@@ -74,8 +74,10 @@ def read_verification(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise PictureError(f"`{file}` is not valid JSON: {error}") from None
     if not isinstance(found, dict) or "tolerance" not in found or "comparisons" not in found:
-        raise PictureError(f"`{file}` was not printed by `mupscale verify --json`",
-                           hint="`mupscale verify WIDE --json > verified.json`")  # fmt: skip
+        raise PictureError(
+            f"`{file}` was not printed by `mupscale verify --json`",
+            hint="`mupscale verify WIDE --json > verified.json`",
+        )
     return found
 
 
@@ -94,8 +96,10 @@ def module_errors(found: Mapping[str, Any], title: str) -> ModuleErrors:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from None
     if not names:
-        raise PictureError(f"no module of `{title}` was compared",
-                           hint="they are of models that copy what they know, run by `mupscale verify`")  # fmt: skip
+        raise PictureError(
+            f"no module of `{title}` was compared",
+            hint="they are of models that copy what they know, run by `mupscale verify`",
+        )
     return ModuleErrors(names, errors, tolerance, dtype)
 
 
@@ -110,8 +114,9 @@ def losses(found: Mapping[str, Any], title: str) -> Losses:
         raise PictureError(f"no steps were taken with `{title}`", hint="`mupscale verify WIDE --steps 20` takes some")
     try:
         narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
-        return Losses(narrow, wide, float(training["tolerance"]), str(training["optimizer"]),
-                      bool(training.get("without_noise")))  # fmt: skip
+        return Losses(
+            narrow, wide, float(training["tolerance"]), str(training["optimizer"]), bool(training.get("without_noise"))
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from None
 
@@ -134,14 +139,36 @@ def draw_errors(found: ModuleErrors, title: str) -> Any:
     for number, kind in enumerate(kinds):
         places = [index for index, name in enumerate(found.names) if _kind(name) == kind]
         colour = colours("tab20")(number % 20) if own else COOL
-        panel.plot(places, [shown[place] for place in places], "o", color=colour, markersize=5, zorder=3,
-                   label=kind if own else None)  # fmt: skip
+        panel.plot(
+            places,
+            [shown[place] for place in places],
+            "o",
+            color=colour,
+            markersize=5,
+            zorder=3,
+            label=kind if own else None,
+        )
     wrong = [place for place, error in enumerate(found.errors) if not error <= found.tolerance]
     if wrong:
-        panel.plot(wrong, [shown[place] for place in wrong], "o", markersize=10, markerfacecolor="none",
-                   markeredgecolor=ACCENT, markeredgewidth=1.6, label="beyond the tolerance", zorder=4)  # fmt: skip
-    panel.axhline(found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), zorder=2,
-                  label=f"tolerance {found.tolerance:.1e}")  # fmt: skip
+        panel.plot(
+            wrong,
+            [shown[place] for place in wrong],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=ACCENT,
+            markeredgewidth=1.6,
+            label="beyond the tolerance",
+            zorder=4,
+        )
+    panel.axhline(
+        found.tolerance,
+        color=ACCENT,
+        linewidth=1.4,
+        linestyle=(0, (4, 3)),
+        zorder=2,
+        label=f"tolerance {found.tolerance:.1e}",
+    )
     panel.set_ylim(low, high)
     _layer_ticks(panel, found.names)
     panel.set_ylabel(f"largest relative difference ({found.dtype})", color=GREY, fontsize=9)
@@ -193,8 +220,9 @@ def draw_losses(found: Losses, title: str) -> Any:
     low, high = _log_limits([*found.differences, found.tolerance])
     shown = [min(max(value, low * 1.2), high) for value in found.differences]
     below.plot(steps, shown, color=COOL, marker="o", markersize=3, linewidth=1)
-    below.axhline(found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)),
-                  label=f"tolerance {found.tolerance:.1e}")  # fmt: skip
+    below.axhline(
+        found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {found.tolerance:.1e}"
+    )
     below.set_ylim(low, high)
     below.set_ylabel("relative difference", color=GREY, fontsize=9)
     below.set_xlabel(f"step of {found.optimizer}", color=GREY, fontsize=9)

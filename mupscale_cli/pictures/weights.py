@@ -93,10 +93,13 @@ def copied_units(dim: DimMap) -> tuple[int, ...]:
     """For each new element of a dimension, the old one that it copies; FRESH where it copies none."""
     indices = torch.empty(dim.wide_size, dtype=torch.int64)
     strips = tuple(
-        Strip(strip.offset, strip.wide_offset,
-              tuple(replace(digit, contracted=False, power=0.0) for digit in strip.digits))
+        Strip(
+            strip.offset,
+            strip.wide_offset,
+            tuple(replace(digit, contracted=False, power=0.0) for digit in strip.digits),
+        )
         for strip in dim.strips
-    )  # fmt: skip
+    )
     expand(torch.arange(dim.size), indices, (strips,), fresh=FRESH)
     return tuple(indices.tolist())
 
@@ -145,8 +148,14 @@ def _of(shown: Sequence[int], shape: Sequence[int]) -> str:
 def _draw_block(figure: Any, panel: Any, values: Tensor, title: str) -> None:
     finite = values[torch.isfinite(values)]
     limit = float(finite.abs().max()) if finite.numel() else 1.0
-    picture = panel.imshow(values.tolist(), cmap="RdBu_r", vmin=-limit or -1.0, vmax=limit or 1.0,
-                           interpolation="nearest", aspect="auto" if min(values.shape) == 1 else "equal")  # fmt: skip
+    picture = panel.imshow(
+        values.tolist(),
+        cmap="RdBu_r",
+        vmin=-limit or -1.0,
+        vmax=limit or 1.0,
+        interpolation="nearest",
+        aspect="auto" if min(values.shape) == 1 else "equal",
+    )
     panel.set_title(title, loc="left", fontsize=9, color=INK)
     panel.tick_params(colors=GREY, length=0, labelsize=7)
     for spine in panel.spines.values():
@@ -170,7 +179,8 @@ def boundaries(sources: Sequence[int]) -> list[int]:
     pairs = list(pairwise(sources))
     step = 0 if any(before == after != FRESH for before, after in pairs) else 1
     found = [
-        place for place, (before, after) in enumerate(pairs, 1)
+        place
+        for place, (before, after) in enumerate(pairs, 1)
         if after != before + step and not before == after == FRESH
-    ]  # fmt: skip
+    ]
     return found if len(found) <= _MAX_LINES else []

@@ -28,8 +28,10 @@ def find_axes(
     """The axes with their sizes, from the config or, where the recipe says so, from the shapes."""
     sizes = sizes_from_config(recipe, values, used)
     uneven = {rule.name for rule in recipe.axes if rule.uneven}
-    axes = {name: Axis(name, size, factors[name] if name in used else 1, uneven=name in uneven)
-            for name, size in sizes.items()}  # fmt: skip
+    axes = {
+        name: Axis(name, size, factors[name] if name in used else 1, uneven=name in uneven)
+        for name, size in sizes.items()
+    }
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
     for spec in specs:
         if not open_names:

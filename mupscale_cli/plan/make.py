@@ -71,9 +71,11 @@ def make_plan(
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
     tensors = [
-        reading_shared(plan, shared) for spec in specs if spec.name not in omitted
+        reading_shared(plan, shared)
+        for spec in specs
+        if spec.name not in omitted
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
-    ]  # fmt: skip
+    ]
     _refuse_duplicates(tensors)
     new_config, changes = widen_config(recipe, config, values, axes) if config is not None else (None, ())
     if new_config is not None and check_config:
@@ -83,9 +85,18 @@ def make_plan(
     if tie == "untie":
         changes = (*changes, ConfigChange(TIE_KEY, said_tied, False))
     return Plan(
-        recipe, tuple(axes.values()), split_into_shards(tensors, max_shard_bytes), new_config, changes, omitted,
-        tie, planner.parameters(recipe, specs), used, method, noise,
-    )  # fmt: skip
+        recipe,
+        tuple(axes.values()),
+        split_into_shards(tensors, max_shard_bytes),
+        new_config,
+        changes,
+        omitted,
+        tie,
+        planner.parameters(recipe, specs),
+        used,
+        method,
+        noise,
+    )
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:

@@ -46,9 +46,14 @@ class TensorPlanner:
             dims = self.maps[key]
             shape = tuple(dim.wide_size for dim in dims)
             plan = TensorPlan(
-                spec, replace(spec, shape=shape), rule, choice.text.value, dims,
-                power_scale(layout.powers, self.axes), layout.offset,
-            )  # fmt: skip
+                spec,
+                replace(spec, shape=shape),
+                rule,
+                choice.text.value,
+                dims,
+                power_scale(layout.powers, self.axes),
+                layout.offset,
+            )
         for copied in self._name_copies(plan, match):
             finished = self._grown(copied)
             _check_dtype(finished)
@@ -100,9 +105,14 @@ class TensorPlanner:
         # Files that call the same weights by other prefixes, as training checkpoints do, must get the same noise.
         prefix = next((prefix for prefix in self.prefixes if plan.target.name.startswith(prefix)), "")
         return Noise(
-            asked, plan.target.name.removeprefix(prefix), plan.target.shape, is_matrix, _fan_in(plan),
-            plan.parts[0][0], pieces * plan.name_pieces,
-        )  # fmt: skip
+            asked,
+            plan.target.name.removeprefix(prefix),
+            plan.target.shape,
+            is_matrix,
+            _fan_in(plan),
+            plan.parts[0][0],
+            pieces * plan.name_pieces,
+        )
 
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):
@@ -141,8 +151,13 @@ class TensorPlanner:
             for part, (digit, _), pieces in zip(parts, chosen, contracted, strict=True):
                 piece = piece * pieces + digit if part.contracted else piece
             name = expand_name(match.rule.pattern, match.groups, [index for _, index in chosen])
-            yield replace(plan, target=replace(plan.target, name=name), name_copies=math.prod(map(len, copies)),
-                          piece=piece, name_pieces=math.prod(contracted))  # fmt: skip
+            yield replace(
+                plan,
+                target=replace(plan.target, name=name),
+                name_copies=math.prod(map(len, copies)),
+                piece=piece,
+                name_pieces=math.prod(contracted),
+            )
 
     def _indices(self, part: NameAxis, plan: TensorPlan, match: Match) -> Iterable[int]:
         """The numbers that the copies of a tensor have, where its own counts the axes of `part`."""

@@ -49,8 +49,9 @@ def untied_tensors(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
 
 def with_untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that says that embedding and readout are two tensors, in every section that said something of it."""
-    nested = {key: with_untied(value) for key, value in config.items()
-              if isinstance(value, Mapping) and TIE_KEY in value}  # fmt: skip
+    nested = {
+        key: with_untied(value) for key, value in config.items() if isinstance(value, Mapping) and TIE_KEY in value
+    }
     return {**config, **nested, TIE_KEY: False}
 
 

@@ -60,14 +60,17 @@ class TensorPlan:
         A tensor has one part unless it concatenates segments that are widened differently.
         """
         strips = itertools.product(*(dim.strips for dim in self.dims))
-        return tuple(dict.fromkeys(
-            (
-                self.scale * math.prod(strip.scale for strip in combination)
-                / (self.name_pieces * math.prod(strip.pieces for strip in combination)),
-                self.name_copies * math.prod(strip.multiplicity for strip in combination),
+        return tuple(
+            dict.fromkeys(
+                (
+                    self.scale
+                    * math.prod(strip.scale for strip in combination)
+                    / (self.name_pieces * math.prod(strip.pieces for strip in combination)),
+                    self.name_copies * math.prod(strip.multiplicity for strip in combination),
+                )
+                for combination in strips
             )
-            for combination in strips
-        ))  # fmt: skip
+        )
 
     @property
     def coefficient(self) -> float | None:
@@ -90,8 +93,10 @@ class TensorPlan:
     @property
     def is_rounded(self) -> bool:
         """Whether scaling rounds: splitting over copies is exact, other scales than 2^n are not."""
-        scales = {self.scale * math.prod(strip.scale for strip in combination)
-                  for combination in itertools.product(*(dim.strips for dim in self.dims))}  # fmt: skip
+        scales = {
+            self.scale * math.prod(strip.scale for strip in combination)
+            for combination in itertools.product(*(dim.strips for dim in self.dims))
+        }
         return any(scale != 1 and (self.offset or math.frexp(scale)[0] != 0.5) for scale in scales)
 
 

@@ -41,8 +41,9 @@ def parse_command(template: str) -> tuple[str, ...]:
             f"`--command` has the placeholder {{{strange[0]}}}, which is not known", hint=f"known: {known}"
         )
     if missing := [name for name in _NEEDED if name not in used]:
-        raise SweepError(f"`--command` does not say {{{missing[0]}}}, so every trial would be the same",
-                         hint=f"known: {known}")  # fmt: skip
+        raise SweepError(
+            f"`--command` does not say {{{missing[0]}}}, so every trial would be the same", hint=f"known: {known}"
+        )
     return words
 
 
@@ -72,8 +73,14 @@ def run_command(words: list[str], output: Path, report: Callable[[int, float], N
     with open(output / "stderr.txt", "wb") as errors, open(output / "stdout.txt", "w", encoding="utf-8") as log:
         try:
             # The words are the user's own, and no shell sees them.
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,  # noqa: S603
-                                       encoding="utf-8", errors="replace")  # fmt: skip
+            process = subprocess.Popen(  # noqa: S603
+                words,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
+            )
         except OSError as error:
             raise SweepError(f"`--command` cannot be started: {error}") from None
         try:
@@ -83,12 +90,17 @@ def run_command(words: list[str], output: Path, report: Callable[[int, float], N
         finally:
             _end(process)
     if code:
-        raise SweepError(f"`{shlex.join(words)}` ended with {code}", excerpt=_tail(output / "stderr.txt"),
-                         hint=f"everything it printed is in `{output}`")  # fmt: skip
+        raise SweepError(
+            f"`{shlex.join(words)}` ended with {code}",
+            excerpt=_tail(output / "stderr.txt"),
+            hint=f"everything it printed is in `{output}`",
+        )
     if last is None or "loss" not in last:
-        raise SweepError(f"`{shlex.join(words)}` printed no line of JSON with `loss`",
-                         excerpt=_tail(output / "stdout.txt"),
-                         hint='let it print {"loss": 1.23} at its end')  # fmt: skip
+        raise SweepError(
+            f"`{shlex.join(words)}` printed no line of JSON with `loss`",
+            excerpt=_tail(output / "stdout.txt"),
+            hint='let it print {"loss": 1.23} at its end',
+        )
     return _number(last["loss"], words)
 
 

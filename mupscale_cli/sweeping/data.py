@@ -111,8 +111,10 @@ def _only(tensors: Mapping[str, Any], path: Path) -> Tokens:
     """The tensor of ids: `input_ids` or `tokens` if there are several."""
     named = [tensors[name] for name in ("input_ids", "tokens") if name in tensors] or list(tensors.values())
     if len(named) != 1 or not isinstance(named[0], torch.Tensor):
-        raise SweepError(f"`{path}` holds {', '.join(f'`{name}`' for name in tensors) or 'nothing'}; "
-                         "expected one tensor of token ids, or one that is called `input_ids`")  # fmt: skip
+        raise SweepError(
+            f"`{path}` holds {', '.join(f'`{name}`' for name in tensors) or 'nothing'}; "
+            "expected one tensor of token ids, or one that is called `input_ids`"
+        )
     array: Tokens = named[0].reshape(-1).numpy()
     return array
 
@@ -123,13 +125,16 @@ def _from_dataset(path: Path, tokenizer: Path, vocab_size: int) -> Tokens:
     if lines and not is_saved:
         return _from_rows(_json_rows(lines), tokenizer, vocab_size, path)
     if not tables and not is_saved:
-        raise SweepError(f"`{path}` is no dataset: it holds neither .jsonl nor .parquet files, and `save_to_disk` "
-                         "did not write it", hint=f"known: {_KINDS}")  # fmt: skip
+        raise SweepError(
+            f"`{path}` is no dataset: it holds neither .jsonl nor .parquet files, and `save_to_disk` did not write it",
+            hint=f"known: {_KINDS}",
+        )
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
-        raise SweepError(f"`{path}` is read with the datasets library, which is not installed",
-                         hint="pip install datasets") from None  # fmt: skip
+        raise SweepError(
+            f"`{path}` is read with the datasets library, which is not installed", hint="pip install datasets"
+        ) from None
     datasets.disable_progress_bars()
     try:
         if is_saved:
@@ -218,7 +223,8 @@ def split(tokens: Tokens, length: int, name: Path) -> Split:
     if num_sequences < 1:
         raise SweepError(
             f"`{name}` has {len(tokens)} tokens; sequences of {length} need at least {_HELD_OUT * length}, "
-            "of which a tenth is held out", hint="give more data, or a smaller `--length`",
-        )  # fmt: skip
+            "of which a tenth is held out",
+            hint="give more data, or a smaller `--length`",
+        )
     held_out = tokens[first : first + num_sequences * length].reshape(num_sequences, length)
     return Split(tokens[:first], np.array(held_out, dtype=np.int64))

@@ -151,8 +151,10 @@ def _divided(value: Any, grown: Any, place: str, *, pin: bool) -> Any:
         if rest or not ratio:
             raise SweepError(f"{place} goes from {value} to {grown}, which is no whole ratio", hint=_OWN_PLACE)
         if value % ratio:
-            raise SweepError(f"{place} is {value}, which cannot be divided by {ratio}",
-                hint="give a smaller `--proxy`, or keep the axis as it is with `--axis NAME=1`")  # fmt: skip
+            raise SweepError(
+                f"{place} is {value}, which cannot be divided by {ratio}",
+                hint="give a smaller `--proxy`, or keep the axis as it is with `--axis NAME=1`",
+            )
         return value // ratio
     return value * value / grown
 
@@ -181,14 +183,16 @@ def _check(
     try:
         plan = make_plan(recipe, proxy.specs, proxy.config, factors, None, tie)
     except MupscaleError as error:
-        raise SweepError(f"the proxy's config does not widen to the checkpoint's: {error.message}",
-                         hint=_OWN_PLACE) from None  # fmt: skip
+        raise SweepError(
+            f"the proxy's config does not widen to the checkpoint's: {error.message}", hint=_OWN_PLACE
+        ) from None
     expected = {spec.name: spec.shape for spec in source.specs}
     for tensor in plan.tensors:
         name, shape = tensor.target.name, tensor.target.shape
         if expected.get(name, shape) != shape:
             raise SweepError(
                 f"the proxy does not widen to the checkpoint: `{name}` would be {list(shape)}, "
-                f"it is {list(expected[name])}", hint=_OWN_PLACE,
-            )  # fmt: skip
+                f"it is {list(expected[name])}",
+                hint=_OWN_PLACE,
+            )
     return make_record(plan, proxy, Origin(""), __version__)

@@ -38,26 +38,50 @@ def sweep_document(
         "complete": findings.num_missing == 0,
         **fixed,
         "proxy": None if proxy is None else {**(fixed["proxy"] or {}), **proxy},
-        "grid": {"factors": list(grid.factors), "lrs": list(grid.lrs), "noises": list(grid.noises),
-                 "seeds": list(grid.seeds)},
+        "grid": {
+            "factors": list(grid.factors),
+            "lrs": list(grid.lrs),
+            "noises": list(grid.noises),
+            "seeds": list(grid.seeds),
+        },
         "trials": [
-            {"factor": t.point.factor, "noise": t.point.noise, "lr": t.point.lr, "seed": t.point.seed, "loss": t.loss,
-             "diverged": t.loss is None}
+            {
+                "factor": t.point.factor,
+                "noise": t.point.noise,
+                "lr": t.point.lr,
+                "seed": t.point.seed,
+                "loss": t.loss,
+                "diverged": t.loss is None,
+            }
             for t in trials
         ],
         "cells": [_cell(cell) for cell in findings.cells],
         "optima": [_cell(cell) for cell in findings.optima],
-        "recommendation": None if found is None else {
-            "lr": found.lr, "noise": found.noise, "noise_mode": sweep.noise_mode, "noise_scale": sweep.noise_scale,
-            "target": sweep.target, "lr_shift": found.lr_shift, "noise_shift": found.noise_shift,
+        "recommendation": None
+        if found is None
+        else {
+            "lr": found.lr,
+            "noise": found.noise,
+            "noise_mode": sweep.noise_mode,
+            "noise_scale": sweep.noise_scale,
+            "target": sweep.target,
+            "lr_shift": found.lr_shift,
+            "noise_shift": found.noise_shift,
             "warnings": list(found.warnings),
         },
-    }  # fmt: skip
+    }
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    return {"factor": cell.factor, "noise": cell.noise, "lr": cell.lr, "loss": cell.loss, "spread": cell.spread,
-            "num_seeds": len(cell.losses) + cell.num_diverged, "num_diverged": cell.num_diverged}  # fmt: skip
+    return {
+        "factor": cell.factor,
+        "noise": cell.noise,
+        "lr": cell.lr,
+        "loss": cell.loss,
+        "spread": cell.spread,
+        "num_seeds": len(cell.losses) + cell.num_diverged,
+        "num_diverged": cell.num_diverged,
+    }
 
 
 @dataclass(frozen=True)
@@ -142,8 +166,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise SweepError(f"`{file}` was not written by `mupscale sweep`", hint="give its sweep.json")
     version = content.get("schema_version")
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise SweepError(f"`{file}` has format {version!r}, this mupscale reads up to {SCHEMA_VERSION}",
-                         hint="upgrade mupscale")  # fmt: skip
+        raise SweepError(
+            f"`{file}` has format {version!r}, this mupscale reads up to {SCHEMA_VERSION}", hint="upgrade mupscale"
+        )
     return content
 
 
@@ -159,11 +184,17 @@ def _found(content: Mapping[str, Any]) -> Found:
     if not content["complete"]:
         warnings = ("the sweep is not complete", *warnings)
     return Found(
-        lr, noise, str(best["noise_mode"]), str(best["noise_scale"]), training.get("optimizer"),
-        _optional(training.get("weight_decay")), None if betas is None else (float(betas[0]), float(betas[1])),
-        _optional(training.get("eps")), warnings,
+        lr,
+        noise,
+        str(best["noise_mode"]),
+        str(best["noise_scale"]),
+        training.get("optimizer"),
+        _optional(training.get("weight_decay")),
+        None if betas is None else (float(betas[0]), float(betas[1])),
+        _optional(training.get("eps")),
+        warnings,
         {t.name: t for t in scaled_tensors(content["proxy"])} if content["proxy"] else {},
-    )  # fmt: skip
+    )
 
 
 def _optional(value: Any) -> float | None:

@@ -149,22 +149,33 @@ def _shift(values: Sequence[float], found: Sequence[float]) -> int:
 
 
 def _warnings(
-    grid: Grid, cells: Sequence[Cell], optima: Sequence[Cell], place: tuple[float, float], shifts: tuple[int, int],
-    *, has_common: bool,
-) -> tuple[str, ...]:  # fmt: skip
+    grid: Grid,
+    cells: Sequence[Cell],
+    optima: Sequence[Cell],
+    place: tuple[float, float],
+    shifts: tuple[int, int],
+    *,
+    has_common: bool,
+) -> tuple[str, ...]:
     noise, lr = place
     found = []
     if len(grid.lrs) > 1 and lr in (grid.lrs[0], grid.lrs[-1]):
         side, wider = ("smallest", lr / 4) if lr == grid.lrs[0] else ("largest", lr * 4)
-        found.append(f"the best learning rate, {lr:g}, is the {side} of the grid: the optimum may lie beyond it; "
-                     f"widen the grid towards {wider:.2g}")  # fmt: skip
+        found.append(
+            f"the best learning rate, {lr:g}, is the {side} of the grid: the optimum may lie beyond it; "
+            f"widen the grid towards {wider:.2g}"
+        )
     if len(grid.noises) > 1 and noise == grid.noises[-1]:
-        found.append(f"the best noise, {noise:g}, is the largest of the grid: the optimum may lie beyond it; "
-                     f"widen the grid towards {2 * noise:g}")  # fmt: skip
+        found.append(
+            f"the best noise, {noise:g}, is the largest of the grid: the optimum may lie beyond it; "
+            f"widen the grid towards {2 * noise:g}"
+        )
     for kind, shift in zip(("learning rates", "sizes of noise"), shifts, strict=True):
         if shift > 1:
-            found.append(f"the widths' best {kind} differ by {shift} grid steps: more seeds or more steps "
-                         "would tell whether that is chance")  # fmt: skip
+            found.append(
+                f"the widths' best {kind} differ by {shift} grid steps: more seeds or more steps "
+                "would tell whether that is chance"
+            )
     if not has_common:
         found.append(f"no point of the grid is sound at every width; this is the best of x{optima[-1].factor}")
     if len(optima) < len(grid.factors):
@@ -180,5 +191,7 @@ def _not_told_apart(cells: Sequence[Cell], best: Cell) -> str | None:
     second = _best(c for c in cells if c.factor == best.factor and c != best)
     if second is None or all(ours <= theirs for ours, theirs in zip(best.losses, second.losses, strict=False)):
         return None
-    return (f"at x{best.factor}, which of lr {best.lr:g} noise {best.noise:g} and lr {second.lr:g} noise "
-            f"{second.noise:g} is better changes with the seed")  # fmt: skip
+    return (
+        f"at x{best.factor}, which of lr {best.lr:g} noise {best.noise:g} and lr {second.lr:g} noise "
+        f"{second.noise:g} is better changes with the seed"
+    )

@@ -170,8 +170,11 @@ def _read_data(settings: Sweep, source: Checkpoint) -> Any:
     check_causal(source.config, source.path)
     choose_device(settings.training.device)
     if settings.data is None:
-        raise SweepError("nothing is given to train on", hint="`--data FILE`, or your own trainer with `--command`"
-                         + (" and `--proxy-steps 0`" if settings.command else ""))  # fmt: skip
+        raise SweepError(
+            "nothing is given to train on",
+            hint="`--data FILE`, or your own trainer with `--command`"
+            + (" and `--proxy-steps 0`" if settings.command else ""),
+        )
     if (settings.directory / _TOKENS).is_file():
         return None
     assert source.config is not None
@@ -227,8 +230,14 @@ def _trainer(settings: Sweep) -> Trainer:
         words = parse_command(settings.command)
 
         def run_own(point: Point, checkpoint: Path, output: Path, report: Report) -> float:
-            values = {"checkpoint": str(checkpoint), "lr": repr(point.lr), "noise": repr(point.noise),
-                      "factor": str(point.factor), "seed": str(point.seed), "output": str(output)}  # fmt: skip
+            values = {
+                "checkpoint": str(checkpoint),
+                "lr": repr(point.lr),
+                "noise": repr(point.noise),
+                "factor": str(point.factor),
+                "seed": str(point.seed),
+                "output": str(output),
+            }
             return run_command(fill(words, values), output, report)
 
         return run_own
@@ -297,8 +306,10 @@ def _work_side_by_side(settings: Sweep, jobs: int, teller: _Teller) -> None:
             raise errors.get()
         failed = next((worker.exitcode for worker in workers if worker.exitcode), None)
         if failed is not None:
-            raise SweepError(f"a process that ran trials ended with {failed}",
-                             hint="the same command goes on where it ended; fewer `--jobs` may help")  # fmt: skip
+            raise SweepError(
+                f"a process that ran trials ended with {failed}",
+                hint="the same command goes on where it ended; fewer `--jobs` may help",
+            )
     finally:
         for worker in workers:
             worker.terminate()

@@ -48,9 +48,13 @@ class Training:
 
     def __post_init__(self) -> None:
         for option, value, least in (
-            ("steps", self.steps, 1), ("batch-size", self.batch_size, 1), ("length", self.length, 2),
-            ("warmup", self.warmup, 0), ("weight-decay", self.weight_decay, 0), ("clip", self.clip, 0),
-        ):  # fmt: skip
+            ("steps", self.steps, 1),
+            ("batch-size", self.batch_size, 1),
+            ("length", self.length, 2),
+            ("warmup", self.warmup, 0),
+            ("weight-decay", self.weight_decay, 0),
+            ("clip", self.clip, 0),
+        ):
             if not least <= value < float("inf"):
                 raise SweepError(f"`--{option} {value:g}` is not at least {least}")
         if not 0 < self.eps < 1:

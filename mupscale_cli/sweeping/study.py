@@ -104,8 +104,9 @@ class Study:
             with self.lock:
                 self._study = self._open(directory / JOURNAL)
         except (OSError, ValueError, KeyError) as error:
-            raise SweepError(f"cannot read `{directory / JOURNAL}`: {error}",
-                             hint="choose another directory with `-o`") from None  # fmt: skip
+            raise SweepError(
+                f"cannot read `{directory / JOURNAL}`: {error}", hint="choose another directory with `-o`"
+            ) from None
 
     def _open(self, journal: Path) -> Any:
         optuna = self._optuna
@@ -132,8 +133,10 @@ class Study:
         differing = _first_difference(begun, fixed)
         if differing is not None:
             name, before, now = differing
-            raise SweepError(f"the study was begun with {name} {before!r}, now it is {now!r}",
-                             hint="choose another directory with `-o`, or give what it was begun with")  # fmt: skip
+            raise SweepError(
+                f"the study was begun with {name} {before!r}, now it is {now!r}",
+                hint="choose another directory with `-o`, or give what it was begun with",
+            )
 
     def claim(self, grid: Grid) -> Claim | None:
         """The next trial of a grid, None if all are finished or in progress."""
@@ -146,9 +149,11 @@ class Study:
                 self._study.enqueue_trial(asdict(point))
             trial = self._study.ask()
             point = Point(
-                trial.suggest_int("factor", 1, 1 << 31), trial.suggest_float("noise", 0.0, _LARGEST),
-                trial.suggest_int("seed", 0, 1 << 31), trial.suggest_float("lr", 1 / _LARGEST, _LARGEST, log=True),
-            )  # fmt: skip
+                trial.suggest_int("factor", 1, 1 << 31),
+                trial.suggest_float("noise", 0.0, _LARGEST),
+                trial.suggest_int("seed", 0, 1 << 31),
+                trial.suggest_float("lr", 1 / _LARGEST, _LARGEST, log=True),
+            )
             lock = self._lock_of(trial.number)
             lock.acquire()
             return Claim(self, trial, point, lock)
@@ -235,7 +240,8 @@ def _import_optuna() -> Any:
         optuna: Any = importlib.import_module("optuna")
         importlib.import_module("optuna.storages.journal")
     except ImportError:
-        raise SweepError("a sweep keeps its trials with Optuna, which is not installed",
-                         hint="pip install 'mupscale[sweep]'") from None  # fmt: skip
+        raise SweepError(
+            "a sweep keeps its trials with Optuna, which is not installed", hint="pip install 'mupscale[sweep]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

@@ -75,10 +75,15 @@ def _plain_groups(model: nn.Module, settings: Mapping[str, Any]) -> list[dict[st
     for is_decayed in (True, False):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and (p.dim() > 1) == is_decayed]
         decay = settings["weight_decay"] if is_decayed else 0.0
-        groups.append({
-            "params": [parameter for _, parameter in named], "param_names": [name for name, _ in named],
-            **settings, "weight_decay": decay, CLIP_WEIGHT: 1.0,
-        })  # fmt: skip
+        groups.append(
+            {
+                "params": [parameter for _, parameter in named],
+                "param_names": [name for name, _ in named],
+                **settings,
+                "weight_decay": decay,
+                CLIP_WEIGHT: 1.0,
+            }
+        )
     return [group for group in groups if group["params"]]
 
 

@@ -40,8 +40,17 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
             noise: dict[str, Any] = {}
             if point.noise:
                 noise["perturbation"] = Perturbation(point.noise, sweep.noise_mode, sweep.noise_scale, point.seed)
-            widen(source, path, point.factor, sweep.axes, recipe=sweep.recipe, tie=sweep.tie, verify=False,
-                  state=sweep.state, **noise)  # fmt: skip
+            widen(
+                source,
+                path,
+                point.factor,
+                sweep.axes,
+                recipe=sweep.recipe,
+                tie=sweep.tie,
+                verify=False,
+                state=sweep.state,
+                **noise,
+            )
     return path
 
 

@@ -13,10 +13,15 @@ from mupscale_cli.scaling import OptimizerRule, muon_shape_factor
 from mupscale_cli.verification.result import CannotVerify
 
 _CLASSES = {
-    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
-    "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
-}  # fmt: skip
+}
 # How torch computes, which changes no result that counts here.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -54,11 +59,24 @@ class ExactMuon(torch.optim.Optimizer):
     condition = 1.0
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
-        nesterov: bool = True, adjust_lr_fn: str | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum,
-                                  "nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn})  # fmt: skip
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        adjust_lr_fn: str | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "adjust_lr_fn": adjust_lr_fn,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)

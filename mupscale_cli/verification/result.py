@@ -238,8 +238,14 @@ class WeightsCheck:
         """The figures as mupscale.json and `--json` show them."""
         state = {"optimizer_state": self.state.as_record()} if self.state else {}
         why = {"optimizer_state_skipped": self.without_state} if self.without_state else {}
-        return {"agrees": self.agrees, "tensors": self.num_tensors, "bytes": self.num_bytes,
-                "differences": list(self.differences), **state, **why}  # fmt: skip
+        return {
+            "agrees": self.agrees,
+            "tensors": self.num_tensors,
+            "bytes": self.num_bytes,
+            "differences": list(self.differences),
+            **state,
+            **why,
+        }
 
 
 def _json(value: float) -> float | str:

@@ -118,8 +118,12 @@ def verify_checkpoints(
     """
     placed = place(plan, options.dtype, options.device, can_offload=options.model is None)
     dtype = placed.dtype
-    _log.info("both run in %s, one after the other: the narrow one on %s, the wide one on %s",
-              str(dtype).removeprefix("torch."), placed.narrow, placed.wide)  # fmt: skip
+    _log.info(
+        "both run in %s, one after the other: the narrow one on %s, the wide one on %s",
+        str(dtype).removeprefix("torch."),
+        placed.narrow,
+        placed.wide,
+    )
     load, make_inputs = _reference(options, plan)
     with torch.no_grad():
         model = load(narrow, dtype, placed.narrow)
@@ -352,9 +356,15 @@ def _generate(
 
     transformers: Any = importlib.import_module("transformers")
     settings = transformers.GenerationConfig(
-        max_new_tokens=num_tokens, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None,
-        bos_token_id=None, return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     previous, model.generation_config = model.generation_config, settings
     try:
         result = model.generate(

@@ -32,8 +32,14 @@ from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import Comparison, StoredCheck, TrainingVerification
 
 _PASSES = 3  # forward, backward to activations, backward to weights: each as many products as the first
-DEFAULT_GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False,
-                 "decoupled_weight_decay": True}  # fmt: skip
+DEFAULT_GROUP = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "amsgrad": False,
+    "decoupled_weight_decay": True,
+}
 Loss = Callable[[nn.Module, int], Tensor]
 
 
@@ -246,8 +252,11 @@ def _side(
     parameters: Mapping[str, nn.Parameter],
 ) -> Side:
     """A model with an optimizer that has the given groups and state."""
-    known = {name: parameters[found] for name in (n for _, names in groups for n in names)
-             if (found := name_in(model, name, parameters)) is not None}  # fmt: skip
+    known = {
+        name: parameters[found]
+        for name in (n for _, names in groups for n in names)
+        if (found := name_in(model, name, parameters)) is not None
+    }
     missing = next((name for _, names in groups for name in names if name not in known), None)
     if missing:
         raise VerifyError(f"the model has no parameter `{missing}`, which the optimizer has")

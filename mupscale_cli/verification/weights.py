@@ -95,8 +95,10 @@ def _check(
         if stored is None:
             differences.append(f"`{name}` is missing")
         elif stored.spec != tensor.target:
-            differences.append(f"`{name}` is {stored.spec.dtype} {stored.spec.shape}, planned was "
-                               f"{tensor.target.dtype} {tensor.target.shape}")  # fmt: skip
+            differences.append(
+                f"`{name}` is {stored.spec.dtype} {stored.spec.shape}, planned was "
+                f"{tensor.target.dtype} {tensor.target.shape}"
+            )
         else:
             known.append(tensor)
     num_bytes = sum(tensor.target.num_bytes for tensor in known)

@@ -27,10 +27,17 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
     per_layer = 12 * hidden * hidden * dtype.itemsize
     layers = max(1, round(num_bytes / per_layer))
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": 512,
-        "intermediate_size": 8 * hidden // 3 // 256 * 256, "num_attention_heads": heads, "num_key_value_heads": heads,
-        "num_hidden_layers": layers, "tie_word_embeddings": True, "head_dim": 64,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "vocab_size": 512,
+        "intermediate_size": 8 * hidden // 3 // 256 * 256,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "num_hidden_layers": layers,
+        "tie_word_embeddings": True,
+        "head_dim": 64,
+    }
     ffn = config["intermediate_size"]
     shapes = {"model.embed_tokens.weight": (512, hidden), "model.norm.weight": (hidden,)}
     for layer in range(layers):
@@ -52,10 +59,17 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
     """A Llama of 501 billion parameters in 156 layers, headers only: the files are sparse; returns the directory."""
     hidden, ffn, vocab = 16384, 53248, 128256
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": vocab,
-        "intermediate_size": ffn, "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128,
-        "num_hidden_layers": num_layers, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "vocab_size": vocab,
+        "intermediate_size": ffn,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_hidden_layers": num_layers,
+        "tie_word_embeddings": False,
+    }
     shapes = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(num_layers):
         prefix = f"model.layers.{layer}."

@@ -55,8 +55,10 @@ def main() -> None:
                     shutil.rmtree(Path(folder) / "wide")
                     size, base = made.plan.num_bytes, base or seconds
                     ratios[kind].append(seconds / base)
-            rows += [(f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(found), min(found), max(found))
-                     for kind, found in ratios.items()]  # fmt: skip
+            rows += [
+                (f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(found), min(found), max(found))
+                for kind, found in ratios.items()
+            ]
     report(("factor", "output", "what", "ratio to plain", "lowest", "highest"), rows, as_json=options.json)
 
 

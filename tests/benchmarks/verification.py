@@ -69,8 +69,9 @@ def main() -> None:
                 options.repetitions,
             )
             rows.append((dtype, f"{size / 1e9:.2f} GB", ratio, spread))
-    columns = ("type", "wide model", "MB beyond the libraries") if options.disk else ("type", "wide model", "ratio",
-                                                                                     "spread")  # fmt: skip
+    columns = (
+        ("type", "wide model", "MB beyond the libraries") if options.disk else ("type", "wide model", "ratio", "spread")
+    )
     report(columns, rows, as_json=options.json)
 
 

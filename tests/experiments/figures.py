@@ -63,9 +63,13 @@ def _band(axes: Axes, points: Mapping[float, Sequence[float]], colour: Any, **li
     """Means as a line, with the range of the seeds behind it."""
     finite = {x: values for x, values in points.items() if all(map(math.isfinite, values))}
     axes.fill_between(
-        list(finite), [min(v) for v in finite.values()], [max(v) for v in finite.values()],
-        color=colour, alpha=0.18, linewidth=0,
-    )  # fmt: skip
+        list(finite),
+        [min(v) for v in finite.values()],
+        [max(v) for v in finite.values()],
+        color=colour,
+        alpha=0.18,
+        linewidth=0,
+    )
     axes.plot(list(finite), [fmean(v) for v in finite.values()], color=colour, **line)
 
 
@@ -152,13 +156,17 @@ def _told(speed: Speed) -> str:
 
 def _by_step(curves: Iterable[Curve]) -> dict[float, list[float]]:
     curves = list(curves)
-    return {step: [curve.seen[step] for curve in curves] for step in curves[0].seen
-            if all(step in curve.seen for curve in curves)}  # fmt: skip
+    return {
+        step: [curve.seen[step] for curve in curves]
+        for step in curves[0].seen
+        if all(step in curve.seen for curve in curves)
+    }
 
 
 def _lowest(speeds: Iterable[Speed]) -> float:
-    return min(curve.last for speed in speeds for curves in (speed.narrow, speed.widened, speed.scratch)
-               for curve in curves)  # fmt: skip
+    return min(
+        curve.last for speed in speeds for curves in (speed.narrow, speed.widened, speed.scratch) for curve in curves
+    )
 
 
 def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> Figure:
@@ -169,12 +177,23 @@ def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -
         colours = dict(zip(factors, _colours(len(factors) + 1), strict=False))
         for found in results.shrinkings:
             points = {shrink: grid.seen[grid.best] for shrink, grid in found.grids.items()}
-            _band(axes, points, colours[found.factor], marker="o" if found.size == 1 else "^", markersize=4,
-                  label=f"x{found.factor}, padded, fresh weights {found.size:g}")  # fmt: skip
+            _band(
+                axes,
+                points,
+                colours[found.factor],
+                marker="o" if found.size == 1 else "^",
+                markersize=4,
+                label=f"x{found.factor}, padded, fresh weights {found.size:g}",
+            )
         for speed in (speed for found in growth if found.task == results.task for speed in found.speeds):
             for curves, line, label in ((speed.widened, "--", "copies, noise"), (speed.scratch, ":", "scratch")):
-                axes.axhline(fmean(curve.last for curve in curves), color=colours.get(speed.factor, "black"),
-                             linestyle=line, linewidth=1, label=f"x{speed.factor}, {label}")  # fmt: skip
+                axes.axhline(
+                    fmean(curve.last for curve in curves),
+                    color=colours.get(speed.factor, "black"),
+                    linestyle=line,
+                    linewidth=1,
+                    label=f"x{speed.factor}, {label}",
+                )
         axes.set_title(results.title, fontsize=9)
         axes.set_xlabel("shrink factor λ of the narrow weights")
     panels[0][0].set_ylabel("training loss at the end (nats)")
@@ -188,8 +207,13 @@ def draw_identity(all_results: Sequence[Optima]) -> Figure:
     for axes, results in zip(panels[0], all_results, strict=True):
         found = results.identity[-1]
         steps = range(1, len(found.wide) + 1)
-        axes.plot(range(1, len(found.standard) + 1), found.standard, color=_SCRATCH, linewidth=1,
-                  label="widened, one learning rate")  # fmt: skip
+        axes.plot(
+            range(1, len(found.standard) + 1),
+            found.standard,
+            color=_SCRATCH,
+            linewidth=1,
+            label="widened, one learning rate",
+        )
         axes.plot(steps, found.wide, color=_WIDENED, label="widened, mapped")
         axes.plot(steps, found.narrow, ".", color="black", markersize=4, label="narrow")
         axes.set_ylim(min(found.wide) * 0.9, max(found.wide) * 1.3)

@@ -142,8 +142,9 @@ def optima_table(all_results: Sequence[Optima]) -> str:
                     f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})" for grid in grids.values()
                 ]
                 fitted = [grid.fitted for grid in grids.values()]
-                rows.append([results.title, transfer.arm, what, *best, str(shift(grids)),
-                             f"{max(fitted) - min(fitted):.1f}"])  # fmt: skip
+                rows.append(
+                    [results.title, transfer.arm, what, *best, str(shift(grids)), f"{max(fitted) - min(fitted):.1f}"]
+                )
     places = ["narrowest", "x2", "x4", "x8"]  # relative to one another
     return _table(["", "hyperparameters", "optimum of", *places, "moves by", "parabola"], rows)
 
@@ -162,21 +163,40 @@ def speed_table(all_results: Sequence[Growth]) -> str:
     """How soon widened models are where the others are."""
     rows = [
         [
-            results.title, f"x{speed.factor}", _losses(speed.narrow, lambda c: c.last),
-            _losses(speed.widened, lambda c: c.last), _losses(speed.scratch, lambda c: c.last),
-            _steps(speed.until_narrow), _steps(speed.scratch_until_narrow), _steps(speed.until_scratch),
+            results.title,
+            f"x{speed.factor}",
+            _losses(speed.narrow, lambda c: c.last),
+            _losses(speed.widened, lambda c: c.last),
+            _losses(speed.scratch, lambda c: c.last),
+            _steps(speed.until_narrow),
+            _steps(speed.scratch_until_narrow),
+            _steps(speed.until_scratch),
             speed.ratio_told,
-            *(_losses(curves, lambda c: c.held_out[max(c.held_out)])
-              for curves in (speed.narrow, speed.widened, speed.scratch)),
+            *(
+                _losses(curves, lambda c: c.held_out[max(c.held_out)])
+                for curves in (speed.narrow, speed.widened, speed.scratch)
+            ),
         ]
         for results in all_results
         for speed in results.speeds
-    ]  # fmt: skip
+    ]
     return _table(
-        ["", "width", "loss: narrow goes on", "widened", "scratch", "steps to narrow's loss: widened", "scratch",
-         "steps to scratch's last loss", "ratio", "held out: narrow", "widened", "scratch"],
+        [
+            "",
+            "width",
+            "loss: narrow goes on",
+            "widened",
+            "scratch",
+            "steps to narrow's loss: widened",
+            "scratch",
+            "steps to scratch's last loss",
+            "ratio",
+            "held out: narrow",
+            "widened",
+            "scratch",
+        ],
         rows,
-    )  # fmt: skip
+    )
 
 
 def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> str:
@@ -186,12 +206,19 @@ def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> 
     for results in all_results:
         for found in results.shrinkings:
             speeds = [s for g in growth if g.task == results.task for s in g.speeds if s.factor == found.factor]
-            rows.append([
-                results.title, f"x{found.factor}", f"{found.size:g}",
-                *(_spread(grid.seen[grid.best]) for grid in found.grids.values()),
-                *(f"{fmean(curve.last for curve in curves):.3f}"
-                  for speed in speeds for curves in (speed.widened, speed.scratch)),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    results.title,
+                    f"x{found.factor}",
+                    f"{found.size:g}",
+                    *(_spread(grid.seen[grid.best]) for grid in found.grids.values()),
+                    *(
+                        f"{fmean(curve.last for curve in curves):.3f}"
+                        for speed in speeds
+                        for curves in (speed.widened, speed.scratch)
+                    ),
+                ]
+            )
     return _table(
         ["", "width", "fresh weights", *(f"λ = {shrink:g}" for shrink in shrinks), "copies and noise", "scratch"], rows
     )
@@ -201,11 +228,14 @@ def cost_table(all_results: Sequence[Cost]) -> str:
     """By how much noise raises the loss before the first step."""
     factors = next(iter(all_results[0].losses.values()))
     rows = [
-        [results.title, f"{power(exponent):.3g}",
-         *(f"{fmean(losses) - results.narrow:.3f}" for losses in by_factor.values())]
+        [
+            results.title,
+            f"{power(exponent):.3g}",
+            *(f"{fmean(losses) - results.narrow:.3f}" for losses in by_factor.values()),
+        ]
         for results in all_results
         for exponent, by_factor in results.losses.items()
-    ]  # fmt: skip
+    ]
     return _table(["", "noise", *(f"x{factor}" for factor in factors)], rows)
 
 

@@ -33,9 +33,17 @@ _AROUND = range(-2, 3)  # grid steps
 _NARROW = Training(steps=2000, length=CONTEXT, clip=0)
 _NARROW_LR = power(-12)
 _TRIAL = Training(steps=200, length=CONTEXT, weight_decay=0.1, schedule="cosine")
-_LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 40, "max_position_embeddings": CONTEXT,
-          "tie_word_embeddings": True}  # fmt: skip
+_LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": True,
+}
 
 
 @dataclass(frozen=True)
@@ -94,17 +102,22 @@ def measure(folder: Path) -> Tried:
     by_rate = at_target(tuple(lr + step for step in around), (noise,))
     by_noise = at_target((lr,), tuple(noise + step for step in around))
     return Tried(
-        lr, noise, found.lr_shift, found.noise_shift,
+        lr,
+        noise,
+        found.lr_shift,
+        found.noise_shift,
         {step: by_rate[lr + step, noise].losses for step in around},
         {step: by_noise[lr, noise + step].losses for step in around},
-    )  # fmt: skip
+    )
 
 
 def table(tried: Mapping[str, Any]) -> str:
     """Mean losses by grid steps from what was recommended."""
     steps = list(tried["rates"])
-    lines = [["at the target", *(f"{int(step):+d}" if int(step) else "recommended" for step in steps)],
-             ["---", *["---:"] * len(steps)]]  # fmt: skip
+    lines = [
+        ["at the target", *(f"{int(step):+d}" if int(step) else "recommended" for step in steps)],
+        ["---", *["---:"] * len(steps)],
+    ]
     for what, key in (("learning rate", "rates"), ("noise", "noises")):
         lines.append([what, *(_told(losses) for losses in tried[key].values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

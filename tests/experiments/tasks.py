@@ -63,15 +63,35 @@ class Task:
 
     def quick(self) -> Task:
         """So small that only the machinery is tried."""
-        return replace(self, data=lambda: self.data().judged_on(32), batch_size=8, narrow_steps=4, steps=3,
-                       long_steps=3, grown_by=1, growth={}, factors=(2, 4), seeds=(0,), reach=1, walk=0)  # fmt: skip
+        return replace(
+            self,
+            data=lambda: self.data().judged_on(32),
+            batch_size=8,
+            narrow_steps=4,
+            steps=3,
+            long_steps=3,
+            grown_by=1,
+            growth={},
+            factors=(2, 4),
+            seeds=(0,),
+            reach=1,
+            walk=0,
+        )
 
     def grown(self) -> Task:
         """With a narrow model that can do its task, as one has that is worth widening; for `long_steps`."""
         by = self.grown_by
         config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
-        return replace(self, **{"build": lambda factor: self.build(by * factor), "config": config, "factors": (2, 4),
-                                "steps": self.long_steps, **self.growth})  # fmt: skip
+        return replace(
+            self,
+            **{
+                "build": lambda factor: self.build(by * factor),
+                "config": config,
+                "factors": (2, 4),
+                "steps": self.long_steps,
+                **self.growth,
+            },
+        )
 
     def briefly(self) -> Task:
         """With a seed less, for a question beside the main ones."""
@@ -88,8 +108,15 @@ def _resnet(factor: int) -> nn.Module:
     return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False, blocks=1, stride=2)
 
 
-_GPT = {"model_type": "nanogpt", "n_layer": 2, "n_head": 1, "n_embd": _HEAD_DIM, "block_size": CONTEXT,
-        "vocab_size": VOCABULARY, "bias": False}  # fmt: skip
+_GPT = {
+    "model_type": "nanogpt",
+    "n_layer": 2,
+    "n_head": 1,
+    "n_embd": _HEAD_DIM,
+    "block_size": CONTEXT,
+    "vocab_size": VOCABULARY,
+    "bias": False,
+}
 
 
 def _gpt(factor: int) -> nn.Module:
@@ -99,20 +126,73 @@ def _gpt(factor: int) -> nn.Module:
 
 SGD = {"momentum": 0.9}
 ADAMW = {"betas": (0.9, 0.95)}
-_MLP = Task("mlp-sgd", "MLP on digits, SGD", _mlp, None, flat_digits, "sgd", SGD, 1e-4, 2**-2.5, 256, 600, 200, 300,
-            seeds=(0, 1, 2, 3))  # fmt: skip
+_MLP = Task(
+    "mlp-sgd",
+    "MLP on digits, SGD",
+    _mlp,
+    None,
+    flat_digits,
+    "sgd",
+    SGD,
+    1e-4,
+    2**-2.5,
+    256,
+    600,
+    200,
+    300,
+    seeds=(0, 1, 2, 3),
+)
 TASKS = {
     task.name: task
     for task in (
         _MLP,
-        replace(_MLP, name="mlp-adamw", title="MLP on digits, AdamW", optimizer="adamw", settings=ADAMW,
-                weight_decay=0.1, lr=2**-5),
-        Task("resnet", "ResNet on digits, SGD", _resnet, None, coloured_digits, "sgd", SGD, 1e-4, 1.0,
-             256, 1000, 200, 200, factors=(8, 16, 32, 64), seeds=(0, 1, 2, 3)),
-        Task("gpt", "GPT on documents, AdamW", _gpt, _GPT, documents, "adamw", ADAMW, 0.1, 2**-6, 16, 2000, 300, 120,
-             grown_by=3, growth={"narrow_steps": 600, "seeds": (0, 1, 2)}, factors=(6, 12, 24, 48), seeds=(0, 1)),
+        replace(
+            _MLP,
+            name="mlp-adamw",
+            title="MLP on digits, AdamW",
+            optimizer="adamw",
+            settings=ADAMW,
+            weight_decay=0.1,
+            lr=2**-5,
+        ),
+        Task(
+            "resnet",
+            "ResNet on digits, SGD",
+            _resnet,
+            None,
+            coloured_digits,
+            "sgd",
+            SGD,
+            1e-4,
+            1.0,
+            256,
+            1000,
+            200,
+            200,
+            factors=(8, 16, 32, 64),
+            seeds=(0, 1, 2, 3),
+        ),
+        Task(
+            "gpt",
+            "GPT on documents, AdamW",
+            _gpt,
+            _GPT,
+            documents,
+            "adamw",
+            ADAMW,
+            0.1,
+            2**-6,
+            16,
+            2000,
+            300,
+            120,
+            grown_by=3,
+            growth={"narrow_steps": 600, "seeds": (0, 1, 2)},
+            factors=(6, 12, 24, 48),
+            seeds=(0, 1),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def initialise(model: nn.Module, seed: int) -> nn.Module:

@@ -159,12 +159,18 @@ def mapped_optimizer(task: Task, model: nn.Module, wide: Path, lr: float) -> tor
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load moments by the names of their parameters, and keep the optimizer's own settings."""
-    moments = {name: state["state"][number] for group in state["param_groups"]
-               for name, number in zip(group["param_names"], group["params"], strict=True)
-               if number in state["state"]}  # fmt: skip
+    moments = {
+        name: state["state"][number]
+        for group in state["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+        if number in state["state"]
+    }
     groups = optimizer.state_dict()
-    numbers = {name: number for group in groups["param_groups"]
-               for name, number in zip(group["param_names"], group["params"], strict=True)}  # fmt: skip
+    numbers = {
+        name: number
+        for group in groups["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
     optimizer.load_state_dict({**groups, "state": {numbers[name]: entry for name, entry in moments.items()}})
 
 
@@ -194,9 +200,14 @@ def widen(narrow: Checkpoint, factor: int, perturbation: Perturbation | None = N
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
         mupscale.widen(
-            narrow.file, wide, factor, recipe=recipe(narrow.task), method=method, perturbation=perturbation,
+            narrow.file,
+            wide,
+            factor,
+            recipe=recipe(narrow.task),
+            method=method,
+            perturbation=perturbation,
             verify=False,
-        )  # fmt: skip
+        )
     return wide
 
 

@@ -115,8 +115,9 @@ def narrow_checkpoint(task: Task, folder: Path) -> tuple[Checkpoint, Grid]:
         narrow = train_narrow(task, folder / f"lr{exponent}", power(exponent))
         # What a learning rate was good for shows after it has decayed.
         model, optimizer = continued(narrow, narrow.lr)
-        curve = train(model, optimizer, data.batches(task.batch_size, task.steps, 0), task.steps, decay, data,
-                      {task.steps})  # fmt: skip
+        curve = train(
+            model, optimizer, data.batches(task.batch_size, task.steps, 0), task.steps, decay, data, {task.steps}
+        )
         return (curve.last,), (curve.held_out[task.steps],)
 
     grid = search(evaluate, nearest_power(task.lr), reach=task.reach, walk=task.walk)

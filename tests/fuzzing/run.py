@@ -37,10 +37,19 @@ def main() -> None:
     for name in options.targets or NAMES:
         with tempfile.TemporaryDirectory(prefix="corpus-") as grown:
             command = [
-                sys.executable, __file__, "--inside", name, f"-max_total_time={options.seconds}", "-timeout=20",
-                "-rss_limit_mb=3000", "-max_len=4096", f"-artifact_prefix={options.found}/{name}-",
-                "-print_final_stats=1", grown, *map(str, [CORPUS / name] if (CORPUS / name).is_dir() else []),
-            ]  # fmt: skip
+                sys.executable,
+                __file__,
+                "--inside",
+                name,
+                f"-max_total_time={options.seconds}",
+                "-timeout=20",
+                "-rss_limit_mb=3000",
+                "-max_len=4096",
+                f"-artifact_prefix={options.found}/{name}-",
+                "-print_final_stats=1",
+                grown,
+                *map(str, [CORPUS / name] if (CORPUS / name).is_dir() else []),
+            ]
             sys.stderr.write(f"== {name}\n")
             if subprocess.run(command, check=False).returncode:
                 failed.append(name)

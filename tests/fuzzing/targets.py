@@ -52,11 +52,56 @@ from mupscale_cli.specs import TensorSpec
 MODELS = json.loads((Path(__file__).parent / "models.json").read_text())
 _MAX_CHANGES = 4
 HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, 2**64, 10**30, 10**4000, 0.0, -0.0, 0.5, 1e308,
-    float("nan"), float("inf"), -float("inf"), "", "x", "..", "../x", "/etc/passwd", "a\\b", "C:x", "\0", "\ud800",
-    "\x1b[2J", "9" * 5000, "{a}", "x" * 5000, [], {}, [[]], [None], [{}], {"": None}, [1, 2, 3], ["a", "b"], {"a": 1},
-    {"a": {"b": []}}, [1.5, float("nan")], [0] * 100, "model.safetensors", "llama", "cpu", "float32",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    2**31,
+    2**63,
+    2**64,
+    10**30,
+    10**4000,
+    0.0,
+    -0.0,
+    0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    "x",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a\\b",
+    "C:x",
+    "\0",
+    "\ud800",
+    "\x1b[2J",
+    "9" * 5000,
+    "{a}",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [None],
+    [{}],
+    {"": None},
+    [1, 2, 3],
+    ["a", "b"],
+    {"a": 1},
+    {"a": {"b": []}},
+    [1.5, float("nan")],
+    [0] * 100,
+    "model.safetensors",
+    "llama",
+    "cpu",
+    "float32",
+)
 
 
 class Choices:
@@ -206,12 +251,60 @@ def recipe(data: bytes) -> None:
 
 
 _WORDS = (
-    b"{", b"}", b"[", b"]", b"(", b")", b"*", b"**", b"{a,b}", b"{first}", b"{last}", b"{embed}", b"{/kv}",
-    b"{(kv g)}", b"^", b"|", b"@", b"/", b"//", b"+", b"-", b"~", b"==", b" or ", b" and ", b"not ", b"offset ",
-    b"embed", b"hidden_size", b"0", b"9" * 30, b"0.5", b"1e9", b"'", b'"', b": ", b"\n ", b"- ", b"? ", b"&a ", b"*a",
-    b"!!python/object ", b"<<: ", b"keep", b"omit", b"when: ", b"dims: ", b"from shapes", b"varies",
-    b"extends: ../x\n", b"\xff", "\u0663".encode(), b"\0",
-)  # fmt: skip
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"(",
+    b")",
+    b"*",
+    b"**",
+    b"{a,b}",
+    b"{first}",
+    b"{last}",
+    b"{embed}",
+    b"{/kv}",
+    b"{(kv g)}",
+    b"^",
+    b"|",
+    b"@",
+    b"/",
+    b"//",
+    b"+",
+    b"-",
+    b"~",
+    b"==",
+    b" or ",
+    b" and ",
+    b"not ",
+    b"offset ",
+    b"embed",
+    b"hidden_size",
+    b"0",
+    b"9" * 30,
+    b"0.5",
+    b"1e9",
+    b"'",
+    b'"',
+    b": ",
+    b"\n ",
+    b"- ",
+    b"? ",
+    b"&a ",
+    b"*a",
+    b"!!python/object ",
+    b"<<: ",
+    b"keep",
+    b"omit",
+    b"when: ",
+    b"dims: ",
+    b"from shapes",
+    b"varies",
+    b"extends: ../x\n",
+    b"\xff",
+    "\u0663".encode(),
+    b"\0",
+)
 
 
 def config(data: bytes) -> None:
@@ -261,8 +354,15 @@ def _planned_again(value: dict[str, Any]) -> None:
     chosen = load_recipe("llama", model["config"])
     factors = {name: axis["factor"] for name, axis in value["axes"].items()}
     method, noise = recorded_method(value)
-    make_plan(chosen, specs_of("Llama-tied"), model["config"], resolve_factors(chosen, None, factors),
-              tie=value.get("tie"), method=method, perturbation=noise)  # fmt: skip
+    make_plan(
+        chosen,
+        specs_of("Llama-tied"),
+        model["config"],
+        resolve_factors(chosen, None, factors),
+        tie=value.get("tie"),
+        method=method,
+        perturbation=noise,
+    )
 
 
 def good_state() -> dict[str, Any]:
@@ -272,10 +372,19 @@ def good_state() -> dict[str, Any]:
     def tensor(shape: Any) -> dict[str, Any]:
         return {"tensor": ["F32", list(shape)]}
 
-    states = {str(i): {"step": tensor(()), "exp_avg": tensor(s.shape), "exp_avg_sq": tensor(s.shape)}
-              for i, s in enumerate(specs)}  # fmt: skip
-    group = {"lr": 0.1, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False,
-             "params": [0, 1, 2], "param_names": [spec.name for spec in specs]}  # fmt: skip
+    states = {
+        str(i): {"step": tensor(()), "exp_avg": tensor(s.shape), "exp_avg_sq": tensor(s.shape)}
+        for i, s in enumerate(specs)
+    }
+    group = {
+        "lr": 0.1,
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "amsgrad": False,
+        "params": [0, 1, 2],
+        "param_names": [spec.name for spec in specs],
+    }
     weights = {spec.name: tensor(spec.shape) for spec in specs_of("Llama-tied")}
     return {"optimizer": {"state": states, "param_groups": [group]}, "model": weights, "step": 7}
 
@@ -301,8 +410,10 @@ def state(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     check_structure(content, Path("x"))
-    specs = {id(tensor): TensorSpec(place_name(place), DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
-             for place, tensor in walk(content)}  # fmt: skip
+    specs = {
+        id(tensor): TensorSpec(place_name(place), DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+        for place, tensor in walk(content)
+    }
     root = locate_optimizer(content, None, "x")
     settings = MODELS["Llama-tied"]["config"]
     for policy in ("copy", "reset-new", "reset"):
@@ -355,8 +466,11 @@ def _changed_bytes(good: bytes, choices: Choices) -> bytes:
 
 def tensors(data: bytes) -> None:
     """Read state in safetensors, with an index: optimizer/files.py."""
-    states = [TensorSpec(f"state.{s.name}.{key}", "F32", s.shape) for s in specs_of("Llama-tied")[:2]
-              for key in ("exp_avg", "exp_avg_sq")]  # fmt: skip
+    states = [
+        TensorSpec(f"state.{s.name}.{key}", "F32", s.shape)
+        for s in specs_of("Llama-tied")[:2]
+        for key in ("exp_avg", "exp_avg_sq")
+    ]
     entries, size = header_of(states)
     index: Any = {"weight_map": dict.fromkeys(entries, "optimizer-1.safetensors")}
     is_index = Choices(data).below(2)
@@ -373,8 +487,11 @@ def distributed(data: bytes) -> None:
     """Read a distributed checkpoint that is trusted: optimizer/distributed.py."""
     from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
-    good = {f"optimizer.state.{s.name}.{key}": ["F32", list(s.shape), ["optimizer", "state", s.name, key]]
-            for s in specs_of("Llama-tied")[:2] for key in ("exp_avg", "exp_avg_sq")}  # fmt: skip
+    good = {
+        f"optimizer.state.{s.name}.{key}": ["F32", list(s.shape), ["optimizer", "state", s.name, key]]
+        for s in specs_of("Llama-tied")[:2]
+        for key in ("exp_avg", "exp_avg_sq")
+    }
     try:
         value = json.loads(text_of(data, good))
     except (ValueError, RecursionError):
