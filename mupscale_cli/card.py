@@ -31,7 +31,7 @@ def card_section(record: Mapping[str, Any], name: str) -> str:
     try:
         return "\n\n".join(_paragraphs(record, name))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
 
 
 def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:

@@ -133,9 +133,9 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
         column = mark.column if mark else 0
         source = lines[line] if line < len(lines) else ""
         origin = Origin(file, line + 1, column, source, failure)
-        raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from None
+        raise origin.error(f"not valid YAML: {error.problem or error.context}", (0, 1)) from error
     except yaml.YAMLError as error:
-        raise failure(f"{file}: not valid YAML: {error}") from None
+        raise failure(f"{file}: not valid YAML: {error}") from error
     if root is None:
         raise failure(f"{file}: the {kind} is empty")
     node = _convert(root, document, lines)

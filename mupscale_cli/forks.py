@@ -132,7 +132,7 @@ def _fork() -> int:
         except OSError as error:
             raise JobError(
                 f"another process cannot be started: {error.strerror}", hint="`widen --processes 1` needs no other"
-            ) from None
+            ) from error
 
 
 def _begin(alive: int, lifeline: int) -> None:
@@ -178,11 +178,11 @@ class _Failed:
 def _received(pipe: Connection) -> Any:
     try:
         found = pickle.loads(pipe.recv_bytes())  # noqa: S301 (our own process)
-    except (EOFError, OSError):
+    except (EOFError, OSError) as error:
         raise JobError(
             "another process of this command was ended from outside",
             hint="perhaps there was not enough memory, of which one process needs less (`widen --processes 1`)",
-        ) from None
+        ) from error
     if isinstance(found, _Failed):
         raise found.error from RuntimeError(found.text)
     return found

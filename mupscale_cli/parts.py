@@ -202,7 +202,7 @@ def _parsed(text: Text, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text.value)
     except language.LanguageError as error:
-        raise text.error(error.message, error.span, error.hint) from None
+        raise text.error(error.message, error.span, error.hint) from error
 
 
 def _expression(text: Text, rename: Callable[[str], str]) -> Text:

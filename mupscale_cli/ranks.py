@@ -135,4 +135,4 @@ def _together() -> Iterator[None]:
         raise JobError(
             f"another process of this job has ended, or cannot be reached: {str(error).splitlines()[0]}",
             hint="its own message says why; nothing was published",
-        ) from None
+        ) from error

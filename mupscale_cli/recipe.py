@@ -349,7 +349,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
             text = stream.read(MAX_BYTES + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise RecipeError(f"cannot read the recipe `{path}`: {why}") from None
+        raise RecipeError(f"cannot read the recipe `{path}`: {why}") from error
     document = _of_known_version(parse_document(text, _shown(path)))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")
@@ -703,7 +703,7 @@ def _parse(parse: Callable[[str], T], text: Text) -> T:
     try:
         return parse(text.value)
     except LanguageError as error:
-        raise text.error(error.message, error.span, error.hint) from None
+        raise text.error(error.message, error.span, error.hint) from error
 
 
 def _entries(node: Node | None) -> Entries | tuple[()]:

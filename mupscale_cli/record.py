@@ -180,7 +180,7 @@ def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
             for name in rule["tensors"]
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
 
 
 def _scales(parts: Any) -> tuple[tuple[float, int], ...]:
@@ -223,7 +223,7 @@ def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | N
             _seed(perturbation)
         return made, None if perturbation is None else Perturbation(**perturbation)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
 
 
 def recorded_noise(record: Mapping[str, Any]) -> dict[str, float]:

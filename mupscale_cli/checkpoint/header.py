@@ -93,7 +93,7 @@ def read_header(file: Path) -> Header:
         with open(file, "rb") as stream:
             return parse_header(stream, file, os.fstat(stream.fileno()).st_size)
     except OSError as error:
-        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
 
 
 def parse_header(stream: BinaryIO, file: Path, file_size: int) -> Header:
@@ -138,8 +138,8 @@ def _parse(text: bytes, file: Path) -> dict[str, object]:
 
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, ValueError, RecursionError):
-        raise _broken(file, "its header is not JSON") from None
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise _broken(file, "its header is not JSON") from error
     if not isinstance(entries, dict):
         raise _broken(file, "its header is not a JSON object")
     return entries

@@ -305,7 +305,7 @@ def read_json(file: Path) -> dict[str, Any]:
             data = stream.read(limit + 1)  # what the file system says of its size need not be so
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read `{file}`: {error}") from None
+        raise CheckpointError(f"cannot read `{file}`: {error}") from error
     if len(data) > limit:
         raise CheckpointError(f"`{file}` is larger than {limit // 10**6} MB")
     return _json_object(text, file)
@@ -315,7 +315,7 @@ def _json_object(text: str, file: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"`{file}` is not valid JSON: {error}") from None
+        raise CheckpointError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"`{file}` is not a JSON object")
     if not _is_flat(value):
@@ -323,8 +323,8 @@ def _json_object(text: str, file: Path) -> dict[str, Any]:
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from None
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from error
     return value
 
 

@@ -229,7 +229,7 @@ def reported(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"cannot write `{path}`: {error.strerror or error}", hint="nothing was left under the final name"
-        ) from None
+        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -33,7 +33,7 @@ def read_job(file: Path) -> tuple[Step, ...]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot read the job file `{file}`: {reason}") from None
+        raise RunError(f"cannot read the job file `{file}`: {reason}") from error
     document = parse_document(text, str(file), RunError)
     _check_keys(document, _TOP, "a job file")
     if (version := document.get("version")) is not None and _text(version, file.parent) != str(VERSION):
@@ -215,7 +215,7 @@ def _read(read: Read, node: Node, folder: Path) -> Any:
     except RunError:
         raise
     except MupscaleError as error:
-        raise node.error(error.message, hint=error.hint) from None
+        raise node.error(error.message, hint=error.hint) from error
 
 
 def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places) -> Step:
@@ -242,7 +242,7 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places
     except RunError:
         raise
     except MupscaleError as error:
-        raise kind.error(error.message, hint=error.hint) from None
+        raise kind.error(error.message, hint=error.hint) from error
 
 
 def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep:

@@ -163,15 +163,15 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **given)
             except KeyboardInterrupt as stop:
                 kept = getattr(stop, "kept", "nothing was written")
-                raise Interrupted(f"interrupted; {kept}") from None
+                raise Interrupted(f"interrupted; {kept}") from stop
             except SystemExit as stop:
                 if stop.code != Terminated.exit_code:
                     raise
                 kept = getattr(stop, "kept", None)
-                raise Terminated(f"terminated; {kept}" if kept else "terminated") from None
-            except BrokenPipeError:  # as when piped into `head`
+                raise Terminated(f"terminated; {kept}" if kept else "terminated") from stop
+            except BrokenPipeError as error:  # as when piped into `head`
                 output.hang_up()
-                raise typer.Exit(141) from None
+                raise typer.Exit(141) from error
 
     signature = inspect.signature(command, eval_str=True)
     more = [
@@ -194,11 +194,11 @@ def parse_factor(text: str | None, option: str = "--factor") -> int | None:
         return None
     try:
         return int(text)
-    except ValueError:
+    except ValueError as error:
         raise PlanError(
             f"`{option}` is `{text}`; a factor is a whole number of at least 1",
             hint="units are copied whole, so 1.5 copies do not exist",
-        ) from None
+        ) from error
 
 
 def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
@@ -229,8 +229,8 @@ def parse_betas(text: str) -> tuple[float, float]:
     """
     try:
         first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from None
+    except ValueError as error:
+        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from error
     return first, second
 
 
@@ -277,10 +277,10 @@ def parse_size(text: str) -> int:
     unit = text.strip().upper()[len(digits) :]
     try:
         return int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
+    except (ValueError, KeyError, OverflowError) as error:
         raise PlanError(
             f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
-        ) from None
+        ) from error
 
 
 def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bool) -> StateOptions:

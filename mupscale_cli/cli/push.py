@@ -82,8 +82,8 @@ def send(prepared: Push, again: str) -> Published:
     """
     try:
         return prepared.send()
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what was sent is kept: `{again}` goes on") from None
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; what was sent is kept: `{again}` goes on") from error
     except HubError as error:
         error.hint = error.hint or f"`{again}` goes on from there"
         raise

@@ -309,4 +309,4 @@ def _write_recipe(out: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(out)
     except OSError as error:
-        raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from None
+        raise OutputError(f"cannot write `{out}`: {error.strerror or error}") from error

@@ -147,7 +147,7 @@ def record_text(record: Mapping[str, Any]) -> str:
         text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
         return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from None
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
 
 
 def _verified_text(found: Mapping[str, Any] | None) -> str:

@@ -47,10 +47,10 @@ def run(
         events = JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)
         for done in run_job(job, events, processes=None):
             results.append(done)  # noqa: PERF402 (what is done is known when the rest is interrupted)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not as_json:
             _print_results(results)
-        raise Interrupted("interrupted; what is done is kept, and the same command goes on") from None
+        raise Interrupted("interrupted; what is done is kept, and the same command goes on") from error
     code = exit_code(tuple(results))
     if as_json:
         output.print_document("run", _document(file, job, tuple(results)))

@@ -176,9 +176,9 @@ def sweep(
     try:
         with sweep_view.shown() as events:
             outcome = run_sweep(settings, jobs=jobs, picture=picture, events=events)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         where = settings.directory
-        raise Interrupted(f"interrupted; finished trials are kept in {where}: the same command goes on") from None
+        raise Interrupted(f"interrupted; finished trials are kept in {where}: the same command goes on") from error
     if as_json:
         output.print_document("sweep", outcome.document)
     else:

@@ -199,7 +199,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
         published = push_command.send(prepared, again)
     except HubError as error:
         output.note(f"{wide} is written; only its publication failed, which `{again}` repeats")
-        raise error from None
+        raise error from error
     if not quiet:
         push_command.print_published(published)
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}

@@ -94,11 +94,11 @@ def continue_text(directory: Path, prompt: str, num_bytes: int) -> str:
 def _transformers() -> Any:
     try:
         module: Any = importlib.import_module("transformers")
-    except ImportError:
+    except ImportError as error:
         raise MupscaleError(
             "the demo builds its model with transformers, which is not installed",
             hint="pip install 'mupscale[hf]'",
-        ) from None
+        ) from error
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()
     return module

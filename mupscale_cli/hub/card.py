@@ -89,4 +89,4 @@ def _parsed(text: str) -> Any:
         line = next(iter(str(error).splitlines()), "")
         raise HubError(
             f"the metadata of the existing model card are not valid: {line}", hint="correct README.md, then push again"
-        ) from None
+        ) from error

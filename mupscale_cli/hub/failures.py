@@ -32,11 +32,11 @@ def reported(doing: str, model: HubId) -> Iterator[None]:
         raise
     # Of the connection, of files, for values that the client refuses, and for a broken transfer by Xet.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
-        raise explained(error, doing, model) from None
+        raise explained(error, doing, model) from error
     except KeyError as error:  # as when HF_ENDPOINT is something else
         raise HubError(
             f"cannot {doing} `{model}`: the Hub's answer has no {error}", hint="is HF_ENDPOINT a Hub?"
-        ) from None
+        ) from error
 
 
 def transport_error() -> type[Exception]:

@@ -86,7 +86,7 @@ def open_remote(model: HubId) -> RemoteModel:
     except CheckpointError as error:  # the cache's path says nothing to who asked for a model of the Hub
         cached_only = " in the cache, as the Hub was not asked" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
-        raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from None
+        raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
     return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
 
 

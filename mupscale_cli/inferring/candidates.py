@@ -300,7 +300,7 @@ def _polynomial(measure: Measure, axes: Axes, name: str, dim: int, movers: set[s
     except ValueError as error:
         raise InferError(
             f"dimension {dim} of `{name}` is no sum of products of {sorted(movers)}: {error}", axes=frozenset(movers)
-        ) from None
+        ) from error
 
 
 # Kinds ---------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InferError(f"cannot read `{path}` as JSON: {error}") from None
+        raise InferError(f"cannot read `{path}` as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InferError(f"`{path}` is not a JSON object")
     return found

@@ -126,8 +126,8 @@ def import_transformers() -> Any:
     """
     try:
         transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        raise TinyError("transformers is not installed", hint="`pip install 'mupscale[hf]'`") from None
+    except ImportError as error:
+        raise TinyError("transformers is not installed", hint="`pip install 'mupscale[hf]'`") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -142,8 +142,8 @@ def config_class(model_type: str) -> Any:
     transformers = import_transformers()
     try:
         return transformers.CONFIG_MAPPING[model_type]
-    except KeyError:
-        raise TinyError(f"transformers {transformers.__version__} has no model type `{model_type}`") from None
+    except KeyError as error:
+        raise TinyError(f"transformers {transformers.__version__} has no model type `{model_type}`") from error
 
 
 def tiny_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,8 +320,8 @@ def model_class(model_type: str, task: Task) -> Any:
     mapping = getattr(transformers, TASKS[task])
     try:
         found = mapping[config_class(model_type)]
-    except KeyError:
-        raise TinyError(f"transformers has no `{model_type}` for {task}") from None
+    except KeyError as error:
+        raise TinyError(f"transformers has no `{model_type}` for {task}") from error
     return found[0] if isinstance(found, (tuple, list)) else found
 
 

@@ -73,7 +73,7 @@ def write_blank(file: Path, content: Any) -> None:
         with reported(file), skip_data():
             torch.save(replaced(content, (), lambda _, tensor: _Unwritten(tensor)), file)
     except RuntimeError as error:  # torch's own writer reports a full disk this way
-        raise OutputError(f"cannot write `{file}`: {first_line(error)}") from None
+        raise OutputError(f"cannot write `{file}`: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

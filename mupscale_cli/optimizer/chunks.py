@@ -52,8 +52,8 @@ class Chunk:
             with open(self.file, "rb") as stream:
                 view = cast(BinaryIO, _create_file_view(stream, self.start, self.num_bytes))
                 tensor = torch.load(view, weights_only=True, map_location="meta")
-        except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
-            raise _broken(self.file, first_line(error)) from None
+        except Exception as error:
+            raise _broken(self.file, first_line(error)) from error
         name = self.spec.name
         found = isinstance(tensor, torch.Tensor) and (DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape))
         if found != (self.spec.dtype, self.spec.shape):

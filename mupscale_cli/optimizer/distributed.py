@@ -51,8 +51,8 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
         if plain:
             with alone():
                 load(plain, checkpoint_id=path, no_dist=True)
-    except (Exception, CheckpointException) as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
-        raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from None
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from error
     content: dict[Any, Any] = {}
     stored = {}
     places: Mapping[str, Place] = metadata.planner_data or {}
@@ -110,7 +110,7 @@ def alone() -> Iterator[None]:
             causes = [cause[0] for cause in failed.failures.values()]
             told = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
             if told is not None:
-                raise told from None
+                raise told from failed
             raise CheckpointError(f"torch could not read or write a distributed checkpoint: {causes[0]}") from failed
 
 

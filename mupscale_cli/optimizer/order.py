@@ -77,8 +77,8 @@ def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch
     try:
         with torch.device("meta"):
             model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
-    except Exception as error:  # noqa: BLE001 (whatever a class meets in a config that is not its own)
+    except Exception as error:
         raise CheckpointError(
             f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAY_NAMES
-        ) from None
+        ) from error
     return model

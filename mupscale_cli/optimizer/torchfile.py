@@ -62,11 +62,11 @@ def read_torch_file(path: Path) -> TorchFile:
     check_archive(path)
     try:
         content = torch.load(path, weights_only=True, map_location="meta")
-    except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
+    except Exception as error:
         raise CheckpointError(
             f"cannot read `{path}`: {first_line(error)}",
             hint="only tensors and plain values are read; a pickle could run code",
-        ) from None
+        ) from error
     check_structure(content, path)
     tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
     if len(set(map(place_name, tensors))) != len(tensors):
@@ -92,7 +92,7 @@ def check_archive(path: Path) -> None:
             infos = archive.infolist()
         size = path.stat().st_size
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, EOFError, struct.error) as error:
-        raise CheckpointError(f"cannot read `{path}`: {first_line(error)}") from None
+        raise CheckpointError(f"cannot read `{path}`: {first_line(error)}") from error
     pickles = sum(info.file_size for info in infos if info.filename.endswith("data.pkl"))
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
         raise CheckpointError(f"`{path}` was not written by torch.save: it is compressed, or its parts overlap")

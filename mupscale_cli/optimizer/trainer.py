@@ -37,9 +37,9 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
                 wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
+    except Exception as error:
         raise CheckpointError(
             f"cannot read `{source}` as the state of a scheduler: {first_line(error)}",
             hint="only plain values are read; a pickle could run code",
-        ) from None
+        ) from error
     torch.save(wide, target)

@@ -38,8 +38,8 @@ def check_matplotlib(hint: str = "pip install 'mupscale[plot]'") -> None:
 def _import(name: str, hint: str = "pip install 'mupscale[plot]'") -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError:
-        raise PictureError("the picture is drawn with matplotlib, which is not installed", hint=hint) from None
+    except ImportError as error:
+        raise PictureError("the picture is drawn with matplotlib, which is not installed", hint=hint) from error
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -70,9 +70,9 @@ def read_verification(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise PictureError(f"cannot read `{file}`: {error}") from None
+        raise PictureError(f"cannot read `{file}`: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise PictureError(f"`{file}` is not valid JSON: {error}") from None
+        raise PictureError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(found, dict) or "tolerance" not in found or "comparisons" not in found:
         raise PictureError(
             f"`{file}` was not printed by `mupscale verify --json`",
@@ -94,7 +94,7 @@ def module_errors(found: Mapping[str, Any], title: str) -> ModuleErrors:
         errors = tuple(float(module["max_rel"]) for module in modules)
         tolerance, dtype = float(compared["tolerance"]), str(compared["dtype"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from None
+        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
     if not names:
         raise PictureError(
             f"no module of `{title}` was compared",
@@ -118,7 +118,7 @@ def losses(found: Mapping[str, Any], title: str) -> Losses:
             narrow, wide, float(training["tolerance"]), str(training["optimizer"]), bool(training.get("without_noise"))
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from None
+        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
 
 
 def draw_errors(found: ModuleErrors, title: str) -> Any:

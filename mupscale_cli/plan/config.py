@@ -51,8 +51,8 @@ def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
         raise choice.text.error(f"`{shown(value)}` in the config cannot be scaled")
     try:
         scaled = value * scale
-    except OverflowError:
-        raise choice.text.error("the value in the config is too large to be scaled") from None
+    except OverflowError as error:
+        raise choice.text.error("the value in the config is too large to be scaled") from error
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 

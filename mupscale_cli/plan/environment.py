@@ -42,7 +42,7 @@ def evaluated(expression: Expression, values: Values, error: Any) -> Any:
     try:
         return evaluate(expression, values)
     except LanguageError as problem:
-        raise error(problem.message, problem.span, problem.hint) from None
+        raise error(problem.message, problem.span, problem.hint) from problem
 
 
 def choose(choices: Sequence[Choice[T]], values: Values, match: Match | None = None) -> Choice[T]:

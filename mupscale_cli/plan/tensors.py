@@ -70,7 +70,7 @@ class TensorPlanner:
                 try:
                     shape = tuple(size_of(dim, self.axes) for dim in layout.dims)
                 except LayoutError as problem:
-                    raise choice.text.error(f"`{name}` {problem}") from None
+                    raise choice.text.error(f"`{name}` {problem}") from problem
                 parameter = replace(spec, name=name, shape=shape)
                 dims = self._map_dims(parameter, layout, choice)
                 wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
@@ -132,7 +132,7 @@ class TensorPlanner:
                     f"`{_excerpt(choice.text.value, dim)}`, {problem}",
                     dim.span,
                     hint=f"config and tensors disagree, or this is not the recipe for them; {sizes}",
-                ) from None
+                ) from problem
         return tuple(maps)
 
     def _name_copies(self, plan: TensorPlan, match: Match) -> Iterable[TensorPlan]:

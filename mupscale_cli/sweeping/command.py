@@ -31,7 +31,7 @@ def parse_command(template: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(template))
     except ValueError as error:
-        raise SweepError(f"`--command` is no command line: {error}") from None
+        raise SweepError(f"`--command` is no command line: {error}") from error
     if not words:
         raise SweepError("`--command` is empty")
     used = {name for word in words for name in _PLACEHOLDER.findall(word)}
@@ -82,7 +82,7 @@ def run_command(words: list[str], output: Path, report: Callable[[int, float], N
                 errors="replace",
             )
         except OSError as error:
-            raise SweepError(f"`--command` cannot be started: {error}") from None
+            raise SweepError(f"`--command` cannot be started: {error}") from error
         try:
             assert process.stdout is not None
             last = _follow(process.stdout, log, report)
@@ -127,8 +127,8 @@ def _number(loss: object, words: list[str]) -> float:
         return math.nan
     try:
         return float(loss)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise SweepError(f"`{shlex.join(words)}` says that its loss is {loss!r}, which is no number") from None
+    except (TypeError, ValueError) as error:
+        raise SweepError(f"`{shlex.join(words)}` says that its loss is {loss!r}, which is no number") from error
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -54,7 +54,7 @@ def read_tokens(path: Path, tokenizer: Path, vocab_size: int, data_type: str = "
     try:
         tokens = _read(path, tokenizer, vocab_size, data_type)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise SweepError(f"cannot read `{path}`: {error}") from None
+        raise SweepError(f"cannot read `{path}`: {error}") from error
     if tokens.size == 0:
         raise SweepError(f"`{path}` holds no tokens")
     if tokens.dtype.kind not in "iu":
@@ -103,8 +103,8 @@ def _from_raw(path: Path, vocab_size: int, data_type: str) -> Tokens:
 def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # noqa: BLE001 (whatever an unpickler meets in a broken file)
-        raise SweepError(f"cannot read `{path}`: {error}") from None
+    except Exception as error:
+        raise SweepError(f"cannot read `{path}`: {error}") from error
 
 
 def _only(tensors: Mapping[str, Any], path: Path) -> Tokens:
@@ -131,18 +131,18 @@ def _from_dataset(path: Path, tokenizer: Path, vocab_size: int) -> Tokens:
         )
     try:
         datasets: Any = importlib.import_module("datasets")
-    except ImportError:
+    except ImportError as error:
         raise SweepError(
             f"`{path}` is read with the datasets library, which is not installed", hint="pip install datasets"
-        ) from None
+        ) from error
     datasets.disable_progress_bars()
     try:
         if is_saved:
             rows = datasets.load_from_disk(str(path))
         else:
             rows = datasets.load_dataset("parquet", data_files=[str(file) for file in tables], split="train")
-    except Exception as error:  # noqa: BLE001 (a library with errors of its own)
-        raise SweepError(f"datasets cannot read `{path}`: {error}") from None
+    except Exception as error:
+        raise SweepError(f"datasets cannot read `{path}`: {error}") from error
     if isinstance(rows, Mapping):
         rows = rows["train"] if "train" in rows else next(iter(rows.values()))
     return _from_rows(iter(rows), tokenizer, vocab_size, path)

@@ -101,9 +101,9 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     """
     try:
         values = tuple(float(part) for part in text.split(","))
-    except ValueError:
+    except ValueError as error:
         raise SweepError(
             f"`{option} {text}` is not a number or a list of numbers",
             hint=f"for instance `{option} 1e-3` or `{option} 3e-4,1e-3,3e-3`",
-        ) from None
+        ) from error
     return values

@@ -23,11 +23,11 @@ def import_transformers() -> Any:
     """
     try:
         transformers: Any = importlib.import_module("transformers")
-    except ImportError:
+    except ImportError as error:
         raise SweepError(
             "the built-in trainer builds its models with transformers, which is not installed",
             hint="pip install 'mupscale[sweep]', or bring your own trainer with `--command`",
-        ) from None
+        ) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -74,8 +74,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
             model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, dtype=torch.float32, local_files_only=True
             )
-        except Exception as error:  # noqa: BLE001 (whatever it is, the user needs to know where it came from)
-            raise SweepError(f"transformers cannot load `{checkpoint.path}`: {error}") from None
+        except Exception as error:
+            raise SweepError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
     return model.to(device).train()
 
 
@@ -87,5 +87,5 @@ def load_tokenizer(folder: Path) -> Any:
     """
     try:
         return import_transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 (as above)
-        raise SweepError(f"transformers cannot load the tokenizer of `{folder}`: {error}") from None
+    except Exception as error:
+        raise SweepError(f"transformers cannot load the tokenizer of `{folder}`: {error}") from error

@@ -129,7 +129,7 @@ def narrowed_config(
         raise SweepError(
             f"a proxy cannot be made with `{recipe.name}`: {error.message}",
             hint=f"{error.hint}; or {_OWN_PLACE}" if error.hint else _OWN_PLACE,
-        ) from None
+        ) from error
     assert wide is not None
     narrow: dict[str, Any] = _divided(source.config, wide, "config.json", pin=pin)
     return narrow
@@ -167,8 +167,8 @@ def _build(directory: Path) -> Any:
             torch.manual_seed(0)
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:  # noqa: BLE001 (classes check their configs in ways of their own)
-        raise SweepError(f"transformers cannot build the proxy: {error}", hint=_OWN_PLACE) from None
+    except Exception as error:
+        raise SweepError(f"transformers cannot build the proxy: {error}", hint=_OWN_PLACE) from error
 
 
 def _check(
@@ -185,7 +185,7 @@ def _check(
     except MupscaleError as error:
         raise SweepError(
             f"the proxy's config does not widen to the checkpoint's: {error.message}", hint=_OWN_PLACE
-        ) from None
+        ) from error
     expected = {spec.name: spec.shape for spec in source.specs}
     for tensor in plan.tensors:
         name, shape = tensor.target.name, tensor.target.shape

@@ -125,7 +125,7 @@ def read_sweep(file: Path) -> Found:
     try:
         return _found(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, error) from None
+        raise _damaged(file, error) from error
 
 
 def read_findings(file: Path) -> tuple[Findings, str, str]:
@@ -145,7 +145,7 @@ def read_findings(file: Path) -> tuple[Findings, str, str]:
         title = f"{name}, narrowed {content['proxy']['ratio']} times" if content["proxy"] else name
         return find(grid, trials), title, loss_name(is_own=content["command"] is not None)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, error) from None
+        raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: Exception) -> SweepError:
@@ -159,9 +159,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"cannot read `{file}`: {error}", hint="give the sweep.json of `mupscale sweep`") from None
+        raise SweepError(f"cannot read `{file}`: {error}", hint="give the sweep.json of `mupscale sweep`") from error
     except (ValueError, RecursionError) as error:
-        raise SweepError(f"`{file}` is not valid JSON: {error}") from None
+        raise SweepError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(content, dict) or "recommendation" not in content or "grid" not in content:
         raise SweepError(f"`{file}` was not written by `mupscale sweep`", hint="give its sweep.json")
     version = content.get("schema_version")

@@ -106,7 +106,7 @@ class Study:
         except (OSError, ValueError, KeyError) as error:
             raise SweepError(
                 f"cannot read `{directory / JOURNAL}`: {error}", hint="choose another directory with `-o`"
-            ) from None
+            ) from error
 
     def _open(self, journal: Path) -> Any:
         optuna = self._optuna
@@ -239,9 +239,9 @@ def _import_optuna() -> Any:
     try:
         optuna: Any = importlib.import_module("optuna")
         importlib.import_module("optuna.storages.journal")
-    except ImportError:
+    except ImportError as error:
         raise SweepError(
             "a sweep keeps its trials with Optuna, which is not installed", hint="pip install 'mupscale[sweep]'"
-        ) from None
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

@@ -46,8 +46,8 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except Exception as error:  # noqa: BLE001 (the user's own code may do anything)
-        raise VerifyError(f"cannot import `{place}`: {error}") from None
+    except Exception as error:
+        raise VerifyError(f"cannot import `{place}`: {error}") from error
     build = getattr(module, name, None)
     if not callable(build):
         raise VerifyError(f"`{place}` has no function `{name}`")
@@ -83,7 +83,7 @@ def build_user_model(
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise VerifyError(f"the model of `--model` does not fit `{checkpoint.path}`: {error}") from None
+        raise VerifyError(f"the model of `--model` does not fit `{checkpoint.path}`: {error}") from error
     # Tied parameters have several names, of which the file has one; buffers may be missing.
     loaded = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in state}
     missing = [name for name, value in model.named_parameters() if name in missing and id(value) not in loaded]
@@ -160,10 +160,10 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
 def _import_transformers() -> Any:
     try:
         transformers: Any = importlib.import_module("transformers")
-    except ImportError:
+    except ImportError as error:
         raise CannotVerify(
             "transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`"
-        ) from None
+        ) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells what was asked for

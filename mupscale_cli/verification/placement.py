@@ -125,7 +125,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise VerifyError(f"the device `{name}` cannot be used: {str(error).splitlines()[0]}") from None
+        raise VerifyError(f"the device `{name}` cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 

@@ -292,7 +292,7 @@ def _run(model: nn.Module, trial: _Trial, where: Placement, tokens: Tensor | Non
                 logits["logits of cached generation"] = found
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         if where.over is not None:  # some models use weights of other modules than the one that runs
-            raise CannotVerify(f"the model cannot be run when its weights are not on one device: {error}") from None
+            raise CannotVerify(f"the model cannot be run when its weights are not on one device: {error}") from error
         raise VerifyError(f"the model cannot be run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
 

@@ -237,5 +237,5 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
             if plan.config is not None:
                 write_json(folder / CONFIG, plan.config)
         except OutputError as error:
-            raise CannotVerify(f"the model without its noise cannot be written to compare it: {error}") from None
+            raise CannotVerify(f"the model without its noise cannot be written to compare it: {error}") from error
         yield open_checkpoint(folder)
