@@ -14,7 +14,7 @@ import typer
 
 from mupscale_cli.cli.failures import is_given, tell_scripts
 from mupscale_cli.cli.overview import overview
-from mupscale_cli.errors import Interrupted, MupscaleError, Terminated
+from mupscale_cli.errors import Interrupted, MupscaleError, Terminated, without_secrets
 
 BUG = 70  # of sysexits.h; Python's own 1 would say that the models differ
 
@@ -63,7 +63,8 @@ def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int
 
     output.print_error(error)
     if is_given("--debug"):
-        traceback.print_exception(cause or error, file=sys.stderr)
+        # A cause may quote what the message left out, for instance an address with a token in it.
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(cause or error))))
     code = error.exit_code if code is None else code
     tell_scripts(error, type(cause or error).__name__, code)
     sys.exit(code)
