@@ -14,46 +14,46 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 
 if TYPE_CHECKING:
+    from mupscale_cli.architecture.recipe import Recipe, load_recipe
     from mupscale_cli.errors import MupscaleError
-    from mupscale_cli.handoff import clip_grad_norm_, param_groups
-    from mupscale_cli.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
-    from mupscale_cli.methods import make_method
-    from mupscale_cli.perturbation import Perturbation
+    from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan
-    from mupscale_cli.preparing import StateOptions, plan_widening
-    from mupscale_cli.pushing import Push, PushOptions, prepare_push
-    from mupscale_cli.recipe import Recipe, load_recipe
+    from mupscale_cli.plan.methods import make_method
+    from mupscale_cli.plan.perturbation import Perturbation
+    from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
+    from mupscale_cli.tasks.planning import StateOptions, plan_widening
+    from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
+    from mupscale_cli.tasks.verify import verify, verify_weights
+    from mupscale_cli.tasks.widen import Widened, widen
     from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck
-    from mupscale_cli.verifying import verify, verify_weights
-    from mupscale_cli.widening import Widened, widen
 
 _PLACES = {
     "MupscaleError": "errors",
-    "clip_grad_norm_": "handoff",
-    "param_groups": "handoff",
-    "JobPlan": "jobs",
-    "PushStep": "jobs",
-    "VerifyStep": "jobs",
-    "WidenStep": "jobs",
-    "plan_job": "jobs",
-    "run_job": "jobs",
-    "Perturbation": "perturbation",
-    "make_method": "methods",
-    "StateOptions": "widening",
+    "clip_grad_norm_": "optimizers.torch_groups",
+    "param_groups": "optimizers.torch_groups",
+    "JobPlan": "tasks.jobs",
+    "PushStep": "tasks.jobs",
+    "VerifyStep": "tasks.jobs",
+    "WidenStep": "tasks.jobs",
+    "plan_job": "tasks.jobs",
+    "run_job": "tasks.jobs",
+    "Perturbation": "plan.perturbation",
+    "make_method": "plan.methods",
+    "StateOptions": "tasks.widen",
     "Plan": "plan",
-    "Push": "pushing",
-    "PushOptions": "pushing",
-    "prepare_push": "pushing",
-    "Recipe": "recipe",
-    "load_recipe": "recipe",
+    "Push": "tasks.push",
+    "PushOptions": "tasks.push",
+    "prepare_push": "tasks.push",
+    "Recipe": "architecture.recipe",
+    "load_recipe": "architecture.recipe",
     "Verification": "verification",
     "VerifyOptions": "verification",
     "WeightsCheck": "verification",
-    "verify": "verifying",
-    "verify_weights": "verifying",
-    "Widened": "widening",
-    "plan_widening": "widening",
-    "widen": "widening",
+    "verify": "tasks.verify",
+    "verify_weights": "tasks.verify",
+    "Widened": "tasks.widen",
+    "plan_widening": "tasks.widen",
+    "widen": "tasks.widen",
 }
 __all__ = [
     "JobPlan",

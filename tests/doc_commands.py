@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "mupscale_cli" / "pages").glob("*.md"))
+MANUAL = ROOT / "mupscale_cli" / "cli" / "pages"
+PAGES = sorted(MANUAL.glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *PAGES]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")

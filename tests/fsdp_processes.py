@@ -1,4 +1,4 @@
-"""What each of two processes does in test_fsdp.py: train sharded and save, or load what was widened."""
+"""What each of two processes does in optimizers/test_fsdp.py: train sharded and save, or load what was widened."""
 
 from __future__ import annotations
 

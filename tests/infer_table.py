@@ -24,9 +24,9 @@ warnings.filterwarnings("ignore")
 import torch
 torch.set_num_threads(1)
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.inferring.shapes import InferError
-from mupscale_cli.inferring.infer import infer
-from mupscale_cli.inferring.tiny import TinyError
+from mupscale_cli.infer.shapes import InferError
+from mupscale_cli.infer.infer import infer
+from mupscale_cli.infer.tiny import TinyError
 notes = []
 try:
     result = infer(sys.argv[1], sys.argv[2], note=notes.append)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import typer
 
-from mupscale_cli.checkpoint.source import CONFIG, INDEX, RECORD, open_checkpoint
+from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.recipe import Recipe, load_recipe, model_types, recipe_files
+from mupscale_cli.checkpoints.reading import CONFIG, INDEX, RECORD, open_checkpoint
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.language import AxisRef, Layout, axis_refs
-from mupscale_cli.preparing import choose_recipe
-from mupscale_cli.recipe import Recipe, load_recipe, model_types, recipe_files
+from mupscale_cli.tasks.planning import choose_recipe
 
 _FACTORS = (2, 3, 4, 8)  # that are offered once the axis is known
 _MAX_ENTRIES = 1000  # of a folder that is looked into

@@ -34,7 +34,7 @@ def demo(
     """Train a small model, widen it, and verify that the wide one computes the same. Under a minute."""
     if directory.exists():
         raise OutputError(f"`{directory}` exists", hint="remove it, or choose another name with `-o`")
-    from mupscale_cli.workers import one_thread
+    from mupscale_cli.engine.threads import one_thread
 
     console = output.report(as_json=as_json)
     with one_thread():
@@ -88,7 +88,7 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _train(console: Console, directory: Path) -> dict[str, Any]:
-    from mupscale_cli.demo import training
+    from mupscale_cli.tasks.demo import training
 
     started = time.monotonic()
     columns = (TextColumn("training"), BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
@@ -111,7 +111,7 @@ def _train(console: Console, directory: Path) -> dict[str, Any]:
 
 def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]:
     """The same batches for the narrow model, the wide one, and the wide one with some noise."""
-    from mupscale_cli.demo.training import CONTINUED, continue_training
+    from mupscale_cli.tasks.demo.training import CONTINUED, continue_training
 
     console = shell.console
     apart = wide.with_name(f"{wide.name}-noisy")
@@ -147,7 +147,7 @@ def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]
 
 
 def _compare_texts(console: Console, *directories: Path) -> dict[str, str]:
-    from mupscale_cli.demo.training import continue_text
+    from mupscale_cli.tasks.demo.training import continue_text
 
     found = {}
     for directory in directories:

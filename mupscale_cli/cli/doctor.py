@@ -10,7 +10,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.cli.output import bytes_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.environment import Environment
+    from mupscale_cli.tasks.doctor import Environment
 
 
 def doctor(as_json: options.Json = False) -> None:
@@ -18,7 +18,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     It holds no secrets: of a token only whether there is one, and no user's name in paths.
     """
-    from mupscale_cli.environment import inspect_environment
+    from mupscale_cli.tasks.doctor import inspect_environment
 
     found = inspect_environment()
     if as_json:
@@ -33,7 +33,7 @@ def doctor(as_json: options.Json = False) -> None:
 
 def _lines(found: Environment) -> list[tuple[str, str]]:
     """What is told, line by line."""
-    from mupscale_cli.environment import shown
+    from mupscale_cli.tasks.doctor import shown
 
     missing = [name for name, is_there in found.extras.items() if not is_there]
     there = [name for name, is_there in found.extras.items() if is_there]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.recipe import Recipe
+from mupscale_cli.architecture.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mupscale_cli.checking import Checked
+    from mupscale_cli.tasks.check import Checked
 
 
 @dataclass(frozen=True, slots=True)

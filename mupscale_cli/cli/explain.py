@@ -14,9 +14,9 @@ from mupscale_cli.cli.completion import complete_tensor
 from mupscale_cli.cli.output import number_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.explain import Consequence, Explanation, Part
+    from mupscale_cli.architecture.recipe import Recipe
     from mupscale_cli.plan import Plan
-    from mupscale_cli.recipe import Recipe
+    from mupscale_cli.reports.explain import Consequence, Explanation, Part
 
 TensorName = Annotated[
     str | None,
@@ -44,7 +44,7 @@ def show_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None,
     Raises:
         PlanError: none is meant, or too many are.
     """
-    from mupscale_cli.explain import explain_tensor
+    from mupscale_cli.reports.explain import explain_tensor
 
     _show(explain_tensor(plan, name, factors), plan.recipe, as_json=as_json)
 
@@ -55,7 +55,7 @@ def show_rule(recipe: Recipe, name: str, *, as_json: bool) -> None:
     Raises:
         PlanError: none is meant, or too many are.
     """
-    from mupscale_cli.explain import explain_rule
+    from mupscale_cli.reports.explain import explain_rule
 
     _show(explain_rule(recipe, name), recipe, as_json=as_json)
 

@@ -12,12 +12,12 @@ from rich.markup import escape
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.formats import FORMS, document, render
-from mupscale_cli.hyperparameters import Hyperparameters, Settings, hyperparameters
-from mupscale_cli.preparing import find_source
-from mupscale_cli.record import check_record
-from mupscale_cli.scaling import OPTIMIZERS
-from mupscale_cli.sweeping.report import Found, read_sweep
+from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
+from mupscale_cli.optimizers.rules import OPTIMIZERS
+from mupscale_cli.optimizers.trainers import FORMS, document, render
+from mupscale_cli.record.record import check_record
+from mupscale_cli.sweep.report import Found, read_sweep
+from mupscale_cli.tasks.planning import find_source
 
 
 def hparams(

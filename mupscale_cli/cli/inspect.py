@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mupscale_cli import preparing
 from mupscale_cli.cli import explain, options, output, render, tree
-from mupscale_cli.record import check_record
+from mupscale_cli.record.record import check_record
+from mupscale_cli.tasks import planning
 
 
 def inspect(
@@ -14,11 +14,11 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
-    source = preparing.find_source(checkpoint, headers_only=True)
+    source = planning.find_source(checkpoint, headers_only=True)
     found = source.checkpoint
     if found.record is not None:
         check_record(found.record, found.path)
-    plan = preparing.describe(found, recipe)
+    plan = planning.describe(found, recipe)
     if tensor is not None:
         axes = found.record["axes"] if found.record is not None else None
         factors = {name: axis["factor"] for name, axis in axes.items()} if axes else None

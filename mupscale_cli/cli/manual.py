@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from mupscale_cli.cli import options, output
-from mupscale_cli.pages import page_text, page_titles
-from mupscale_cli.schemas import VERSIONS, load_schema
+from mupscale_cli.cli.pages import page_text, page_titles
+from mupscale_cli.record.schemas import VERSIONS, load_schema
 
 _READABLE = 100  # columns; longer lines are hard to follow
 

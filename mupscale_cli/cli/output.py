@@ -17,11 +17,11 @@ from rich.markup import escape
 
 from mupscale_cli.cli.progress import shown
 from mupscale_cli.cli.tables import OpenTable
+from mupscale_cli.engine.ranks import launched
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.figures import bytes_text, count_text, counted, number_text
-from mupscale_cli.ranks import launched
-from mupscale_cli.schemas import versioned
-from mupscale_cli.widening import Events
+from mupscale_cli.record.schemas import versioned
+from mupscale_cli.tasks.widen import Events
+from mupscale_cli.text import bytes_text, count_text, counted, number_text
 
 __all__ = [
     "OpenTable",

@@ -50,8 +50,8 @@ def plot_weights(
 ) -> None:
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.pictures.weights import choose_tensor, draw_weights, read_blocks
-    from mupscale_cli.verifying import plan_again
+    from mupscale_cli.reports.pictures.weights import choose_tensor, draw_weights, read_blocks
+    from mupscale_cli.tasks.verify import plan_again
 
     again = plan_again(wide, narrow, hashed=False)
     blocks = read_blocks(again, choose_tensor(again.plan, tensor), size)
@@ -70,14 +70,14 @@ def plot_errors(
 ) -> None:
     """Show the error of every module against the tolerance; a checkpoint is verified for it."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.pictures.verification import draw_errors, module_errors, read_verification
+    from mupscale_cli.reports.pictures.verification import draw_errors, module_errors, read_verification
 
     if _is_document(source):
         found = read_verification(Path(source))
     else:
-        from mupscale_cli import verifying
+        from mupscale_cli.tasks import verify as task
 
-        found = verifying.verify(source, options=options.verify_options(dtype, device, model)).as_document()
+        found = task.verify(source, options=options.verify_options(dtype, device, model)).as_document()
     modules = module_errors(found, source)
     _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
 
@@ -91,7 +91,7 @@ def plot_steps(
 ) -> None:
     """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.pictures.verification import draw_losses, losses, read_verification
+    from mupscale_cli.reports.pictures.verification import draw_losses, losses, read_verification
 
     found = read_verification(Path(source)) if _is_document(source) else _recorded(source)
     taken = losses(found, source)
@@ -107,8 +107,8 @@ def plot_sweep(
 ) -> None:
     """Show loss against learning rate, one curve a width, one panel a size of noise."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.pictures.sweep import draw_sweep
-    from mupscale_cli.sweeping.report import read_findings
+    from mupscale_cli.sweep.picture import draw_sweep
+    from mupscale_cli.sweep.report import read_findings
 
     findings, title, loss = read_findings(sweep)
     _draw(lambda: draw_sweep(findings, title, loss), out, as_json=as_json)
@@ -121,7 +121,7 @@ def _is_document(source: str) -> bool:
 
 def _recorded(wide: str) -> dict[str, Any]:
     """What the last verification of a checkpoint found."""
-    from mupscale_cli.preparing import find_source
+    from mupscale_cli.tasks.planning import find_source
 
     record = find_source(wide, headers_only=True).checkpoint.record
     if record is None:
@@ -130,13 +130,13 @@ def _recorded(wide: str) -> dict[str, Any]:
 
 
 def _check(out: Path, *, overwrite: bool) -> None:
-    from mupscale_cli.pictures.canvas import check_picture
+    from mupscale_cli.reports.pictures.canvas import check_picture
 
     check_picture(out, overwrite=overwrite)
 
 
 def _draw(draw: Callable[[], Any], out: Path, *, as_json: bool) -> None:
-    from mupscale_cli.pictures.canvas import save, style
+    from mupscale_cli.reports.pictures.canvas import save, style
 
     with style():
         save(draw(), out)

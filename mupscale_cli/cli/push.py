@@ -11,10 +11,10 @@ import typer
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import HubError, Interrupted
-from mupscale_cli.pushing import Push, PushOptions, prepare_push
+from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
 
 if TYPE_CHECKING:
-    from mupscale_cli.hub.publishing import Published, Status
+    from mupscale_cli.checkpoints.hub.publishing import Published, Status
 
 
 def push(

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mupscale_cli import preparing
-from mupscale_cli.checking import smallest_factors
+from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.recipe import AxisRule, Recipe, load_recipe, recipe_files
 from mupscale_cli.cli import documents, explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
-from mupscale_cli.language import AxisRef, Layout, axis_refs
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.preparing import describe
-from mupscale_cli.recipe import AxisRule, Recipe, load_recipe, recipe_files
+from mupscale_cli.tasks import planning
+from mupscale_cli.tasks.check import smallest_factors
+from mupscale_cli.tasks.planning import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mupscale_cli.checkpoint.source import Checkpoint
+    from mupscale_cli.checkpoints.reading import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
 RecipeArgument = Annotated[
@@ -64,7 +64,7 @@ def show_recipe(
     as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
-    source = preparing.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
+    source = planning.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
     if tensor is not None:
         if source is None:
@@ -189,14 +189,14 @@ def check_recipe(
         raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
     source = None
     if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
-        source = preparing.find_source(checkpoint, headers_only=model is None).checkpoint
+        source = planning.find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.report(as_json=as_json)
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
     num_tensors = None
     if source is not None:
-        num_tensors = len(preparing.describe(source, recipe).tensors)
+        num_tensors = len(planning.describe(source, recipe).tensors)
         tensors = output.counted(num_tensors, "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
         if model is None and not model_type:
@@ -215,7 +215,7 @@ def check_recipe(
 
 def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[documents.Tried]:
     """Try a recipe on tiny random models of a type, tied and untied."""
-    from mupscale_cli.inferring.tiny import task_of, tiny_model
+    from mupscale_cli.infer.tiny import task_of, tiny_model
 
     for tied in (False, True):
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
@@ -227,7 +227,7 @@ def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[doc
 
 def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> documents.Tried:
     """Try a recipe on one model and tell what came of it."""
-    from mupscale_cli.checking import check_model
+    from mupscale_cli.tasks.check import check_model
 
     try:
         checked = check_model(source, recipe, model=model)
@@ -275,8 +275,8 @@ def infer_recipe(
     as_json: options.Json = False,
 ) -> None:
     """Draft a recipe for an architecture that has none, and prove it on tiny random models."""
-    from mupscale_cli.inferring.infer import infer_target
-    from mupscale_cli.inferring.tiny import TASKS
+    from mupscale_cli.infer.infer import infer_target
+    from mupscale_cli.infer.tiny import TASKS
 
     if task is not None and task not in TASKS:
         raise MupscaleError(f"there is no task `{task}`", hint=f"known: {', '.join(TASKS)}")

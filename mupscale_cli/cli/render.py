@@ -13,12 +13,12 @@ from rich.text import Text
 from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.guidance import guidance
-from mupscale_cli.methods import Method
-from mupscale_cli.outline import outline
-from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan import Plan
-from mupscale_cli.record import recorded_method
+from mupscale_cli.plan.methods import Method
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.record.record import recorded_method
+from mupscale_cli.reports.guidance import guidance
+from mupscale_cli.reports.outline import outline
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import TrainingVerification, Verification, WeightsCheck

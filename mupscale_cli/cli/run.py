@@ -13,7 +13,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted
 
 if TYPE_CHECKING:
-    from mupscale_cli.jobs import Done, JobPlan, PlannedStep
+    from mupscale_cli.tasks.jobs import Done, JobPlan, PlannedStep
 
 _STYLES = {"done": "bold green", "skipped": "green", "differs": "bold red", "failed": "bold red", "not run": "dim"}
 
@@ -32,8 +32,8 @@ def run(
 
     `mupscale help pipelines` describes job files. Exit code 1 if models differ, 2 if a step fails.
     """
-    from mupscale_cli.cli.jobfile import read_job  # only here, as every other command would wait for it
-    from mupscale_cli.jobs import JobEvents, exit_code, plan_job, run_job
+    from mupscale_cli.tasks.jobs import JobEvents, exit_code, plan_job, run_job
+    from mupscale_cli.tasks.jobs.file import read_job  # only here, as every other command would wait for it
 
     job = plan_job(read_job(file), overwrite=overwrite)
     if dry_run:
@@ -68,7 +68,7 @@ def _tell(number: int, one: PlannedStep, count: int) -> None:
 
 
 def _print_plan(job: JobPlan) -> None:
-    from mupscale_cli.memory import WIDENING, free_memory
+    from mupscale_cli.engine.memory import WIDENING, free_memory
 
     console = output.stdout()
     right = ("", "parameters", "disk", "memory")
@@ -130,8 +130,8 @@ def _compared(done: Done) -> str:
 
 
 def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, Any]:
-    from mupscale_cli.jobs import exit_code
-    from mupscale_cli.memory import free_memory
+    from mupscale_cli.engine.memory import free_memory
+    from mupscale_cli.tasks.jobs import exit_code
 
     by_step = {id(done.planned): done for done in results}
     return {

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from mupscale_cli.architecture.language import look_up
 from mupscale_cli.cli import output
 from mupscale_cli.cli.output import bytes_text, count_text
-from mupscale_cli.figures import time_text
-from mupscale_cli.language import look_up
-from mupscale_cli.outline import num_layers
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.plan import Plan
-from mupscale_cli.specs import TensorSpec
-from mupscale_cli.widening import Widened
+from mupscale_cli.reports.outline import num_layers
+from mupscale_cli.tasks.widen import Widened
+from mupscale_cli.text import time_text
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import Verification

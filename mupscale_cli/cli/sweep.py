@@ -9,12 +9,12 @@ import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted, SweepError
-from mupscale_cli.preparing import Source, default_output, find_source
+from mupscale_cli.tasks.planning import Source, default_output, find_source
 
 if TYPE_CHECKING:
-    from mupscale_cli.perturbation import Mode, Scale
-    from mupscale_cli.sweeping.grid import Grid
-    from mupscale_cli.sweeping.settings import Proxy, Schedule, Training
+    from mupscale_cli.plan.perturbation import Mode, Scale
+    from mupscale_cli.sweep.grid import Grid
+    from mupscale_cli.sweep.settings import Proxy, Schedule, Training
 
 _DATA = "What is trained"
 _GRID = "What is tried"
@@ -150,8 +150,8 @@ def sweep(
     and noises. By muP transfer the best pair holds for every width: `mupscale hparams WIDE --from-sweep sweep.json`.
     """
     from mupscale_cli.cli import sweep_view
-    from mupscale_cli.sweeping.run import sweep as run_sweep
-    from mupscale_cli.sweeping.settings import Sweep
+    from mupscale_cli.sweep.run import sweep as run_sweep
+    from mupscale_cli.sweep.settings import Sweep
 
     source = find_source(checkpoint, with_state=optimizer == "auto")
     training = _training(steps, batch_size, length, weight_decay, betas, eps, clip, schedule, warmup, device)
@@ -192,7 +192,7 @@ def _default_directory(source: Source) -> Path:
 
 
 def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:
-    from mupscale_cli.sweeping.grid import learning_rates, make_grid, numbers
+    from mupscale_cli.sweep.grid import learning_rates, make_grid, numbers
 
     texts = [part for text in factors or ["2", "4"] for part in text.split(",")]
     widths = [width for text in texts if (width := options.parse_factor(text)) is not None]
@@ -211,7 +211,7 @@ def _training(
     warmup: int,
     device: str,
 ) -> Training:
-    from mupscale_cli.sweeping.settings import Training
+    from mupscale_cli.sweep.settings import Training
 
     return Training(
         steps,
@@ -228,7 +228,7 @@ def _training(
 
 
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
-    from mupscale_cli.sweeping.settings import Proxy
+    from mupscale_cli.sweep.settings import Proxy
 
     number = options.parse_factor(ratio, "--proxy")
     if number is None:

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mupscale_cli.cli import output
-from mupscale_cli.sweeping.grid import Point
-from mupscale_cli.sweeping.result import Cell, Findings, Trial
-from mupscale_cli.sweeping.run import Events, Outcome, Status
-from mupscale_cli.sweeping.settings import Sweep
+from mupscale_cli.sweep.grid import Point
+from mupscale_cli.sweep.result import Cell, Findings, Trial
+from mupscale_cli.sweep.run import Events, Outcome, Status
+from mupscale_cli.sweep.settings import Sweep
 
 _BAR_WIDTH = 30
 _REFRESHES = 4  # a second

@@ -8,11 +8,11 @@ from itertools import cycle
 from rich.console import Console
 from rich.text import Text
 
+from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs, parse_layout
 from mupscale_cli.cli.output import bytes_text, number_text, table
 from mupscale_cli.cli.tables import Hanging, OpenTable
-from mupscale_cli.language import AxisRef, Layout, axis_refs, parse_layout
-from mupscale_cli.outline import Node, outline
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.reports.outline import Node, outline
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 _GUIDES = (

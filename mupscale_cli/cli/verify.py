@@ -57,12 +57,12 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
-    from mupscale_cli import verifying
+    from mupscale_cli.tasks import verify as task
 
     given = checkpoints or []
     if len(given) > 2:
         raise MupscaleError(f"`verify` takes a narrow and a wide checkpoint, not {len(given)}")
-    wide = given[-1] if given else str(verifying.newest_widened(Path()))
+    wide = given[-1] if given else str(task.newest_widened(Path()))
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint here")
     narrow = given[0] if len(given) == 2 else None
@@ -73,7 +73,7 @@ def verify(
     if weights:
         _weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
         return
-    found = verifying.verify(
+    found = task.verify(
         wide,
         narrow,
         options=options.verify_options(dtype, device, model, seed, steps),
@@ -104,7 +104,7 @@ def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
     Raises:
         MupscaleError: it has nothing to show, exists, or cannot be drawn.
     """
-    from mupscale_cli.pictures.canvas import check_file, check_matplotlib
+    from mupscale_cli.reports.pictures.canvas import check_file, check_matplotlib
 
     if weights:
         raise MupscaleError("`--report` shows what models compute, and `--weights` runs none; give one of them")
@@ -116,10 +116,10 @@ def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
 
 def write_report(file: Path, wide: str, narrow: str | None, found: Verification) -> None:
     """Write the report of a verification."""
-    from mupscale_cli.pictures.canvas import publish, style
-    from mupscale_cli.pictures.report import report
-    from mupscale_cli.pictures.weights import choose_tensor, read_blocks
-    from mupscale_cli.verifying import plan_again
+    from mupscale_cli.reports.pictures.canvas import publish, style
+    from mupscale_cli.reports.pictures.report import report
+    from mupscale_cli.reports.pictures.weights import choose_tensor, read_blocks
+    from mupscale_cli.tasks.verify import plan_again
 
     again = plan_again(wide, narrow, hashed=False)
     blocks = read_blocks(again, choose_tensor(again.plan, None))
@@ -131,10 +131,10 @@ def write_report(file: Path, wide: str, narrow: str | None, found: Verification)
 def _weights(
     wide: str, narrow: str | None, recipe: str | None, optimizer: Path | None, *, allow_pickle: bool, as_json: bool
 ) -> None:
-    from mupscale_cli import verifying
+    from mupscale_cli.tasks import verify as task
 
     with output.progress() as events:
-        found = verifying.verify_weights(
+        found = task.verify_weights(
             wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events, processes=None
         )
     if as_json:

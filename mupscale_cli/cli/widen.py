@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mupscale_cli import preparing, widening
-from mupscale_cli.checkpoint.target import check_output
+from mupscale_cli.checkpoints.hub.publishing import require_login
+from mupscale_cli.checkpoints.staging import check_output
 from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
+from mupscale_cli.engine.ranks import ALONE, joined, launched
 from mupscale_cli.errors import HubError, PlanError
-from mupscale_cli.hub.publishing import require_login
-from mupscale_cli.pushing import PushOptions, prepare_push, push_target
-from mupscale_cli.ranks import ALONE, joined, launched
+from mupscale_cli.tasks import planning
+from mupscale_cli.tasks import widen as task
+from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 
 if TYPE_CHECKING:
-    from mupscale_cli.hub.ids import HubId
+    from mupscale_cli.checkpoints.hub.ids import HubId
     from mupscale_cli.plan import Plan
-    from mupscale_cli.widening import Widened
+    from mupscale_cli.tasks.widen import Widened
 
 
 def widen(
@@ -92,8 +93,8 @@ def widen(
                     "the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-            source = preparing.find_source(checkpoint, headers_only=True)
-            plan = preparing.plan_widening(
+            source = planning.find_source(checkpoint, headers_only=True)
+            plan = planning.plan_widening(
                 source,
                 number,
                 axes,
@@ -104,7 +105,7 @@ def widen(
                 perturbation=perturbation,
             )
             state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
-            target = out or preparing.default_output(source, number, axes)
+            target = out or planning.default_output(source, number, axes)
             if tensor is not None and not dry_run:
                 raise PlanError(
                     "`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`"
@@ -118,7 +119,7 @@ def widen(
             began = time.monotonic()
             source = _fetched(source, state, plan, target, overwrite=overwrite)
         with output.progress(quiet=not ranks.is_first) as events:
-            result = widening.widen(
+            result = task.widen(
                 source,
                 target,
                 number,
@@ -153,8 +154,8 @@ def widen(
 
 
 def _fetched(
-    source: preparing.Source, state: preparing.StateOptions, plan: Plan, target: Path, *, overwrite: bool
-) -> preparing.Source:
+    source: planning.Source, state: planning.StateOptions, plan: Plan, target: Path, *, overwrite: bool
+) -> planning.Source:
     """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
     if missing := source.missing_bytes(state):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
@@ -163,10 +164,10 @@ def _fetched(
 
 
 def _show_plan(
-    source: preparing.Source,
+    source: planning.Source,
     plan: Plan,
     tensor: str | None,
-    state: preparing.StateOptions,
+    state: planning.StateOptions,
     target: Path,
     repository: HubId | None,
     *,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from mupscale_cli.architecture.language import suggest
+from mupscale_cli.architecture.recipe import Link, Recipe
 from mupscale_cli.errors import PlanError
-from mupscale_cli.language import suggest
-from mupscale_cli.recipe import Link, Recipe
 
 MAX_FACTOR = 4096
 

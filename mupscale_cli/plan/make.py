@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.matching import match_rules
-from mupscale_cli.methods import MUPSCALE, Method, perturbation_of
-from mupscale_cli.perturbation import Perturbation
 from mupscale_cli.plan.axes import find_axes, used_axes
+from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
-from mupscale_cli.plan.environment import choose, environment
+from mupscale_cli.plan.methods import MUPSCALE, Method, perturbation_of
+from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, reading_shared, resolve_tie, untied_tensors, with_untied
 from mupscale_cli.plan.types import ConfigChange, Plan, TensorPlan
-from mupscale_cli.recipe import Recipe
-from mupscale_cli.specs import TensorSpec
 
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 

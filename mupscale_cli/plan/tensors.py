@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mupscale_cli.architecture.language import Dim, Layout, NameAxis, expand_name
+from mupscale_cli.architecture.matching import Match
+from mupscale_cli.architecture.recipe import Choice, Recipe
+from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
-from mupscale_cli.language import Dim, Layout, NameAxis, expand_name
-from mupscale_cli.layout import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
-from mupscale_cli.maps import Axis
-from mupscale_cli.matching import Match
-from mupscale_cli.methods import Method
-from mupscale_cli.perturbation import Noise, Perturbation
+from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
+from mupscale_cli.plan.methods import Method
+from mupscale_cli.plan.perturbation import Noise, Perturbation
 from mupscale_cli.plan.types import TensorPlan
-from mupscale_cli.recipe import Choice, Recipe
-from mupscale_cli.specs import DTYPES, TensorSpec
 
 _MAX_TENSORS = 10**6  # that one becomes, where axes count tensors
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mupscale_cli.architecture.recipe import TIES, Recipe
 from mupscale_cli.errors import PlanError
-from mupscale_cli.plan.environment import environment, evaluated
+from mupscale_cli.plan.conditions import environment, evaluated
 from mupscale_cli.plan.types import TensorPlan
-from mupscale_cli.recipe import TIES, Recipe
 
 TIE_KEY = "tie_word_embeddings"
 

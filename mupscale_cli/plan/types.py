@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mupscale_cli.layout import DimMap
-from mupscale_cli.maps import Axis
-from mupscale_cli.methods import MUPSCALE, Method
-from mupscale_cli.perturbation import Noise, Perturbation
-from mupscale_cli.recipe import Recipe
-from mupscale_cli.specs import DTYPES, TensorSpec
+from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.dtypes import DTYPES, TensorSpec
+from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.dims import DimMap
+from mupscale_cli.plan.methods import MUPSCALE, Method
+from mupscale_cli.plan.perturbation import Noise, Perturbation
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Proving that two models compute the same function, and train alike."""
 
+from mupscale_cli.verification.comparing import VerifyOptions, train_checkpoints, verify_checkpoints
 from mupscale_cli.verification.result import (
     CannotVerify,
     Comparison,
@@ -7,7 +8,6 @@ from mupscale_cli.verification.result import (
     Verification,
     WeightsCheck,
 )
-from mupscale_cli.verification.run import VerifyOptions, train_checkpoints, verify_checkpoints
 from mupscale_cli.verification.weights import check_state, check_weights
 
 __all__ = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.expand import TORCH_DTYPES, as_stored, expand
-from mupscale_cli.layout import DimMap, Strip
+from mupscale_cli.engine.expand import TORCH_DTYPES, as_stored, expand
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.dims import DimMap, Strip
 from mupscale_cli.verification.result import Comparison, compare
 
 _CHANNELS = (-1, 1)  # features come last, or second in convolutions

@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mupscale_cli.checkpoint.scratch import scratch
-from mupscale_cli.checkpoint.source import CONFIG, WEIGHTS, Checkpoint, architecture_of, check_depth
+from mupscale_cli.checkpoints.reading import CONFIG, WEIGHTS, Checkpoint, architecture_of, check_depth
+from mupscale_cli.checkpoints.scratch import scratch
+from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.memory import give_back_freed
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
 

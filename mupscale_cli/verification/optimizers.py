@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mupscale_cli.scaling import OptimizerRule, muon_shape_factor
+from mupscale_cli.optimizers.rules import OptimizerRule, muon_shape_factor
 from mupscale_cli.verification.result import CannotVerify
 
 _CLASSES = {

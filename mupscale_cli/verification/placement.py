@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mupscale_cli.engine.memory import comparing_bytes, free_memory
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.memory import comparing_bytes, free_memory
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.plan import Plan
-from mupscale_cli.specs import DTYPES
 
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)

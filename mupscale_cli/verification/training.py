@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizer.content import scaled_by
-from mupscale_cli.optimizer.groups import WideGroup, widen_groups
-from mupscale_cli.optimizer.tree import OptimizerTree
+from mupscale_cli.optimizers.content import scaled_by
+from mupscale_cli.optimizers.groups import WideGroup, widen_groups
+from mupscale_cli.optimizers.rules import infer_optimizer, state_kind, state_scale
+from mupscale_cli.optimizers.state_plan import ParameterNames, rescale
+from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
-from mupscale_cli.scaling import infer_optimizer, state_kind, state_scale
-from mupscale_cli.specs import DTYPES
-from mupscale_cli.state import ParameterNames, rescale
-from mupscale_cli.streaming import expand_whole
 from mupscale_cli.verification.activations import name_in
 from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.optimizers import make_optimizer

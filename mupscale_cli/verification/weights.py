@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoint.digest import DigestState, RowBuffer, Runs, known_states, merge_states
-from mupscale_cli.checkpoint.header import Stored
-from mupscale_cli.checkpoint.scratch import scratch
-from mupscale_cli.checkpoint.source import CONFIG, Checkpoint, RowReader, open_checkpoint
-from mupscale_cli.checkpoint.target import write_json
-from mupscale_cli.convert import convert, share_of
+from mupscale_cli.checkpoints.digests import DigestState, RowBuffer, Runs, known_states, merge_states
+from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.reading import CONFIG, Checkpoint, RowReader, open_checkpoint
+from mupscale_cli.checkpoints.scratch import scratch
+from mupscale_cli.checkpoints.staging import write_json
+from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.engine.finite import NonFinite
+from mupscale_cli.engine.processes import Forks, forked, worthwhile
+from mupscale_cli.engine.shards import convert, share_of
+from mupscale_cli.engine.streaming import Digests, write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.finite import NonFinite
-from mupscale_cli.forks import Forks, forked, worthwhile
-from mupscale_cli.optimizer.files import OptimizerSource, WideState
-from mupscale_cli.optimizer.torchfile import Place, place_name
+from mupscale_cli.optimizers.files import OptimizerSource, WideState
+from mupscale_cli.optimizers.formats.torch_reading import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
-from mupscale_cli.specs import DTYPES
-from mupscale_cli.streaming import Digests, write_tensors
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
 
 Progress = Callable[[int], None]

@@ -12,7 +12,7 @@ from typing import Any
 from measure import peak_private_bytes, report, save_adam, save_llama
 from throughput import Ballast, copying, timed, widening
 
-_LIBRARIES = "import torch, mupscale_cli.verifying"
+_LIBRARIES = "import torch, mupscale_cli.tasks.verify"
 
 
 def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple[Any, ...]:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from mupscale_cli.checkpoint.header import encode_header
-from mupscale_cli.specs import TensorSpec
+from mupscale_cli.checkpoints.header import encode_header
+from mupscale_cli.dtypes import TensorSpec
 
 
 def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16, hidden: int = 1024) -> Path:

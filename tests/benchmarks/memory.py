@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    libraries = peak_private_bytes("import torch, mupscale_cli.widening, mupscale_cli.convert")
+    libraries = peak_private_bytes("import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards")
     rows = []
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:

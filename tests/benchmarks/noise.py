@@ -11,9 +11,9 @@ from pathlib import Path
 
 from measure import report, save_llama
 
-from mupscale_cli.methods import make_method
-from mupscale_cli.perturbation import Perturbation
-from mupscale_cli.widening import widen
+from mupscale_cli.plan.methods import make_method
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.widen import widen
 
 KINDS = {
     "plain": {},

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from measure import peak_private_bytes, report, save_adam, save_llama
 
-_LIBRARIES = "import torch, mupscale_cli.widening, mupscale_cli.convert"
-_OF_STATES = {"dcp": "import mupscale_cli.optimizer.distributed"}  # torch.distributed.checkpoint takes a second or two
+_LIBRARIES = "import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards"
+_OF_STATES = {"dcp": "import mupscale_cli.optimizers.formats.distributed"}
 STATES = ("safetensors", "pt", "dcp")
 WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` less `python -c "import torch"`
 
@@ -83,7 +83,7 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     """Python that widens; without `sync` nothing waits for the disk, as `cp` does not."""
     axes = dict(part.split("=") for part in factors.split(",")) if "=" in factors else {}
     said = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
-    lines = ["import os, mupscale_cli as m", "from mupscale_cli.widening import StateOptions"] + (
+    lines = ["import os, mupscale_cli as m", "from mupscale_cli.tasks.widen import StateOptions"] + (
         [] if sync else ["os.fsync = lambda handle: None"]
     )
     lines.append("state = StateOptions(allow_pickle=True)")

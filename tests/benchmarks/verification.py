@@ -17,7 +17,7 @@ from measure import peak_private_bytes, repeated, report, save_llama
 
 import mupscale_cli
 
-_LIBRARIES = "import torch, transformers, accelerate, mupscale_cli.verifying"
+_LIBRARIES = "import torch, transformers, accelerate, mupscale_cli.tasks.verify"
 _PLAIN = """
 import sys, torch, transformers
 dtype = getattr(torch, sys.argv[3])

@@ -10,7 +10,7 @@ import torch
 from experiments.tasks import Task
 from experiments.training import load, loss_of, train_narrow, widen
 from experiments.transfer import Losses, power
-from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.plan.perturbation import Perturbation
 
 FACTORS = (2, 4, 8, 16, 32)
 NOISES = (-6, -4, -2, 0)  # exponents e of 2^(e/2)

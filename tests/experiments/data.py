@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 _ROOT = Path(__file__).parent.parent.parent
-_DOCUMENTS = ("README.md", "CHANGELOG.md", "LICENSE", "mupscale_cli/demo/corpus.txt", "recipes/*.md", "recipes/*.yaml")
+_DOCUMENTS = (
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "mupscale_cli/tasks/demo/corpus.txt",
+    "recipes/*.md",
+    "recipes/*.yaml",
+)
 CONTEXT = 32  # bytes
 VOCABULARY = 128  # ASCII; every other byte is written as 127
 _MAX_SHIFT = 2  # pixels of 8: moved digits are a task that a narrow network does not exhaust

@@ -20,7 +20,7 @@ from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
 from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E402
-from mupscale_cli.workers import one_thread  # noqa: E402
+from mupscale_cli.engine.threads import one_thread  # noqa: E402
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")

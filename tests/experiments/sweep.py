@@ -20,11 +20,11 @@ sys.path.insert(0, str(_HERE.parent))
 from experiments.data import CONTEXT, VOCABULARY, document_bytes  # noqa: E402 (the path must be known before)
 from experiments.results import fill  # noqa: E402
 from experiments.transfer import power  # noqa: E402
-from mupscale_cli.sweeping import training  # noqa: E402
-from mupscale_cli.sweeping.grid import Grid  # noqa: E402
-from mupscale_cli.sweeping.run import sweep  # noqa: E402
-from mupscale_cli.sweeping.settings import Sweep, Training  # noqa: E402
-from mupscale_cli.workers import one_thread  # noqa: E402
+from mupscale_cli.engine.threads import one_thread  # noqa: E402
+from mupscale_cli.sweep import training  # noqa: E402
+from mupscale_cli.sweep.grid import Grid  # noqa: E402
+from mupscale_cli.sweep.run import sweep  # noqa: E402
+from mupscale_cli.sweep.settings import Sweep, Training  # noqa: E402
 
 WIDTHS, TARGET = (2, 4), 8
 _RATES, _NOISES = range(-12, -6), range(-3, 2)  # exponents e of 2^(e/2)

@@ -17,9 +17,9 @@ from torch.nn import functional
 import mupscale_cli as mupscale
 from experiments.data import Data, Examples
 from experiments.tasks import Task, initial_size, initialise
-from mupscale_cli.handoff import scaled_parameters
-from mupscale_cli.methods import MUPSCALE, Method
-from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.optimizers.torch_groups import scaled_parameters
+from mupscale_cli.plan.methods import MUPSCALE, Method
+from mupscale_cli.plan.perturbation import Perturbation
 
 Schedule = Callable[[float], float]  # from the share of steps that are done to a factor of the learning rate
 _WARMUP = 0.1

@@ -24,7 +24,7 @@ from experiments.training import (
     widen,
     widened,
 )
-from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.plan.perturbation import Perturbation
 
 # How a wide model is made and trained: widened with mapped hyperparameters and noise relative to each tensor; widened
 # with one learning rate and noise of one size; at random likewise.

@@ -8,8 +8,8 @@ from statistics import fmean
 
 from experiments.training import Checkpoint, decay, train, widen, widened
 from experiments.transfer import Grid, Losses, power, search
-from mupscale_cli.methods import make_method
-from mupscale_cli.perturbation import Perturbation
+from mupscale_cli.plan.methods import make_method
+from mupscale_cli.plan.perturbation import Perturbation
 
 SHRINKS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SIZES = (1.0, 0.5)  # of the fresh weights: 1 is the root mean square of the narrow ones, as muP carries it to a width

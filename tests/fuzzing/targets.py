@@ -23,22 +23,22 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.card import card_section
-from mupscale_cli.checkpoint.header import parse_header
-from mupscale_cli.checkpoint.source import open_checkpoint, read_json
+from mupscale_cli.architecture.recipe import load_recipe, recipe_files
+from mupscale_cli.checkpoints.header import parse_header
+from mupscale_cli.checkpoints.reading import open_checkpoint, read_json
 from mupscale_cli.cli.render import record_text
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.hyperparameters import Settings, hyperparameters
-from mupscale_cli.optimizer.content import locate_optimizer, widen_content
-from mupscale_cli.optimizer.distributed import open_distributed
-from mupscale_cli.optimizer.files import open_optimizer
-from mupscale_cli.optimizer.order import names_by_order
-from mupscale_cli.optimizer.torchfile import DTYPE_NAMES, blank, check_structure, place_name, walk
-from mupscale_cli.optimizer.trainer import widen_scheduler
+from mupscale_cli.optimizers.content import locate_optimizer, widen_content
+from mupscale_cli.optimizers.files import open_optimizer
+from mupscale_cli.optimizers.formats.distributed import open_distributed
+from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank, check_structure, place_name, walk
+from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.order import names_by_order
+from mupscale_cli.optimizers.rules import OPTIMIZERS
+from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.preparing import choose_recipe
-from mupscale_cli.recipe import load_recipe, recipe_files
-from mupscale_cli.record import (
+from mupscale_cli.record.record import (
     carried_state,
     check_record,
     output_changed,
@@ -46,8 +46,8 @@ from mupscale_cli.record import (
     recorded_noise,
     scaled_tensors,
 )
-from mupscale_cli.scaling import OPTIMIZERS
-from mupscale_cli.specs import TensorSpec
+from mupscale_cli.tasks.card import card_section
+from mupscale_cli.tasks.planning import choose_recipe
 
 MODELS = json.loads((Path(__file__).parent / "models.json").read_text())
 _MAX_CHANGES = 4

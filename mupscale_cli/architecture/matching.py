@@ -1,0 +1,159 @@
+"""Which rule of a recipe each tensor follows: every tensor exactly one, every rule its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mupscale_cli.architecture.language import FIRST, LAST, STAR, Pattern, Prefix
+from mupscale_cli.architecture.recipe import Recipe, TensorRule
+from mupscale_cli.errors import RecipeError
+
+Prefixes = Mapping[str, str]
+_MAX_NAMED = 5  # names shown in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A tensor's rule, and where in its name the axes and words of the pattern stand."""
+
+    rule: TensorRule
+    groups: re.Match[str]
+
+
+def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
+    """Find the rule of every tensor.
+
+    Where several patterns match, the one with the fewest `*` is meant, so that
+    `layers.{last}.norm.weight` can say more than `layers.*.norm.weight`.
+
+    Args:
+        recipe: the rules.
+        names: every tensor of the checkpoint.
+
+    Returns:
+        The match of each name, in the order of `names`.
+
+    Raises:
+        RecipeError: a tensor matches no rule, or two equally; a rule matches nothing it must.
+    """
+    tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
+    prefixes, candidates = max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
+    _resolve_ends(candidates)
+    unknown = [name for name, matches in candidates.items() if not matches]
+    if unknown:
+        raise RecipeError(
+            f"no rule of `{recipe.file}` matches {_listed(unknown)}",
+            hint="add a rule for it, or say `keep` or `omit` where it is not widened",
+        )
+    matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
+    _check_present(recipe, matched, prefixes)
+    return matched
+
+
+def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:
+    """Every rule that matches each name; rules are looked up by the last part of the name."""
+    by_ending: dict[str | None, list[tuple[TensorRule, re.Pattern[str]]]] = defaultdict(list)
+    for rule in recipe.tensors:
+        last = rule.pattern.parts[-1]
+        ending = last.rpartition(".")[2] if isinstance(last, str) and "." in last else None
+        by_ending[ending].append((rule, rule.pattern.regex(prefixes)))
+    any_ending = by_ending.pop(None, [])
+
+    def match(name: str) -> list[Match]:
+        rules = (*by_ending.get(name.rpartition(".")[2], ()), *any_ending)
+        return [Match(rule, found) for rule, regex in rules if (found := regex.fullmatch(name))]
+
+    return {name: match(name) for name in names}
+
+
+def _resolve_ends(candidates: dict[str, list[Match]]) -> None:
+    """Keep a match with `{first}` or `{last}` only where its number is the smallest or largest."""
+    numbers: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for matches in candidates.values():
+        for match in matches:
+            for word, key, number in _ends(match):
+                numbers[match.rule.pattern.text, word, key].add(number)
+
+    def holds(match: Match) -> bool:
+        return all(
+            number == (min if word == FIRST.word else max)(numbers[match.rule.pattern.text, word, key])
+            for word, key, number in _ends(match)
+        )
+
+    for name, matches in candidates.items():
+        candidates[name] = [match for match in matches if holds(match)]
+
+
+def _ends(match: Match) -> Iterable[tuple[str, str, int]]:
+    for word in (FIRST.word, LAST.word):
+        if word in match.groups.re.groupindex:
+            start, end = match.groups.span(word)
+            name = match.groups.string
+            yield word, f"{name[:start]}#{name[end:]}", int(match.groups[word])
+
+
+def _most_specific(name: str, matches: list[Match]) -> Match:
+    fewest = min(match.rule.pattern.num_wildcards for match in matches)
+    best = [match for match in matches if match.rule.pattern.num_wildcards == fewest]
+    if len(best) > 1:
+        first, second = best[:2]
+        raise second.rule.text.error(
+            f"`{name}` matches this rule and the one in line {first.rule.text.origin.line}, `{first.rule.text.value}`",
+            hint="make one of the patterns narrower",
+        )
+    return best[0]
+
+
+def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes) -> None:
+    """Every rule that is not optional matches, and for each layer that any rule matches.
+
+    A layer is what the first `*` of a pattern stands for, after the same text.
+    """
+    layers: dict[str, set[str]] = defaultdict(set)
+    seen: dict[str, set[str]] = defaultdict(set)
+    for match in matched.values():
+        stem, layer = _layer(match, prefixes)
+        layers[stem].add(layer)
+        seen[match.rule.pattern.text].add(layer)
+    for rule in recipe.tensors:
+        if rule.pattern.optional:
+            continue
+        if rule.pattern.text not in seen:
+            raise rule.text.error(
+                "no tensor of the checkpoint matches this rule", hint="end it with `?` if it may be absent"
+            )
+        stem = _stem(rule.pattern, prefixes)
+        missing = sorted(layers[stem] - seen[rule.pattern.text], key=lambda layer: (len(layer), layer))
+        if missing and stem:
+            example = stem + missing[0]
+            raise rule.text.error(
+                f"`{example}` is there, but it has no tensor that matches this rule",
+                hint="the checkpoint is incomplete; or end the rule with `?` if the tensor may be absent",
+            )
+
+
+def _stem(pattern: Pattern, prefixes: Prefixes) -> str:
+    """The literal text in front of the first wildcard, where that is a numbered layer."""
+    stem = ""
+    for part in pattern.parts:
+        if isinstance(part, str):
+            stem += part
+        elif isinstance(part, Prefix):
+            stem += prefixes[part.word]
+        else:
+            return stem if stem.endswith(".") and part is STAR else ""
+    return ""
+
+
+def _layer(match: Match, prefixes: Prefixes) -> tuple[str, str]:
+    stem = _stem(match.rule.pattern, prefixes)
+    return stem, match.groups.string[len(stem) :].partition(".")[0] if stem else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_MAX_NAMED])
+    more = len(names) - _MAX_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

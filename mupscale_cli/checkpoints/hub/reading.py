@@ -1,0 +1,174 @@
+"""Checkpoints on the Hub: their headers by range requests, their files when they are needed."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mupscale_cli.checkpoints.header import Header, parse_header
+from mupscale_cli.checkpoints.hub.bars import bars
+from mupscale_cli.checkpoints.hub.failures import reported, transport_error
+from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.checkpoints.reading import (
+    CONFIG,
+    INDEX,
+    RECORD,
+    Checkpoint,
+    Folder,
+    is_carried,
+    open_checkpoint,
+    open_folder,
+    weight_files,
+)
+from mupscale_cli.errors import CheckpointError, HubError
+
+_FIRST_BYTES = 1 << 16  # of a weight file; most headers are shorter, longer ones take a second request
+_THREADS = 8
+_SERVER_ERROR = 500
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model of the Hub at one commit, of which only what describes it was downloaded.
+
+    Attributes:
+        id: what it was asked for by.
+        commit: that this is.
+        folder: of the cache; what is downloaded of it is here.
+        sizes: of all its files in bytes, by name; what the cache has where the Hub is not asked.
+        checkpoint: its headers.
+        is_cached: whether nothing but the cache could be asked.
+    """
+
+    id: HubId
+    commit: str
+    folder: Path
+    sizes: Mapping[str, int]
+    checkpoint: Checkpoint
+    is_cached: bool
+
+    def needed(self, more: Collection[str] = ()) -> tuple[str, ...]:
+        """The files that widening reads: weights, config, tokenizer, and `more`."""
+        own = {file.name for file in self.checkpoint.files} | {CONFIG, INDEX, RECORD, *more}
+        return tuple(sorted(name for name in self.sizes if name in own or ("/" not in name and is_carried(name))))
+
+    def missing_bytes(self, more: Collection[str] = ()) -> int:
+        """How much of that is still to be downloaded."""
+        return sum(self.sizes[name] for name in self.needed(more) if not (self.folder / name).exists())
+
+
+def open_remote(model: HubId) -> RemoteModel:
+    """Read config, index and headers of a model; nothing of its data.
+
+    Raises:
+        HubError: there is no such model, no access to it, or no connection.
+        CheckpointError: it is no safetensors checkpoint, or contradicts itself.
+    """
+    from huggingface_hub import snapshot_download
+
+    with reported("read", model), bars(shown=False):
+        folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, INDEX, RECORD]))
+        commit = folder.name
+        sizes = _listed(HubId(model.repo, commit))
+    try:
+        if sizes is None:
+            cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+            local = replace(open_checkpoint(folder), title=str(model))
+            return RemoteModel(model, commit, folder, cached, local, is_cached=True)
+        checkpoint = _open_headers(model, Folder(folder, frozenset(sizes)), sizes)
+    except HubError:
+        raise
+    except CheckpointError as error:  # the cache's path says nothing to who asked for a model of the Hub
+        cached_only = " in the cache, as the Hub was not asked" if sizes is None else ""
+        message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
+        raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
+    return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
+
+
+def _listed(model: HubId) -> dict[str, int] | None:
+    """The sizes of a commit's files; None where the Hub cannot be asked, though the cache has the commit."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        entries = list(HfApi().list_repo_tree(model.repo, revision=model.revision, recursive=True))
+    except HfHubHTTPError as error:
+        if error.response.status_code < _SERVER_ERROR:
+            raise
+        return None
+    except transport_error():  # no answer at all
+        return None
+    return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+
+
+def _open_headers(model: HubId, folder: Folder, sizes: Mapping[str, int]) -> Checkpoint:
+    """Read the headers of all weight files at once: a large model has a hundred, each a round trip away."""
+    files = weight_files(folder)
+    with ThreadPoolExecutor(_THREADS) as pool, reported("read", model):
+        headers = dict(zip(files, pool.map(lambda file: _header(model, file, sizes[file.name]), files), strict=True))
+    return open_folder(replace(folder, header=headers.__getitem__))
+
+
+def _header(model: HubId, file: Path, size: int) -> Header:
+    from huggingface_hub import HfFileSystem
+
+    if file.is_file():  # it was downloaded before
+        with open(file, "rb") as stream:
+            return parse_header(stream, file, size)
+    path = f"{model.repo}@{file.parent.name}/{file.name}"
+    with HfFileSystem().open(path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=size) as stream:
+        return parse_header(stream, file, size)
+
+
+def open_named(checkpoint: str | Path) -> Checkpoint:
+    """Open a checkpoint by path, or by its id on the Hub where there is no such path; headers only.
+
+    Raises:
+        CheckpointError: there is none, or it is not valid.
+    """
+    path = Path(checkpoint)
+    model = None if path.exists() else parse_hub_id(str(checkpoint))
+    return open_checkpoint(path) if model is None else open_remote(model).checkpoint
+
+
+def fetch(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
+    """Download what widening needs of a model, as far as it is not in the cache.
+
+    Args:
+        model: of the Hub.
+        more: names of files that are wanted beside weights, config and tokenizer.
+
+    Raises:
+        HubError: it cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not model.is_cached:
+        patterns = [glob.escape(name) for name in model.needed(more)]
+        with reported("download", model.id), bars(shown=sys.stderr.isatty()):
+            snapshot_download(model.id.repo, revision=model.commit, allow_patterns=patterns)
+    return replace(open_checkpoint(model.folder), title=str(model.id))
+
+
+def read_card(model: HubId) -> str | None:
+    """The text of a model's card; None where it has none.
+
+    Raises:
+        HubError: the model cannot be read.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with reported("read the card of", model), bars(shown=False):
+        try:
+            file = hf_hub_download(model.repo, _CARD, revision=model.revision)
+        except RemoteEntryNotFoundError:
+            return None
+        return Path(file).read_text(encoding="utf-8")

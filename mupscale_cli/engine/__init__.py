@@ -1,0 +1,1 @@
+"""A plan turned into bytes: expand, split, noise, blocks, streaming; threads, processes, ranks."""

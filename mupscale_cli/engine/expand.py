@@ -1,0 +1,356 @@
+"""Widening the elements of a tensor: scale, split over what is summed, copy. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mupscale_cli.engine.splitting import Shares, Splits, give_first, split, split_exactly
+from mupscale_cli.plan.copies import FRESH, CopyMap
+from mupscale_cli.plan.dims import Digit, Strip
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Elements that are only copied need no more of their type than its width.
+_COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+_MOST_COPIES = 64  # that are written one by one
+
+
+def element_dtype(name: str, size: int) -> torch.dtype:
+    """The torch type in which a tensor of a header's data type is expanded."""
+    return TORCH_DTYPES.get(name, _COPY_DTYPES[size])
+
+
+def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
+    """`scale * (offset + values) - offset`, rounded once to the type of `values`."""
+    if scale == 1:
+        return values
+    if offset == 0 and float(torch.tensor(scale, dtype=values.dtype)) == scale:
+        return values * scale  # a product of two numbers of the type, which is rounded once too
+    if offset == 0:
+        return (values.to(torch.float64) * scale).to(values.dtype)  # adding 0 would lose the sign of -0
+    return ((values.to(torch.float64) + offset) * scale - offset).to(values.dtype)
+
+
+def stored_elements(values: Tensor, scale: float, offset: int) -> Tensor:
+    """What `values` became by being stored scaled: the scale's rounding, undone in float64.
+
+    Equal to `values` where the scale is a power of two and there is no offset.
+    """
+    if scale == 1:
+        return values.to(torch.float64)
+    return (scale_elements(values, scale, offset).to(torch.float64) + offset) / scale - offset
+
+
+def expand(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    *,
+    scale: float = 1.0,
+    offset: int = 0,
+    piece: int = 0,
+    num_pieces: int = 1,
+    first_only: bool = False,
+    fresh: float = 0.0,
+) -> None:
+    """Fill `target` with the widened elements of `source`: W' = c R(W).
+
+    Args:
+        source: contiguous, of the narrow shape.
+        target: contiguous, of the wide shape and the same type; every element is written.
+        strips: the strips of each dimension.
+        scale: of the whole tensor, beyond the strips' own and what summed axes divide by.
+        offset: o where the layer uses o + w.
+        piece: where the tensor itself is one of `num_pieces` shares, which.
+        num_pieces: into how many shares others beside this tensor split an element.
+        first_only: the first share takes the whole element and the others are zero.
+        fresh: the value of elements that copy none.
+    """
+    if is_regular(strips):
+        how = give_first if first_only else split
+        _expand_strided(source, target, strips, scale, offset, piece, num_pieces, how)
+    else:
+        how = give_first if first_only else split_exactly
+        _expand_indexed(source, target, strips, scale, offset, piece, num_pieces, how, fresh)
+
+
+def is_regular(strips: Sequence[Sequence[Strip]]) -> bool:
+    """Whether all copies lie in strides.
+
+    Args:
+        strips: of each dimension.
+    """
+    return all(digit.units.is_regular for dim in strips for strip in dim for digit in strip.digits)
+
+
+def share_views(target: Tensor, strips: Sequence[Sequence[Strip]]) -> list[list[Tensor]]:
+    """Views of a widened tensor, which cover it: for each combination of strips one a share, in their order.
+
+    Shares of one element stand at the same place of their views.
+
+    Args:
+        target: contiguous, of the wide shape.
+        strips: the strips of each dimension, which are regular.
+    """
+    views = []
+    for combination in itertools.product(*strips):
+        pairs = list(zip(combination, target.stride(), strict=True))
+        digits = [digit.inside(1, stride) for strip, stride in pairs for digit in strip.digits]
+        start = int(target.storage_offset()) + sum(strip.wide_offset * stride for strip, stride in pairs)
+        places = _places(target, start, digits)
+        copies = (range(digit.units.copies) for digit in digits if digit.contracted and digit.units.copies > 1)
+        views.append([_select(places, digits, chosen) for chosen in itertools.product(*copies)])
+    return views
+
+
+def _expand_strided(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    scale: float,
+    offset: int,
+    piece: int,
+    num_pieces: int,
+    split: Callable[[Tensor, int], Splits],
+) -> None:
+    """Regular maps: one strided copy for each combination of strips."""
+    strides, wide_strides = source.stride(), target.stride()
+    for combination in itertools.product(*strips):
+        digits = [
+            digit.inside(stride, wide_stride)
+            for strip, stride, wide_stride in zip(combination, strides, wide_strides, strict=True)
+            for digit in strip.digits
+        ]
+        start = int(source.storage_offset()) + sum(
+            strip.offset * stride for strip, stride in zip(combination, strides, strict=True)
+        )
+        wide_start = int(target.storage_offset()) + sum(
+            strip.wide_offset * stride for strip, stride in zip(combination, wide_strides, strict=True)
+        )
+        values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
+        part_scale = scale * math.prod(strip.scale for strip in combination)
+        values = scale_elements(values, part_scale, offset)
+        _copy(values, target, wide_start, digits, piece, num_pieces, split)
+
+
+def _expand_indexed(
+    source: Tensor,
+    target: Tensor,
+    strips: Sequence[Sequence[Strip]],
+    scale: float,
+    offset: int,
+    piece: int,
+    num_pieces: int,
+    split: Callable[[Tensor, Tensor], Shares],
+    fresh: float,
+) -> None:
+    """Any map: for every new index of every dimension, the old one, and its number among the shares."""
+    values, scales = source, torch.ones((), dtype=torch.float64)
+    number, total = torch.tensor(piece), torch.tensor(num_pieces)
+    is_fresh = torch.tensor(False)
+    for position, (dim, size) in enumerate(zip(strips, target.shape, strict=True)):
+        index = dim_index(dim, size)
+        values = values.index_select(position, index.source)
+        along = [-1 if other == position else 1 for other in range(target.dim())]
+        scales = scales * index.scale.view(along)
+        number = number * index.num_shares.view(along) + index.share.view(along)
+        total = total * index.num_shares.view(along)
+        is_fresh = is_fresh | index.is_fresh.view(along)
+    if scale != 1 or bool((scales != 1).any()):
+        values = ((values.to(torch.float64) + offset) * (scale * scales) - offset).to(values.dtype)
+    if bool((total > 1).any()):
+        shares = split(values, total)
+        values = torch.where(number < shares.num_neighbours, shares.neighbour, shares.nearest)
+    if bool(is_fresh.any()):
+        values = values.masked_fill(is_fresh, fresh)
+    target.copy_(values)
+
+
+@dataclass(frozen=True, slots=True)
+class DimIndex:
+    """A dimension of the target, element by element; every tensor has its wide size.
+
+    Attributes:
+        source: the old element that each copies.
+        group: the first element of those which share an old one between them, itself where none does.
+        num_shares: how many share it.
+        share: the number of this one among them.
+        scale: of the element, beyond what sharing divides by.
+        is_fresh: whether it copies none.
+    """
+
+    source: Tensor
+    group: Tensor
+    num_shares: Tensor
+    share: Tensor
+    scale: Tensor
+    is_fresh: Tensor
+
+
+def dim_index(strips: Sequence[Strip], wide_size: int) -> DimIndex:
+    """The index of a dimension whose strips cover it.
+
+    Args:
+        strips: of the dimension, or of a block of it.
+        wide_size: its elements in the target.
+    """
+    integers = [torch.zeros(wide_size, dtype=torch.int64) for _ in range(4)]
+    scale, is_fresh = torch.ones(wide_size, dtype=torch.float64), torch.zeros(wide_size, dtype=torch.bool)
+    for strip in strips:
+        place, *found = _strip_index(strip)
+        for whole, part in zip((*integers, scale, is_fresh), found, strict=True):
+            whole[place] = part
+    source, group, num_shares, share = integers
+    return DimIndex(source, group, num_shares, share, scale, is_fresh)
+
+
+def _strip_index(strip: Strip) -> list[Tensor]:
+    """For each new element of a strip: its place, then the fields of `DimIndex`."""
+    place, source, group = (torch.tensor([start]) for start in (strip.wide_offset, strip.offset, strip.wide_offset))
+    num_shares, share = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    scale, is_fresh = torch.full((1,), strip.scale, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
+    for digit in strip.digits:
+        unit, first, count, number = _unit_index(digit.units)
+        new = torch.arange(digit.units.wide_size)
+        place = _outer(place, new * digit.wide_stride)
+        source = _outer(source, unit.clamp_min(0) * digit.stride)
+        is_fresh = _outer(is_fresh, unit == FRESH)
+        group = _outer(group, (first if digit.contracted else new) * digit.wide_stride)
+        counted, numbered = (count, number) if digit.contracted else (torch.ones_like(new), torch.zeros_like(new))
+        share = _times(share, counted) + _times(torch.ones_like(share), numbered)
+        num_shares = _times(num_shares, counted)
+        scale = _times(scale, count.double() ** digit.power)
+    return [place, source, group, num_shares, share, scale, is_fresh]
+
+
+def _outer(slow: Tensor, fast: Tensor) -> Tensor:
+    """Every sum of an outer and an inner value, the inner ones fastest; `or` of flags."""
+    pairs = slow[:, None] | fast if slow.dtype == torch.bool else slow[:, None] + fast
+    return pairs.flatten()
+
+
+def _times(slow: Tensor, fast: Tensor) -> Tensor:
+    return (slow[:, None] * fast).flatten()
+
+
+@lru_cache(maxsize=64)
+def _unit_index(units: CopyMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each new unit: its source, the first copy of that, how many there are, and the number of this one."""
+    first, count, number = [0] * units.wide_size, [1] * units.wide_size, [0] * units.wide_size
+    for copies in units.positions:
+        for place, position in enumerate(copies):
+            first[position], count[position], number[position] = copies[0], len(copies), place
+    for position in units.fresh:
+        first[position] = position
+    return torch.tensor(units.all_sources), torch.tensor(first), torch.tensor(count), torch.tensor(number)
+
+
+def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0) -> Tensor:
+    """The narrow tensor, in float64, that the widened one stands for exactly.
+
+    Args:
+        source: contiguous, of the narrow shape, in the type that it is stored in.
+        strips: the strips of each dimension.
+        scale: of the whole tensor.
+        offset: o where the layer uses o + w.
+    """
+    result = torch.empty(source.shape, dtype=torch.float64)
+    strides = result.stride()
+    for combination in itertools.product(*strips):
+        pairs = list(zip(combination, strides, strict=True))
+        sizes = [digit.units.size for strip, _ in pairs for digit in strip.digits]
+        steps = [digit.stride * stride for strip, stride in pairs for digit in strip.digits]
+        start = sum(strip.offset * stride for strip, stride in pairs)
+        part_scale = scale * math.prod(strip.scale for strip in combination)
+        values = stored_elements(source.as_strided(sizes, steps, source.storage_offset() + start), part_scale, offset)
+        result.as_strided(sizes, steps, start).copy_(values)
+    return result
+
+
+def _copy(
+    values: Tensor,
+    target: Tensor,
+    start: int,
+    digits: Sequence[Digit],
+    piece: int,
+    num_pieces: int,
+    split: Callable[[Tensor, int], Splits],
+) -> None:
+    """Copy elements, or their shares, to all places of the target that belong to them."""
+    summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
+    inner_pieces = math.prod(digit.units.copies for digit in summed)
+    total = inner_pieces * num_pieces
+    shares = split(values, total) if total > 1 else None
+    if shares is None or shares.are_equal:
+        _copy_to(target, start, values if shares is None else shares.share(0), digits)
+        return
+    places = _places(target, start, digits)
+    for copies in itertools.product(*(range(digit.units.copies) for digit in summed)):
+        index = piece
+        for copy, digit in zip(copies, summed, strict=True):
+            index = index * digit.units.copies + copy
+        share = _spread(shares.share(index), digits)
+        _select(places, digits, copies).copy_(_select(share, digits, (0,) * len(copies)))
+
+
+def _copy_to(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> None:
+    """Copy elements to all their places."""
+    if digits and _copy_as_wider(target, start, values, digits):
+        return
+    places, spread = _places(target, start, digits), _spread(values, digits)
+    copies = [range(digit.units.copies) for digit in digits]
+    if math.prod(map(len, copies)) > _MOST_COPIES:
+        places.copy_(spread)
+        return
+    for chosen in itertools.product(*copies):  # one by one, since torch is slow where the innermost stride is 0
+        to = tuple(part for copy in chosen for part in (slice(None), copy))
+        places[to].copy_(spread[(slice(None), 0) * len(digits)])
+
+
+def _copy_as_wider(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> bool:
+    """Write copies that lie side by side as one wider integer, if they do and there is such a type.
+
+    That integer is the element, as an unsigned one, times 1 + 2^bits + 2^(2 bits) ...
+    """
+    size, copies = target.element_size(), digits[-1].units.copies
+    wider = _COPY_DTYPES.get(size * copies)
+    places = _places(target, start, digits)
+    steps = places.stride()
+    if wider is None or copies == 1 or steps[-2:] != (copies, 1) or target.numel() % copies:
+        return False
+    if any(step % copies for step in (*steps[:-2], start, target.storage_offset())):
+        return False
+    whole = target.view(-1).view(wider)
+    whole = whole.as_strided(places.shape[:-1], [step // copies for step in steps[:-1]], start // copies)
+    whole.copy_(_spread(values.view(_UNSIGNED[size]), digits)[..., 0])
+    whole.mul_(sum(1 << (8 * size * copy) for copy in range(copies)))
+    return True
+
+
+def _places(target: Tensor, start: int, digits: Sequence[Digit]) -> Tensor:
+    """A view of the target with two dimensions for each digit: its units and their copies."""
+    sizes = [size for digit in digits for size in (digit.units.size, digit.units.copies)]
+    strides = [d.wide_stride * step for d in digits for step in (d.units.unit_step, d.units.copy_step)]
+    return target.as_strided(sizes, strides, start)
+
+
+def _spread(values: Tensor, digits: Sequence[Digit]) -> Tensor:
+    """Elements with a dimension of size 1 after each digit, to be broadcast over its copies."""
+    return values.reshape([size for digit in digits for size in (digit.units.size, 1)])
+
+
+def _select(view: Tensor, digits: Sequence[Digit], copies: Sequence[int]) -> Tensor:
+    """One copy of each summed digit, all copies of the others."""
+    remaining = list(copies)
+    index: list[slice | int] = []
+    for digit in digits:
+        is_summed = digit.contracted and digit.units.copies > 1
+        index += [slice(None), remaining.pop(0) if is_summed else slice(None)]
+    return view[tuple(index)]

@@ -1,0 +1,191 @@
+"""Files of widened tensors: all of them, or one process's part."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from mupscale_cli.checkpoints.digests import DigestState, known_states, merge_states
+from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.journal import FinishedShard
+from mupscale_cli.checkpoints.writing import ShardWriter
+from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
+from mupscale_cli.engine.ranks import ALONE, Ranks
+from mupscale_cli.engine.streaming import BLOCK_BYTES, Digests, Progress, write_tensors
+from mupscale_cli.plan import Shard, TensorPlan
+
+_NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is known of a plan's output once it is written.
+
+    Attributes:
+        stds: the standard deviation of the noise of every tensor that has some.
+        digests: the hash of every shard, by its file.
+        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+        overflowed: tensors in which scaling made infinities.
+    """
+
+    stds: dict[str, float]
+    digests: dict[str, str]
+    nonfinite: dict[str, int]
+    overflowed: tuple[str, ...]
+
+
+def convert(
+    shards: Sequence[Shard],
+    tensors: Mapping[str, Stored],
+    directory: Path,
+    *,
+    metadata: Mapping[str, str],
+    reserve: int = 0,
+    progress: Progress = lambda _: None,
+    block_bytes: int = BLOCK_BYTES,
+    sources: Digests | None = None,
+    done: Mapping[str, FinishedShard] = MappingProxyType({}),
+    finished: Callable[[FinishedShard], None] = lambda _: None,
+    allow_nonfinite: bool = False,
+    ranks: Ranks = ALONE,
+) -> Converted | None:
+    """Write files: all of them, or one process's part of them, which takes about as long as those of the others.
+
+    Args:
+        shards: what to write.
+        tensors: where the source's tensors are.
+        directory: where the files are written.
+        metadata: for the header of each file.
+        reserve: blank bytes to leave in each header.
+        progress: called with the bytes of tensor data just written.
+        block_bytes: size of a block of the output; memory is a few times that.
+        sources: hashes of the source's tensors, to be fed with what is read.
+        done: shards that are there already.
+        finished: called with each shard when it is on the disk.
+        allow_nonfinite: copy NaNs and infinities, and count them.
+        ranks: the processes that share the work; each calls this with the same arguments.
+
+    Returns:
+        What is known of the output; None but for the first process.
+
+    Raises:
+        CheckpointError: the source changed while it was read, or holds what is not finite.
+        OutputError: the disk refused.
+        JobError: another process has ended.
+    """
+    todo = [shard for shard in shards if shard.file not in done]
+    begin, end = share_of([tensor for shard in todo for tensor in shard.tensors], ranks)
+    whole: list[FinishedShard] = []
+    parts: dict[str, _Part] = {}
+    position = 0
+    for shard in todo:
+        low, high = max(begin - position, 0), min(end - position, shard.num_bytes)
+        position += shard.num_bytes
+        # A file of empty tensors is the first one's.
+        is_whole = (low, high) == (0, shard.num_bytes) if shard.num_bytes else ranks.is_first
+        if low >= high and not is_whole:
+            continue
+        writer = _writer(shard, directory, metadata, reserve, is_shared=not is_whole)
+        nonfinite = NonFinite(is_allowed=allow_nonfinite)
+        with writer:
+            stds = write_tensors(
+                shard.tensors,
+                tensors,
+                writer,
+                progress=progress,
+                block_bytes=block_bytes,
+                sources=sources,
+                nonfinite=nonfinite,
+                part=range(low, high),
+            )
+        if is_whole:
+            whole.append(_finished(shard, writer, stds, nonfinite, sources or {}))
+            finished(whole[-1])
+        else:
+            parts[shard.file] = _Part(known_states(writer.digests), stds, nonfinite.found)
+    told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else known_states(sources or {})))
+    if not ranks.is_first:
+        return None
+    for one in told:
+        merge_states(sources or {}, one.sources)
+    known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
+    for shard in todo:
+        if shard.file not in known:
+            writer = _writer(shard, directory, metadata, reserve, is_shared=True)
+            some = [one.parts[shard.file] for one in told if shard.file in one.parts]
+            known[shard.file] = _put_together(shard, writer, some, sources or {})
+            finished(known[shard.file])
+    return _converted([known[shard.file] for shard in shards])
+
+
+def share_of(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
+    """Which bytes of all these tensors together are one process's: from where and to where, by the time they take."""
+    costs = [tensor.target.num_bytes * (_NOISE_COST if tensor.noise is not None else 1) for tensor in tensors]
+    ends = [0, *itertools.accumulate(costs)]
+    starts = [0, *itertools.accumulate(tensor.target.num_bytes for tensor in tensors)]
+
+    def position(cost: int) -> int:
+        last = bisect.bisect_left(ends, cost)  # the first tensor that is done with so much
+        if last == 0:
+            return 0
+        size, whole = starts[last] - starts[last - 1], costs[last - 1]
+        return starts[last - 1] + size * (cost - ends[last - 1]) // whole
+
+    low, high = ranks.share(ends[-1])
+    return position(low), position(high)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process knows of a file of which it wrote a part."""
+
+    digests: dict[str, DigestState]
+    stds: dict[str, float]
+    nonfinite: NonFiniteFound
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells the first one: files that it wrote alone, parts of others, and hashes of what it read."""
+
+    whole: list[FinishedShard]
+    parts: dict[str, _Part]
+    sources: dict[str, DigestState]
+
+
+def _writer(
+    shard: Shard, directory: Path, metadata: Mapping[str, str], reserve: int, *, is_shared: bool
+) -> ShardWriter:
+    specs = tuple(tensor.target for tensor in shard.tensors)
+    return ShardWriter(directory / shard.file, specs, metadata, reserve, is_shared=is_shared)
+
+
+def _finished(
+    shard: Shard, writer: ShardWriter, stds: dict[str, float], nonfinite: NonFinite, sources: Digests
+) -> FinishedShard:
+    taken = {tensor.source.name: sources.get(tensor.source.name) for tensor in shard.tensors}
+    read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
+    return FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed)
+
+
+def _put_together(shard: Shard, writer: ShardWriter, parts: Sequence[_Part], sources: Digests) -> FinishedShard:
+    """A file that several processes wrote."""
+    nonfinite = NonFinite(is_allowed=True)
+    stds: dict[str, float] = {}
+    for part in parts:
+        merge_states(writer.digests, part.digests)
+        stds |= part.stds
+        nonfinite.merge(part.nonfinite)
+    writer.check_size()
+    return _finished(shard, writer, stds, nonfinite, sources)
+
+
+def _converted(shards: Sequence[FinishedShard]) -> Converted:
+    stds = {name: std for shard in shards for name, std in shard.stds.items()}
+    counts = {name: count for shard in shards for name, count in shard.nonfinite.items()}
+    overflowed = tuple(name for shard in shards for name in shard.overflowed)
+    return Converted(stds, {shard.file: shard.digest for shard in shards}, counts, overflowed)

@@ -1,0 +1,92 @@
+"""An optimizer's state that goes along with a checkpoint: found, planned, written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.reading import Checkpoint, own_file
+from mupscale_cli.engine.ranks import Ranks
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.files import SCHEDULER, WideState, Writing, open_optimizer, resumed_files
+from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.plan import Plan
+from mupscale_cli.tasks.planning import StateOptions
+
+_log = logging.getLogger(__name__)  # `-v` shows it
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """An optimizer's state that is planned, and what resuming needs beside it."""
+
+    path: Path
+    name: str
+    state: WideState
+    policy: Policy
+    beside: tuple[Path, ...]
+    scheduler: Path | None
+    key: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
+
+    def write(
+        self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
+    ) -> dict[str, Any] | None:
+        """Write everything into the staged output; returns what the record says of it, for the first process."""
+        from mupscale_cli.checkpoints.staging import copy_file
+        from mupscale_cli.optimizers.scheduler import widen_scheduler
+
+        written = self.state.write(Writing(directory, self.name, progress, allow_nonfinite, ranks))
+        if written is None:
+            return None
+        for file in self.beside:
+            copy_file(file, directory)
+        if self.scheduler is not None:
+            widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
+        copied = {"copied": list(self.state.copied)} if self.state.copied else {}
+        key = {"key": self.key} if self.key else {}
+        counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
+        hashes = {"source_digest": written.source_digest, "digest": written.digest}
+        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
+
+
+def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> CarriedState | None:
+    """Find and plan it; None if there is none, or it is to be left.
+
+    Args:
+        options: which it is, and what becomes of it.
+        source: the checkpoint that it belongs to.
+        plan: of its weights.
+        max_shard_bytes: largest file of a directory.
+
+    Raises:
+        MupscaleError: it cannot be read, does not belong to the weights, or cannot be carried.
+    """
+    path = options.find(source)
+    if path is None:
+        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.shown}`"
+        _log.info("no optimizer state: %s", why)
+        return None
+    _log.info("optimizer state of %s, policy %s", path, options.policy)
+    if plan.tie == "untie":
+        raise PlanError(
+            f"`{path}` has one moment for embedding and readout together, which untied train each by itself",
+            hint="leave it with `--optimizer none`"
+            + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
+        )
+    opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
+    state = opened.widen(plan, options.policy, None if source.is_file else max_shard_bytes)
+    # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.
+    name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
+    beside: tuple[Path, ...] = ()
+    scheduler = None
+    if state.groups and path.parent == source.path:
+        beside = resumed_files(path.parent)
+        scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
+    return CarriedState(path, name, state, options.policy, beside, scheduler, options.key)

@@ -1,0 +1,203 @@
+"""Files of torch.save that hold an optimizer's state: read without loading their tensors.
+
+`torch.load` onto the meta device gives the structure of a file with tensors that have no data but
+know where theirs are.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import CheckpointError
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
+_MAX_VALUES = 5_000_000
+_MAX_DEPTH = 64
+Place = tuple[Any, ...]  # the keys and indices that lead to a value
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """The structure of a file, its tensors by the place where they stand."""
+
+    path: Path
+    content: Any
+    tensors: Mapping[Place, StoredTensor]
+
+
+def read_torch_file(path: Path) -> TorchFile:
+    """Read the structure of a file of torch.save; no code of it runs and no tensor is loaded.
+
+    Raises:
+        CheckpointError: it is none, is of the format before torch 1.6, holds anything but tensors and
+            plain values, or tensors that are not contiguous.
+    """
+    if not _is_archive(path):
+        raise CheckpointError(
+            f"`{path}` is not a file that torch.save has written since torch 1.6",
+            hint="it is truncated or damaged, or older; what torch can load, load and save again",
+        )
+    check_archive(path)
+    try:
+        content = torch.load(path, weights_only=True, map_location="meta")
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read `{path}`: {first_line(error)}",
+            hint="only tensors and plain values are read; a pickle could run code",
+        ) from error
+    check_structure(content, path)
+    tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
+    if len(set(map(place_name, tensors))) != len(tensors):
+        raise CheckpointError(f"`{path}` holds two tensors in places of the same name")
+    return TorchFile(path, content, tensors)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks
+        return False
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a file that unpacks to more than it is: torch.save compresses nothing.
+
+    Raises:
+        CheckpointError: it does, or it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        size = path.stat().st_size
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, EOFError, struct.error) as error:
+        raise CheckpointError(f"cannot read `{path}`: {first_line(error)}") from error
+    pickles = sum(info.file_size for info in infos if info.filename.endswith("data.pkl"))
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
+        raise CheckpointError(f"`{path}` was not written by torch.save: it is compressed, or its parts overlap")
+    if pickles > _MAX_PICKLE:
+        raise CheckpointError(f"`{path}` has a structure of more than {_MAX_PICKLE // 10**6} MB, its tensors aside")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_structure(content: Any, path: Path) -> None:
+    """Refuse what cannot be gone through: a pickle may hold itself, or one list a million times.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    level, left = [content], _MAX_VALUES
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, (Mapping, list, tuple, set)):
+                left -= len(value) + 1
+                if left < 0:
+                    break
+                inner.extend(value.values() if isinstance(value, Mapping) else value)
+        level = inner
+        if not level or left < 0:
+            break
+    if level or left < 0:
+        raise CheckpointError(
+            f"`{path}` holds more than {_MAX_VALUES} values, or is nested deeper than {_MAX_DEPTH} levels"
+        )
+
+
+def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]]:
+    """Every tensor in nested mappings and sequences, with its place."""
+    if isinstance(content, torch.Tensor):
+        yield place, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from walk(value, (*place, key))
+    elif isinstance(content, (list, tuple)):
+        for index, value in enumerate(content):
+            yield from walk(value, (*place, index))
+
+
+def replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
+    """The same nested mappings and sequences with something else for each tensor."""
+    if isinstance(content, torch.Tensor):
+        return change(place, content)
+    if isinstance(content, Mapping):
+        changed = {key: replaced(value, (*place, key), change) for key, value in content.items()}
+        return changed if type(content) is dict else type(content)(changed)  # type: ignore[call-arg]
+    if isinstance(content, (list, tuple)):
+        changed_items = [replaced(value, (*place, index), change) for index, value in enumerate(content)]
+        return changed_items if type(content) is list else type(content)(changed_items)
+    return content
+
+
+def place_name(place: Place) -> str:
+    """A place as text: `optimizer/state/0/exp_avg`."""
+    return "/".join(map(str, place))
+
+
+def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
+    return StoredTensor(
+        TensorSpec(place_name(place), _dtype(path, place_name(place), tensor), tuple(tensor.shape)),
+        path,
+        data_offset(path, place_name(place), tensor, path.stat().st_size),
+    )
+
+
+def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
+    """Where the data of a tensor begin that was loaded onto the meta device.
+
+    Args:
+        path: the file, for messages.
+        name: of the tensor, for messages.
+        tensor: without data.
+        size: bytes of the archive, from whose beginning the offset counts.
+
+    Raises:
+        CheckpointError: they are not contiguous, or not in the archive.
+    """
+    if tensor.layout != torch.strided or not tensor.is_contiguous():
+        raise CheckpointError(
+            f"`{name}` in `{path}` is not contiguous in memory", hint="save it again after `.contiguous()`"
+        )
+    storage: Any = tensor.untyped_storage()
+    # Set by torch.load; a storage that the file only announces has none.
+    start = getattr(storage, "_checkpoint_offset", None)
+    first = int(tensor.storage_offset()) * tensor.element_size()
+    if start is None or first < 0 or start + first + tensor.numel() * tensor.element_size() > size:
+        raise CheckpointError(f"`{name}` in `{path}` has no data there")
+    return int(start) + first
+
+
+def _dtype(path: Path, name: str, tensor: torch.Tensor) -> str:
+    if tensor.dtype not in DTYPE_NAMES:
+        raise CheckpointError(f"`{name}` in `{path}` has the data type {tensor.dtype}, which is not supported")
+    return DTYPE_NAMES[tensor.dtype]
+
+
+def blank(spec: TensorSpec) -> torch.Tensor:
+    """A tensor without data that stands for one in a structure to be written."""
+    return torch.empty(spec.shape, dtype=_TORCH[spec.dtype], device="meta")

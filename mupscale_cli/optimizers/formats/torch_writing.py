@@ -1,0 +1,273 @@
+"""Files of torch.save that are written blank and filled in afterwards, by several threads and processes.
+
+`torch.serialization.skip_data` makes a file whose tensors have their places and no data. Tensors are then streamed
+to these as those of safetensors files are, and at last the checksums of the zip archive are set right.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.serialization import skip_data
+
+from mupscale_cli.checkpoints.digests import (
+    DigestState,
+    RowBuffer,
+    Runs,
+    TensorDigest,
+    known_states,
+    merge_states,
+    tensor_digests,
+    tensors_digest,
+)
+from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.staging import reported
+from mupscale_cli.checkpoints.writing import PlacedFile
+from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
+from mupscale_cli.engine.streaming import write_tensors
+from mupscale_cli.errors import OutputError
+from mupscale_cli.optimizers.files import Writing
+from mupscale_cli.optimizers.formats.checksums import Checksum, Stretches
+from mupscale_cli.optimizers.formats.torch_reading import first_line, read_torch_file, replaced
+from mupscale_cli.plan import TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """Where the data of a tensor go.
+
+    Attributes:
+        file: a file of torch.save.
+        offset: of the first byte.
+        num_bytes: how many.
+        checksums: the two places of their CRC in the archive: beside them, and in its directory.
+    """
+
+    file: Path
+    offset: int
+    num_bytes: int
+    checksums: tuple[int, int]
+
+
+def write_blank(file: Path, content: Any) -> None:
+    """Write a new file of torch.save whose tensors have no data yet.
+
+    Args:
+        file: must not exist.
+        content: nested mappings and sequences with `blank` tensors.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    try:
+        with reported(file), skip_data():
+            torch.save(replaced(content, (), lambda _, tensor: _Unwritten(tensor)), file)
+    except RuntimeError as error:  # torch's own writer reports a full disk this way
+        raise OutputError(f"cannot write `{file}`: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """A blank tensor, saved as one of the CPU.
+
+    What torch.save does with a FakeTensor, whose machinery takes longer to import than all the rest.
+    """
+
+    tensor: torch.Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.storage.TypedStorage(  # type: ignore[no-untyped-call]
+            wrap_storage=self.tensor.untyped_storage(), dtype=self.tensor.dtype, _internal=True
+        )
+        storage._fake_device = torch.device("cpu")  # noqa: SLF001
+        shape = tuple(self.tensor.shape), self.tensor.stride()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, *shape, False, OrderedDict())  # noqa: SLF001
+
+
+def blank_file(file: Path, content: Any) -> dict[str, Blank]:
+    """Write a blank file, and tell where its tensors go, by their places."""
+    write_blank(file, content)
+    entries = {entry.offset: entry for entry in blanks_of(file)}
+    stored = read_torch_file(file).tensors.values()
+    return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
+
+
+def blanks_of(file: Path) -> list[Blank]:
+    """The data of every storage in a file of torch.save, in the order of its directory."""
+    with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
+        position = archive.start_dir
+        found = []
+        for info in archive.infolist():
+            stream.seek(info.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", stream.read(4))
+            start = info.header_offset + 30 + name_length + extra_length
+            behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
+            local = start + info.file_size + 4 if behind else info.header_offset + 14
+            if info.filename.rpartition("/")[0].endswith("/data"):
+                found.append(Blank(file, start, info.file_size, (local, position + 16)))
+            stream.seek(position + 28)
+            position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
+    return found
+
+
+class ArchiveWriter:
+    """Writes tensors to their places in blank files; a context manager.
+
+    Attributes:
+        blanks: where each tensor goes.
+        digests: the hash of each tensor, as far as it was written here.
+        checksums: those of their archives, of what was written here.
+    """
+
+    def __init__(self, blanks: Mapping[str, Blank], digests: Mapping[str, TensorDigest]) -> None:
+        self.blanks = blanks
+        self.digests = digests
+        self.checksums: dict[str, Checksum] = {}
+        self._open: dict[Path, PlacedFile] = {}
+        self._unfinished: dict[Path, set[str]] = {}
+        for name, blank in blanks.items():
+            self._unfinished.setdefault(blank.file, set()).add(name)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for file in list(self._open):
+            self._close(file, is_synced=kind is None)
+
+    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
+        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
+        blank = self.blanks[name]
+        with self._lock:
+            checksum = self.checksums.setdefault(name, Checksum())
+            out = self._open.get(blank.file)
+            if out is None:
+                out = self._open[blank.file] = PlacedFile(blank.file, "r+b")
+        pieces = buffer.pieces(runs)
+        out.write(blank.offset + start, pieces)
+        checksum.add(start, pieces)
+        self.digests[name].add(start, buffer, runs)
+        if checksum.of(blank.num_bytes) is not None:
+            unfinished = self._unfinished[blank.file]
+            with self._lock:  # two threads may both see that a tensor is complete; one of them was the last
+                is_last = unfinished == {name}
+                unfinished.discard(name)
+            if is_last:  # of the thousands that a distributed checkpoint may have, few are open
+                self._close(blank.file, is_synced=True)
+
+    def _close(self, file: Path, *, is_synced: bool) -> None:
+        with self._open.pop(file) as out:
+            if is_synced:
+                out.sync()
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What is known of archives once they are filled.
+
+    Attributes:
+        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
+        digest: the hash of all tensors.
+    """
+
+    nonfinite: dict[str, int]
+    digest: str
+
+
+def fill(
+    tensors: Sequence[TensorPlan],
+    stored: Mapping[str, Stored],
+    sources: Mapping[str, TensorDigest],
+    how: Writing,
+    make_blanks: Callable[[], Mapping[str, Blank]],
+) -> Filled | None:
+    """Make blank files and write tensors into them, this process its part.
+
+    Args:
+        tensors: what to write.
+        stored: where the sources are, by name.
+        sources: hashes of the sources, to be fed with what is read.
+        how: with which processes, and whom to tell.
+        make_blanks: writes the blank files, and tells where each tensor goes.
+
+    Returns:
+        What is known of the output; None but for the first process.
+
+    Raises:
+        CheckpointError: the source changed while it was read, or holds what is not finite.
+        OutputError: the disk refused.
+        JobError: another process has ended.
+    """
+    blanks = how.ranks.broadcast(make_blanks() if how.ranks.is_first else None)
+    assert blanks is not None
+    part = range(*how.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
+    nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
+    with ArchiveWriter(blanks, tensor_digests(tensor.target for tensor in tensors)) as writer:
+        write_tensors(tensors, stored, writer, progress=how.progress, sources=sources, nonfinite=nonfinite, part=part)
+    checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
+    hashes = ({}, {}) if how.ranks.is_alone else (known_states(sources), known_states(writer.digests))
+    told = how.ranks.gather(_Told(checksums, *hashes, nonfinite.found))
+    if not how.ranks.is_first:
+        return None
+    everything = NonFinite(is_allowed=True)
+    for one in told:
+        everything.merge(one.nonfinite)
+        merge_states(sources, one.sources)
+        merge_states(writer.digests, one.written)
+    write_checksums(blanks, [one.checksums for one in told])
+    written = {tensor.target: writer.digests[tensor.target.name].digest or b"" for tensor in tensors}
+    return Filled(everything.counts, tensors_digest(written))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells the first one."""
+
+    checksums: Mapping[str, Stretches]
+    sources: Mapping[str, DigestState]
+    written: Mapping[str, DigestState]
+    nonfinite: NonFiniteFound
+
+
+def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:
+    """Put the checksums of tensors into their archives.
+
+    Args:
+        blanks: where each tensor went.
+        parts: what every process knows of its checksum.
+
+    Raises:
+        OutputError: some of a tensor was never written, or the disk refused.
+    """
+    checksums = {name: Checksum() for name in blanks}
+    for part in parts:
+        for name, stretches in part.items():
+            checksums[name].merge(stretches)
+    by_file: dict[Path, list[str]] = {}
+    for name, blank in blanks.items():
+        by_file.setdefault(blank.file, []).append(name)
+    for file, names in by_file.items():
+        with reported(file), open(file, "r+b", buffering=0) as stream:
+            for name in names:
+                value = checksums[name].of(blanks[name].num_bytes)
+                if value is None:
+                    raise OutputError(f"not all of `{name}` was written to `{file}`")
+                for place in blanks[name].checksums:
+                    _patch(stream, place, value)
+            os.fsync(stream.fileno())
+
+
+def _patch(stream: FileIO, place: int, value: int) -> None:
+    stream.seek(place)
+    stream.write(struct.pack("<I", value))

@@ -1,0 +1,250 @@
+"""The hyperparameters with which a widened model trains as the narrow one did. No torch.
+
+Everything comes from the record of the widening: coefficient and multiplicity of each tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.groups import split_alike
+from mupscale_cli.optimizers.rules import (
+    Multipliers,
+    OptimizerRule,
+    Scaled,
+    is_exact,
+    optimizer_rule,
+    tensor_multipliers,
+)
+from mupscale_cli.record.record import scaled_tensors
+
+_MAX_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyperparameters of the narrow run.
+
+    Attributes:
+        optimizer: its name, a key of `scaling.OPTIMIZERS`.
+        lr: learning rate.
+        weight_decay: of the tensors that are decayed.
+        eps: the term beside the root of the second moment.
+        betas: decay rates of the moments, None for the optimizer's own.
+        decoupled: `p -= lr wd p` (True) or `g += wd p`; None for the optimizer's own.
+        decay: `matrices` decays tensors of two or more dimensions, `all` and `none` as they say.
+        adjust_lr: Muon's `adjust_lr_fn`.
+    """
+
+    lr: float
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    betas: tuple[float, float] | None = None
+    decoupled: bool | None = None
+    decay: str = "matrices"
+    adjust_lr: str | None = None
+
+    def decays(self, tensor: Scaled) -> bool:
+        """Whether weight decay acts on a tensor."""
+        return self.decay == "all" or (self.decay == "matrices" and len(tensor.wide_shape) > 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that share hyperparameters.
+
+    Attributes:
+        tensors: their names.
+        pattern: a regular expression that matches these names and no others of the model.
+        lr: learning rate.
+        eps: None where the optimizer has none.
+        weight_decay: as the optimizer defines it.
+        clip_weight: of the squared gradient norm of these tensors in the global norm.
+        multipliers: of the narrow run's values.
+        scales: coefficient and multiplicity, where all the tensors have the same.
+        is_decayed: whether weight decay acts on them.
+    """
+
+    tensors: tuple[str, ...]
+    pattern: str
+    lr: float
+    eps: float | None
+    weight_decay: float
+    clip_weight: float
+    multipliers: Multipliers
+    scales: tuple[float, int] | None
+    is_decayed: bool
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The groups of a widened model.
+
+    Attributes:
+        rule: the optimizer.
+        settings: of the narrow run.
+        decoupled: how the weight decay works.
+        groups: decayed ones first.
+        warnings: what cannot be exact, and why.
+        advice: what large studies found to break the transfer of learning rates.
+    """
+
+    rule: OptimizerRule
+    settings: Settings
+    decoupled: bool
+    groups: tuple[Group, ...]
+    warnings: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def formulas(self) -> dict[str, str]:
+        """How each value follows from c and m (design.md section 2)."""
+        c = {1: "c", 2: "c^2"}[int(self.rule.c_power)]
+        m = {0: "", 0.5: " sqrt(m)", 1: " m"}[self.rule.m_power]
+        shape = " x shape factor" if self.rule.name == "muon" else ""
+        result = {"lr": f"lr x {c}{m}{shape}"}
+        if self.rule.has_eps:
+            result["eps"] = "eps / (m c)"
+        result["weight_decay"] = "wd / factor of lr" if self.decoupled else "wd / (m c^2)"
+        result["clip_weight"] = "m c^2"
+        return result
+
+
+def hyperparameters(
+    record: Mapping[str, Any], settings: Settings, proxy: Mapping[str, Scaled] = MappingProxyType({})
+) -> Hyperparameters:
+    """Map the narrow run's hyperparameters to a widened model.
+
+    Args:
+        record: its mupscale.json.
+        settings: of the narrow run, or of a proxy of it.
+        proxy: how the narrow model's tensors follow from those of the proxy that the settings are of, by name.
+
+    Raises:
+        MupscaleError: an unknown optimizer, an impossible value, a damaged record.
+    """
+    rule = optimizer_rule(settings.optimizer)
+    _check(settings)
+    tensors = {tensor.name: _from_proxy(tensor, proxy) for tensor in scaled_tensors(record)}
+    decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
+
+    def of(name: str) -> Multipliers:
+        return tensor_multipliers(tensors[name], rule, {"adjust_lr_fn": settings.adjust_lr}, decoupled)
+
+    groups = []
+    for is_decayed in (True, False):
+        names = [name for name, tensor in tensors.items() if settings.decays(tensor) == is_decayed]
+        for found, members in split_alike(names, of):
+            scales = {tensors[name].parts for name in members}
+            same = next(iter(scales)) if len(scales) == 1 else ()
+            groups.append(
+                Group(
+                    tensors=tuple(members),
+                    pattern=name_pattern(members, tensors),
+                    lr=settings.lr * found.lr,
+                    eps=settings.eps * found.eps if rule.has_eps else None,
+                    weight_decay=settings.weight_decay * found.weight_decay if is_decayed else 0.0,
+                    clip_weight=found.clip,
+                    multipliers=found,
+                    scales=same[0] if len(same) == 1 else None,
+                    is_decayed=is_decayed,
+                )
+            )
+    warnings = _warnings(tensors.values(), rule, settings)
+    return Hyperparameters(
+        rule, settings, decoupled, tuple(groups), warnings, _advice(tensors.values(), rule, settings, decoupled)
+    )
+
+
+def _from_proxy(tensor: Scaled, proxy: Mapping[str, Scaled]) -> Scaled:
+    """A wide tensor as it follows from the proxy: coefficients and multiplicities of two widenings multiply."""
+    if not proxy:
+        return tensor
+    first = proxy.get(tensor.name)
+    counts = {1, len(tensor.parts), len(first.parts)} if first else set()
+    if first is None or len(counts) > 2:
+        raise PlanError(
+            f"the sweep's proxy has no tensor that becomes `{tensor.name}`", hint="it was made for another checkpoint"
+        )
+    count = max(len(first.parts), len(tensor.parts))
+    pairs = zip(first.parts * (count // len(first.parts)), tensor.parts * (count // len(tensor.parts)), strict=True)
+    parts = tuple((c * d, m * n) for (c, m), (d, n) in pairs)
+    return replace(tensor, parts=parts, shape=first.shape)
+
+
+def _check(settings: Settings) -> None:
+    for name, value in (("lr", settings.lr), ("weight decay", settings.weight_decay), ("eps", settings.eps)):
+        if not 0 <= value < float("inf"):
+            raise PlanError(f"the {name} is {value}; it must be a number of at least 0")
+    if settings.decay not in ("matrices", "all", "none"):
+        raise PlanError(f"`--decay {settings.decay}` is not known", hint="known: matrices, all, none")
+
+
+def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
+    """A regular expression for names, with any number for those of layers where that matches no others."""
+    wanted = set(names)
+    others = [name for name in all_names if name not in wanted]
+    short = dict.fromkeys(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in sorted(wanted))
+    exact = []
+    for pattern in short:
+        if any(re.fullmatch(pattern, other) for other in others):
+            exact += [re.escape(name) for name in sorted(wanted) if re.fullmatch(pattern, name)]
+        else:
+            exact.append(pattern)
+    return f"^({'|'.join(exact)})$"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(f"`{name}`" for name in names[:_MAX_NAMED]) + more
+
+
+def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
+    tensors = list(tensors)
+    found = []
+    inexact = [tensor.name for tensor in tensors if not is_exact(tensor, rule)]
+    if inexact:
+        found.append(
+            f"{_listed(inexact)} concatenate parts that would need rates of their own; the first part's is given"
+        )
+    offsets = [
+        t.name for t in tensors if t.offset and settings.weight_decay and settings.decays(t) and t.parts[0][0] != 1
+    ]
+    if offsets:
+        found.append(
+            f"{_listed(offsets)} store a gain as its difference from 1, so their decay is not that of the "
+            "gain; leave them undecayed (`--decay matrices`)"
+        )
+    if rule.name == "radam":
+        found.append("RAdam's first five steps are not normalised; exact only when its state is carried past them")
+    if rule.name == "muon":
+        other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
+        if other:
+            found.append(f"Muon takes matrices; give {_listed(other)} to AdamW, with its own table")
+        found.append(
+            "Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree to its accuracy"
+        )
+    return tuple(found)
+
+
+def _advice(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings, decoupled: bool) -> tuple[str, ...]:
+    """Choices that large-scale studies found to break the transfer of learning rates across widths."""
+    study = "arXiv 2404.05728"
+    found = []
+    if any("norm" in tensor.name and len(tensor.shape) == 1 for tensor in tensors):
+        found.append(f"trainable norm gains can break the transfer of the learning rate to other widths ({study})")
+    if rule.name == "lion":
+        found.append(f"the learning rate did not transfer with Lion ({study})")
+    if decoupled and settings.weight_decay >= 0.1:  # the strength that the study calls strong
+        found.append(
+            f"decoupled weight decay of {settings.weight_decay:g} is strong: it can break transfer ({study}); where it "
+            "is needed, keep lr x wd constant over widths, as these groups do (arXiv 2510.19093)"
+        )
+    return tuple(found)

@@ -1,0 +1,84 @@
+"""Names for the numbered parameters of an optimizer, where its groups do not say them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mupscale_cli.checkpoints.reading import architecture_of, check_depth
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.tree import Groups
+
+_SAY_NAMES = "save it from an optimizer that was made with `model.named_parameters()`, whose groups say the names"
+
+
+def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
+    """Names by the order in which the Trainer, or `AdamW(model.parameters())`, numbers parameters.
+
+    Args:
+        config: config.json, from which transformers builds the model without data.
+        groups: settings and numbers of each group.
+        states: the state of each number; shapes are checked against the model's.
+
+    Raises:
+        CheckpointError: the model cannot be built, or its parameters do not fit.
+    """
+    numbers: list[Any] = [number for _, members in groups for number in members]
+    model = _empty_model(config, len(numbers))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    order = list(shapes)
+    if len(groups) == 2:
+        transformers: Any = importlib.import_module("transformers")
+        chosen = set(transformers.Trainer.get_decay_parameter_names(None, model))
+        decayed = [name for name in order if name in chosen]
+        order = decayed + [name for name in order if name not in chosen]
+        if len(decayed) != len(groups[0][1]):
+            raise CheckpointError(
+                f"the optimizer's first group has {len(groups[0][1])} parameters, "
+                f"the Trainer would decay {len(decayed)}",
+                hint=_SAY_NAMES,
+            )
+    if len(numbers) != len(order) or len(groups) > 2:
+        raise CheckpointError(
+            f"the optimizer has {len(numbers)} parameters in {len(groups)} groups, the model {len(order)}, "
+            "and the groups do not say which is which",
+            hint=_SAY_NAMES,
+        )
+    names = dict(zip(numbers, order, strict=True))
+    for number, entries in states.items():
+        if number not in names:
+            continue  # told by who asked for the names
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != shapes[names[number]]:
+                raise CheckpointError(
+                    f"the optimizer's parameter {number} should be `{names[number]}` of shape {shapes[names[number]]}, "
+                    f"but its `{key}` has the shape {tuple(value.shape)}",
+                    hint=_SAY_NAMES,
+                )
+    return names
+
+
+def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch.nn.Module:
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError:
+        transformers = None
+    model_class = getattr(transformers, architecture_of(config or {}) or "", None)
+    is_known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if model_class is None or not is_known or config is None:
+        raise CheckpointError(
+            "the optimizer numbers its parameters, and without a transformers model their names are not known",
+            hint=_SAY_NAMES,
+        )
+    check_depth(config, num_parameters)
+    try:
+        with torch.device("meta"):
+            model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAY_NAMES
+        ) from error
+    return model

@@ -1,0 +1,45 @@
+"""The learning rate scheduler that the Trainer of transformers keeps beside optimizer.pt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.formats.torch_reading import check_archive, check_structure, first_line
+
+_RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+
+
+def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, float]]) -> None:
+    """Write a learning rate scheduler's state with one entry for each wide group.
+
+    Args:
+        source: the narrow scheduler.pt.
+        target: the wide one.
+        groups: of each wide group, the narrow group and the factor of its learning rate.
+
+    Raises:
+        CheckpointError: it is not the state of a scheduler.
+    """
+    try:
+        check_archive(source)
+        state: Any = torch.load(source, weights_only=True)
+        check_structure(state, source)
+        narrow = len(state["base_lrs"])
+        wide = dict(state)
+        for key, value in state.items():
+            if isinstance(value, list) and len(value) == narrow:
+                rates = key in _RATES
+                wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read `{source}` as the state of a scheduler: {first_line(error)}",
+            hint="only plain values are read; a pickle could run code",
+        ) from error
+    torch.save(wide, target)

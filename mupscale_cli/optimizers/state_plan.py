@@ -1,0 +1,221 @@
+"""Planning the optimizer state: the plan of the weights with other coefficients. No torch, no data."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mupscale_cli.architecture.language import suggest
+from mupscale_cli.dtypes import DTYPES, TensorSpec
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.rules import StateKind, state_kind, state_scale
+from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
+
+Policy = Literal["copy", "reset", "reset-new"]
+POLICIES: tuple[Policy, ...] = ("copy", "reset", "reset-new")
+# What wrappers put before or inside the names of parameters.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntry:
+    """One tensor of an optimizer's state.
+
+    Attributes:
+        parameter: name of the parameter that it belongs to, as the optimizer's file has it.
+        key: for instance `exp_avg`.
+        spec: name under which the file has it, data type, shape.
+    """
+
+    parameter: str
+    key: str
+    spec: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StatePlan:
+    """How the entry of one wide parameter is made.
+
+    Attributes:
+        parameter: name of the wide parameter, spelled as the source spells its own.
+        key: of the entry.
+        tensor: source and target, named by their files, and how one becomes the other.
+    """
+
+    parameter: str
+    key: str
+    tensor: TensorPlan
+
+
+class ParameterNames:
+    """Finds the tensor of a plan that an optimizer's parameter is, whatever wrapped the model."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
+        for tensor in (*plan.tensors, *plan.parameters):
+            self._tensors[tensor.source.name].append(tensor)
+        self._saved_as = {plan.recipe.parameter_name(name): name for name in self._tensors}
+        self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
+        self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
+
+    def find(self, parameter: str) -> Sequence[TensorPlan]:
+        """The plans whose source is a parameter: one, or several where an axis is in its name.
+
+        Raises:
+            PlanError: there is no such tensor.
+        """
+        spelling = self._spelling(parameter)
+        if spelling is None:
+            raise PlanError(
+                f"the optimizer has state for `{parameter}`, but the checkpoint has no such tensor",
+                hint=suggest(unwrapped(parameter), self._tensors)
+                or "they do not belong together; `--optimizer none` leaves the state",
+            )
+        return self._tensors[spelling]
+
+    def _spelling(self, parameter: str) -> str | None:
+        name = unwrapped(parameter)
+        name = self.saved_as(name)
+        spellings = (
+            name,
+            *(name.removeprefix(prefix) for prefix in self._prefixes),
+            *(prefix + name for prefix in self._prefixes),
+        )
+        aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
+        return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
+
+    def saved_as(self, parameter: str) -> str:
+        """The name under which the checkpoint has a parameter of the reference model; its own if that has no other."""
+        return self._saved_as.get(parameter, parameter)
+
+    def knows(self, parameter: str) -> bool:
+        """Whether there is such a tensor."""
+        return self._spelling(parameter) is not None
+
+    @staticmethod
+    def wide(parameter: str, tensor: TensorPlan) -> str:
+        """The name of a wide parameter, spelled as the optimizer spells the narrow one."""
+        if tensor.source.name == tensor.target.name:
+            return parameter
+        return parameter.replace(tensor.source.name, tensor.target.name)
+
+
+def unwrapped(parameter: str) -> str:
+    """The name of a parameter without what DDP, FSDP, compilation and checkpointing add to it."""
+    for wrapper in _WRAPPERS:
+        parameter = parameter.replace(wrapper, "")
+    return parameter
+
+
+def plan_state(plan: Plan, entries: Sequence[StateEntry], policy: Policy = "copy") -> tuple[StatePlan, ...]:
+    """Plan the widening of an optimizer's state.
+
+    Args:
+        plan: of the weights.
+        entries: every tensor of the state.
+        policy: `copy` gives every copy of a unit its share of the moments, `reset-new` gives them
+            to the first copy and zeros to the others (SPARKLING, arXiv 2602.02472), `reset` drops
+            everything, so that the optimizer begins anew.
+
+    Raises:
+        PlanError: state of an unknown parameter, of an unknown kind, or of another shape than its parameter.
+    """
+    if policy == "reset":
+        return ()
+    names = ParameterNames(plan)
+    keys: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        keys[entry.parameter].add(entry.key)
+    return tuple(state for entry in entries for state in _plan_entry(entry, keys[entry.parameter], names, policy))
+
+
+def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy: Policy) -> Iterator[StatePlan]:
+    tensors = names.find(entry.parameter)
+    kind = state_kind(entry.key, keys)
+    if kind is None:
+        raise PlanError(
+            f"the optimizer's state of `{entry.parameter}` has `{entry.key}`, and how that depends on the gradient "
+            "is not known",
+            hint="`--optimizer none` leaves the state behind, `--optimizer-policy reset` begins it anew",
+        )
+    if entry.spec.num_elements != 1 and entry.spec.shape != tensors[0].source.shape:
+        raise PlanError(
+            f"the optimizer's `{entry.key}` of `{entry.parameter}` has the shape {entry.spec.shape}, "
+            f"the parameter {tensors[0].source.shape}",
+            hint="the optimizer's state does not belong to this checkpoint, or is factored or flattened",
+        )
+    if DTYPES[entry.spec.dtype].kind != "float" and kind != "same":
+        raise PlanError(
+            f"the optimizer's `{entry.key}` of `{entry.parameter}` is {entry.spec.dtype}, which cannot be scaled",
+            hint="8-bit states have their scales elsewhere; convert them to float32 first",
+        )
+    for index, tensor in enumerate(tensors):
+        parameter = names.wide(entry.parameter, tensor)
+        name = entry.spec.name.replace(entry.parameter, parameter)
+        yield StatePlan(parameter, entry.key, _state_tensor(tensor, entry.spec, name, kind, policy, index))
+
+
+def _state_tensor(
+    tensor: TensorPlan, spec: TensorSpec, name: str, kind: StateKind, policy: Policy, index: int
+) -> TensorPlan:
+    if spec.shape != tensor.source.shape:  # a scalar such as `step`
+        return TensorPlan(spec, replace(spec, name=name), tensor.rule, "keep", keep_dims(spec.shape))
+    target = TensorSpec(name, spec.dtype, tensor.target.shape)
+    if kind == "weight":
+        return replace(tensor, source=spec, target=target)
+    rescaled = rescale(tensor, lambda c, m: state_scale(kind, c, m))
+    if policy == "reset-new":
+        dims = tuple(_map_digits(dim, lambda digit: replace(digit, contracted=True)) for dim in rescaled.dims)
+        rescaled = replace(rescaled, dims=dims, first_only=True, name_pieces=tensor.name_copies, piece=index)
+    return replace(rescaled, source=spec, target=target)
+
+
+def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> TensorPlan:
+    """The same copies with another scale: f(c, m) R(W), rounded instead of split.
+
+    Args:
+        tensor: a weight's plan.
+        scale: f, which must be a product of powers of c and m, so that it can be applied to each
+            dimension's part of them.
+    """
+    # Where units are copied unequally often, f acts on the count of each.
+    summed_power, kept_power = math.log2(scale(0.5, 2)), math.log2(scale(1, 2))
+
+    def strip_scale(strip: Strip) -> Strip:
+        regular = replace(strip, digits=tuple(digit for digit in strip.digits if digit.units.is_regular))
+        return replace(
+            strip,
+            scale=scale(strip.scale / regular.pieces, regular.multiplicity),
+            digits=tuple(
+                replace(
+                    digit,
+                    contracted=False,
+                    power=0.0 if digit.units.is_regular else summed_power if digit.contracted else kept_power,
+                )
+                for digit in strip.digits
+            ),
+        )
+
+    def region_scale(region: Region) -> Region:
+        return replace(region, strips=tuple(map(strip_scale, region.strips)))
+
+    dims = tuple(replace(dim, regions=tuple(map(region_scale, dim.regions))) for dim in tensor.dims)
+    whole = scale(tensor.scale / tensor.name_pieces, tensor.name_copies)
+    return replace(tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1, noise=None, shrink=1.0, fresh=0.0)
+
+
+def _map_digits(dim: DimMap, change: Callable[[Digit], Digit]) -> DimMap:
+    return replace(
+        dim,
+        regions=tuple(
+            replace(
+                region,
+                strips=tuple(replace(strip, digits=tuple(map(change, strip.digits))) for strip in region.strips),
+            )
+            for region in dim.regions
+        ),
+    )

@@ -1,0 +1,154 @@
+"""An optimizer's state dict, whatever its form: states and groups by the names of parameters.
+
+Three forms: torch.optim's own (states by number, groups that list the numbers), the same with
+names instead of numbers (torch.distributed.checkpoint), and the flattened form of
+`get_optimizer_state_dict(flatten_optimizer_state_dict=True)` with keys like `state.NAME.exp_avg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.groups import WideGroup, widen_groups
+from mupscale_cli.optimizers.rules import Scaled
+
+Form = Literal["numbers", "names", "flat"]
+Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
+_STATE, _GROUPS, _PARAMS, _NAMES = "state", "param_groups", "params", "param_names"
+
+
+@dataclass(frozen=True)
+class OptimizerTree:
+    """States and groups by parameter name.
+
+    Attributes:
+        form: how the file spells them.
+        states: the entries of every parameter that has a state.
+        groups: settings and parameter names of each group; the flat form has one for each parameter.
+        numbers: in the form with numbers, the number of each name.
+    """
+
+    form: Form
+    states: Mapping[str, Mapping[str, Any]]
+    groups: Groups
+    numbers: Mapping[str, int]
+
+
+def is_optimizer(content: Any) -> bool:
+    """Whether a value is the state dict of an optimizer in one of the forms."""
+    if not isinstance(content, Mapping):
+        return False
+    if _GROUPS in content:  # distributed checkpoints have no empty mappings
+        return isinstance(content.get(_STATE, {}), Mapping) and isinstance(content[_GROUPS], list)
+    return any(isinstance(key, str) and key.startswith((f"{_STATE}.", f"{_GROUPS}.")) for key in content)
+
+
+def parse_tree(
+    content: Mapping[Any, Any], names_of: Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
+) -> OptimizerTree:
+    """Read a state dict.
+
+    Args:
+        content: in one of the forms.
+        names_of: gives the names of numbered parameters whose groups do not say them.
+
+    Raises:
+        CheckpointError: it contradicts itself.
+    """
+    if _GROUPS not in content:
+        return _parse_flat(content)
+    states = content.get(_STATE, {})
+    _check_forms(states, content[_GROUPS])
+    raw = [
+        ({key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}, list(group[_PARAMS]))
+        for group in content[_GROUPS]
+    ]
+    members = [member for _, group in raw for member in group]
+    if not all(type(member) is int for member in members):
+        named = {str(name): entries for name, entries in states.items()}
+        return OptimizerTree("names", named, [(s, [str(m) for m in group]) for s, group in raw], {})
+    listed = [group.get(_NAMES) for group in content[_GROUPS]]
+    if all(listed):
+        for (_, group), said in zip(raw, listed, strict=True):
+            if not isinstance(said, (list, tuple)) or len(said) != len(group):
+                raise CheckpointError(f"a group of the optimizer has {len(group)} parameters and not as many names")
+        names = {
+            n: str(name)
+            for (_, group), said in zip(raw, listed, strict=True)
+            for n, name in zip(group, said, strict=True)
+        }
+    else:
+        names = dict(names_of(raw, states))
+    strangers = [number for number in states if number not in names]
+    if strangers:
+        raise CheckpointError(f"the optimizer has state for parameter number {strangers[0]}, which is in no group")
+    return OptimizerTree(
+        "numbers",
+        {names[number]: entries for number, entries in states.items()},
+        [(settings, [names[number] for number in group]) for settings, group in raw],
+        {name: number for number, name in names.items()},
+    )
+
+
+def _check_forms(states: Mapping[Any, Any], groups: Sequence[Any]) -> None:
+    for number, entries in states.items():
+        if not isinstance(entries, Mapping):
+            raise CheckpointError(f"the optimizer's state of parameter {number} is not a mapping of entries")
+    for group in groups:
+        members = group.get(_PARAMS) if isinstance(group, Mapping) else None
+        if not isinstance(members, (list, tuple)) or not all(isinstance(member, (int, str)) for member in members):
+            raise CheckpointError("a group of the optimizer does not list its parameters, by numbers or by names")
+
+
+def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
+    states: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in content.items():
+        section, _, rest = str(key).partition(".")
+        name, _, entry = rest.rpartition(".")
+        into = {_STATE: states, _GROUPS: settings}.get(section)
+        if into is None or not name:
+            raise CheckpointError(f"`{key}` is neither state nor group of an optimizer")
+        into.setdefault(name, {})[entry] = value
+    return OptimizerTree("flat", states, [(values, [name]) for name, values in settings.items()], {})
+
+
+def render_tree(
+    tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], scaled: Callable[[str], Sequence[Scaled]]
+) -> tuple[dict[Any, Any], list[WideGroup]]:
+    """The widened state dict in the form of the narrow one.
+
+    Args:
+        tree: the narrow one.
+        states: the entries of every wide parameter.
+        scaled: what became of a narrow parameter.
+
+    Returns:
+        The state dict, and its groups.
+    """
+    keys = {name: entries.keys() for name, entries in tree.states.items()}
+    groups = widen_groups(tree.groups, keys, scaled)
+    if tree.form == "flat":
+        flat = {f"{_STATE}.{name}.{key}": value for name, entries in states.items() for key, value in entries.items()}
+        for group in groups:
+            flat |= {f"{_GROUPS}.{name}.{k}": v for name in group.names for k, v in group.settings.items()}
+        return flat, groups
+    members = [name for group in groups for name in group.names]
+    labels: Mapping[str, Any] = {name: name for name in members}
+    if tree.form == "numbers":
+        labels = {name: number for number, name in enumerate(members)}
+    content = {
+        _STATE: {labels[name]: dict(states[name]) for name in members if name in states},
+        _GROUPS: [
+            {
+                **group.settings,
+                _NAMES: list(group.names),
+                _PARAMS: [labels[name] for name in group.names],
+            }
+            for group in groups
+        ],
+    }
+    return content, groups

@@ -1,0 +1,1 @@
+"""mupscale.json and every `--json` document."""

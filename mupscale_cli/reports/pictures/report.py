@@ -1,0 +1,235 @@
+"""A verification as one HTML file that needs nothing else: no network, no scripts, pictures inside."""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mupscale_cli._version import __version__
+from mupscale_cli.errors import PictureError
+from mupscale_cli.reports.pictures.canvas import inline_svg
+from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, losses, module_errors
+from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
+from mupscale_cli.text import count_text
+
+_CSS = """
+:root { --ink: #1b1b2f; --grey: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: white;
+       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
+p { margin: .4rem 0; }
+.grey { color: var(--grey); }
+.verdict { display: inline-block; margin: .8rem 0 .2rem; padding: .3rem .9rem; border-radius: 999px; color: white;
+           background: var(--good); font-weight: 600; }
+.verdict.bad { background: var(--bad); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .6rem 0; }
+th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; vertical-align: top; }
+th { color: var(--grey); font-weight: 600; border-bottom: 1px solid var(--rule); }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.bad td { color: var(--bad); font-weight: 600; }
+code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; white-space: pre; }
+figure { margin: .6rem 0; }
+figure svg { max-width: 100%; height: auto; }
+figcaption { color: var(--grey); font-size: .9rem; }
+summary { cursor: pointer; }
+@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
+"""
+
+
+def report(wide: str, record: Mapping[str, Any], found: Mapping[str, Any], blocks: Blocks | None) -> str:
+    """The report of a verification.
+
+    Args:
+        wide: what the wide checkpoint is called.
+        record: of its widening.
+        found: the verification, as `--json` shows it.
+        blocks: of a tensor before and after, None where there is none to show.
+
+    Returns:
+        A HTML document. It is a function of its arguments: no dates, no names of machines.
+    """
+    title = f"{_last(wide)}, widened from {_source(record)}"
+    sections = [
+        _heading(title, found),
+        _section("What was widened", _sizes(record), _facts(record)),
+        _section("What was compared", _comparisons(found), *_notes(found)),
+        *_pictures(wide, found, blocks),
+        _section("Do it again", _commands(wide)),
+        _section(
+            "All figures",
+            _details("the record of the widening, mupscale.json", record),
+            _details("the verification", found),
+        ),
+    ]
+    body = "\n".join(sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n"
+        f'<p class="grey">written by mupscale {_text(__version__)}</p>\n</body>\n</html>\n'
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    source = record["source"]
+    return f"{source['repo']} at {source['revision']}" if "repo" in source else _last(str(source["path"]))
+
+
+def _section(title: str, *content: str) -> str:
+    return "\n".join((f"<section>\n<h2>{_text(title)}</h2>", *content, "</section>"))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
+    """A table; a row that begins with `!` is shown as wrong."""
+    kinds = [' class="number"' if column in numbers else "" for column in columns]
+    lines = ["".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))]
+    marks = [""]
+    for row in rows:
+        is_wrong = row[0] == "!"
+        cells = row[1:] if is_wrong else row
+        lines.append("".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)))
+        marks.append(' class="bad"' if is_wrong else "")
+    body = "\n".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
+    return f'<div class="scroll"><table>\n{body}\n</table></div>'
+
+
+def _heading(title: str, found: Mapping[str, Any]) -> str:
+    verdict = verdict_text(found)
+    mark = "" if found["agrees"] else " bad"
+    where = f"{found['dtype']} on {found['device']}, {found['inputs']}"
+    return (
+        f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
+        f'<p class="grey">{_text(where)}</p>\n</header>'
+    )
+
+
+def verdict_text(found: Mapping[str, Any]) -> str:
+    """What a verification comes to, in a few words."""
+    keeps = found.get("keeps_function", True)
+    if not found["agrees"]:
+        return "the models differ" if keeps else "not what was planned"
+    training = found.get("training")
+    trained = f", and the same {training['steps']} steps" if training else ""
+    return f"same function{trained}" if keeps else f"as planned, another function{trained}"
+
+
+def _sizes(record: Mapping[str, Any]) -> str:
+    parameters = record["parameters"]
+    before, after = parameters["before"], parameters["after"]
+    ratio = f"x{after / before:.3g}" if before else ""
+    rows: list[tuple[object, ...]] = [("parameters", count_text(before), ratio, count_text(after))]
+    for name, axis in record["axes"].items():
+        size, wide = (("varies" if axis[key] is None else axis[key]) for key in ("size", "wide_size"))
+        rows.append((name, size, f"x{axis['factor']}", wide))
+    return _table(("", "narrow", "factor", "wide"), rows, ("narrow", "factor", "wide"))
+
+
+def _facts(record: Mapping[str, Any]) -> str:
+    noise = record.get("perturbation")
+    rows: list[tuple[object, ...]] = [
+        ("recipe", record["recipe"]["name"]),
+        ("method", (record.get("method") or {}).get("name", "mupscale")),
+        ("noise", f"{noise['mode']}, {noise['size']:g} of {noise['scale']}, seed {noise['seed']}" if noise else "none"),
+    ]
+    if state := record.get("optimizer_state"):
+        rows.append(("optimizer state", f"{state['file']} ({state['policy']})"))
+    for name, file in record["source"]["files"].items():
+        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else f"digest {file['digest']}"
+        rows.append(("source", f"{name}, {digest}"))
+    return _table(("", "what"), rows)
+
+
+def _comparisons(found: Mapping[str, Any]) -> str:
+    keeps, tolerance = found.get("keeps_function", True), float(found["tolerance"])
+    rows: list[tuple[object, ...]] = []
+    for each in found["comparisons"]:
+        wrong = keeps and not float(each["max_rel"]) <= tolerance
+        row = (each["what"], _number(each["max_rel"]), _number(each["max_abs"]))
+        rows.append(("!", *row) if wrong else row)
+    if worst := found.get("worst_module"):
+        what = f"worst of {found['modules_compared']} modules, {worst['what']}"
+        rows.append((what, _number(worst["max_rel"]), _number(worst["max_abs"])))
+    numbers = ("largest relative", "largest absolute")
+    return _table(("compared", *numbers), rows, numbers)
+
+
+def _number(value: object) -> str:
+    return f"{float(str(value)):.1e}"
+
+
+def _notes(found: Mapping[str, Any]) -> Iterable[str]:
+    if found.get("keeps_function", True):
+        yield _paragraph(f"tolerance {_number(found['tolerance'])} = {found['tolerance_reason']}")
+    if rounding := found.get("rounding"):
+        yield _paragraph(
+            f"storing {found['rounded_tensors']} scaled tensors rounds, which moves the logits by "
+            f"{_number(rounding['max_rel'])}; the narrow model is rounded alike"
+        )
+    if first := found.get("first_difference"):
+        yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
+    if plain := found.get("unperturbed"):
+        worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
+        same = "same function" if plain["agrees"] else "the models differ"
+        yield _paragraph(f"without its noise: {same}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
+    if weights := found.get("weights"):
+        same = "each byte what source, rule and noise make it" if weights["agrees"] else weights["differences"][0]
+        yield _paragraph(f"weights: {weights['tensors']} tensors, {same}")
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{_text(text)}</p>"
+
+
+def _pictures(wide: str, found: Mapping[str, Any], blocks: Blocks | None) -> Iterable[str]:
+    without = ", without its noise" if found.get("unperturbed") else ""
+    try:
+        modules = module_errors(found, wide)
+    except PictureError as reason:
+        yield _section("Module by module", _paragraph(reason.message))
+    else:
+        figure = draw_errors(modules, f"{len(modules.names)} modules{without}")
+        caption = (
+            "Each dot is the output of a module, in the order in which they run: its largest difference from what the "
+            "narrow model's output predicts, over the narrow output's largest magnitude."
+        )
+        yield _section("Module by module", _figure(figure, "modules", caption))
+    if training := found.get("training"):
+        title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
+        caption = "Both models take the same optimizer steps in float64; below, how far their losses are apart."
+        yield _section("Step by step", _figure(draw_losses(losses(found, wide), title), "steps", caption))
+    if blocks is not None:
+        caption = (
+            "Corners of one tensor before and after. Lines are drawn where another unit, or another run of "
+            "units, begins to be copied; each picture has the colours of its own range."
+        )
+        yield _section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
+
+
+def _figure(figure: Any, prefix: str, caption: str) -> str:
+    return f"<figure>\n{inline_svg(figure, prefix)}\n<figcaption>{_text(caption)}</figcaption>\n</figure>"
+
+
+def _commands(wide: str) -> str:
+    name = shlex.quote(wide)
+    lines = (f"mupscale verify {name}", f"mupscale verify {name} --steps 20", f"mupscale hparams {name} --lr LR")
+    return f"<pre>{_text(chr(10).join(lines))}</pre>"
+
+
+def _details(title: str, content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return f"<details>\n<summary>{_text(title)}</summary>\n<pre>{_text(text)}</pre>\n</details>"

@@ -1,0 +1,237 @@
+"""A verification: the error of every module, and the losses of both models step by step."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.errors import PictureError
+from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GREY, INK, colours, dress, heading, new_figure
+
+_MAX_KINDS = 12  # of modules that have a colour of their own
+_MAX_TICKS = 24
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class ModuleErrors:
+    """How far every module of the wide model is from what the narrow one says.
+
+    Attributes:
+        names: of the modules, in the order in which they ran.
+        errors: largest difference of each, relative to the narrow output's largest magnitude.
+        tolerance: largest one that rounding explains.
+        dtype: in which both models ran.
+    """
+
+    names: tuple[str, ...]
+    errors: tuple[float, ...]
+    tolerance: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of both models before each step.
+
+    Attributes:
+        narrow: of the narrow model (nats).
+        wide: of the wide model.
+        tolerance: largest relative difference that rounding explains.
+        optimizer: which took the steps.
+        without_noise: the wide model was trained without its noise.
+    """
+
+    narrow: tuple[float, ...]
+    wide: tuple[float, ...]
+    tolerance: float
+    optimizer: str
+    without_noise: bool
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Relative difference of each step."""
+        pairs = zip(self.narrow, self.wide, strict=True)
+        return tuple(abs(a - b) / abs(a) if a else abs(b) for a, b in pairs)
+
+
+def read_verification(file: Path) -> dict[str, Any]:
+    """What `mupscale verify --json` printed.
+
+    Raises:
+        PictureError: it cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PictureError(f"cannot read `{file}`: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise PictureError(f"`{file}` is not valid JSON: {error}") from error
+    if not isinstance(found, dict) or "tolerance" not in found or "comparisons" not in found:
+        raise PictureError(
+            f"`{file}` was not printed by `mupscale verify --json`",
+            hint="`mupscale verify WIDE --json > verified.json`",
+        )
+    return found
+
+
+def module_errors(found: Mapping[str, Any], title: str) -> ModuleErrors:
+    """The modules of a verification; of a perturbed model those without its noise.
+
+    Raises:
+        PictureError: none were compared, or the document is damaged.
+    """
+    compared = found.get("unperturbed") or found
+    try:
+        modules = compared.get("modules") or ()
+        names = tuple(str(module["what"]) for module in modules)
+        errors = tuple(float(module["max_rel"]) for module in modules)
+        tolerance, dtype = float(compared["tolerance"]), str(compared["dtype"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
+    if not names:
+        raise PictureError(
+            f"no module of `{title}` was compared",
+            hint="they are of models that copy what they know, run by `mupscale verify`",
+        )
+    return ModuleErrors(names, errors, tolerance, dtype)
+
+
+def losses(found: Mapping[str, Any], title: str) -> Losses:
+    """The steps of a verification.
+
+    Raises:
+        PictureError: none were taken, or the document is damaged.
+    """
+    training = found.get("training")
+    if not training:
+        raise PictureError(f"no steps were taken with `{title}`", hint="`mupscale verify WIDE --steps 20` takes some")
+    try:
+        narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
+        return Losses(
+            narrow, wide, float(training["tolerance"]), str(training["optimizer"]), bool(training.get("without_noise"))
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
+
+
+def draw_errors(found: ModuleErrors, title: str) -> Any:
+    """The error of every module in the order in which they run, against the tolerance.
+
+    Args:
+        found: the modules.
+        title: above everything.
+    """
+    figure = new_figure(8.5, 3.9)
+    panel = figure.subplots()
+    dress(panel)
+    panel.set_yscale("log")
+    low, high = _log_limits([*found.errors, found.tolerance])
+    shown = [min(max(error, low * 1.2), high / 1.2) if not math.isnan(error) else high / 1.2 for error in found.errors]
+    kinds = list(dict.fromkeys(map(_kind, found.names)))
+    own = len(kinds) <= _MAX_KINDS
+    for number, kind in enumerate(kinds):
+        places = [index for index, name in enumerate(found.names) if _kind(name) == kind]
+        colour = colours("tab20")(number % 20) if own else COOL
+        panel.plot(
+            places,
+            [shown[place] for place in places],
+            "o",
+            color=colour,
+            markersize=5,
+            zorder=3,
+            label=kind if own else None,
+        )
+    wrong = [place for place, error in enumerate(found.errors) if not error <= found.tolerance]
+    if wrong:
+        panel.plot(
+            wrong,
+            [shown[place] for place in wrong],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=ACCENT,
+            markeredgewidth=1.6,
+            label="beyond the tolerance",
+            zorder=4,
+        )
+    panel.axhline(
+        found.tolerance,
+        color=ACCENT,
+        linewidth=1.4,
+        linestyle=(0, (4, 3)),
+        zorder=2,
+        label=f"tolerance {found.tolerance:.1e}",
+    )
+    panel.set_ylim(low, high)
+    _layer_ticks(panel, found.names)
+    panel.set_ylabel(f"largest relative difference ({found.dtype})", color=GREY, fontsize=9)
+    figure.legend(loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
+    heading(figure, title)
+    return figure
+
+
+def _kind(name: str) -> str:
+    """What a module is in its layer."""
+    match = _LAYER.match(f"{name}.")
+    return name[len(match.group(1)) + 1 :] or name if match else name
+
+
+def _layer_ticks(panel: Any, names: Sequence[str]) -> None:
+    """A tick where each layer begins."""
+    layers = []
+    for layer, members in groupby(range(len(names)), key=lambda index: _layer(names[index])):
+        layers.append((next(members), layer))
+    step = max(1, math.ceil(len(layers) / _MAX_TICKS))
+    kept = layers[::step]
+    panel.set_xticks([place for place, _ in kept], [layer for _, layer in kept], rotation=45, ha="right", fontsize=8)
+    panel.margins(x=0.02)
+
+
+def _layer(name: str) -> str:
+    match = _LAYER.match(f"{name}.")
+    return ".".join(match.group(1).split(".")[-2:]) if match else name.rpartition(".")[2]
+
+
+def draw_losses(found: Losses, title: str) -> Any:
+    """Both models' losses, and below how far they are apart.
+
+    Args:
+        found: the losses.
+        title: above everything.
+    """
+    figure = new_figure(7.5, 4.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    steps = range(1, len(found.narrow) + 1)
+    dress(above)
+    above.plot(steps, found.narrow, color=GREY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
+    wide = "wide, without its noise" if found.without_noise else "wide"
+    above.plot(steps, found.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
+    above.set_ylabel("loss of the batch (nats)", color=GREY, fontsize=9)
+    above.legend(labelcolor=INK, fontsize=8, frameon=False)
+    dress(below)
+    below.set_yscale("log")
+    low, high = _log_limits([*found.differences, found.tolerance])
+    shown = [min(max(value, low * 1.2), high) for value in found.differences]
+    below.plot(steps, shown, color=COOL, marker="o", markersize=3, linewidth=1)
+    below.axhline(
+        found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {found.tolerance:.1e}"
+    )
+    below.set_ylim(low, high)
+    below.set_ylabel("relative difference", color=GREY, fontsize=9)
+    below.set_xlabel(f"step of {found.optimizer}", color=GREY, fontsize=9)
+    below.legend(labelcolor=INK, fontsize=8, frameon=False)
+    heading(figure, title)
+    return figure
+
+
+def _log_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Decades that hold every positive number; zero and infinity are drawn at the edges."""
+    finite = [value for value in values if 0 < value < math.inf] or [1.0]
+    return 10.0 ** (math.floor(math.log10(min(finite))) - 0.5), 10.0 ** (math.ceil(math.log10(max(finite))) + 0.5)

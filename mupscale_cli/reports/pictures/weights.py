@@ -1,0 +1,186 @@
+"""The widening of a tensor: a block of W beside the same block of W', with lines around what copies one unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.reading import RowReader
+from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.engine.expand import element_dtype, expand
+from mupscale_cli.errors import PictureError
+from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.copies import FRESH
+from mupscale_cli.plan.dims import DimMap, Strip
+from mupscale_cli.reports.explain import meant
+from mupscale_cli.reports.pictures.canvas import GREY, INK, heading, new_figure
+from mupscale_cli.tasks.verify import Again
+from mupscale_cli.text import number_text
+
+BLOCK = 48  # rows and columns of W' that are shown if not asked for otherwise
+_MAX_LINES = 64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Corresponding corners of a tensor before and after.
+
+    Attributes:
+        tensor: how it was made.
+        narrow: rows x columns, in float64; all that the wide block is a copy of.
+        wide: rows x columns, in float64.
+        sources: for each row and for each column of the wide block, the narrow one that it copies.
+    """
+
+    tensor: TensorPlan
+    narrow: Tensor
+    wide: Tensor
+    sources: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def choose_tensor(plan: Plan, name: str | None) -> TensorPlan:
+    """The tensor that a name means; without one the first matrix of which both dimensions grow.
+
+    Raises:
+        PictureError: there is none that has numbers to show.
+    """
+    by_name = {tensor.target.name: tensor for tensor in plan.tensors}
+    if name is not None:
+        chosen = by_name[meant(name, by_name)[0]]
+    else:
+        growing = [tensor for tensor in plan.tensors if tensor.source.shape != tensor.target.shape]
+        matrices = [tensor for tensor in growing if sum(dim.size < dim.wide_size for dim in tensor.dims) > 1]
+        chosen = next(iter((*matrices, *growing, *plan.tensors)))
+    if DTYPES[chosen.source.dtype].kind != "float" or not chosen.source.shape or not chosen.source.num_elements:
+        raise PictureError(
+            f"`{chosen.target.name}` has no block of numbers to show", hint="choose with `--tensor NAME`"
+        )
+    return chosen
+
+
+def read_blocks(again: Again, tensor: TensorPlan, size: int = BLOCK) -> Blocks:
+    """Read the first rows and columns of a tensor before and after.
+
+    Of a tensor with more than two dimensions the first two are shown, at the beginning of the others; one of a single
+    dimension is a column.
+
+    Args:
+        again: the widening.
+        tensor: which.
+        size: most rows and columns of the wide block.
+
+    Raises:
+        CheckpointError: a file ends too early.
+    """
+    dims = tensor.dims[:2]
+    sources = [copied_units(dim)[:size] for dim in dims]
+    rows = sources[0]
+    columns = sources[1] if len(dims) > 1 else (0,)
+    narrow_shape = (max(rows) + 1, max(columns) + 1)
+    narrow = _corner(again.narrow.tensors[tensor.source.name], narrow_shape)
+    wide = _corner(again.wide.tensors[tensor.target.name], (len(rows), len(columns)))
+    return Blocks(tensor, narrow, wide, (rows, columns))
+
+
+def copied_units(dim: DimMap) -> tuple[int, ...]:
+    """For each new element of a dimension, the old one that it copies; FRESH where it copies none."""
+    indices = torch.empty(dim.wide_size, dtype=torch.int64)
+    strips = tuple(
+        Strip(
+            strip.offset,
+            strip.wide_offset,
+            tuple(replace(digit, contracted=False, power=0.0) for digit in strip.digits),
+        )
+        for strip in dim.strips
+    )
+    expand(torch.arange(dim.size), indices, (strips,), fresh=FRESH)
+    return tuple(indices.tolist())
+
+
+def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:
+    """The first rows and columns of a stored tensor."""
+    spec, (rows, columns) = stored.spec, shape
+    size = DTYPES[spec.dtype].size
+    row_elements = math.prod(spec.shape[1:])
+    buffer = bytearray(max(1, rows) * row_elements * size)
+    with RowReader() as reader:
+        reader.read(stored, 0, memoryview(buffer))
+    values = torch.frombuffer(buffer, dtype=element_dtype(spec.dtype, size)).view(max(1, rows), *spec.shape[1:])
+    while values.dim() > 2:
+        values = values[..., 0]
+    return values.reshape(values.shape[0], -1)[:, : max(1, columns)].to(torch.float64)
+
+
+def draw_weights(found: Blocks) -> Any:
+    """Both blocks, each in colours of its own range, so that a block that is c times the other looks the same.
+
+    Args:
+        found: what was read.
+    """
+    tensor = found.tensor
+    narrow_rows, narrow_columns = found.narrow.shape
+    rows, columns = found.wide.shape
+    ratio = [max(0.5, min(2.0, columns / max(rows, 1))), max(0.5, min(2.0, narrow_columns / max(narrow_rows, 1)))]
+    figure = new_figure(4.0 * sum(ratio) / 2 + 4.2, 4.3)
+    left, right = figure.subplots(1, 2)
+    c = " ".join(dict.fromkeys(number_text(c) for c, _ in tensor.parts))
+    m = " ".join(dict.fromkeys(str(m) for _, m in tensor.parts))
+    _draw_block(figure, left, found.narrow, f"W, {_of(found.narrow.shape, tensor.source.shape)}")
+    _draw_block(figure, right, found.wide, f"W', {_of(found.wide.shape, tensor.target.shape)};  c = {c}, m = {m}")
+    _draw_lines(right, found.sources)
+    heading(figure, f"{tensor.target.name}:  {tensor.layout}")
+    return figure
+
+
+def _of(shown: Sequence[int], shape: Sequence[int]) -> str:
+    whole = "x".join(map(str, shape))
+    part = "x".join(map(str, shown[: len(shape)]))
+    return f"all of {whole}" if tuple(shown[: len(shape)]) == tuple(shape) else f"the first {part} of {whole}"
+
+
+def _draw_block(figure: Any, panel: Any, values: Tensor, title: str) -> None:
+    finite = values[torch.isfinite(values)]
+    limit = float(finite.abs().max()) if finite.numel() else 1.0
+    picture = panel.imshow(
+        values.tolist(),
+        cmap="RdBu_r",
+        vmin=-limit or -1.0,
+        vmax=limit or 1.0,
+        interpolation="nearest",
+        aspect="auto" if min(values.shape) == 1 else "equal",
+    )
+    panel.set_title(title, loc="left", fontsize=9, color=INK)
+    panel.tick_params(colors=GREY, length=0, labelsize=7)
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(picture, ax=panel, shrink=0.8, aspect=30)
+    bar.ax.tick_params(colors=GREY, length=0, labelsize=7)
+    bar.outline.set_visible(False)
+
+
+def _draw_lines(panel: Any, sources: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    """Lines between the copies of one unit and those of the next, or between one run of units and its copy."""
+    rows, columns = sources
+    for place in boundaries(rows):
+        panel.axhline(place - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+    for place in boundaries(columns):
+        panel.axvline(place - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+
+
+def boundaries(sources: Sequence[int]) -> list[int]:
+    """The places at which another unit begins where copies lie side by side, else another run of units."""
+    pairs = list(pairwise(sources))
+    step = 0 if any(before == after != FRESH for before, after in pairs) else 1
+    found = [
+        place
+        for place, (before, after) in enumerate(pairs, 1)
+        if after != before + step and not before == after == FRESH
+    ]
+    return found if len(found) <= _MAX_LINES else []

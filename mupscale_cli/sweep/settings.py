@@ -1,0 +1,158 @@
+"""What a sweep is: everything that decides about its result, as one value. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mupscale_cli.errors import SweepError
+from mupscale_cli.plan.perturbation import Mode, Scale
+from mupscale_cli.sweep.grid import Grid
+from mupscale_cli.tasks.planning import StateOptions
+
+Schedule = Literal["constant", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
+PROXY_RECORD = "proxy.json"  # beside a proxy: how the checkpoint follows from it
+_OPTIMIZER = "adamw"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the built-in trainer does with each proxy; all values are the narrow run's.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: sequences a step.
+        length: tokens a sequence.
+        weight_decay: decoupled, of the matrices.
+        betas: of AdamW.
+        eps: of AdamW.
+        clip: largest norm of the gradient, counted over the narrow model's units; 0 for no clipping.
+        schedule: after warm-up: `constant`, or half a `cosine` down to a tenth.
+        warmup: steps of linear warm-up.
+        device: as torch names it; `auto` is the GPU if there is one.
+    """
+
+    steps: int = 200
+    batch_size: int = 16
+    length: int = 128
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    clip: float = 1.0
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for option, value, least in (
+            ("steps", self.steps, 1),
+            ("batch-size", self.batch_size, 1),
+            ("length", self.length, 2),
+            ("warmup", self.warmup, 0),
+            ("weight-decay", self.weight_decay, 0),
+            ("clip", self.clip, 0),
+        ):
+            if not least <= value < float("inf"):
+                raise SweepError(f"`--{option} {value:g}` is not at least {least}")
+        if not 0 < self.eps < 1:
+            raise SweepError(f"`--eps {self.eps:g}` is not between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise SweepError(f"`--betas {self.betas[0]:g},{self.betas[1]:g}`: each must be at least 0 and below 1")
+        if self.schedule not in SCHEDULES:
+            raise SweepError(f"`--schedule {self.schedule}` is not known", hint=f"known: {', '.join(SCHEDULES)}")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A narrow model that the sweep makes, in place of the checkpoint.
+
+    Attributes:
+        ratio: width of the checkpoint over that of the proxy.
+        steps: for which it is trained before it is widened.
+    """
+
+    ratio: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep.
+
+    Attributes:
+        name: what the checkpoint is called.
+        checkpoint: its file or directory.
+        directory: of the study.
+        grid: what is tried.
+        target: the width for which the result is wanted, over the checkpoint's; None for any.
+        axes: factors of single axes, which override the width of every proxy.
+        recipe: name or file of the recipe; found by the checkpoint if None.
+        tie: where the factor of a shared readout goes.
+        state: what to do with the optimizer's state.
+        noise_mode: of the perturbation.
+        noise_scale: of the perturbation.
+        training: what the built-in trainer does.
+        data: what it trains on; None with a command.
+        data_type: of the numbers in a raw file: `auto`, `uint16` or `uint32`.
+        command: the user's own trainer, None for the built-in one.
+        proxy: made in place of the checkpoint, if asked for.
+    """
+
+    name: str
+    checkpoint: Path
+    directory: Path
+    grid: Grid
+    target: int | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
+    recipe: str | None = None
+    tie: str | None = None
+    state: StateOptions = field(default_factory=StateOptions)
+    noise_mode: Mode = "free"
+    noise_scale: Scale = "spectral"
+    training: Training = Training()
+    data: Path | None = None
+    data_type: str = "auto"
+    command: str | None = None
+    proxy: Proxy | None = None
+
+    @property
+    def narrow(self) -> Path:
+        """What is widened: the checkpoint, or the proxy in its place."""
+        return self.directory / "proxy" if self.proxy else self.checkpoint
+
+    @property
+    def title(self) -> str:
+        """What the trials are of."""
+        return f"{self.name}, narrowed {self.proxy.ratio} times" if self.proxy else self.name
+
+    @property
+    def loss(self) -> str:
+        """What the trials' loss is."""
+        return loss_name(is_own=self.command is not None)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What every trial of one study has in common, as JSON has it; the grid may grow, these may not change."""
+        training = {**asdict(self.training), "betas": list(self.training.betas), "optimizer": _OPTIMIZER}
+        del training["device"]  # where it is computed is no part of what is computed
+        return {
+            "checkpoint": str(self.checkpoint),
+            "axes": dict(self.axes),
+            "recipe": self.recipe,
+            "tie": self.tie,
+            "optimizer_state": {"path": str(self.state.optimizer), "policy": self.state.policy},
+            "noise_mode": self.noise_mode,
+            "noise_scale": self.noise_scale,
+            "training": training if self.command is None or self.proxy else None,
+            "data": None if self.data is None else str(self.data),
+            "command": self.command,
+            "proxy": None if self.proxy is None else asdict(self.proxy),
+        }
+
+
+def loss_name(*, is_own: bool) -> str:
+    """What a loss is, of the user's own trainer or of the built-in one."""
+    return "loss of the command" if is_own else "held-out loss in nats a token"

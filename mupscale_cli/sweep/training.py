@@ -1,0 +1,168 @@
+"""The built-in trainer: AdamW on a causal language model, from the carried optimizer state where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.errors import SweepError
+from mupscale_cli.optimizers.files import find_optimizer
+from mupscale_cli.optimizers.groups import CLIP_WEIGHT
+from mupscale_cli.optimizers.loading import load_state
+from mupscale_cli.optimizers.state_plan import unwrapped
+from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
+from mupscale_cli.sweep.data import Split, Tokens
+from mupscale_cli.sweep.models import load_model
+from mupscale_cli.sweep.settings import Training
+from mupscale_cli.verification.placement import choose_device
+
+_FINAL = 0.1  # what a cosine ends at, relative to its beginning
+_ADAM = {"exp_avg", "exp_avg_sq", "step"}
+
+Report = Callable[[int, float], None]
+
+
+def train(path: Path, training: Training, data: Split, lr: float, seed: int, report: Report) -> float:
+    """Train a checkpoint's model; the checkpoint stays as it is.
+
+    Args:
+        path: of a widened checkpoint, or of a narrow one.
+        training: how.
+        data: what on.
+        lr: in the narrow run's terms.
+        seed: of the batches and of dropout.
+        report: called after each step with its number and its loss.
+
+    Returns:
+        The held-out loss in nats a token; NaN as soon as the training's loss is no finite number.
+
+    Raises:
+        SweepError: the model or its optimizer's state is not what the trainer knows.
+    """
+    model = load_model(open_checkpoint(path), choose_device(training.device))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        is_sound = run(model, make_optimizer(model, path, training, lr), training, data.train, seed, report)
+        return evaluate(model, data.held_out, training.batch_size) if is_sound else math.nan
+
+
+def make_optimizer(model: nn.Module, path: Path, training: Training, lr: float) -> torch.optim.AdamW:
+    """AdamW with the mapped groups of a widened checkpoint and the state beside it.
+
+    Raises:
+        SweepError: the state is not Adam's.
+    """
+    checkpoint = open_checkpoint(path)
+    settings: dict[str, Any] = {"eps": training.eps, "betas": training.betas, "weight_decay": training.weight_decay}
+    if checkpoint.record is None:
+        groups = _plain_groups(model, settings)
+    else:
+        groups = param_groups(model, path, lr=lr, **settings)
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    _load_state(optimizer, model, checkpoint)
+    return optimizer
+
+
+def _plain_groups(model: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of a model that was not widened; matrices are decayed, as `param_groups` has it."""
+    groups = []
+    for is_decayed in (True, False):
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and (p.dim() > 1) == is_decayed]
+        decay = settings["weight_decay"] if is_decayed else 0.0
+        groups.append(
+            {
+                "params": [parameter for _, parameter in named],
+                "param_names": [name for name, _ in named],
+                **settings,
+                "weight_decay": decay,
+                CLIP_WEIGHT: 1.0,
+            }
+        )
+    return [group for group in groups if group["params"]]
+
+
+def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill in the carried moments by name: the order of the narrow run's groups need not be ours."""
+    found = find_optimizer(checkpoint)
+    if found is None:
+        return
+    said = (checkpoint.record or {}).get("optimizer_state") or {}
+    # What lies beside a widened checkpoint was read and written by us before.
+    states = load_state(found, checkpoint.config, key=said.get("key"), allow_pickle=True).states
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, parameter in model.named_parameters():
+        plain = unwrapped(name)
+        entries = next((states[s] for s in (plain, plain.removeprefix(prefix), prefix + plain) if s in states), None)
+        if entries is None:
+            continue
+        if not entries.keys() >= _ADAM:
+            raise SweepError(
+                f"the optimizer's state `{found.name}` is not Adam's: `{name}` has {', '.join(sorted(entries))}",
+                hint="leave it with `--optimizer none`, or bring your own trainer with `--command`",
+            )
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(entries["step"])),
+            **{key: entries[key].to(parameter).clone() for key in ("exp_avg", "exp_avg_sq")},
+        }
+
+
+def run(
+    model: nn.Module, optimizer: torch.optim.Optimizer, training: Training, tokens: Tokens, seed: int, report: Report
+) -> bool:
+    """Take the steps; returns whether the loss was a finite number all along, else it ends early."""
+    device = next(model.parameters()).device
+    rates = [group["lr"] for group in optimizer.param_groups]
+    generator = torch.Generator().manual_seed(seed)  # batches do not depend on what else draws random numbers
+    for step in range(training.steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step, training)
+        batch = draw(tokens, training.batch_size, training.length, generator).to(device)
+        loss = model(input_ids=batch, labels=batch).loss
+        report(step + 1, float(loss.detach()))
+        if not math.isfinite(float(loss.detach())):
+            return False
+        loss.backward()
+        if training.clip:
+            clip_grad_norm_(optimizer, training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return True
+
+
+def schedule(step: int, training: Training) -> float:
+    """What the learning rate is multiplied by.
+
+    Args:
+        step: from 0.
+        training: its schedule.
+    """
+    if step < training.warmup:
+        return (step + 1) / training.warmup
+    if training.schedule == "constant":
+        return 1.0
+    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * done)) / 2
+
+
+def draw(tokens: Tokens, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+    """Random pieces of the text: ids, (batch_size, length)."""
+    starts = torch.randint(len(tokens) - length + 1, (batch_size,), generator=generator)
+    return torch.stack([torch.from_numpy(tokens[start : start + length].astype("int64")) for start in starts.tolist()])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, sequences: Tokens, batch_size: int) -> float:
+    """Mean loss over sequences, in nats a token."""
+    device = next(model.parameters()).device
+    model.eval()
+    total = 0.0
+    for first in range(0, len(sequences), batch_size):
+        batch = torch.from_numpy(sequences[first : first + batch_size]).to(device)
+        total += float(model(input_ids=batch, labels=batch).loss) * len(batch)
+    return total / len(sequences)

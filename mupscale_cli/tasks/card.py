@@ -1,0 +1,227 @@
+"""The section of a model card that says how a model was widened: a function of its record alone.
+
+Like the record it holds no dates, no paths and no names of machines.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.text import count_text, number_text
+
+BEGIN, END = "<!-- mupscale begin -->", "<!-- mupscale end -->"
+_UNKNOWN_SOURCE = "CHECKPOINT"
+
+
+def card_section(record: Mapping[str, Any], name: str) -> str:
+    """The section between its markers.
+
+    Args:
+        record: the mupscale.json of the model.
+        name: of the model, without its organisation.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    try:
+        return "\n\n".join(_paragraphs(record, name))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
+
+
+def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:
+    return [
+        BEGIN,
+        "## Widened with mupscale",
+        _origin(record, name),
+        _axes(record),
+        _growth(record),
+        "### Equivalence",
+        *_equivalence(record),
+        "### Continue training",
+        *_hyperparameters(record),
+        "### Reproduce",
+        *_reproduce(record, name),
+        END,
+    ]
+
+
+def with_section(text: str, section: str) -> str:
+    """A card's text with the section in place of an earlier one, or at its end."""
+    begin, end = text.find(BEGIN), text.find(END)
+    if 0 <= begin < end:
+        return text[:begin] + section + text[end + len(END) :]
+    return f"{text.rstrip()}\n\n{section}\n" if text.strip() else f"{section}\n"
+
+
+def has_section(text: str) -> bool:
+    """Whether a card has a section of mupscale's already."""
+    return 0 <= text.find(BEGIN) < text.find(END)
+
+
+def _origin(record: Mapping[str, Any], name: str) -> str:
+    source = record["source"]
+    if "repo" in source:
+        base = f"[`{source['repo']}`](https://huggingface.co/{source['repo']}) (commit `{source['revision']}`)"
+    else:
+        base = "a checkpoint that `mupscale.json` names by its sha256 sums"
+    version = record.get("mupscale_version", "")
+    return f"`{name}` is {base}, made wider by mupscale {version}. Nothing was trained in between."
+
+
+def _axes(record: Mapping[str, Any]) -> str:
+    rows = [
+        (f"`{axis}`", size["size"], f"x{size['factor']}", size["wide_size"]) for axis, size in record["axes"].items()
+    ]
+    return _table(("axis", "before", "factor", "after"), rows)
+
+
+def _growth(record: Mapping[str, Any]) -> str:
+    lines = []
+    parameters = record.get("parameters")
+    if parameters:
+        before, after = parameters["before"], parameters["after"]
+        lines.append(
+            f"- parameters: {before:,} before, {after:,} after ({count_text(before)} to {count_text(after)}, "
+            f"x{after / before:.3g})"
+        )
+    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
+    more = [f"{key} {method[key]:g}" for key in ("seed", "shrink") if key in method]
+    lines.append(f"- method: `{method['name']}`{' (' + ', '.join(more) + ')' if more else ''}")
+    if noise:
+        size = f"{noise['size']:.3g} relative to {noise['scale']}"
+        lines.append(f"- perturbation: {noise['mode']} noise of {size}, seed {noise['seed']}")
+    else:
+        lines.append("- perturbation: none; copies have equal gradients until noise tells them apart")
+    recipe = record["recipe"]
+    kind = "recipe file" if "file" in recipe else "recipe"
+    lines.append(f"- {kind}: `{recipe['name']}` (sha256 `{str(recipe.get('sha256', ''))[:12]}`)")
+    if record.get("tie"):
+        lines.append(f"- readout that shares the embedding: `{record['tie']}`")
+    state = record.get("optimizer_state")
+    if state:
+        lines.append(f"- optimizer state: widened too (policy `{state['policy']}`)")
+    return "\n".join(lines)
+
+
+def _equivalence(record: Mapping[str, Any]) -> Iterable[str]:
+    found = record.get("verification")
+    if found is None:
+        yield "**Not verified**: nobody has compared both models yet. `mupscale verify` does."
+        return
+    base = found.get("unperturbed")
+    if base is not None and not found.get("keeps_function", True):
+        yield "The noise changes the function. The figures are of the model with its noise taken away."
+    elif not found.get("keeps_function", True):
+        yield "This method makes another function on purpose. The figures say how far apart the models are."
+    shown = base or found
+    yield (
+        f"`mupscale verify` ran both models in {shown['dtype']} on {shown['inputs']}"
+        + (f" and compared {shown['modules_compared']} modules." if shown.get("modules_compared") else ".")
+    )
+    rows = [(c["what"], _error(c["max_rel"]), _error(c["max_abs"])) for c in shown["comparisons"]]
+    if shown.get("worst_module"):
+        worst = shown["worst_module"]
+        rows.append((f"worst module (`{worst['what']}`)", _error(worst["max_rel"]), _error(worst["max_abs"])))
+    yield _table(("compared", "largest relative difference", "largest absolute"), rows)
+    lines = [f"- tolerance: {shown['tolerance']:.1e} = {shown['tolerance_reason']}"]
+    if shown.get("rounding"):
+        lines.append(
+            f"- {shown['rounded_tensors']} tensors were rounded to their type, which moves the outputs by "
+            f"{_error(shown['rounding']['max_rel'])}"
+        )
+    if found.get("weights"):
+        lines.append(f"- every byte of {found['weights']['tensors']} tensors is what source, rule and noise make of it")
+    if found.get("training"):
+        training = found["training"]
+        lines.append(
+            f"- {training['steps']} steps of {training['optimizer']} on both: losses differ by at most "
+            f"{_error(training['max_rel'])}"
+        )
+    yield "\n".join(lines)
+
+
+def _error(value: float | str) -> str:
+    return f"{value:.1e}" if isinstance(value, float | int) else value
+
+
+def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
+    found = hyperparameters(record, Settings(lr=1.0, weight_decay=1.0, eps=1.0))
+    yield (
+        "With AdamW the model trains as the narrow one did when each group's values are those of the narrow run "
+        "times these:"
+    )
+    rows = [
+        (
+            ", ".join(dict.fromkeys(f"`{_short(name)}`" for name in group.tensors)),
+            number_text(group.multipliers.lr),
+            number_text(group.multipliers.eps),
+            number_text(group.multipliers.weight_decay) if group.is_decayed else "",
+            number_text(group.clip_weight),
+        )
+        for group in found.groups
+    ]
+    yield _table(("tensors", "lr", "eps", "weight decay", "clip weight"), rows)
+    yield (
+        "Weight decay stands where AdamW usually decays (matrices). Betas, schedules and step counts stay. Clip by the "
+        "root of the sum of clip weight x squared norm. `mupscale hparams` gives other optimizers and trainers' forms."
+    )
+    for warning in found.warnings:
+        yield f"Note: {warning}."
+
+
+def _short(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:
+    yield f"```sh\n{reproducing_command(record, name)}\n```"
+    if "repo" not in record["source"]:
+        yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose sha256 sums `mupscale.json` lists."
+    if "file" in record["recipe"]:
+        yield "The recipe is a file of its own; `mupscale.json` has its sha256."
+
+
+def reproducing_command(record: Mapping[str, Any], name: str) -> str:
+    """The command line that makes the same files again.
+
+    Args:
+        record: the mupscale.json of the model.
+        name: of the output.
+    """
+    source, recipe = record["source"], record["recipe"]
+    words = ["mupscale", "widen", f"{source['repo']}@{source['revision']}" if "repo" in source else _UNKNOWN_SOURCE]
+    for axis, size in record["axes"].items():
+        if size["factor"] > 1:
+            words += ["--axis", f"{axis}={size['factor']}"]
+    # Its folder is of the machine where it was widened; separators of Windows are in records from there.
+    words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
+    if record.get("tie"):
+        words += ["--tie", record["tie"]]
+    words += _growing(record)
+    state = record.get("optimizer_state")
+    if state and state["policy"] != "copy":
+        words += ["--optimizer-policy", state["policy"]]
+    return shlex.join([*words, "-o", name])
+
+
+def _growing(record: Mapping[str, Any]) -> list[str]:
+    """The options of method and noise."""
+    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
+    words = [] if method["name"] == "mupscale" else ["--method", method["name"]]
+    if "shrink" in method:
+        words += ["--shrink", repr(method["shrink"])]
+    if noise:
+        words += ["--noise", repr(noise["size"]), "--noise-mode", noise["mode"], "--noise-scale", noise["scale"]]
+    seed = noise["seed"] if noise else method.get("seed", 0)
+    return [*words, "--seed", str(seed)] if seed else words
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

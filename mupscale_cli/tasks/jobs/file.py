@@ -1,0 +1,311 @@
+"""A job file as YAML: the steps of `mupscale run`, with the options that the commands have, under their names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.architecture.document import Entries, Items, Node, Text, parse_document
+from mupscale_cli.architecture.language import suggest
+from mupscale_cli.checkpoints.hub.ids import parse_hub_id
+from mupscale_cli.cli import options
+from mupscale_cli.errors import MupscaleError, RunError
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES
+from mupscale_cli.tasks.jobs import Comparing, PushStep, Step, VerifyStep, WidenStep
+from mupscale_cli.tasks.push import PushOptions
+
+VERSION = 1
+_TOP = ("version", "defaults", "steps")
+_TRUTH = {"true": True, "false": False}
+Read = Callable[[Node, Path], Any]
+
+
+def read_job(file: Path) -> tuple[Step, ...]:
+    """The steps of a job file; its relative paths are those of its folder.
+
+    Raises:
+        RunError: it cannot be read, or says something that is not understood; with file, line and caret.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot read the job file `{file}`: {reason}") from error
+    document = parse_document(text, str(file), RunError)
+    _check_keys(document, _TOP, "a job file")
+    if (version := document.get("version")) is not None and _text(version, file.parent) != str(VERSION):
+        raise version.error(f"this mupscale reads version {VERSION} of job files", hint="upgrade mupscale")
+    defaults = _defaults(document.get("defaults"), file.parent)
+    steps = document.get("steps")
+    if not isinstance(steps, Items) or not steps.nodes:
+        where = document if steps is None else steps
+        raise where.error("a job file needs a list of `steps`", hint="`steps:`, then `- widen: CKPT` and its options")
+    places = _Places(file.parent, set())
+    return tuple(_step(node, defaults, places) for node in steps.nodes)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the paths of a job file are: its folder, and the folders that its steps write to."""
+
+    folder: Path
+    written: set[Path]
+
+    def located(self, name: str) -> str:
+        """A checkpoint's path as seen from here; a Hub id, of which there is no such folder, stays what it is."""
+        path = self.folder / name
+        is_here = path.exists() or path.parent in self.written or path.parent.is_dir()
+        return str(path) if is_here or parse_hub_id(name) is None else name
+
+
+# Values ----------------------------------------------------------------------------------------
+
+
+def _text(node: Node, _folder: Path) -> str:
+    if not isinstance(node, Text) or node.is_null:
+        raise node.error("expected a text")
+    return node.value
+
+
+def _flag(node: Node, folder: Path) -> bool:
+    value = _text(node, folder)
+    if value not in _TRUTH:
+        raise node.error(f"`{value}` is neither `true` nor `false`")
+    return _TRUTH[value]
+
+
+def _number(node: Node, folder: Path) -> float:
+    value = _text(node, folder)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise node.error(f"`{value}` is not a number")
+    return number
+
+
+def _count(node: Node, folder: Path) -> int:
+    value = _text(node, folder)
+    if not value.isdecimal():
+        raise node.error(f"`{value}` is not a whole number of at least 0")
+    return int(value)
+
+
+def _factor(node: Node, folder: Path) -> int | None:
+    return options.parse_factor(_text(node, folder), "factor")
+
+
+def _axes(node: Node, folder: Path) -> dict[str, int]:
+    """`{ffn: 4}`, `ffn=4`, or a list of such texts."""
+    if isinstance(node, Entries):
+        return options.parse_axes([f"{key.value}={_text(value, folder)}" for key, value in node])
+    texts = node.nodes if isinstance(node, Items) else (node,)
+    return options.parse_axes([_text(text, folder) for text in texts])
+
+
+def _size(node: Node, folder: Path) -> int:
+    return options.parse_size(_text(node, folder))
+
+
+def _path(node: Node, folder: Path) -> Path:
+    return folder / _text(node, folder)
+
+
+def _recipe(node: Node, folder: Path) -> str:
+    """A file, or the name of a built-in recipe."""
+    text = _text(node, folder)
+    return str(folder / text) if text.endswith((".yaml", ".yml")) or (folder / text).is_file() else text
+
+
+def _state(node: Node, folder: Path) -> str:
+    text = _text(node, folder)
+    return text if text in ("auto", "none") else str(folder / text)
+
+
+def _model(node: Node, folder: Path) -> str:
+    place, _, _ = _text(node, folder).rpartition(":")
+    return str(folder / _text(node, folder)) if place.endswith(".py") else _text(node, folder)
+
+
+# Steps -----------------------------------------------------------------------------------------
+
+_COMPARING: Mapping[str, Read] = {"dtype": _text, "device": _text, "model": _model}
+# What a step may say beside its kind: the names of the command's options.
+OPTIONS: Mapping[str, Mapping[str, Read]] = {
+    "widen": {
+        "output": _path,
+        "factor": _factor,
+        "axis": _axes,
+        "recipe": _recipe,
+        "tie": _text,
+        "method": _text,
+        "noise": _number,
+        "noise-mode": _text,
+        "noise-scale": _text,
+        "seed": _count,
+        "shrink": _number,
+        "snr": _number,
+        "optimizer": _state,
+        "optimizer-policy": _text,
+        "key": _text,
+        "allow-pickle": _flag,
+        "max-shard-size": _size,
+        "overwrite": _flag,
+        "allow-nonfinite": _flag,
+        "verify": _flag,
+        **_COMPARING,
+    },
+    "verify": {
+        "narrow": _text,
+        "recipe": _recipe,
+        "seed": _count,
+        "steps": _count,
+        "optimizer": _path,
+        "allow-pickle": _flag,
+        "weights": _flag,
+        **_COMPARING,
+    },
+    "push": {
+        "to": _text,
+        "private": _flag,
+        "revision": _text,
+        "create-pr": _flag,
+        "commit-message": _text,
+        "with-optimizer": _flag,
+    },
+}
+
+
+def _check_keys(entries: Entries, known: tuple[str, ...], what: str) -> None:
+    for key, _ in entries:
+        if key.value not in known:
+            raise key.error(
+                f"{what} has no `{key.value}`", hint=suggest(key.value.lstrip("-").replace("_", "-"), known)
+            )
+
+
+def _defaults(node: Node | None, folder: Path) -> dict[str, dict[str, Any]]:
+    """Options for every step of a kind."""
+    if node is None:
+        return {}
+    if not isinstance(node, Entries):
+        raise node.error("`defaults` has options for each kind of step", hint="for instance `widen: {noise: 0.1}`")
+    _check_keys(node, tuple(OPTIONS), "`defaults`")
+    found = {}
+    for kind, given in node:
+        if not isinstance(given, Entries):
+            raise given.error(f"expected the options of every `{kind.value}`", hint="for instance `{noise: 0.1}`")
+        found[kind.value] = _values(given, OPTIONS[kind.value], f"`{kind.value}`", folder)
+    return found
+
+
+def _values(entries: Entries, known: Mapping[str, Read], what: str, folder: Path) -> dict[str, Any]:
+    _check_keys(entries, tuple(known), what)
+    return {key.value: _read(known[key.value], node, folder) for key, node in entries}
+
+
+def _read(read: Read, node: Node, folder: Path) -> Any:
+    """A value; what is wrong with it is told with its place."""
+    try:
+        return read(node, folder)
+    except RunError:
+        raise
+    except MupscaleError as error:
+        raise node.error(error.message, hint=error.hint) from error
+
+
+def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places) -> Step:
+    folder = places.folder
+    if not isinstance(node, Entries):
+        raise node.error("a step says what it does", hint=f"for instance `- widen: CKPT`; known: {', '.join(OPTIONS)}")
+    kinds = [key for key, _ in node if key.value in OPTIONS]
+    # `verify` is both a step and an option of `widen`, which then stands first.
+    kind = next((key for key in kinds if key.value != "verify"), kinds[0] if kinds else None)
+    if kind is None:
+        raise node.error("this step says not what it does", hint=f"known: {', '.join(OPTIONS)}")
+    subject = node.get(kind.value)
+    assert subject is not None
+    rest = Entries(tuple(pair for pair in node if pair[0] is not kind), node.origin)
+    own = _values(rest, OPTIONS[kind.value], f"`{kind.value}`", folder)
+    given = {**defaults.get(kind.value, {}), **own}
+    name = places.located(_text(subject, folder))
+    try:
+        if kind.value == "widen":
+            step = _widen(name, given, folder)
+            places.written.add((step.output or Path(name)).parent)
+            return step
+        return _verify(name, given, places) if kind.value == "verify" else _push(name, given)
+    except RunError:
+        raise
+    except MupscaleError as error:
+        raise kind.error(error.message, hint=error.hint) from error
+
+
+def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep:
+    method, perturbation = options.growth(
+        given.get("method", "mupscale"),
+        given.get("shrink"),
+        given.get("snr"),
+        given.get("noise"),
+        given.get("noise-mode"),
+        given.get("noise-scale"),
+        given.get("seed", 0),
+    )
+    state = options.state_options(
+        given.get("optimizer", "auto"),
+        given.get("optimizer-policy", "copy"),
+        given.get("key"),
+        given.get("allow-pickle", False),
+    )
+    return WidenStep(
+        checkpoint,
+        given.get("output"),
+        given.get("factor"),
+        given.get("axis", {}),
+        given.get("recipe"),
+        given.get("tie"),
+        method,
+        perturbation,
+        given.get("max-shard-size", DEFAULT_SHARD_BYTES),
+        state,
+        given.get("overwrite", False),
+        given.get("allow-nonfinite", False),
+        _comparing(given) if given.get("verify", True) else None,
+        folder,
+    )
+
+
+def _comparing(given: Mapping[str, Any], *, seed: int = 0, steps: int = 0) -> Comparing:
+    return Comparing(given.get("dtype", "auto"), given.get("device", "auto"), given.get("model"), seed, steps)
+
+
+def _verify(wide: str, given: Mapping[str, Any], places: _Places) -> VerifyStep:
+    narrow = given.get("narrow")
+    if given.get("weights") and given.get("steps"):
+        raise RunError("`weights` runs no model, `steps` trains two; give one of them")
+    return VerifyStep(
+        wide,
+        None if narrow is None else places.located(narrow),
+        _comparing(given, seed=given.get("seed", 0), steps=given.get("steps", 0)),
+        given.get("recipe"),
+        given.get("optimizer"),
+        given.get("allow-pickle", False),
+        given.get("weights", False),
+    )
+
+
+def _push(wide: str, given: Mapping[str, Any]) -> PushStep:
+    if "to" not in given:
+        raise MupscaleError("`push` does not say where to", hint="add `to: ORG/NAME`")
+    chosen = PushOptions(
+        given.get("private", False),
+        given.get("revision"),
+        given.get("create-pr", False),
+        given.get("commit-message"),
+        given.get("with-optimizer", False),
+    )
+    return PushStep(wide, given["to"], chosen)

@@ -1,0 +1,158 @@
+"""What stands there already: whether an output or a verification is what a step asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.optimizers.files import open_optimizer, read_digest
+from mupscale_cli.plan import Plan
+from mupscale_cli.record.record import carried_state, check_record, output_changed, source_changed, state_path
+from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
+from mupscale_cli.tasks.planning import Source, plan_widening
+
+
+def plan_of(step: WidenStep, source: Source) -> Plan:
+    """The plan that a step asks for."""
+    return plan_widening(
+        source,
+        step.factor,
+        step.axes,
+        recipe=step.recipe,
+        max_shard_size=step.max_shard_size,
+        tie=step.tie,
+        method=step.method,
+        perturbation=step.perturbation,
+    )
+
+
+def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
+    """Why the output is not there, complete and as asked, by its record and headers; None if it is."""
+    if not target.exists():
+        return "not there yet"
+    if source.checkpoint.path.resolve() in made:
+        return "its input is made anew"
+    found = open_checkpoint(target)
+    if found.record is None:
+        return "mupscale did not write it"
+    check_record(found.record, target)
+    return _difference(step, source, plan, found)
+
+
+def _difference(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+    """What a finished output was made with that this step does not ask for, or the other way round."""
+    record = found.record
+    assert record is not None
+    factors = {axis.name: axis.factor for axis in plan.axes}
+    noted = {name: axis["factor"] for name, axis in record["axes"].items()}
+    if noted != factors:
+        return f"it was widened by {_factors_text(noted)}, not by {_factors_text(factors)}"
+    wanted = {
+        "recipe": plan.recipe.digest,
+        "tie": plan.tie,
+        "method": plan.method.as_record(),
+        "noise": plan.perturbation.as_record() if plan.perturbation else None,
+    }
+    has = {
+        "recipe": record["recipe"].get("sha256"),
+        "tie": record.get("tie"),
+        "method": record.get("method"),
+        "noise": record.get("perturbation"),
+    }
+    for name, value in wanted.items():
+        if has[name] != value:
+            return f"its {name} is another one"
+    if source.remote is not None:
+        origin = record["source"]
+        if (origin.get("repo"), origin.get("revision")) != (source.remote.id.repo, source.remote.commit):
+            return f"it was made from another source than {source.remote.id} at {source.remote.commit}"
+    if {spec.name: spec for spec in found.specs} != {tensor.target.name: tensor.target for tensor in plan.tensors}:
+        return "it has other tensors"
+    if not found.is_file and {file.name for file in found.files} != {shard.file for shard in plan.shards}:
+        return "its files are of another size"
+    return _state_difference(step, source, found, record)
+
+
+def _factors_text(factors: Mapping[str, int]) -> str:
+    return " ".join(f"{name}=x{factor}" for name, factor in factors.items() if factor > 1)
+
+
+def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record: Mapping[str, Any]) -> str | None:
+    carried = record.get("optimizer_state")
+    wanted = source.find_state(step.state)
+    if (carried is None) != (wanted is None):
+        return "it has no optimizer state" if carried is None else "it has an optimizer state"
+    if carried is None or wanted is None:
+        return None
+    if (carried.get("policy"), carried.get("key")) != (step.state.policy, step.state.key):
+        return "its optimizer state was carried in another way"
+    if source.remote is None and _age(Path(wanted)) > max(file.stat().st_mtime for file in found.files):
+        return f"the optimizer's state `{wanted}` is newer"
+    return None
+
+
+def _age(path: Path) -> float:
+    """When the youngest file of a state was written."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return max((file.stat().st_mtime for file in files), default=0.0)
+
+
+def changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+    """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
+    assert found.record is not None
+    if source.remote is None and (name := source_changed(found.record, source.checkpoint)):
+        return f"`{name}` of `{source.checkpoint.shown}` has changed"
+    if name := output_changed(found.record, found):
+        return f"its `{name}` has changed"
+    return _state_changed(step, source, plan, found)
+
+
+def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+    carried = carried_state(found.record or {})
+    if carried is None or "digest" not in carried:
+        return None
+    path = state_path(found, carried)
+    key, allow_pickle = step.state.key, step.state.allow_pickle
+    if not path.exists():
+        return f"its `{path.name}` is gone"
+    if open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle).digest() != carried["digest"]:
+        return f"its `{path.name}` has changed"
+    before = step.state.find(source.checkpoint) if source.remote is None else None
+    if before is not None:
+        state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
+        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.state.policy, None).tensors)
+        if read_digest(state.stored, read) != carried.get("source_digest"):
+            return f"the optimizer's state `{before}` has changed"
+    return None
+
+
+def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
+    """Whether the record says that this very verification was done, and went well."""
+    noted = ((found.record or {}).get("verification")) or {}
+    chosen = step.comparing
+    wanted = {
+        "dtype": chosen.dtype,
+        "device": chosen.device,
+        "own_model": chosen.model is not None,
+        "seed": chosen.seed,
+        "steps": chosen.steps,
+    }
+    return not step.weights and noted.get("agrees") is True and noted.get("options") == wanted
+
+
+def is_still_verified(step: VerifyStep) -> bool:
+    """Whether the record has this verification, and neither side has changed since."""
+    found = open_checkpoint(Path(step.wide))
+    if not is_noted(step, found):
+        return False
+    assert found.record is not None
+    if output_changed(found.record, found):
+        return False
+    origin = found.record["source"]
+    if step.narrow is None and "path" not in origin:
+        return True  # a commit of the Hub
+    narrow = Path(step.narrow) if step.narrow is not None else found.path.resolve().parent / origin["path"]
+    return narrow.exists() and source_changed(found.record, open_checkpoint(narrow)) is None

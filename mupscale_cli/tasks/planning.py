@@ -1,0 +1,272 @@
+"""What is decided before a tensor is read: which source, which recipe, which plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
+from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.checkpoints.hub.reading import RemoteModel, fetch, open_remote
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.optimizers.files import find_optimizer, state_name, state_names
+from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
+from mupscale_cli.plan.methods import MUPSCALE, Method, make_method
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.record.record import Origin, relative_path
+
+_log = logging.getLogger(__name__)  # `-v` shows it
+
+
+@dataclass(frozen=True)
+class Source:
+    """A narrow checkpoint and the name that it was asked for by.
+
+    Attributes:
+        checkpoint: its headers.
+        remote: of the Hub, None for a path.
+        is_here: whether its data are on this machine.
+    """
+
+    checkpoint: Checkpoint
+    remote: RemoteModel | None = None
+    is_here: bool = True
+
+    @property
+    def hub(self) -> HubId | None:
+        return self.remote.id if self.remote else None
+
+    def fetched(self, state: StateOptions | None = None) -> Source:
+        """The same with its data on this machine: of a model of the Hub what is needed is downloaded.
+
+        Args:
+            state: what is done with the optimizer's state, which is downloaded if that needs it.
+
+        Raises:
+            HubError: it cannot be downloaded.
+        """
+        if self.remote is None or self.is_here:
+            return self
+        return Source(fetch(self.remote, self._state_names(state)), self.remote)
+
+    def missing_bytes(self, state: StateOptions | None = None) -> int:
+        """How much `fetched` has to download."""
+        if self.remote is None or self.is_here:
+            return 0
+        return self.remote.missing_bytes(self._state_names(state))
+
+    def _state_names(self, state: StateOptions | None) -> tuple[str, ...]:
+        assert self.remote is not None
+        return state_names(self.remote.sizes) if state is not None and state.optimizer == "auto" else ()
+
+    def find_state(self, options: StateOptions) -> str | None:
+        """The optimizer's state that would be carried, by its path or its name on the Hub."""
+        if self.remote is not None and options.optimizer == "auto":
+            name = state_name(self.remote.sizes)
+            return None if name is None else f"{self.remote.id}/{name}"
+        path = options.find(self.checkpoint)
+        return None if path is None else str(path)
+
+    @property
+    def default_directory(self) -> Path:
+        return Path() if self.hub else self.checkpoint.path.parent
+
+    @property
+    def stem(self) -> str:
+        if self.hub:
+            return self.hub.name
+        path = self.checkpoint.path
+        return path.stem if self.checkpoint.is_file else path.resolve().name
+
+    def origin(self, output: Path, recipe: Recipe) -> Origin:
+        """Where everything came from, as seen from the output."""
+        file = None if recipe.path is None else relative_path(recipe.path, output)
+        if self.remote:
+            return Origin(path="", repo=self.remote.id.repo, revision=self.remote.commit, recipe=file)
+        return Origin(relative_path(self.checkpoint.path, output), recipe=file)
+
+
+@dataclass(frozen=True)
+class StateOptions:
+    """What to do with the optimizer's state.
+
+    Attributes:
+        optimizer: where it is; `auto` is beside the checkpoint if it is there, `none` leaves it.
+        policy: `copy`, `reset-new` or `reset`.
+        key: dotted keys that lead to it in a file that holds more.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+    """
+
+    optimizer: str | Path = "auto"
+    policy: Policy = "copy"
+    key: str | None = None
+    allow_pickle: bool = False
+
+    def find(self, checkpoint: Checkpoint) -> Path | None:
+        """The state to carry, if there is one."""
+        if self.optimizer == "none":
+            return None
+        return find_optimizer(checkpoint) if self.optimizer == "auto" else Path(self.optimizer)
+
+
+def find_source(checkpoint: str | Path, *, headers_only: bool = False, with_state: bool = False) -> Source:
+    """Open a checkpoint by path, or by its id on the Hub where there is no such path.
+
+    Args:
+        checkpoint: a safetensors file, a model directory, or a Hub id.
+        headers_only: of a model of the Hub, download nothing but what describes it.
+        with_state: of a model of the Hub, download the optimizer's state as well.
+
+    Raises:
+        CheckpointError: there is none, or it is not valid.
+    """
+    path = Path(checkpoint)
+    hub = None if path.exists() else parse_hub_id(str(checkpoint))
+    if hub is None:
+        return Source(open_checkpoint(path))
+    remote = open_remote(hub)
+    source = Source(remote.checkpoint, remote, is_here=False)
+    return source if headers_only else source.fetched(StateOptions() if with_state else None)
+
+
+def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
+    """The recipe for a checkpoint: by name, else by `model_type`, else by its tensors.
+
+    Raises:
+        RecipeError: there is none, or several fit.
+    """
+    config = checkpoint.config or {}
+    if name is not None:
+        _log.info("recipe %s, as it was asked for", name)
+        return load_recipe(name, config)
+    model_type = config.get("model_type")
+    if isinstance(model_type, str):
+        found = recipe_for(config)
+        if found is not None:
+            _log.info("recipe %s, as config.json says `model_type: %s`", found, model_type)
+            return load_recipe(found, config)
+        near = get_close_matches(model_type, model_types(), n=1, cutoff=0.8)
+        raise RecipeError(
+            f"there is no recipe for the model type `{model_type}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+            hint=f"draft one: `mupscale recipes infer {model_type} -o {model_type}.yaml`, and name it with `--recipe`; "
+            "so can you a built-in one whose shape it has, for instance `--recipe llama`",
+        )
+    names = tuple(checkpoint.tensors)
+    fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
+    if len(fitting) == 1:
+        _log.info("recipe %s, the only one whose rules fit the tensors' names", fitting[0].name)
+        return fitting[0]
+    several = (
+        f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
+        if fitting
+        else "no recipe fits its tensors"
+    )
+    raise RecipeError(
+        f"`{checkpoint.shown}` has no config.json with a `model_type`, and {several}",
+        hint="name one with `--recipe`, or put config.json beside it",
+    )
+
+
+def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:
+    if not recipe.tensor_patterns:
+        return False
+    try:
+        match_rules(recipe, names)
+    except RecipeError:
+        return False
+    return True
+
+
+def plan_widening(
+    checkpoint: str | Path | Source,
+    factor: int | None = None,
+    axes: Mapping[str, int] | None = None,
+    *,
+    recipe: str | Path | None = None,
+    max_shard_size: int = DEFAULT_SHARD_BYTES,
+    tie: str | None = None,
+    method: str | Method = MUPSCALE,
+    perturbation: Perturbation | None = None,
+) -> Plan:
+    """Plan a widening from headers and config alone; nothing is written, torch is not imported.
+
+    Args:
+        checkpoint: a safetensors file, a model directory, or a Hub id.
+        factor: target width over source width, for every axis that the recipe widens.
+        axes: factors of single axes, which override or add to `factor`.
+        recipe: name or file of the recipe; found by the checkpoint if not given.
+        max_shard_size: largest output file of a directory, in bytes.
+        tie: for a readout that shares the embedding, where its factor goes: `fold` (the last norm),
+            `config` (a key of it) or `untie` (two tensors); the recipe's own choice if not given.
+        method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
+        perturbation: noise that tells the copies apart; the method's own if not given.
+
+    Raises:
+        MupscaleError: the checkpoint, the recipe or the factors do not allow it.
+
+    Example:
+        >>> plan = plan_widening("tiny", factor=2)  # doctest: +SKIP
+        >>> plan.num_parameters  # doctest: +SKIP
+        (120640, 471424)
+    """
+    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
+    found = source.checkpoint
+    chosen = choose_recipe(found, recipe)
+    if max_shard_size < 1:
+        raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
+    factors = resolve_factors(chosen, factor, axes or {})
+    plan = make_plan(
+        chosen,
+        found.specs,
+        found.config,
+        factors,
+        None if found.is_file else max_shard_size,
+        tie,
+        method=make_method(method) if isinstance(method, str) else method,
+        perturbation=perturbation,
+    )
+    _tell_reasons(plan)
+    for name, asked in (axes or {}).items():
+        if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
+            raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
+    if not plan.factors:
+        raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
+    return plan
+
+
+def _tell_reasons(plan: Plan) -> None:
+    """Note why the plan is what it is."""
+    for axis in plan.axes:
+        if axis.factor == 1 and axis.name in plan.recipe.fixed:
+            _log.info("axis %s stays: %s", axis.name, plan.recipe.fixed[axis.name])
+        elif axis.factor == 1 and axis.name not in plan.recipe.widen:
+            _log.info("axis %s stays: a bare factor does not widen it; `--axis %s=K` does", axis.name, axis.name)
+    if plan.tie is not None:
+        _log.info("the readout shares the embedding; its factor goes by `--tie %s`", plan.tie)
+    for tensor in plan.tensors:
+        _log.debug("%s: rule %s, layout %s", tensor.target.name, tensor.rule, tensor.layout)
+
+
+def describe(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
+    """The plan that changes nothing: what a recipe knows of a checkpoint.
+
+    Raises:
+        MupscaleError: there is no recipe for it, or they contradict one another.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else choose_recipe(checkpoint, recipe)
+    factors = dict.fromkeys(chosen.axis_names, 1)
+    return make_plan(chosen, checkpoint.specs, checkpoint.config, factors, None)
+
+
+def default_output(source: Source, factor: int | None, axes: Mapping[str, int]) -> Path:
+    """`NAME-x4` beside the input, or in the current folder for a model of the Hub."""
+    parts = [f"x{factor}"] if factor is not None else []
+    parts += [f"{name}{value}" for name, value in axes.items()]
+    name = f"{source.stem}-{'-'.join(parts)}"
+    return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)

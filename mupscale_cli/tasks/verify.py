@@ -1,0 +1,333 @@
+"""What `mupscale verify` does, as a function: find both checkpoints, plan again, compare."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.header import read_header
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.staging import replace_json
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.files import find_optimizer, open_optimizer, read_digest
+from mupscale_cli.optimizers.loading import load_state
+from mupscale_cli.optimizers.tree import OptimizerTree
+from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.record.record import (
+    METADATA_KEY,
+    carried_state,
+    check_record,
+    output_changed,
+    recorded_method,
+    recorded_noise,
+    source_changed,
+    source_resized,
+    state_path,
+)
+from mupscale_cli.tasks.planning import choose_recipe, find_source
+from mupscale_cli.tasks.widen import Events
+from mupscale_cli.verification import (
+    Verification,
+    VerifyOptions,
+    WeightsCheck,
+    check_state,
+    check_weights,
+    train_checkpoints,
+    verify_checkpoints,
+)
+
+_log = logging.getLogger(__name__)  # `-v` shows it
+NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
+_OTHER_SOURCE = "compare with what it was made from, which changed since or is elsewhere; or widen again"
+
+
+def verify(
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    *,
+    options: VerifyOptions | None = None,
+    recipe: str | Path | None = None,
+    optimizer: Path | None = None,
+    allow_pickle: bool = False,
+) -> Verification:
+    """Check that a widened checkpoint computes the same function as its source.
+
+    The figures are kept in the directory's mupscale.json, unless it is read-only.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        options: data type, device, own model, seed.
+        recipe: name or file of the recipe; the one that the record names if not given.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out. For
+            `options.steps`.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
+    chosen = options or VerifyOptions()
+    again = plan_again(wide, narrow, recipe, with_state=chosen.steps > 0)
+    found = verify_checkpoints(again.narrow, again.wide, again.plan, chosen)
+    if again.plan.perturbation is not None:
+        found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
+    if chosen.steps:
+        states = _states(again, optimizer, allow_pickle=allow_pickle)
+        training = train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states)
+        policy = (carried_state(again.record) or {}).get("policy", "copy")
+        if policy != "copy":
+            training = replace(
+                training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
+            )
+        found = replace(found, training=training)
+    if found.agrees and (changed := output_changed(again.record, again.wide)):
+        raise CheckpointError(
+            f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
+            hint="`mupscale verify --weights` names what differs",
+        )
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": recorded_options(chosen)}})
+    return found
+
+
+def recorded_options(options: VerifyOptions) -> dict[str, Any]:
+    """What a record says of the options of a verification; no paths."""
+    return {
+        "dtype": options.dtype,
+        "device": options.device,
+        "own_model": options.model is not None,
+        "seed": options.seed,
+        "steps": options.steps,
+    }
+
+
+def verify_weights(
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    optimizer: Path | None = None,
+    allow_pickle: bool = False,
+    events: Events | None = None,
+    processes: int | None = 1,
+) -> WeightsCheck:
+    """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
+
+    The optimizer's state is checked with it, where one was carried and the narrow one is there.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        recipe: name or file of the recipe; the one that the record names if not given.
+        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out.
+        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        events: for progress.
+        processes: how many of this machine share the work, as for `widen`.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
+    again = plan_again(wide, narrow, recipe, with_state=True, hashed=False)
+    events = events or Events()
+    state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
+    events.phase("comparing", again.plan.num_bytes)
+    read = tensor_digests(again.narrow.specs)
+    found = check_weights(again.narrow, again.wide, again.plan, events.advance, read, processes)
+    if changed := source_changed(again.record, again.narrow, read):
+        raise _other_source(changed, again.narrow, wide)
+    if isinstance(state, Path):
+        return replace(found, state=_check_state(again, state, events, processes, allow_pickle=allow_pickle))
+    return replace(found, without_state=state)
+
+
+def _narrow_state(again: Again, optimizer: Path | None) -> Path | str | None:
+    """The narrow optimizer's state; why it is not compared, where nobody wants or has it; None where none was carried.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    carried = carried_state(again.record)
+    if carried is None:
+        return None
+    if optimizer == NO_STATE:
+        return "it was not asked for (`--optimizer none`)"
+    if again.is_published and not state_path(again.wide, carried).exists():
+        return "it was not published with the weights"
+    before = optimizer or find_optimizer(again.narrow)
+    if before is None:
+        raise _no_narrow_state(again.narrow, carried)
+    return before
+
+
+def _check_state(
+    again: Again, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
+) -> WeightsCheck:
+    """The optimizer's state against that of the source."""
+    carried = carried_state(again.record)
+    assert carried is not None
+    after, key = state_path(again.wide, carried), carried.get("key")
+    if not after.exists():
+        return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
+    narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
+    wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
+    planned = narrow.widen(again.plan, carried["policy"], None)
+    events.phase("comparing the optimizer's state", planned.num_bytes)
+    read = tensor_digests(tensor.source for tensor in planned.tensors)
+    found = check_state(planned, wide, events.advance, read, processes)
+    if carried.get("source_digest") not in (None, read_digest(narrow.stored, read)):
+        raise CheckpointError(
+            f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with", hint=_OTHER_SOURCE
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Again:
+    """A widening that was done, planned once more.
+
+    Attributes:
+        wide: the checkpoint that was written.
+        narrow: its source.
+        plan: how the one was made of the other, with the noise as it was measured.
+        record: of the widening.
+        is_published: whether the checkpoint that was written came from the Hub.
+    """
+
+    wide: Checkpoint
+    narrow: Checkpoint
+    plan: Plan
+    record: dict[str, Any]
+    is_published: bool = False
+
+
+def plan_again(
+    wide: str | Path,
+    narrow: str | Path | None = None,
+    recipe: str | Path | None = None,
+    *,
+    with_state: bool = False,
+    hashed: bool = True,
+) -> Again:
+    """Find both checkpoints of a widening and plan it once more.
+
+    Args:
+        wide: a checkpoint that mupscale wrote.
+        narrow: its source; the one that its record names if not given.
+        recipe: name or file of the recipe; the one that the record names if not given.
+        with_state: of models of the Hub, download the optimizer's state as well.
+        hashed: read all of the source, to be sure that it is what was widened; else only sizes are compared.
+
+    Raises:
+        MupscaleError: one of them is missing or not what the record says.
+    """
+    found = find_source(wide, with_state=with_state)
+    target = found.checkpoint
+    record = target.record
+    if record is None:
+        raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
+    check_record(record, target.path)
+    with_state = with_state and carried_state(record) is not None
+    source = (
+        find_source(narrow, with_state=with_state).checkpoint
+        if narrow is not None
+        else _recorded_source(target, with_state=with_state)
+    )
+    if changed := (source_changed if hashed else source_resized)(record, source):
+        raise _other_source(changed, source, wide)
+    factors = {name: axis["factor"] for name, axis in record["axes"].items()}
+    chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
+    method, perturbation = recorded_method(record)
+    plan = make_plan(
+        chosen,
+        source.specs,
+        source.config,
+        resolve_factors(chosen, None, factors),
+        tie=record.get("tie"),
+        method=method,
+        perturbation=perturbation,
+    )
+    return Again(target, source, with_noise(plan, recorded_noise(record)), record, found.hub is not None)
+
+
+def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"`{changed}` of `{source.path}` is not the file that `{wide}` was widened from", hint=_OTHER_SOURCE
+    )
+
+
+def _no_narrow_state(narrow: Checkpoint, carried: Mapping[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"the optimizer's state `{carried['file']}` is not beside `{narrow.path}`",
+        hint="give it with `--optimizer PATH`, or leave it out with `--optimizer none`",
+    )
+
+
+def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
+    """The recipe by its name or, if it is not built in, by its file."""
+    file = record["recipe"].get("file")
+    return target.path.resolve().parent / file if file else str(record["recipe"]["name"])
+
+
+def _states(
+    again: Again, optimizer: Path | None, *, allow_pickle: bool
+) -> tuple[OptimizerTree | None, OptimizerTree | None]:
+    """The optimizer's state of both checkpoints, where one was carried."""
+    source, target, carried = again.narrow, again.wide, carried_state(again.record)
+    if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
+        return None, None
+    before = optimizer or find_optimizer(source)
+    after = state_path(target, carried)
+    if before is None:
+        raise _no_narrow_state(source, carried)
+    return (
+        load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
+        load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),
+    )
+
+
+def _note(target: Checkpoint, record: dict[str, Any]) -> None:
+    """Keep the figures in mupscale.json, where it can be written; the header of a single file is left alone."""
+    file = target.path / RECORD
+    if not target.is_file and not file.is_symlink() and os.access(file, os.W_OK) and os.access(target.path, os.W_OK):
+        replace_json(file, record)
+
+
+def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
+    where = target.record["source"]  # type: ignore[index]
+    if "repo" in where:
+        return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
+    path = target.path.resolve().parent / where["path"]
+    _log.info("the source is %s, as the record of %s says", path, target.path)
+    if not path.exists():
+        raise CheckpointError(
+            f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"
+        )
+    return open_checkpoint(path)
+
+
+def newest_widened(folder: Path) -> Path:
+    """The checkpoint in a folder that mupscale wrote last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = [file.parent for file in folder.glob(f"*/{RECORD}")]
+    for file in folder.glob("*.safetensors"):
+        try:
+            if METADATA_KEY in read_header(file).metadata:
+                found.append(file)
+        except CheckpointError:
+            continue  # a broken file is not what was asked for
+    if not found:
+        raise CheckpointError("there is no widened checkpoint in this folder", hint="name it: `mupscale verify WIDE`")
+    return max(found, key=_written_at)
+
+
+def _written_at(path: Path) -> float:
+    """When the weights were written; the record is younger once it was verified again."""
+    files = path.glob("*.safetensors") if path.is_dir() else (path,)
+    return max((file.stat().st_mtime for file in files), default=0.0)

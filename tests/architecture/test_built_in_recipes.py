@@ -1,0 +1,122 @@
+"""Every built-in recipe against the reference implementation, everything random, in float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mupscale_cli
+from helpers import MLP_MODULE, MODELS, save_mlp
+from mupscale_cli.architecture.recipe import load_recipe, model_types
+from mupscale_cli.errors import ConfigError
+from mupscale_cli.tasks.check import check_model
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification import VerifyOptions
+
+EXACT = VerifyOptions(dtype="float64")
+# One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
+EVERY_AXIS = [
+    "Qwen3-tied",
+    "GPT2-tied",
+    "StableLm-parallel",
+    "Mixtral-untied",
+    "DeepseekV3-tied",
+    "Mamba-tied",
+    "T5-tied",
+    "Bart-tied",
+    "Bloom-tied",
+    "Llava-clip",
+]
+SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
+
+
+def check(source, tmp_path, factor=None, axes=None, **options):
+    widened = widen(source, tmp_path / "wide", factor, axes, verify=EXACT, **options)
+    found = widened.verification
+    assert found is not None
+    assert found.agrees, found
+    assert found.max_rel < 1e-12
+    assert found.worst_module is None or found.worst_module.max_rel < 1e-12
+    return found
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_all_axes_together(case, saved, tmp_path):
+    found = check(saved(case), tmp_path, 2)
+    assert found.num_modules > 3
+    if MODELS[case][0].endswith(("ForCausalLM", "LMHeadModel")):
+        assert {"logits", *SEVERAL_HEADS} <= {comparison.what for comparison in found.comparisons}
+
+
+@pytest.mark.parametrize("case", EVERY_AXIS)
+def test_every_axis_and_every_way_to_treat_a_tied_readout(case, saved):
+    checked = check_model(saved(case))
+    assert len(checked.trials) > 4
+    assert checked.is_right, [trial for trial in checked.trials if trial.problem]
+    assert not checked.mistakes
+    assert 0 < checked.worst < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in MODELS if case not in EVERY_AXIS])
+def test_every_axis_of_every_model(case, saved):
+    checked = check_model(saved(case))
+    assert checked.is_right, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
+
+
+def test_factors_differ_by_axis(saved, tmp_path):
+    check(saved("Qwen3-tied"), tmp_path, 2, {"g": 3, "ffn": 4})
+
+
+@pytest.mark.parametrize("case", ["Llama-tied", "Gemma-tied", "GPT2-tied", "ResNet-basic"])
+def test_bfloat16_is_as_exact(case, saved, tmp_path):
+    check(saved(case, dtype=torch.bfloat16), tmp_path, 3)
+
+
+def test_stack_of_linear_layers_without_config(tmp_path):
+    (tmp_path / "net.py").write_text(MLP_MODULE)
+    source = save_mlp(tmp_path / "net.safetensors")
+    for factor in (2, 3):
+        options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'net.py'}:build")
+        widened = widen(source, tmp_path / f"wide{factor}.safetensors", factor, verify=options)
+        assert widened.verification.agrees
+        assert widened.verification.max_rel < 1e-12
+
+
+def test_a_config_that_would_mean_another_structure_is_refused(saved):
+    """Embeddings of 16 that grow to the 48 of the residual stream would have no projection any more."""
+    with pytest.raises(ConfigError, match="means another structure"):
+        plan_widening(saved("Electra-tied"), axes={"pe": 3})
+    assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
+
+
+def test_model_types_belong_to_one_recipe():
+    """Or to several of which all but one have a condition."""
+    for model_type, recipes in model_types().items():
+        assert [condition for condition, _ in recipes].count(None) == 1, model_type
+        assert all(model_type in load_recipe(name).model_types for _, name in recipes)
+
+
+def test_every_recipe_for_transformers_has_a_model():
+    """The exceptions are recipes of models that transformers does not have."""
+    import transformers
+
+    tried = {getattr(transformers, config).model_type for _, config, _ in MODELS.values()}
+    named = set(model_types()) - {"nanogpt", "nanogpt-mup"}
+    untried = {
+        model_type
+        for model_type in named - tried
+        if not any(
+            {other for other in tried if any(name == found for _, found in model_types().get(other, ()))}
+            for _, name in model_types()[model_type]
+        )
+    }
+    assert not untried
+
+
+def test_an_architecture_takes_one_file_and_no_python():
+    """OLMo 2 is data: nothing in the package knows its name."""
+    sources = list(Path(mupscale_cli.__file__).parent.rglob("*.py"))
+    assert sources
+    assert not [file for file in sources if "olmo" in file.read_text().lower()]

@@ -1,0 +1,159 @@
+"""Composite recipes: parts with axes, config keys and names of their own."""
+
+import pytest
+
+from mupscale_cli.architecture.recipe import load_recipe, recipe_for
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.plan import make_plan, resolve_factors
+
+INNER = """
+match: {model_type: [inner]}
+defaults: {wide: false}
+define: {double: 2 * n}
+axes: {a: n, e: {size: groups, about: groups}}
+widen: [a]
+linked: {e: a}
+config: {n: a, groups?: e, scale: [{when: wide, value: "scale | a"}, scale]}
+prefix: [model., ""]
+tensors:
+  "{prefix}w.{e}": [{when: double == scale, dims: "/a"}, "a"]
+  "head.w?": "a"
+"""
+OTHER = """
+match: {model_type: [other]}
+axes: {b: n}
+widen: [b]
+config: {n: b}
+tensors: {"{prefix}v": "/b"}
+"""
+OUTER = """
+match: {model_type: [outer]}
+prefix: [{text: t., head: h., vision: v.}, {text: x., head: "", vision: y.}]
+parts:
+  text: {config: [text_config, ""], recipe: inner, prefix: text, names: head}
+  vision: {config: vision_config, recipe: inner, prefix: vision}
+widen: [text]
+tensors: {bridge: "text.a, /vision.b"}
+"""
+CONFIG = {"text_config": {"n": 2, "groups": 2, "scale": 3}, "vision_config": {"model_type": "other", "n": 5}}
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    for name, text in (("inner", INNER), ("other", OTHER), ("outer", OUTER)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(
+        "mupscale_cli.architecture.recipe.model_types", lambda _containing: {"other": [(None, "other")]}
+    )
+    return tmp_path
+
+
+def plan(recipes, factors, config=CONFIG, names=("t.w.0", "t.w.1", "h.head.w", "v.v", "bridge")):
+    shapes = {"w.0": (2,), "w.1": (2,), "head.w": (2,), "v": (5,), "bridge": (2, 5)}
+    plain = {name: name[2:] if name[:2] in ("t.", "h.", "v.", "x.", "y.") else name for name in names}
+    specs = [TensorSpec(name, "F32", shapes[plain[name]]) for name in names]
+    recipe = load_recipe(recipes / "outer.yaml", config)
+    return make_plan(recipe, specs, config, resolve_factors(recipe, None, factors))
+
+
+def test_axes_config_and_names_of_the_parts(recipes):
+    found = plan(recipes, {"text.a": 3, "text.e": 3, "vision": 2})
+    assert found.factors == {"text.a": 3, "text.e": 3, "vision.b": 2}
+    assert found.config == {
+        "text_config": {"n": 6, "groups": 6, "scale": 3},
+        "vision_config": {"model_type": "other", "n": 10},
+    }
+    wide = {tensor.target.name: (tensor.target.shape, tensor.coefficient) for tensor in found.tensors}
+    assert wide["h.head.w"] == ((6,), 1)
+    assert wide["bridge"] == ((6, 10), 1 / 2)
+    assert wide["v.v"] == ((10,), 1 / 2)
+    assert sorted(name for name in wide if name.startswith("t.w")) == [f"t.w.{i}" for i in range(6)]
+
+
+def test_prefixes_belong_together(recipes):
+    found = plan(recipes, {"vision": 2}, names=("x.w.0", "x.w.1", "head.w", "y.v", "bridge"))
+    assert {tensor.target.name for tensor in found.tensors} >= {"y.v", "head.w"}
+    with pytest.raises(RecipeError, match=r"no rule of .* matches `y\.v`"):
+        plan(recipes, {"vision": 2}, names=("t.w.0", "t.w.1", "h.head.w", "y.v", "bridge"))
+
+
+def test_a_flat_config_is_the_part_itself(recipes):
+    flat = {**CONFIG["text_config"], "vision_config": CONFIG["vision_config"]}
+    found = plan(recipes, {"text.a": 2, "text.e": 2}, flat)
+    assert found.config["n"] == 4
+    assert "text_config" not in found.config
+
+
+def test_a_part_is_an_axis_that_stands_for_its_own(recipes):
+    recipe = load_recipe(recipes / "outer.yaml", CONFIG)
+    assert recipe.widen == ("text.a",)
+    assert recipe.groups == {"text": ("text.a",), "vision": ("vision.b",)}
+    assert resolve_factors(recipe, None, {"vision": 4})["vision.b"] == 4
+    with pytest.raises(PlanError, match="has no axis `sound`"):
+        resolve_factors(recipe, 2, {"sound": 2})
+    with pytest.raises(PlanError, match=r"text\.e is text\.a"):
+        resolve_factors(recipe, 2, {})
+
+
+def test_conditions_and_definitions_are_the_parts_own(recipes):
+    recipe = load_recipe(recipes / "outer.yaml", CONFIG)
+    rule = next(rule for rule in recipe.tensors if rule.text.value == "{text}w.{text.e}")
+    assert rule.choices[0].condition.value == "text.double == text_config.scale"
+    assert [name for name, _, _ in recipe.definitions] == ["text.double"]
+    assert recipe.defaults == {"text_config.wide": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ("text: {config: c, recipe: nothing, prefix: text}", "there is no recipe `nothing`"),
+        ("text: {config: c, prefix: text}", "the part `text` has no `recipe`"),
+        ("text: {config: c, recipe: inner, prefix: text, colour: red}", "unknown key `colour`"),
+        ("text: inner", "a part has `config`"),
+        ("2x: {config: c, recipe: inner, prefix: text}", "cannot be a name"),
+        ("[inner]", "expected a mapping of parts"),
+    ],
+)
+def test_mistakes_in_parts(parts, says, recipes):
+    file = recipes / "wrong.yaml"
+    indented = f"\n  {parts}" if not parts.startswith("[") else f" {parts}"
+    file.write_text(f"prefix: [{{text: t.}}]\nparts:{indented}\naxes: {{x: n}}\ntensors: {{w: x}}\n")
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(file, {})
+
+
+def test_an_error_in_a_part_shows_the_line_that_was_written(recipes):
+    (recipes / "inner.yaml").write_text(INNER.replace("n: a,", "n: a + colour,"))
+    with pytest.raises(RecipeError) as caught:
+        plan(recipes, {"text.a": 2, "text.e": 2})
+    assert "the config has no `text_config.colour`" in caught.value.message
+    assert "n: a + colour" in caught.value.excerpt
+    assert "^" not in caught.value.excerpt
+
+
+@pytest.mark.parametrize("wrong", ["x", 3, [], [1], True])
+def test_a_section_that_is_no_section_is_told(wrong, recipes):
+    with pytest.raises((RecipeError, PlanError), match=r"vision_config|`vision\.b`"):
+        plan(recipes, {"text.a": 2, "text.e": 2}, {**CONFIG, "vision_config": wrong})
+
+
+@pytest.mark.parametrize("name", ["{oops}w", "{text.__class__}w", "a.{b,c}", "{text}w.*"])
+def test_names_of_parameters_are_names(name, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f'prefix: [{{text: t.}}]\naxes: {{x: n}}\nparameters: {{a: "{name}"}}\ntensors: {{w: x}}\n')
+    with pytest.raises(RecipeError):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "falcon"}, "falcon"),
+        ({"model_type": "falcon", "alibi": True}, "falcon_alibi"),
+        ({"model_type": "nothing"}, None),
+        ({}, None),
+    ],
+)
+def test_recipes_are_chosen_by_conditions_too(config, name):
+    assert recipe_for(config) == name

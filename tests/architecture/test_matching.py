@@ -1,0 +1,60 @@
+"""Which rule each tensor follows."""
+
+import pytest
+
+from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.errors import RecipeError
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def make(*patterns, prefix='[""]'):
+        lines = "".join(f'  "{pattern}": "a"\n' for pattern in patterns)
+        file = tmp_path / "r.yaml"
+        file.write_text(f"prefix: {prefix}\naxes: {{a: n}}\nwiden: [a]\ntensors:\n{lines}")
+        return load_recipe(file)
+
+    return make
+
+
+def rules(recipe, names):
+    return {name: match.rule.pattern.text for name, match in match_rules(recipe, names).items()}
+
+
+def test_every_tensor_follows_one_rule(recipe):
+    assert rules(recipe("x.{a,b}", "y"), ["x.b", "y", "x.a"]) == {"x.b": "x.{a,b}", "y": "y", "x.a": "x.{a,b}"}
+
+
+def test_the_fewest_stars_win(recipe):
+    found = rules(recipe("*.*.w", "*.1.w", "x.1.w"), ["x.1.w", "y.1.w", "y.2.w"])
+    assert found == {"x.1.w": "x.1.w", "y.1.w": "*.1.w", "y.2.w": "*.*.w"}
+
+
+def test_first_and_last_are_found_among_all_names(recipe):
+    found = rules(recipe("{first}.w", "*.w", "{last}.w"), ["2.w", "10.w", "4.w", "9.w"])
+    assert found == {"2.w": "{first}.w", "10.w": "{last}.w", "4.w": "*.w", "9.w": "*.w"}
+
+
+def test_the_prefix_that_explains_most_is_taken(recipe):
+    made = recipe("{prefix}a", "head?", prefix='[model., ""]')
+    assert rules(made, ["model.a", "head"]) == {"model.a": "{prefix}a", "head": "head?".removesuffix("?")}
+    assert rules(made, ["a"]) == {"a": "{prefix}a"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names", "message"),
+    [
+        (["a"], ["a", "b"], "matches `b`"),
+        (["*.w", "{x,y}.*"], ["x.w"], "matches this rule and the one in line"),
+        (["a", "b"], ["a"], r"r\.yaml:6: no tensor of the checkpoint"),
+        (["l.*.a", "l.*.b"], ["l.0.a", "l.0.b", "l.1.a"], "`l.1` is there"),
+    ],
+)
+def test_contradictions(patterns, names, message, recipe):
+    with pytest.raises(RecipeError, match=message):
+        match_rules(recipe(*patterns), names)
+
+
+def test_optional_rules_may_match_nothing(recipe):
+    assert rules(recipe("a", "b?", "l.*.c?"), ["a"]) == {"a": "a"}

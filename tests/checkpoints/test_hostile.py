@@ -1,0 +1,477 @@
+"""Input that is broken or meant to harm: one message, bounded work, nothing read, written or run but the user's.
+
+Random bytes for every reader (`fuzzing/targets.py`), those that once found something (`corpus/`), and each promise.
+"""
+
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from cli_runner import run
+from fuzzing.targets import MODELS, TARGETS, specs_of
+from fuzzing.targets import run as run_target
+from mupscale_cli.architecture.document import parse_document
+from mupscale_cli.architecture.language import LanguageError, evaluate, parse_expression, parse_layout, parse_pattern
+from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.checkpoints.header import read_header
+from mupscale_cli.checkpoints.lock import try_lock
+from mupscale_cli.checkpoints.reading import open_checkpoint, read_json
+from mupscale_cli.checkpoints.scratch import scratch
+from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
+from mupscale_cli.optimizers.files import open_optimizer
+from mupscale_cli.optimizers.scheduler import widen_scheduler
+from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.tasks.widen import widen
+
+CORPUS = sorted(path for path in (Path(__file__).parent.parent / "corpus").glob("*/*"))
+FIXED = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_random_bytes_end_in_a_message(name):
+    settings(FIXED, max_examples=40)(given(st.binary(max_size=60))(lambda data: run_target(name, data)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_many_random_bytes_end_in_a_message(name):
+    settings(FIXED, max_examples=3000)(given(st.binary(max_size=400))(lambda data: run_target(name, data)))()
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_what_once_went_wrong_ends_in_a_message(path):
+    run_target(path.parent.name, path.read_bytes())
+
+
+@pytest.fixture
+def narrow(saved, tmp_path):
+    """A model directory of the test's own."""
+    return shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
+
+
+def refused(*arguments):
+    """The message of a command that must be refused."""
+    result = run(*map(str, arguments))
+    assert result.code == 2, result
+    assert "Traceback" not in result.err
+    return result.err
+
+
+class Touch:
+    """A pickle that makes a file when it is loaded as pickles usually are."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+# Headers and JSON -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("a", "[" + ",".join(["9223372036854775807"] * 500) + "]", "no valid shape"),
+        ("a", "[9223372036854775807,9223372036854775807]", "more bytes than a file can have"),
+        ("a", "[" + "9" * 5000 + "]", "not JSON"),
+        ("\\ud800", "[1]", "cannot be shown"),
+        ("\\u001b[2J", "[1]", "cannot be shown"),
+        ("a" * 2000, "[1]", "longer than 1000"),
+    ],
+    ids=["many-sizes", "large-sizes", "digits", "surrogate", "escape", "long-name"],
+)
+def test_headers_that_are_too_much(name, shape, says, tmp_path):
+    text = f'{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(CheckpointError, match=says):
+        read_header(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "not valid JSON|nested deeper"),
+        ('{"a":' + "[" * 100 + "]" * 100 + "}", "nested deeper"),
+        ('{"a":' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"a":"\\ud800"}', "surrogate"),
+        ('{"a":"' + "x" * (16 << 20) + '"}', "larger than 16 MB"),
+        ("[1]", "not a JSON object"),
+    ],
+    ids=["deep", "deeper-than-64", "digits", "surrogate", "large", "list"],
+)
+def test_json_that_is_too_much(text, says, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=says):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end is one of Unix")
+def test_files_without_an_end_are_not_read(tmp_path):
+    with pytest.raises(CheckpointError, match="larger than"):
+        read_json(Path("/dev/zero"))
+    (tmp_path / "mine.yaml").symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match="not a file"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 10**4000},
+        {"hidden_size": float("nan")},
+        {"num_attention_heads": [[]] * 1000},
+        {"intermediate_size": "40"},
+        {"num_key_value_heads": {"a": 1}},
+        {"head_dim": -8},
+        {"model_type": ["llama"]},
+        {"model_type": "x" * 10**6},
+        {"architectures": {"a": 1}},
+    ],
+    ids=lambda change: f"{next(iter(change))}-{type(next(iter(change.values()))).__name__}",
+)
+def test_configs_that_are_not_what_they_should_be(change, narrow):
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, **change}))
+    result = run("widen", str(narrow), "--factor", "2", "--no-verify", "--dry-run")
+    assert result.code in (0, 2)
+    assert "Traceback" not in result.err
+    assert len(result.err) < 20_000
+    verified = run("widen", str(narrow), "--factor", "2")  # transformers, too, may be given anything
+    assert verified.code == result.code or "architectures" in change, verified
+    assert "Traceback" not in verified.err
+
+
+def test_a_config_of_more_layers_than_tensors_is_not_built(narrow):
+    widen(narrow, narrow.parent / "wide", 2, verify=False)
+    for folder in (narrow, narrow.parent / "wide"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    assert "there are only" in refused("widen", narrow, "--factor", "2")
+
+
+def test_factors_have_a_limit(narrow):
+    assert "from 1 to 4096" in refused("widen", narrow, "--factor", 10**9)
+    assert "many digits" in refused("widen", narrow, "--factor", "9" * 4000)
+
+
+# Recipes --------------------------------------------------------------------------------------
+
+LAUGHS = "a: &a [lol, lol]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS, "anchors and aliases"),
+        ("a: " + "[" * 100_000, "nested too deeply"),
+        ("a: " + "{" * 100_000, "nested too deeply"),
+        ("- " * 100_000, "nested too deeply"),
+        ("? " * 100_000, "nested too deeply"),
+        ("a: !!python/object/apply:os.system [id]", "tag"),
+        ("a: b\n" * 300_000, "more than 1048576 bytes"),
+    ],
+    ids=["laughs", "lists", "mappings", "items", "keys", "tag", "large"],
+)
+def test_yaml_that_is_too_much(text, says):
+    with pytest.raises(RecipeError, match=says):
+        parse_document(text, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "says"),
+    [
+        (parse_pattern, "*" * 30, "too many ways"),
+        (parse_pattern, "**.a.**.b.**.c", "too many ways"),
+        (parse_pattern, "*a*a*a*a", "too many ways"),
+        (parse_pattern, "{a,aa}" * 30, "too many ways"),
+        (parse_pattern, "{first}{a}{b}{c}{d}{e}", "too many ways"),
+        (parse_pattern, "{a}.{a}", "twice"),
+        (parse_layout, "9" * 5000, "digits"),
+        (parse_layout, "embed | embed^" + "9" * 5000, "digits"),
+        (parse_layout, "(" * 1000, "longer than|deeper than"),
+        (parse_expression, "+".join("a" * 100_000), "longer than"),
+        (parse_expression, "not " * 400 + "a", "deeper than"),
+        (parse_expression, "a[" + "9" * 5000 + "]", "digits"),
+    ],
+)
+def test_recipe_texts_that_are_too_much(parse, text, says):
+    with pytest.raises(LanguageError, match=says):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["a * a * a", "a + 1.5", "a - 2 * a", "a // 0.1"])
+def test_numbers_that_are_too_large_to_compute_with(text):
+    with pytest.raises(LanguageError, match="too large"):
+        evaluate(parse_expression(text), {"a": 10**4000})
+
+
+def test_prefixes_are_words_and_not_formats(tmp_path):
+    text = "prefix: [{prefix: '', 'prefix:>99999999999': ''}]\naxes: {a: a}\ntensors: {'x': a}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="cannot be a name"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/secret", "a/b", "..", "a\\b"])
+def test_recipes_extend_only_what_lies_beside_them(name, tmp_path):
+    (tmp_path / "secret.yaml").write_text("extends: llama\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.yaml").write_text(f"extends: '{name}'\n")
+    with pytest.raises(RecipeError, match="there is no recipe"):
+        load_recipe(tmp_path / "folder" / "mine.yaml")
+
+
+def test_axes_that_count_tensors_are_no_larger_than_there_are_tensors():
+    config = {**MODELS["Mixtral-untied"]["config"], "num_local_experts": 2**62}
+    recipe = load_recipe("mixtral", config)
+    with pytest.raises(RecipeError, match="counts tensors"):
+        make_plan(recipe, specs_of("Mixtral-untied"), config, resolve_factors(recipe, 2, {}))
+
+
+# Paths ----------------------------------------------------------------------------------------
+
+ELSEWHERE = [
+    "../x.safetensors",
+    "/x.safetensors",
+    "a/x.safetensors",
+    "..\\x.safetensors",
+    "C:x.safetensors",
+    "x\0.safetensors",
+    "..",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_index_names_only_files_beside_it(name, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    for index in ("model", "optimizer"):
+        (folder / f"{index}.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(CheckpointError, match="not a safetensors file beside it"):
+        open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="not a safetensors file beside it"):
+        open_optimizer(folder / "optimizer.safetensors.index.json", None)
+
+
+def test_an_index_of_another_form_is_refused(tmp_path):
+    for content in ({"weight_map": ["x"]}, {"weight_map": {"x": 1}}, {}):
+        (tmp_path / "optimizer.safetensors.index.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="no `weight_map`"):
+            open_optimizer(tmp_path / "optimizer.safetensors.index.json", None)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "config.json", "scheduler.pt", "trainer_state.json"])
+def test_links_out_of_a_checkpoint_are_not_copied(name, narrow, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text((narrow / "config.json").read_text())
+    (narrow / name).unlink(missing_ok=True)
+    (narrow / name).symlink_to(secret)
+    names = [spec.name for spec in open_checkpoint(narrow).specs] if name != "config.json" else []
+    groups = [{"lr": 0.1, "betas": [0.9, 0.9], "eps": 1e-8, "params": list(range(len(names))), "param_names": names}]
+    torch.save({"state": {}, "param_groups": groups}, narrow / "optimizer.pt")
+    assert "is a link to" in refused("widen", narrow, "--factor", "2", "--no-verify")
+    assert {path.name for path in tmp_path.iterdir()} == {"narrow", "secret"}
+
+
+def test_links_of_the_hubs_cache_and_within_a_checkpoint_are_followed(narrow, tmp_path):
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (narrow / "LICENSE").write_text("free")
+    for number, file in enumerate(sorted(narrow.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    (snapshot / "NOTICE").symlink_to("LICENSE")
+    widen(snapshot, tmp_path / "wide", 2, verify=False)
+    assert (tmp_path / "wide" / "LICENSE").read_text() == (tmp_path / "wide" / "NOTICE").read_text() == "free"
+    assert not any(path.is_symlink() for path in (tmp_path / "wide").iterdir())
+
+
+def test_weights_may_be_links(narrow, tmp_path):
+    (narrow / "model.safetensors").rename(tmp_path / "weights")
+    (narrow / "model.safetensors").symlink_to(tmp_path / "weights")
+    widen(narrow, tmp_path / "wide", 2, verify=False)
+    assert not (tmp_path / "wide" / "model.safetensors").is_symlink()
+
+
+def test_a_target_that_is_a_link_is_not_followed(narrow, tmp_path):
+    widen(narrow, tmp_path / "wide", 2, verify=False)
+    (tmp_path / "link").symlink_to("wide")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("link", "dangling"):
+        assert "exists" in refused("widen", narrow, "--factor", "2", "-o", tmp_path / name)
+        assert "is not a" in refused("widen", narrow, "--factor", "2", "-o", tmp_path / name, "--overwrite")
+
+
+def test_a_link_that_looks_like_a_killed_run_is_not_followed(narrow, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis").write_text("words")
+    (tmp_path / ".wide.partial-0123abcd").symlink_to("precious")
+    widen(narrow, tmp_path / "wide", 2, verify=False, resume=True)
+    assert [path.name for path in (tmp_path / "precious").iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize("name", ["../optimizer.pt", "/etc/passwd", 5, None])
+def test_a_record_names_no_state_elsewhere(name, narrow, tmp_path):
+    widen(narrow, tmp_path / "wide", 2, verify=False)
+    record = json.loads((tmp_path / "wide" / "mupscale.json").read_text())
+    record["optimizer_state"] = {"file": name, "policy": "copy"}
+    (tmp_path / "wide" / "mupscale.json").write_text(json.dumps(record))
+    assert "optimizer's state is damaged" in refused("verify", tmp_path / "wide", "--steps", "1")
+
+
+# Code -----------------------------------------------------------------------------------------
+
+
+def archive(file, text, *, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(file, "w", compression) as written:
+        for name, content in {"data.pkl": text, "version": b"3\n", "byteorder": b"little"}.items():
+            written.writestr(f"archive/{name}", content)
+    return file
+
+
+def test_pickles_run_nothing(narrow, tmp_path):
+    touched = tmp_path / "touched"
+    archive(narrow / "optimizer.pt", pickle.dumps(Touch(touched), protocol=2))
+    assert "a pickle could run code" in refused("widen", narrow, "--factor", "2", "--no-verify")
+    with pytest.raises(CheckpointError, match="as the state of a scheduler"):
+        widen_scheduler(narrow / "optimizer.pt", tmp_path / "x.pt", [])
+    assert not touched.exists()
+    assert not (tmp_path / "narrow-x2").exists()
+
+
+def test_distributed_checkpoints_are_unpickled_only_when_that_is_asked_for(narrow, tmp_path):
+    touched = tmp_path / "touched"
+    (narrow / "optimizer").mkdir()
+    (narrow / "optimizer" / ".metadata").write_bytes(pickle.dumps(Touch(touched)))
+    assert "--allow-pickle" in refused("widen", narrow, "--factor", "2", "--no-verify")
+    assert not touched.exists()
+    assert "cannot read" in refused("widen", narrow, "--factor", "2", "--no-verify", "--allow-pickle")
+    assert touched.exists()  # so what is not run above is code indeed
+
+
+def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path):
+    bomb = archive(tmp_path / "optimizer.pt", bytes(50_000_000), compression=zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match="it is compressed"):
+        open_optimizer(bomb, None)
+
+
+def test_structures_without_an_end_are_refused(tmp_path):
+    endless = []
+    endless.append(endless)
+    laughs = ["x"]
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    wide = [0] * 1000
+    for _ in range(3):
+        wide = [wide] * 1000
+    for content in (endless, laughs, wide):
+        torch.save({"state": {}, "param_groups": [], "x": content}, tmp_path / "optimizer.pt")
+        with pytest.raises(CheckpointError, match="nested deeper"):
+            open_optimizer(tmp_path / "optimizer.pt", None)
+
+
+def own_code(folder, touched):
+    """Everything by which a checkpoint can bring code for transformers."""
+    (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\n")
+    (folder / "custom_generate").mkdir(exist_ok=True)
+    (folder / "custom_generate" / "generate.py").write_text(f"open({str(touched)!r}, 'w')\ndef generate(): pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoModel": "evil.Model"}
+    return {**config, "auto_map": auto_map}
+
+
+@pytest.mark.parametrize("change", [{}, {"architectures": None}], ids=["named", "unnamed"])
+def test_code_of_a_checkpoint_is_not_run(change, narrow, tmp_path):
+    touched = tmp_path / "touched"
+    (narrow / "config.json").write_text(json.dumps({**own_code(narrow, touched), **change}))
+    widened = widen(narrow, tmp_path / "wide", 2)
+    assert widened.verification.agrees
+    assert verify(tmp_path / "wide").agrees
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_type": "evil"}, {"architectures": ["EvilForCausalLM"]}, {"architectures": ["pipeline"]}]
+)
+def test_what_only_its_own_code_could_build_is_not_built_and_that_is_said(change, narrow, tmp_path):
+    touched = tmp_path / "touched"
+    (narrow / "config.json").write_text(json.dumps({**own_code(narrow, touched), **change}))
+    widened = widen(narrow, tmp_path / "wide", 2, recipe="llama")
+    assert widened.verification is None
+    assert "`auto_map`) is not run" in widened.skipped
+    assert "`auto_map`) is not run" in refused("verify", tmp_path / "wide", "--recipe", "llama")
+    assert not touched.exists()
+
+
+def test_no_pickle_is_taken_for_weights_that_have_another_name(narrow, tmp_path):
+    (narrow / "model.safetensors").rename(narrow / "weights.safetensors")
+    tensors = load_file(narrow / "weights.safetensors")
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, narrow / "pytorch_model.bin")
+    assert widen(narrow, tmp_path / "wide", 2).verification.agrees
+
+
+# Secrets --------------------------------------------------------------------------------------
+
+TOKEN = "hf_" + "a1B2" * 9
+
+
+def test_tokens_are_in_no_message_and_no_file(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    for address in (f"https://user:{TOKEN}@huggingface.co/org/name", f"https://user:pass-word@host/org/{TOKEN}"):
+        error = refused("widen", address, "--factor", "2")
+        assert "no checkpoint" in error
+        assert TOKEN not in error
+        assert "pass-word" not in error
+    result = run("widen", str(saved("Llama-tied")), "--factor", "2", "-o", "wide", "--json", "--no-verify")
+    assert result.code == 0
+    assert TOKEN not in result.out + result.err
+    for file in (tmp_path / "wide").iterdir():
+        assert TOKEN.encode() not in file.read_bytes()
+
+
+def test_messages_do_nothing_to_a_terminal_and_end():
+    error = MupscaleError("\x1b[2J\x07 \u202e \ud800 " + "x" * 10**6, hint=f"Bearer {TOKEN}")
+    assert str(error).isprintable() or "\n" in str(error)
+    assert "\x1b" not in str(error)
+    assert len(str(error)) < 5000
+    assert TOKEN not in str(error)
+    str(error).encode()
+    assert printable("plain `text`\nof two lines") == "plain `text`\nof two lines"
+
+
+# What a killed run leaves ---------------------------------------------------------------------
+
+
+def test_temporary_folders_that_were_left_are_removed_and_no_others(tmp_path):
+    left, mine, other = tmp_path / ".mupscale-left", tmp_path / ".mupscale-mine", tmp_path / ".mupscale-cache"
+    for folder in (left, mine, other):
+        folder.mkdir()
+        (folder / "x").write_text("")
+    (left / ".lock").write_text("")  # whose process has ended
+    lock = try_lock(mine / ".lock")
+    with scratch(tmp_path) as folder:
+        assert folder.parent == tmp_path
+        assert not left.exists()
+        assert (mine / "x").exists()
+        assert (other / "x").exists()  # without a lock it is not one of ours
+    assert not folder.exists()
+    lock.release()

@@ -1,0 +1,298 @@
+"""Checkpoints on the Hub: read by their headers, downloaded, and what goes wrong there, with the real client."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import constants, utils
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from cli_runner import run
+from helpers import build, save_mlp, save_model
+from hub_server import TOKEN, HubServer
+from mupscale_cli.checkpoints.hub.failures import explained, reported
+from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.optimizers.torch_groups import param_groups
+from mupscale_cli.tasks.planning import StateOptions, find_source
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", HubId("org/name", None)),
+        ("hf://org/name", HubId("org/name", None)),
+        ("hf://org/name@v1", HubId("org/name", "v1")),
+        ("org/name-1.5b@main", HubId("org/name-1.5b", "main")),
+        ("org/name@refs/pr/3", HubId("org/name", "refs/pr/3")),
+        ("name", None),
+        ("/org/name", None),
+        ("./org/name", None),
+        ("a/b/c", None),
+        ("org/name.safetensors@", None),
+    ],
+)
+def test_hub_ids(text, expected):
+    assert parse_hub_id(text) == expected
+
+
+def content(folder):
+    """The files of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_path):
+    extra = {
+        "pytorch_model.bin": b"p" * 999,
+        "model.gguf": b"g" * 999,
+        "flax_model.msgpack": b"f" * 999,
+        "consolidated.safetensors": b"c" * 999,
+        "onnx/model.onnx": b"o" * 999,
+        "tokenizer.json": b"{}",
+        "README.md": b"# card",
+    }
+    commit = hub.add("org/tiny", {**content(saved("Llama-tied")), **extra})
+    planned = run("widen", "hf://org/tiny@main", "--factor", "2", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "23.9 k -> 89.2 k parameters" in planned.out
+    assert "to download: 99.0 kB" in planned.out
+    cached = tmp_path / "cache" / "models--org--tiny" / "snapshots" / commit
+    assert {file.name for file in cached.iterdir()} == {"config.json"}
+    result = run("widen", "org/tiny", "--factor", "2")
+    assert result.code == 0, result.err
+    assert "downloading org/tiny (" in result.err
+    wanted = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+    assert {file.name for file in cached.iterdir()} == wanted
+    wide = tmp_path / "tiny-x2"
+    assert (wide / "tokenizer.json").is_file()
+    record = json.loads((wide / "mupscale.json").read_text())
+    assert {key: record["source"][key] for key in ("repo", "revision")} == {"repo": "org/tiny", "revision": commit}
+    assert str(tmp_path) not in json.dumps(record)
+    # And the source is found again by repository and commit, in the cache.
+    hub.forget()
+    assert run("verify", "tiny-x2", "--weights").code == 0
+    assert not hub.asked("GET .*resolve")
+
+
+def large_model(num_shards, rows):
+    """Shards of `rows` x 4096 floats each by their declared sizes, of which only the headers exist; and their index."""
+    files, sizes, weight_map = {}, {}, {}
+    for shard in range(num_shards):
+        name = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
+        tensor = f"layer.{shard}.weight"
+        length = rows * 4096 * 4
+        # The last header is longer than what is read at once.
+        metadata = {"__metadata__": {"note": "x" * 300_000}} if shard == num_shards - 1 else {}
+        entry = {**metadata, tensor: {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, length]}}
+        text = json.dumps(entry).encode()
+        files[name] = struct.pack("<Q", len(text)) + text
+        sizes[name] = len(files[name]) + length
+        weight_map[tensor] = name
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    return files, sizes
+
+
+RECIPE = """
+about: layers
+axes: {width: {size: from shapes, about: the width}}
+widen: [width]
+tensors: {"layer.*.weight": "width, ."}
+"""
+
+
+MLP_TENSORS = '"0.weight": "width, .", "0.bias": width, "2.weight": "., /width", "2.bias": ., "4.*": keep'
+
+
+def test_the_plan_of_a_model_of_hundreds_of_gigabytes_reads_only_headers(hub, tmp_path):
+    files, sizes = large_model(30, 1_000_000)
+    assert sum(sizes.values()) > 4.9e11
+    commit = hub.add("org/huge", files, sizes)
+    (tmp_path / "layers.yaml").write_text(RECIPE)
+    result = run("widen", "org/huge", "-f", "2", "--recipe", "layers.yaml", "--dry-run", "--json")
+    assert result.code == 0, result.err
+    plan = json.loads(result.out)
+    assert plan["parameters"] == {"before": 30 * 1_000_000 * 4096, "after": 60 * 1_000_000 * 4096}
+    assert hub.bytes_sent < 30 * (1 << 16) + 500_000, hub.bytes_sent
+    assert len(hub.asked("GET .*-of-00030.safetensors")) <= 32
+    hub.forget()
+    assert run("inspect", f"org/huge@{commit}", "--recipe", "layers.yaml").code == 0
+    assert hub.bytes_sent < 30 * (1 << 16) + 500_000
+
+
+def test_a_model_without_any_json(hub, tmp_path):
+    weights = save_mlp(tmp_path / "mlp.safetensors")
+    hub.add("org/mlp", {"weights.safetensors": weights.read_bytes()})
+    (tmp_path / "layers.yaml").write_text(RECIPE.replace('"layer.*.weight": "width, ."', MLP_TENSORS))
+    arguments = ("widen", "org/mlp", "-f", "2", "--recipe", "layers.yaml", "--no-verify")
+    assert run(*arguments, "--dry-run").code == 0
+    assert "recipe mlp" in run("inspect", "org/mlp").out
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    assert (tmp_path / "mlp-x2" / "model.safetensors").is_file()
+
+
+def test_recipes_read_headers_too(hub, saved):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    assert run("recipes", "show", "llama", "org/tiny").code == 0
+    checked = run("recipes", "check", "llama", "org/tiny")
+    assert checked.code == 0, checked.err
+    assert "34 tensors" in checked.out
+    assert len(hub.asked("GET .*model.safetensors")) == 2
+
+
+def test_headers_from_the_hub_are_checked_like_others(hub, saved):
+    files = content(saved("Llama-tied"))
+    hub.add("org/short", {**files, "model.safetensors": files["model.safetensors"][:-4]})
+    result = run("inspect", "org/short")
+    assert result.code == 2
+    assert "`org/short`" in result.err
+    assert "its tensors end at byte" in result.err
+    assert "cache" not in result.err
+    hub.add("org/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    assert "not safetensors" in run("inspect", "org/pickle").err
+    hub.add("org/lost", {key: value for key, value in large_model(3, 2)[0].items() if "00002-of" not in key})
+    assert "1 of 3 shards are missing" in run("inspect", "org/lost").err
+
+
+def test_the_optimizers_state_is_downloaded_where_it_is_carried(hub, saved):
+    names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    hub.add("org/run", {**content(saved("Llama-tied")), **dict.fromkeys(names, b"x")})
+    source = find_source("org/run", headers_only=True)
+    assert source.find_state(StateOptions()) == "org/run/optimizer.pt"
+    assert source.find_state(StateOptions("none")) is None
+    fetched = source.fetched(StateOptions()).checkpoint.path
+    assert all((fetched / name).is_file() for name in names)
+    assert find_source("org/run", with_state=True).checkpoint.path == fetched
+
+
+# What goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (("GET /api/models", 401), ["does not know who asks", "hf auth login"]),
+        (("GET /api/models", 403), ["HTTP 403", "lacks this right"]),
+        (("GET /api/models", 404), ["HTTP 404", "org/tiny", "check the name"]),
+        (("GET /api/models", 429), ["too many requests", "HTTP 429", "wait"]),
+        (("GET /api/models", 500), ["HTTP 500", "try again"]),
+        (("GET .*/resolve/.*model.safetensors", 403), ["HTTP 403"]),
+        (("GET .*/resolve/.*model.safetensors", 404), ["HTTP 404"]),
+        (("GET .*/resolve/.*model.safetensors", 503), ["HTTP 503", "try again"]),
+    ],
+)
+def test_what_the_hub_refuses_is_one_message(failure, says, hub, saved, tmp_path):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    hub.fail(*failure)
+    result = run("widen", "org/tiny", "--factor", "2")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    for text in ("error:", "hint:", *says):
+        assert text in result.err, result.err
+    assert TOKEN not in result.err + result.out
+    assert not (tmp_path / "tiny-x2").exists()
+
+
+def test_a_file_that_vanishes_meanwhile(hub, saved):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    hub.fail("GET .*/resolve/.*model.safetensors", 404, X_Error_Code="EntryNotFound")
+    assert "changed meanwhile" in run("inspect", "org/tiny").err
+
+
+def test_the_client_tries_again_when_the_hub_is_busy(hub, saved):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    hub.fail("GET .*/resolve/.*model.safetensors", 429, times=1)
+    hub.fail("GET .*/resolve/.*model.safetensors", 503, times=1, Retry_After="1")
+    result = run("inspect", "org/tiny")
+    assert result.code == 0, result.err
+    assert len(hub.asked("GET .*/resolve/.*model.safetensors")) == 3
+
+
+def test_missing_private_and_gated_models_and_revisions(hub, saved, monkeypatch):
+    files = content(saved("Llama-tied"))
+    hub.add("org/tiny", files)
+    hub.add("org/secret", files, private=True)
+    hub.add("org/gated", files, gated=True)
+    assert "has no revision `v9`" in run("inspect", "org/tiny@v9").err
+    missing = run("inspect", "org/nothing").err
+    assert "neither a file nor a folder of that name, and no such model" in missing
+    assert run("inspect", "org/secret").code == 0
+    assert run("inspect", "org/gated").code == 0
+    monkeypatch.delenv("HF_TOKEN")
+    # What is in the cache stays readable; the message is for who has it not.
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    missing = run("inspect", "org/secret")
+    assert missing.code == 2
+    assert "for a private model" in missing.err
+    gated = run("inspect", "org/gated")
+    assert gated.code == 2
+    assert "`org/gated` is gated" in gated.err
+    assert "ask for access" in gated.err
+
+
+def test_offline_mode_and_lost_connections_use_the_cache(hub, saved, tmp_path, monkeypatch):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    hub.add("org/partly", content(saved("Llama-tied")))
+    find_source("org/tiny")
+    run("inspect", "org/partly")
+    hub.close()
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    for setting in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", setting)
+        utils.close_session()
+        assert run("inspect", "org/tiny").code == 0
+        partly = run("inspect", "org/partly")
+        assert partly.code == 2
+        assert "in the cache" in partly.err
+        other = run("inspect", "org/other")
+        assert other.code == 2
+        assert "it is no path" in other.err
+        assert ("HF_HUB_OFFLINE" in other.err) is setting, other.err
+    utils.close_session()
+
+
+def test_errors_of_the_client_without_an_answer():
+    model = HubId("org/tiny", "v1")
+    assert "not in the cache" in explained(LocalEntryNotFoundError("x"), "read", model).message
+    with pytest.raises(Exception, match="cannot download `org/tiny@v1`: disk full"), reported("download", model):
+        raise OSError("disk full")
+    with pytest.raises(Exception, match="cannot download") as caught, reported("download", model):
+        raise RuntimeError(f"xet: https://user:{TOKEN}@cas/ refused Bearer abc\nmore")
+    assert TOKEN not in str(caught.value)
+    assert "abc" not in str(caught.value)
+
+
+def test_the_environment_says_where_the_hub_is(saved, tmp_path):
+    """In a process of its own, as the client reads these variables when it is imported."""
+    hub = HubServer()
+    hub.add("org/secret", content(saved("Llama-tied")), private=True)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-c", "from mupscale_cli.cli.main import main; main()", "inspect", "org/secret"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "home" / "hub" / "models--org--secret").is_dir()
+    hub.close()
+    offline = {**environment, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    result = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "HF_HUB_OFFLINE" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+WIDE = {"hidden_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 80}
+
+
+def test_a_model_that_is_published_is_a_checkpoint_like_others(hub, tmp_path):
+    folder = save_model(tmp_path / "narrow", "Llama-tied")
+    assert run("widen", str(folder), "-f", "2", "--no-verify", "-o", "wide").code == 0
+    assert run("push", "wide", "me/wide").code == 0
+    inspected = run("inspect", "me/wide")
+    assert inspected.code == 0, inspected.err
+    assert "widened by mupscale" in inspected.out
+    assert run("hparams", "me/wide", "--lr", "1e-3").code == 0
+    assert param_groups(build("Llama-tied", **WIDE), "hf://me/wide", lr=1e-3)[0]["params"]
+    assert not hub.asked("GET .*/resolve/.*(optimizer|generation)")

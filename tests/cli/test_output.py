@@ -1,0 +1,200 @@
+"""How much a command says, where, and in which dress: `--quiet`, `-v`, `--debug`, NO_COLOR, COLUMNS, TERM."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+import mupscale_cli
+from cli_runner import run
+from mupscale_cli.cli.render import print_verification, why_not
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.result import StoredCheck
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+ROOT = Path(mupscale_cli.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wide(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voice") / "wide"
+    assert run("widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", str(folder)).code == 0
+    return folder
+
+
+def test_quiet_leaves_what_a_script_would_use(saved, tmp_path, wide):
+    result = run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "new"), "-q")
+    assert (result.code, result.out, result.err) == (0, f"{tmp_path / 'new'}\n", "")
+    assert run("verify", str(wide), "--dtype", "float32", "--quiet") == type(result)(0, "", "")
+    assert "embed" in run("inspect", str(wide), "-q").out
+    failed = run("verify", str(tmp_path), "-q")
+    assert failed.code == 2
+    assert failed.err.startswith("error:")
+
+
+def test_quiet_says_what_is_wrong(saved, tmp_path, wide):
+    broken = tmp_path / "broken"
+    shutil.copytree(wide, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] *= 2
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    source = str(saved("Llama-tied"))
+    result = run("verify", source, str(broken), "--weights", "--quiet")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "`model.norm.weight` differs, first at element (3,)\n"
+    result = run("verify", source, str(broken), "--quiet")
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"the models differ, first in `.*norm`, by .* relative\n", result.err)
+
+
+def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, wide):
+    found = verify(wide, saved("Llama-tied"), options=VerifyOptions(steps=1))
+    assert found.agrees
+    assert found.training is not None
+    stored = StoredCheck("exp_avg of model.norm.weight", 560.0)
+    found = replace(found, training=replace(found.training, stored=stored))
+    console = Console(file=io.StringIO(), width=200)
+    print_verification(console, found)
+    said = console.file.getvalue()
+    assert "the stored `exp_avg of model.norm.weight` is not c R(W): 5.6e+02 units in the last place off" in said
+    assert "what is stored is not what was planned" in said
+    assert "the models differ" not in said
+    assert why_not(found) == "what is stored is not what was planned: `exp_avg of model.norm.weight`"
+
+
+def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):
+    plan = ["widen", str(saved("Llama-tied")), "-f", "2", "--dry-run"]
+    plain, verbose, debug = run(*plan), run(*plan, "-v"), run(*plan, "--debug")
+    assert plain.out == verbose.out == debug.out
+    assert plain.err == ""
+    assert "recipe llama, as config.json says `model_type: llama`" in verbose.err
+    assert "axis d stays: rotary" in verbose.err
+    assert "rule {prefix}layers" not in verbose.err
+    assert "rule {prefix}layers" in debug.err
+    assert run(*plan).err == ""  # it does not stay
+
+
+def test_debug_shows_where_an_error_happened(tmp_path):
+    missing = str(tmp_path / "missing")
+    assert "Traceback" not in run("inspect", missing).err
+    shown = run("inspect", missing, "--debug")
+    assert shown.code == 2
+    assert "Traceback" in shown.err
+    assert shown.err.startswith("error:")
+
+
+def test_a_mistake_of_our_own_is_not_taken_for_models_that_differ(monkeypatch, wide):
+    def broken(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("mupscale_cli.cli.render.axes_table", broken)
+    result = run("inspect", str(wide))
+    assert result.code == 70
+    assert "unexpected ZeroDivisionError: by zero" in result.err
+    assert "Traceback" not in result.err
+    result = run("inspect", str(wide), "--debug")
+    assert "in broken" in result.err
+    monkeypatch.setattr("mupscale_cli.cli.render.plan_document", broken)
+    document = json.loads(run("inspect", str(wide), "--json").out)
+    assert (document["exit_code"], document["error"]) == (70, "ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(OSError(28, "No space left", "x.bin"), "`x.bin`: No space left"), (MemoryError(), "not enough memory")],
+)
+def test_what_the_system_refuses_is_no_mistake_of_ours(error, message, monkeypatch, wide):
+    def refused(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mupscale_cli.cli.render.axes_table", refused)
+    result = run("inspect", str(wide))
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_an_interrupted_command_is_a_document_too(monkeypatch, wide):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mupscale_cli.cli.render.plan_document", interrupted)
+    result = run("inspect", str(wide), "--json")
+    assert result.code == 130
+    assert json.loads(result.out)["exit_code"] == 130
+    assert "interrupted" in result.err
+
+
+pty = pytest.importorskip("pty")  # not on Windows
+
+
+def terminal(*arguments, **environ):
+    """What `mupscale ARGUMENTS` shows in a terminal of 80 columns."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "TERM", "CI")}
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mupscale_cli", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        close_fds=True,
+        env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", **environ},
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while part := os.read(master, 1 << 16):
+            shown += part
+    except OSError:  # the other side is closed
+        pass
+    assert process.wait() == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_colour_and_width_are_those_of_the_terminal(wide):
+    coloured = terminal("recipes", "show", "llama")
+    assert ESCAPES.search(coloured)
+    assert "\x1b[1m" in coloured
+    narrow = terminal("recipes", "show", "llama", NO_COLOR="1")
+    assert not re.search(r"\x1b\[(3|4|9|10)\d", narrow)
+    dumb = terminal("recipes", "show", "llama", TERM="dumb")
+    assert not ESCAPES.search(dumb)
+    broad = terminal("recipes", "show", "llama", COLUMNS="200", TERM="dumb")
+    assert max(map(len, dumb.splitlines())) <= 80 < max(map(len, broad.splitlines())) <= 200
+    assert "# JSON" not in terminal("help", "json")  # rendered
+
+
+def test_columns_is_the_width_of_a_pipe_that_sets_it(monkeypatch):
+    assert max(map(len, run("recipes", "show", "llama").out.splitlines())) > 120
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, run("recipes", "show", "llama").out.splitlines())) <= 60
+
+
+def test_a_pipe_that_closes_early_is_no_error():
+    command = f"{sys.executable} -m mupscale_cli recipes list --json | head -c 10; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["/bin/bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stderr == ""
+    assert result.returncode in (0, 141)
+
+
+def test_nobody_is_asked_anything():
+    """No prompt anywhere: a script would wait for ever."""
+    for file in (ROOT / "mupscale_cli").rglob("*.py"):
+        assert not re.search(r"(?<![\w.])input\(|typer\.(prompt|confirm)|Prompt\.ask|Confirm\.ask", file.read_text()), (
+            file
+        )

@@ -1,0 +1,326 @@
+"""Noise: the generator, its size, and what it leaves alone."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from helpers import save_model
+from mupscale_cli.engine.noise import fill_normal, measured_std, noise_key
+from mupscale_cli.engine.shards import convert
+from mupscale_cli.engine.streaming import expand_whole
+from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.plan.methods import make_method
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.widen import widen
+
+
+def normal(count, key=1, start=0):
+    out = torch.empty(count)
+    fill_normal(out, key, start)
+    return out
+
+
+# The generator --------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**40), st.integers(1, 200), st.integers(0, 150))
+def test_any_stretch_of_a_sequence_is_part_of_it(start, count, skip):
+    whole = normal(skip + count, start=start)
+    assert torch.equal(whole[skip:], normal(count, start=start + skip))
+
+
+def test_long_stretches_are_the_short_ones():
+    whole = normal(200_000, start=3)
+    assert torch.equal(whole[70_001:70_101], normal(100, start=70_004))
+
+
+def test_the_first_numbers_of_a_key():
+    """Pinned: a checkpoint is verified by making its noise again, with whatever version."""
+    assert noise_key(0, "w") == 8665583686924118448
+    assert normal(4, key=noise_key(0, "w")).tolist() == pytest.approx(
+        [-0.2627571, -0.7234530, 0.5637146, -1.0781760], abs=1e-6
+    )
+
+
+def test_it_is_standard_normal():
+    numbers = normal(1 << 20, key=noise_key(3, "x")).double()
+    error = 1 / math.sqrt(len(numbers))
+    assert abs(numbers.mean()) < 4 * error
+    assert abs(numbers.square().mean() - 1) < 4 * math.sqrt(2) * error
+    assert abs(numbers.pow(4).mean() - 3) < 4 * math.sqrt(96) * error
+    for limit, share in ((1, 0.682689), (2, 0.954500), (3, 0.997300)):
+        assert (numbers.abs() < limit).double().mean() == pytest.approx(share, abs=2 * error)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 64])
+def test_neighbours_and_lanes_are_independent(lag):
+    numbers = normal(1 << 18).double()
+    correlation = (numbers[lag:] * numbers[:-lag]).mean()
+    assert abs(correlation) < 4 / math.sqrt(len(numbers))
+
+
+def test_other_names_and_seeds_have_other_noise():
+    base = normal(1 << 16, noise_key(0, "a")).double()
+    for key in (noise_key(0, "b"), noise_key(1, "a"), noise_key(0, "a") + 1):
+        assert abs((base * normal(1 << 16, key).double()).mean()) < 4 / 256
+
+
+# Its bytes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["free", "preserving"])
+@pytest.mark.parametrize(("case", "factor", "axes"), [("Qwen3-tied", 3, {}), ("GPT2-untied", 2, {"h": 2})])
+def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode, saved, tmp_path):
+    found = find_source(saved(case))
+    perturbation = Perturbation(0.2, mode)
+    contents = []
+    for block, shard in ((1 << 23, 10**9), (100, 10**9), (1, 10**9), (5000, 30_000)):
+        plan = plan_widening(found, factor, axes, perturbation=perturbation, max_shard_size=shard)
+        folder = tmp_path / f"{block}-{shard}"
+        folder.mkdir()
+        convert(plan.shards, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
+        tensors = {}
+        for file in folder.iterdir():
+            tensors |= load_file(file)
+        contents.append(tensors)
+    first, *others = contents
+    for other in others:
+        assert other.keys() == first.keys()
+        assert all(torch.equal(other[name], first[name]) for name in first)
+
+
+def test_seeds_differ_and_repeat(saved, tmp_path):
+    def made(name, seed):
+        widen(saved("Llama-untied"), tmp_path / name, 2, perturbation=Perturbation(0.1, seed=seed), verify=False)
+        return load_file(tmp_path / name / "model.safetensors")["lm_head.weight"]
+
+    assert torch.equal(made("a", 1), made("b", 1))
+    assert not torch.equal(made("c", 1), made("d", 2))
+
+
+# Its size -------------------------------------------------------------------------------------
+
+
+def noises(source, tmp_path, factor=None, axes=None, recipe=None, method="mupscale", **settings):
+    """The plan's tensors with what they are without noise and the noise that they have."""
+    perturbation = Perturbation(**settings)
+    options = {"recipe": recipe, "verify": False}
+    suffix = ".safetensors" if source.is_file() else ""
+    plain, noisy = tmp_path / f"plain{suffix}", tmp_path / f"noisy{suffix}"
+    widen(source, plain, factor, axes, method=method, perturbation=Perturbation(0.0), **options)
+    found = widen(source, noisy, factor, axes, method=method, perturbation=perturbation, **options)
+    read = lambda path: load_file(path / "model.safetensors" if path.is_dir() else path)  # noqa: E731
+    before, after = read(plain), read(noisy)
+    for tensor in found.plan.tensors:
+        name = tensor.target.name
+        yield tensor, before[name].double(), after[name].double() - before[name].double()
+
+
+def test_free_noise_has_the_size_that_was_asked_for(saved, tmp_path):
+    """Spectral norm of matrices, root mean square of embedding and readout, nothing on gains: within sampling error."""
+    source = saved("Llama-untied", hidden_size=96, intermediate_size=128, vocab_size=200, attention_bias=True)
+    kinds = set()
+    for tensor, weight, noise in noises(source, tmp_path, 2, size=0.1):
+        if weight.dim() == 1:
+            assert not noise.any()
+        elif "embed_tokens" in tensor.target.name or "lm_head" in tensor.target.name:
+            kinds.add("vector")
+            assert float(noise.std() / weight.square().mean().sqrt()) == pytest.approx(0.1, rel=0.02)
+        else:
+            kinds.add("matrix")
+            # The largest singular value of a Gaussian matrix is below its mean bound, by up to a tenth at such sizes.
+            ratio = torch.linalg.matrix_norm(noise, 2) / torch.linalg.matrix_norm(weight, 2)
+            assert 0.085 < ratio < 0.105
+            expected = 0.1 * torch.linalg.matrix_norm(weight, 2) / sum(size**0.5 for size in weight.shape)
+            assert float(noise.std() / expected) == pytest.approx(1, rel=0.03)
+    assert kinds == {"vector", "matrix"}
+
+
+@pytest.mark.parametrize("mode", ["free", "preserving"])
+def test_rms_noise_has_the_size_that_was_asked_for(mode, saved, tmp_path):
+    for tensor, weight, noise in noises(saved("Llama-untied"), tmp_path, 3, size=0.2, mode=mode, scale="rms"):
+        if tensor.noise is not None:
+            sampling = 4 / math.sqrt(2 * noise.numel() * (2 / 3 if mode == "preserving" else 1))
+            assert float(noise.std() / weight.square().mean().sqrt()) == pytest.approx(0.2, rel=sampling)
+
+
+def test_fan_in_noise_is_the_reference_initialisation(tmp_path):
+    """T / sqrt(fan_in) of the wide layer; a readout whose 1/k is in its weights has its noise divided as well."""
+    tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    found = list(noises(tmp_path / "net.safetensors", tmp_path, 2, recipe="mlp", size=0.5, scale="fan-in"))
+    stds = [float(noise.square().mean().sqrt()) for _, _, noise in found]
+    assert stds == pytest.approx([0.5 / 50**0.5, 0.5 / 128**0.5, 0.5 / 192**0.5 / 2], rel=0.03)
+    found = list(noises(tmp_path / "net.safetensors", tmp_path / "x", 2, recipe="mlp_mup", size=0.5, scale="fan-in"))
+    assert float(found[-1][2].square().mean().sqrt()) == pytest.approx(0.5 / 192**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["random", "low rank", "zero", "few columns", "heavy"])
+def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(300, 20 if kind == "few columns" else 200, generator=generator)
+    if kind == "low rank":
+        matrix = matrix[:, :2] @ torch.randn(2, 200, generator=generator)
+    if kind == "zero":
+        matrix.zero_()
+    if kind == "heavy":
+        matrix[5, 7] = 1000
+    tensors = {"0.weight": torch.randn(matrix.shape[1], 4), "2.weight": matrix, "4.weight": torch.randn(3, 300)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    plan = plan_widening(tmp_path / "net.safetensors", 2, recipe="mlp", perturbation=Perturbation(1.0))
+    tensor = next(tensor for tensor in plan.tensors if tensor.target.name == "2.weight")
+    std = measured_std(tensor, lambda start, count: matrix[start : start + count])
+    wide = (matrix / 2).repeat_interleave(2, 0).repeat_interleave(2, 1).double()
+    exact = torch.linalg.matrix_norm(wide, 2) / sum(size**0.5 for size in wide.shape)
+    assert std == pytest.approx(float(exact), rel=0.01)
+
+
+def test_the_spectral_norm_of_fused_parts_that_are_scaled_differently(saved):
+    """GPT-2's wider heads scale the queries, a third of one tensor."""
+    source = find_source(saved("GPT2-untied"))
+    plan = plan_widening(source, None, {"embed": 2, "d": 2, "ffn": 2}, perturbation=Perturbation(1.0))
+    tensor = next(tensor for tensor in plan.tensors if tensor.target.name.endswith("0.attn.c_attn.weight"))
+    assert len(tensor.parts) > 1
+    narrow = load_file(source.checkpoint.files[0])[tensor.source.name]
+    wide = expand_whole(replace(tensor, noise=None), narrow).double()
+    std = measured_std(tensor, lambda start, count: narrow[start : start + count])
+    assert std == pytest.approx(float(torch.linalg.matrix_norm(wide, 2)) / sum(s**0.5 for s in wide.shape), rel=0.01)
+
+
+def test_experts_that_are_copied_get_noise_of_their_own(saved, tmp_path):
+    source = saved("Mixtral-untied")
+    axes = {"experts": 2}
+    found = {tensor.target.name: noise for tensor, _, noise in noises(source, tmp_path, None, axes, size=0.1)}
+    first, second = (found[f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight"] for e in (0, 1))
+    assert first.any()
+    assert not torch.equal(first, second)
+
+
+# What it leaves alone -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_preserving_noise_cancels_over_the_copies_up_to_the_rounding_of_one(factor, dtype, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(30, 40, generator=generator).to(dtype)
+    tensors = {"0.weight": torch.randn(40, 4).to(dtype), "2.weight": weight, "4.weight": torch.randn(3, 30).to(dtype)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    perturbation = Perturbation(0.5, "preserving")
+    widen(
+        tmp_path / "net.safetensors",
+        tmp_path / "w.safetensors",
+        factor,
+        recipe="mlp",
+        perturbation=perturbation,
+        verify=False,
+    )
+    wide = load_file(tmp_path / "w.safetensors")["2.weight"].double()
+    copies = wide.reshape(30, factor, 40, factor)
+    unit = torch.finfo(dtype).eps / 2
+    error = (copies.sum(-1) - weight.double()[:, None]).abs()
+    assert bool((error <= unit * copies.abs().amax(-1) * (1 + 1e-9) + (1e-15 if dtype == torch.float64 else 0)).all())
+    assert bool((copies[..., 0] != copies[..., 1]).any())
+    assert bool((copies[:, 0] != copies[:, 1]).any())
+
+
+@pytest.mark.parametrize("case", ["Llama-untied", "GPT2-tied", "ResNet-basic"])
+def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_differ(case, tmp_path):
+    """In float64, exactly; without noise the copies' gradients are equal."""
+    from helpers import MODELS
+    from mupscale_cli.checkpoints.reading import open_checkpoint
+    from mupscale_cli.verification import VerifyOptions, verify_checkpoints
+    from mupscale_cli.verification.models import build_reference_model
+    from training import random_loss
+
+    source = save_model(tmp_path / "narrow", case, dtype=torch.float64)
+    differ = {}
+    for size in (0.0, 0.3):
+        out = tmp_path / f"wide-{size}"
+        made = widen(source, out, 2, perturbation=Perturbation(size, "preserving"), verify=False)
+        found = verify_checkpoints(open_checkpoint(source), open_checkpoint(out), made.plan, VerifyOptions())
+        assert found.agrees
+        assert found.max_rel < 1e-12
+        model = build_reference_model(open_checkpoint(out), torch.float64)
+        random_loss(model, torch.Generator().manual_seed(0)).backward()
+        name = {
+            "Llama-untied": "model.layers.0.mlp.up_proj.weight",
+            "GPT2-tied": "transformer.h.0.mlp.c_fc.bias",
+            "ResNet-basic": "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight",
+        }[case]
+        gradient = dict(model.named_parameters())[name].grad
+        pairs = gradient.reshape(-1, 2, *gradient.shape[1:])
+        differ[size] = float((pairs[:, 0] - pairs[:, 1]).abs().max() / gradient.abs().max())
+    assert MODELS[case]
+    assert differ[0.0] < 1e-12
+    assert differ[0.3] > 1e-3
+
+
+def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_path):
+    for tensor, _, noise in noises(saved("Llama-untied"), tmp_path, 2, size=0.1, mode="preserving"):
+        summed = "/" in tensor.layout
+        assert bool(noise.any()) == summed, tensor.target.name
+
+
+# What is wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": -0.1}, r"the noise is -0\.1"),
+        ({"size": float("nan")}, "the noise is nan"),
+        ({"size": 0.1, "mode": "loud"}, "`--noise-mode loud` is not known"),
+        ({"size": 0.1, "scale": "max"}, "`--noise-scale max` is not known"),
+    ],
+)
+def test_what_is_no_noise(settings, message):
+    with pytest.raises(PlanError, match=message):
+        Perturbation(**settings)
+
+
+def test_a_tensor_that_is_not_finite_is_told_before_noise_hides_it(tmp_path):
+    tensors = {"0.weight": torch.randn(8, 4), "2.weight": torch.randn(8, 8), "4.weight": torch.randn(3, 8)}
+    tensors["0.weight"][1, 1] = float("nan")
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"`0\.weight` holds values that are not finite"):
+        widen(tmp_path / "net.safetensors", factor=2, recipe="mlp", perturbation=Perturbation(0.1), verify=False)
+
+
+def test_the_record_says_which_noise_there_is(saved, tmp_path):
+    method = make_method("mupscale")
+    found = widen(
+        saved("Llama-untied"), tmp_path / "w", 2, method=method, perturbation=Perturbation(0.1, seed=5), verify=False
+    )
+    record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
+    assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}
+    assert record["method"] == {"name": "mupscale"}
+    noisy = {tensor.target.name for tensor in found.plan.tensors if tensor.noise is not None}
+    assert record["noise"].keys() == noisy
+    assert all(std > 0 for std in record["noise"].values())
+
+
+def test_weights_in_a_training_checkpoint_get_the_noise_of_the_model_file(tmp_path):
+    """Under another prefix, as a base model saves its weights and a trainer those of the whole."""
+    from training import save_training
+
+    source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")
+    tensors = load_file(source / "model.safetensors")
+    state = torch.load(source / "optimizer.pt")
+    torch.save(
+        {"optimizer": state, "model": {name.removeprefix("model."): value for name, value in tensors.items()}},
+        source / "optimizer.pt",
+    )
+    widen(source, tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    inside = torch.load(tmp_path / "wide" / "optimizer.pt")["model"]
+    outside = load_file(tmp_path / "wide" / "model.safetensors")
+    assert len(inside) == len(outside)
+    for name, value in outside.items():
+        assert torch.equal(inside[name.removeprefix("model.")], value), name

@@ -1,0 +1,222 @@
+"""Processes that share the writing of an output: the bytes of one, its errors, and nobody left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mupscale_cli.engine import processes
+from mupscale_cli.engine.processes import forked, worthwhile
+from mupscale_cli.engine.threads import num_workers
+from mupscale_cli.errors import CheckpointError, JobError
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.planning import StateOptions
+from mupscale_cli.tasks.verify import verify_weights
+from mupscale_cli.tasks.widen import Events, widen
+from training import save_state
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no system but Linux forks")
+
+
+def has_ended(process):
+    """Whether a process is gone; one that nobody awaited is not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_they_tell_one_another(size):
+    with forked(size, lambda _: None) as ranks:
+        assert num_workers() == 1 or size == 1
+        heard = ranks.broadcast("from the first" if ranks.is_first else None)
+        told = ranks.gather((ranks.rank, heard, os.getpid()))
+    assert [rank for rank, _, _ in told] == list(range(size))
+    assert {heard for _, heard, _ in told} == {"from the first"}
+    processes = [process for _, _, process in told]
+    assert processes[0] == os.getpid()
+    assert len(set(processes)) == size
+    assert all(has_ended(process) for process in processes[1:])
+
+
+def test_the_settings_of_the_first_are_put_back():
+    before = torch.get_num_threads(), num_workers()
+    with forked(2, lambda _: None):
+        pass
+    assert (torch.get_num_threads(), num_workers()) == before
+
+
+def test_progress_of_all_arrives():
+    told = []
+    with forked(3, told.append) as ranks:
+        for _ in range(4):
+            ranks.advance(10 + ranks.rank)
+        ranks.gather(None)
+    assert sum(told) == 4 * (10 + 11 + 12)
+
+
+def test_what_another_raises_is_raised_here_with_its_traceback():
+    with pytest.raises(CheckpointError, match="a tensor is odd") as caught, forked(2, lambda _: None) as ranks:
+        if not ranks.is_first:
+            raise CheckpointError("a tensor is odd", hint="look at it")
+        ranks.gather(None)
+    assert caught.value.hint == "look at it"
+    assert "engine/test_processes.py" in str(caught.value.__cause__)
+
+
+def test_an_error_is_heard_of_while_the_first_works():
+    with pytest.raises(ZeroDivisionError), forked(2, lambda _: None) as ranks:
+        if not ranks.is_first:
+            1 / 0  # noqa: B018
+        for _ in range(1000):
+            time.sleep(0.01)
+            ranks.advance(1)
+
+
+def test_an_error_that_cannot_be_sent_is_told_all_the_same():
+    class Local(Exception):  # noqa: N818
+        pass
+
+    with pytest.raises(RuntimeError, match="Local"), forked(2, lambda _: None) as ranks:
+        if not ranks.is_first:
+            raise Local("here")
+        ranks.gather(None)
+
+
+def test_a_process_that_is_killed_is_an_error():
+    with pytest.raises(JobError, match="ended from outside") as caught, forked(2, lambda _: None) as ranks:
+        if not ranks.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.gather(None)
+    assert "--processes 1" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_the_first_ones(number):
+    """A terminal sends Ctrl-C to all of them."""
+    with forked(2, lambda _: None) as ranks:
+        if not ranks.is_first:
+            os.kill(os.getpid(), number)
+        told = ranks.gather(ranks.rank)
+    assert told == [0, 1]
+
+
+def test_nobody_outlives_the_first(tmp_path):
+    script = """
+import os, sys, time
+from mupscale_cli.engine.processes import forked
+with forked(3, lambda _: None) as ranks:
+    told = ranks.gather(os.getpid())
+    if ranks.is_first:
+        print(*told, flush=True)
+    time.sleep(100)
+"""
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    processes = [int(word) for word in first.stdout.readline().split()]
+    assert len(processes) == 3
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 20
+    while not all(has_ended(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(has_ended(process) for process in processes)
+
+
+def test_small_outputs_are_not_worth_it(monkeypatch):
+    monkeypatch.setattr(processes, "num_workers", lambda: 4)
+    assert [worthwhile(size) for size in (0, 1 << 20, 64 << 20, 128 << 20, 1 << 40)] == [1, 1, 1, 2, 4]
+
+
+def test_where_it_cannot_be_done_it_is_said(monkeypatch):
+    monkeypatch.setattr(processes, "_CAN_FORK", False)
+    assert worthwhile(1 << 40) == 1
+    with pytest.raises(JobError, match="2 processes cannot share"), forked(2, lambda _: None):
+        pass
+
+
+def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
+    def refused():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(JobError, match="temporarily unavailable") as caught, forked(2, lambda _: None):
+        pass
+    assert "--processes 1" in caught.value.hint
+
+
+def test_a_process_that_cannot_begin_is_not_taken_for_the_first(monkeypatch, tmp_path):
+    """It must not tidy up what is the first one's, as an error does that goes through the contexts around."""
+    tidied = tmp_path / "tidied"
+
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(processes, "_begin", refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        try:
+            with forked(2, lambda _: None) as ranks:
+                ranks.gather(None)
+        finally:
+            with tidied.open("a") as stream:
+                stream.write("once ")
+    assert tidied.read_text() == "once "
+
+
+def every_content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
+def test_they_write_what_one_process_writes(kind, tmp_path):
+    source = save_state(tmp_path / "narrow", kind)
+    counts, records = {}, {}
+    for size in (1, 3):
+        counts[size] = []
+        records[size] = widen(
+            source,
+            tmp_path / f"wide-{size}",
+            3,
+            max_shard_size=30_000,
+            perturbation=Perturbation(0.1),
+            verify=False,
+            state=StateOptions(allow_pickle=True),
+            events=Events(advance=counts[size].append),
+            processes=size,
+        ).record
+    assert every_content(tmp_path / "wide-3") == every_content(tmp_path / "wide-1")
+    assert records[3] == records[1]
+    assert sum(counts[3]) == sum(counts[1])
+    wide = tmp_path / "wide-3"
+    if kind == "safetensors":
+        for name in ("optimizer.safetensors", "model-00002"):  # a byte of a state, then one of the weights
+            file = next(file for file in wide.rglob("*.safetensors") if name.partition(".")[0] in file.name)
+            flip(file)
+    found = [verify_weights(wide, source, allow_pickle=True, processes=size) for size in (1, 3)]
+    assert found[0] == found[1]
+    assert found[0].agrees == (kind != "safetensors")
+    if kind == "safetensors":
+        assert len(found[0].differences) == len(found[0].state.differences) == 1
+
+
+def test_nothing_is_left_of_what_cannot_be_written(tmp_path):
+    source = save_state(tmp_path / "narrow", "safetensors")
+    tensors = load_file(source / "model.safetensors")
+    name = max(tensors)  # which the last process writes
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="not finite"):
+        widen(source, tmp_path / "wide", 2, max_shard_size=30_000, processes=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["narrow"]

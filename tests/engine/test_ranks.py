@@ -1,0 +1,325 @@
+"""Several processes that widen one checkpoint together: the bytes of a single one, or nothing when one dies."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mupscale_cli
+from mupscale_cli.checkpoints.digests import RowBuffer, TensorDigest, safetensors_digest, tensor_digests
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.engine.ranks import ALONE, Ranks, joined
+from mupscale_cli.engine.shards import convert, share_of
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.formats import torch_writing
+from mupscale_cli.plan.methods import make_method
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.planning import StateOptions, find_source, plan_widening
+from mupscale_cli.tasks.widen import widen
+from training import save_state
+
+SHARD = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Threads(Ranks):
+    """Threads in place of processes; `shared` is what they have in common."""
+
+    shared: Any = field(default=None, repr=False)
+
+    def broadcast(self, value):
+        if self.is_first:
+            self.shared["value"] = value
+        self.shared["barrier"].wait()
+        found = self.shared["value"]
+        self.shared["barrier"].wait()
+        return found
+
+    def gather(self, value):
+        self.shared["all"][self.rank] = value
+        self.shared["barrier"].wait()
+        found = list(self.shared["all"]) if self.is_first else []
+        self.shared["barrier"].wait()
+        return found
+
+
+def together(size, work):
+    """What each of several threads gets out of `work(ranks)`."""
+    shared = {"barrier": threading.Barrier(size, timeout=60), "all": [None] * size}
+    results, errors = [None] * size, []
+
+    def run(rank):
+        try:
+            results[rank] = work(Threads(rank, size, shared))
+        except BaseException as error:  # noqa: BLE001 (raised where the threads are awaited)
+            errors.append(error)
+            shared["barrier"].abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("case", ["plain", "noise", "single file", "random map", "experts"])
+def test_any_number_of_processes_writes_the_same_bytes(case, size, saved, tmp_path):
+    """Blocks are so small that the tensors at the borders of the shares are cut."""
+    source = find_source(saved("Mixtral-untied" if case == "experts" else "Llama-tied"))
+    noise = Perturbation(0.1, mode="preserving") if case == "noise" else None
+    method = make_method("net2net", seed=3) if case == "random map" else "mupscale"
+    plan = plan_widening(
+        source, 3, max_shard_size=10**9 if case == "single file" else SHARD, method=method, perturbation=noise
+    )
+    tensors, digests = source.checkpoint.tensors, tensor_digests(source.checkpoint.specs)
+
+    def write(ranks, folder, digests):
+        return convert(
+            plan.shards, tensors, folder, metadata={"format": "pt"}, block_bytes=2000, sources=digests, ranks=ranks
+        )
+
+    alone, folder = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), folder.mkdir()
+    expected = write(ALONE, alone, digests)
+    others = [tensor_digests(source.checkpoint.specs) for _ in range(size)]
+    found, *rest = together(size, lambda ranks: write(ranks, folder, others[ranks.rank]))
+    assert rest == [None] * (size - 1)
+    assert found == expected
+    assert contents(folder) == contents(alone)
+    assert found.digests == {file.name: safetensors_digest(file) for file in folder.iterdir()}
+    whole = {name: digest.digest for name, digest in others[0].items() if digest.digest}
+    assert whole == {name: digests[name].digest for name in whole}
+
+
+def test_every_process_gets_the_result(saved, tmp_path):
+    source = saved("Llama-tied")
+    expected = widen(source, tmp_path / "alone", 2, max_shard_size=SHARD)
+    results = together(3, lambda ranks: widen(source, tmp_path / "wide", 2, max_shard_size=SHARD, ranks=ranks))
+    assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
+    assert [result.record for result in results] == [expected.record] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "wide"]
+
+
+def every_content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
+def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
+    """Blocks are so small that most tensors are cut, and each process knows of a part of most checksums."""
+    monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
+    source = save_state(tmp_path / "narrow", kind)
+    state = StateOptions(allow_pickle=True)
+    made = {
+        size: together(
+            size,
+            lambda ranks, size=size: widen(
+                source, tmp_path / f"wide-{size}", 3, verify=False, state=state, ranks=ranks, max_shard_size=SHARD
+            ),
+        )[0]
+        for size in (1, 2, 5)
+    }
+    alone = every_content(tmp_path / "wide-1")
+    assert every_content(tmp_path / "wide-2") == alone
+    assert every_content(tmp_path / "wide-5") == alone
+    assert made[5].record == made[1].record
+    made_by_torch = [tmp_path / "wide-5" / name for name in alone if name.endswith((".pt", ".distcp"))]
+    archived = [file for file in made_by_torch if zipfile.is_zipfile(file)]  # plain values are pickles
+    assert bool(archived) == (kind != "safetensors")
+    assert all(zipfile.ZipFile(file).testzip() is None for file in archived)
+
+
+def test_what_is_not_finite_is_counted_once(saved, tmp_path):
+    source = shutil.copytree(saved("Mixtral-untied"), tmp_path / "narrow")
+    tensors = load_file(source / "model.safetensors")
+    for name, value in tensors.items():
+        if name.endswith(("lm_head.weight", "experts.1.w2.weight")):
+            value.view(-1)[[0, -1]] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    counts = [
+        together(
+            size,
+            lambda ranks, size=size: widen(
+                source,
+                tmp_path / f"wide-{size}",
+                2,
+                {"experts": 2},
+                verify=False,
+                allow_nonfinite=True,
+                ranks=ranks,
+                max_shard_size=SHARD,
+            ),
+        )[0].record["nonfinite"]
+        for size in (1, 4)
+    ]
+    assert counts[0] == counts[1]
+    assert set(counts[0].values()) == {2}
+    assert len(counts[0]) == 3
+
+
+def test_hashes_of_parts_are_put_together():
+    """Parts in any order, with borders inside of rows; a part may be known twice."""
+    spec = TensorSpec("w", "F32", (300, 7))
+    data = torch.randn(300, 7).numpy().tobytes()
+    whole = TensorDigest(spec)
+    whole.add(0, RowBuffer(memoryview(data)))
+    for cuts in ([0, 8400], [0, 1, 8399, 8400], [0, 1000, 1037, 2000, 5000, 8400]):
+        parts = list(itertools.pairwise(cuts))
+        merged = TensorDigest(spec)
+        for start, end in [*reversed(parts), *parts[:1]]:
+            part = TensorDigest(spec)
+            part.add(start, RowBuffer(memoryview(data)[start:end]))
+            assert merged.digest is None or (start, end) == parts[0]
+            merged.merge(part.state)
+        assert merged.digest == whole.digest
+
+
+def test_shares_are_even_and_leave_nothing_out():
+    for total in (0, 1, 10, 1001):
+        for size in (1, 3, 16):
+            shares = [Ranks(rank, size).share(total) for rank in range(size)]
+            assert [begin for begin, _ in shares] == [0, *(end for _, end in shares[:-1])]
+            assert shares[-1][1] == total
+            assert max(end - begin for begin, end in shares) - min(end - begin for begin, end in shares) <= 1
+
+
+def test_shares_are_even_by_the_time_that_they_take(saved):
+    """Noise takes longer than copying, so whose tensors have some has fewer bytes."""
+    source = find_source(saved("Llama-tied"))
+    plan = plan_widening(source, 2, perturbation=Perturbation(0.1))
+    tensors = plan.tensors
+    noisy = [tensor for tensor in tensors if tensor.noise is not None]
+    assert 0 < len(noisy) < len(tensors)
+    cuts = [share_of(tensors, Ranks(rank, 5)) for rank in range(5)]
+    assert [begin for begin, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
+    assert cuts[-1][1] == plan.num_bytes
+    assert share_of((), Ranks(1, 2)) == (0, 0)
+    pure = [tensor for tensor in tensors if tensor.noise is None]
+    first, second = (share_of([*pure, *noisy], Ranks(rank, 2)) for rank in range(2))
+    assert sum(tensor.target.num_bytes for tensor in pure) < first[1] == second[0]
+
+
+def test_variables_of_another_launcher_are_no_job():
+    """Clusters set them in shells where a single command is run."""
+    with joined({"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}) as ranks:
+        assert ranks == ALONE
+
+
+# With torchrun --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_one_process_shows_the_plan(saved, tmp_path):
+    options = ["-o", str(tmp_path / "wide"), "--factor", "2"]
+    found = torchrun("-m", "mupscale_cli", "widen", str(saved("Llama-tied")), *options, "--dry-run", "--json")
+    assert json.loads(found.stdout)["schema"]  # one document
+
+
+# A process that ends in the middle of its work, with a signal or an error.
+DYING = """
+import os, signal, sys
+import mupscale_cli.engine.streaming as streaming
+from mupscale_cli.cli import main
+write, blocks = streaming._expand, []
+def dying(*arguments):
+    blocks.append(1)
+    if os.environ["RANK"] == "1" and len(blocks) == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*arguments)
+streaming._expand = dying
+main.main()
+"""
+
+
+def torchrun(*arguments, processes=2):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        *arguments,
+    ]
+    path = str(Path(mupscale_cli.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_torchrun(saved, tmp_path):
+    source = str(saved("Llama-tied"))
+    options = ["--factor", "2", "--max-shard-size", str(SHARD), "--noise", "0.1"]
+    found = torchrun("-m", "mupscale_cli", "widen", source, "-o", str(tmp_path / "wide"), *options, "--json")
+    assert found.returncode == 0, found.stderr
+    document = json.loads(found.stdout)  # of one process, not of each
+    assert document["verification"]["agrees"]
+    noise = Perturbation(0.1)
+    widen(source, tmp_path / "alone", 2, max_shard_size=SHARD, perturbation=noise, verify=True)
+    assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_what_all_processes_refuse_is_said_once(saved, tmp_path):
+    options = ["widen", str(saved("Llama-tied")), "-o", str(tmp_path / "wide"), "--axis", "fnn=2"]
+    found = torchrun("-m", "mupscale_cli", *options, processes=3)
+    assert found.returncode != 0
+    assert found.stderr.count("error in process 0 of 3: `llama` has no axis `fnn`") == 1
+    assert found.stderr.count("did you mean") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_some_processes_refuse_ends_all_and_one_says_why():
+    def plan(rank):
+        if rank in (1, 3):
+            raise PlanError(f"{rank} cannot")
+
+    def work(ranks):
+        try:
+            with ranks.agreed():
+                plan(ranks.rank)
+        except (PlanError, SystemExit) as error:
+            return str(error)
+
+    assert together(4, work) == ["2", "1 cannot", "2", "2"]
+    with pytest.raises(PlanError), ALONE.agreed():
+        plan(1)
+    with ALONE.agreed():
+        plan(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_a_process_that_dies_fails_the_job_and_another_one_goes_on(saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    (tmp_path / "dying.py").write_text(DYING)
+    options = ["widen", str(source), "-o", str(target), "--factor", "2", "--max-shard-size", str(SHARD), "--no-verify"]
+    found = torchrun(str(tmp_path / "dying.py"), *options)
+    assert found.returncode != 0
+    assert not target.exists()
+    assert "Traceback" not in found.stdout
+    (kept,) = tmp_path.glob(".wide.partial-*")
+    assert {file.name for file in kept.glob(".mupscale-journal*")} >= {".mupscale-journal.json"}
+    widened = widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True)
+    assert widened.output == target
+    widen(source, tmp_path / "alone", 2, max_shard_size=SHARD, verify=False)
+    assert contents(target) == contents(tmp_path / "alone")
+    assert not list(tmp_path.glob(".wide*"))

@@ -1,0 +1,41 @@
+"""A run that FSDP2 has cut over two processes is saved by torch, widened, and continued by torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+import mupscale_cli
+from helpers import build
+from mupscale_cli.tasks.planning import StateOptions
+from mupscale_cli.tasks.widen import widen
+
+TESTS = Path(__file__).parent.parent
+
+
+def processes(task, folder):
+    path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), str(TESTS)])
+    command = [sys.executable, str(TESTS / "fsdp_processes.py"), task, str(folder)]
+    result = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_a_sharded_run_goes_on(tmp_path):
+    processes("train", tmp_path)
+    dcp_to_torch_save(tmp_path / "step-3", tmp_path / "whole.pt")
+    model = build("Llama-tied", dtype=torch.float64)
+    model.load_state_dict(torch.load(tmp_path / "whole.pt", weights_only=False)["model"])
+    model.save_pretrained(tmp_path / "narrow")
+    state = StateOptions(optimizer=tmp_path / "step-3", allow_pickle=True)
+    widen(tmp_path / "narrow", tmp_path / "wide", 3, state=state, verify=False)
+    processes("resume", tmp_path)
+    expected, found = torch.load(tmp_path / "losses.pt"), torch.load(tmp_path / "wide_losses.pt")
+    # The reference computes norms, softmax and rotary tables in float32.
+    assert found == pytest.approx(expected, rel=16 * 2**-24)

@@ -1,0 +1,199 @@
+"""Plans from headers alone, against values worked out by hand."""
+
+import pytest
+
+from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import ConfigError, PlanError, RecipeError
+from mupscale_cli.plan import make_plan, resolve_factors
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 10,
+    "tie_word_embeddings": True,
+}
+LAYER = "model.layers.0."
+SHAPES = {
+    "model.embed_tokens.weight": (10, 8),
+    f"{LAYER}input_layernorm.weight": (8,),
+    f"{LAYER}self_attn.q_proj.weight": (8, 8),
+    f"{LAYER}self_attn.k_proj.weight": (4, 8),
+    f"{LAYER}self_attn.v_proj.weight": (4, 8),
+    f"{LAYER}self_attn.o_proj.weight": (8, 8),
+    f"{LAYER}post_attention_layernorm.weight": (8,),
+    f"{LAYER}mlp.gate_proj.weight": (12, 8),
+    f"{LAYER}mlp.up_proj.weight": (12, 8),
+    f"{LAYER}mlp.down_proj.weight": (8, 12),
+    "model.norm.weight": (8,),
+}
+
+
+def specs(shapes=SHAPES, dtype="F32"):
+    return [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
+
+
+def llama(factor=None, axes=None, config=CONFIG, shapes=SHAPES, **options):
+    recipe = load_recipe("llama")
+    return make_plan(recipe, specs(shapes), config, resolve_factors(recipe, factor, axes or {}), **options)
+
+
+def test_coefficients_multiplicities_and_shapes_of_llama():
+    """Factors 2 on embed, 3 on kv, 5 on g, 7 on ffn: every number below is a product of them."""
+    plan = llama(axes={"embed": 2, "kv": 3, "g": 5, "ffn": 7})
+    found = {t.target.name: (t.coefficient, t.multiplicity, t.target.shape) for t in plan.tensors}
+    heads = 3 * 5
+    assert found == {
+        "model.embed_tokens.weight": (1, 2, (10, 16)),
+        f"{LAYER}input_layernorm.weight": (1, 2, (16,)),
+        f"{LAYER}self_attn.q_proj.weight": (1 / 2, 2 * heads, (8 * heads, 16)),
+        f"{LAYER}self_attn.k_proj.weight": (1 / 2, 2 * 3, (4 * 3, 16)),
+        f"{LAYER}self_attn.v_proj.weight": (1 / 2, 2 * 3, (4 * 3, 16)),
+        f"{LAYER}self_attn.o_proj.weight": (1 / heads, 2 * heads, (16, 8 * heads)),
+        f"{LAYER}post_attention_layernorm.weight": (1, 2, (16,)),
+        f"{LAYER}mlp.gate_proj.weight": (1 / 2, 2 * 7, (84, 16)),
+        f"{LAYER}mlp.up_proj.weight": (1 / 2, 2 * 7, (84, 16)),
+        f"{LAYER}mlp.down_proj.weight": (1 / 7, 2 * 7, (16, 84)),
+        "model.norm.weight": (1 / 2, 2, (16,)),
+    }
+
+
+def test_an_untied_readout_takes_the_factor_itself():
+    shapes = {**SHAPES, "lm_head.weight": (10, 8)}
+    plan = llama(2, config={**CONFIG, "tie_word_embeddings": False}, shapes=shapes)
+    found = {t.target.name: t.coefficient for t in plan.tensors}
+    assert (found["model.norm.weight"], found["lm_head.weight"]) == (1, 1 / 2)
+
+
+def test_the_config_is_rewritten_and_head_dim_pinned():
+    plan = llama(3, {"g": 2})
+    changes = {change.key: (change.before, change.after) for change in plan.config_changes}
+    assert changes == {
+        "hidden_size": (8, 24),
+        "num_attention_heads": (4, 24),
+        "num_key_value_heads": (2, 6),
+        "intermediate_size": (12, 36),
+        "head_dim": (None, 2),
+    }
+    assert plan.config == {**CONFIG, **{key: after for key, (_, after) in changes.items()}}
+
+
+def test_counts():
+    plan = llama(2)
+    narrow = sum(a * (b or 1) for a, b in ((*shape, None)[:2] for shape in SHAPES.values()))
+    assert plan.num_parameters[0] == narrow
+    assert plan.num_bytes == 4 * plan.num_parameters[1]
+
+
+def test_scales_that_are_not_powers_of_two_are_rounded_but_splits_are_not():
+    assert [tensor.target.name for tensor in llama(3).rounded] == ["model.norm.weight"]
+    assert llama(2).rounded == ()
+
+
+def test_shards_hold_every_tensor_once_and_no_more_than_asked():
+    plan = llama(2, max_shard_bytes=2000)
+    assert len(plan.shards) > 2
+    assert all(shard.num_bytes <= 2000 or len(shard.tensors) == 1 for shard in plan.shards)
+    names = [tensor.target.name for shard in plan.shards for tensor in shard.tensors]
+    assert sorted(names) == sorted(SHAPES)
+    assert [shard.file for shard in llama(2, max_shard_bytes=None).shards] == ["model.safetensors"]
+
+
+def test_shapes_that_contradict_the_config():
+    with pytest.raises(RecipeError, match=r"up_proj\.weight` has the shape \(13, 8\).*is 12, not 13") as error:
+        llama(2, shapes={**SHAPES, f"{LAYER}mlp.up_proj.weight": (13, 8)})
+    assert "ffn = 12" in error.value.hint
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8"])
+def test_packed_weights(dtype):
+    recipe = load_recipe("llama")
+    with pytest.raises(PlanError, match=dtype):
+        make_plan(recipe, specs(dtype=dtype), CONFIG, resolve_factors(recipe, 2, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "axes", "message"),
+    [
+        ("llama", 0, {}, "--factor` is 0"),
+        ("llama", 2, {"kv": -1}, "--axis kv` is -1"),
+        ("llama", 1, {}, "nothing is widened"),
+        ("llama", None, {}, "nothing is widened"),
+        ("llama", 2, {"head": 2}, "no axis `head`"),
+        ("llama", 2, {"d": 2}, "rotary frequencies"),
+        ("gpt2", None, {"embed": 4, "h": 2}, "moved apart"),
+    ],
+)
+def test_factors_that_are_refused(name, factor, axes, message):
+    with pytest.raises(PlanError, match=message):
+        resolve_factors(load_recipe(name), factor, axes)
+
+
+def test_a_single_axis_overrides_the_factor():
+    factors = resolve_factors(load_recipe("llama"), 2, {"ffn": 8, "g": 3, "embed": 1})
+    assert factors == {"embed": 1, "kv": 2, "g": 3, "d": 1, "ffn": 8}
+
+
+# What the language can say --------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    def make(tensors, config, shapes, axes, *, more_axes=""):
+        file = tmp_path / "r.yaml"
+        experts = ", experts?: e" if more_axes else ""
+        text = f"axes: {{a: n{more_axes}}}\nwiden: [a]\nconfig: {{n: a{experts}}}\ntensors:\n  {tensors}\n"
+        file.write_text(text)
+        recipe = load_recipe(file)
+        return make_plan(recipe, specs(shapes), config, resolve_factors(recipe, None, axes))
+
+    return make
+
+
+def test_an_axis_in_the_name_adds_tensors_and_may_be_summed(small):
+    plan = small(
+        '"x.{/e}.w": "a"', {"n": 2, "experts": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 3}, more_axes=", e: experts"
+    )
+    made = [(t.source.name, t.target.name, t.piece, t.coefficient, t.multiplicity) for t in plan.tensors]
+    assert made == [(f"x.{e}.w", f"x.{3 * e + copy}.w", copy, 1 / 3, 3) for e in range(2) for copy in range(3)]
+    assert plan.config["experts"] == 6
+
+
+def test_segments_may_be_scaled_apart(small):
+    plan = small('w: "[a@a^-1 + 2 a + 1]"', {"n": 2}, {"w": (7,)}, {"a": 4})
+    (tensor,) = plan.tensors
+    assert tensor.target.shape == (8 + 16 + 1,)
+    assert tensor.parts == ((1 / 4, 4), (1, 4), (1, 1))
+    assert tensor.coefficient is None
+
+
+def test_conditions_choose_the_first_that_holds(small):
+    text = 'w: [{when: parallel, dims: "a | a^-1"}, "a"]'
+    (tensor,) = small(text, {"n": 2, "parallel": True}, {"w": (2,)}, {"a": 2}).tensors
+    assert tensor.coefficient == 1 / 2
+    (tensor,) = small(text, {"n": 2, "parallel": False}, {"w": (2,)}, {"a": 2}).tensors
+    assert tensor.coefficient == 1
+
+
+def test_tensors_may_be_kept_or_left_out(small):
+    shapes = {"w": (2,), "kept": (5,), "buffer": (9,)}
+    plan = small("w: a\n  kept: keep\n  buffer: omit", {"n": 2}, shapes, {"a": 2})
+    assert {tensor.target.name: tensor.target.shape for tensor in plan.tensors} == {"w": (4,), "kept": (5,)}
+    assert plan.omitted == ("buffer",)
+
+
+def test_a_config_that_does_not_give_the_axis_its_new_size(small):
+    with pytest.raises(ConfigError, match="the widened config makes the axis `e` 2, the widened tensors make it 4"):
+        small(
+            '"x.{e}.w": "a"', {"n": 2, "groups": 2}, {"x.0.w": (2,), "x.1.w": (2,)}, {"e": 2}, more_axes=", e: groups"
+        )
+
+
+def test_a_config_that_lacks_a_key(small):
+    with pytest.raises(RecipeError, match="makes the axis `a` None"):
+        small("w: a", {}, {"w": (2,)}, {"a": 2})

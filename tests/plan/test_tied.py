@@ -1,0 +1,151 @@
+"""A readout that shares the embedding: three ways to give it its factor."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli_runner import run
+from helpers import T5, randomise
+from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification import VerifyOptions
+from training import save_training
+
+EXACT = VerifyOptions(dtype="float64")
+
+
+def test_untied_the_readout_is_a_tensor_of_its_own_and_takes_the_factor(saved, tmp_path):
+    source = saved("Llama-tied", dtype=torch.bfloat16)
+    result = widen(source, tmp_path / "wide", 3, verify=EXACT, tie="untie")
+    assert result.verification.agrees
+    assert result.verification.rounding is None
+    narrow, wide = load_file(source / "model.safetensors"), load_file(tmp_path / "wide" / "model.safetensors")
+    shares = wide["lm_head.weight"].unflatten(1, (48, 3)).double()
+    assert torch.equal(shares.sum(2), narrow["model.embed_tokens.weight"].double())
+    assert torch.equal(wide["model.norm.weight"], narrow["model.norm.weight"].repeat_interleave(3))
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert result.record["tie"] == "untie"
+    assert verify(tmp_path / "wide", options=EXACT).agrees
+
+
+def test_folding_rounds_in_bfloat16_what_untying_does_not(saved, tmp_path):
+    source = saved("Gemma-tied", dtype=torch.bfloat16)
+    folded = widen(source, tmp_path / "folded", 3, verify=EXACT, tie="fold").verification
+    assert folded.agrees
+    assert folded.rounding.max_rel > 1e-4
+    untied = widen(source, tmp_path / "untied", 4, verify=EXACT, tie="untie").verification
+    assert untied.agrees
+    assert untied.rounding is None  # 1/sqrt(4) of the embedding is exact
+
+
+def test_a_key_of_the_config_is_preferred_where_there_is_one(saved):
+    def norm(tie):
+        plan = plan_widening(saved("Granite-tied"), 2, tie=tie)
+        keys = {change.key: change.after for change in plan.config_changes}
+        return plan.tie, next(t for t in plan.tensors if t.target.name == "model.norm.weight").coefficient, keys
+
+    assert norm(None)[:2] == ("config", 1)
+    assert norm(None)[2]["logits_scaling"] == 6.0
+    assert norm("fold")[:2] == ("fold", 1 / 2)
+    assert "logits_scaling" not in norm("fold")[2]
+    assert norm("untie")[2]["tie_word_embeddings"] is False
+
+
+def test_a_value_that_is_too_large_to_be_scaled_is_told(saved, tmp_path):
+    source = shutil.copytree(saved("Granite-tied"), tmp_path / "narrow")
+    file = source / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "logits_scaling": 10**400}))
+    with pytest.raises(RecipeError, match="too large to be scaled"):
+        plan_widening(source, 2)
+
+
+def test_what_cannot_be_asked(saved):
+    with pytest.raises(PlanError, match="does not share the embedding"):
+        plan_widening(saved("Llama-untied"), 2, tie="fold")
+    with pytest.raises(PlanError, match="`--tie config` is not possible with `llama`") as caught:
+        plan_widening(saved("Llama-tied"), 2, tie="config")
+    assert caught.value.hint == "this architecture allows: fold, untie"
+    with pytest.raises(PlanError, match="does not share the embedding"):
+        plan_widening(saved("Bert-pooler"), 2, tie="untie")
+
+
+def test_moments_of_a_shared_tensor_are_not_those_of_two(tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    with pytest.raises(PlanError, match="one moment for embedding and readout together"):
+        widen(source, tmp_path / "wide", 2, tie="untie")
+    result = run(
+        "widen", str(source), "-o", str(tmp_path / "wide"), "--factor", "2", "--tie", "untie", "--optimizer", "none"
+    )
+    assert result.code == 0
+
+
+def test_a_checkpoint_that_has_only_the_readout_of_the_two_names(saved, tmp_path):
+    """As `safetensors.torch.save_model` may leave it; the optimizer calls the tensor by its other name."""
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, file, {"format": "pt"})
+    text = (source / "config.json").read_text()
+    assert '"tie_word_embeddings": true' in text
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        'extends: llama\nmatch: {model_type: [llama]}\ntensors: {"{prefix}embed_tokens.weight?": "., embed"}\n'
+    )
+    widen(source, tmp_path / "wide", 2, recipe=recipe, verify=False)
+    state = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)
+    names = [name for group in state["param_groups"] for name in group["param_names"]]
+    assert state["state"][names.index("model.embed_tokens.weight")]["exp_avg"].shape == (50, 96)
+
+
+def test_flan_t5_has_a_readout_of_its_own(tmp_path):
+    import transformers
+
+    config = transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    model = randomise(transformers.T5ForConditionalGeneration(config)).eval()
+    model.save_pretrained(tmp_path / "narrow")
+    file = tmp_path / "narrow" / "model.safetensors"
+    save_file({**load_file(file), "lm_head.weight": torch.randn(50, 32)}, file, {"format": "pt"})
+    settings = tmp_path / "narrow" / "config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "tie_word_embeddings": False}))
+    result = widen(tmp_path / "narrow", tmp_path / "wide", 2, verify=EXACT)
+    assert result.verification.agrees
+    assert result.plan.tie is None
+
+
+def test_the_only_way_is_taken_without_being_asked(tmp_path):
+    """OLMo's norms have no parameters, so a tied readout can only be untied."""
+    import transformers
+
+    from helpers import SIZES
+
+    model = randomise(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SIZES, tie_word_embeddings=True))).eval()
+    model.save_pretrained(tmp_path / "narrow")
+    result = widen(tmp_path / "narrow", tmp_path / "wide", 3, verify=EXACT)
+    assert result.verification.agrees
+    assert result.plan.tie == "untie"
+    assert "lm_head.weight" in load_file(tmp_path / "wide" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tie", "says"),
+    [
+        ("{when: true}", "needs both"),
+        ("{when: true, ways: [glue]}", "there is no way `glue`"),
+        ("{when: true, ways: [untie]}", "`shares` must name"),
+        ('{when: true, ways: [fold], shares: {"a.*": b}}', "the name of one tensor"),
+        ("{when: true, ways: [fold], how: x}", "unknown key `how`"),
+    ],
+)
+def test_mistakes_in_recipes(tie, says, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f"axes: {{x: n}}\ntie: {tie}\ntensors: {{w: x}}\n")
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(file)

@@ -1,0 +1,314 @@
+"""What the documentation says is so: its commands run, its transcripts are what they print, its Python runs."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from doc_commands import DOCUMENTS, MANUAL, PAGES, ROOT, blocks, differences, lines, shell_lines, spans
+
+import mupscale_cli
+from cli_runner import commands_of, options_of, run
+from helpers import MODELS, save_mlp
+from mupscale_cli.architecture.recipe import model_types
+from mupscale_cli.cli.pages import page_titles
+
+TABLE = (ROOT / "recipes" / "README.md").read_text()
+NET = """
+import torch
+config = {"width": 6, "hidden": 10}
+class Net(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        shapes = config.get("shapes", {})
+        width = config.get("width") or shapes["0.weight"][0]
+        hidden = config.get("hidden") or shapes["2.weight"][0]
+        self.layers = torch.nn.Sequential(torch.nn.Linear(5, width), torch.nn.ReLU(), torch.nn.Linear(width, hidden),
+                                          torch.nn.ReLU(), torch.nn.Linear(hidden, 3))
+    def forward(self, x):
+        return self.layers(x)
+def build(config):
+    return Net(config).layers
+"""
+# What is not ours is not run: it installs, needs a cluster, or is a program of its own.
+OTHERS = ("pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
+# Slow ones get fewer steps; what they are asked to do stays.
+SHORTER = {"sweep": ["--steps", "1", "--batch-size", "1", "--length", "4", "--no-picture"]}
+FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}
+UNCOMPARED = ("sweep",)  # its losses are others on every machine
+# Slow ones that other tests run.
+ELSEWHERE = {
+    "mupscale demo": "cli/test_cli.py",
+    "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
+}
+
+
+def rows():
+    for line in TABLE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and cells[0] != "model type":
+            yield cells
+
+
+def test_the_table_has_every_model_and_every_error_is_tiny():
+    named = {(getattr(transformers, config).model_type, head) for head, config, _ in MODELS.values()}
+    assert {(cells[0], cells[1]) for cells in rows()} == named
+    for cells in rows():
+        errors = [float(cell) for cell in cells[5:] if cell]
+        assert len(errors) >= 3
+        assert all(0 < error < 1e-10 for error in errors), cells
+
+
+def test_the_page_names_every_model_type():
+    page = MANUAL / "recipes.md"
+    text = page.read_text().partition("## Tied embeddings")[0]
+    halves = {"clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"}  # "and their halves"
+    missing = {name for name in model_types() if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
+    assert missing == halves
+
+
+# Running them -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """What `mupscale demo` leaves, with a model that is hardly trained."""
+    from mupscale_cli.tasks.demo import training
+
+    folder = tmp_path_factory.mktemp("docs") / "mupscale-demo"
+    steps, training.STEPS = training.STEPS, 3
+    try:
+        training.train(folder / "tiny", lambda _step, _loss: None)
+    finally:
+        training.STEPS = steps
+    for arguments in (["-o", "tiny-x4"], ["--noise", "0.1", "-o", "tiny-x4-noisy"]):
+        name = folder / arguments[-1]
+        code = run("widen", str(folder / "tiny"), "-f", "4", "--no-verify", *arguments[:-1], str(name)).code
+        assert code == 0
+    return folder
+
+
+@pytest.fixture
+def sandbox(demo, hub, saved, tmp_path):
+    """A folder with everything that the documentation's commands name, and a Hub with its models; the current one."""
+    shutil.copytree(demo, tmp_path / "mupscale-demo")
+    shutil.copytree(demo / "tiny", tmp_path / "tiny")
+    for name in ("narrow", "ckpt", "ckpts/step-90000"):
+        shutil.copytree(saved("Llama-untied"), tmp_path / name)
+    shutil.copy(saved("Llama-tied") / "model.safetensors", tmp_path / "ckpt.safetensors")
+    shutil.copy(saved("Llama-tied") / "config.json", tmp_path / "ckpt.config.json")
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "mynet.py").write_text(NET)
+    (tmp_path / "tiny.json").write_text('{"width": 6, "hidden": 10}')
+    save_mlp(tmp_path / "narrow.safetensors")
+    save_mlp(tmp_path / "mlp.safetensors")
+    for model in ("meta-llama/Llama-3.1-70B", "HuggingFaceTB/SmolLM2-135M"):
+        hub.add(model, {file.name: file.read_bytes() for file in saved("Llama-tied").iterdir()})
+    return tmp_path
+
+
+def prepare(file, folder, saved):
+    """What a page's commands need beside what all need."""
+    if file.stem == "sweep":
+        shutil.copytree(folder / "tiny", folder / "small")
+        (folder / "manual.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    if file.stem == "look":
+        (folder / "trainer.py").write_text("import json; print(json.dumps({'loss': 1.0}))")
+        command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
+        swept = [
+            "sweep",
+            "narrow",
+            "--command",
+            command,
+            "-f",
+            "2",
+            "--noise",
+            "0",
+            "-o",
+            "small-sweep",
+            "--no-picture",
+        ]
+        assert run(*swept).code == 0
+    if file.stem == "pipelines":
+        write_job(folder)
+    if file.stem == "trust":
+        assert run("widen", "narrow.safetensors", "-f", "2", "--no-verify", "-o", "wide.safetensors").code == 0
+    if file.stem == "recipes":
+        shutil.rmtree(folder / "ckpt")
+        (folder / "path" / "to").mkdir(parents=True)
+        shutil.copy(saved("Llama-untied") / "config.json", folder / "path" / "to" / "config.json")
+
+
+def write_job(folder):
+    (job,) = [text for text in blocks(MANUAL / "pipelines.md", "yaml") if "steps:\n  - widen" in text]
+    (folder / "release.yaml").write_text(job)
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_every_command_line_runs_and_prints_what_is_shown(file, sandbox, saved):
+    prepare(file, sandbox, saved)
+    for line in lines(file):
+        if line.words[0] in OTHERS or line.words[0].startswith("."):
+            continue
+        assert line.words[0] == "mupscale", line
+        if str(line) in ELSEWHERE:
+            continue
+        words = [
+            FEWER.get(before, {}).get(word, word) for before, word in zip(line.words, line.words[1:], strict=False)
+        ]
+        words = [word.replace("$wide", "tiny-wide") for word in words]
+        result = run(*words, *SHORTER.get(words[0], ()))
+        expected = 2 if '"error"' in line.shown else 0
+        assert result.code == expected, f"{line}\n{result.out[-2000:]}\n{result.err[-2000:]}"
+        if line.into:
+            Path(line.into).write_text(result.out)
+        if words[0] not in UNCOMPARED:
+            missing = list(differences(line.shown, result.out))
+            assert missing == [], f"{line}\n{result.out}"
+
+
+def known_options():
+    found = {"": {"--version", "--help"}}
+    for command, parameter in options_of():
+        names = {*parameter.opts, *parameter.secondary_opts}
+        found.setdefault(command, {"--help"}).update(name for name in names if name.startswith("-"))
+    return found
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_every_command_and_option_in_the_text_exists(file):
+    known = known_options()
+    every = set().union(*known.values()) | {"--preinstall", "--nnodes", "--install-completion"}
+    commands = {" ".join(words) for words in commands_of()} | {"recipes", "plot"}
+    for code in spans(file):
+        words = re.split(r"[\s=]+", re.sub(r"\[|\]", "", code))
+        if words[0] == "mupscale" and len(words) > 1 and words[1][0].islower():
+            name = next(name for name in (" ".join(words[1:3]), words[1], "?") if name in commands or name == "?")
+            assert name != "?", code
+            options = [word for word in words if word.startswith("--")]
+            assert set(options) <= known.get(name, every), code
+        elif words[0].startswith("--"):
+            assert words[0] in every, code
+
+
+def test_every_command_and_option_is_documented():
+    """In the pages or the README, by its name; those that all commands have, once."""
+    text = "\n".join(file.read_text() for file in DOCUMENTS)
+    missing = [
+        (command, parameter.opts)
+        for command, parameter in options_of()
+        if command
+        and parameter.opts[0].startswith("-")
+        and not any(name in text for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
+    ]
+    assert missing == []
+    assert {words for words in commands_of() if words[-1] not in text} == set()
+
+
+def test_links_lead_somewhere():
+    for file in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+            if not target.startswith("http"):
+                path, _, anchor = target.partition("#")
+                found = (file.parent / path) if path else file
+                assert found.exists(), (file.name, target)
+                if anchor:
+                    titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+                    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                    assert anchor in slugs, (file.name, target)
+
+
+def test_the_readme_and_the_command_list_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert {name for name in page_titles() if f"pages/{name}.md" not in text} == set()
+    shown = run("help").out
+    assert all(name in shown for name in page_titles())
+    for page in PAGES:
+        shown = run("help", page.stem).out
+        assert "](../" not in shown  # whoever has no sources cannot follow
+        links = re.sub(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)", r"\1 (`\2` of the sources)", page.read_text())
+        assert shown == links
+
+
+# Python -------------------------------------------------------------------------------------------
+
+
+def test_the_python_of_the_api_page_runs(sandbox, capsys):
+    names = {}
+    for text in blocks(MANUAL / "api.md", "python"):
+        exec(compile(text, "api.md", "exec"), names)  # noqa: S102 (it is what the page tells to do)
+    printed = capsys.readouterr().out
+    assert "there is no checkpoint at `nowhere`" in printed
+    assert "/me/wide" in printed
+    assert "done widened" in printed
+
+
+def test_the_api_page_names_everything_that_is_public():
+    text = (MANUAL / "api.md").read_text()
+    public = set(mupscale_cli.__all__) - {"__version__"}
+    assert {name for name in public if f"`{name}`" not in text} == set()
+    named = set(re.findall(r"mupscale\.(\w+)", "\n".join(blocks(MANUAL / "api.md", "python"))))
+    assert named <= public
+
+
+def test_the_python_of_the_page_on_optimizers_runs(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    narrow = shutil.copytree(demo / "tiny", tmp_path / "narrow")
+    model = transformers.AutoModelForCausalLM.from_pretrained(narrow)
+    groups = [{"params": [], "param_names": [], "weight_decay": decay} for decay in (0.1, 0.0)]
+    for name, parameter in model.named_parameters():  # matrices are decayed, as the loop has it
+        groups[parameter.dim() < 2]["params"].append(parameter)
+        groups[parameter.dim() < 2]["param_names"].append(name)
+    optimizer = torch.optim.AdamW(groups, lr=3e-4)
+    model(torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), narrow / "optimizer.pt")
+    assert run("widen", "narrow", "-f", "4", "-o", "wide", "--no-verify").code == 0
+    loop, trainer = blocks(MANUAL / "optimizers.md", "python")
+    names = {"mupscale": mupscale_cli, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
+    exec(compile(loop, "optimizers.md", "exec"), names)  # noqa: S102
+    assert names["optimizer"].state
+    compile(trainer, "optimizers.md", "exec")  # tests/optimizers/test_trainer.py runs the same
+
+
+# Pipelines ----------------------------------------------------------------------------------------
+
+PIPELINES = MANUAL / "pipelines.md"
+
+
+def test_the_github_workflow_runs_our_commands(sandbox):
+    write_job(sandbox)
+    (workflow,) = [yaml.safe_load(text) for text in blocks(PIPELINES, "yaml") if "runs-on" in text]
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    ours = [line for command in commands for line in shell_lines(command) if line.words[0] == "mupscale"]
+    assert len(ours) == 2
+    for line in ours:
+        result = run(*line.words[1:])
+        assert result.code == 0, result.err
+    assert line.into == "release.json"
+    assert json.loads(result.out)["exit_code"] == 0
+
+
+MAKE = shutil.which("make")
+
+
+@pytest.mark.skipif(MAKE is None, reason="there is no make")
+def test_the_makefile_runs_our_commands(sandbox):
+    (text,) = blocks(PIPELINES, "make")
+    (sandbox / "Makefile").write_text(text)
+
+    def make():
+        found = subprocess.run([MAKE, "-n", "tiny-x2/mupscale.json"], capture_output=True, text=True, check=True)
+        return found.stdout
+
+    for line in shell_lines(make()):
+        assert line.words[0] == "mupscale"
+        assert run(*line.words[1:]).code == 0
+    assert "up to date" in make()

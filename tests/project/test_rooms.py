@@ -1,0 +1,143 @@
+"""The rooms of the package: who may import whom, and what needs no torch does not wait for it."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mupscale_cli
+
+PACKAGE = Path(mupscale_cli.__file__).parent
+
+# Each room may import the rooms of the levels above it, and its own modules in one direction. CONTRIBUTING.md has the
+# same table in words.
+ROOMS = [
+    {"_version", "errors", "dtypes", "text"},
+    {"architecture", "checkpoints"},
+    {"plan"},
+    {"engine"},
+    {"record"},
+    {"optimizers"},
+    {"verification"},
+    {"tasks"},
+    {"reports"},
+    {"infer", "sweep"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+
+NO_TORCH = [
+    "errors",
+    "dtypes",
+    "text",
+    "architecture.recipe",
+    "architecture.matching",
+    "plan",
+    "plan.copies",
+    "plan.dims",
+    "plan.methods",
+    "plan.perturbation",
+    "checkpoints.journal",
+    "engine.blocks",
+    "engine.memory",
+    "engine.ranks",
+    "record.record",
+    "optimizers.rules",
+    "optimizers.state_plan",
+    "optimizers.hyperparameters",
+    "optimizers.trainers",
+    "reports.guidance",
+    "tasks.card",
+    "tasks.check",
+    "tasks.planning",
+    "tasks.push",
+    "tasks.widen",
+    "cli.main",
+]
+
+
+def name_of(file):
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def room_of(name):
+    return name.split(".")[0]
+
+
+def imported(file):
+    """The project's modules that a file imports, at its top or inside of functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mupscale_cli"):
+            base = node.module.removeprefix("mupscale_cli").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                path = PACKAGE / inner.replace(".", "/")
+                yield inner if path.with_suffix(".py").exists() or path.is_dir() else base
+
+
+MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py") if name_of(file) not in ("", "__main__")}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_imports_only_rooms_above_it(name):
+    own = room_of(name)
+    for other in filter(None, imported(MODULES[name])):
+        assert room_of(other) == own or LEVEL[room_of(other)] < LEVEL[own], f"{name} imports {other}"
+
+
+def test_modules_form_no_circle():
+    TopologicalSorter({name: {*imported(file)} - {"", name} for name, file in MODULES.items()}).prepare()
+
+
+def test_every_room_is_in_the_table_and_the_root_is_small():
+    assert {room_of(name) for name in MODULES} == set(LEVEL)
+    entries = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert len(entries) <= 18
+
+
+def test_expansion_and_files_do_not_know_one_another():
+    assert not any(room_of(name) == "checkpoints" for name in imported(MODULES["engine.expand"]))
+
+
+def test_the_hub_has_one_door():
+    users = {name for name, file in MODULES.items() if "huggingface_hub" in file.read_text()}
+    assert {name for name in users if not name.startswith("checkpoints.hub.")} == {"plan.shards"}
+
+
+def loaded(code, *arguments):
+    """Which of the heavy modules a process has imported when it is done."""
+    heavy = ("torch", "transformers", "optuna", "matplotlib")
+    program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {heavy} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1].split()[1:]
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_planning_needs_no_torch(module):
+    assert loaded(f"import mupscale_cli.{module}") == []
+
+
+COMMAND = """
+import sys
+from mupscale_cli.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
+    assert loaded(COMMAND, "--help") == []
+    assert loaded(COMMAND, "widen", "--help") == []
+    assert loaded(COMMAND, "sweep", "--help") == []
+    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
+    assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
+    assert loaded(COMMAND, "recipes", "list") == []
+    assert loaded(COMMAND, "push", "--help") == []
+    output = f"{saved('Llama-tied')}-wide"
+    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", output) == ["torch"]

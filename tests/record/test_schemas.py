@@ -1,0 +1,238 @@
+"""Every document that `--json` prints is what its schema says, and no command lacks one."""
+
+import json
+import shlex
+import sys
+
+import jsonschema
+import pytest
+
+from cli_runner import commands_of, options_of, run
+from helpers import save_mlp
+from mupscale_cli.cli.pages import page_titles
+from mupscale_cli.record.record import FORMAT_VERSION
+from mupscale_cli.record.schemas import VERSIONS, load_schema
+
+NET = """
+import torch
+config = {"width": 6, "hidden": 10}
+def build(config):
+    return torch.nn.Sequential(torch.nn.Linear(4, config["width"]), torch.nn.ReLU(),
+                               torch.nn.Linear(config["width"], config["hidden"]), torch.nn.ReLU(),
+                               torch.nn.Linear(config["hidden"], 3))
+"""
+TRAINER = "import json, sys; print(json.dumps({'loss': float(sys.argv[2])}))"
+
+
+def undocumented(value, schema, root, place=""):
+    """Keys of a document that its schema does not name: JSON Schema itself lets them pass."""
+    named, values, items = {}, [], []
+    for part in parts(schema, root):
+        named |= part.get("properties", {})
+        more = part.get("additionalProperties")
+        values += [more] if more is not None else []
+        items += [part["items"]] if "items" in part else []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in named:
+                yield from undocumented(inner, named[key], root, f"{place}.{key}")
+            elif not values:
+                yield f"{place}.{key}"
+            elif values[0] is not True:
+                yield from undocumented(inner, values[0], root, f"{place}.{key}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            for item in items:
+                yield from undocumented(inner, item, root, f"{place}[{number}]")
+
+
+def parts(schema, root):
+    """A schema and those that it is made of."""
+    yield schema
+    if "$ref" in schema:
+        assert schema["$ref"].startswith("#/$defs/")
+        yield from parts(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root)
+    for other in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
+        yield from parts(other, root)
+
+
+def check(text, name, code=0):
+    """Check that a text is one document of a schema; returns it."""
+    document = json.loads(text)
+    assert list(document)[:2] == ["schema", "schema_version"]
+    assert (document["schema"], document["schema_version"]) == (name, VERSIONS[name])
+    schema = load_schema(name)
+    jsonschema.Draft202012Validator(schema).validate(document)
+    assert list(undocumented(document, schema, schema)) == []
+    assert (code == 2) == (name == "error")
+    return document
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_every_schema_is_valid_and_describes_every_key(name):
+    schema = load_schema(name)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$id"].endswith(f":{name}:{VERSIONS[name]}") or name == "record"
+    assert schema["title"]
+
+    def bare(node, place):
+        if isinstance(node, dict):
+            for key, inner in node.get("properties", {}).items():
+                if isinstance(inner, dict) and not inner.keys() & {"description", "const", "$ref"}:
+                    yield f"{place}.{key}"
+            for key, inner in node.items():
+                yield from bare(inner, f"{place}.{key}")
+        elif isinstance(node, list):
+            for inner in node:
+                yield from bare(inner, place)
+
+    assert list(bare(schema, name)) == []
+    assert json.loads(run("schema", name).out) == schema
+
+
+def test_the_schema_of_the_record_has_its_version():
+    assert VERSIONS["record"] == FORMAT_VERSION
+    assert json.loads(run("schema").out) == VERSIONS
+
+
+@pytest.fixture(scope="module")
+def place(saved, tmp_path_factory):
+    """A folder with a narrow model, a widened one, a job file and a network of one's own."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "net.py").write_text(NET)
+    (folder / "trainer.py").write_text(TRAINER)
+    (folder / "job.yaml").write_text(
+        f"steps:\n  - {{widen: {saved('Llama-tied')}, factor: 2, output: jobbed}}\n"
+        "  - {verify: jobbed, weights: true}\n"
+    )
+    save_mlp(folder / "net.safetensors")
+    assert run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(folder / "wide")).code == 0
+    arguments = ["--noise", "0.1", "--noise-mode", "preserving", "-o", str(folder / "noisy")]
+    assert run("widen", str(saved("Llama-tied")), "-f", "2", *arguments).code == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("widen NARROW -f 2 -o new", "widen"),
+        ("widen NARROW -f 2 -o noisy-new --noise 0.1 --noise-mode preserving", "widen"),
+        ("widen net.safetensors -f 2 -o net-new.safetensors", "widen"),
+        ("widen NARROW -f 2 --dry-run", "plan"),
+        ("widen NARROW -f 2 --dry-run --method net2net --seed 3", "plan"),
+        ("verify wide --steps 2", "verify"),
+        ("verify noisy", "verify"),
+        ("verify wide --weights", "verify-weights"),
+        ("inspect NARROW", "inspect"),
+        ("inspect wide", "inspect"),
+        ("inspect wide --tensor q_proj", "explain"),
+        ("recipes show llama --tensor q_proj", "explain"),
+        ("widen NARROW -f 2 --dry-run --tensor norm", "explain"),
+        ("plot weights wide -o weights.svg", "plot"),
+        ("doctor", "doctor"),
+        ("hparams wide --lr 1e-3 --weight-decay 0.1", "hparams"),
+        ("hparams wide --lr 1e-3 --optimizer sgd", "hparams"),
+        ("recipes list", "recipes"),
+        ("recipes show llama NARROW", "recipe"),
+        ("recipes show mamba", "recipe"),
+        ("recipes check llama --no-run", "recipe-check"),
+        ("recipes check llama NARROW --model-type llama", "recipe-check"),
+        ("recipes infer net.py:build", "recipe-draft"),
+        ("run job.yaml --dry-run", "run"),
+        ("run job.yaml", "run"),
+        ("run ./job.yaml", "run"),
+        ("help", "help"),
+        ("help json", "help"),
+        ("widen nowhere -f 2", "error"),
+        ("widen NARROW -f two", "error"),
+        ("widen NARROW --fctor 2", "error"),
+        ("widen", "error"),
+        ("run net.py", "error"),
+        ("help me", "error"),
+        ("recipes show lama", "error"),
+    ],
+)
+def test_documents(line, name, place, saved, monkeypatch):
+    monkeypatch.chdir(place)
+    words = [str(saved("Llama-tied")) if word == "NARROW" else word for word in shlex.split(line)]
+    result = run(*words, "--json")
+    assert result.code == (2 if name == "error" else 0), result.err
+    check(result.out, name, result.code)
+
+
+def test_a_sweep_is_a_document_and_so_is_its_file(place, saved, monkeypatch):
+    monkeypatch.chdir(place)
+    command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
+    result = run(
+        "sweep",
+        str(saved("Llama-tied")),
+        "--command",
+        command,
+        "-f",
+        "2",
+        "--lr",
+        "1e-3,1e-2",
+        "--noise",
+        "0",
+        "-o",
+        "swept",
+        "--no-picture",
+        "--json",
+    )
+    assert result.code == 0, result.err
+    assert check(result.out, "sweep") == check((place / "swept" / "sweep.json").read_text(), "sweep")
+    found = run("hparams", "wide", "--from-sweep", "swept/sweep.json", "--json")
+    check(found.out, "hparams")
+
+
+def test_a_push_is_a_document(hub, place, monkeypatch):
+    monkeypatch.chdir(place)
+    assert check(run("push", "wide", "me/wide", "--dry-run", "--json").out, "push")["url"] is None
+    assert check(run("push", "wide", "me/wide", "--json").out, "push")["commit"]
+
+
+@pytest.mark.slow
+def test_the_demo_is_one_document(tmp_path, monkeypatch):
+    from mupscale_cli.tasks.demo import training
+
+    monkeypatch.setattr(training, "STEPS", 3)
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "--json")
+    assert result.code == 0, result.err
+    document = check(result.out, "demo")
+    for command, name in zip(document["commands"], ("widen", "verify", "widen"), strict=True):
+        check(json.dumps(command["printed"]), name)
+
+
+def test_models_that_differ_are_a_document_as_well(place, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n'
+    (tmp_path / "wrong.yaml").write_text(text)
+    result = run("widen", str(saved("Llama-tied")), "-f", "2", "--recipe", "wrong.yaml", "--json")
+    assert result.code == 1
+    assert check(result.out, "widen")["output"] is None
+
+
+def test_the_record_is_what_its_schema_says(place):
+    for folder in ("wide", "noisy"):
+        record = json.loads((place / folder / "mupscale.json").read_text())
+        schema = load_schema("record")
+        jsonschema.Draft202012Validator(schema).validate(record)
+        assert list(undocumented(record, schema, schema)) == []
+
+
+@pytest.mark.parametrize("command", list(commands_of()), ids=" ".join)
+def test_every_command_has_the_options_that_all_have(command):
+    shown = run(*command, "--help")
+    assert shown.code == 0
+    for option in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug"):
+        assert option in shown.out
+
+
+def test_every_option_and_argument_is_described():
+    lacking = [(name, parameter.name) for name, parameter in options_of() if not getattr(parameter, "help", None)]
+    assert lacking == []
+
+
+def test_the_pages_are_found():
+    assert "json" in page_titles()

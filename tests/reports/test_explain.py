@@ -1,0 +1,139 @@
+"""Explanations: the formulas that are read off a layout have the values of the plan."""
+
+import json
+
+import pytest
+
+from cli_runner import run
+from mupscale_cli.architecture.language import parse_layout
+from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.rules import OPTIMIZERS, multipliers
+from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of
+from mupscale_cli.tasks.planning import describe, find_source, plan_widening
+
+CASES = {
+    "Llama-tied": {"embed": 4, "kv": 2, "g": 3, "ffn": 2},
+    "Qwen3Moe-untied": {"embed": 2, "experts": 3, "mffn": 2},
+    "GPT2-tied": {"embed": 6, "h": 3, "d": 2},
+    "Gemma3-images": {"text.embed": 4, "vision.h": 2, "vision.embed": 2},
+    "Granite-tied": {"embed": 3},
+    "DeepseekV3-untied": {"embed": 2, "qr": 3, "kvr": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_formulas_have_the_values_of_the_plan(case, saved):
+    """Two ways to the same numbers: the recipe's text axis by axis, and the copy maps that are carried out."""
+    plan = plan_widening(saved(case), axes=CASES[case])
+    for tensor in plan.tensors:
+        for found in explain_tensor(plan, tensor.target.name):
+            values = {(round(c, 12), m) for c, m in map(found.scales, found.parts)}
+            assert values == {(round(c, 12), m) for c, m in tensor.parts}, tensor.target.name
+
+
+def test_a_layout_in_formulas():
+    (queries, others) = parts_of(parse_layout("/embed, [h d@d^-0.5 + h d + h d] | kv^-1"))
+    assert str(queries.c) == "1 / (k(kv) k(embed) k(d)^0.5)"
+    assert str(others.c) == "1 / (k(kv) k(embed))"
+    assert str(others.m) == "k(embed) k(h) k(d)"
+    assert queries.c.value({"embed": 3, "d": 4}) == pytest.approx(1 / 6)
+    assert str(parts_of(parse_layout("., //hidden"))[0].c) == "1"  # divided by the layer itself
+
+
+def test_products_of_powers():
+    c = Monomial({"a": 1}) * Monomial({"b": -1}) ** 2
+    assert (str(c), c.value({"a": 3, "b": 2})) == ("k(a) / k(b)^2", 0.75)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "count"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", 1, 1),
+        ("q_proj", 1, 2),
+        ("q_proj.bias", 1, 2),
+        ("layers.7.self_attn.q_proj.weight", 1, 2),  # there is no such layer, but others of its kind
+        ("model.layers.*.mlp.up_proj", 1, 2),
+        ("norm.weight", 1, 1),
+    ],
+)
+def test_the_end_of_a_name_is_enough(name, kinds, count, saved):
+    found = explain_tensor(plan_widening(saved("Llama-tied"), 2), name)
+    assert (len(found), sum(len(each.names) for each in found)) == (kinds, count)
+
+
+def test_a_name_that_means_none_or_too_many(saved):
+    plan = plan_widening(saved("Llama-tied"), 2)
+    with pytest.raises(PlanError, match="no tensor is called `qproj`") as caught:
+        explain_tensor(plan, "qproj")
+    assert "`q_proj`" in caught.value.hint
+    with pytest.raises(PlanError, match=r"`--tensor layers\.0` means 12 kinds of tensors"):
+        explain_tensor(plan, "layers.0")
+
+
+def test_what_follows_for_training_is_what_hparams_computes(saved):
+    (found,) = explain_tensor(plan_widening(saved("Llama-tied"), 4), "norm.weight")
+    (part,) = found.parts
+    told = {name: each for each in found.consequences(part) for name in each.optimizers}
+    assert told.keys() == OPTIMIZERS.keys() - {"muon"}  # which takes matrices
+    for name, each in told.items():
+        expected = multipliers(OPTIMIZERS[name], *found.scales(part))
+        assert {key: getattr(expected, key) for key in each.formulas} == each.values
+
+
+def test_every_rule_of_every_alternative_is_explained():
+    found = explain_rule(load_recipe("llama"), "model.norm.weight")
+    assert [(each.when, each.layout) for each in found] == [
+        ("tied_readout", "embed | embed^-1"),
+        ("otherwise", "embed"),
+    ]
+    assert found[0].bare_factor(found[0].parts[0]) == ("1 / K", "K")
+    assert [each.layout for each in explain_rule(load_recipe("llama"), "k_proj")] == ["(kv d), /embed"]
+
+
+def test_without_factors_a_bare_one_is_shown(saved):
+    (found,) = explain_tensor(describe(find_source(saved("Llama-tied")).checkpoint), "q_proj")
+    assert found.scales(found.parts[0]) is None
+    assert found.bare_factor(found.parts[0]) == ("1 / K", "K^2")
+
+
+# As a user meets them -------------------------------------------------------------------------
+
+
+def test_dry_run_explains_a_tensor(saved):
+    result = run("widen", str(saved("Llama-tied")), "--factor", "4", "--dry-run", "--tensor", "q_proj")
+    assert result.code == 0
+    for line in ("c = 1 / k(embed) = 1/4", "m = k(kv) k(g) k(embed) = 16", "32x48 -> 128x192", "1/(m c) = 1/4"):
+        assert line in result.out
+    assert not any(line.endswith(" ") for line in result.out.splitlines())
+
+
+def test_the_explanation_as_a_document(saved):
+    line = ("widen", str(saved("Llama-tied")), "--factor", "4", "--dry-run", "--tensor", "q_proj", "--json")
+    (found,) = json.loads(run(*line).out)["tensors"]
+    (part,) = found["parts"]
+    assert part["coefficient"] == {"formula": "1 / k(embed)", "value": 0.25}
+    assert part["multiplicity"]["value"] == 16
+    adam = next(each for each in part["hyperparameters"] if "adamw" in each["optimizers"])
+    assert adam["lr"] == {"formula": "c", "value": 0.25}
+
+
+def test_inspect_of_a_widened_checkpoint_takes_its_factors(saved, tmp_path):
+    wide = str(tmp_path / "wide")
+    assert run("widen", str(saved("Llama-tied")), "-f", "4", "-o", wide, "--no-verify").code == 0
+    assert "c = 1 / k(embed) = 1/4" in run("inspect", wide, "--tensor", "q_proj").out
+    assert "with `--factor K`: c = 1 / K, m = K^2" in run("inspect", str(saved("Llama-tied")), "-t", "q_proj").out
+
+
+def test_recipes_show_explains_a_rule(saved):
+    shown = run("recipes", "show", "gpt2", "--tensor", "c_attn").out
+    assert "times 1 / k(d)^0.5" in shown
+    assert "part 2 of 2" in shown
+    document = json.loads(run("recipes", "show", "gpt2", "--json").out)
+    assert document["name"] == "gpt2"
+    assert {axis["name"] for axis in document["axes"]} >= {"embed", "h", "d", "ffn"}
+
+
+def test_a_tensor_of_a_plan_needs_the_plan(saved):
+    result = run("widen", str(saved("Llama-tied")), "--factor", "4", "--tensor", "q_proj")
+    assert (result.code, "--dry-run" in result.err) == (2, True)

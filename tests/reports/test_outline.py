@@ -1,0 +1,88 @@
+"""Networks as trees: layers that are alike stand once, and nothing is lost by folding."""
+
+import pytest
+
+from mupscale_cli.cli.output import stdout
+from mupscale_cli.cli.tree import tensors_tree
+from mupscale_cli.reports.outline import num_layers, numbers_text, outline
+from mupscale_cli.tasks.planning import plan_widening
+
+
+def leaves(nodes, before=""):
+    for node in nodes:
+        name = f"{before}{node.label}"
+        if node.children:
+            yield from leaves(node.children, f"{name}.")
+        else:
+            yield name, node
+
+
+@pytest.mark.parametrize("case", ["Llama-tied", "Qwen3Moe-untied", "GPT2-tied", "Bart-tied", "Gemma3-images"])
+def test_every_tensor_is_in_one_leaf_with_those_of_its_kind(case, saved):
+    plan = plan_widening(saved(case), 2)
+    found = [tensor for _, node in leaves(outline(plan)) for tensor in node.tensors]
+    assert sorted(tensor.target.name for tensor in found) == sorted(tensor.target.name for tensor in plan.tensors)
+    for _, node in leaves(outline(plan)):
+        assert len({(t.rule, t.layout, t.source.shape, t.target.shape, t.parts) for t in node.tensors}) == 1
+    assert sum(node.num_bytes[1] for node in outline(plan)) == plan.num_bytes
+
+
+def test_layers_that_are_alike_are_folded(saved):
+    nodes = dict(leaves(outline(plan_widening(saved("Llama-tied"), 2))))
+    assert len(nodes["model.layers.0-1.self_attn.q_proj.weight"].tensors) == 2
+    assert "model.layers.0-1.mlp.down_proj.bias" in nodes
+    assert "model.embed_tokens.weight" in nodes
+
+
+def test_layers_that_differ_are_not(saved):
+    names = [name for name, _ in leaves(outline(plan_widening(saved("Qwen3Moe-untied"), 2)))]
+    assert "model.layers.0.mlp.gate_proj.weight" in names
+    assert "model.layers.1.mlp.experts.0-3.gate_proj.weight" in names
+
+
+def test_experts_that_become_more_say_so(saved):
+    plan = plan_widening(saved("Mixtral-untied"), axes={"experts": 2})
+    names = [name for name, _ in leaves(outline(plan))]
+    assert "model.layers.0-1.block_sparse_moe.experts.0-3 -> 0-7.w1.weight" in names
+
+
+def test_sizes_of_folded_layers_count_all_of_them_and_sources_once(saved):
+    plan = plan_widening(saved("Mixtral-untied"), axes={"experts": 2})
+    node = dict(leaves(outline(plan)))["model.layers.0-1.block_sparse_moe.experts.0-3 -> 0-7.w1.weight"]
+    before, after = node.num_bytes
+    assert (len(node.tensors), after) == (16, 2 * before)
+
+
+def test_layers_are_counted(saved):
+    assert num_layers(plan_widening(saved("Llama-tied"), 2)) == 2
+    assert num_layers(plan_widening(saved("Mixtral-untied"), axes={"experts": 2})) == 2  # and not its experts
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([3], "3"), (range(28), "0-27"), ([0, 1, 2, 7], "0-2, 7"), (range(0, 28, 2), "0, 2 .. 26"), ([1, 3], "1, 3")],
+)
+def test_numbers_are_told_as_runs(numbers, text):
+    assert numbers_text(numbers) == text
+
+
+def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
+    plan = plan_widening(saved("Llama-tied"), 4)
+    table = tensors_tree(plan, stdout())
+    assert [column.header for column in table.columns] == ["tensor", "shape", "layout", "c", "m", "bytes"]
+    rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+    found = next(row for row in rows if "32x48" in row[1])
+    assert found[1:5] == ("32x48 -> 128x192", "(kv g d), /embed", "1/4", "16")
+
+
+def test_each_widened_axis_has_a_colour_of_its_own_in_shapes_and_layouts(saved):
+    plan = plan_widening(saved("Llama-tied"), 4)
+    table = tensors_tree(plan, stdout())
+    shape, layout = next(
+        (shape, layout)
+        for shape, layout in zip(table.columns[1].cells, table.columns[2].cells, strict=True)
+        if str(layout) == "ffn, /embed"
+    )
+    colours = [str(span.style) for span in layout.spans if str(span.style)]
+    assert len(set(colours)) == 2
+    assert [str(span.style) for span in shape.spans if str(span.style) in colours] == [*colours, *colours]

@@ -1,0 +1,166 @@
+"""The model card: a section made from the record alone, in a card of which everything else is kept."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+
+from cli_runner import run
+from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.tasks.card import BEGIN, END, card_section, has_section, reproducing_command, with_section
+from mupscale_cli.tasks.hub_card import CardFacts, inherited_facts, make_card
+
+SECTION = f"{BEGIN}\n\nnew\n\n{END}"
+FACTS = CardFacts("org/tiny", "transformers", {"license": "mit"})
+
+
+def metadata(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f"{SECTION}\n"),
+        ("Text.\n\n\n", f"Text.\n\n{SECTION}\n"),
+        (f"Above.\n\n{BEGIN}\nold\n{END}\n\nBelow.\n", f"Above.\n\n{SECTION}\n\nBelow.\n"),
+        (f"{END} {BEGIN}", f"{END} {BEGIN}\n\n{SECTION}\n"),
+    ],
+)
+def test_a_section_is_put_in_or_replaced(before, after):
+    assert with_section(before, SECTION) == after
+    assert has_section(after) or END in before
+    assert with_section(after, SECTION).count("new") == (1 if has_section(after) else 2)
+
+
+def test_a_new_card_has_a_title_and_what_is_known():
+    card = make_card(None, SECTION, FACTS, "wide")
+    assert metadata(card) == {
+        "base_model": "org/tiny",
+        "base_model_relation": "finetune",
+        "license": "mit",
+        "library_name": "transformers",
+        "tags": ["mupscale", "model-growth"],
+    }
+    assert card.endswith(f"# wide\n\n{SECTION}\n")
+    assert metadata(make_card(" \n", SECTION, CardFacts(), "wide")) == {"tags": ["mupscale", "model-growth"]}
+
+
+def test_a_card_with_a_section_is_that_of_the_last_widening():
+    first = make_card("---\nlicense: bsd\nextra: {a: 1}\n---\n# Mine\n", SECTION, CardFacts("org/old"), "wide")
+    again = make_card(first, SECTION, FACTS, "wide")
+    found = metadata(again)
+    assert (found["base_model"], found["license"], found["extra"]) == ("org/tiny", "bsd", {"a": 1})
+    assert make_card(again, SECTION, FACTS, "wide") == again
+
+
+def test_a_card_without_metadata_gets_them():
+    card = make_card("# Mine\n", SECTION, FACTS, "wide")
+    assert metadata(card)["license"] == "mit"
+    assert "# Mine\n\n" + BEGIN in card
+
+
+def test_a_card_that_is_not_valid_is_refused():
+    with pytest.raises(HubError, match="metadata of the existing model card are not valid"):
+        make_card("---\nlicense: [\n---\n", SECTION, FACTS, "wide")
+
+
+@pytest.mark.parametrize(
+    ("card", "facts"),
+    [
+        (None, {}),
+        ("# no metadata\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        (
+            "---\nlicense: llama3\nlicense_link: LICENSE\ntags: [x]\n---\n",
+            {"license": "llama3", "license_link": "LICENSE"},
+        ),
+    ],
+)
+def test_a_licence_is_inherited_and_never_invented(card, facts):
+    assert inherited_facts(card) == facts
+
+
+WAYS = {
+    "plain": ["-f", "2"],
+    "axes": ["-f", "1", "-a", "ffn=3", "-a", "g=2"],
+    "untied": ["-f", "2", "--tie", "untie"],
+    "noise": ["-f", "2", "--noise", "0.1", "--noise-mode", "preserving", "--noise-scale", "rms", "--seed", "7"],
+    "net2net": ["-f", "3", "--method", "net2net", "--seed", "5"],
+    "hyperclone": ["-f", "2", "--method", "hyperclone", "--snr", "20", "--seed", "3"],
+    "warmstart": ["-f", "2", "--method", "warmstart", "--shrink", "0.3", "--seed", "2"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_command_makes_the_same_again(way, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    narrow = str(saved("Llama-tied"))
+    assert run("widen", narrow, *WAYS[way], "-o", "first", "--no-verify").code == 0
+    record = json.loads((tmp_path / "first" / "mupscale.json").read_text())
+    command = shlex.split(reproducing_command(record, "second"))
+    assert command[:3] == ["mupscale", "widen", "CHECKPOINT"]
+    result = run("widen", narrow, *command[3:], "--no-verify")
+    assert result.code == 0, result.err
+    for name in ("model.safetensors", "config.json", "mupscale.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert str(tmp_path) not in card_section(record, "second")
+
+
+FIGURES = {
+    "dtype": "float64",
+    "device": "cpu",
+    "inputs": "2 sequences",
+    "tolerance": 1e-13,
+    "tolerance_reason": "why",
+    "modules_compared": 3,
+    "comparisons": [{"what": "logits", "max_abs": 1e-15, "max_rel": "nan"}],
+    "worst_module": {"what": "norm", "max_abs": 1e-14, "max_rel": 2e-15},
+}
+
+
+@pytest.mark.parametrize(
+    ("verification", "says"),
+    [
+        (None, ["**Not verified**"]),
+        (FIGURES, ["float64 on 2 sequences and compared 3 modules", "| logits | nan | 1.0e-15 |", "(`norm`)", "= why"]),
+        ({**FIGURES, "keeps_function": False}, ["another function on purpose"]),
+        ({**FIGURES, "keeps_function": False, "unperturbed": FIGURES}, ["with its noise taken away"]),
+        ({**FIGURES, "rounding": {"max_rel": 3e-4}, "rounded_tensors": 2}, ["2 tensors were rounded", "3.0e-04"]),
+        ({**FIGURES, "weights": {"tensors": 34}}, ["every byte of 34 tensors"]),
+        (
+            {**FIGURES, "training": {"steps": 20, "optimizer": "adamw", "max_rel": 1e-12}},
+            ["20 steps of adamw", "1.0e-12"],
+        ),
+    ],
+)
+def test_the_card_says_how_it_was_verified(verification, says, saved, tmp_path):
+    record = made(saved, tmp_path)
+    section = card_section({**record, "verification": verification}, "wide")
+    for text in says:
+        assert text in section, section
+
+
+def made(saved, tmp_path):
+    out = str(tmp_path / "wide")
+    assert run("widen", str(saved("Llama-tied")), "-f", "4", "-o", out, "--no-verify").code == 0
+    return json.loads((tmp_path / "wide" / "mupscale.json").read_text())
+
+
+def test_the_card_has_the_multipliers_of_adamw(saved, tmp_path):
+    section = card_section(made(saved, tmp_path), "wide")
+    assert "| `model.embed_tokens.weight` | 1 | 1/4 | 1 | 4 |" in section
+    assert "`model.layers.*.self_attn.q_proj.weight` | 1/4 | 1/4 | 4 | 1 |" in section
+
+
+def test_a_damaged_record_is_one_message(saved, tmp_path):
+    record = made(saved, tmp_path)
+    for damage in (
+        {"rules": [{}]},
+        {"axes": {"embed": {"factor": 2}}},
+        {"parameters": {"before": 1}},
+        {"verification": {}},
+    ):
+        with pytest.raises(CheckpointError, match="damaged"):
+            card_section({**record, **damage}, "wide")

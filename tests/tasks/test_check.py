@@ -1,0 +1,175 @@
+"""Recipes that are wrong are found out, whatever is wrong with them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cli_runner import run
+from helpers import MLP_MODULE, save_mlp
+from mupscale_cli.architecture.recipe import BUILT_IN, load_recipe
+from mupscale_cli.errors import MupscaleError
+from mupscale_cli.tasks.check import check_model, smallest_factors
+from mupscale_cli.tasks.planning import find_source
+
+# Families of six shapes, each with a case in which every rule counts.
+FAMILIES = {
+    "llama": "Llama-untied",
+    "gemma": "Gemma3-tied",
+    "gpt2": "GPT2-tied",
+    "mixtral": "Mixtral-untied",
+    "t5": "T5-tied",
+    "mamba": "Mamba-tied",
+}
+TENSORS = re.compile(r"^tensors:\n", re.MULTILINE)
+
+
+def full_text(name):
+    """A recipe with what it extends written out: its own tensors, then those of its parent that it does not replace."""
+    text = (BUILT_IN / f"{name}.yaml").read_text()
+    parent = re.search(r"^extends: (\w+)\n", text, re.MULTILINE)
+    return text, parent and parent[1]
+
+
+def mutations(text, fixed):
+    """Every text that lacks one `/`, one exponent or one axis of a layout; with what is missing.
+
+    Axes that are never widened may be written `.`, so they are left alone.
+    """
+    start = TENSORS.search(text).end()
+    body = text[start:]
+    for found in re.finditer(r'(?<=[:\s{])"((?:[^"{}]|@)*)"(?=[}\s]|$)', body, re.MULTILINE):
+        layout = found[1]
+        if not layout or layout.startswith(("keep", "omit")) or "*" in layout or "==" in layout:
+            continue
+        where = text[: start + found.start()].count("\n") + 1
+        changes = [
+            *((m.start(), m.end(), "") for m in re.finditer(r"/", layout)),
+            *((m.start(), m.end(), "") for m in re.finditer(r"(?:@\w+)?\^-?[\d.]+", layout)),
+            *(
+                (m.start(), m.end(), ".")
+                for m in re.finditer(r"(?<![\w^@|])(?<!\| )\b[a-z]+\b(?!\^)", layout)
+                if m[0] != "offset" and m[0] not in fixed
+            ),
+        ]
+        for first, last, instead in changes:
+            changed = layout[:first] + instead + layout[last:]
+            place = start + found.start() + 1
+            mutant = text[:place] + changed + text[place + len(layout) :]
+            yield f"line {where}: {layout} -> {changed}", mutant
+
+
+def notices(mutant, source, folder):
+    file = folder / "mutant.yaml"
+    file.write_text(mutant)
+    try:
+        checked = check_model(source, file, quick=True)
+    except MupscaleError:
+        return True
+    return not checked.is_right
+
+
+def survivors(name, saved, folder):
+    text, parent = full_text(name)
+    if parent:
+        (folder / f"{parent}.yaml").write_text((BUILT_IN / f"{parent}.yaml").read_text())
+    source = saved(FAMILIES[name])
+    tried = list(mutations(text, load_recipe(name).fixed))
+    assert len(tried) >= 4
+    return [what for what, mutant in tried if not notices(mutant, source, folder)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mixtral" else pytest.mark.slow) for n in FAMILIES])
+def test_every_mutation_is_noticed(name, saved, tmp_path):
+    text, _ = full_text(name)
+    lines = text.splitlines()
+    missed = [what for what in survivors(name, saved, tmp_path) if not _unused(lines, what, name, saved)]
+    assert not missed
+
+
+def _unused(lines, what, name, saved):
+    """Whether the line that was changed is a rule, or an alternative, that this model does not follow."""
+    from mupscale_cli.tasks.planning import describe
+
+    number = int(re.match(r"line (\d+)", what)[1])
+    plan = describe(find_source(saved(FAMILIES[name])).checkpoint)
+    used = {
+        choice.text.origin.line
+        for rule in plan.recipe.tensors
+        for choice in rule.choices
+        if any(t.rule == rule.pattern.text and t.layout == choice.text.value for t in plan.tensors)
+    }
+    return number not in used
+
+
+def test_static_mistakes_are_named(saved, tmp_path):
+    text = (BUILT_IN / "llama.yaml").read_text()
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        text.replace('"embed, /(kv g d)"', '"embed, (kv g d)"').replace(
+            'mlp.{gate,up}_proj.weight": "ffn, /embed"', 'mlp.{gate,up}_proj.weight": "/ffn, /embed"'
+        )
+    )
+    checked = check_model(saved("Llama-untied"), file, quick=True)
+    assert len(checked.mistakes) == 2
+    assert "o_proj.weight`: Linear sums over dimension 1, which is widened without `/`: `embed, (kv g d)`" in str(
+        checked.mistakes
+    )
+    assert "Linear does not sum over dimension 0, which has a `/`: `/ffn, /embed`" in str(checked.mistakes)
+
+
+def test_a_key_that_the_config_section_forgets_is_told(saved, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text((BUILT_IN / "llama.yaml").read_text().replace("  intermediate_size: ffn\n", ""))
+    checked = check_model(saved("Llama-untied"), file, quick=True)
+    assert "makes the axis `ffn` 40, the widened tensors make it 80" in checked.trials[0].problem
+
+
+def test_the_smallest_factors_take_along_what_is_tied(saved):
+    def factors(case, axis):
+        checkpoint = find_source(saved(case)).checkpoint
+        return smallest_factors(load_recipe(case.partition("-")[0].lower()), checkpoint, axis, 3)
+
+    assert factors("Llama-tied", "g") == {"g": 3}
+    assert factors("Llama-tied", "d") is None
+    assert factors("Bloom-tied", "embed") == {"embed": 3, "d": 3, "ffn": 3}
+    assert factors("Mamba-tied", "embed") == {"embed": 3}
+
+
+def test_the_command_on_a_built_in_recipe():
+    result = run("recipes", "check", "arcee")
+    assert result.code == 0
+    text, untied, tied = result.out.splitlines()
+    assert text.startswith("arcee: 5 axes")
+    assert re.fullmatch(r"arcee, untied: 11 widenings, all equal within \de-1[45]", untied)
+    assert re.fullmatch(r"arcee, tied: 12 widenings, all equal within \de-1[45]", tied)
+
+
+def test_the_command_on_an_own_model(tmp_path):
+    (tmp_path / "net.py").write_text(MLP_MODULE)
+    source = save_mlp(tmp_path / "net.safetensors")
+    result = run("recipes", "check", "mlp", str(source), "--model", f"{tmp_path / 'net.py'}:build")
+    assert result.code == 0, result.out + result.err
+    assert "all equal within" in result.out
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((BUILT_IN / "mlp.yaml").read_text().replace('"hidden, /hidden"', '"hidden, hidden"'))
+    result = run("recipes", "check", str(wrong), str(source), "--model", f"{tmp_path / 'net.py'}:build")
+    assert result.code == 1
+    assert "`{prefix}*.weight`: Linear sums over dimension 1" in result.out
+    assert run("recipes", "check", "mlp", "--model", "net.py:build").code == 2
+
+
+def test_the_command_ends_with_1_for_a_wrong_recipe(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text((BUILT_IN / "llama.yaml").read_text().replace('"embed, /ffn"', '"embed, ffn"'))
+    result = run("recipes", "check", str(file), "--model-type", "llama")
+    assert result.code == 1
+    assert "down_proj.weight`: Linear sums over dimension 1, which is widened without `/`" in result.out
+    assert "first module that differs: model.layers.0.mlp.down_proj" in result.out
+
+
+def test_the_command_without_running():
+    result = run("recipes", "check", "llama", "--no-run")
+    assert result.code == 0
+    assert result.out == "llama: 5 axes, 18 rules, no mistakes in the text\n"
+    assert Path(BUILT_IN).is_dir()

@@ -1,0 +1,66 @@
+"""`mupscale doctor`: what a bug report needs, and nothing that must not be in one."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import mupscale_cli
+from cli_runner import run
+from mupscale_cli.tasks.doctor import shown
+
+SECRET = "hf_aVerySecretToken"  # noqa: S105 (it stands for one)
+
+
+def test_it_says_what_runs_here():
+    shown_lines = run("doctor").out.splitlines()
+    found = {line.split()[0]: line for line in shown_lines}
+    assert found["mupscale"].split()[1].rstrip(",") == mupscale_cli.__version__
+    assert found["torch"].split()[1] == torch.__version__
+    assert {"python", "system", "safetensors", "transformers", "extras", "cpu", "disk", "recipes"} <= found.keys()
+    assert not any(line.endswith(" ") for line in shown_lines)
+
+
+def test_the_same_for_scripts():
+    found = json.loads(run("doctor", "--json").out)
+    assert found["schema_version"] == 1
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["devices"][0]["name"] == "cpu"
+    assert 0 < found["disk"]["free_bytes"] < found["disk"]["bytes"]
+    assert found["recipes"]["count"] > 50
+    assert found["extras"] == {"hf": True, "plot": True, "sweep": True}
+
+
+def test_the_token_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    for result in (run("doctor"), run("doctor", "--json")):
+        assert SECRET not in result.out + result.err
+        assert "set by HF_TOKEN" in result.out
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: SECRET)
+    assert "saved by `hf auth login`" in run("doctor").out
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert json.loads(run("doctor", "--json").out)["hub"]["token"] is None
+
+
+def test_a_password_in_the_endpoint_is_not_shown(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://me:secret@hub.example:8080/hf")
+    assert json.loads(run("doctor", "--json").out)["hub"]["endpoint"] == "https://hub.example:8080/hf"
+
+
+def test_the_users_name_is_not_in_paths():
+    assert shown(Path.home() / "runs" / "x") == str(Path("~/runs/x"))
+    assert shown(Path("/data/x")) == str(Path("/data/x"))
+
+
+def test_a_torch_that_is_broken_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run("doctor")
+    assert result.code == 0
+    assert "cannot be used: ModuleNotFoundError" in result.out
+
+
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("mupscale_cli.tasks.doctor._is_there", lambda name: name != "matplotlib")
+    assert "extras           hf; not: plot, sweep (pip install 'mupscale[plot,sweep]')" in run("doctor").out

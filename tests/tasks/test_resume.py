@@ -1,0 +1,382 @@
+"""Runs that are killed, interrupted or starved: nothing half-done under the final name, and a way to go on."""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mupscale_cli.checkpoints.staging as target_module
+from cli_runner import run
+from mupscale_cli.checkpoints.digests import RowBuffer, TensorDigest, leaf_sums, safetensors_digest
+from mupscale_cli.checkpoints.header import replace_metadata
+from mupscale_cli.checkpoints.lock import try_lock
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.engine import shards
+from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.tasks.widen import Events, widen
+
+SHARD = 30_000
+MOST = 3 if sys.platform == "linux" else 1  # processes that share the writing
+# A child that tells when it begins to write, and is slow at it, so that it can be stopped at any moment of that.
+CHILD = """
+import sys, time
+from mupscale_cli.cli import main
+import mupscale_cli.engine.streaming as streaming
+write = streaming._expand
+def slow(*arguments):
+    print("block", flush=True)
+    time.sleep({pause})
+    return write(*arguments)
+streaming._expand = slow
+{more}
+sys.argv = ["mupscale", "widen", *sys.argv[1:]]
+main.main()
+"""
+
+
+# After some blocks no file may grow beyond a header, as on a disk that is full.
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+blocks = []
+def full(*arguments):
+    blocks.append(1)
+    if len(blocks) == 15:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    return slow(*arguments)
+streaming._expand = full
+"""
+
+
+def contents(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def arguments(source, target, *more):
+    return [str(source), "-o", str(target), "--factor", "2", "--max-shard-size", "30KB", "--no-verify", *more]
+
+
+def start(source, target, *more, pause=0.005, code=""):
+    child = CHILD.format(pause=pause, more=code)
+    return subprocess.Popen(
+        [sys.executable, "-c", child, *arguments(source, target, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def partial(target):
+    return [path for path in target.parent.iterdir() if ".partial-" in path.name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(saved, tmp_path_factory):
+    target = tmp_path_factory.mktemp("undisturbed") / "wide"
+    widen(saved("Llama-tied"), target, 2, max_shard_size=SHARD, verify=False)
+    return contents(target)
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """A copy of a model that a test may change."""
+    return lambda case: shutil.copytree(saved(case), tmp_path / "narrow")
+
+
+def same_but_record(found, expected):
+    """The record names the source by a relative path, which the folders of tests do not share."""
+    assert {**found, "mupscale.json": ""} == {**expected, "mupscale.json": ""}
+
+
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 53), marks=pytest.mark.slow)], ids=["a-few", "many"])
+def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, saved, tmp_path, undisturbed):
+    for seed in seeds:
+        target = tmp_path / f"wide{seed}"
+        moments = random.Random(seed)
+        for _ in range(3):  # resuming is killed, too
+            process = start(saved("Llama-tied"), target, "--resume", "--processes", str(moments.randint(1, MOST)))
+            process.stdout.readline()
+            time.sleep(moments.random() * 0.15)
+            process.kill()
+            process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL)
+            if process.returncode == 0 or target.exists():
+                break
+        if not target.exists():
+            widen(saved("Llama-tied"), target, 2, max_shard_size=SHARD, verify=False, resume=True)
+        same_but_record(contents(target), undisturbed)
+        assert not partial(target)
+
+
+def stop_after(num_shards):
+    """Events that interrupt when so many bytes have been written."""
+    seen = []
+
+    def advance(count):
+        seen.append(count)
+        if sum(seen) > num_shards * SHARD:
+            raise KeyboardInterrupt
+
+    return Events(advance=advance)
+
+
+def interrupted(source, target):
+    with pytest.raises(KeyboardInterrupt) as error:
+        widen(source, target, 2, max_shard_size=SHARD, verify=False, events=stop_after(3))
+    (folder,) = partial(target)
+    return folder, error.value
+
+
+def test_finished_shards_are_not_made_again(saved, tmp_path, undisturbed, monkeypatch):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    folder, error = interrupted(source, target)
+    assert "--resume" in error.kept
+    finished = {shard["file"] for shard in json.loads((folder / ".mupscale-journal.json").read_text())["shards"]}
+    assert finished
+    made = []
+    writer = shards.ShardWriter
+
+    def counted(file, *rest, **keywords):
+        made.append(file.name)
+        return writer(file, *rest, **keywords)
+
+    monkeypatch.setattr(shards, "ShardWriter", counted)
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True)
+    assert made
+    assert not finished & set(made)
+    same_but_record(contents(target), undisturbed)
+
+
+def test_a_finished_shard_that_changed_is_made_again(saved, tmp_path, undisturbed):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    folder, _ = interrupted(source, target)
+    shard = min(folder.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    notes = []
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True, events=Events(note=notes.append))
+    same_but_record(contents(target), undisturbed)
+    (note,) = notes
+    pattern = r"\d of \d+ files were finished before and are kept; 1 more had changed since, and is made again"
+    assert re.fullmatch(pattern, note)
+
+
+def test_shards_of_a_source_that_changed_are_made_again(saved, tmp_path, copied):
+    source, target = copied("Llama-tied"), tmp_path / "wide"
+    interrupted(source, target)
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / "model.safetensors", {"format": "pt"})
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True)
+    widen(source, tmp_path / "again", 2, max_shard_size=SHARD, verify=False)
+    assert contents(target) == contents(tmp_path / "again")
+
+
+def test_another_plan_is_not_resumed(saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    folder, _ = interrupted(source, target)
+    notes = []
+    events = Events(note=notes.append)
+    widen(source, target, 3, max_shard_size=SHARD, verify=False, resume=True, events=events)
+    widen(source, tmp_path / "again", 3, max_shard_size=SHARD, verify=False)
+    assert contents(target) == contents(tmp_path / "again")
+    widen(source, target, 2, max_shard_size=SHARD, verify=False, overwrite=True, events=events)
+    other, unused = notes  # of a folder that stays where it is
+    assert str(folder) in other
+    assert "was begun from another source or with other options" in other
+    assert "`--resume` goes on with such a one" in unused
+    assert folder.is_dir()
+
+
+def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monkeypatch):
+    folder, _ = interrupted(saved("Llama-tied"), tmp_path / "wide")
+    locked = target_module.try_lock
+
+    def refused(file):
+        if file.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return locked(file)
+
+    monkeypatch.setattr(target_module, "try_lock", refused)
+    widen(saved("Llama-tied"), tmp_path / "wide", 2, max_shard_size=SHARD, verify=False)
+    assert (tmp_path / "wide").is_dir()
+
+
+@pytest.mark.parametrize("processes", [1, MOST])
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_a_stopped_run_says_how_to_go_on(stop, code, processes, saved, tmp_path, undisturbed):
+    target = tmp_path / "wide"
+    process = start(saved("Llama-tied"), target, "--quiet", "--processes", str(processes), pause=0.1)
+    while not any(list(folder.glob(".mupscale-journal*.json")) for folder in partial(target)):
+        assert process.stdout.readline()
+    process.send_signal(stop)
+    _, told = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in told
+    assert "--resume" in told
+    assert not target.exists()
+    result = run("widen", *arguments(saved("Llama-tied"), target, "--resume"))
+    assert result.code == 0, result.err
+    same_but_record(contents(target), undisturbed)
+
+
+def test_two_runs_at_once_do_not_share_a_folder(saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    first = start(source, target, pause=0.2)
+    first.stdout.readline()
+    second = run("widen", *arguments(source, target, "--resume"))
+    assert second.code == 2
+    assert "another run is writing" in second.err
+    third = run("widen", *arguments(source, target))  # without it, each works by itself and the first to end wins
+    assert third.code == 0
+    _, told = first.communicate()
+    assert first.returncode == 2, told
+    assert "exists" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
+
+
+@pytest.mark.skipif(not hasattr(os, "pwritev"), reason="the limit is one of POSIX")
+@pytest.mark.parametrize("processes", [1, MOST])
+def test_a_disk_that_fills_is_reported_and_what_is_finished_is_kept(processes, saved, tmp_path, undisturbed):
+    target = tmp_path / "wide"
+    process = start(saved("Llama-tied"), target, "--processes", str(processes), code=FULL, pause=0)
+    _, told = process.communicate()
+    assert process.returncode == 2
+    assert "cannot write" in told
+    assert not target.exists()
+    assert partial(target)
+    assert "--resume" in told
+    widen(saved("Llama-tied"), target, 2, max_shard_size=SHARD, verify=False, resume=True)
+    same_but_record(contents(target), undisturbed)
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_reported(copied, tmp_path):
+    source = copied("Llama-tied")
+
+    def shrink(_count):
+        os.truncate(source / "model.safetensors", 6000)
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        widen(source, tmp_path / "wide", 2, max_shard_size=SHARD, verify=False, events=Events(advance=shrink))
+    assert not (tmp_path / "wide").exists()
+    assert not partial(tmp_path / "wide")
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_target_that_cannot_be_written_is_refused(saved, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="written to"):
+        widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    lock = try_lock(tmp_path / "lock")
+    assert try_lock(tmp_path / "lock") is None
+    lock.release()
+    assert not (tmp_path / "lock").exists()
+    try_lock(tmp_path / "lock").release()
+
+
+# Hashes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3000,), (7, 3), (100, 5, 3), (9, 2000)], ids=str)
+def test_a_hash_does_not_depend_on_how_the_bytes_come(shape):
+    spec = TensorSpec("x", "BF16", shape)
+    data = memoryview(random.Random(0).randbytes(spec.num_bytes))
+    whole = TensorDigest(spec)
+    whole.add(0, RowBuffer(data))
+    for seed in range(20):
+        moments, other = random.Random(seed), TensorDigest(spec)
+        cuts = sorted({0, len(data), *(moments.randrange(len(data) + 1) for _ in range(seed))})
+        pieces = list(itertools.pairwise(cuts))
+        moments.shuffle(pieces)
+        for low, high in pieces:
+            assert other.digest is None
+            other.add(low, RowBuffer(data[low:high]))
+        assert other.digest == whole.digest
+
+
+@pytest.mark.parametrize("leaf_bytes", [1, 4, 8, 12, 1024, 1030, 3 * 65536 + 24])
+def test_sums_of_leaves(leaf_bytes):
+    """Against the definition; and two changes in the highest bits do not cancel, nor do words that change places."""
+    moments = random.Random(leaf_bytes)
+    data = moments.randbytes(2 * leaf_bytes + leaf_bytes // 2)
+    leaves = [data[start : start + leaf_bytes] for start in range(0, len(data), leaf_bytes)]
+    found = leaf_sums(memoryview(data), leaf_bytes)
+    assert list(found) == [summed(leaf.ljust(leaf_bytes, b"\0")) for leaf in leaves]
+    if leaf_bytes >= 1024:
+        for first, second in ((7, 15), (3, 1023), (leaf_bytes - 1, 7), (leaf_bytes - 17, leaf_bytes - 1)):
+            changed = bytearray(data)
+            changed[first] ^= 128
+            changed[second] ^= 128
+            assert leaf_sums(memoryview(changed), leaf_bytes)[0] != found[0]
+        swapped = bytearray(data)
+        swapped[:512], swapped[512:1024] = data[512:1024], data[:512]
+        assert leaf_sums(memoryview(swapped), leaf_bytes)[0] != found[0]
+
+
+def summed(leaf):
+    """The sum of a leaf by the coefficient of each 32-bit word, in whole numbers."""
+    segment, step = 1 << 13, -0x61C8864680B583EB
+    stream = hashlib.shake_128(b"mupscale").digest(2 * segment * 8)
+    numbers = [int.from_bytes(stream[at : at + 8], "little") | 1 for at in range(0, len(stream), 8)]
+    w, v = numbers[:segment], numbers[segment:]
+    leaf += bytes(-len(leaf) % 8)
+    words = [int.from_bytes(leaf[at : at + 4], "little") for at in range(0, len(leaf), 4)]
+    total = 0
+    for start in range(0, len(words), 2 * segment):
+        part = words[start : start + 2 * segment]
+        total *= step
+        for i, (low, high) in enumerate(zip(part[::2], part[1::2], strict=True)):
+            total += low * (w[i] + ((v[i - 1] << 32) if i else 0))
+            total += high * ((w[i] << 32) + (v[i] if 2 * i + 2 < len(part) else 0))
+    return (total + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def test_every_bit_counts(tmp_path):
+    save_file({"a": torch.zeros(40, 3), "b": torch.zeros(2, 600)}, tmp_path / "x.safetensors")
+    data, digests = (tmp_path / "x.safetensors").read_bytes(), set()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for place in range(start, len(data), 97):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        (tmp_path / "y.safetensors").write_bytes(changed)
+        digests.add(safetensors_digest(tmp_path / "y.safetensors"))
+    assert len(digests) == len(range(start, len(data), 97))
+    assert safetensors_digest(tmp_path / "x.safetensors") not in digests
+
+
+def test_verify_notices_a_changed_file(copied, tmp_path):
+    source, target = copied("Llama-tied"), tmp_path / "wide"
+    widen(source, target, 2, verify=False)
+    replace_metadata(target / "model.safetensors", {"format": "pt", "by": "someone"})  # which no output depends on
+    with pytest.raises(CheckpointError, match=r"`model\.safetensors` of .* is not the file that was written"):
+        verify(target)
+
+
+def test_a_record_of_the_first_format_is_read(copied, tmp_path):
+    source, target = copied("Llama-tied"), tmp_path / "wide"
+    widen(source, target, 2, verify=False)
+    record = json.loads((target / "mupscale.json").read_text())
+    del record["written"]
+    weights = record["source"]["files"]["model.safetensors"]
+    del weights["digest"]
+    weights["sha256"] = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    (target / "mupscale.json").write_text(json.dumps({**record, "format_version": 1}))
+    assert verify(target).agrees
+    (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1] + b"\1")
+    with pytest.raises(CheckpointError, match="is not the file"):
+        verify(target)

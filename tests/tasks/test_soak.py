@@ -1,0 +1,286 @@
+"""A user's day in miniature: widen, verify, be interrupted, be killed, go on, over all recipes, and nothing piles up.
+
+`MUPSCALE_SOAK_SECONDS` says how long (120 if not given; every recipe has its turn however short it is),
+`MUPSCALE_SOAK_SEED` which day.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import save_file
+
+from helpers import MODELS, save_mlp, save_model
+from mupscale_cli.architecture.recipe import recipe_for
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.engine.memory import give_back_freed
+from mupscale_cli.errors import PlanError
+from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.verify import verify, verify_weights
+from mupscale_cli.tasks.widen import Events, widen
+
+SECONDS = float(os.environ.get("MUPSCALE_SOAK_SECONDS", "120"))
+SEED = int(os.environ.get("MUPSCALE_SOAK_SEED", "0"))
+GROWTH = 64 << 20  # bytes that a process may keep: caches of torch and of the allocator, not of what was done
+WITH_STATE = ("llama", "qwen3", "gpt2")
+SHARDS = (20_000, 50_000, 200_000, 5 * 10**9)
+
+
+@dataclass
+class Day:
+    """What was done, and where.
+
+    Attributes:
+        folder: in which everything happens.
+        moments: what is random.
+        done: how often each thing was done.
+        models: by recipe.
+    """
+
+    folder: Path
+    moments: random.Random
+    done: Counter = field(default_factory=Counter)
+    models: dict[str, Path] = field(default_factory=dict)
+
+
+def cases():
+    """One model of every recipe that a model type leads to, by the recipe's name."""
+    import transformers
+
+    found = {}
+    for case, (_, config_class, settings) in MODELS.items():
+        config = getattr(transformers, config_class)(**settings).to_dict()
+        found.setdefault(recipe_for(config), case)
+    return found
+
+
+def model(day, recipe, case):
+    if recipe not in day.models:
+        path = day.models[recipe] = day.folder / "models" / recipe
+        save_model(path, case)
+        if recipe in WITH_STATE:
+            state = {}
+            for spec in open_checkpoint(path).specs:
+                state[f"state.{spec.name}.step"] = torch.tensor(3.0)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[f"state.{spec.name}.{key}"] = torch.rand(spec.shape)
+            save_file(state, path / "optimizer.safetensors")
+    return day.models[recipe]
+
+
+def settings(day, source):
+    """Random factors, method, noise and size of files, as arguments of `widen` and as the command line has them."""
+    moments = day.moments
+    while True:
+        method = moments.choice(("mupscale", "mupscale", "mupscale", "net2net", "hyperclone", "warmstart"))
+        mode = moments.choice((None, "free", "preserving"))
+        noise = None if mode is None or (method == "warmstart" and mode == "preserving") else Perturbation(0.1, mode)
+        factor, axes = moments.choice((2, 2, 3, 4)), {}
+        names = plan_widening(source, 2).recipe.widen
+        if moments.random() < 0.3:
+            factor, axes = None, {moments.choice(names): moments.choice((2, 3, 5))}
+        elif moments.random() < 0.3:
+            axes = {moments.choice(names): moments.choice((1, 2, 3))}
+        chosen = {
+            "factor": factor,
+            "axes": axes,
+            "method": method,
+            "perturbation": noise,
+            "max_shard_size": moments.choice(SHARDS),
+        }
+        try:
+            plan = plan_widening(source, **chosen)
+        except PlanError:  # axes that are linked, or that the method cannot make
+            day.done["refused"] += 1
+            continue
+        if is_loadable(plan.config):
+            return chosen
+        day.done["refused by transformers"] += 1
+
+
+def is_loadable(config):
+    """Whether transformers takes a config: its Llama wants a hidden size that is a multiple of the number of heads."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            transformers.AutoConfig.from_pretrained(folder)
+        except StrictDataclassClassValidationError:
+            return False
+    return True
+
+
+def options(chosen):
+    words = [f"--factor={chosen['factor']}"] if chosen["factor"] else []
+    words += [f"--axis={name}={factor}" for name, factor in chosen["axes"].items()]
+    words += [f"--method={chosen['method']}", f"--max-shard-size={chosen['max_shard_size']}"]
+    if noise := chosen["perturbation"]:
+        words += [f"--noise={noise.size}", f"--noise-mode={noise.mode}", f"--noise-scale={noise.scale}"]
+    return words
+
+
+def contents(path):
+    """Hashes of the files of an output, without the figures of its verification."""
+    found = {}
+    for file in sorted(path.rglob("*")):
+        data = file.read_bytes() if file.is_file() else b""
+        if file.name == "mupscale.json":
+            data = json.dumps({**json.loads(data), "verification": None, "source": None}).encode()
+        found[file.name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def partial(target):
+    return [path for path in target.parent.iterdir() if path.name.startswith(f".{target.name}.partial-")]
+
+
+def several(day):
+    """A random number of processes, where there may be more than one."""
+    return day.moments.randint(1, 3) if sys.platform == "linux" else 1
+
+
+def cycle(day, source):
+    """Widen once, undisturbed or not, and compare what there is with what should be."""
+    chosen, work = settings(day, source), day.folder / "work"
+    target = work / "wide"
+    with_verify = day.moments.random() < 0.3
+    kind = day.moments.choices(("undisturbed", "interrupted", "killed"), (6, 3, 1))[0]
+    day.done[kind] += 1
+    if kind != "undisturbed":
+        widen(source, work / "expected", **chosen, verify=False)
+        {"interrupted": interrupt, "killed": kill}[kind](day, source, target, chosen, with_verify)
+    if not target.exists():
+        widened = widen(
+            source, target, **chosen, verify=with_verify, resume=kind != "undisturbed", processes=several(day)
+        )
+        assert not with_verify or widened.verification is None or widened.verification.agrees, widened
+        day.done["verified"] += with_verify
+    if kind != "undisturbed":
+        assert contents(target) == contents(work / "expected"), (source, chosen, kind)
+        shutil.rmtree(work / "expected")
+    assert verify_weights(target, processes=several(day)).agrees, (source, chosen)
+    if day.moments.random() < 0.1:
+        assert verify(target).agrees, (source, chosen)
+        day.done["verified again"] += 1
+    assert [path.name for path in work.iterdir()] == ["wide"], (source, chosen, kind)
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
+    shutil.rmtree(target)
+
+
+def interrupt(day, source, target, chosen, with_verify):
+    """Stop in this process, after a random number of bytes or when verification begins."""
+    total = plan_widening(source, **chosen).num_bytes
+    limit, seen = day.moments.randrange(total), []
+
+    def advance(count):
+        seen.append(count)
+        if sum(seen) > limit:
+            raise KeyboardInterrupt
+
+    def phase(name, _total):
+        if name == "verifying":
+            raise KeyboardInterrupt
+
+    stop = Events(phase=phase) if with_verify else Events(advance=advance)
+    with pytest.raises(KeyboardInterrupt):
+        widen(source, target, **chosen, verify=with_verify, events=stop, processes=several(day))
+    assert not target.exists()
+    day.done["left to resume"] += bool(partial(target))
+
+
+def kill(day, source, target, chosen, with_verify):
+    """Kill a process at a random moment of copying or of verifying."""
+    words = [str(source), "-o", str(target), *options(chosen), *([] if with_verify else ["--no-verify"])]
+    words += ["--processes", str(several(day))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mupscale_cli", "widen", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    for line in process.stderr:
+        if line.startswith("verifying" if with_verify else "widening"):
+            break
+    time.sleep(day.moments.random() * (12 if with_verify else 0.1))
+    process.kill()
+    _, told = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), told
+    day.done["killed while verifying"] += with_verify and process.returncode != 0
+    day.done["killed while writing"] += not with_verify and process.returncode != 0
+    day.done["left to resume"] += bool(partial(target))
+    assert target.exists() == (process.returncode == 0) or not partial(target)
+
+
+def file_cycle(day, source):
+    """The same for a single file without a config."""
+    target = day.folder / "work" / "net.safetensors"
+    widen(source, target, day.moments.choice((2, 3, 4)), recipe="mlp", perturbation=Perturbation(0.1), verify=False)
+    assert verify_weights(target).agrees
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    target.unlink()
+    day.done["files"] += 1
+
+
+def held(temporary):
+    """What a process holds on to: descriptors, threads, temporary files; and its memory in bytes."""
+    gc.collect()
+    give_back_freed()
+    descriptors = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    files = sorted(name for name in descriptors if name.startswith("/") and "/dev/" not in name and "/fd" not in name)
+    threads = [thread.name for thread in threading.enumerate()]
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    left = sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor"))  # torch's own
+    return (files, threads, left), pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts what Linux tells of a process")
+def test_a_day_of_use_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    day = Day(tmp_path, random.Random(SEED))
+    recipes, network = cases(), save_mlp(tmp_path / "narrow.safetensors")
+    turns, end = list(recipes), time.monotonic() + SECONDS
+    day.moments.shuffle(turns)
+    before, baseline, peak = None, 0, 0
+    while turns or time.monotonic() < end:
+        if not turns and before is None:
+            before, baseline = held(temporary)
+            day.done["first round"] = day.done.total()
+        recipe = turns.pop() if turns else day.moments.choice(list(recipes))
+        source = model(day, recipe, recipes[recipe])
+        cycle(day, source)
+        if day.moments.random() < 0.1:
+            file_cycle(day, network)
+        day.done["cycles"] += 1
+        if before is not None:
+            now, memory = held(temporary)
+            peak = max(peak, memory)
+            assert now == before, (recipe, day.done)
+    grown = max(0, peak - baseline)
+    with capsys.disabled():
+        print(  # noqa: T201 (what a run is for)
+            f"\n{dict(day.done)}, {len(recipes)} recipes, memory {baseline >> 20} MB + {grown >> 20} MB"
+        )
+    assert before is None or grown < GROWTH
+    assert held(temporary)[0][2] == []

@@ -1,0 +1,287 @@
+"""Verifying what lies on the disk: the source that the record names, its changes, and which checkpoint is meant."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import save_mlp
+from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
+from mupscale_cli.tasks.verify import newest_widened, verify
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification import CannotVerify, VerifyOptions
+
+EXACT = VerifyOptions(dtype="float64")
+MLP = """
+from torch import nn
+
+def build(config):
+    rows_columns = [config["shapes"][f"{i}.weight"] for i in (0, 2, 4)]
+    layers = [nn.Linear(columns, rows) for rows, columns in rows_columns]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def widened_pair(saved, tmp_path_factory):
+    """A folder with `narrow` and `wide`, which was not verified yet."""
+    folder = tmp_path_factory.mktemp("pair")
+    shutil.copytree(saved("Llama-tied"), folder / "narrow")
+    widen(folder / "narrow", folder / "wide", 3, verify=False)
+    return folder
+
+
+@pytest.fixture
+def pair(widened_pair, tmp_path):
+    """A copy of it of the test's own."""
+    return shutil.copytree(widened_pair, tmp_path / "pair")
+
+
+@pytest.fixture
+def mlp_pair(tmp_path):
+    """Two single files, and the options with the model for them."""
+    (tmp_path / "net.py").write_text(MLP)
+    widen(save_mlp(tmp_path / "mlp.safetensors"), factor=2)
+    return tmp_path / "mlp-x2.safetensors", VerifyOptions(model=f"{tmp_path / 'net.py'}:build")
+
+
+def record_of(directory):
+    return json.loads((directory / "mupscale.json").read_text())
+
+
+def change_record(directory, **values):
+    (directory / "mupscale.json").write_text(json.dumps({**record_of(directory), **values}))
+
+
+def change_weights(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+# Finding the source ---------------------------------------------------------------------------
+
+
+def test_the_record_is_enough_to_verify(pair):
+    found = verify(pair / "wide", options=EXACT)
+    assert found.agrees
+    assert found.max_rel < 1e-12
+
+
+def test_a_pair_that_moved_together_finds_itself(pair, tmp_path, monkeypatch):
+    (tmp_path / "disk" / "models").mkdir(parents=True)
+    pair.rename(tmp_path / "disk" / "models" / "moved")
+    assert verify(tmp_path / "disk" / "models" / "moved" / "wide").agrees
+    monkeypatch.chdir(tmp_path / "disk" / "models" / "moved" / "wide")
+    assert verify(".").agrees
+
+
+def test_a_widened_one_that_moved_alone_asks_for_its_source(pair, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    wide = (pair / "wide").rename(tmp_path / "elsewhere" / "wide")
+    with pytest.raises(CheckpointError, match="mupscale verify NARROW WIDE"):
+        verify(wide)
+    assert verify(wide, pair / "narrow").agrees
+
+
+def test_the_source_of_another_folder_is_found_from_anywhere(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved("Llama-tied"), tmp_path / "in" / "narrow")
+    monkeypatch.chdir(tmp_path / "in")
+    widen("narrow", tmp_path / "out" / "deep" / "wide", 2, verify=False)
+    monkeypatch.chdir("/")
+    assert verify(tmp_path / "out" / "deep" / "wide").agrees
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_source_that_changed_is_named(name, pair):
+    file = pair / "narrow" / name
+    data = bytearray(file.read_bytes())
+    if name == "config.json":
+        data += b"\n"
+    else:
+        data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=name):
+        verify(pair / "wide")
+    with pytest.raises(CheckpointError, match=name):
+        verify(pair / "wide", pair / "narrow")
+
+
+def test_a_source_that_was_only_touched_is_the_same(pair):
+    for file in (pair / "narrow").iterdir():
+        os.utime(file, (1, 1))
+    assert verify(pair / "wide").agrees
+
+
+def test_what_is_no_part_of_the_model_may_change(pair):
+    (pair / "narrow" / "README.md").write_text("news")
+    (pair / "narrow" / "generation_config.json").unlink()
+    assert verify(pair / "wide").agrees
+
+
+def test_another_model_is_not_the_source(pair, saved):
+    with pytest.raises(CheckpointError, match="is not the file"):
+        verify(pair / "wide", saved("Llama-untied"))
+
+
+def test_a_checkpoint_without_record_was_not_widened(pair):
+    with pytest.raises(CheckpointError, match="was not written by mupscale"):
+        verify(pair / "narrow")
+    (pair / "wide" / "mupscale.json").unlink()
+    with pytest.raises(CheckpointError, match="was not written by mupscale"):
+        verify(pair / "wide", pair / "narrow")
+
+
+@pytest.mark.parametrize("version", [3, 0, "1", None, 1.5])
+def test_a_record_of_another_format_is_refused(version, pair):
+    change_record(pair / "wide", format_version=version)
+    with pytest.raises(CheckpointError, match="upgrade mupscale"):
+        verify(pair / "wide")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"axes": {}}, {"axes": {"embed": {}}}, {"axes": None}, {"recipe": {}}, {"source": {}}, {"source": None}],
+    ids=str,
+)
+def test_a_damaged_record_is_an_error_for_people(values, pair):
+    change_record(pair / "wide", **values)
+    with pytest.raises(MupscaleError):
+        verify(pair / "wide")
+
+
+def test_a_recipe_of_the_users_own_is_found_again(saved, tmp_path):
+    pair = tmp_path / "pair"
+    shutil.copytree(saved("Llama-tied"), pair / "narrow")
+    (pair / "mine.yaml").write_text("extends: llama\n")
+    widen(pair / "narrow", pair / "wide", 2, recipe=pair / "mine.yaml", verify=False)
+    moved = pair.rename(tmp_path / "moved")
+    assert verify(moved / "wide").agrees
+    (moved / "mine.yaml").rename(tmp_path / "renamed.yaml")
+    with pytest.raises(MupscaleError, match=r"mine\.yaml"):
+        verify(moved / "wide")
+    assert verify(moved / "wide", recipe=tmp_path / "renamed.yaml").agrees
+
+
+def test_a_source_below_a_link_is_found(pair, tmp_path):
+    """The record leads from where the output is, not from the link that it was reached by."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "wide").symlink_to(pair / "wide", target_is_directory=True)
+    assert verify(tmp_path / "links" / "wide").agrees
+
+
+# Findings -------------------------------------------------------------------------------------
+
+
+def test_a_weight_that_was_changed_afterwards_is_found(pair):
+    change_weights(pair / "wide", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.001))
+    found = verify(pair / "wide")
+    assert not found.agrees
+    assert found.first_difference.what == "model.layers.1.mlp.up_proj"
+
+
+def test_a_weight_that_is_missing_is_not_made_up(pair):
+    change_weights(pair / "wide", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(VerifyError, match="up_proj"):
+        verify(pair / "wide")
+
+
+def test_a_config_that_does_not_fit_the_weights_is_an_error(pair):
+    file = pair / "wide" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 80}))
+    with pytest.raises(VerifyError):
+        verify(pair / "wide")
+
+
+def test_without_a_reference_there_is_a_reason(mlp_pair):
+    with pytest.raises(CannotVerify, match="--model"):
+        verify(mlp_pair[0])
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+def test_the_figures_are_kept_in_the_record_and_nothing_else_is_touched(spoil, pair):
+    if spoil:
+        change_weights(pair / "wide", lambda tensors: tensors["model.norm.weight"].mul_(2))
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
+    record = record_of(pair / "wide")
+    assert record["verification"] is None
+    found = verify(pair / "wide", options=VerifyOptions(dtype="float64", seed=7))
+    after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == ["mupscale.json"]
+    options = {"dtype": "float64", "device": "auto", "own_model": False, "seed": 7, "steps": 0}
+    assert record_of(pair / "wide") == {**record, "verification": {**found.as_record(), "options": options}}
+    assert found.agrees is not spoil
+
+
+def test_a_link_in_place_of_the_record_is_not_written_through(pair, tmp_path):
+    """The Hub's cache holds links to blobs that others share."""
+    blob = (pair / "wide" / "mupscale.json").rename(tmp_path / "blob")
+    (pair / "wide" / "mupscale.json").symlink_to(blob)
+    before = blob.read_bytes()
+    assert verify(pair / "wide").agrees
+    assert blob.read_bytes() == before
+    assert (pair / "wide" / "mupscale.json").is_symlink()
+
+
+def test_a_single_file_is_verified_by_its_header_and_left_as_it_is(mlp_pair):
+    wide, options = mlp_pair
+    before = wide.read_bytes()
+    assert verify(wide, options=options).agrees
+    assert wide.read_bytes() == before
+
+
+def test_options_reach_the_verification(pair):
+    found = verify(pair / "wide", options=VerifyOptions(dtype="float32"))
+    assert found.dtype == "float32"
+    assert torch.get_default_dtype() == torch.float32
+
+
+# Which one is meant ---------------------------------------------------------------------------
+
+
+def stamp(path, time):
+    for file in path.iterdir() if path.is_dir() else (path,):
+        os.utime(file, (time, time))
+
+
+def test_the_newest_is_by_weights_and_not_by_record(widened_pair, tmp_path):
+    """Verifying an old checkpoint again renews its record, and does not make it the newest."""
+    for number, name in enumerate(("b", "c", "a")):
+        stamp(shutil.copytree(widened_pair / "wide", tmp_path / name), 1000 + number)
+    assert newest_widened(tmp_path) == tmp_path / "a"
+    os.utime(tmp_path / "b" / "mupscale.json", (5000, 5000))
+    assert newest_widened(tmp_path) == tmp_path / "a"
+    os.utime(tmp_path / "b" / "model.safetensors", (5000, 5000))
+    assert newest_widened(tmp_path) == tmp_path / "b"
+
+
+def test_the_newest_may_be_a_file_or_a_directory(widened_pair, mlp_pair, tmp_path):
+    file, _ = mlp_pair
+    directory = shutil.copytree(widened_pair / "wide", tmp_path / "wide")
+    stamp(file, 1000)
+    stamp(directory, 2000)
+    assert newest_widened(tmp_path) == directory
+    stamp(file, 3000)
+    assert newest_widened(tmp_path) == file
+
+
+def test_what_was_not_widened_or_is_broken_is_passed_over(widened_pair, tmp_path):
+    wide = shutil.copytree(widened_pair / "wide", tmp_path / "wide")
+    stamp(wide, 1000)
+    shutil.copytree(widened_pair / "narrow", tmp_path / "narrow")
+    save_mlp(tmp_path / "plain.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    assert newest_widened(tmp_path) == wide
+
+
+@pytest.mark.parametrize("content", [(), ("narrow",)])
+def test_a_folder_without_a_widened_checkpoint_is_an_error(content, widened_pair, tmp_path):
+    for name in content:
+        shutil.copytree(widened_pair / name, tmp_path / name)
+    with pytest.raises(CheckpointError, match="no widened checkpoint"):
+        newest_widened(tmp_path)
