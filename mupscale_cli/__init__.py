@@ -16,12 +16,13 @@ from mupscale_cli._version import __version__
 if TYPE_CHECKING:
     from mupscale_cli.architecture.recipe import Recipe, load_recipe
     from mupscale_cli.errors import MupscaleError
+    from mupscale_cli.optimizers.options import StateOptions
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan
     from mupscale_cli.plan.methods import make_method
     from mupscale_cli.plan.perturbation import Perturbation
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
-    from mupscale_cli.tasks.planning import StateOptions, plan_widening
+    from mupscale_cli.tasks.planning import plan_widening
     from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
     from mupscale_cli.tasks.verify import verify, verify_weights
     from mupscale_cli.tasks.widen import Widened, widen
@@ -39,7 +40,7 @@ _PLACES = {
     "run_job": "tasks.jobs",
     "Perturbation": "plan.perturbation",
     "make_method": "plan.methods",
-    "StateOptions": "tasks.widen",
+    "StateOptions": "optimizers.options",
     "Plan": "plan",
     "Push": "tasks.push",
     "PushOptions": "tasks.push",

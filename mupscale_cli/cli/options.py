@@ -12,10 +12,10 @@ import typer
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
 from mupscale_cli.errors import Interrupted, PlanError, Terminated
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import POLICIES
 from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS, Method, make_method
 from mupscale_cli.plan.perturbation import MODES, SCALES, Mode, Perturbation, Scale
-from mupscale_cli.tasks.planning import StateOptions
 
 if TYPE_CHECKING:
     from mupscale_cli.verification import VerifyOptions

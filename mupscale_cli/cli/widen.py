@@ -15,6 +15,7 @@ from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, joined, launched
 from mupscale_cli.errors import HubError, PlanError
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
@@ -154,7 +155,7 @@ def widen(
 
 
 def _fetched(
-    source: planning.Source, state: planning.StateOptions, plan: Plan, target: Path, *, overwrite: bool
+    source: planning.Source, state: StateOptions, plan: Plan, target: Path, *, overwrite: bool
 ) -> planning.Source:
     """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
     if missing := source.missing_bytes(state):
@@ -167,7 +168,7 @@ def _show_plan(
     source: planning.Source,
     plan: Plan,
     tensor: str | None,
-    state: planning.StateOptions,
+    state: StateOptions,
     target: Path,
     repository: HubId | None,
     *,

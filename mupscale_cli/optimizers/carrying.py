@@ -12,9 +12,9 @@ from mupscale_cli.checkpoints.reading import Checkpoint, own_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.files import SCHEDULER, WideState, Writing, open_optimizer, resumed_files
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan
-from mupscale_cli.tasks.planning import StateOptions
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 

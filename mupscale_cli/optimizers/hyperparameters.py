@@ -13,6 +13,7 @@ from typing import Any
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import split_alike
+from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import (
     Multipliers,
     OptimizerRule,
@@ -21,7 +22,6 @@ from mupscale_cli.optimizers.rules import (
     optimizer_rule,
     tensor_multipliers,
 )
-from mupscale_cli.record.record import scaled_tensors
 
 _MAX_NAMED = 4
 

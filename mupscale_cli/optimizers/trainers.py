@@ -15,8 +15,8 @@ import yaml
 from mupscale_cli.architecture.language import suggest
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
+from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import Scaled
-from mupscale_cli.record.record import scaled_tensors
 from mupscale_cli.record.schemas import document_head
 
 _TORCH_CLASSES = {

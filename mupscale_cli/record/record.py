@@ -16,7 +16,6 @@ from typing import Any
 from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
 from mupscale_cli.checkpoints.reading import CONFIG, Checkpoint, is_file_name
 from mupscale_cli.errors import CheckpointError, is_printable
-from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
@@ -26,7 +25,6 @@ METADATA_KEY = "mupscale"
 _HASH_BYTES = 1 << 20
 _BLANK = "0" * 64
 _LARGEST = 2**63
-_LARGEST_SCALE = 1e60  # whose powers are numbers still
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,48 +156,6 @@ def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
             }
         rules[key]["tensors"].append(tensor.target.name)
     return list(rules.values())
-
-
-def scaled_tensors(record: Mapping[str, Any]) -> tuple[Scaled, ...]:
-    """What the record says of every wide tensor, as far as its training is concerned, by its name in the model.
-
-    Raises:
-        CheckpointError: the record is damaged.
-    """
-    try:
-        called = {str(name): str(parameter) for name, parameter in dict(record.get("called", {})).items()}
-        return tuple(
-            Scaled(
-                called.get(str(name), str(name)),
-                _scales(rule["parts"]),
-                _shape(rule["shape"]),
-                _shape(rule["wide_shape"]),
-                int(rule["offset"]),
-            )
-            for rule in record["rules"]
-            for name in rule["tensors"]
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
-
-
-def _scales(parts: Any) -> tuple[tuple[float, int], ...]:
-    if not isinstance(parts, list) or not parts:
-        raise ValueError("a rule without parts")
-    return tuple(map(_scale, parts))
-
-
-def _scale(part: Mapping[str, Any]) -> tuple[float, int]:
-    c, m = float(part["coefficient"]), int(part["multiplicity"])
-    if not (1 / _LARGEST_SCALE < c < _LARGEST_SCALE and 1 <= m < _LARGEST):
-        raise ValueError(f"coefficient {c:g} and multiplicity {part['multiplicity']!r:.20}")
-    return c, m
-
-
-def _shape(sizes: Any) -> tuple[int, ...]:
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST for size in sizes):
-        raise ValueError("a shape is a list of whole numbers")
-    return tuple(sizes)
 
 
 def _seed(noted: Mapping[str, Any]) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mupscale_cli.errors import SweepError
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Mode, Scale
 from mupscale_cli.sweep.grid import Grid
-from mupscale_cli.tasks.planning import StateOptions
 
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")

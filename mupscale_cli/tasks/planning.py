@@ -14,8 +14,8 @@ from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.optimizers.files import find_optimizer, state_name, state_names
-from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.optimizers.files import state_name, state_names
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
 from mupscale_cli.plan.methods import MUPSCALE, Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
@@ -90,29 +90,6 @@ class Source:
         if self.remote:
             return Origin(path="", repo=self.remote.id.repo, revision=self.remote.commit, recipe=file)
         return Origin(relative_path(self.checkpoint.path, output), recipe=file)
-
-
-@dataclass(frozen=True)
-class StateOptions:
-    """What to do with the optimizer's state.
-
-    Attributes:
-        optimizer: where it is; `auto` is beside the checkpoint if it is there, `none` leaves it.
-        policy: `copy`, `reset-new` or `reset`.
-        key: dotted keys that lead to it in a file that holds more.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
-    """
-
-    optimizer: str | Path = "auto"
-    policy: Policy = "copy"
-    key: str | None = None
-    allow_pickle: bool = False
-
-    def find(self, checkpoint: Checkpoint) -> Path | None:
-        """The state to carry, if there is one."""
-        if self.optimizer == "none":
-            return None
-        return find_optimizer(checkpoint) if self.optimizer == "auto" else Path(self.optimizer)
 
 
 def find_source(checkpoint: str | Path, *, headers_only: bool = False, with_state: bool = False) -> Source:

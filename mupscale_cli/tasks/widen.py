@@ -15,11 +15,12 @@ from mupscale_cli.checkpoints.reading import CONFIG, INDEX, RECORD, Checkpoint, 
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, with_noise
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record.record import METADATA_KEY, make_record, with_digests
-from mupscale_cli.tasks.planning import Source, StateOptions, default_output, find_source, plan_widening
+from mupscale_cli.tasks.planning import Source, default_output, find_source, plan_widening
 from mupscale_cli.text import bytes_text
 
 if TYPE_CHECKING:

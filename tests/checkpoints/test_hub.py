@@ -16,8 +16,9 @@ from helpers import build, save_mlp, save_model
 from hub_server import TOKEN, HubServer
 from mupscale_cli.checkpoints.hub.failures import explained, reported
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.torch_groups import param_groups
-from mupscale_cli.tasks.planning import StateOptions, find_source
+from mupscale_cli.tasks.planning import find_source
 
 
 @pytest.mark.parametrize(

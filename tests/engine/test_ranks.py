@@ -24,9 +24,10 @@ from mupscale_cli.engine.ranks import ALONE, Ranks, joined
 from mupscale_cli.engine.shards import convert, share_of
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.formats import torch_writing
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.methods import make_method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import StateOptions, find_source, plan_widening
+from mupscale_cli.tasks.planning import find_source, plan_widening
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 

@@ -35,6 +35,7 @@ from mupscale_cli.optimizers.formats.distributed import open_distributed
 from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank, check_structure, place_name, walk
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.order import names_by_order
+from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
@@ -44,7 +45,6 @@ from mupscale_cli.record.record import (
     output_changed,
     recorded_method,
     recorded_noise,
-    scaled_tensors,
 )
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.planning import choose_recipe

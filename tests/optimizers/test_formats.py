@@ -29,8 +29,8 @@ from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTen
 from mupscale_cli.optimizers.formats.torch_reading import blank, read_torch_file
 from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, blank_file, write_checksums
 from mupscale_cli.optimizers.loading import load_state
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import StateOptions
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification import VerifyOptions

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import mupscale_cli
 from helpers import build
-from mupscale_cli.tasks.planning import StateOptions
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.widen import widen
 
 TESTS = Path(__file__).parent.parent

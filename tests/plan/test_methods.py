@@ -14,10 +14,11 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.noise import noise_key
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.plan.methods import METHODS, make_method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import StateOptions, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification import VerifyOptions

@@ -45,6 +45,8 @@ NO_TORCH = [
     "engine.memory",
     "engine.ranks",
     "record.record",
+    "optimizers.options",
+    "optimizers.recorded",
     "optimizers.rules",
     "optimizers.state_plan",
     "optimizers.hyperparameters",

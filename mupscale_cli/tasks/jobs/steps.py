@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import StateOptions
 from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.tasks.widen import Widened
 
