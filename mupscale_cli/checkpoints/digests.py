@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.header import Stored, read_header
-from mupscale_cli.checkpoints.reading import RowReader
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 
 if TYPE_CHECKING:

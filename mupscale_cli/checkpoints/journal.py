@@ -11,7 +11,8 @@ from typing import Any
 
 from mupscale_cli.checkpoints.digests import TensorDigest, complete, safetensors_digest
 from mupscale_cli.checkpoints.header import StoredTensor
-from mupscale_cli.checkpoints.reading import RowReader, is_file_name, read_json
+from mupscale_cli.checkpoints.json_files import is_file_name, read_json
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import CheckpointError
 

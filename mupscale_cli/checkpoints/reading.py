@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
-from mupscale_cli.checkpoints.header import Header, Stored, StoredTensor, read_header
+from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.header import Header, StoredTensor, read_header
+from mupscale_cli.checkpoints.json_files import is_file_name, parse_object, read_json
 from mupscale_cli.dtypes import TensorSpec
-from mupscale_cli.errors import CheckpointError, is_printable
+from mupscale_cli.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
 RECORD = "mupscale.json"
-_MAX_JSON_BYTES = 100_000_000  # an index or a record names every tensor, as a header does
-_MAX_CONFIG_BYTES = 16 << 20
-_MAX_JSON_DEPTH = 64
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_IS_DEPTH = re.compile(r"^(n|num|encoder|decoder)_(\w+_)?(layers?|blocks?|stages)$|depths?$")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 # Text that a tokenizer, a processor or generation reads; what describes the narrow model itself
 # (its card, its training state) is not true of the wide one and stays behind.
@@ -79,7 +73,7 @@ class Checkpoint:
         """What `mupscale widen` noted when it made this checkpoint; None if it did not."""
         if self.is_file:
             text = self.metadata.get("mupscale")
-            return _json_object(text, self.path) if text else None
+            return parse_object(text, self.path) if text else None
         file = self.path / RECORD
         return read_json(file) if file.is_file() else None
 
@@ -270,13 +264,6 @@ def weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def is_file_name(text: object) -> bool:
-    """Whether a text names a file of a folder, on any system: no path, no drive, nothing that cannot be a name."""
-    if not isinstance(text, str) or text in ("", ".", ".."):
-        return False
-    return is_printable(text) and not any(character in text for character in "/\\:")
-
-
 def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
     said = weight_map(index)
     for name, file in said.items():
@@ -291,121 +278,3 @@ def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
             f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
             hint="index and shards do not belong together; save the checkpoint again",
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: it cannot be read or is something else.
-    """
-    limit = _MAX_CONFIG_BYTES if file.name.endswith(CONFIG) else _MAX_JSON_BYTES
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(limit + 1)  # what the file system says of its size need not be so
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read `{file}`: {error}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"`{file}` is larger than {limit // 10**6} MB")
-    return _json_object(text, file)
-
-
-def _json_object(text: str, file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"`{file}` is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"`{file}` is not a JSON object")
-    if not _is_flat(value):
-        raise CheckpointError(f"`{file}` is nested deeper than {_MAX_JSON_DEPTH} levels")
-    if _SURROGATE.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from error
-    return value
-
-
-def _is_flat(value: Any) -> bool:
-    """Whether it is nested so little that what goes through it by recursion comes back."""
-    level = [value]
-    for _ in range(_MAX_JSON_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return True
-    return False
-
-
-def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The class of the reference model that a config names; None if it names none."""
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
-
-
-def check_depth(config: Mapping[str, Any], num_tensors: int) -> None:
-    """Refuse, before a model is built from a config, one of more layers than there are tensors.
-
-    Raises:
-        CheckpointError: it says so.
-    """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            check_depth(value, num_tensors)
-            continue
-        counts = value if isinstance(value, list) else [value]
-        if _IS_DEPTH.search(key) and any(isinstance(count, (int, float)) and count > num_tensors for count in counts):
-            raise CheckpointError(
-                f"config.json says `{key}`: {str(value)[:40]}, and there are only {num_tensors} tensors",
-                hint="config.json and the weights do not belong together",
-            )
-
-
-class RowReader:
-    """Reads rows of tensors into buffers; keeps one file open at a time. A context manager."""
-
-    def __init__(self) -> None:
-        self._file: Path | None = None
-        self._stream: BinaryIO | None = None
-
-    def __enter__(self) -> RowReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._file = self._stream = None
-
-    def read(self, tensor: Stored, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes of a tensor from its byte `start` on.
-
-        Raises:
-            CheckpointError: a file ends before its header says, as when it shrinks meanwhile.
-        """
-        done = 0
-        for stretch in tensor.stretches(start, len(into)):
-            stream = self._opened(stretch.file)
-            stream.seek(stretch.offset)
-            end = done + stretch.num_bytes
-            while done < end:
-                count = stream.readinto(into[done:end])  # type: ignore[attr-defined]
-                if not count:
-                    where = f"`{stretch.file}` ended in the middle of `{tensor.spec.name}`"
-                    raise CheckpointError(f"{where}: it was changed while it was read")
-                done += count
-
-    def _opened(self, file: Path) -> BinaryIO:
-        if self._file != file or self._stream is None:
-            self.close()
-            self._stream = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-            self._file = file
-        return self._stream

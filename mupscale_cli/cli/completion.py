@@ -14,7 +14,8 @@ import typer
 
 from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.recipe import Recipe, load_recipe, model_types, recipe_files
-from mupscale_cli.checkpoints.reading import CONFIG, INDEX, RECORD, open_checkpoint
+from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.reading import INDEX, RECORD, open_checkpoint
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.planning import choose_recipe
 

@@ -15,7 +15,7 @@ import torch
 
 from mupscale_cli.checkpoints.digests import LEAF_BYTES, RowBuffer, Runs, TensorDigest
 from mupscale_cli.checkpoints.header import Stored
-from mupscale_cli.checkpoints.reading import RowReader
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.blocks import Block, Place, Run, row_blocks
 from mupscale_cli.engine.expand import element_dtype, expand

@@ -17,7 +17,8 @@ from mupscale_cli.checkpoints.digests import (
     tensors_digest,
 )
 from mupscale_cli.checkpoints.header import Stored, StoredTensor, read_header
-from mupscale_cli.checkpoints.reading import Checkpoint, RowReader, merged, own_file, weight_map
+from mupscale_cli.checkpoints.reading import Checkpoint, merged, own_file, weight_map
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import CheckpointError

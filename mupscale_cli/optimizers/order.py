@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoints.reading import architecture_of, check_depth
+from mupscale_cli.checkpoints.config import architecture_of, check_depth
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.tree import Groups
 

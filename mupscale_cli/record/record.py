@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
-from mupscale_cli.checkpoints.reading import CONFIG, Checkpoint, is_file_name
+from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.methods import Method, make_method

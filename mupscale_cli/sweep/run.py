@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.reading import Checkpoint, read_json
+from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.plan.perturbation import Perturbation

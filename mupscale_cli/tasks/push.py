@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.publishing import (
     LocalFile,
@@ -20,7 +21,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
     statuses,
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
-from mupscale_cli.checkpoints.reading import CONFIG, INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint, own_file
+from mupscale_cli.checkpoints.reading import INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.optimizers.files import state_names
 from mupscale_cli.record.record import carried_state, check_record

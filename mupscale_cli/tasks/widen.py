@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
-from mupscale_cli.checkpoints.reading import CONFIG, INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.reading import INDEX, RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried

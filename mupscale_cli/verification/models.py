@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mupscale_cli.checkpoints.reading import CONFIG, WEIGHTS, Checkpoint, architecture_of, check_depth
+from mupscale_cli.checkpoints.config import CONFIG, architecture_of, check_depth
+from mupscale_cli.checkpoints.reading import WEIGHTS, Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import VerifyError

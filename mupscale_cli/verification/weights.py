@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import DigestState, RowBuffer, Runs, known_states, merge_states
 from mupscale_cli.checkpoints.header import Stored
-from mupscale_cli.checkpoints.reading import CONFIG, Checkpoint, RowReader, open_checkpoint
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.dtypes import DTYPES

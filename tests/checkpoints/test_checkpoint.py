@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save, save_file
 
 from mupscale_cli.checkpoints.digests import RowBuffer
 from mupscale_cli.checkpoints.header import encode_header, read_header, replace_metadata
-from mupscale_cli.checkpoints.reading import RowReader, open_checkpoint
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.staging import Staging, replace_json
 from mupscale_cli.checkpoints.writing import ShardWriter
 from mupscale_cli.dtypes import DTYPES, TensorSpec

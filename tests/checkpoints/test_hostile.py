@@ -23,8 +23,9 @@ from mupscale_cli.architecture.document import parse_document
 from mupscale_cli.architecture.language import LanguageError, evaluate, parse_expression, parse_layout, parse_pattern
 from mupscale_cli.architecture.recipe import load_recipe
 from mupscale_cli.checkpoints.header import read_header
+from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.lock import try_lock
-from mupscale_cli.checkpoints.reading import open_checkpoint, read_json
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
 from mupscale_cli.optimizers.files import open_optimizer

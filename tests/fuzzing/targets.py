@@ -25,7 +25,8 @@ import torch
 
 from mupscale_cli.architecture.recipe import load_recipe, recipe_files
 from mupscale_cli.checkpoints.header import parse_header
-from mupscale_cli.checkpoints.reading import open_checkpoint, read_json
+from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.cli.render import record_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import MupscaleError

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from cli_runner import run
 from helpers import build, mlp_tensors
 from mupscale_cli.checkpoints.digests import RowBuffer, tensor_digests
-from mupscale_cli.checkpoints.reading import RowReader
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
 from mupscale_cli.optimizers.files import open_optimizer, read_digest

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.header import Header, parse_header
 from mupscale_cli.checkpoints.hub.bars import bars
 from mupscale_cli.checkpoints.hub.failures import reported, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.reading import (
-    CONFIG,
     INDEX,
     RECORD,
     Checkpoint,

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from mupscale_cli.checkpoints.reading import is_file_name
+from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer

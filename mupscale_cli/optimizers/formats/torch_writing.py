@@ -31,8 +31,8 @@ from mupscale_cli.checkpoints.digests import (
     tensors_digest,
 )
 from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.placed import PlacedFile
 from mupscale_cli.checkpoints.staging import reported
-from mupscale_cli.checkpoints.writing import PlacedFile
 from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError

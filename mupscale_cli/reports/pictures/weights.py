@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mupscale_cli.checkpoints.header import StoredTensor
-from mupscale_cli.checkpoints.reading import RowReader
+from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.expand import element_dtype, expand
 from mupscale_cli.errors import PictureError

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mupscale_cli.checkpoints.writing as shard_module
-from mupscale_cli.checkpoints.writing import PlacedFile
+from mupscale_cli.checkpoints import placed
+from mupscale_cli.checkpoints.placed import PlacedFile
 from mupscale_cli.errors import OutputError
 
 SEGMENT, MOST = 16, 2
@@ -20,8 +20,8 @@ SEGMENT, MOST = 16, 2
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(shard_module, "SEGMENT_BYTES", SEGMENT)
-    monkeypatch.setattr(shard_module, "_MOST_SEGMENTS", MOST)
+    monkeypatch.setattr(placed, "SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr(placed, "_MOST_SEGMENTS", MOST)
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def written(monkeypatch):
     """The places and sizes of what is handed to the system."""
     calls = []
 
-    def recorded(handle, position, pieces, write=shard_module._write_gathered):
+    def recorded(handle, position, pieces, write=placed._write_gathered):
         calls.append((position, sum(map(len, pieces))))
         write(handle, position, pieces)
 
-    monkeypatch.setattr(shard_module, "_write_gathered", recorded)
+    monkeypatch.setattr(placed, "_write_gathered", recorded)
     return calls
 
 
@@ -57,7 +57,7 @@ def test_every_byte_finds_its_place(tmp_path_factory, data, places, begin, gathe
     parts = cut(data, places)
     order.shuffle(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "_CAN_GATHER", gathers and shard_module._CAN_GATHER)
+        patch.setattr(placed, "_CAN_GATHER", gathers and placed._CAN_GATHER)
         with PlacedFile(file, "r+b") as out:
             for start, part in parts:
                 out.write(begin + start, cut_in_two(part))
@@ -142,7 +142,7 @@ def synced(monkeypatch):
             raise OSError(errno.EIO, "the disk is broken")
 
     recorded.fails, recorded.calls = False, calls
-    monkeypatch.setattr(shard_module, "_SYNC_BYTES", 2 * SEGMENT)
+    monkeypatch.setattr(placed, "_SYNC_BYTES", 2 * SEGMENT)
     monkeypatch.setattr(os, "fsync", recorded)
     return recorded
 
@@ -168,13 +168,13 @@ def test_the_system_tells_once_that_the_disk_failed_and_it_is_not_forgotten(tmp_
 def test_one_thread_writes_what_others_have_ready(tmp_path, monkeypatch):
     writers, is_writing, may_go_on = [], threading.Event(), threading.Event()
 
-    def slow(handle, position, pieces, write=shard_module._write_gathered):
+    def slow(handle, position, pieces, write=placed._write_gathered):
         writers.append(threading.current_thread())
         is_writing.set()
         assert may_go_on.wait(60)
         write(handle, position, pieces)
 
-    monkeypatch.setattr(shard_module, "_write_gathered", slow)
+    monkeypatch.setattr(placed, "_write_gathered", slow)
     data = os.urandom(3 * SEGMENT)
     with PlacedFile(tmp_path / "file", "xb") as out:
         first = threading.Thread(target=out.write, args=(0, [memoryview(data)[:SEGMENT]]))

@@ -1,0 +1,53 @@
+"""Reading rows of tensors from wherever their bytes lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.errors import CheckpointError
+
+
+class RowReader:
+    """Reads rows of tensors into buffers; keeps one file open at a time. A context manager."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> RowReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._file = self._stream = None
+
+    def read(self, tensor: Stored, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a tensor from its byte `start` on.
+
+        Raises:
+            CheckpointError: a file ends before its header says, as when it shrinks meanwhile.
+        """
+        done = 0
+        for stretch in tensor.stretches(start, len(into)):
+            stream = self._opened(stretch.file)
+            stream.seek(stretch.offset)
+            end = done + stretch.num_bytes
+            while done < end:
+                count = stream.readinto(into[done:end])  # type: ignore[attr-defined]
+                if not count:
+                    where = f"`{stretch.file}` ended in the middle of `{tensor.spec.name}`"
+                    raise CheckpointError(f"{where}: it was changed while it was read")
+                done += count
+
+    def _opened(self, file: Path) -> BinaryIO:
+        if self._file != file or self._stream is None:
+            self.close()
+            self._stream = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self._file = file
+        return self._stream
