@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 
 if TYPE_CHECKING:
-    from mupscale_cli.architecture.recipe import Recipe, load_recipe
+    from mupscale_cli.architecture.loading import load_recipe
+    from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError
     from mupscale_cli.optimizers.options import StateOptions
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
@@ -45,8 +46,8 @@ _PLACES = {
     "Push": "tasks.push",
     "PushOptions": "tasks.push",
     "prepare_push": "tasks.push",
-    "Recipe": "architecture.recipe",
-    "load_recipe": "architecture.recipe",
+    "Recipe": "architecture.types",
+    "load_recipe": "architecture.loading",
     "Verification": "verification",
     "VerifyOptions": "verification",
     "WeightsCheck": "verification",

@@ -1,6 +1,11 @@
-"""Numbers as people write them."""
+"""Numbers, names and values as people write them."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MAX_SHOWN = 200  # characters of a value
 
 
 def bytes_text(count: float) -> str:
@@ -43,3 +48,19 @@ def time_text(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def shown(value: object) -> str:
+    """A value of a config in a message, however large it is."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """A hint that names the nearest known name, and all of them where they are few."""
+    known = sorted(known)
+    near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=1)
+    parts = [f"did you mean `{near[0]}`?"] if near else []
+    if known and len(known) <= 30:
+        parts.append(f"known: {', '.join(known)}")
+    return " ".join(parts) or None

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mupscale_cli.architecture import language
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
-from mupscale_cli.architecture.language import AxisRef, Power
+from mupscale_cli.architecture.expressions import names_in, parse_expression
+from mupscale_cli.architecture.layouts import AxisRef, Power, axis_refs, parse_layout, parse_scaled_expression
+from mupscale_cli.architecture.patterns import parse_pattern
+from mupscale_cli.text import suggest
 
 _KEYS = ("config", "recipe", "prefix", "names")
 _DROPPED = ("about", "match", "extends", "prefix", "parameters", "tie")
@@ -61,7 +63,7 @@ def _part(key: Text, node: Node) -> Part:
     texts: dict[str, tuple[Text, ...]] = {}
     for name, value in node:
         if name.value not in _KEYS:
-            raise name.error(f"unknown key `{name.value}`", hint=language.suggest(name.value, _KEYS))
+            raise name.error(f"unknown key `{name.value}`", hint=suggest(name.value, _KEYS))
         nodes = value.nodes if isinstance(value, Items) and name.value == "config" else (value,)
         if not all(isinstance(item, Text) for item in nodes):
             raise value.error("expected a text")
@@ -198,21 +200,14 @@ def _replaced(text: Text, names: Iterable[tuple[int, str, str]]) -> Text:
     return _written(text, value)
 
 
-def _parsed(text: Text, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(text.value)
-    except language.LanguageError as error:
-        raise text.error(error.message, error.span, error.hint) from error
-
-
 def _expression(text: Text, rename: Callable[[str], str]) -> Text:
-    names = language.names_in(_parsed(text, language.parse_expression))
+    names = names_in(text.parse(parse_expression))
     return _replaced(text, [(name.span[0], name.name, rename(name.name)) for name in names])
 
 
 def _scaled_expression(text: Text, rename: Callable[[str], str]) -> Text:
-    expression, powers = _parsed(text, language.parse_scaled_expression)
-    names = [(name.span[0], name.name, rename(name.name)) for name in language.names_in(expression)]
+    expression, powers = text.parse(parse_scaled_expression)
+    names = [(name.span[0], name.name, rename(name.name)) for name in names_in(expression)]
     return _replaced(text, [*names, *((power.span[0], power.axis, rename(power.axis)) for power in powers)])
 
 
@@ -223,7 +218,7 @@ def _layout(text: Text, rename: Callable[[str], str]) -> Text:
     def name(ref: AxisRef | Power) -> str:
         return ref.axis if isinstance(ref, Power) else ref.name
 
-    refs = language.axis_refs(_parsed(text, language.parse_layout))
+    refs = axis_refs(text.parse(parse_layout))
     return _replaced(text, [(ref.span[0], name(ref), rename(name(ref))) for ref in refs])
 
 
@@ -233,7 +228,7 @@ def _product(text: Text, axis: Callable[[Text], Text]) -> Text:
 
 
 def _pattern(text: Text, part: Part, rename: Callable[[str], str]) -> Text:
-    pattern = _parsed(text, language.parse_pattern)
+    pattern = text.parse(parse_pattern)
     named = [
         (start, name, rename(name))
         for axis in pattern.axes

@@ -6,14 +6,16 @@ unreasonable size are refused, since a recipe may come from anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import yaml
 
+from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.errors import RecipeError, RunError
 
+T = TypeVar("T")
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
 _MAX_SHOWN = 400  # characters of a line in a message
@@ -69,6 +71,13 @@ class Text:
         if not self.as_written:
             return self.origin.error(message, hint=hint)
         return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
+
+    def parse(self, parse: Callable[[str], T]) -> T:
+        """Parse the text; what is wrong with it is raised with file, line and caret."""
+        try:
+            return parse(self.value)
+        except LanguageError as error:
+            raise self.error(error.message, error.span, error.hint) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mupscale_cli.architecture.language import FIRST, LAST, STAR, Pattern, Prefix
-from mupscale_cli.architecture.recipe import Recipe, TensorRule
+from mupscale_cli.architecture.patterns import FIRST, LAST, STAR, Pattern, Prefix
+from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import RecipeError
 
 Prefixes = Mapping[str, str]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import typer
 
-from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs
-from mupscale_cli.architecture.recipe import Recipe, load_recipe, model_types, recipe_files
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.reading import INDEX, RECORD, open_checkpoint
 from mupscale_cli.errors import MupscaleError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.architecture.types import Recipe
 
 if TYPE_CHECKING:
     from mupscale_cli.tasks.check import Checked

@@ -14,7 +14,7 @@ from mupscale_cli.cli.completion import complete_tensor
 from mupscale_cli.cli.output import number_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.architecture.recipe import Recipe
+    from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.plan import Plan
     from mupscale_cli.reports.explain import Consequence, Explanation, Part
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs
-from mupscale_cli.architecture.recipe import AxisRule, Recipe, load_recipe, recipe_files
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.loading import load_recipe, recipe_files
+from mupscale_cli.architecture.types import AxisRule, Recipe
 from mupscale_cli.cli import documents, explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError

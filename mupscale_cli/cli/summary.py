@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from mupscale_cli.architecture.language import look_up
+from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.cli import output
 from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec

@@ -8,7 +8,7 @@ from itertools import cycle
 from rich.console import Console
 from rich.text import Text
 
-from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs, parse_layout
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs, parse_layout
 from mupscale_cli.cli.output import bytes_text, number_text, table
 from mupscale_cli.cli.tables import Hanging, OpenTable
 from mupscale_cli.plan import Plan, TensorPlan

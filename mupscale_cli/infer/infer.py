@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.architecture.language import evaluate, names_in, parse_expression
+from mupscale_cli.architecture.expressions import evaluate, names_in, parse_expression
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Architecture, Own, Reference, random_model

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.architecture.language import Layout, parse_layout
+from mupscale_cli.architecture.layouts import Layout, parse_layout
 from mupscale_cli.engine.expand import expand
 from mupscale_cli.infer.architecture import Architecture
 from mupscale_cli.infer.axes import Axes

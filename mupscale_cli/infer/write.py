@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mupscale_cli.architecture.recipe import FORMAT_VERSION
+from mupscale_cli.architecture.loading import FORMAT_VERSION
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.candidates import Choice, Form, Group, layout_text
 from mupscale_cli.infer.trials import State

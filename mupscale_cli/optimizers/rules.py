@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.errors import PlanError
+from mupscale_cli.text import suggest
 
 StateKind = Literal["linear", "quadratic", "same", "weight"]
 _POWERS: dict[StateKind, int] = {"same": 0, "linear": 1, "quadratic": 2}

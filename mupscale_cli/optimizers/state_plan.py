@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import StateKind, state_kind, state_scale
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
+from mupscale_cli.text import suggest
 
 Policy = Literal["copy", "reset", "reset-new"]
 POLICIES: tuple[Policy, ...] = ("copy", "reset", "reset-new")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, scaled_settings, split_alike
@@ -19,6 +18,7 @@ from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import Multipliers, Scaled, optimizer_rule, tensor_multipliers
 from mupscale_cli.optimizers.state_plan import unwrapped
 from mupscale_cli.record.record import check_record
+from mupscale_cli.text import suggest
 
 Decay = Union[Literal["matrices", "all", "none"], Collection[str], Callable[[str, nn.Parameter], bool]]
 

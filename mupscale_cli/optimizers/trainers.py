@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.record.schemas import document_head
+from mupscale_cli.text import suggest
 
 _TORCH_CLASSES = {
     "adam": "Adam",

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mupscale_cli.architecture.language import AxisRef, Layout, axis_refs, shown
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
-from mupscale_cli.architecture.recipe import Choice, Recipe
+from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.plan.conditions import Values, evaluated
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import LayoutError, solve_size
+from mupscale_cli.text import shown
 
 
 def find_axes(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from mupscale_cli.architecture.language import Expression, LanguageError, evaluate, look_up
+from mupscale_cli.architecture.expressions import Expression, evaluate, look_up
 from mupscale_cli.architecture.matching import Match
-from mupscale_cli.architecture.recipe import Choice, Recipe
+from mupscale_cli.architecture.syntax import LanguageError
+from mupscale_cli.architecture.types import Choice, Recipe
 
 T = TypeVar("T")
 Values = dict[str, Any]

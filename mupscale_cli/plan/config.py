@@ -6,15 +6,15 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mupscale_cli.architecture.language import shown
 from mupscale_cli.architecture.matching import Match
-from mupscale_cli.architecture.recipe import Choice, Recipe
+from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.errors import ConfigError, PlanError
 from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import Values, choose, evaluated
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.plan.types import ConfigChange
+from mupscale_cli.text import shown
 
 
 def widen_config(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from mupscale_cli.architecture.language import AxisRef, Concatenation, Dim, Fixed, Power, Product
+from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Power, Product
 from mupscale_cli.plan.copies import Axis, CopyMap
 
 

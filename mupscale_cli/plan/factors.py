@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mupscale_cli.architecture.language import suggest
-from mupscale_cli.architecture.recipe import Link, Recipe
+from mupscale_cli.architecture.types import Link, Recipe
 from mupscale_cli.errors import PlanError
+from mupscale_cli.text import suggest
 
 MAX_FACTOR = 4096
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mupscale_cli.architecture.matching import match_rules
-from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan.axes import find_axes, used_axes

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.copies import INTERLEAVED, Arrangement
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.text import suggest
 
 DEFAULT_SHRINK = 0.4  # that of arXiv 2411.07340; for few steps more is kept by 1 (tests/experiments/README.md)
 # Relative to trained weights, which are larger than what they began with: half was better than all at every shrinkage

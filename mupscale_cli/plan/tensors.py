@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mupscale_cli.architecture.language import Dim, Layout, NameAxis, expand_name
+from mupscale_cli.architecture.layouts import Dim, Layout
 from mupscale_cli.architecture.matching import Match
-from mupscale_cli.architecture.recipe import Choice, Recipe
+from mupscale_cli.architecture.patterns import NameAxis, expand_name
+from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.copies import Axis

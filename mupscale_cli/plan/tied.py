@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mupscale_cli.architecture.recipe import TIES, Recipe
+from mupscale_cli.architecture.types import TIES, Recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.conditions import environment, evaluated
 from mupscale_cli.plan.types import TensorPlan

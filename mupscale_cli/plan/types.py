@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap

@@ -15,21 +15,9 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 
-from mupscale_cli.architecture.language import (
-    Alternatives,
-    AxisRef,
-    Concatenation,
-    Dim,
-    Fixed,
-    Layout,
-    NameAxis,
-    Pattern,
-    Power,
-    Prefix,
-    Product,
-    parse_layout,
-)
-from mupscale_cli.architecture.recipe import Recipe, TensorRule
+from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Layout, Power, Product, parse_layout
+from mupscale_cli.architecture.patterns import Alternatives, NameAxis, Pattern, Prefix
+from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import OPTIMIZERS, Multipliers, OptimizerRule, multipliers
 from mupscale_cli.plan import Plan, TensorPlan

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mupscale_cli._version import __version__
-from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import copy_file, write_json

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mupscale_cli.architecture.recipe import Recipe
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError
 from mupscale_cli.plan import Plan, make_plan, resolve_factors

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files, recipe_for
 from mupscale_cli.architecture.matching import match_rules
-from mupscale_cli.architecture.recipe import Recipe, load_recipe, model_types, recipe_files, recipe_for
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mupscale_cli.architecture.recipe import load_recipe, recipe_for
+from mupscale_cli.architecture.loading import load_recipe, recipe_for
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan import make_plan, resolve_factors
@@ -44,7 +44,7 @@ def recipes(tmp_path, monkeypatch):
     for name, text in (("inner", INNER), ("other", OTHER), ("outer", OUTER)):
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(
-        "mupscale_cli.architecture.recipe.model_types", lambda _containing: {"other": [(None, "other")]}
+        "mupscale_cli.architecture.loading.model_types", lambda _containing: {"other": [(None, "other")]}
     )
     return tmp_path
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.architecture.matching import match_rules
-from mupscale_cli.architecture.recipe import load_recipe
 from mupscale_cli.errors import RecipeError
 
 

@@ -20,8 +20,11 @@ from cli_runner import run
 from fuzzing.targets import MODELS, TARGETS, specs_of
 from fuzzing.targets import run as run_target
 from mupscale_cli.architecture.document import parse_document
-from mupscale_cli.architecture.language import LanguageError, evaluate, parse_expression, parse_layout, parse_pattern
-from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.architecture.expressions import evaluate, parse_expression
+from mupscale_cli.architecture.layouts import parse_layout
+from mupscale_cli.architecture.loading import load_recipe
+from mupscale_cli.architecture.patterns import parse_pattern
+from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.lock import try_lock

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import BITS, any_floats
-from mupscale_cli.architecture.language import parse_layout
+from mupscale_cli.architecture.layouts import parse_layout
 from mupscale_cli.engine.blocks import row_blocks
 from mupscale_cli.engine.expand import dim_index, expand, scale_elements
 from mupscale_cli.plan.copies import Arrangement, Axis

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.architecture.recipe import load_recipe, recipe_files
+from mupscale_cli.architecture.loading import load_recipe, recipe_files
 from mupscale_cli.checkpoints.header import parse_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import open_checkpoint
@@ -232,7 +232,7 @@ def folder(data: bytes) -> None:
 
 
 def recipe(data: bytes) -> None:
-    """Read a recipe and plan with it: document.py, language.py, recipe.py, parts.py."""
+    """Read a recipe and plan with it: all of `architecture`."""
     choices = Choices(data)
     if choices.below(2):
         text = choices.rest

@@ -8,7 +8,7 @@ import pytest
 import transformers.models.auto.modeling_auto
 
 from cli_runner import run
-from mupscale_cli.architecture.recipe import load_recipe, model_types
+from mupscale_cli.architecture.loading import load_recipe, model_types
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer import tiny
 from mupscale_cli.infer.derived import derived_size

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mupscale_cli.architecture.language import AxisRef, Concatenation, Fixed, Product, parse_layout
+from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Fixed, Product, parse_layout
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import LayoutError, map_dim, power_scale, solve_size
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import ConfigError, PlanError, RecipeError
 from mupscale_cli.plan import make_plan, resolve_factors

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_runner import run
 from helpers import T5, randomise
-from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify

@@ -17,7 +17,7 @@ from doc_commands import DOCUMENTS, MANUAL, PAGES, ROOT, blocks, differences, li
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
 from helpers import MODELS, save_mlp
-from mupscale_cli.architecture.recipe import model_types
+from mupscale_cli.architecture.loading import model_types
 from mupscale_cli.cli.pages import page_titles
 
 TABLE = (ROOT / "recipes" / "README.md").read_text()

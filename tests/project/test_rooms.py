@@ -33,7 +33,7 @@ NO_TORCH = [
     "errors",
     "dtypes",
     "text",
-    "architecture.recipe",
+    "architecture.loading",
     "architecture.matching",
     "plan",
     "plan.copies",

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from cli_runner import run
-from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import RecipeError
 from mupscale_cli.record.record import FORMAT_VERSION
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cli_runner import run
-from mupscale_cli.architecture.language import parse_layout
-from mupscale_cli.architecture.recipe import load_recipe
+from mupscale_cli.architecture.layouts import parse_layout
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import OPTIMIZERS, multipliers
 from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of

@@ -7,7 +7,7 @@ import pytest
 
 from cli_runner import run
 from helpers import MLP_MODULE, save_mlp
-from mupscale_cli.architecture.recipe import BUILT_IN, load_recipe
+from mupscale_cli.architecture.loading import BUILT_IN, load_recipe
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.check import check_model, smallest_factors
 from mupscale_cli.tasks.planning import find_source

@@ -27,7 +27,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import save_file
 
 from helpers import MODELS, save_mlp, save_model
-from mupscale_cli.architecture.recipe import recipe_for
+from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import PlanError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.text import suggest
 
 _INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text, parse_document
-from mupscale_cli.architecture.language import suggest
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.cli import options
 from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES
 from mupscale_cli.tasks.jobs import Comparing, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.push import PushOptions
+from mupscale_cli.text import suggest
 
 VERSION = 1
 _TOP = ("version", "defaults", "steps")

@@ -7,7 +7,7 @@ import torch
 
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, save_mlp
-from mupscale_cli.architecture.recipe import load_recipe, model_types
+from mupscale_cli.architecture.loading import model_types
 from mupscale_cli.errors import ConfigError
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
@@ -89,13 +89,6 @@ def test_a_config_that_would_mean_another_structure_is_refused(saved):
     with pytest.raises(ConfigError, match="means another structure"):
         plan_widening(saved("Electra-tied"), axes={"pe": 3})
     assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
-
-
-def test_model_types_belong_to_one_recipe():
-    """Or to several of which all but one have a condition."""
-    for model_type, recipes in model_types().items():
-        assert [condition for condition, _ in recipes].count(None) == 1, model_type
-        assert all(model_type in load_recipe(name).model_types for _, name in recipes)
 
 
 def test_every_recipe_for_transformers_has_a_model():

@@ -1,0 +1,215 @@
+"""Layouts, what the dimensions of a tensor are made of: `embed, /(kv g d) | embed^-0.5`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Union
+
+from mupscale_cli.architecture.expressions import Expression, expression_at
+from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A dimension or part of one that is never widened: `.` has any size, `3` has that size."""
+
+    size: int | None
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRef:
+    """An axis, and whether the layer sums over it (`/axis`), or takes the mean itself (`//axis`, as a MuReadout)."""
+
+    name: str
+    contracted: bool
+    span: tuple[int, int]
+    averaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`(a b c)`: one dimension that runs over a, b and c, the last one fastest."""
+
+    items: tuple[Dim, ...]
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """`axis^exponent`: a scale of factor(axis) ** exponent."""
+
+    axis: str
+    exponent: Fraction
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a concatenation, with its own scale: `h d@d^-0.5`."""
+
+    dim: Dim
+    powers: tuple[Power, ...]
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """`[x + y + z]`: segments laid end to end."""
+
+    segments: tuple[Segment, ...]
+    span: tuple[int, int]
+
+
+Dim = Union[Fixed, AxisRef, Product, Concatenation]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The dimensions of a tensor and what it is scaled by beyond its summed axes.
+
+    Attributes:
+        dims: one for each dimension of the tensor; empty for a scalar.
+        powers: scale of the whole tensor.
+        offset: o where the layer uses o + w instead of the stored w; the scale acts on o + w.
+    """
+
+    dims: tuple[Dim, ...]
+    powers: tuple[Power, ...]
+    offset: int
+    span: tuple[int, int]
+
+
+def parse_layout(text: str) -> Layout:
+    """Parse the dimensions of a tensor: `embed, /(kv g d) | embed^-0.5 offset 1`.
+
+    Raises:
+        LanguageError: the text is not a layout.
+    """
+    cursor = Cursor(text)
+    dims: list[Dim] = []
+    if not cursor.at("|") and cursor.token.kind != "end":
+        dims.append(_dim(cursor))
+        while cursor.accept(","):
+            dims.append(_dim(cursor))
+    if not (cursor.at("|") or cursor.token.kind == "end"):
+        raise cursor.unexpected("expected `,`, `|` or the end (two axes in one dimension are written `(a b)`)")
+    powers, offset = _scale(cursor) if cursor.accept("|") else ((), 0)
+    cursor.finish()
+    return Layout(tuple(dims), powers, offset, (0, len(text)))
+
+
+def parse_scaled_expression(text: str) -> tuple[Expression, tuple[Power, ...]]:
+    """Parse a config value, an expression with an optional scale: `logits_scaling | embed`.
+
+    Raises:
+        LanguageError: the text is neither.
+    """
+    cursor = Cursor(text)
+    expression = expression_at(cursor)
+    powers = _powers(cursor) if cursor.accept("|") else ()
+    cursor.finish()
+    return expression, powers
+
+
+def _scale(cursor: Cursor) -> tuple[tuple[Power, ...], int]:
+    powers = () if cursor.at("offset") else _powers(cursor)
+    if cursor.accept("offset") is None:
+        return powers, 0
+    if cursor.token.kind != "number" or "." in cursor.token.text:
+        raise cursor.unexpected("expected a whole number after `offset`")
+    return powers, int(cursor.advance().text)
+
+
+def _powers(cursor: Cursor) -> tuple[Power, ...]:
+    powers = []
+    while cursor.token.kind == "name" and cursor.token.text not in KEYWORDS:
+        token = cursor.advance()
+        exponent = _exponent(cursor) if cursor.accept("^") else Fraction(1)
+        end = cursor.tokens[cursor.position - 1].span[1]
+        powers.append(Power(token.text, exponent, (token.start, end)))
+    if not powers:
+        raise cursor.unexpected("expected a power of an axis, like `embed^-1`")
+    return tuple(powers)
+
+
+def _exponent(cursor: Cursor) -> Fraction:
+    sign = -1 if cursor.accept("-") else 1
+    if cursor.token.kind != "number":
+        raise cursor.unexpected("expected an exponent")
+    return sign * Fraction(cursor.advance().text)
+
+
+def _dim(cursor: Cursor, contracted: bool = False) -> Dim:
+    token = cursor.token
+    if cursor.accept("/"):
+        if contracted:
+            raise LanguageError("`/` inside of `/` says nothing more", token.span)
+        return _dim(cursor, contracted=True)
+    if not contracted and cursor.accept("//"):
+        name = cursor.advance()
+        if name.kind != "name" or name.text in KEYWORDS:
+            raise LanguageError("`//` stands before one axis, over which the layer takes the mean itself", token.span)
+        return AxisRef(name.text, contracted, (token.start, name.span[1]), averaged=True)
+    if cursor.accept("("):
+        cursor.enter()
+        items = _items(cursor, contracted)
+        cursor.leave()
+        end = cursor.expect(")", token)
+        return Product(items, (token.start, end.span[1]))
+    if cursor.accept("["):
+        cursor.enter()
+        segments = [_segment(cursor, contracted)]
+        while cursor.accept("+"):
+            segments.append(_segment(cursor, contracted))
+        cursor.leave()
+        end = cursor.expect("]", token)
+        return Concatenation(tuple(segments), (token.start, end.span[1]))
+    if cursor.accept("."):
+        return Fixed(None, token.span)
+    if token.kind == "number":
+        cursor.advance()
+        if "." in token.text or int(token.text) == 0:
+            raise LanguageError("a literal size is a whole number above 0", token.span)
+        return Fixed(int(token.text), token.span)
+    if token.kind == "name" and token.text not in KEYWORDS:
+        cursor.advance()
+        return AxisRef(token.text, contracted, token.span)
+    raise cursor.unexpected("expected an axis, `.`, a size, `(` or `[`")
+
+
+def _items(cursor: Cursor, contracted: bool) -> tuple[Dim, ...]:
+    items = [_dim(cursor, contracted)]
+    while cursor.at("(", "[", "/", "//", ".") or cursor.token.kind in ("number", "name"):
+        items.append(_dim(cursor, contracted))
+    return tuple(items)
+
+
+def _segment(cursor: Cursor, contracted: bool) -> Segment:
+    start = cursor.token.start
+    items = _items(cursor, contracted)
+    end = cursor.tokens[cursor.position - 1].span[1]
+    dim = items[0] if len(items) == 1 else Product(items, (start, end))
+    powers = _powers(cursor) if cursor.accept("@") else ()
+    return Segment(dim, powers, (start, end))
+
+
+def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
+    """Every mention of an axis in a layout, with its place."""
+
+    def walk(dim: Dim) -> Iterator[AxisRef | Power]:
+        if isinstance(dim, AxisRef):
+            yield dim
+        elif isinstance(dim, Product):
+            for item in dim.items:
+                yield from walk(item)
+        elif isinstance(dim, Concatenation):
+            for segment in dim.segments:
+                yield from walk(segment.dim)
+                yield from segment.powers
+
+    for dim in layout.dims:
+        yield from walk(dim)
+    yield from layout.powers

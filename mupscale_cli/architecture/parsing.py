@@ -1,0 +1,377 @@
+"""A recipe's document made a `Recipe`; a mistake in it is a `RecipeError` that points at the line and the token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeVar
+
+from mupscale_cli.architecture.document import Entries, Items, Node, Text
+from mupscale_cli.architecture.expressions import Expression, parse_expression
+from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_layout, parse_scaled_expression
+from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
+from mupscale_cli.architecture.types import (
+    TIES,
+    AxisRule,
+    Choice,
+    ConfigRule,
+    Keep,
+    Link,
+    Omit,
+    ParameterRule,
+    Recipe,
+    TensorRule,
+    TieRule,
+)
+from mupscale_cli.errors import RecipeError
+from mupscale_cli.text import suggest
+
+T = TypeVar("T")
+_SECTIONS = (
+    "about",
+    "extends",
+    "match",
+    "parts",
+    "prefix",
+    "defaults",
+    "define",
+    "axes",
+    "widen",
+    "fixed",
+    "linked",
+    "config",
+    "tensors",
+    "parameters",
+    "tie",
+)
+
+
+def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: dict[str, tuple[str, ...]]) -> Recipe:
+    """Parse every section of a recipe's document.
+
+    Args:
+        name: of the recipe.
+        file: where it was read, for messages.
+        digest: sha256 of all texts that it was made of.
+        document: its sections, with those that it extends and those of its parts merged into them.
+        groups: for each part of a composite recipe, the axes that a factor of the part widens.
+
+    Raises:
+        RecipeError: a section is missing, unknown or wrong, or names an axis that there is not.
+    """
+    for key, _ in document:
+        if key.value not in _SECTIONS:
+            raise key.error(f"unknown section `{key.value}`", hint=suggest(key.value, _SECTIONS))
+    sections = {key.value: node for key, node in document}
+    for required in ("axes", "tensors"):
+        if required not in sections:
+            raise RecipeError(f"{file}: the section `{required}` is missing")
+    model_types, condition, tensor_patterns = parse_match(sections.get("match"))
+    prefixes = _prefixes(sections.get("prefix"))
+    recipe = Recipe(
+        name=name,
+        file=file,
+        digest=digest,
+        about=_optional_text(sections.get("about")),
+        model_types=model_types,
+        tensor_patterns=tensor_patterns,
+        condition=condition,
+        parameters=tuple(
+            rule
+            for key, node in _entries(sections.get("parameters"))
+            for rule in _parameter_rules(key, node, prefixes[0])
+        ),
+        tie=_tie(sections.get("tie"), prefixes[0]),
+        prefixes=prefixes,
+        groups=groups,
+        defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
+        definitions=tuple(_definition(key, node) for key, node in _entries(sections.get("define"))),
+        axes=tuple(_axis(key, node) for key, node in _entries(sections["axes"])),
+        widen=_widen(sections.get("widen"), groups),
+        fixed={key.value: _text(node).value for key, node in _entries(sections.get("fixed"))},
+        links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
+        config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
+        tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
+    )
+    _check_names(recipe, sections)
+    return recipe
+
+
+def parse_match(node: Node | None) -> tuple[tuple[str, ...], Expression | None, tuple[Pattern, ...]]:
+    """Parse the section `match`: model types, what else must hold of the config, and names of tensors."""
+    entries = {key.value: (key, value) for key, value in _entries(node)}
+    for key, _ in entries.values():
+        if key.value not in ("model_type", "when", "tensors"):
+            raise key.error(f"unknown condition `{key.value}`", hint="`match` takes `model_type`, `when` and `tensors`")
+    types = tuple(text.value for text in _texts(entries["model_type"][1])) if "model_type" in entries else ()
+    when = _text(entries["when"][1]).parse(parse_expression) if "when" in entries else None
+    patterns = _texts(entries["tensors"][1]) if "tensors" in entries else ()
+    return types, when, tuple(text.parse(parse_pattern) for text in patterns)
+
+
+def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
+    """`[a., b.]` for one word, `prefix`; a list of mappings for several, which belong together."""
+    if node is None:
+        return ({"prefix": ""},)
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    if not nodes:
+        raise node.error("expected at least one prefix")
+    found = []
+    for item in nodes:
+        pairs = item.pairs if isinstance(item, Entries) else ((None, item),)
+        for key, _ in pairs:
+            if key is not None:
+                _check_identifier(key)
+        found.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
+        if set(found[-1]) != set(found[0]):
+            raise item.error(f"expected the words {', '.join(found[0])}, as in the first")
+    return tuple(found)
+
+
+def _widen(node: Node | None, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    names = [text.value for text in _texts(node)] if node is not None else []
+    return tuple(axis for name in names for axis in groups.get(name, (name,)))
+
+
+def _definition(key: Text, node: Node) -> tuple[str, Expression, Text]:
+    text = _text(node)
+    return key.value, text.parse(parse_expression), text
+
+
+def _axis(key: Text, node: Node) -> AxisRule:
+    if key.as_written:
+        _check_identifier(key)
+    if not isinstance(node, Entries):
+        size, about, uneven = _text(node), "", False
+    else:
+        for name, _ in node:
+            if name.value not in ("size", "about", "uneven"):
+                raise name.error(f"unknown key `{name.value}`", hint="an axis has `size`, `about` and `uneven`")
+        size_node = node.get("size")
+        if size_node is None:
+            raise key.error(f"the axis `{key.value}` has no `size`")
+        size, about = _text(size_node), _optional_text(node.get("about"))
+        uneven = _flag(node.get("uneven"))
+    kind: Expression | Literal["shapes", "varies"]
+    if size.value in ("from shapes", "varies"):
+        kind = "shapes" if size.value == "from shapes" else "varies"
+    else:
+        kind = size.parse(parse_expression)
+    return AxisRule(key.value, kind, about, size, uneven)
+
+
+def _flag(node: Node | None) -> bool:
+    if node is None:
+        return False
+    text = _text(node)
+    if text.value not in ("true", "false"):
+        raise text.error(f"`{text.value}` is neither true nor false")
+    return text.value == "true"
+
+
+def _link(key: Text, node: Node) -> Link:
+    text = _text(node)
+    return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
+
+
+def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
+    if node is None or (isinstance(node, Text) and node.is_null):
+        return None
+    found = dict.fromkeys(("when", "ways", "shares"))
+    entries = {key.value: value for key, value in _entries(node)}
+    for key, _ in _entries(node):
+        if key.value not in found:
+            raise key.error(f"unknown key `{key.value}`", hint="`tie` has `when`, `ways` and `shares`")
+    if "when" not in entries or "ways" not in entries:
+        raise node.error("`tie` needs both `when` and `ways`")
+    when = _text(entries["when"])
+    ways = _texts(entries["ways"])
+    for way in ways:
+        if way.value not in TIES:
+            raise way.error(f"there is no way `{way.value}`", hint=f"known: {', '.join(TIES)}")
+    pairs = []
+    for key, source in _entries(entries.get("shares")):
+        for text in (key, _text(source)):
+            pattern = text.parse(lambda text: parse_pattern(text, prefixes))
+            if not all(isinstance(part, (str, Prefix)) for part in pattern.parts):
+                raise text.error("expected the name of one tensor")
+        pairs.append((key.value, _text(source).value))
+    if any(way.value == "untie" for way in ways) and not pairs:
+        raise node.error("to `untie`, `shares` must name the tensors that share another one's data")
+    return TieRule(when.parse(parse_expression), tuple(way.value for way in ways), tuple(pairs), when)
+
+
+def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iterator[ParameterRule]:
+    """A pattern with another name, whose `*` stand for what the pattern's `*` or `**` matched, or several with dims."""
+    pattern = key.parse(lambda text: parse_pattern(text, prefixes))
+    for item in node.nodes if isinstance(node, Items) else (node,):
+        dims = None
+        name = item
+        if isinstance(item, Entries):
+            entries = {key.value: value for key, value in item}
+            if set(entries) != {"name", "dims"}:
+                raise item.error("a parameter of another shape has `name` and `dims`")
+            name = entries["name"]
+            dims = _choice(entries["dims"], "dims", _layout)
+        text = _text(name)
+        wildcards = sum(part in (STAR, REST) for part in pattern.parts)
+        yield ParameterRule(pattern, _template(text, prefixes, wildcards), dims)
+
+
+def _template(text: Text, prefixes: Mapping[str, str], wildcards: int) -> str:
+    """A name with prefixes and `*`, as a template in which the latter are numbered."""
+    parts = text.parse(lambda text: parse_pattern(text, prefixes)).parts
+    numbers = itertools.count()
+    pieces = []
+    for part in parts:
+        if isinstance(part, str):
+            pieces.append(part)
+        elif isinstance(part, Prefix):
+            pieces.append(f"{{{part.word}}}")
+        elif part is STAR:
+            pieces.append(f"{{_{next(numbers)}}}")
+        else:
+            raise text.error("a parameter's name is made of text, prefixes and `*`")
+    if (found := next(numbers)) != wildcards:
+        raise text.error(f"has {found} `*`, the name on the left has {wildcards}")
+    return "".join(pieces)
+
+
+def _tensor_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> TensorRule:
+    pattern = key.parse(lambda text: parse_pattern(text, prefixes))
+    return TensorRule(pattern, _choices(node, "dims", _layout), key)
+
+
+def _layout(text: Text) -> Layout | Keep | Omit:
+    if text.value in ("keep", "omit"):
+        return text.value  # type: ignore[return-value]
+    return text.parse(parse_layout)
+
+
+def _config_rule(key: Text, node: Node) -> ConfigRule:
+    name = key.value.removesuffix("?")
+    choices = _choices(node, "value", lambda text: text.parse(parse_scaled_expression))
+    return ConfigRule(name, name != key.value, choices, key)
+
+
+def _choices(node: Node, word: str, parse: Callable[[Text], T]) -> tuple[Choice[T], ...]:
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    if not nodes:
+        raise node.error("expected at least one alternative")
+    choices = tuple(_choice(item, word, parse) for item in nodes)
+    for choice in choices[:-1]:
+        if choice.when is None:
+            raise choice.text.error("the alternatives below it are never taken", hint="put it last")
+    return choices
+
+
+def _choice(node: Node, word: str, parse: Callable[[Text], T]) -> Choice[T]:
+    if not isinstance(node, Entries):
+        text = _text(node)
+        return Choice(None, parse(text), text)
+    for key, _ in node:
+        if key.value not in ("when", word):
+            raise key.error(f"unknown key `{key.value}`", hint=f"an alternative has `when` and `{word}`")
+    when, value = node.get("when"), node.get(word)
+    if when is None or value is None:
+        raise node.error(f"an alternative needs both `when` and `{word}`")
+    text, condition = _text(value), _text(when)
+    return Choice(condition.parse(parse_expression), parse(text), text, condition)
+
+
+# Names that must be known ---------------------------------------------------------------------
+
+
+def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
+    axes = set(recipe.axis_names)
+
+    def known(name: str, text: Text, span: tuple[int, int] | None = None) -> None:
+        if name not in axes:
+            raise text.error(f"unknown axis `{name}`", span, suggest(name, axes))
+
+    if "widen" in sections:
+        for text in _texts(sections["widen"]):
+            if text.value in recipe.groups:
+                continue
+            known(text.value, text)
+            if text.value in recipe.fixed:
+                raise text.error(f"`{text.value}` is both widened and fixed")
+    for key, _ in _entries(sections.get("fixed")):
+        known(key.value, key)
+    for key, _ in _entries(sections.get("linked")):
+        known(key.value, key)
+    for link in recipe.links:
+        for name in link.product:
+            known(name, link.text)
+    mentioned = set()
+    for text, axis, span in _axis_mentions(recipe):
+        known(axis, text, span)
+        mentioned.add(axis)
+    for key, _ in _entries(sections["axes"]):
+        if key.value not in mentioned:
+            raise key.error(f"no tensor uses the axis `{key.value}`", hint="take it out, or use it in a tensor")
+
+
+def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:
+    for rule in recipe.tensors:
+        for part in rule.pattern.axes:
+            for name in part.names:
+                yield rule.text, name, part.span
+        for choice in rule.choices:
+            if isinstance(choice.value, Layout):
+                for ref in axis_refs(choice.value):
+                    name = ref.axis if isinstance(ref, Power) else ref.name
+                    yield choice.text, name, ref.span
+    for config_rule in recipe.config:
+        for config_choice in config_rule.choices:
+            for power in config_choice.value[1]:
+                yield config_choice.text, power.axis, power.span
+
+
+# Nodes to values ------------------------------------------------------------------------------
+
+
+def _entries(node: Node | None) -> Entries | tuple[()]:
+    if node is None or (isinstance(node, Text) and node.is_null):
+        return ()
+    if not isinstance(node, Entries):
+        raise node.error("expected a mapping")
+    return node
+
+
+def _text(node: Node) -> Text:
+    if not isinstance(node, Text):
+        raise node.error("expected a text")
+    return node
+
+
+def _optional_text(node: Node | None) -> str:
+    return "" if node is None else _text(node).value
+
+
+def _texts(node: Node) -> tuple[Text, ...]:
+    nodes = node.nodes if isinstance(node, Items) else (node,)
+    return tuple(_text(item) for item in nodes)
+
+
+def _check_identifier(text: Text) -> None:
+    if not text.value.isidentifier():
+        raise text.error(f"`{text.value}` cannot be a name", hint="letters, digits and `_`, not a digit first")
+
+
+def _plain(node: Node) -> object:
+    """A default as JSON would have it: null, true, false, numbers, texts and lists of them."""
+    if isinstance(node, Items):
+        return [_plain(item) for item in node.nodes]
+    text = _text(node)
+    if text.quoted:
+        return text.value
+    words: dict[str, object] = {"true": True, "false": False, "null": None, "~": None, "": None}
+    if text.value in words:
+        return words[text.value]
+    for number in (int, float):
+        try:
+            return number(text.value)
+        except ValueError:
+            continue
+    return text.value

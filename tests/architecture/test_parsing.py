@@ -1,0 +1,64 @@
+"""Recipes: their sections, and mistakes with their places."""
+
+import pytest
+
+from mupscale_cli.architecture.document import parse_document
+from mupscale_cli.architecture.parsing import parse_recipe
+from mupscale_cli.errors import RecipeError
+
+SMALL = """
+match: {model_type: [small]}
+axes:
+  embed: {size: hidden, about: the stream}
+  ffn: inner or 4 * embed
+widen: [embed, ffn]
+config: {hidden: embed, inner?: ffn}
+tensors:
+  "*.up.weight": "ffn, /embed"
+  "*.down.weight": [{when: wide, dims: "embed, /ffn | embed^-1"}, "embed, /ffn"]
+"""
+
+
+def parse(text):
+    return parse_recipe("small", "small.yaml", "", parse_document(text, "small.yaml"), {})
+
+
+def test_a_recipe_file():
+    recipe = parse(SMALL)
+    assert recipe.name == "small"
+    assert recipe.model_types == ("small",)
+    assert recipe.axis_names == ("embed", "ffn")
+    assert [rule.key for rule in recipe.config] == ["hidden", "inner"]
+    assert [rule.optional for rule in recipe.config] == [False, True]
+    choices = recipe.tensors[1].choices
+    assert [choice.condition and choice.condition.value for choice in choices] == ["wide", None]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("widen:", "widenn:", "unknown section `widenn`.*did you mean `widen`"),
+        ("[embed, ffn]\n", "[embed, fnn]\n", "fnn.*did you mean `ffn`"),
+        ('"ffn, /embed"', '"fnn, /embed"', "small.yaml:9.*fnn"),
+        ("embed^-1", "embd^-1", "embd"),
+        ("size: hidden", "sise: hidden", "unknown key `sise`"),
+        ("{size: hidden, about: the stream}", "{about: the stream}", "has no `size`"),
+        ("when: wide, ", "", "needs both"),
+        ('[{when: wide, dims: "embed, /ffn | embed^-1"}, "embed, /ffn"]', "[embed, embed]", "never taken"),
+        ("inner or 4", "inner or", "small.yaml:5"),
+        ("match: {model_type: [small]}", "match: [small]", "small.yaml:2"),
+        ("  embed: {size", "  1embed: {size", "1embed"),
+        ("widen: [embed, ffn]", "widen: [embed]\nfixed: {embed: no}", "embed"),
+        ("widen: [embed, ffn]", "widen: [embed]\nlinked: {embed: h * ffn}", "`?h`?"),
+    ],
+)
+def test_mistakes_are_shown_with_their_place(old, new, message):
+    assert old in SMALL
+    with pytest.raises(RecipeError, match=f"(?s){message}") as error:
+        parse(SMALL.replace(old, new, 1))
+    assert "small.yaml" in str(error.value)
+
+
+def test_sections_that_must_be_there():
+    with pytest.raises(RecipeError, match="`tensors` is missing"):
+        parse("axes: {a: b}\n")
