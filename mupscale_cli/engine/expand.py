@@ -19,7 +19,7 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 # Elements that are only copied need no more of their type than its width.
 _COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
-_MOST_COPIES = 64  # that are written one by one
+_MOST_COPIES = 64  # that are written one by one (`tests/benchmarks/throughput.py`)
 
 
 def element_dtype(name: str, size: int) -> torch.dtype:

@@ -18,7 +18,7 @@ from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.engine.streaming import BLOCK_BYTES, Digests, Progress, write_tensors
 from mupscale_cli.plan import Shard, TensorPlan
 
-_NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise
+_NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise (`tests/benchmarks/noise.py`)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from mupscale_cli.checkpoints.digests import LEAF_BYTES, RowBuffer, Runs, Tensor
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.blocks import Block, Place, Run, row_blocks
+from mupscale_cli.engine.blocks import Block, Place, Run, all_rows, row_blocks, without_repeats
 from mupscale_cli.engine.expand import element_dtype, expand
 from mupscale_cli.engine.finite import NonFinite, check_noisy
-from mupscale_cli.engine.noise import Rows, add_noise, measured_std
-from mupscale_cli.engine.repeats import all_rows, without_repeats
+from mupscale_cli.engine.noise import add_noise
+from mupscale_cli.engine.norms import Rows, measured_std
 from mupscale_cli.engine.threads import num_workers, work_through
 from mupscale_cli.plan import TensorPlan
 from mupscale_cli.plan.copies import CopyMap
@@ -35,6 +35,7 @@ class Writer(Protocol):
         """Take consecutive runs of a buffer, of which some may overlap, as a tensor's bytes from `start` on."""
 
 
+# Found with `tests/benchmarks/throughput.py` and, for noise, `tests/benchmarks/noise.py`.
 BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
 _SHORT_RUN = 1 << 14  # bytes of neighbouring rows that are handed to the system by themselves
 _NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller

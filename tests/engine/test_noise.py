@@ -1,76 +1,19 @@
-"""Noise: the generator, its size, and what it leaves alone."""
+"""Noise: its bytes, its size, and what it leaves alone."""
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from helpers import save_model
-from mupscale_cli.engine.noise import fill_normal, measured_std, noise_key
 from mupscale_cli.engine.shards import convert
-from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan.methods import make_method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import find_source, plan_widening
 from mupscale_cli.tasks.widen import widen
-
-
-def normal(count, key=1, start=0):
-    out = torch.empty(count)
-    fill_normal(out, key, start)
-    return out
-
-
-# The generator --------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 2**40), st.integers(1, 200), st.integers(0, 150))
-def test_any_stretch_of_a_sequence_is_part_of_it(start, count, skip):
-    whole = normal(skip + count, start=start)
-    assert torch.equal(whole[skip:], normal(count, start=start + skip))
-
-
-def test_long_stretches_are_the_short_ones():
-    whole = normal(200_000, start=3)
-    assert torch.equal(whole[70_001:70_101], normal(100, start=70_004))
-
-
-def test_the_first_numbers_of_a_key():
-    """Pinned: a checkpoint is verified by making its noise again, with whatever version."""
-    assert noise_key(0, "w") == 8665583686924118448
-    assert normal(4, key=noise_key(0, "w")).tolist() == pytest.approx(
-        [-0.2627571, -0.7234530, 0.5637146, -1.0781760], abs=1e-6
-    )
-
-
-def test_it_is_standard_normal():
-    numbers = normal(1 << 20, key=noise_key(3, "x")).double()
-    error = 1 / math.sqrt(len(numbers))
-    assert abs(numbers.mean()) < 4 * error
-    assert abs(numbers.square().mean() - 1) < 4 * math.sqrt(2) * error
-    assert abs(numbers.pow(4).mean() - 3) < 4 * math.sqrt(96) * error
-    for limit, share in ((1, 0.682689), (2, 0.954500), (3, 0.997300)):
-        assert (numbers.abs() < limit).double().mean() == pytest.approx(share, abs=2 * error)
-
-
-@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 64])
-def test_neighbours_and_lanes_are_independent(lag):
-    numbers = normal(1 << 18).double()
-    correlation = (numbers[lag:] * numbers[:-lag]).mean()
-    assert abs(correlation) < 4 / math.sqrt(len(numbers))
-
-
-def test_other_names_and_seeds_have_other_noise():
-    base = normal(1 << 16, noise_key(0, "a")).double()
-    for key in (noise_key(0, "b"), noise_key(1, "a"), noise_key(0, "a") + 1):
-        assert abs((base * normal(1 << 16, key).double()).mean()) < 4 / 256
-
 
 # Its bytes ------------------------------------------------------------------------------------
 
@@ -160,38 +103,6 @@ def test_fan_in_noise_is_the_reference_initialisation(tmp_path):
     assert stds == pytest.approx([0.5 / 50**0.5, 0.5 / 128**0.5, 0.5 / 192**0.5 / 2], rel=0.03)
     found = list(noises(tmp_path / "net.safetensors", tmp_path / "x", 2, recipe="mlp_mup", size=0.5, scale="fan-in"))
     assert float(found[-1][2].square().mean().sqrt()) == pytest.approx(0.5 / 192**0.5, rel=0.03)
-
-
-@pytest.mark.parametrize("kind", ["random", "low rank", "zero", "few columns", "heavy"])
-def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(300, 20 if kind == "few columns" else 200, generator=generator)
-    if kind == "low rank":
-        matrix = matrix[:, :2] @ torch.randn(2, 200, generator=generator)
-    if kind == "zero":
-        matrix.zero_()
-    if kind == "heavy":
-        matrix[5, 7] = 1000
-    tensors = {"0.weight": torch.randn(matrix.shape[1], 4), "2.weight": matrix, "4.weight": torch.randn(3, 300)}
-    save_file(tensors, tmp_path / "net.safetensors")
-    plan = plan_widening(tmp_path / "net.safetensors", 2, recipe="mlp", perturbation=Perturbation(1.0))
-    tensor = next(tensor for tensor in plan.tensors if tensor.target.name == "2.weight")
-    std = measured_std(tensor, lambda start, count: matrix[start : start + count])
-    wide = (matrix / 2).repeat_interleave(2, 0).repeat_interleave(2, 1).double()
-    exact = torch.linalg.matrix_norm(wide, 2) / sum(size**0.5 for size in wide.shape)
-    assert std == pytest.approx(float(exact), rel=0.01)
-
-
-def test_the_spectral_norm_of_fused_parts_that_are_scaled_differently(saved):
-    """GPT-2's wider heads scale the queries, a third of one tensor."""
-    source = find_source(saved("GPT2-untied"))
-    plan = plan_widening(source, None, {"embed": 2, "d": 2, "ffn": 2}, perturbation=Perturbation(1.0))
-    tensor = next(tensor for tensor in plan.tensors if tensor.target.name.endswith("0.attn.c_attn.weight"))
-    assert len(tensor.parts) > 1
-    narrow = load_file(source.checkpoint.files[0])[tensor.source.name]
-    wide = expand_whole(replace(tensor, noise=None), narrow).double()
-    std = measured_std(tensor, lambda start, count: narrow[start : start + count])
-    assert std == pytest.approx(float(torch.linalg.matrix_norm(wide, 2)) / sum(s**0.5 for s in wide.shape), rel=0.01)
 
 
 def test_experts_that_are_copied_get_noise_of_their_own(saved, tmp_path):

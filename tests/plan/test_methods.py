@@ -11,7 +11,7 @@ from cli_runner import run
 from helpers import MLP_MODULE, build, save_model
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec
-from mupscale_cli.engine.noise import noise_key
+from mupscale_cli.engine.random import noise_key
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.optimizers.options import StateOptions
