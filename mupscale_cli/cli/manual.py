@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mupscale_cli.cli import options, output
-from mupscale_cli.cli.pages import page_text, page_titles
+from mupscale_cli.cli.pages import KINDS, page_text, page_titles
 from mupscale_cli.record.schemas import VERSIONS, load_schema
 
 _READABLE = 100  # columns; longer lines are hard to follow
@@ -41,9 +41,10 @@ def _list_pages(*, as_json: bool) -> None:
         topics = [{"topic": topic, "title": title} for topic, title in titles.items()]
         output.print_document("help", {"topic": None, "title": None, "text": None, "topics": topics})
         return
-    result = output.table("page", "what it tells")
-    for topic, title in titles.items():
-        result.add_row(topic, title)
+    result = output.table("", "page", "what it tells")
+    for kind, pages in KINDS.items():
+        for page in pages:
+            result.add_row(kind if page == pages[0] else "", page, titles[page])
     output.stdout().print(result)
     output.note("\n`mupscale help PAGE` shows one; `mupscale COMMAND --help` lists the options of a command")
 

@@ -18,7 +18,7 @@ import mupscale_cli
 from cli_runner import commands_of, options_of, run
 from helpers import MODELS, save_mlp
 from mupscale_cli.architecture.loading import model_types
-from mupscale_cli.cli.pages import page_titles
+from mupscale_cli.cli.pages import KINDS, page_titles
 
 TABLE = (ROOT / "recipes" / "README.md").read_text()
 NET = """
@@ -119,7 +119,7 @@ def prepare(file, folder, saved):
     if file.stem == "sweep":
         shutil.copytree(folder / "tiny", folder / "small")
         (folder / "manual.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
-    if file.stem == "look":
+    if file.stem == "inspect":
         (folder / "trainer.py").write_text("import json; print(json.dumps({'loss': 1.0}))")
         command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
         swept = [
@@ -225,15 +225,22 @@ def test_links_lead_somewhere():
                     assert anchor in slugs, (file.name, target)
 
 
-def test_the_readme_and_the_command_list_every_page():
-    text = (ROOT / "README.md").read_text()
-    assert {name for name in page_titles() if f"pages/{name}.md" not in text} == set()
-    shown = run("help").out
-    assert all(name in shown for name in page_titles())
+def test_every_page_has_one_kind():
+    assert sorted(page for pages in KINDS.values() for page in pages) == sorted(page.stem for page in PAGES)
+
+
+def test_the_readme_and_the_command_list_every_page_by_kind():
+    in_order = list(page_titles())
+    text = (ROOT / "README.md").read_text().partition("## The manual")[2].partition("## ")[0]
+    assert re.findall(r"\| \[(\w+)\]\(mupscale_cli/cli/pages/\1\.md\)", text) == in_order
+    assert re.findall(r"\| \*\*(\w+)\*\*", text.lower()) == list(KINDS)
+    shown = re.findall(r"^(\w*) +(\w+) +[A-Z]", run("help").out, re.MULTILINE)
+    assert [page for _kind, page in shown] == in_order
+    assert [kind for kind, _page in shown if kind] == list(KINDS)
     for page in PAGES:
         shown = run("help", page.stem).out
-        assert "](../" not in shown  # whoever has no sources cannot follow
-        links = re.sub(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)", r"\1 (`\2` of the sources)", page.read_text())
+        assert "](../" not in shown  # an installed package has no sources to follow such a link to
+        links = re.sub(r"\[([^]]*)\]\((?:\.\./){3}([^)#]*)[^)]*\)", r"\1 (`\2` of the sources)", page.read_text())
         assert shown == links
 
 
@@ -256,6 +263,16 @@ def test_the_api_page_names_everything_that_is_public():
     assert {name for name in public if f"`{name}`" not in text} == set()
     named = set(re.findall(r"mupscale\.(\w+)", "\n".join(blocks(MANUAL / "api.md", "python"))))
     assert named <= public
+
+
+def test_the_tutorial_trains_on(sandbox):
+    for line in lines(MANUAL / "tutorial.md"):
+        if line.words[:2] == ("mupscale", "widen") and line.words[-1] == "wide":
+            assert run(*line.words[1:], "--no-verify").code == 0
+    (text,) = blocks(MANUAL / "tutorial.md", "python")
+    names = {}
+    exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102 (it is what the page tells to do)
+    assert {int(state["step"]) for state in names["optimizer"].state.values()} == {3 + 3}  # the demo's, the tutorial's
 
 
 def test_the_python_of_the_page_on_optimizers_runs(demo, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The manual: one Markdown file a topic, beside this one."""
+"""The manual: one Markdown file per page, beside this module, sorted by what a reader comes for."""
 
 from __future__ import annotations
 
@@ -8,23 +8,43 @@ from pathlib import Path
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.text import suggest
 
-_INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./([^)#]*)[^)]*\)")
+# A kind of page, and its pages in the order in which one would read them.
+KINDS = {
+    "tutorial": ("tutorial",),
+    "guides": (
+        "install",
+        "inspect",
+        "optimizers",
+        "noise",
+        "methods",
+        "sweep",
+        "recipes",
+        "hub",
+        "pipelines",
+        "migration",
+    ),
+    "reference": ("commands", "language", "json", "api", "formats", "glossary"),
+    "explanation": ("theory", "promises", "trust"),
+}
+_INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./\.\./([^)#]*)[^)]*\)")
 
 
 def page_titles() -> dict[str, str]:
-    """Every topic, and the title of its page."""
-    files = sorted(Path(__file__).parent.glob("*.md"))
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+    """Return every page's title by the page's name, in reading order."""
+    return {page: _text(page).partition("\n")[0].lstrip("# ") for pages in KINDS.values() for page in pages}
 
 
 def page_text(topic: str) -> str:
-    """A page, as Markdown; of links into the sources only where they lead to, since a reader may not have those.
+    """Return a page as Markdown. Links into the sources become plain text: an installed package lacks those files.
 
     Raises:
-        MupscaleError: there is none of this name.
+        MupscaleError: no page has this name.
     """
     titles = page_titles()
     if topic not in titles:
         raise MupscaleError(f"there is no page `{topic}`", hint=suggest(topic, titles))
-    text = Path(__file__).with_name(f"{topic}.md").read_text(encoding="utf-8")
-    return _INTO_SOURCES.sub(lambda link: f"{link[1]} (`{link[2]}` of the sources)", text)
+    return _INTO_SOURCES.sub(lambda link: f"{link[1]} (`{link[2]}` of the sources)", _text(topic))
+
+
+def _text(page: str) -> str:
+    return Path(__file__).with_name(f"{page}.md").read_text(encoding="utf-8")
