@@ -1,29 +1,13 @@
-"""A lock that ends with its process, however that ends."""
+"""Locks that end with their process, however that ends."""
 
 from __future__ import annotations
 
-import os
+import errno
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
-
-class FileLock:
-    """One process's hold on a file; `try_lock` makes one."""
-
-    def __init__(self, handle: int, file: Path) -> None:
-        self._handle: int | None = handle
-        self.file = file
-
-    def release(self) -> None:
-        """Let go of it, and remove the file."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-            self.file.unlink(missing_ok=True)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def try_lock(file: Path) -> FileLock | None:
@@ -34,23 +18,18 @@ def try_lock(file: Path) -> FileLock | None:
     Raises:
         OSError: the file cannot be opened.
     """
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    if _is_taken(handle):
-        os.close(handle)
-        return None
-    return FileLock(handle, file)
-
-
-def _is_taken(handle: int) -> bool:
+    lock = FileLock(file, blocking=False, thread_local=False)
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
+        lock.acquire()
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return lock
 
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:
-        return False  # there are no locks here
-    return False
+
+def release(lock: FileLock) -> None:
+    """Let go of a lock, and remove its file."""
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)

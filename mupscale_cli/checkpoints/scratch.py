@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mupscale_cli.checkpoints.lock import FileLock, try_lock
+from filelock import FileLock
+
+from mupscale_cli.checkpoints.lock import release, try_lock
 
 _LOCK = ".lock"
 _PREFIX = "mupscale-"
@@ -33,7 +35,7 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
+        release(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -42,7 +44,7 @@ def _locked(where: Path, prefix: str) -> tuple[Path, FileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
         lock = try_lock(folder / _LOCK)
-        if lock is not None and lock.file.exists():
+        if lock is not None and (folder / _LOCK).exists():
             return folder, lock
 
 
@@ -55,5 +57,5 @@ def _remove_left(where: Path, prefix: str) -> None:
         except OSError:  # another user's
             continue
         if lock is not None:
-            lock.release()
+            release(lock)
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.lock import FileLock, try_lock
+from filelock import FileLock
+
+from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import RECORD
 from mupscale_cli.errors import OutputError, OutputExistsError
 from mupscale_cli.text import bytes_text
@@ -73,7 +75,7 @@ class Staging:
                 if is_wanted(folder):
                     self.directory, self._lock = folder, lock
                     return True
-                lock.release()
+                release(lock)
         return False
 
     def abandoned(self) -> dict[Path, int]:
@@ -85,7 +87,7 @@ class Staging:
             try:
                 lock = try_lock(folder / LOCK)
                 if lock is not None:
-                    lock.release()
+                    release(lock)
                     found[folder] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
             except OSError:  # another user's, or just removed: no reason to stop
                 continue
@@ -107,7 +109,7 @@ class Staging:
 
     def _release(self) -> None:
         if self._lock is not None:
-            self._lock.release()
+            release(self._lock)
 
     def publish_directory(self) -> None:
         """Give the staged directory its final name; an existing one is replaced if that was asked."""

@@ -27,7 +27,7 @@ from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.lock import try_lock
+from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
@@ -478,4 +478,4 @@ def test_temporary_folders_that_were_left_are_removed_and_no_others(tmp_path):
         assert (mine / "x").exists()
         assert (other / "x").exists()  # without a lock it is not one of ours
     assert not folder.exists()
-    lock.release()
+    release(lock)

@@ -20,7 +20,7 @@ import mupscale_cli.checkpoints.staging as target_module
 from cli_runner import run
 from mupscale_cli.checkpoints.digests import RowBuffer, TensorDigest, leaf_sums, safetensors_digest
 from mupscale_cli.checkpoints.header import replace_metadata
-from mupscale_cli.checkpoints.lock import try_lock
+from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine import shards
 from mupscale_cli.errors import CheckpointError, OutputError
@@ -284,9 +284,9 @@ def test_a_target_that_cannot_be_written_is_refused(saved, tmp_path):
 def test_a_lock_ends_with_its_holder(tmp_path):
     lock = try_lock(tmp_path / "lock")
     assert try_lock(tmp_path / "lock") is None
-    lock.release()
+    release(lock)
     assert not (tmp_path / "lock").exists()
-    try_lock(tmp_path / "lock").release()
+    release(try_lock(tmp_path / "lock"))
 
 
 # Hashes ---------------------------------------------------------------------------------------
