@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mupscale_cli.cli import explain, options, output, render, tree
-from mupscale_cli.record.record import check_record
+from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks import planning
 
 

@@ -16,7 +16,7 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.methods import Method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.record.record import recorded_method
+from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
 

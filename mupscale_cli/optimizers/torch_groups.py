@@ -17,7 +17,7 @@ from mupscale_cli.optimizers.groups import CLIP_WEIGHT, scaled_settings, split_a
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import Multipliers, Scaled, optimizer_rule, tensor_multipliers
 from mupscale_cli.optimizers.state_plan import unwrapped
-from mupscale_cli.record.record import check_record
+from mupscale_cli.record.reading import check_record
 from mupscale_cli.text import suggest
 
 Decay = Union[Literal["matrices", "all", "none"], Collection[str], Callable[[str, nn.Parameter], bool]]

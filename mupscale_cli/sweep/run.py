@@ -18,7 +18,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.record.record import file_digest
+from mupscale_cli.record.changes import file_digest
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
 from mupscale_cli.sweep.grid import Point

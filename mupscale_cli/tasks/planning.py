@@ -20,7 +20,7 @@ from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
 from mupscale_cli.plan.methods import MUPSCALE, Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.record.record import Origin, relative_path
+from mupscale_cli.record.making import Origin, relative_path
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 

@@ -18,17 +18,9 @@ from mupscale_cli.optimizers.files import find_optimizer, open_optimizer, read_d
 from mupscale_cli.optimizers.loading import load_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
-from mupscale_cli.record.record import (
-    METADATA_KEY,
-    carried_state,
-    check_record,
-    output_changed,
-    recorded_method,
-    recorded_noise,
-    source_changed,
-    source_resized,
-    state_path,
-)
+from mupscale_cli.record.changes import output_changed, source_changed, source_resized
+from mupscale_cli.record.making import METADATA_KEY
+from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise, state_path
 from mupscale_cli.tasks.planning import choose_recipe, find_source
 from mupscale_cli.tasks.widen import Events
 from mupscale_cli.verification import (

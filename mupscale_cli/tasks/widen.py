@@ -20,7 +20,7 @@ from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, with_noise
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.record.record import METADATA_KEY, make_record, with_digests
+from mupscale_cli.record.making import METADATA_KEY, make_record, with_digests
 from mupscale_cli.tasks.planning import Source, default_output, find_source, plan_widening
 from mupscale_cli.text import bytes_text
 

@@ -40,13 +40,8 @@ from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.record.record import (
-    carried_state,
-    check_record,
-    output_changed,
-    recorded_method,
-    recorded_noise,
-)
+from mupscale_cli.record.changes import output_changed
+from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.planning import choose_recipe
 

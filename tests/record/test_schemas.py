@@ -10,7 +10,7 @@ import pytest
 from cli_runner import commands_of, options_of, run
 from helpers import save_mlp
 from mupscale_cli.cli.pages import page_titles
-from mupscale_cli.record.record import FORMAT_VERSION
+from mupscale_cli.record.reading import FORMAT_VERSION
 from mupscale_cli.record.schemas import VERSIONS, load_schema
 
 NET = """

@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.staging import check_output
 from mupscale_cli.engine.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
-from mupscale_cli.record.record import check_record
+from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks.jobs.standing import is_noted, plan_of, why_not_there
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.planning import Source, default_output, find_source

@@ -10,7 +10,8 @@ from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.files import open_optimizer, read_digest
 from mupscale_cli.plan import Plan
-from mupscale_cli.record.record import carried_state, check_record, output_changed, source_changed, state_path
+from mupscale_cli.record.changes import output_changed, source_changed
+from mupscale_cli.record.reading import carried_state, check_record, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.tasks.planning import Source, plan_widening
 

@@ -1,0 +1,145 @@
+"""`mupscale.json` as a widening makes it: what was done to a checkpoint.
+
+The record is a function of input, recipe and factors: no dates, no absolute paths, no host names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
+from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.record.changes import config_file, file_digest
+from mupscale_cli.record.reading import FORMAT_VERSION
+
+METADATA_KEY = "mupscale"
+_BLANK = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a narrow checkpoint came from: a path, or a repository and revision of the Hub.
+
+    Attributes:
+        path: of the checkpoint, relative to the output's folder.
+        repo: on the Hub, None for a path.
+        revision: the commit of the repository.
+        recipe: path of the recipe, None for a built-in one.
+    """
+
+    path: str
+    repo: str | None = None
+    revision: str | None = None
+    recipe: str | None = None
+
+
+def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) -> dict[str, Any]:
+    """The record of a widening, before its verification and with blanks for the hashes of its files.
+
+    Args:
+        plan: what was done.
+        source: the narrow checkpoint.
+        origin: what `verify` finds it by.
+        version: of mupscale.
+    """
+    before, after = plan.num_parameters
+    recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
+    where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
+    return {
+        "format_version": FORMAT_VERSION,
+        "mupscale_version": version,
+        "source": {**where, "files": _source_files(source)},
+        "written": {shard.file: {"digest": _BLANK} for shard in plan.shards},
+        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
+        "axes": {
+            axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
+        },
+        "parameters": {"before": before, "after": after},
+        "rules": _rules((*plan.tensors, *plan.parameters)),
+        "called": _called(plan),
+        "shared": _shared(plan),
+        "omitted": list(plan.omitted),
+        "tie": plan.tie,
+        "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
+        "method": plan.method.as_record(),
+        "perturbation": plan.perturbation.as_record() if plan.perturbation else None,
+        "noise": {},
+        "nonfinite": {},
+        "overflowed": [],
+        "optimizer_state": None,
+        "verification": None,
+    }
+
+
+def _called(plan: Plan) -> dict[str, str]:
+    """Names of the output's tensors for which the reference model's parameters have others."""
+    named = ((tensor.target.name, plan.recipe.parameter_name(tensor.target.name)) for tensor in plan.tensors)
+    return {name: parameter for name, parameter in named if name != parameter}
+
+
+def _shared(plan: Plan) -> dict[str, str]:
+    """Names of tensors that the output lacks, and of those that stand for them: tied ones are saved once."""
+    if plan.tie not in ("fold", "config"):
+        return {}
+    present = {tensor.target.name for tensor in plan.tensors}
+    pairs = plan.recipe.aliases.items()
+    return {name: other for name, other in pairs if name not in present and other in present}
+
+
+def _source_files(source: Checkpoint) -> dict[str, dict[str, Any]]:
+    files = {file.name: {"bytes": file.stat().st_size, "digest": _BLANK} for file in source.files}
+    config = config_file(source)
+    return files if config is None else {**files, config.name: file_digest(config)}
+
+
+def with_digests(
+    record: Mapping[str, Any], source: Checkpoint, known: Mapping[str, TensorDigest], outputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """A record with the hashes of its files, of the length of what stood there.
+
+    Args:
+        record: what `make_record` made.
+        source: the narrow checkpoint.
+        known: hashes of its tensors; what they lack is read.
+        outputs: the hash of every shard.
+
+    Raises:
+        CheckpointError: the source changed meanwhile.
+    """
+    files = dict(record["source"]["files"])
+    for file in source.files:
+        files[file.name] = {**files[file.name], "digest": safetensors_digest(file, known)}
+    shards = {name: {"digest": digest} for name, digest in outputs.items()}
+    return {**record, "source": {**record["source"], "files": files}, "written": shards}
+
+
+def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
+    """Each rule once for each way that it was applied: coefficient, multiplicity, shapes, tensors."""
+    rules: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for tensor in tensors:
+        key = (tensor.rule, tensor.layout, tensor.parts, tensor.source.shape)
+        if key not in rules:
+            rules[key] = {
+                "pattern": tensor.rule,
+                "layout": tensor.layout,
+                "parts": [{"coefficient": c, "multiplicity": m} for c, m in tensor.parts],
+                "offset": tensor.offset,
+                "shape": list(tensor.source.shape),
+                "wide_shape": list(tensor.target.shape),
+                "tensors": [],
+            }
+        rules[key]["tensors"].append(tensor.target.name)
+    return list(rules.values())
+
+
+def relative_path(source: Path, output: Path) -> str:
+    """The path of the source as seen from the folder of the output, so that both can move together."""
+    try:
+        return os.path.relpath(source.resolve(), output.resolve().parent)
+    except ValueError:  # two drives of Windows
+        return str(source.resolve())
