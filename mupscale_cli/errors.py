@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from mupscale_cli.text import shortened
+
 _MAX_LENGTH = 4000  # of a part of a message: what it quotes may be of any length
 # Tokens of the Hub, passwords in addresses (a path has lost one of the slashes), credentials of HTTP.
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=:/)(/?)[^/\s@]+(?=@)|(?<=Bearer )\S+")
@@ -25,7 +27,7 @@ def is_printable(text: str) -> bool:
 def printable(text: str) -> str:
     """A text that does nothing to a terminal, repeats no secret and is not endless, whatever it quotes."""
     shown = without_secrets(_UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", text))
-    return shown if len(shown) <= _MAX_LENGTH else f"{shown[:_MAX_LENGTH]}…"
+    return shortened(shown, _MAX_LENGTH)
 
 
 class MupscaleError(Exception):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from collections.abc import Iterable
 
-_MAX_SHOWN = 200  # characters of a value
+NUMBER_IN_NAME = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a dotted name, such as that of a layer
+_MAX_RUNS = 4  # runs of numbers that are told one by one
 
 
 def bytes_text(count: float) -> str:
@@ -50,10 +53,44 @@ def time_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def shown(value: object) -> str:
-    """A value of a config in a message, however large it is."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+def numbers_text(numbers: Iterable[int]) -> str:
+    """Numbers as runs: `0-5`, `0-5, 7`, `0, 2 .. 26`."""
+    found = sorted(set(numbers))
+    steps = {later - earlier for earlier, later in itertools.pairwise(found)}
+    if len(found) > _MAX_RUNS and len(steps) == 1 and steps != {1}:
+        return f"{found[0]}, {found[1]} .. {found[-1]}"
+    runs: list[list[int]] = []
+    for number in found:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if len(texts) > 2 * _MAX_RUNS:
+        texts = [*texts[:_MAX_RUNS], "..", *texts[-1:]]
+    return ", ".join(texts).replace(", .., ", " .. ")
+
+
+def listed(names: Iterable[str], most: int | None = None) -> str:
+    """Names in a message: "`a`, `b` and 3 more"."""
+    names = list(names)
+    more = len(names) - len(names[:most])
+    return ", ".join(f"`{name}`" for name in names[:most]) + (f" and {more} more" if more else "")
+
+
+def starred(name: str) -> str:
+    """A tensor's name with `*` in place of its numbers."""
+    return NUMBER_IN_NAME.sub("*", name)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters; `…` stands where it is cut off."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value in a message, however large it is."""
+    return shortened(repr(value), most)
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:

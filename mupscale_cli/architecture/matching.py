@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mupscale_cli.architecture.patterns import FIRST, LAST, STAR, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import RecipeError
+from mupscale_cli.text import listed
 
 Prefixes = Mapping[str, str]
 _MAX_NAMED = 5  # names shown in one message
@@ -45,7 +46,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     unknown = [name for name, matches in candidates.items() if not matches]
     if unknown:
         raise RecipeError(
-            f"no rule of `{recipe.file}` matches {_listed(unknown)}",
+            f"no rule of `{recipe.file}` matches {listed(unknown, _MAX_NAMED)}",
             hint="add a rule for it, or say `keep` or `omit` where it is not widened",
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
@@ -151,9 +152,3 @@ def _stem(pattern: Pattern, prefixes: Prefixes) -> str:
 def _layer(match: Match, prefixes: Prefixes) -> tuple[str, str]:
     stem = _stem(match.rule.pattern, prefixes)
     return stem, match.groups.string[len(stem) :].partition(".")[0] if stem else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_MAX_NAMED])
-    more = len(names) - _MAX_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown

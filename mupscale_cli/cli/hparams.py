@@ -18,6 +18,7 @@ from mupscale_cli.optimizers.trainers import FORMS, document, render
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.sweep.report import Found, read_sweep
 from mupscale_cli.tasks.planning import find_source
+from mupscale_cli.text import starred
 
 
 def hparams(
@@ -147,7 +148,7 @@ def _print_table(found: Hyperparameters) -> None:
     prefix = _common_prefix([name for group in found.groups for name in group.tensors])
     for group in found.groups:
         c, m = (output.number_text(group.scales[0]), str(group.scales[1])) if group.scales else ("", "")
-        names = dict.fromkeys(_short(name.removeprefix(prefix)) for name in group.tensors)
+        names = dict.fromkeys(starred(name.removeprefix(prefix)) for name in group.tensors)
         decayed = (f"{group.weight_decay:.4g}",) if decay else ()
         result.add_row(
             escape("\n".join(names)),
@@ -178,7 +179,3 @@ def _common_prefix(names: list[str]) -> str:
     """What all names begin with, up to a dot: it tells nothing."""
     first, _, _ = names[0].partition(".")
     return f"{first}." if all(name.startswith(f"{first}.") for name in names) else ""
-
-
-def _short(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import Idea, varied
+from mupscale_cli.text import starred
 
 _REPAIR_SECONDS = 3.0  # for what must move with one key
 # Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
@@ -78,14 +79,6 @@ class Axes:
     @property
     def names(self) -> tuple[str, ...]:
         return (*self.aliases, *(idea.name for idea in self.ideas))
-
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-
-
-def starred(name: str) -> str:
-    """A tensor's name with `*` in place of its numbers."""
-    return _NUMBER.sub("*", name)
 
 
 def axis_name(key: str, taken: Iterable[str]) -> str:

@@ -14,9 +14,9 @@ from torch import nn
 
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.shapes import InferError, Measure, Monomial, Polynomial, polynomial
+from mupscale_cli.text import NUMBER_IN_NAME, starred
 
 Powers = tuple[tuple[str, Fraction], ...]
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _MAX_SEGMENTS = 8
 _MAX_SPELLED = 3
 _MAX_PERMUTATIONS = 60
@@ -206,7 +206,7 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
             Group(
                 text,
                 tuple(names),
-                name_axes.get(_starred(names[0]), ()),
+                name_axes.get(starred(names[0]), ()),
                 dims,
                 kind,
                 contractions,
@@ -216,22 +216,18 @@ def find_groups(measure: Measure, axes: Axes, model: nn.Module, order: Sequence[
     return tuple(groups)
 
 
-def _starred(name: str) -> str:
-    return _NUMBER.sub("*", name)
-
-
 def _pattern(
     name: str, name_axes: Mapping[str, tuple[tuple[int, str], ...]], spelled: Mapping[int, str] | None = None
 ) -> str:
     """The name with `{axis}` for numbers that count an axis and `*` for the others, save those that are spelled out."""
-    found = {place: f"{{{axis}}}" for place, axis in name_axes.get(_starred(name), ())} | dict(spelled or {})
+    found = {place: f"{{{axis}}}" for place, axis in name_axes.get(starred(name), ())} | dict(spelled or {})
     counter = itertools.count()
-    return _NUMBER.sub(lambda _: found.get(next(counter), "*"), name)
+    return NUMBER_IN_NAME.sub(lambda _: found.get(next(counter), "*"), name)
 
 
 def _narrowed(members: Sequence[Sequence[str]], name_axes: Mapping[str, tuple[tuple[int, str], ...]]) -> list[str]:
     """Patterns for sets of names that differ in their numbers alone; those that tell them apart are spelled out."""
-    numbers = [[tuple(_NUMBER.findall(name)) for name in names] for names in members]
+    numbers = [[tuple(NUMBER_IN_NAME.findall(name)) for name in names] for names in members]
     places = range(len(numbers[0][0]))
     sets = {place: [{found[place] for found in some} for some in numbers] for place in places}
     apart = [place for place in places if all(not (a & b) for a, b in itertools.combinations(sets[place], 2))]
@@ -250,8 +246,8 @@ def _numbers(names: Iterable[str]) -> dict[str, list[set[str]]]:
     """The numbers in each place of the names that are alike otherwise."""
     found: dict[str, list[set[str]]] = {}
     for name in names:
-        numbers = _NUMBER.findall(name)
-        places = found.setdefault(_starred(name), [set() for _ in numbers])
+        numbers = NUMBER_IN_NAME.findall(name)
+        places = found.setdefault(starred(name), [set() for _ in numbers])
         for place, number in zip(places, numbers, strict=True):
             place.add(number)
     return found
@@ -263,13 +259,13 @@ def _name_axes(measure: Measure, axes: Axes, base: Mapping[str, object]) -> dict
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for idea in axes.ideas:
         after = _numbers(measure.shapes(frozenset({idea.name})))
-        for starred, places in before.items():
-            if starred not in after:
+        for pattern, places in before.items():
+            if pattern not in after:
                 continue
-            for position, (old, new) in enumerate(zip(places, after[starred], strict=True)):
+            for position, (old, new) in enumerate(zip(places, after[pattern], strict=True)):
                 if len(new) == 2 * len(old) and len(old) == idea.size:
-                    found[starred].append((position, idea.name))
-    return {starred: tuple(places) for starred, places in found.items()}
+                    found[pattern].append((position, idea.name))
+    return {pattern: tuple(places) for pattern, places in found.items()}
 
 
 def counts_names(measure: Measure, name: str, base: Mapping[str, object]) -> bool:

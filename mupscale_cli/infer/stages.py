@@ -17,6 +17,7 @@ from mupscale_cli.infer.architecture import Reference, random_model
 from mupscale_cli.infer.shapes import InferError
 from mupscale_cli.infer.tiny import Task, TinyError, TinyModel, build, config_class, tiny_model
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.text import starred
 from mupscale_cli.verification import VerifyOptions
 
 _SMALLEST = 8
@@ -142,10 +143,10 @@ def _text(model_type: str, head: str, keys: list[str], layouts: Mapping[str, str
     ]
     patterns: dict[str, set[str]] = {}
     for name, layout in layouts.items():
-        patterns.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), set()).add(layout)
+        patterns.setdefault(starred(name), set()).add(layout)
     told = set()
     for name, layout in layouts.items():
-        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        pattern = starred(name)
         pattern = pattern if len(patterns[pattern]) == 1 else name  # layers of several kinds under one name
         if pattern not in told:
             told.add(pattern)

@@ -17,10 +17,11 @@ from mupscale_cli.architecture.layouts import Layout, parse_layout
 from mupscale_cli.engine.expand import expand
 from mupscale_cli.infer.architecture import Architecture
 from mupscale_cli.infer.axes import Axes
-from mupscale_cli.infer.candidates import _NUMBER, Choice, Group, layout_text
+from mupscale_cli.infer.candidates import Choice, Group, layout_text
 from mupscale_cli.infer.shapes import Idea, varied
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import map_dim, power_scale
+from mupscale_cli.text import NUMBER_IN_NAME
 
 TOLERANCE = 1e-9
 
@@ -218,7 +219,7 @@ def renamed(name: str, places: tuple[tuple[int, str], ...], copies: list[int], d
         copy, digit = numbers.get(next(counter), (1, 0))
         return str(int(match.group()) * copy + digit)
 
-    return _NUMBER.sub(number, name)
+    return NUMBER_IN_NAME.sub(number, name)
 
 
 def relative(expected: Tensor, found: Tensor) -> float:

@@ -22,6 +22,7 @@ from mupscale_cli.optimizers.rules import (
     optimizer_rule,
     tensor_multipliers,
 )
+from mupscale_cli.text import listed
 
 _MAX_NAMED = 4
 
@@ -200,26 +201,19 @@ def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
     return f"^({'|'.join(exact)})$"
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(f"`{name}`" for name in names[:_MAX_NAMED]) + more
-
-
 def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
     tensors = list(tensors)
     found = []
     inexact = [tensor.name for tensor in tensors if not is_exact(tensor, rule)]
     if inexact:
-        found.append(
-            f"{_listed(inexact)} concatenate parts that would need rates of their own; the first part's is given"
-        )
+        named = listed(inexact, _MAX_NAMED)
+        found.append(f"{named} concatenate parts that would need rates of their own; the first part's is given")
     offsets = [
         t.name for t in tensors if t.offset and settings.weight_decay and settings.decays(t) and t.parts[0][0] != 1
     ]
     if offsets:
         found.append(
-            f"{_listed(offsets)} store a gain as its difference from 1, so their decay is not that of the "
+            f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so their decay is not that of the "
             "gain; leave them undecayed (`--decay matrices`)"
         )
     if rule.name == "radam":
@@ -227,7 +221,7 @@ def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings
     if rule.name == "muon":
         other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
         if other:
-            found.append(f"Muon takes matrices; give {_listed(other)} to AdamW, with its own table")
+            found.append(f"Muon takes matrices; give {listed(other, _MAX_NAMED)} to AdamW, with its own table")
         found.append(
             "Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree to its accuracy"
         )

@@ -17,7 +17,7 @@ from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.record.schemas import document_head
-from mupscale_cli.text import suggest
+from mupscale_cli.text import listed, starred, suggest
 
 _TORCH_CLASSES = {
     "adam": "Adam",
@@ -194,7 +194,7 @@ def _megatron(found: Hyperparameters) -> Rendered:
         "config_overrides = {  # MIN_LR: the narrow run's",
     ]
     for group in found.groups:
-        names = tuple(dict.fromkeys(_glob(name) for name in group.tensors))
+        names = tuple(dict.fromkeys(starred(name) for name in group.tensors))
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
         lines.append(
             f"    ParamKey(name={names!r}): ParamGroupOverride(max_lr={group.lr!r}, "
@@ -202,11 +202,6 @@ def _megatron(found: Hyperparameters) -> Rendered:
         )
     note = "names are those of the checkpoint; Megatron's own model calls its parameters differently"
     return Rendered("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
-
-
-def _glob(name: str) -> str:
-    """Layer numbers as `*`."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _base_shapes(found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
@@ -221,7 +216,7 @@ def _base_shapes(found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
     if found.rule.name not in ("adam", "adamw"):
         missing.append(f"compared with mup's Adam; {found.rule.name} is scaled otherwise")
     if other:
-        shown = ", ".join(f"`{name}`" for name in other[:4])
+        shown = listed(other[:4])
         missing.append(f"mup gives other learning rates than the exact ones to {shown}")
     return Rendered(yaml.safe_dump(shapes, sort_keys=False).rstrip(), (*missing, *_eps(found), _CLIPPING))
 

@@ -21,7 +21,7 @@ from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import OPTIMIZERS, Multipliers, OptimizerRule, multipliers
 from mupscale_cli.plan import Plan, TensorPlan
-from mupscale_cli.text import number_text
+from mupscale_cli.text import listed, number_text, starred
 
 _MAX_KINDS = 4  # that are explained at once
 _Powers = dict[str, Fraction]
@@ -344,7 +344,7 @@ def _check_count(name: str, found: Sequence[str]) -> None:
     if len(found) > _MAX_KINDS:
         raise PlanError(
             f"`--tensor {name}` means {len(found)} kinds of tensors",
-            hint=f"say more of the name: {', '.join(f'`{each}`' for each in found[:6])}, ...",
+            hint=f"say more of the name: {listed(found[:6])}, ...",
         )
 
 
@@ -359,8 +359,7 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
     names = list(known)
     if name in names:
         return [name]
-    numbers = re.compile(r"(?<![^.])\d+(?![^.])")
-    for text, of in ((name, lambda each: each), (numbers.sub("*", name), lambda each: numbers.sub("*", each))):
+    for text, of in ((name, lambda each: each), (starred(name), starred)):
         wanted = ".".join("[^.]+" if part == "*" else re.escape(part) for part in text.split("."))
         regex = re.compile(rf"(?:^|.*\.){wanted}(?:\.(.*))?$")
         found = {each: match.group(1) for each in names if (match := regex.match(of(each)))}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.text import numbers_text
 
 _OF_A_LAYER = ("weight", "bias")
-_MAX_NUMBERS = 4  # runs of numbers that are told one by one
 
 
 @dataclass(frozen=True)
@@ -139,21 +138,3 @@ def _label(names: Sequence[str], tensors: Sequence[TensorPlan], depth: int) -> s
     paths = [tensor.source.name.split(".") for tensor in tensors if tensor.name_copies > 1]
     before = numbers_text({int(path[depth]) for path in paths if len(path) > depth and path[depth].isdigit()})
     return f"{before} -> {after}" if before and before != after else after
-
-
-def numbers_text(numbers: Iterable[int]) -> str:
-    """Numbers as runs: `0-5`, `0-5, 7`, `0, 2 .. 26`."""
-    found = sorted(set(numbers))
-    steps = {later - earlier for earlier, later in itertools.pairwise(found)}
-    if len(found) > _MAX_NUMBERS and len(steps) == 1 and steps != {1}:
-        return f"{found[0]}, {found[1]} .. {found[-1]}"
-    runs: list[list[int]] = []
-    for number in found:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    if len(texts) > 2 * _MAX_NUMBERS:
-        texts = [*texts[:_MAX_NUMBERS], "..", *texts[-1:]]
-    return ", ".join(texts).replace(", .., ", " .. ")

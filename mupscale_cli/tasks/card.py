@@ -12,7 +12,7 @@ from typing import Any
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.text import count_text, number_text
+from mupscale_cli.text import count_text, number_text, starred
 
 BEGIN, END = "<!-- mupscale begin -->", "<!-- mupscale end -->"
 _UNKNOWN_SOURCE = "CHECKPOINT"
@@ -158,7 +158,7 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
     )
     rows = [
         (
-            ", ".join(dict.fromkeys(f"`{_short(name)}`" for name in group.tensors)),
+            ", ".join(dict.fromkeys(f"`{starred(name)}`" for name in group.tensors)),
             number_text(group.multipliers.lr),
             number_text(group.multipliers.eps),
             number_text(group.multipliers.weight_decay) if group.is_decayed else "",
@@ -173,10 +173,6 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
     )
     for warning in found.warnings:
         yield f"Note: {warning}."
-
-
-def _short(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:

@@ -20,6 +20,7 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import CopyMap
+from mupscale_cli.text import listed
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
 from mupscale_cli.verification.inputs import (
     BATCH,
@@ -208,7 +209,7 @@ def train_checkpoints(
                 ""
                 if not plan.method.is_copying
                 else ": units were drawn unequally often along "
-                + ", ".join(f"`{axis.name}`" for axis in plan.axes if axis.uneven and axis.factor > 1)
+                + listed(axis.name for axis in plan.axes if axis.uneven and axis.factor > 1)
             )
             + "; leave `--steps` away"
         )

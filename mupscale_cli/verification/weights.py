@@ -27,6 +27,7 @@ from mupscale_cli.errors import OutputError
 from mupscale_cli.optimizers.files import OptimizerSource, WideState
 from mupscale_cli.optimizers.formats.torch_reading import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
+from mupscale_cli.text import shown
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
 
 Progress = Callable[[int], None]
@@ -188,7 +189,7 @@ def _other_settings(planned: Any, found: Any, place: Place = ()) -> Iterator[str
         for index, pair in enumerate(zip(planned, found, strict=True)):
             yield from _other_settings(*pair, (*place, index))
     elif planned != found and repr(planned) != repr(found):  # NaN is NaN here
-        yield f"`{place_name(place)}` is {_shown(found)}, planned was {_shown(planned)}"
+        yield f"`{place_name(place)}` is {shown(found, _MOST_SHOWN)}, planned was {shown(planned, _MOST_SHOWN)}"
 
 
 def _only_one(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
@@ -198,11 +199,6 @@ def _only_one(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
             yield from _only_one(inner, (*place, key), is_planned=is_planned)
     elif not isinstance(value, torch.Tensor):
         yield f"`{place_name(place)}` is {'missing' if is_planned else 'not in the plan'}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _described(tensor: TensorPlan, byte: int) -> str:

@@ -9,7 +9,6 @@ from rich.progress import Progress
 from cli_runner import run
 from helpers import save_mlp
 from mupscale_cli.cli import progress
-from mupscale_cli.text import time_text
 
 
 class Clock:
@@ -82,10 +81,6 @@ def test_beside_the_bar_stand_bytes_speed_and_time_left():
     bars.add_task("verifying", total=None)
     clock.now += 3
     assert progress._Figures().render(bars.tasks[1]).plain == "3 s"
-
-
-def test_durations():
-    assert [time_text(seconds) for seconds in (0.04, 12.4, 200, 7500)] == ["0.0 s", "12 s", "3 min 20 s", "2 h 5 min"]
 
 
 def test_the_summary_says_before_and_after(saved, tmp_path):

@@ -15,7 +15,8 @@ PACKAGE = Path(mupscale_cli.__file__).parent
 # Each room may import the rooms of the levels above it, and its own modules in one direction. CONTRIBUTING.md has the
 # same table in words.
 ROOMS = [
-    {"_version", "errors", "dtypes", "text"},
+    {"_version", "text"},
+    {"errors", "dtypes"},
     {"architecture", "checkpoints"},
     {"plan"},
     {"engine"},

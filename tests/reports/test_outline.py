@@ -4,7 +4,7 @@ import pytest
 
 from mupscale_cli.cli.output import stdout
 from mupscale_cli.cli.tree import tensors_tree
-from mupscale_cli.reports.outline import num_layers, numbers_text, outline
+from mupscale_cli.reports.outline import num_layers, outline
 from mupscale_cli.tasks.planning import plan_widening
 
 
@@ -56,14 +56,6 @@ def test_sizes_of_folded_layers_count_all_of_them_and_sources_once(saved):
 def test_layers_are_counted(saved):
     assert num_layers(plan_widening(saved("Llama-tied"), 2)) == 2
     assert num_layers(plan_widening(saved("Mixtral-untied"), axes={"experts": 2})) == 2  # and not its experts
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"),
-    [([3], "3"), (range(28), "0-27"), ([0, 1, 2, 7], "0-2, 7"), (range(0, 28, 2), "0, 2 .. 26"), ([1, 3], "1, 3")],
-)
-def test_numbers_are_told_as_runs(numbers, text):
-    assert numbers_text(numbers) == text
 
 
 def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
