@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
     from mupscale_cli.tasks.verify import verify, verify_weights
     from mupscale_cli.tasks.widen import Widened, widen
-    from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck
+    from mupscale_cli.verification.options import VerifyOptions
+    from mupscale_cli.verification.result import Verification, WeightsCheck
 
 _PLACES = {
     "MupscaleError": "errors",
@@ -48,9 +49,9 @@ _PLACES = {
     "prepare_push": "tasks.push",
     "Recipe": "architecture.types",
     "load_recipe": "architecture.loading",
-    "Verification": "verification",
-    "VerifyOptions": "verification",
-    "WeightsCheck": "verification",
+    "Verification": "verification.result",
+    "VerifyOptions": "verification.options",
+    "WeightsCheck": "verification.result",
     "verify": "tasks.verify",
     "verify_weights": "tasks.verify",
     "Widened": "tasks.widen",

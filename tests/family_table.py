@@ -22,7 +22,8 @@ import transformers
 
 from helpers import MODELS, save_model
 from mupscale_cli.tasks.check import EXACT, Checked, Trial, check_model
-from mupscale_cli.tasks.planning import describe, find_source
+from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.source import find_source
 
 README = Path(__file__).parent.parent / "recipes" / "README.md"
 BEGIN, END = "<!-- table: tests/family_table.py -->\n", "<!-- end of the table -->\n"

@@ -17,7 +17,7 @@ from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.trainers import FORMS, document, render
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.sweep.report import Found, read_sweep
-from mupscale_cli.tasks.planning import find_source
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import starred
 
 

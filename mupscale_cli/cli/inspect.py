@@ -5,6 +5,7 @@ from __future__ import annotations
 from mupscale_cli.cli import explain, options, output, render, tree
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks import planning
+from mupscale_cli.tasks.source import find_source
 
 
 def inspect(
@@ -14,7 +15,7 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
-    source = planning.find_source(checkpoint, headers_only=True)
+    source = find_source(checkpoint, headers_only=True)
     found = source.checkpoint
     if found.record is not None:
         check_record(found.record, found.path)

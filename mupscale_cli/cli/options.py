@@ -18,7 +18,7 @@ from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS, Method, make_meth
 from mupscale_cli.plan.perturbation import MODES, SCALES, Mode, Perturbation, Scale
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import VerifyOptions
+    from mupscale_cli.verification.options import VerifyOptions
 
 Checkpoint = Annotated[
     str,
@@ -297,6 +297,6 @@ def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bo
 
 def verify_options(dtype: str, device: str, model: str | None, seed: int = 0, steps: int = 0) -> VerifyOptions:
     """The options of a verification; imports torch."""
-    from mupscale_cli.verification import VerifyOptions
+    from mupscale_cli.verification.options import VerifyOptions
 
     return VerifyOptions(dtype, device, model, seed, steps)

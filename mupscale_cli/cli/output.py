@@ -17,10 +17,10 @@ from rich.markup import escape
 
 from mupscale_cli.cli.progress import shown
 from mupscale_cli.cli.tables import OpenTable
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import launched
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.record.schemas import versioned
-from mupscale_cli.tasks.widen import Events
 from mupscale_cli.text import bytes_text, count_text, counted, number_text
 
 __all__ = [
@@ -162,7 +162,7 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
 def progress(*, quiet: bool = False) -> Iterator[Events]:
     """Events that show a bar on a terminal, and lines otherwise."""
     if quiet or is_quiet():
-        yield Events()
+        yield SILENT
         return
     console = stderr()
     with shown(console, live=console.is_terminal and not console.is_dumb_terminal) as events:

@@ -121,7 +121,7 @@ def _is_document(source: str) -> bool:
 
 def _recorded(wide: str) -> dict[str, Any]:
     """What the last verification of a checkpoint found."""
-    from mupscale_cli.tasks.planning import find_source
+    from mupscale_cli.tasks.source import find_source
 
     record = find_source(wide, headers_only=True).checkpoint.record
     if record is None:

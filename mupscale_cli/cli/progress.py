@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from mupscale_cli.tasks.widen import Events
+from mupscale_cli.engine.events import Events
 from mupscale_cli.text import bytes_text, time_text
 
 SILENCE = 60.0  # seconds after which a log hears of a long phase

@@ -22,6 +22,7 @@ from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.source import find_source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +66,7 @@ def show_recipe(
     as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
-    source = planning.find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
+    source = find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
     found = load_recipe(recipe, source.config if source else None)
     if tensor is not None:
         if source is None:
@@ -190,7 +191,7 @@ def check_recipe(
         raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
     source = None
     if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
-        source = planning.find_source(checkpoint, headers_only=model is None).checkpoint
+        source = find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.report(as_json=as_json)
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")

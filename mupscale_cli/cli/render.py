@@ -21,7 +21,7 @@ from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import TrainingVerification, Verification, WeightsCheck
+    from mupscale_cli.verification.result import TrainingVerification, Verification, WeightsCheck
 
 _SHOWN_STEPS = 6
 _SHOWN_DIFFERENCES = 5

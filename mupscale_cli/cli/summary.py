@@ -19,7 +19,7 @@ from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.text import time_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import Verification
+    from mupscale_cli.verification.result import Verification
 
 # What configs call the number of attention heads, and of those that share keys and values.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads")

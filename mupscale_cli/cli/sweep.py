@@ -9,7 +9,8 @@ import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted, SweepError
-from mupscale_cli.tasks.planning import Source, default_output, find_source
+from mupscale_cli.tasks.planning import default_output
+from mupscale_cli.tasks.source import Source, find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.plan.perturbation import Mode, Scale

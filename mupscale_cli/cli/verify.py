@@ -12,7 +12,7 @@ from mupscale_cli.cli.completion import complete_checkpoint
 from mupscale_cli.errors import MupscaleError
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import Verification
+    from mupscale_cli.verification.result import Verification
 
 
 def verify(

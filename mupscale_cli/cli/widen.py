@@ -19,6 +19,7 @@ from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
+from mupscale_cli.tasks.source import Source, find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.checkpoints.hub.ids import HubId
@@ -94,7 +95,7 @@ def widen(
                     "the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-            source = planning.find_source(checkpoint, headers_only=True)
+            source = find_source(checkpoint, headers_only=True)
             plan = planning.plan_widening(
                 source,
                 number,
@@ -154,9 +155,7 @@ def widen(
         raise typer.Exit(1)
 
 
-def _fetched(
-    source: planning.Source, state: StateOptions, plan: Plan, target: Path, *, overwrite: bool
-) -> planning.Source:
+def _fetched(source: Source, state: StateOptions, plan: Plan, target: Path, *, overwrite: bool) -> Source:
     """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
     if missing := source.missing_bytes(state):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
@@ -165,7 +164,7 @@ def _fetched(
 
 
 def _show_plan(
-    source: planning.Source,
+    source: Source,
     plan: Plan,
     tensor: str | None,
     state: StateOptions,

@@ -35,8 +35,8 @@ from mupscale_cli.infer.tiny import Task, TinyError, config_class, import_transf
 from mupscale_cli.infer.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.infer.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import load_user_module
+from mupscale_cli.verification.options import VerifyOptions
 
 Note = Callable[[str], None]
 _POSITIONS = ("d", "rope")

@@ -18,7 +18,7 @@ from mupscale_cli.infer.shapes import InferError
 from mupscale_cli.infer.tiny import Task, TinyError, TinyModel, build, config_class, tiny_model
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import starred
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 
 _SMALLEST = 8
 _NO_WIDTH = re.compile(r".*(head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")

@@ -28,7 +28,8 @@ from mupscale_cli.sweep.result import Findings, Trial, find
 from mupscale_cli.sweep.settings import PROXY_RECORD, Sweep
 from mupscale_cli.sweep.study import Claim, Running, Study
 from mupscale_cli.sweep.widened import folder, make_widened, remove_unneeded
-from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import find_source
 
 RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"

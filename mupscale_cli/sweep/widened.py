@@ -12,7 +12,7 @@ from filelock import FileLock
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.settings import Sweep
-from mupscale_cli.tasks.planning import find_source
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 

@@ -16,13 +16,14 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError
 from mupscale_cli.plan import Plan, make_plan, resolve_factors
 from mupscale_cli.plan.dims import DimMap
-from mupscale_cli.tasks.planning import describe, find_source
+from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mupscale_cli.verification import Verification
+    from mupscale_cli.verification.result import Verification
 
 EXACT = 1e-10  # a forgotten `/` of a small model moves its logits by 5e-8 at least, rounding by 1e-14
 _MOST_LINKED = 3  # axes that move along with one
@@ -174,7 +175,7 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
 def _try(
     source: Path, recipe: str | Path | None, factors: Mapping[str, int], tie: str | None, model: str | None
 ) -> Trial:
-    from mupscale_cli.verification import VerifyOptions
+    from mupscale_cli.verification.options import VerifyOptions
 
     folder = Path(tempfile.mkdtemp(prefix="mupscale-"))
     try:

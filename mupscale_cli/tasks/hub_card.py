@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mupscale_cli.checkpoints.hub.cards import Card, parse_card
 from mupscale_cli.errors import HubError
 from mupscale_cli.tasks.card import has_section, with_section
 
@@ -34,7 +35,7 @@ def inherited_facts(source_card: str | None) -> dict[str, Any]:
     if source_card is None:
         return {}
     try:
-        data = _parsed(source_card).data.to_dict()
+        data = parse_card(source_card).metadata
     except HubError:
         return {}
     return {key: data[key] for key in _INHERITED if data.get(key)}
@@ -52,18 +53,15 @@ def make_card(existing: str | None, section: str, facts: CardFacts, name: str) -
     Raises:
         HubError: the metadata of the existing card are not valid.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     own: dict[str, Any] = {**facts.inherited, "tags": list(TAGS)}
     if facts.library:
         own["library_name"] = facts.library
     if facts.base_model:
         own |= {"base_model": facts.base_model, "base_model_relation": _RELATION}
     if existing is None or not existing.strip():
-        data = ModelCardData(**own)
-        return f"---\n{data.to_yaml()}\n---\n\n{with_section(f'# {name}', section)}"
-    card = _parsed(existing)
-    told = card.data.to_dict()
+        return str(Card(own, f"\n{with_section(f'# {name}', section)}"))
+    card = parse_card(existing)
+    told = card.metadata
     if has_section(existing) and facts.base_model:  # ours, of an earlier widening
         told = {key: value for key, value in told.items() if key not in ("base_model", "base_model_relation")}
     tags = told.get("tags") or []
@@ -73,20 +71,4 @@ def make_card(existing: str | None, section: str, facts: CardFacts, name: str) -
     if told.get("base_model"):
         merged = {key: value for key, value in merged.items() if key in told or key != "base_model_relation"}
     order = [*told, *(key for key in merged if key not in told)]
-    card.data = ModelCardData(**{key: merged[key] for key in order})
-    card.text = with_section(card.text, section)
-    assert isinstance(card, ModelCard)
-    return f"---\n{card.data.to_yaml()}\n---\n{card.text}"
-
-
-def _parsed(text: str) -> Any:
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
-
-    try:
-        return ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}")
-    except (ValueError, TypeError, YAMLError) as error:
-        line = next(iter(str(error).splitlines()), "")
-        raise HubError(
-            f"the metadata of the existing model card are not valid: {line}", hint="correct README.md, then push again"
-        ) from error
+    return str(Card({key: merged[key] for key in order}, with_section(card.text, section)))

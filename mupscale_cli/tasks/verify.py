@@ -13,6 +13,7 @@ from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.files import find_optimizer, open_optimizer, read_digest
 from mupscale_cli.optimizers.loading import load_state
@@ -21,17 +22,12 @@ from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
 from mupscale_cli.record.making import METADATA_KEY
 from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise, state_path
-from mupscale_cli.tasks.planning import choose_recipe, find_source
-from mupscale_cli.tasks.widen import Events
-from mupscale_cli.verification import (
-    Verification,
-    VerifyOptions,
-    WeightsCheck,
-    check_state,
-    check_weights,
-    train_checkpoints,
-    verify_checkpoints,
-)
+from mupscale_cli.tasks.planning import choose_recipe
+from mupscale_cli.tasks.source import find_source
+from mupscale_cli.verification.comparing import train_checkpoints, verify_checkpoints
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.result import Verification, WeightsCheck
+from mupscale_cli.verification.weights import check_state, check_weights
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
@@ -104,7 +100,7 @@ def verify_weights(
     recipe: str | Path | None = None,
     optimizer: Path | None = None,
     allow_pickle: bool = False,
-    events: Events | None = None,
+    events: Events = SILENT,
     processes: int | None = 1,
 ) -> WeightsCheck:
     """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
@@ -124,7 +120,7 @@ def verify_weights(
         MupscaleError: one of them is missing or not what the record says.
     """
     again = plan_again(wide, narrow, recipe, with_state=True, hashed=False)
-    events = events or Events()
+
     state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
     events.phase("comparing", again.plan.num_bytes)
     read = tensor_digests(again.narrow.specs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.reading import INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried
@@ -21,14 +22,16 @@ from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, with_noise
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record.making import METADATA_KEY, make_record, with_digests
-from mupscale_cli.tasks.planning import Source, default_output, find_source, plan_widening
+from mupscale_cli.tasks.planning import default_output, plan_widening
+from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import bytes_text
 
 if TYPE_CHECKING:
     from mupscale_cli.checkpoints.digests import TensorDigest
     from mupscale_cli.checkpoints.journal import Journal
     from mupscale_cli.checkpoints.staging import Staging
-    from mupscale_cli.verification import Verification, VerifyOptions
+    from mupscale_cli.verification.options import VerifyOptions
+    from mupscale_cli.verification.result import Verification
 
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
@@ -55,21 +58,6 @@ class Widened:
     left: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True)
-class Events:
-    """What a caller wants to be told while it works; every field may be left as it is.
-
-    Attributes:
-        phase: called with a name and a number of bytes when a phase begins.
-        advance: called with the bytes just done.
-        note: called with what is good to know beside the result.
-    """
-
-    phase: Callable[[str, int], None] = lambda _name, _total: None
-    advance: Callable[[int], None] = lambda _count: None
-    note: Callable[[str], None] = lambda _text: None
-
-
 def widen(
     checkpoint: str | Path | Source,
     output: str | Path | None = None,
@@ -87,7 +75,7 @@ def widen(
     verify: VerifyOptions | bool = True,
     state: StateOptions = StateOptions(),  # noqa: B008 (frozen)
     plan: Plan | None = None,
-    events: Events = Events(),
+    events: Events = SILENT,
     ranks: Ranks = ALONE,
     processes: int | None = 1,
 ) -> Widened:
@@ -226,7 +214,7 @@ def _write(
     if not ranks.is_alone:
         return _write_part(output, begun, events, ranks, told=ranks)
     with forked(processes or worthwhile(output.num_bytes), events.advance) as forks:
-        own = replace(events if forks.is_first else Events(), advance=forks.advance)
+        own = replace(events if forks.is_first else SILENT, advance=forks.advance)
         return _write_part(output, begun, own, forks, told=ALONE)
 
 
@@ -373,7 +361,9 @@ def _verify(
     """Verify the staged output, or say why that is not possible."""
     if verify is False:
         return None, "it was not asked for (--no-verify)"
-    from mupscale_cli.verification import CannotVerify, VerifyOptions, verify_checkpoints
+    from mupscale_cli.verification.comparing import verify_checkpoints
+    from mupscale_cli.verification.options import VerifyOptions
+    from mupscale_cli.verification.result import CannotVerify
 
     events.phase("verifying", 0)
     staged = open_checkpoint(directory)

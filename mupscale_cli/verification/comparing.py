@@ -38,6 +38,7 @@ from mupscale_cli.verification.models import (
     output_tensor,
     user_config,
 )
+from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, check_memory, one_device, place
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
@@ -48,25 +49,6 @@ _log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
 _FEW_TOKENS = 2  # where every token reads the whole model again: one that fills the cache, one that uses it
 _PADDING = 5
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """How to verify.
-
-    Attributes:
-        dtype: `auto`, or a key of `placement.DTYPES`; `auto` is float64 where the models fit, else float32.
-        device: `auto`, one of torch's names, `disk` or `spread`; see `placement.place`.
-        model: `path/or/module.py:build` for an own model instead of transformers'.
-        seed: of the random inputs.
-        steps: optimizer steps to take on both models, beside comparing what they compute.
-    """
-
-    dtype: str = "auto"
-    device: str = "auto"
-    model: str | None = None
-    seed: int = 0
-    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mupscale_cli.checkpoints.hub.failures import explained, reported
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.torch_groups import param_groups
-from mupscale_cli.tasks.planning import find_source
+from mupscale_cli.tasks.source import find_source
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import ENCODER, GPT2, NO_HEAD_DIM, T5, randomise
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 
 
 def rewritten(source, folder, change, config=None):

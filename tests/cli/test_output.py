@@ -18,7 +18,7 @@ import mupscale_cli
 from cli_runner import run
 from mupscale_cli.cli.render import print_verification, why_not
 from mupscale_cli.tasks.verify import verify
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import StoredCheck
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

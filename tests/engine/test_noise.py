@@ -12,7 +12,8 @@ from mupscale_cli.engine.shards import convert
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan.methods import make_method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 # Its bytes ------------------------------------------------------------------------------------
@@ -147,8 +148,9 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
     """In float64, exactly; without noise the copies' gradients are equal."""
     from helpers import MODELS
     from mupscale_cli.checkpoints.reading import open_checkpoint
-    from mupscale_cli.verification import VerifyOptions, verify_checkpoints
+    from mupscale_cli.verification.comparing import verify_checkpoints
     from mupscale_cli.verification.models import build_reference_model
+    from mupscale_cli.verification.options import VerifyOptions
     from training import random_loss
 
     source = save_model(tmp_path / "narrow", case, dtype=torch.float64)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from mupscale_cli.engine.norms import measured_std
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import find_source
 
 
 @pytest.mark.parametrize("kind", ["random", "low rank", "zero", "few columns", "heavy"])

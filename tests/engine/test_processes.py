@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mupscale_cli.engine import processes
+from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.processes import forked, worthwhile
 from mupscale_cli.engine.threads import num_workers
 from mupscale_cli.errors import CheckpointError, JobError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.verify import verify_weights
-from mupscale_cli.tasks.widen import Events, widen
+from mupscale_cli.tasks.widen import widen
 from training import save_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no system but Linux forks")

@@ -27,7 +27,8 @@ from mupscale_cli.optimizers.formats import torch_writing
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.methods import make_method
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 

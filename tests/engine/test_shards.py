@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from mupscale_cli.checkpoints.digests import safetensors_digest
 from mupscale_cli.engine.shards import convert
-from mupscale_cli.tasks.planning import find_source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 

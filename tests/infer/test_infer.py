@@ -17,7 +17,8 @@ from mupscale_cli.infer.search import Budget
 from mupscale_cli.infer.shapes import Idea, Monomial, polynomial, varied
 from mupscale_cli.infer.tiny import TinyError, tiny_model, tiny_sizes
 from mupscale_cli.tasks.check import smallest_factors
-from mupscale_cli.tasks.planning import choose_recipe, find_source, plan_widening
+from mupscale_cli.tasks.planning import choose_recipe, plan_widening
+from mupscale_cli.tasks.source import find_source
 
 QUICK = Budget(trials=80, seconds=5, total=15)
 

@@ -33,7 +33,7 @@ from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 from training import save_state, save_training, trained
 
 Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"

@@ -21,8 +21,8 @@ from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
 from mupscale_cli.verification.models import build_reference_model
+from mupscale_cli.verification.options import VerifyOptions
 from training import random_loss, save_training
 
 GROWTHS = {

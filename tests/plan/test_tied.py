@@ -14,7 +14,7 @@ from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 from training import save_training
 
 EXACT = VerifyOptions(dtype="float64")

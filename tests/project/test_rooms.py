@@ -56,10 +56,13 @@ NO_TORCH = [
     "optimizers.trainers",
     "reports.guidance",
     "tasks.card",
+    "engine.events",
     "tasks.check",
     "tasks.planning",
+    "tasks.source",
     "tasks.push",
     "tasks.widen",
+    "verification.options",
     "cli.main",
 ]
 

@@ -12,7 +12,7 @@ from mupscale_cli.errors import ConfigError
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 
 EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.

@@ -10,7 +10,8 @@ from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import OPTIMIZERS, multipliers
 from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of
-from mupscale_cli.tasks.planning import describe, find_source, plan_widening
+from mupscale_cli.tasks.planning import describe, plan_widening
+from mupscale_cli.tasks.source import find_source
 
 CASES = {
     "Llama-tied": {"embed": 4, "kv": 2, "g": 3, "ffn": 2},

@@ -10,7 +10,7 @@ from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.architecture.loading import BUILT_IN, load_recipe
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.check import check_model, smallest_factors
-from mupscale_cli.tasks.planning import find_source
+from mupscale_cli.tasks.source import find_source
 
 # Families of six shapes, each with a case in which every rule counts.
 FAMILIES = {

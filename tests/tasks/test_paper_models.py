@@ -11,7 +11,7 @@ from helpers import randomise
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 
 MODULE = Path(paper_models.__file__)
 GPT = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 50}

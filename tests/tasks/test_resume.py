@@ -23,9 +23,10 @@ from mupscale_cli.checkpoints.header import replace_metadata
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine import shards
+from mupscale_cli.engine.events import Events
 from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.tasks.verify import verify
-from mupscale_cli.tasks.widen import Events, widen
+from mupscale_cli.tasks.widen import widen
 
 SHARD = 30_000
 MOST = 3 if sys.platform == "linux" else 1  # processes that share the writing

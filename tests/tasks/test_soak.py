@@ -29,12 +29,13 @@ from safetensors.torch import save_file
 from helpers import MODELS, save_mlp, save_model
 from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
-from mupscale_cli.tasks.widen import Events, widen
+from mupscale_cli.tasks.widen import widen
 
 SECONDS = float(os.environ.get("MUPSCALE_SOAK_SECONDS", "120"))
 SEED = int(os.environ.get("MUPSCALE_SOAK_SEED", "0"))

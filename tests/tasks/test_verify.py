@@ -12,7 +12,8 @@ from helpers import save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
 from mupscale_cli.tasks.verify import newest_widened, verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import CannotVerify, VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.result import CannotVerify
 
 EXACT = VerifyOptions(dtype="float64")
 MLP = """

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from helpers import mlp_tensors, save_mlp, save_model
 from mupscale_cli.checkpoints.digests import safetensors_digest
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.shards import convert
 from mupscale_cli.errors import OutputError, PlanError
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.tasks.widen import Events, widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.precision import tolerance
 
 KIB = 1024

@@ -9,7 +9,7 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import VerifyOptions
+from mupscale_cli.verification.options import VerifyOptions
 from training import OPTIMIZERS, make, save_training
 
 STEPS = 20

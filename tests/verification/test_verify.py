@@ -16,12 +16,14 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import CannotVerify, VerifyOptions, comparing, placement, verify_checkpoints
+from mupscale_cli.verification import comparing, placement
 from mupscale_cli.verification.activations import name_in, recording, store_scaled
+from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
 from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
+from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.precision import everything_in, tolerance
-from mupscale_cli.verification.result import Comparison, Verification, compare
+from mupscale_cli.verification.result import CannotVerify, Comparison, Verification, compare
 
 EXACT = VerifyOptions(dtype="float64")
 MLP = """

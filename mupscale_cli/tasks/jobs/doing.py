@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.tasks.jobs.standing import changed, is_still_verified, plan_of, why_not_there
 from mupscale_cli.tasks.jobs.steps import Done, JobPlan, PlannedStep, PushStep, VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import find_source
 from mupscale_cli.tasks.push import prepare_push, push_target
-from mupscale_cli.tasks.widen import Events, widen
+from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import bytes_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import Verification, WeightsCheck
+    from mupscale_cli.verification.result import Verification, WeightsCheck
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 
@@ -35,7 +36,7 @@ class JobEvents:
     """
 
     begin: Callable[[int, PlannedStep], None] = lambda _number, _planned: None
-    working: Callable[[], AbstractContextManager[Events]] = lambda: nullcontext(Events())
+    working: Callable[[], AbstractContextManager[Events]] = lambda: nullcontext(SILENT)
 
 
 def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | None = 1) -> Iterator[Done]:
@@ -126,7 +127,7 @@ def _verified_before(one: PlannedStep, step: WidenStep) -> Done:
     if step.comparing is None or noted.get("agrees") is True:
         return Done(one, "skipped", "complete, from the same input with the same options")
     from mupscale_cli.tasks.verify import verify
-    from mupscale_cli.verification import CannotVerify
+    from mupscale_cli.verification.result import CannotVerify
 
     try:
         found = verify(one.target, step.checkpoint, options=step.comparing.options(), recipe=step.recipe)

@@ -16,8 +16,9 @@ from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks.jobs.standing import is_noted, plan_of, why_not_there
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import Source, default_output, find_source
+from mupscale_cli.tasks.planning import default_output
 from mupscale_cli.tasks.push import push_target
+from mupscale_cli.tasks.source import Source, find_source
 
 _FLOAT64 = 8  # bytes
 

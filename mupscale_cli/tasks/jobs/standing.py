@@ -13,7 +13,8 @@ from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import carried_state, check_record, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import Source, plan_widening
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.source import Source
 
 
 def plan_of(step: WidenStep, source: Source) -> Plan:

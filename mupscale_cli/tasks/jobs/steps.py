@@ -16,7 +16,8 @@ from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.tasks.widen import Widened
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification import Verification, VerifyOptions, WeightsCheck
+    from mupscale_cli.verification.options import VerifyOptions
+    from mupscale_cli.verification.result import Verification, WeightsCheck
 
 Status = Literal["to do", "done", "skipped", "differs", "failed", "not run"]
 
@@ -41,7 +42,7 @@ class Comparing:
 
     def options(self) -> VerifyOptions:
         """The same for `verify`; imports torch."""
-        from mupscale_cli.verification import VerifyOptions
+        from mupscale_cli.verification.options import VerifyOptions
 
         return VerifyOptions(self.dtype, self.device, self.model, self.seed, self.steps)
 
