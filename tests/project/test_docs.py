@@ -225,6 +225,12 @@ def test_links_lead_somewhere():
                     assert anchor in slugs, (file.name, target)
 
 
+def test_the_promises_name_tests_that_exist():
+    named = set(re.findall(r"`(\w+/test_\w+\.py)`", (MANUAL / "promises.md").read_text()))
+    assert len(named) > 10
+    assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
+
+
 def test_every_page_has_one_kind():
     assert sorted(page for pages in KINDS.values() for page in pages) == sorted(page.stem for page in PAGES)
 
