@@ -11,7 +11,8 @@ from typing import Any
 from mupscale_cli.checkpoints.reading import Checkpoint, own_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.files import SCHEDULER, WideState, Writing, open_optimizer, resumed_files
+from mupscale_cli.optimizers.finding import SCHEDULER, open_optimizer, resumed_files
+from mupscale_cli.optimizers.formats.base import WideState, Writing
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan
@@ -30,6 +31,7 @@ class CarriedState:
     beside: tuple[Path, ...]
     scheduler: Path | None
     key: str | None = None
+    max_shard_bytes: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -42,7 +44,8 @@ class CarriedState:
         from mupscale_cli.checkpoints.staging import copy_file
         from mupscale_cli.optimizers.scheduler import widen_scheduler
 
-        written = self.state.write(Writing(directory, self.name, progress, allow_nonfinite, ranks))
+        how = Writing(directory, self.name, progress, allow_nonfinite, ranks, self.max_shard_bytes)
+        written = self.state.write(how)
         if written is None:
             return None
         for file in self.beside:
@@ -81,7 +84,7 @@ def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shar
             + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
         )
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
-    state = opened.widen(plan, options.policy, None if source.is_file else max_shard_bytes)
+    state = opened.widen(plan, options.policy)
     # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.
     name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
     beside: tuple[Path, ...] = ()
@@ -89,4 +92,5 @@ def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shar
     if state.groups and path.parent == source.path:
         beside = resumed_files(path.parent)
         scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
-    return CarriedState(path, name, state, options.policy, beside, scheduler, options.key)
+    limit = None if source.is_file else max_shard_bytes
+    return CarriedState(path, name, state, options.policy, beside, scheduler, options.key, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.optimizers.formats.torch_reading import Place, blank, place_name, walk
+from mupscale_cli.optimizers.formats.torch_reading import blank
 from mupscale_cli.optimizers.groups import WideGroup
+from mupscale_cli.optimizers.nested import Place, at, place_name, walk
 from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, unwrapped
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
@@ -78,13 +79,6 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
         f"`{where}` holds no optimizer's state where one is looked for; it holds {found}",
         hint="say where it is with `--key NAME`",
     )
-
-
-def at(content: Any, place: Sequence[Any]) -> Any:
-    """The value at a place in nested mappings, None where there is none."""
-    for key in place:
-        content = content.get(key) if isinstance(content, Mapping) else None
-    return content
 
 
 def widen_content(

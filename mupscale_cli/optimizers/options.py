@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.optimizers.files import find_optimizer
+from mupscale_cli.optimizers.finding import find_optimizer
 from mupscale_cli.optimizers.state_plan import Policy
 
 

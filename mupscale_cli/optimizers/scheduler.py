@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.torch_reading import check_archive, check_structure, first_line
+from mupscale_cli.optimizers.formats.torch_reading import check_archive, first_line
+from mupscale_cli.optimizers.nested import check_structure
 
 _RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
-from mupscale_cli.optimizers.files import find_optimizer
+from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT
-from mupscale_cli.optimizers.loading import load_state
 from mupscale_cli.optimizers.state_plan import unwrapped
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.sweep.data import Split, Tokens
@@ -94,7 +93,7 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
         return
     said = (checkpoint.record or {}).get("optimizer_state") or {}
     # What lies beside a widened checkpoint was read and written by us before.
-    states = load_state(found, checkpoint.config, key=said.get("key"), allow_pickle=True).states
+    states = open_optimizer(found, checkpoint.config, key=said.get("key"), allow_pickle=True).load().states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, parameter in model.named_parameters():
         plain = unwrapped(name)

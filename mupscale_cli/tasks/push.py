@@ -23,7 +23,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
 from mupscale_cli.checkpoints.hub.reading import read_card
 from mupscale_cli.checkpoints.reading import INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import CheckpointError, HubError
-from mupscale_cli.optimizers.files import state_names
+from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.record.reading import carried_state, check_record
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.hub_card import CardFacts, inherited_facts, make_card

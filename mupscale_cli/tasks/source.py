@@ -9,7 +9,7 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, fetch, open_remote
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.optimizers.files import state_name, state_names
+from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.record.making import Origin, relative_path
 

@@ -15,8 +15,8 @@ from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.files import find_optimizer, open_optimizer, read_digest
-from mupscale_cli.optimizers.loading import load_state
+from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
+from mupscale_cli.optimizers.formats.base import read_digest
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
@@ -162,7 +162,7 @@ def _check_state(
         return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
     narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
     wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
-    planned = narrow.widen(again.plan, carried["policy"], None)
+    planned = narrow.widen(again.plan, carried["policy"])
     events.phase("comparing the optimizer's state", planned.num_bytes)
     read = tensor_digests(tensor.source for tensor in planned.tensors)
     found = check_state(planned, wide, events.advance, read, processes)
@@ -272,8 +272,8 @@ def _states(
     if before is None:
         raise _no_narrow_state(source, carried)
     return (
-        load_state(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle),
-        load_state(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle),
+        open_optimizer(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle).load(),
+        open_optimizer(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle).load(),
     )
 
 

@@ -24,8 +24,8 @@ from mupscale_cli.engine.processes import Forks, forked, worthwhile
 from mupscale_cli.engine.shards import convert, share_of
 from mupscale_cli.engine.streaming import Digests, write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.files import OptimizerSource, WideState
-from mupscale_cli.optimizers.formats.torch_reading import Place, place_name
+from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
+from mupscale_cli.optimizers.nested import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.text import shown
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck

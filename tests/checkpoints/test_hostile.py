@@ -31,7 +31,7 @@ from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
-from mupscale_cli.optimizers.files import open_optimizer
+from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.tasks.verify import verify

@@ -31,10 +31,10 @@ from mupscale_cli.cli.render import record_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer, widen_content
-from mupscale_cli.optimizers.files import open_optimizer
-from mupscale_cli.optimizers.formats.distributed import open_distributed
-from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank, check_structure, place_name, walk
+from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.nested import check_structure, place_name, walk
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
@@ -420,7 +420,7 @@ def state(data: bytes) -> None:
 
 
 def torchfile(data: bytes) -> None:
-    """Read an archive with any pickle in it: optimizer/torchfile.py, trainer.py."""
+    """Read an archive with any pickle in it: formats/torch_reading.py, scheduler.py."""
     choices = Choices(data)
     kind = choices.below(3)
     body = choices.rest
@@ -435,7 +435,7 @@ def torchfile(data: bytes) -> None:
         with contextlib.suppress(MupscaleError):
             widen_scheduler(path / "optimizer.pt", path / "wide.pt", [(0, 0.5), (1, 0.5)])
         found = open_optimizer(path / "optimizer.pt", None)
-        found.widen(plan_of(), "copy", None)
+        found.widen(plan_of(), "copy")
 
 
 def _saved(content: Any) -> bytes:
@@ -461,7 +461,7 @@ def _changed_bytes(good: bytes, choices: Choices) -> bytes:
 
 
 def tensors(data: bytes) -> None:
-    """Read state in safetensors, with an index: optimizer/files.py."""
+    """Read state in safetensors, with an index: formats/safetensors.py."""
     states = [
         TensorSpec(f"state.{s.name}.{key}", "F32", s.shape)
         for s in specs_of("Llama-tied")[:2]
@@ -476,11 +476,11 @@ def tensors(data: bytes) -> None:
     with folder_of(**{"optimizer__safetensors__index__json": index_text, "optimizer-1__safetensors": shard}) as path:
         found = open_optimizer(path / "optimizer.safetensors.index.json", None)
         assert all(tensor.file.parent == path for tensor in found.stored.values())  # type: ignore[attr-defined]
-        found.widen(plan_of(), "copy", 1000)
+        found.widen(plan_of(), "copy")
 
 
 def distributed(data: bytes) -> None:
-    """Read a distributed checkpoint that is trusted: optimizer/distributed.py."""
+    """Read a distributed checkpoint that is trusted: formats/distributed_files.py."""
     from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
     good = {
@@ -504,8 +504,8 @@ def distributed(data: bytes) -> None:
                 entries[name] = entry
     metadata = Metadata(entries, planner_data=places)
     with folder_of(__metadata=pickle.dumps(metadata)) as path:
-        found = open_distributed(path, None, None)
-        found.widen(plan_of(), "copy", None)
+        found = open_optimizer(path, None, allow_pickle=True)
+        found.widen(plan_of(), "copy")
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

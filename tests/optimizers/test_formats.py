@@ -23,12 +23,13 @@ from mupscale_cli.checkpoints.digests import RowBuffer, tensor_digests
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, MupscaleError, OutputError, PlanError
-from mupscale_cli.optimizers.files import open_optimizer, read_digest
+from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.optimizers.formats.base import read_digest
 from mupscale_cli.optimizers.formats.checksums import Checksum
 from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
+from mupscale_cli.optimizers.formats.torch_files import blank_file
 from mupscale_cli.optimizers.formats.torch_reading import blank, read_torch_file
-from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, blank_file, write_checksums
-from mupscale_cli.optimizers.loading import load_state
+from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, write_checksums
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.verify import verify, verify_weights
@@ -99,7 +100,7 @@ def test_safetensors_are_sharded(run_in_progress, tmp_path):
     index = json.loads((tmp_path / "wide" / "optimizer.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == flat.keys()
     assert len(set(index["weight_map"].values())) > 2
-    again = load_state(tmp_path / "wide" / "optimizer.safetensors.index.json", None)
+    again = open_optimizer(tmp_path / "wide" / "optimizer.safetensors.index.json", None).load()
     check_states(before, again.states)
     assert verify(tmp_path / "wide", options=VerifyOptions(steps=2)).training.carried
     # And read back: the wide state, widened again.
@@ -192,7 +193,7 @@ def test_distributed_checkpoints_written_and_loaded_by_torch(flat, run_in_progre
         widen(source, tmp_path / "wide", axes=AXES, verify=False)
     assert "--optimizer none" in str(error.value)
     widen(source, tmp_path / "wide", axes=AXES, verify=False, state=StateOptions(allow_pickle=True))
-    check_states(before, load_state(tmp_path / "wide" / "optimizer", None, allow_pickle=True).states)
+    check_states(before, open_optimizer(tmp_path / "wide" / "optimizer", None, allow_pickle=True).load().states)
     # torch itself loads it into a wide model's optimizer.
     import transformers
 
@@ -345,11 +346,11 @@ def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
 
 def test_policies(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
-    before = load_state(source / "optimizer.pt", None).states[Q]["exp_avg"]
+    before = open_optimizer(source / "optimizer.pt", None).load().states[Q]["exp_avg"]
     for policy in ("copy", "reset-new", "reset"):
         widen(source, tmp_path / policy, axes=AXES, verify=False, state=StateOptions(policy=policy))
-    copied = load_state(tmp_path / "copy" / "optimizer.pt", None).states[Q]["exp_avg"]
-    first = load_state(tmp_path / "reset-new" / "optimizer.pt", None).states[Q]["exp_avg"]
+    copied = open_optimizer(tmp_path / "copy" / "optimizer.pt", None).load().states[Q]["exp_avg"]
+    first = open_optimizer(tmp_path / "reset-new" / "optimizer.pt", None).load().states[Q]["exp_avg"]
     # Rows are (kv g d) with kv x3 and g x1, columns are embed x2; the first copies are those of the copied state.
     rows = [((kv * 3) * 2 + g) * 8 + d for kv in range(2) for g in range(2) for d in range(8)]
     assert torch.equal(first[rows][:, ::2], copied[rows][:, ::2])
@@ -534,5 +535,5 @@ def test_build_is_not_needed_where_names_are_known(tmp_path):
     """A state with names is read without transformers building anything."""
     model = build("Llama-tied")
     torch.save(torch.optim.AdamW(model.named_parameters()).state_dict(), tmp_path / "optimizer.pt")
-    tree = load_state(tmp_path / "optimizer.pt", None)
+    tree = open_optimizer(tmp_path / "optimizer.pt", None).load()
     assert len(tree.numbers) == len(list(model.parameters()))

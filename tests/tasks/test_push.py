@@ -12,7 +12,7 @@ from helpers import save_mlp, save_model
 from hub_server import TOKEN
 from mupscale_cli.checkpoints.hub.ids import HubId
 from mupscale_cli.checkpoints.hub.publishing import Repository, create
-from mupscale_cli.optimizers.files import state_names
+from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.tasks.card import BEGIN, END
 from mupscale_cli.tasks.push import prepare_push
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.nested import Place, check_structure, place_name, walk
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -33,9 +34,6 @@ DTYPE_NAMES = {
 }
 _TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
-_MAX_VALUES = 5_000_000
-_MAX_DEPTH = 64
-Place = tuple[Any, ...]  # the keys and indices that lead to a value
 
 
 @dataclass(frozen=True)
@@ -103,60 +101,6 @@ def check_archive(path: Path) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error, or its kind where it says nothing."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def check_structure(content: Any, path: Path) -> None:
-    """Refuse what cannot be gone through: a pickle may hold itself, or one list a million times.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    level, left = [content], _MAX_VALUES
-    for _ in range(_MAX_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, (Mapping, list, tuple, set)):
-                left -= len(value) + 1
-                if left < 0:
-                    break
-                inner.extend(value.values() if isinstance(value, Mapping) else value)
-        level = inner
-        if not level or left < 0:
-            break
-    if level or left < 0:
-        raise CheckpointError(
-            f"`{path}` holds more than {_MAX_VALUES} values, or is nested deeper than {_MAX_DEPTH} levels"
-        )
-
-
-def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Every tensor in nested mappings and sequences, with its place."""
-    if isinstance(content, torch.Tensor):
-        yield place, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from walk(value, (*place, key))
-    elif isinstance(content, (list, tuple)):
-        for index, value in enumerate(content):
-            yield from walk(value, (*place, index))
-
-
-def replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
-    """The same nested mappings and sequences with something else for each tensor."""
-    if isinstance(content, torch.Tensor):
-        return change(place, content)
-    if isinstance(content, Mapping):
-        changed = {key: replaced(value, (*place, key), change) for key, value in content.items()}
-        return changed if type(content) is dict else type(content)(changed)  # type: ignore[call-arg]
-    if isinstance(content, (list, tuple)):
-        changed_items = [replaced(value, (*place, index), change) for index, value in enumerate(content)]
-        return changed_items if type(content) is list else type(content)(changed_items)
-    return content
-
-
-def place_name(place: Place) -> str:
-    """A place as text: `optimizer/state/0/exp_avg`."""
-    return "/".join(map(str, place))
 
 
 def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:

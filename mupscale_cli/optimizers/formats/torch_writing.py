@@ -36,9 +36,10 @@ from mupscale_cli.checkpoints.staging import reported
 from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.files import Writing
+from mupscale_cli.optimizers.formats.base import Writing
 from mupscale_cli.optimizers.formats.checksums import Checksum, Stretches
-from mupscale_cli.optimizers.formats.torch_reading import first_line, read_torch_file, replaced
+from mupscale_cli.optimizers.formats.torch_reading import first_line
+from mupscale_cli.optimizers.nested import replaced
 from mupscale_cli.plan import TensorPlan
 
 
@@ -92,14 +93,6 @@ class _Unwritten:
         storage._fake_device = torch.device("cpu")  # noqa: SLF001
         shape = tuple(self.tensor.shape), self.tensor.stride()
         return torch._utils._rebuild_tensor_v2, (storage, 0, *shape, False, OrderedDict())  # noqa: SLF001
-
-
-def blank_file(file: Path, content: Any) -> dict[str, Blank]:
-    """Write a blank file, and tell where its tensors go, by their places."""
-    write_blank(file, content)
-    entries = {entry.offset: entry for entry in blanks_of(file)}
-    stored = read_torch_file(file).tensors.values()
-    return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
 
 
 def blanks_of(file: Path) -> list[Blank]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.optimizers.files import open_optimizer, read_digest
+from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.optimizers.formats.base import read_digest
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import carried_state, check_record, state_path
@@ -125,7 +126,7 @@ def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoin
     before = step.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
         state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
-        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.state.policy, None).tensors)
+        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.state.policy).tensors)
         if read_digest(state.stored, read) != carried.get("source_digest"):
             return f"the optimizer's state `{before}` has changed"
     return None

@@ -1,0 +1,218 @@
+"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate): read and written without their tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.optimizers.content import locate_optimizer
+from mupscale_cli.optimizers.formats.base import Opening
+from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
+from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank
+from mupscale_cli.optimizers.formats.torch_writing import Blank, blanks_of, write_blank
+from mupscale_cli.optimizers.formats.tree_state import TreeState
+from mupscale_cli.optimizers.nested import Place, check_structure, place_name, replaced
+
+
+def open_distributed(opening: Opening) -> TreeState:
+    """Read the structure of a distributed checkpoint. Its metadata are a pickle: code of it may run.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no optimizer's state.
+    """
+    path = opening.path
+    content, stored = _read(path)
+    return TreeState(
+        path,
+        "distributed",
+        content,
+        stored,
+        locate_optimizer(content, opening.key, str(path)),
+        opening.config,
+        blank_folder,
+        lambda: _load(path, content, stored),
+    )
+
+
+def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
+    """What a distributed checkpoint holds, with blank tensors, and where their data are, by their places."""
+    try:
+        metadata: Metadata = FileSystemReader(path).read_metadata()
+        plain: dict[str, Any] = {
+            name: None for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)
+        }
+        if plain:
+            with alone():
+                load(plain, checkpoint_id=path, no_dist=True)
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from error
+    content: dict[Any, Any] = {}
+    stored = {}
+    places: Mapping[str, Place] = metadata.planner_data or {}
+    for name, kind in metadata.state_dict_metadata.items():
+        place = places.get(name, (name,))
+        value = plain.get(name)
+        if isinstance(kind, TensorStorageMetadata):
+            spec = TensorSpec(place_name(place), _dtype(name, kind, path), tuple(kind.size))
+            value = blank(spec)
+            stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
+        _put(content, place, value, path)
+    check_structure(content, path)
+    return _with_lists(content), stored
+
+
+def _dtype(name: str, kind: TensorStorageMetadata, path: Path) -> str:
+    dtype = DTYPE_NAMES.get(kind.properties.dtype)
+    if dtype is None:
+        raise CheckpointError(f"`{name}` in `{path}` has the data type {kind.properties.dtype}, which is not supported")
+    return dtype
+
+
+def _chunks(
+    path: Path, name: str, spec: TensorSpec, kind: TensorStorageMetadata, metadata: Metadata
+) -> tuple[Chunk, ...]:
+    chunks = []
+    for each in kind.chunks:
+        info = (metadata.storage_data or {}).get(MetadataIndex(name, each.offsets))
+        corner, sizes = tuple(each.offsets), tuple(each.sizes)
+        is_inside = len(corner) == len(sizes) == len(spec.shape) and all(
+            first >= 0 and count >= 0 and first + count <= size
+            for first, count, size in zip(corner, sizes, spec.shape, strict=True)
+        )
+        if not is_inside or info is None or not is_file_name(info.relative_path):
+            raise CheckpointError(f"the distributed checkpoint `{path}` does not say where `{name}` is")
+        if info.transform_descriptors:
+            how = ", ".join(info.transform_descriptors)
+            raise CheckpointError(
+                f"`{name}` in the distributed checkpoint `{path}` is written with extensions ({how})",
+                hint="save it again without extensions",
+            )
+        box = TensorSpec(spec.name, spec.dtype, sizes)
+        chunks.append(Chunk(box, corner, path / info.relative_path, info.offset, info.length))
+    return tuple(chunks)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process without a process group is meant, and no reason for a warning; errors are the user's to read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as failed:
+            causes = [cause[0] for cause in failed.failures.values()]
+            told = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
+            if told is not None:
+                raise told from failed
+            raise CheckpointError(f"torch could not read or write a distributed checkpoint: {causes[0]}") from failed
+
+
+def _put(content: dict[Any, Any], place: Place, value: Any, path: Path) -> None:
+    for part in place[:-1]:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise CheckpointError(f"`{path}` holds both a value and more at `{place_name(place)}`")
+    content[place[-1]] = value
+
+
+def _with_lists(content: Any) -> Any:
+    """Mappings from 0, 1, 2 ... below `param_groups` were lists before the checkpoint was flattened."""
+    if not isinstance(content, dict):
+        return content
+    result = {key: _with_lists(value) for key, value in content.items()}
+    if isinstance(result.get("param_groups"), dict):
+        groups = sorted(result["param_groups"].items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))
+        result["param_groups"] = [_listed(group) for _, group in groups]
+    return result
+
+
+def _listed(group: Any) -> Any:
+    if not isinstance(group, dict):
+        return group
+    indexed = {
+        key: value
+        for key, value in group.items()
+        if isinstance(value, dict) and value and set(value) == set(range(len(value)))
+    }
+    return {**group, **{key: [value[i] for i in range(len(value))] for key, value in indexed.items()}}
+
+
+def blank_folder(path: Path, content: Any) -> dict[str, Blank]:
+    """Write a distributed checkpoint whose tensors have no data yet, and tell where they go, by their places."""
+    writer, planner = _BlankWriter(path), DefaultSavePlanner()
+    with alone():
+        save(content, storage_writer=writer, planner=planner, no_dist=True)
+    return {place_name(planner.mappings[key]): where for key, where in writer.blanks.items()}
+
+
+class _BlankWriter(FileSystemWriter):
+    """Writes every tensor as a blank file of its own, everything else as it is.
+
+    Attributes:
+        blanks: where the data of each tensor go, by its key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.blanks: dict[str, Blank] = {}
+
+    def storage_meta(self) -> None:
+        """Nothing: it would be a path of this machine and a random number, and two runs write the same bytes."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the items of a plan, as torch's own writer would but for the tensors' data."""
+        written: Future[list[WriteResult]] = Future()
+        written.set_result([self._write(item, planner, number) for number, item in enumerate(plan.items)])
+        return written
+
+    def _write(self, item: WriteItem, planner: SavePlanner, number: int) -> WriteResult:
+        file = Path(self.path) / f"__0_{number}.distcp"
+        if item.type == WriteItemType.BYTE_IO:
+            data = planner.resolve_data(item)
+            assert isinstance(data, BytesIO)
+            with open(file, "xb") as stream:
+                stream.write(data.getbuffer())
+        else:
+            tensor = item.tensor_data
+            assert tensor is not None
+            spec = TensorSpec(item.index.fqn, DTYPE_NAMES[tensor.properties.dtype], tuple(tensor.size))
+            write_blank(file, blank(spec))
+            if spec.num_bytes:
+                (self.blanks[spec.name],) = blanks_of(file)
+        size = file.stat().st_size
+        return WriteResult(item.index, size, _StorageInfo(file.name, 0, size))
+
+
+def _load(path: Path, content: Any, stored: Mapping[str, ChunkedTensor]) -> Any:
+    """Everything that a distributed checkpoint holds, in memory, as torch loads it.
+
+    Raises:
+        CheckpointError: torch cannot read it.
+    """
+    tensors = {name: _empty(tensor.spec) for name, tensor in stored.items()}
+    by_key = {tensor.key: tensors[name] for name, tensor in stored.items()}
+    with alone():
+        load(by_key, checkpoint_id=path, no_dist=True)
+    return replaced(content, (), lambda place, _: tensors[place_name(place)])
+
+
+def _empty(spec: TensorSpec) -> torch.Tensor:
+    return torch.empty(spec.shape, dtype=blank(spec).dtype)

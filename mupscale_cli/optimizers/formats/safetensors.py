@@ -1,0 +1,129 @@
+"""An optimizer's state in safetensors files, as mupscale's own users save it: tensors and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.digests import files_digest, safetensors_digest, tensor_digests
+from mupscale_cli.checkpoints.header import StoredTensor, read_header
+from mupscale_cli.checkpoints.reading import merged, weight_map
+from mupscale_cli.checkpoints.staging import write_json
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, Writing, read_digest
+from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
+from mupscale_cli.optimizers.tree import OptimizerTree
+from mupscale_cli.plan import Plan, Shard, split_into_shards
+
+_INDEX = ".safetensors.index.json"
+_PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
+
+
+class Safetensors(StateFormat):
+    """`state.PARAMETER.KEY` in one safetensors file, or in several with an index."""
+
+    markers = ("optimizer.safetensors", "optimizer.safetensors.index.json")
+
+    def files(self, name: str) -> tuple[str, ...]:
+        stem = name.removesuffix(_INDEX)
+        return (name,) if stem == name else (name, f"{stem}-*-of-*.safetensors")
+
+    def recognizes(self, path: Path) -> bool:
+        return path.suffix in (".safetensors", ".json") and path.is_file()
+
+    def open(self, opening: Opening) -> SafetensorsState:
+        path = opening.path
+        files = [path]
+        if path.suffix == ".json":
+            files = [path.parent / shard for shard in dict.fromkeys(weight_map(path).values())]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise CheckpointError(f"`{path}` names {missing[0]}, which is not there")
+        headers = [read_header(file) for file in files]
+        # A state that was written to begin anew has no tensors.
+        stored = merged(headers, path) if any(header.tensors for header in headers) else {}
+        return SafetensorsState(path, tuple(files), stored, {"format": "pt", **headers[0].metadata})
+
+
+@dataclass(frozen=True)
+class SafetensorsState:
+    """`state.PARAMETER.KEY` in one safetensors file, or in several with an index."""
+
+    path: Path
+    files: tuple[Path, ...]
+    stored: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+    content: None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
+
+    def digest(self) -> str:
+        return files_digest({file.name: safetensors_digest(file) for file in self.files})
+
+    def load(self) -> OptimizerTree:
+        from safetensors import safe_open
+
+        tensors: dict[str, Any] = {}
+        for file in self.files:
+            with safe_open(file, framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in list(opened.keys())}
+        prefix = next(prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in tensors))
+        states: dict[str, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            parameter, _, key = name.removeprefix(prefix).rpartition(".")
+            states.setdefault(parameter, {})[key] = tensor
+        return OptimizerTree("flat", states, (), {})
+
+    def widen(self, plan: Plan, policy: Policy) -> WideState:
+        states = plan_state(plan, self._entries(plan), policy)
+        tensors = tuple(state.tensor for state in states)
+
+        def write(how: Writing) -> StateFile | None:
+            from mupscale_cli.engine.shards import convert
+
+            stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
+            shards = split_into_shards(tensors, how.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
+            shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
+            known = tensor_digests(tensor.source for tensor in tensors)
+            converted = convert(
+                shards,
+                self.stored,
+                how.directory,
+                metadata=self.metadata,
+                progress=how.progress,
+                sources=known,
+                allow_nonfinite=how.allow_nonfinite,
+                ranks=how.ranks,
+            )
+            if converted is None:
+                return None
+            about = converted.nonfinite, read_digest(self.stored, known), files_digest(converted.digests)
+            if len(shards) == 1:
+                return StateFile(f"{stem}.safetensors", *about)
+            weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
+            total = sum(shard.num_bytes for shard in shards)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_json(how.directory / f"{stem}{_INDEX}", index)
+            return StateFile(f"{stem}{_INDEX}", *about)
+
+        return WideState(tensors, self.stored, write, {"format": "safetensors"})
+
+    def _entries(self, plan: Plan) -> list[StateEntry]:
+        """The entries under the prefix that makes their parameters known, told apart by what is there."""
+        if not self.stored:
+            raise CheckpointError(f"`{self.path}` holds no tensors")
+        names = ParameterNames(plan)
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in self.stored):
+                parsed = [(*name.removeprefix(prefix).rpartition(".")[::2], t.spec) for name, t in self.stored.items()]
+                if any(names.knows(parameter) for parameter, _, _ in parsed):
+                    return [StateEntry(parameter, key, spec) for parameter, key, spec in parsed]
+        raise CheckpointError(
+            f"`{self.path}` holds no state of a parameter of this checkpoint",
+            hint=f"its tensors should be called `state.PARAMETER.exp_avg`; "
+            f"the first is `{next(iter(self.stored), '')}`",
+        )

@@ -1,0 +1,42 @@
+"""One file of torch.save as an optimizer's state: opened without its tensors, loaded, and written blank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mupscale_cli.optimizers.content import locate_optimizer
+from mupscale_cli.optimizers.formats.base import Opening
+from mupscale_cli.optimizers.formats.torch_reading import read_torch_file
+from mupscale_cli.optimizers.formats.torch_writing import Blank, blanks_of, write_blank
+from mupscale_cli.optimizers.formats.tree_state import TreeState
+
+
+def open_torch(opening: Opening) -> TreeState:
+    """Read the structure of a training checkpoint of torch.save.
+
+    Raises:
+        CheckpointError: it cannot be read safely, or holds no optimizer's state.
+    """
+    path = opening.path
+    file = read_torch_file(path)
+    return TreeState(
+        path,
+        "torch",
+        file.content,
+        {tensor.spec.name: tensor for tensor in file.tensors.values()},
+        locate_optimizer(file.content, opening.key, str(path)),
+        opening.config,
+        blank_file,
+        lambda: torch.load(path, weights_only=True, map_location="cpu"),
+    )
+
+
+def blank_file(file: Path, content: Any) -> dict[str, Blank]:
+    """Write a blank file, and tell where its tensors go, by their places."""
+    write_blank(file, content)
+    entries = {entry.offset: entry for entry in blanks_of(file)}
+    stored = read_torch_file(file).tensors.values()
+    return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}

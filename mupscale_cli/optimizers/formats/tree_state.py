@@ -1,0 +1,81 @@
+"""Training checkpoints as torch saves them: an optimizer's state alone, or together with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.optimizers.content import widen_content
+from mupscale_cli.optimizers.formats.base import StateFile, WideState, Writing, read_digest
+from mupscale_cli.optimizers.formats.torch_writing import Blank, fill
+from mupscale_cli.optimizers.nested import Place, at, place_name, walk
+from mupscale_cli.optimizers.order import names_by_order
+from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.optimizers.tree import Groups, OptimizerTree, parse_tree
+from mupscale_cli.plan import Plan
+
+
+@dataclass(frozen=True)
+class TreeState:
+    """Nested mappings and sequences with an optimizer's state dict somewhere.
+
+    Attributes:
+        path: the file or folder.
+        format: `torch` for one file, `distributed` for a folder of torch.distributed.checkpoint.
+        content: what it holds, with blank tensors.
+        stored: where the data of each tensor are, by its place.
+        root: where the optimizer's state dict is.
+        config: config.json of the weights.
+        write_blank: writes such a file or folder without data, and tells where each tensor goes.
+        load_whole: loads the content with its tensors.
+    """
+
+    path: Path
+    format: str
+    content: Any
+    stored: Mapping[str, Stored]
+    root: Place
+    config: Mapping[str, Any] | None
+    write_blank: Callable[[Path, Any], Mapping[str, Blank]]
+    load_whole: Callable[[], Any]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
+
+    def digest(self) -> str:
+        return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
+
+    def load(self) -> OptimizerTree:
+        return parse_tree(at(self.load_whole(), self.root), self._names)
+
+    def widen(self, plan: Plan, policy: Policy) -> WideState:
+        specs = {id(tensor): self.stored[place_name(place)].spec for place, tensor in walk(self.content)}
+        wide = widen_content(
+            self.content,
+            specs,
+            self.root,
+            plan,
+            policy,
+            self.config,
+            self._names,
+        )
+
+        def write(how: Writing) -> StateFile | None:
+            path = how.directory / how.name
+            known = tensor_digests(tensor.source for tensor in wide.tensors)
+            filled = fill(wide.tensors, self.stored, known, how, lambda: self.write_blank(path, wide.content))
+            if filled is None:
+                return None
+            return StateFile(how.name, filled.nonfinite, read_digest(self.stored, known), filled.digest)
+
+        groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
+        about = {"format": self.format}
+        return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
+
+    def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
+        return names_by_order(self.config, groups, states)
