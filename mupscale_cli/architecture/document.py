@@ -7,6 +7,7 @@ unreasonable size are refused, since a recipe may come from anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, Union
 
@@ -134,10 +135,12 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
     lines = text.splitlines()
     document = Origin(file, 1, 0, "", failure)
     try:
-        _check_events(text, document, lines)
+        _check_events(text, _Loader, document, lines)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if mark:
+            _check_lookahead(text[: mark.index], document, lines)
         line = mark.line if mark else 0
         column = mark.column if mark else 0
         source = lines[line] if line < len(lines) else ""
@@ -153,10 +156,10 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
     return node
 
 
-def _check_events(text: str, document: Origin, lines: list[str]) -> None:
+def _check_events(text: str, loader: type, document: Origin, lines: list[str]) -> None:
     """Refuse what composing must not see: it follows aliases, and nesting by a recursion in C that has no end."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise _at(event.start_mark, document, lines).error("nested too deeply")
@@ -165,6 +168,12 @@ def _check_events(text: str, document: Origin, lines: list[str]) -> None:
                 f"{document.file}: anchors and aliases are not part of {_KINDS[document.failure][1]}",
                 hint="write it out",
             )
+
+
+def _check_lookahead(text: str, document: Origin, lines: list[str]) -> None:
+    """Refuse nesting that the parser in C found first: it reads a line ahead, and has a limit of its own."""
+    with suppress(yaml.YAMLError):
+        _check_events(text, yaml.SafeLoader, document, lines)
 
 
 def _at(mark: Any, document: Origin, lines: list[str], shift: int = 0) -> Origin:

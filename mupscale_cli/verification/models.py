@@ -16,6 +16,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from mupscale_cli.checkpoints.config import CONFIG, architecture_of, check_depth
 from mupscale_cli.checkpoints.reading import WEIGHTS, Checkpoint
@@ -124,17 +128,18 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
         give_back_freed()
         offloading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch()))}
     try:
-        model, info = model_class.from_pretrained(
-            directory,
-            dtype=dtype,
-            attn_implementation="eager",
-            experts_implementation="eager",
-            local_files_only=True,
-            use_safetensors=True,  # not a pickle that lies beside them
-            trust_remote_code=False,  # whatever the config says of code of its own
-            output_loading_info=True,
-            **offloading,
-        )
+        with _made_in(dtype):
+            model, info = model_class.from_pretrained(
+                directory,
+                dtype=dtype,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,  # not a pickle that lies beside them
+                trust_remote_code=False,  # whatever the config says of code of its own
+                output_loading_info=True,
+                **offloading,
+            )
     except Exception as error:  # whatever it is, the user needs to know which side it came from
         folders.close()
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
@@ -156,6 +161,28 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)
     return built
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Make modules create all their weights in one floating-point type.
+
+    Some classes create a router or a norm in float32 whatever type they are asked for, and transformers loads each
+    weight in the type of the parameter that waits for it: a checkpoint in float64 would be rounded.
+    """
+
+    def cast(_module: nn.Module, _name: str, value: Tensor | None) -> Any:
+        if value is None or not value.is_floating_point() or value.dtype == dtype:
+            return None  # it stays
+        made = value.detach().to(dtype)
+        return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+    hooks = register_module_parameter_registration_hook(cast), register_module_buffer_registration_hook(cast)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _import_transformers() -> Any:

@@ -1,0 +1,38 @@
+# Everything that is run on this project. `.ci/run` calls these targets in a fresh environment.
+.PHONY: test slow lint format bench constraints newest lower-bounds wheel mutants fuzz
+
+test:  ## the fast tests
+	pytest
+
+slow:  ## the long proofs
+	pytest -m slow
+
+lint:  ## linters and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format:  ## what the linters can put right by themselves
+	ruff check --fix .
+	ruff format .
+
+bench:  ## throughput, memory and start-up
+	for name in throughput memory startup noise verification checking; do python tests/benchmarks/$$name.py; done
+
+constraints:  ## resolve constraints.txt anew, for every Python at once; needs uv
+	.ci/constraints
+
+newest:  ## before a release: the fast tests without constraints.txt, and what drifts
+	.ci/newest
+
+lower-bounds:  ## the oldest versions that pyproject.toml admits
+	.ci/lower-bounds
+
+wheel:  ## build the wheel and run the demo from it
+	.ci/wheel
+
+mutants:  ## break the core on purpose, and see whether the tests notice
+	python tests/mutation/run.py
+
+fuzz:  ## five minutes of random input; needs atheris
+	python tests/fuzzing/run.py --seconds 300
