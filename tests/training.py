@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,28 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from helpers import build
+from mupscale_cli.optimizers.exact import ExactMuon, Lion
+from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
 from mupscale_cli.verification.inputs import reference_inputs
-from mupscale_cli.verification.optimizers import ExactMuon, Lion
+from mupscale_cli.verification.optimizers import optimizer_class
 from mupscale_cli.verification.precision import everything_in
 
 OFFSET_GAINS = ("Gemma", "VaultGemma", "Nemotron")
-# Name: class and settings. All with weight decay, so that its multiplier counts.
-OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+# Name: class and settings. All with weight decay, so that its multiplier counts. What is not listed has the settings of
+# the table of optimizers, so that an optimizer that is added there is tried out at once.
+OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    **{name: (optimizer_class(rule), rule.settings) for name, rule in RULES.items()},
     "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
-    "adam-l2": (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
+    "adam": (torch.optim.Adam, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
     "amsgrad": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "amsgrad": True, "eps": 1e-6}),
     "nadam": (torch.optim.NAdam, {"lr": 3e-3, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "adamax": (torch.optim.Adamax, {"lr": 3e-3, "weight_decay": 0.1}),
-    "sgd-momentum": (torch.optim.SGD, {"lr": 3e-3, "momentum": 0.9}),
+    "sgd": (torch.optim.SGD, {"lr": 3e-3, "momentum": 0.9}),
     "sgd-nesterov": (torch.optim.SGD, {"lr": 3e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "lion": (Lion, {"lr": 3e-4, "weight_decay": 0.1}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "weight_decay": 0.1, "lr_decay": 0.01}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.5, "centered": True, "eps": 1e-6}),
-    "muon": (ExactMuon, {"lr": 3e-3, "weight_decay": 0.1}),
+    "muon": (ExactMuon, {"lr": 3e-3, "weight_decay": 0.1, "ns_steps": 5}),
 }
 
 
@@ -43,15 +49,15 @@ def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
 
 def make(optimizer: str, named: list[tuple[str, torch.nn.Parameter]], undecayed: list[str]) -> Any:
     """An optimizer of `OPTIMIZERS` whose groups say the names of their parameters."""
-    optimizer_class, settings = OPTIMIZERS[optimizer]
-    if optimizer == "muon":
-        made = optimizer_class([{**_group([(n, p) for n, p in named if p.dim() == 2]), "ns_steps": 5}], **settings)
-    else:
-        groups = [_group([(n, p) for n, p in named if n not in undecayed])]
-        if undecayed:
-            groups.append({**_group([(n, p) for n, p in named if n in undecayed]), "weight_decay": 0.0})
-        made = optimizer_class(groups, **settings)
-    return made
+    made_by, settings = OPTIMIZERS[optimizer]
+    known = inspect.signature(made_by).parameters
+    further = {key: value for key, value in settings.items() if key not in known}  # which the groups say nevertheless
+    if optimizer in RULES and RULES[optimizer].matrices_only:
+        named = [(n, p) for n, p in named if p.dim() == 2]
+    groups = [{**_group([(n, p) for n, p in named if n not in undecayed]), **further}]
+    if undecayed:
+        groups.append({**_group([(n, p) for n, p in named if n in undecayed]), **further, "weight_decay": 0.0})
+    return made_by(groups, **{key: value for key, value in settings.items() if key in known})
 
 
 def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> tuple[Any, Any]:

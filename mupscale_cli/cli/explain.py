@@ -140,9 +140,11 @@ def _print_part(console: Console, found: Explanation, part: Part) -> None:
 
 def _print_training(console: Console, found: Explanation, part: Part) -> None:
     console.print()
-    console.print(_training_table(found.consequences(part)))
+    consequences = found.consequences(part)
+    console.print(_training_table(consequences))
     if len(found.dims) == 2:
-        console.print("muon's are those before its own factor for the shape", markup=False)
+        for rule in (rule for each in consequences for rule in each.rules if rule.shape_factor):
+            console.print(f"{rule.name}'s are those before its own factor for the shape", markup=False)
 
 
 def _training_table(found: Sequence[Consequence]) -> output.OpenTable:

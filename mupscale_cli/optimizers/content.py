@@ -12,8 +12,8 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.formats.torch_reading import blank
 from mupscale_cli.optimizers.groups import WideGroup
+from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.nested import Place, at, place_name, walk
-from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, unwrapped
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import Multipliers, OptimizerRule, Scaled, infer_optimizer, tensor_multipliers
+from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, tensor_multipliers
+from mupscale_cli.optimizers.rules import infer_optimizer
 
 _LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # the group's weight in the global norm of the gradient
 
 
-def split_alike(names: Iterable[str], of: Callable[[str], Multipliers]) -> list[tuple[Multipliers, list[str]]]:
+def split_alike(found: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
     """Names with equal multipliers together, in the order in which each kind first appears."""
     groups: dict[Multipliers, list[str]] = {}
-    for name in names:
-        groups.setdefault(of(name), []).append(name)
+    for name, each in found.items():
+        groups.setdefault(each, []).append(name)
     return list(groups.items())
 
 
@@ -83,13 +84,9 @@ def widen_groups(
                 "that is known",
                 hint="`--optimizer none` leaves the state behind",
             )
-        rule, decoupled = found
         tensors = {tensor.name: tensor for name in names for tensor in scaled(name)}
-
-        def of(name: str, rule: OptimizerRule = rule, decoupled: bool = decoupled) -> Multipliers:
-            return tensor_multipliers(tensors[name], rule, settings, decoupled)  # noqa: B023 (called at once)
-
-        for found_multipliers, members in split_alike(tensors, of):
-            wide = scaled_settings(settings, found_multipliers)
-            result.append(WideGroup(index, wide, tuple(members), found_multipliers))
+        by_name = {name: tensor_multipliers(tensor, *found, settings) for name, tensor in tensors.items()}
+        for multipliers, members in split_alike(by_name):
+            wide = scaled_settings(settings, multipliers)
+            result.append(WideGroup(index, wide, tuple(members), multipliers))
     return result

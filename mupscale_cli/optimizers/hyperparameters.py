@@ -13,15 +13,9 @@ from typing import Any
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import split_alike
+from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, is_exact, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import (
-    Multipliers,
-    OptimizerRule,
-    Scaled,
-    is_exact,
-    optimizer_rule,
-    tensor_multipliers,
-)
+from mupscale_cli.optimizers.rules import CLIP_WEIGHT, L2_DECAY, OptimizerRule, optimizer_rule
 from mupscale_cli.text import listed
 
 _MAX_NAMED = 4
@@ -32,7 +26,7 @@ class Settings:
     """The hyperparameters of the narrow run.
 
     Attributes:
-        optimizer: its name, a key of `scaling.OPTIMIZERS`.
+        optimizer: its name, a key of `rules.OPTIMIZERS`.
         lr: learning rate.
         weight_decay: of the tensors that are decayed.
         eps: the term beside the root of the second moment.
@@ -105,16 +99,15 @@ class Hyperparameters:
 
     @property
     def formulas(self) -> dict[str, str]:
-        """How each value follows from c and m (design.md section 2)."""
-        c = {1: "c", 2: "c^2"}[int(self.rule.c_power)]
-        m = {0: "", 0.5: " sqrt(m)", 1: " m"}[self.rule.m_power]
-        shape = " x shape factor" if self.rule.name == "muon" else ""
-        result = {"lr": f"lr x {c}{m}{shape}"}
-        if self.rule.has_eps:
-            result["eps"] = "eps / (m c)"
-        result["weight_decay"] = "wd / factor of lr" if self.decoupled else "wd / (m c^2)"
-        result["clip_weight"] = "m c^2"
-        return result
+        """How each value follows from c and m (page `theory`)."""
+        rule = self.rule
+        shape = " x shape factor" if rule.shape_factor else ""
+        return {
+            "lr": rule.lr.times("lr") + shape,
+            **({} if rule.eps is None else {"eps": rule.eps.times("eps")}),
+            "weight_decay": "wd / factor of lr" if self.decoupled else L2_DECAY.times("wd"),
+            "clip_weight": str(CLIP_WEIGHT),
+        }
 
 
 def hyperparameters(
@@ -135,13 +128,14 @@ def hyperparameters(
     tensors = {tensor.name: _from_proxy(tensor, proxy) for tensor in scaled_tensors(record)}
     decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
 
-    def of(name: str) -> Multipliers:
-        return tensor_multipliers(tensors[name], rule, {"adjust_lr_fn": settings.adjust_lr}, decoupled)
-
+    by_name = {
+        name: tensor_multipliers(tensor, rule, decoupled, {"adjust_lr_fn": settings.adjust_lr})
+        for name, tensor in tensors.items()
+    }
     groups = []
     for is_decayed in (True, False):
         names = [name for name, tensor in tensors.items() if settings.decays(tensor) == is_decayed]
-        for found, members in split_alike(names, of):
+        for found, members in split_alike({name: by_name[name] for name in names}):
             scales = {tensors[name].parts for name in members}
             same = next(iter(scales)) if len(scales) == 1 else ()
             groups.append(
@@ -149,7 +143,7 @@ def hyperparameters(
                     tensors=tuple(members),
                     pattern=name_pattern(members, tensors),
                     lr=settings.lr * found.lr,
-                    eps=settings.eps * found.eps if rule.has_eps else None,
+                    eps=None if rule.eps is None else settings.eps * found.eps,
                     weight_decay=settings.weight_decay * found.weight_decay if is_decayed else 0.0,
                     clip_weight=found.clip,
                     multipliers=found,
@@ -216,16 +210,10 @@ def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings
             f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so their decay is not that of the "
             "gain; leave them undecayed (`--decay matrices`)"
         )
-    if rule.name == "radam":
-        found.append("RAdam's first five steps are not normalised; exact only when its state is carried past them")
-    if rule.name == "muon":
-        other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
-        if other:
-            found.append(f"Muon takes matrices; give {listed(other, _MAX_NAMED)} to AdamW, with its own table")
-        found.append(
-            "Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree to its accuracy"
-        )
-    return tuple(found)
+    other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
+    if rule.matrices_only and other:
+        found.append(f"{rule.title} takes matrices; give {listed(other, _MAX_NAMED)} to AdamW, with its own table")
+    return (*found, *rule.caveats)
 
 
 def _advice(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings, decoupled: bool) -> tuple[str, ...]:
@@ -234,8 +222,7 @@ def _advice(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings, 
     found = []
     if any("norm" in tensor.name and len(tensor.shape) == 1 for tensor in tensors):
         found.append(f"trainable norm gains can break the transfer of the learning rate to other widths ({study})")
-    if rule.name == "lion":
-        found.append(f"the learning rate did not transfer with Lion ({study})")
+    found += rule.advice
     if decoupled and settings.weight_decay >= 0.1:  # the strength that the study calls strong
         found.append(
             f"decoupled weight decay of {settings.weight_decay:g} is strong: it can break transfer ({study}); where it "

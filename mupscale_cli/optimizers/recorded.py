@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.rules import Scaled
+from mupscale_cli.optimizers.multipliers import Scaled
 
 _LARGEST = 2**63
 _LARGEST_SCALE = 1e60  # whose powers are still numbers

@@ -1,237 +1,349 @@
-"""What widening does to training, as arithmetic on coefficient c and multiplicity m. Floats only.
+"""The table of optimizers: one `OptimizerRule` each, from which everything else about an optimizer follows. No torch.
 
-Everything follows from one fact (design.md section 2, "Gradients"): the wide network as a function
-of W' = c R(W) is the narrow one as a function of W, and the m copies of an element are symmetric,
-so each has the gradient g' = g / (m c). A wide step must be c R(narrow step).
+All formulas follow from one fact (page `theory`): the wide network as a function of W' = c R(W) is the narrow one as a
+function of W, and the m copies of an element are symmetric, so each has the gradient g' = g / (m c). A wide step must
+be c R(narrow step).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.text import suggest
 
 StateKind = Literal["linear", "quadratic", "same", "weight"]
-_POWERS: dict[StateKind, int] = {"same": 0, "linear": 1, "quadratic": 2}
-# How each entry of an optimizer's state depends on the gradient.
-_STATE_KINDS: dict[str, StateKind] = {
-    "exp_avg": "linear",
-    "exp_avg_sq": "quadratic",
-    "max_exp_avg_sq": "quadratic",
-    "exp_inf": "linear",  # Adamax
-    "momentum_buffer": "linear",
-    "grad_avg": "linear",  # RMSprop, centered
-    "square_avg": "quadratic",  # RMSprop
-    "sum": "quadratic",  # Adagrad
+
+
+@dataclass(frozen=True, slots=True)
+class Powers:
+    """A product of powers of coefficient c and multiplicity m: a number for given c and m, and a text.
+
+    Attributes:
+        c: exponent of the coefficient.
+        m: exponent of the multiplicity.
+    """
+
+    c: float = 0
+    m: float = 0
+
+    def __call__(self, c: float, m: float) -> float:
+        """The value for a coefficient and a multiplicity (dimensionless)."""
+        return _product(max(self.c, 0), max(self.m, 0), c, m) / _product(max(-self.c, 0), max(-self.m, 0), c, m)
+
+    @property
+    def inverse(self) -> Powers:
+        return Powers(-self.c, -self.m)
+
+    def __str__(self) -> str:
+        over, under = self._sides()
+        return (over or "1") + (f"/{_bracketed(under)}" if under else "")
+
+    def times(self, value: str) -> str:
+        """The text of a value multiplied by it: `lr x c`, `eps / (m c)`."""
+        over, under = self._sides()
+        return value + (f" x {over}" if over else "") + (f" / {_bracketed(under)}" if under else "")
+
+    def _sides(self) -> tuple[str, str]:
+        powers = (("m", self.m), ("c", self.c))
+        over = (_power_text(name, power) for name, power in powers if power > 0)
+        return " ".join(over), " ".join(_power_text(name, -power) for name, power in powers if power < 0)
+
+
+def _product(c_power: float, m_power: float, c: float, m: float) -> float:
+    """M^m_power c^c_power, whole powers by multiplication, so that products that should cancel do."""
+    result = 1.0
+    for base, power in ((m, m_power), (c, c_power)):
+        for _ in range(int(power)):
+            result *= base
+        result *= math.pow(base, power % 1)
+    return result
+
+
+def _power_text(name: str, power: float) -> str:
+    return {1: name, 0.5: f"sqrt({name})"}.get(power, f"{name}^{power:g}")
+
+
+def _bracketed(text: str) -> str:
+    return f"({text})" if " " in text else text
+
+
+CLIP_WEIGHT = Powers(c=2, m=1)  # of a squared gradient norm in the global one
+L2_DECAY = CLIP_WEIGHT.inverse  # of wd in g += wd p
+PER_GRADIENT = Powers(c=-1, m=-1)  # of what stands beside a magnitude of the gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerRule:
+    """One optimizer: how its step depends on the gradient, how its state looks, what others call it.
+
+    Attributes:
+        title: as its authors write it; `name` is the same in lower case, as users type it.
+        aliases: further names that users may type.
+        state: how each entry of its state depends on the gradient; step counts and master copies go without saying.
+        lr: what the learning rate is multiplied by.
+        eps: what eps is multiplied by; None where there is none, or it only guards a division.
+        decoupled: whether its weight decay is `p -= lr wd p` by default, or `g += wd p`.
+        twin: name of the same optimizer with the other weight decay by default, if that has a name of its own.
+        settings: a parameter group's defaults, which verification trains with where no file says others.
+        implied: entries of the state that only some settings make, and these settings.
+        marks: names of settings, or of state entries, which together tell its groups from those of the rules above
+            it in the table. Empty: its groups cannot be told from another's.
+        lacks: names of settings that its groups never have.
+        called: what a trainer's form calls it, by form; `torch` is a class that a training loop can make.
+        exact: module and class that verification trains with, where torch has none or approximates.
+        matrices_only: it takes no tensors but matrices.
+        shape_factor: what its step is multiplied by for the shape (rows, columns) of a matrix, given the group.
+        caveats: what is not exact about it, as sentences for the user.
+        advice: what studies found about transferring its learning rate, with their source.
+    """
+
+    title: str
+    state: Mapping[str, StateKind]
+    lr: Powers
+    eps: Powers | None = None
+    decoupled: bool = False
+    aliases: tuple[str, ...] = ()
+    twin: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    called: Mapping[str, str] = field(default_factory=dict)
+    exact: str | None = None
+    matrices_only: bool = False
+    shape_factor: Callable[[tuple[int, ...], Mapping[str, Any]], float] | None = None
+    caveats: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.title.lower()
+
+    def formulas(self, decoupled: bool) -> dict[str, Powers]:
+        """What each hyperparameter that it has is multiplied by, for one kind of weight decay."""
+        eps = {} if self.eps is None else {"eps": self.eps}
+        return {"lr": self.lr, **eps, "weight_decay": self.lr.inverse if decoupled else L2_DECAY}
+
+    def with_decay(self, decoupled: bool) -> OptimizerRule:
+        """The rule of this optimizer, or of its twin, whose default is this kind of weight decay if one's is."""
+        return self if self.twin is None or decoupled == self.decoupled else OPTIMIZERS[self.twin]
+
+    def looks_like(self, group: Mapping[str, Any], keys: Collection[str]) -> bool:
+        """Whether a parameter group with such state entries can be this optimizer's."""
+        present = {*group, *keys}
+        return (
+            bool(self.marks)
+            and present.issuperset(self.marks)
+            and present.isdisjoint(self.lacks)
+            and self.state.keys() >= _told_state(keys)
+        )
+
+
+# Entries that any optimizer's state may have. The master copies are those of mixed precision.
+_COMMON_STATE: Mapping[str, StateKind] = {
     "step": "same",
-    "mu_product": "same",  # NAdam
     "master_param": "weight",
     "master_weight": "weight",
     "fp32_param": "weight",
     "fp32": "weight",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerRule:
-    """How an optimizer's step depends on the gradient.
-
-    Attributes:
-        name: as users call it.
-        c_power: the learning rate is multiplied by c ** c_power ...
-        m_power: ... times m ** m_power.
-        has_eps: eps stands beside a magnitude of the gradient, and does not only guard a division.
-        decoupled: the default of its weight decay: `p -= lr wd p`, or `g += wd p` where it is not.
-    """
-
-    name: str
-    c_power: float
-    m_power: float
-    has_eps: bool
-    decoupled: bool
-
-
-OPTIMIZERS = {
-    rule.name: rule
-    for rule in (
-        OptimizerRule("adamw", 1, 0, has_eps=True, decoupled=True),
-        OptimizerRule("adam", 1, 0, has_eps=True, decoupled=False),
-        OptimizerRule("nadam", 1, 0, has_eps=True, decoupled=False),
-        OptimizerRule("radam", 1, 0, has_eps=True, decoupled=False),
-        OptimizerRule("adamax", 1, 0, has_eps=True, decoupled=False),
-        OptimizerRule("sgd", 2, 1, has_eps=False, decoupled=False),
-        OptimizerRule("lion", 1, 0, has_eps=False, decoupled=True),
-        OptimizerRule("adagrad", 1, 0, has_eps=True, decoupled=False),
-        OptimizerRule("rmsprop", 1, 0, has_eps=True, decoupled=False),
-        # Orthogonalising R(M) / (m c) gives R(orth(M)) / sqrt(m).
-        OptimizerRule("muon", 1, 0.5, has_eps=False, decoupled=True),
-    )
+_ADAM_STATE: Mapping[str, StateKind] = {
+    "exp_avg": "linear",
+    "exp_avg_sq": "quadratic",
+    "max_exp_avg_sq": "quadratic",
 }
+_ADAM_SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+_AMSGRAD = {"max_exp_avg_sq": {"amsgrad": True}}
 
 
-@dataclass(frozen=True, slots=True)
-class Multipliers:
-    """By what the hyperparameters of a tensor are multiplied when it is widened (dimensionless).
-
-    Attributes:
-        lr: learning rate.
-        eps: the term beside the root of the second moment.
-        weight_decay: as the optimizer defines it.
-        clip: weight of the tensor's squared gradient norm in the global norm.
-    """
-
-    lr: float
-    eps: float
-    weight_decay: float
-    clip: float
-
-
-def optimizer_rule(name: str) -> OptimizerRule:
-    """The rule of an optimizer by its name, in any case.
-
-    Raises:
-        PlanError: it is not known.
-    """
-    rule = OPTIMIZERS.get(name.lower())
-    if rule is None:
-        raise PlanError(f"the optimizer `{name}` is not known", hint=suggest(name.lower(), OPTIMIZERS))
-    return rule
-
-
-def state_kind(key: str, keys: Collection[str]) -> StateKind | None:
-    """How an entry of a parameter's state depends on the gradient; None if the key is unknown.
-
-    Args:
-        key: of the entry.
-        keys: every key of that parameter's state: RMSprop's momentum is of normalised gradients.
-    """
-    if key == "momentum_buffer" and "square_avg" in keys:
-        return "same"
-    return _STATE_KINDS.get(key)
-
-
-def state_scale(kind: StateKind, coefficient: float, multiplicity: float) -> float:
-    """By what a state entry is multiplied: (1 / (m c)) ** power, from g' = g / (m c).
-
-    Args:
-        kind: `linear`, `quadratic` or `same`; a copy of the weight is expanded like the weight.
-        coefficient: c.
-        multiplicity: m.
-    """
-    return math.pow(multiplicity * coefficient, -_POWERS[kind])
-
-
-def multipliers(
-    rule: OptimizerRule, coefficient: float, multiplicity: float, *, decoupled: bool | None = None
-) -> Multipliers:
-    """The multipliers of a tensor's hyperparameters (the table of design.md section 2).
-
-    Args:
-        rule: the optimizer.
-        coefficient: c.
-        multiplicity: m.
-        decoupled: how its weight decay works; the optimizer's default if not given.
-    """
-    c, m = coefficient, multiplicity
-    lr = math.pow(c, rule.c_power) * math.pow(m, rule.m_power)
-    eps = 1 / (m * c) if rule.has_eps else 1.0
-    is_decoupled = rule.decoupled if decoupled is None else decoupled
-    decay = 1 / lr if is_decoupled else 1 / (m * c * c)
-    return Multipliers(lr, eps, decay, m * c * c)
-
-
-def muon_shape_factor(shape: tuple[int, ...], adjust: str | None) -> float:
-    """What torch.optim.Muon multiplies the learning rate by, for a matrix of rows x columns.
-
-    Args:
-        shape: of the matrix.
-        adjust: its `adjust_lr_fn`: `original` (also None), or `match_rms_adamw`.
-    """
+def muon_shape_factor(shape: tuple[int, ...], settings: Mapping[str, Any]) -> float:
+    """What torch.optim.Muon multiplies the learning rate by, as its `adjust_lr_fn` says."""
     rows, columns = shape
-    if adjust == "match_rms_adamw":
+    if settings.get("adjust_lr_fn") == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1.0, rows / columns))
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """What widening did to one tensor, as far as its training is concerned.
+# The order is that in which users see them. Groups are compared with the last rule first, so a rule needs no more marks
+# than tell it from those above it.
+_TABLE = (
+    OptimizerRule(
+        title="AdamW",
+        aliases=("adamw_torch", "adamw_torch_fused"),  # of the Trainer of transformers
+        state=_ADAM_STATE,
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        decoupled=True,
+        twin="adam",  # before torch 2.7 groups did not say which; the Trainer and most recipes use AdamW
+        settings={**_ADAM_SETTINGS, "amsgrad": False, "decoupled_weight_decay": True},
+        implied=_AMSGRAD,
+        marks=("betas", "eps"),
+        called={"torch": "torch.optim.AdamW", "torchtitan": "AdamW", "bsh": "MuAdamW"},
+    ),
+    OptimizerRule(
+        title="Adam",
+        state=_ADAM_STATE,
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        twin="adamw",
+        settings={**_ADAM_SETTINGS, "amsgrad": False, "decoupled_weight_decay": False},
+        implied=_AMSGRAD,
+        called={"torch": "torch.optim.Adam", "torchtitan": "Adam", "bsh": "MuAdam"},
+    ),
+    OptimizerRule(
+        title="NAdam",
+        state={"exp_avg": "linear", "exp_avg_sq": "quadratic", "mu_product": "same"},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        settings={**_ADAM_SETTINGS, "momentum_decay": 4e-3, "decoupled_weight_decay": False},
+        marks=("momentum_decay",),
+        called={"torch": "torch.optim.NAdam"},
+    ),
+    OptimizerRule(
+        title="RAdam",
+        state={"exp_avg": "linear", "exp_avg_sq": "quadratic"},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        settings={**_ADAM_SETTINGS, "decoupled_weight_decay": False},
+        called={"torch": "torch.optim.RAdam"},
+        caveats=("RAdam's first five steps are not normalised; exact only when its state is carried past them",),
+    ),
+    OptimizerRule(
+        title="Adamax",
+        state={"exp_avg": "linear", "exp_inf": "linear"},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        settings=_ADAM_SETTINGS,
+        marks=("betas", "eps", "exp_inf"),
+        called={"torch": "torch.optim.Adamax"},
+    ),
+    OptimizerRule(
+        title="SGD",
+        state={"momentum_buffer": "linear"},
+        lr=Powers(c=2, m=1),
+        settings={"lr": 1e-3, "momentum": 0.9, "dampening": 0, "weight_decay": 0.1, "nesterov": False},
+        marks=("momentum", "dampening"),
+        called={"torch": "torch.optim.SGD"},
+    ),
+    OptimizerRule(
+        title="Lion",
+        state={"exp_avg": "linear"},
+        lr=Powers(c=1),
+        decoupled=True,
+        settings={"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.1},
+        marks=("betas",),
+        lacks=("eps",),
+        exact="mupscale_cli.optimizers.exact.Lion",
+        advice=("the learning rate did not transfer with Lion (arXiv 2404.05728)",),
+    ),
+    OptimizerRule(
+        title="Adagrad",
+        state={"sum": "quadratic"},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        settings={"lr": 1e-2, "lr_decay": 0, "eps": 1e-10, "weight_decay": 0.1, "initial_accumulator_value": 0},
+        marks=("lr_decay", "initial_accumulator_value"),
+        called={"torch": "torch.optim.Adagrad"},
+    ),
+    OptimizerRule(
+        title="RMSprop",
+        # Its momentum is of gradients that are normalised already.
+        state={"square_avg": "quadratic", "grad_avg": "linear", "momentum_buffer": "same"},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        settings={"lr": 1e-3, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.1, "momentum": 0, "centered": False},
+        implied={"grad_avg": {"centered": True}, "momentum_buffer": {"momentum": 0.9}},
+        marks=("alpha", "centered"),
+        called={"torch": "torch.optim.RMSprop"},
+    ),
+    OptimizerRule(
+        title="Muon",
+        state={"momentum_buffer": "linear"},
+        lr=Powers(c=1, m=0.5),  # orthogonalising R(M) / (m c) gives R(orth(M)) / sqrt(m)
+        decoupled=True,
+        settings={"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5},
+        marks=("ns_steps",),
+        called={"torch": "torch.optim.Muon"},
+        exact="mupscale_cli.optimizers.exact.ExactMuon",
+        matrices_only=True,
+        shape_factor=muon_shape_factor,
+        caveats=("Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree to its accuracy",),
+    ),
+)
+OPTIMIZERS = {rule.name: rule for rule in _TABLE}
 
-    Attributes:
-        name: of the wide tensor.
-        parts: coefficient and multiplicity of each of its parts.
-        shape: before.
-        wide_shape: after.
-        offset: o where the layer uses o + w.
+
+def optimizer_rule(name: str) -> OptimizerRule:
+    """Find the rule of an optimizer by its name or an alias, in any case.
+
+    Raises:
+        PlanError: it is not known.
     """
-
-    name: str
-    parts: tuple[tuple[float, int], ...]
-    shape: tuple[int, ...]
-    wide_shape: tuple[int, ...]
-    offset: int = 0
-
-
-def tensor_multipliers(
-    tensor: Scaled, rule: OptimizerRule, settings: Mapping[str, Any], decoupled: bool
-) -> Multipliers:
-    """The multipliers of one tensor.
-
-    Where its parts would need different ones (segments with scales of their own), no learning rate
-    of the tensor is exact; those of its first part are taken, and `is_exact` says so.
-
-    Args:
-        tensor: the wide tensor.
-        rule: the optimizer.
-        settings: of its group; Muon's `adjust_lr_fn` makes the learning rate depend on the shape.
-        decoupled: how the weight decay works.
-    """
-    c, m = tensor.parts[0]
-    found = multipliers(rule, c, m, decoupled=decoupled)
-    if rule.name != "muon" or len(tensor.shape) != 2 or 0 in (*tensor.shape, *tensor.wide_shape):
-        return found
-    adjust = settings.get("adjust_lr_fn")
-    lr = found.lr * muon_shape_factor(tensor.shape, adjust) / muon_shape_factor(tensor.wide_shape, adjust)
-    return Multipliers(lr, found.eps, 1 / lr, found.clip)
-
-
-def is_exact(tensor: Scaled, rule: OptimizerRule) -> bool:
-    """Whether one set of hyperparameters serves every part of a tensor."""
-    return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1
+    lower = name.lower()
+    found = OPTIMIZERS.get(lower) or next((rule for rule in OPTIMIZERS.values() if lower in rule.aliases), None)
+    if found is None:
+        raise PlanError(f"the optimizer `{name}` is not known", hint=suggest(lower, OPTIMIZERS))
+    return found
 
 
 def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[OptimizerRule, bool] | None:
-    """Which optimizer a parameter group of a torch state dict belongs to, and whether its decay is decoupled.
+    """Tell which optimizer a parameter group of a state dict belongs to, and whether its weight decay is decoupled.
 
     Args:
         group: its settings.
         keys: state keys of its parameters; may be empty before the first step.
     """
-    decoupled = group.get("decoupled_weight_decay")
-    if "exp_inf" in keys:  # its settings are Adam's
-        return OPTIMIZERS["adamax"], False
-    for name, marks in _GROUP_MARKS:
-        if all(mark in group for mark in marks) and not (name == "lion" and "exp_avg_sq" in keys):
-            rule = OPTIMIZERS[name]
-            if rule.name == "adam" and decoupled is not False:
-                # Before torch 2.7 the group did not say; the Trainer and most recipes use AdamW.
-                rule = OPTIMIZERS["adamw"]
-            return rule, rule.decoupled if decoupled is None else bool(decoupled)
+    said = group.get("decoupled_weight_decay")
+    for rule in reversed(OPTIMIZERS.values()):
+        if rule.looks_like(group, keys):
+            decoupled = rule.decoupled if said is None else bool(said)
+            return rule.with_decay(decoupled), decoupled
     return None
 
 
-# Settings that only the groups of one optimizer have, most telling first.
-_GROUP_MARKS = (
-    ("muon", ("ns_steps",)),
-    ("rmsprop", ("alpha", "centered")),
-    ("adagrad", ("lr_decay", "initial_accumulator_value")),
-    ("nadam", ("momentum_decay",)),
-    ("adam", ("betas", "amsgrad")),
-    ("sgd", ("momentum", "dampening")),
-    ("adam", ("betas", "eps")),
-    ("lion", ("betas",)),
-)
+def state_kind(key: str, keys: Collection[str]) -> StateKind | None:
+    """Tell how an entry of a parameter's state depends on the gradient; None if the entry is unknown.
+
+    Args:
+        key: of the entry.
+        keys: every key of that parameter's state: optimizers give the same name to different things.
+    """
+    if key in _COMMON_STATE:
+        return _COMMON_STATE[key]
+    rule = _closest((rule for rule in OPTIMIZERS.values() if key in rule.state), keys)
+    return None if rule is None else rule.state[key]
+
+
+def default_settings(keys: Collection[str]) -> dict[str, Any]:
+    """Settings of a group for a state whose file has none, by what is in it: AdamW's if nothing is.
+
+    Args:
+        keys: of the state of all parameters.
+    """
+    told = _told_state(keys)
+    rule = _closest(OPTIMIZERS.values(), told) if told else OPTIMIZERS["adamw"]
+    assert rule is not None
+    settings = dict(rule.settings)
+    for key in told:
+        settings.update(rule.implied.get(key, {}))
+    return settings
+
+
+def _told_state(keys: Collection[str]) -> set[str]:
+    """Those keys of a state that some optimizer has and that not every one may have."""
+    return {key for key in keys if any(key in rule.state for rule in OPTIMIZERS.values())}
+
+
+def _closest(rules: Iterable[OptimizerRule], keys: Collection[str]) -> OptimizerRule | None:
+    """The rule whose state has most of the keys, and least beside them that need be; the first of those alike."""
+    told = set(keys)
+
+    def likeness(rule: OptimizerRule) -> tuple[int, int]:
+        own = rule.state.keys()
+        return len(own & told), -len(own - told - rule.implied.keys())
+
+    return max(rules, key=likeness, default=None)

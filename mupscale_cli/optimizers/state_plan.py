@@ -10,7 +10,8 @@ from typing import Literal
 
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import StateKind, state_kind, state_scale
+from mupscale_cli.optimizers.multipliers import state_scale
+from mupscale_cli.optimizers.rules import StateKind, state_kind
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
 from mupscale_cli.text import suggest

@@ -14,8 +14,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, scaled_settings, split_alike
+from mupscale_cli.optimizers.multipliers import Scaled, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import Multipliers, Scaled, optimizer_rule, tensor_multipliers
+from mupscale_cli.optimizers.rules import optimizer_rule
 from mupscale_cli.optimizers.state_plan import unwrapped
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.text import suggest
@@ -63,19 +64,17 @@ def param_groups(
     """
     rule = optimizer_rule(optimizer)
     is_decoupled = rule.decoupled if decoupled is None else decoupled
-    if eps is None and rule.has_eps:
-        eps = 1e-10 if rule.name == "adagrad" else 1e-8  # what torch's optimizers have
+    if eps is None and rule.eps is not None:
+        eps = rule.settings["eps"]
     scaled = scaled_parameters(model, checkpoint)
     parameters = dict(model.named_parameters())
-    base = {"lr": lr, **({"eps": eps} if eps is not None and rule.has_eps else {}), **settings}
-
-    def of(name: str) -> Multipliers:
-        return tensor_multipliers(scaled[name], rule, settings, is_decoupled)
+    base = {"lr": lr, **({"eps": eps} if eps is not None and rule.eps is not None else {}), **settings}
 
     groups = []
     for is_decayed in (True, False):
         names = [n for n, p in parameters.items() if p.requires_grad and _decays(decay, n, p) == is_decayed]
-        for found, members in split_alike(names, of):
+        by_name = {name: tensor_multipliers(scaled[name], rule, is_decoupled, settings) for name in names}
+        for found, members in split_alike(by_name):
             wide = scaled_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, found)
             groups.append({"params": [parameters[name] for name in members], "param_names": members, **wide})
     return groups
@@ -126,7 +125,7 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
     """Clip gradients as the narrow run clipped them: by a norm that counts every unit once.
 
     The copies of an element have m gradients of 1 / (m c) its own, so each tensor's squared norm is
-    weighed with m c^2 (design.md section 2). The scale is that of `torch.nn.utils.clip_grad_norm_`.
+    weighed with m c^2 (page `theory`). The scale is that of `torch.nn.utils.clip_grad_norm_`.
 
     Args:
         optimizer: made of `param_groups`, or its groups.

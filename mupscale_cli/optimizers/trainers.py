@@ -6,7 +6,7 @@ Each form carries what its trainer can express; `missing` says what it cannot.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +14,12 @@ import yaml
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
+from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import Scaled
+from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.record.schemas import document_head
 from mupscale_cli.text import listed, starred, suggest
 
-_TORCH_CLASSES = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "nadam": "NAdam",
-    "radam": "RAdam",
-    "adamax": "Adamax",
-    "sgd": "SGD",
-    "adagrad": "Adagrad",
-    "rmsprop": "RMSprop",
-    "muon": "Muon",
-}
 _CLIPPING = (
     "the trainer clips by the plain norm, in which copies count more or less than once; where it clips, steps differ"
 )
@@ -41,43 +31,6 @@ class Rendered:
 
     text: str
     missing: tuple[str, ...] = ()
-
-
-def render(form: str, found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
-    """Hyperparameters in a trainer's form.
-
-    Args:
-        form: a key of `FORMS`.
-        found: the hyperparameters.
-        record: mupscale.json, for shapes.
-
-    Raises:
-        PlanError: the form is not known, or cannot say it at all.
-    """
-    if form not in FORMS:
-        raise PlanError(f"there is no form `{form}`", hint=suggest(form, FORMS))
-    if form == "bsh":
-        return _base_shapes(found, record)
-    return {
-        "json": _json,
-        "yaml": _yaml,
-        "torch": _torch,
-        "torchtitan": _torchtitan,
-        "nemo": _nemo,
-        "megatron": _megatron,
-    }[form](found)
-
-
-FORMS = {
-    "table": "for people",
-    "json": "for scripts",
-    "yaml": "for scripts",
-    "torch": "parameter groups, as Python",
-    "torchtitan": "torchtitan's `OptimizersContainer.Config.param_groups`",
-    "nemo": "NeMo Automodel's `param_group_overrides`",
-    "megatron": "Megatron Core's `config_overrides`",
-    "bsh": "base shapes of microsoft/mup",
-}
 
 
 def document(found: Hyperparameters) -> dict[str, Any]:
@@ -112,11 +65,11 @@ def document(found: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _json(found: Hyperparameters) -> Rendered:
+def _json(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     return Rendered(json.dumps(document(found), indent=2))
 
 
-def _yaml(found: Hyperparameters) -> Rendered:
+def _yaml(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     return Rendered(yaml.safe_dump(document(found), sort_keys=False, width=10_000).rstrip())
 
 
@@ -130,8 +83,8 @@ def _arguments(found: Hyperparameters, group: Group) -> dict[str, Any]:
     return arguments
 
 
-def _torch(found: Hyperparameters) -> Rendered:
-    name = _TORCH_CLASSES.get(found.rule.name)
+def _torch(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+    name = found.rule.called.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in found.groups:
         arguments = {"pattern": group.pattern, **_arguments(found, group), "clip_weight": group.clip_weight}
@@ -150,16 +103,15 @@ def _torch(found: Hyperparameters) -> Rendered:
         "    return groups",
     ]
     if name is not None:
-        lines += ["", "", f"# optimizer = torch.optim.{name}(param_groups(model))"]
+        lines += ["", "", f"# optimizer = {name}(param_groups(model))"]
     return Rendered("\n".join(lines))
 
 
-def _torchtitan(found: Hyperparameters) -> Rendered:
-    name = {"adam": "Adam", "adamw": "AdamW"}.get(found.rule.name)
+def _torchtitan(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+    name = found.rule.called.get("torchtitan")
     if name is None:
-        raise PlanError(
-            f"torchtitan has no {found.rule.name} whose groups are set by pattern", hint="known: adam, adamw"
-        )
+        known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.called))
+        raise PlanError(f"torchtitan has no {found.rule.name} whose groups are set by pattern", hint=f"known: {known}")
     groups = [
         f"    ParamGroupConfig(pattern={group.pattern!r}, optimizer_name={name!r}, "
         f"optimizer_kwargs={_arguments(found, group)!r}),"
@@ -168,7 +120,7 @@ def _torchtitan(found: Hyperparameters) -> Rendered:
     return Rendered("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(found: Hyperparameters) -> Rendered:
+def _nemo(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     overrides = []
     for group in found.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
@@ -186,7 +138,7 @@ def _eps(found: Hyperparameters) -> tuple[str, ...]:
     return (f"eps cannot be set for a group; the exact ones are {shown}, so take the smallest",)
 
 
-def _megatron(found: Hyperparameters) -> Rendered:
+def _megatron(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
@@ -213,7 +165,7 @@ def _base_shapes(found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
     rates = {name: group.multipliers.lr for group in found.groups for name in group.tensors}
     other = [tensor.name for tensor in tensors if rates[tensor.name] != _mup_rate(tensor)]
     missing = ["set it with `mup.set_base_shapes(model, FILE, rescale_params=False)`"]
-    if found.rule.name not in ("adam", "adamw"):
+    if "bsh" not in found.rule.called:
         missing.append(f"compared with mup's Adam; {found.rule.name} is scaled otherwise")
     if other:
         shown = listed(other[:4])
@@ -225,3 +177,31 @@ def _mup_rate(tensor: Scaled) -> float:
     """What MuAdam multiplies the learning rate by: fan-in base over fan-in, of tensors with two infinite dimensions."""
     grown = [(n, w) for n, w in zip(tensor.shape, tensor.wide_shape, strict=True) if n != w]
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
+
+
+_RENDERERS: Mapping[str, Callable[[Hyperparameters, Mapping[str, Any]], Rendered]] = {
+    "json": _json,
+    "yaml": _yaml,
+    "torch": _torch,  # parameter groups, as Python
+    "torchtitan": _torchtitan,  # its `OptimizersContainer.Config.param_groups`
+    "nemo": _nemo,  # NeMo Automodel's `param_group_overrides`
+    "megatron": _megatron,  # Megatron Core's `config_overrides`
+    "bsh": _base_shapes,  # of microsoft/mup
+}
+FORMS = ("table", *_RENDERERS)  # the table is for people
+
+
+def render(form: str, found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
+    """Render hyperparameters in a trainer's form.
+
+    Args:
+        form: one of `FORMS` other than `table`.
+        found: the hyperparameters.
+        record: mupscale.json, for shapes.
+
+    Raises:
+        PlanError: the form is not known, or cannot say it at all.
+    """
+    if form not in _RENDERERS:
+        raise PlanError(f"there is no form `{form}`", hint=suggest(form, FORMS))
+    return _RENDERERS[form](found, record)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.groups import WideGroup, widen_groups
-from mupscale_cli.optimizers.rules import Scaled
+from mupscale_cli.optimizers.multipliers import Scaled
 
 Form = Literal["numbers", "names", "flat"]
 Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]

@@ -1,7 +1,7 @@
 """One tensor in words: what its dimensions are, the formulas of c and m with their values, what follows. No torch.
 
 The formulas are read off the recipe's layout, axis by axis; their values agree with the plan's, which come from the
-copy maps (design.md section 2).
+copy maps (page `theory`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed
 from mupscale_cli.architecture.patterns import Alternatives, NameAxis, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import OPTIMIZERS, Multipliers, OptimizerRule, multipliers
+from mupscale_cli.optimizers.rules import OPTIMIZERS, OptimizerRule, Powers
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import listed, number_text, starred
 
@@ -211,8 +211,8 @@ class Explanation:
         return None if self.factors is None else (part.c.value(self.factors), part.m.value(self.factors))
 
     def consequences(self, part: Part) -> tuple[Consequence, ...]:
-        """What a part's c and m make of the hyperparameters; Muon takes nothing but matrices."""
-        rules = [rule for rule in OPTIMIZERS.values() if rule.name != "muon" or len(self.dims) == 2]
+        """What a part's c and m make of the hyperparameters, for the optimizers that take such a tensor."""
+        rules = [rule for rule in OPTIMIZERS.values() if not rule.matrices_only or len(self.dims) == 2]
         return tuple(_consequences(rules, part, self.factors))
 
     def bare_factor(self, part: Part) -> tuple[str, str]:
@@ -253,14 +253,18 @@ class Consequence:
     """By what the hyperparameters of a tensor are multiplied under some optimizers.
 
     Attributes:
-        optimizers: those for which it is the same.
+        rules: of the optimizers for which it is the same.
         formulas: of `lr`, `eps`, `weight_decay`, as far as the optimizer has them.
         values: the same as numbers, None where the factors are open.
     """
 
-    optimizers: tuple[str, ...]
+    rules: tuple[OptimizerRule, ...]
     formulas: Mapping[str, str]
     values: Mapping[str, float] | None
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        return tuple(rule.name for rule in self.rules)
 
     def as_record(self) -> dict[str, Any]:
         """As `--json` shows it."""
@@ -272,31 +276,19 @@ class Consequence:
         }
 
 
-def formulas(rule: OptimizerRule) -> dict[str, str]:
-    """How each hyperparameter follows from c and m (the table of design.md section 2)."""
-    c = {1: "c", 2: "c^2"}[int(rule.c_power)]
-    m = {0: "", 0.5: "sqrt(m) ", 1: "m "}[rule.m_power]
-    eps = {"eps": "1/(m c)"} if rule.has_eps else {}
-    return {
-        "lr": f"{m}{c}",
-        **eps,
-        "weight_decay": f"1/({m}{c})" if rule.decoupled and m else "1/c" if rule.decoupled else "1/(m c^2)",
-    }
-
-
 def _consequences(
     known: Iterable[OptimizerRule], part: Part, factors: Mapping[str, int] | None
 ) -> Iterator[Consequence]:
     """What c and m of a part make of the hyperparameters, once for optimizers that agree."""
-    alike: dict[tuple[tuple[str, str], ...], list[OptimizerRule]] = {}
+    alike: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
     for rule in known:
-        alike.setdefault(tuple(formulas(rule).items()), []).append(rule)
-    for texts, rules in alike.items():
+        alike.setdefault(tuple(rule.formulas(rule.decoupled).items()), []).append(rule)
+    for formulas, rules in alike.items():
         values = None
         if factors is not None:
-            found: Multipliers = multipliers(rules[0], part.c.value(factors), part.m.value(factors))
-            values = {key: getattr(found, key) for key, _ in texts}
-        yield Consequence(tuple(rule.name for rule in rules), dict(texts), values)
+            c, m = part.c.value(factors), part.m.value(factors)
+            values = {key: formula(c, m) for key, formula in formulas}
+        yield Consequence(tuple(rules), {key: str(formula) for key, formula in formulas}, values)
 
 
 # Finding what is meant ------------------------------------------------------------------------

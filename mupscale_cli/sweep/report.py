@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mupscale_cli.errors import SweepError
+from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import Scaled
 from mupscale_cli.record.schemas import VERSIONS, document_head
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial, find

@@ -1,132 +1,48 @@
-"""Optimizers for trying out training: torch's own, and exact forms of those that it lacks."""
+"""Optimizers for trying out training, as the table of optimizers names them."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mupscale_cli.optimizers.rules import OptimizerRule, muon_shape_factor
+from mupscale_cli.optimizers.rules import OptimizerRule
 from mupscale_cli.verification.result import CannotVerify
 
-_CLASSES = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "adamax": torch.optim.Adamax,
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-}
 # How torch computes, which changes no result that counts here.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 
 
-class Lion(torch.optim.Optimizer):
-    """Chen et al., arXiv 2302.06675, algorithm 2."""
-
-    def __init__(
-        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
-        """Take one step."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                average = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(group["lr"] * torch.lerp(parameter.grad, average, first).sign())
-                average.lerp_(parameter.grad, 1 - second)
-
-
-class ExactMuon(torch.optim.Optimizer):
-    """torch.optim.Muon with an exact orthogonalisation instead of Newton-Schulz in bfloat16.
-
-    Attributes:
-        condition: largest ratio of singular values met so far. An orthogonalised matrix depends on
-            its argument with a relative error of up to this times the argument's.
-    """
-
-    condition = 1.0
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        adjust_lr_fn: str | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "nesterov": nesterov,
-                "adjust_lr_fn": adjust_lr_fn,
-            },
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
-        """Take one step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-                buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                direction = torch.lerp(parameter.grad, buffer, group["momentum"]) if group["nesterov"] else buffer
-                rate = group["lr"] * muon_shape_factor(tuple(parameter.shape), group["adjust_lr_fn"])
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(rate * self._orthogonalised(direction))
-
-    def _orthogonalised(self, matrix: Tensor) -> Tensor:
-        """U V^T of the singular value decomposition, without the directions in which there is no gradient.
-
-        Their singular values are rounding error, near 1e-16 of the largest. The limit is far above it,
-        so that both models leave out the same ones, and far below what Newton-Schulz would raise.
-        """
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5
-        if bool(kept.any()):
-            self.condition = max(self.condition, float(values[0] / values[kept][-1]))
-        product: Tensor = left[:, kept] @ right[kept]
-        return product
+def optimizer_class(rule: OptimizerRule) -> Any:
+    """Import the class that the table names."""
+    module, _, name = (rule.exact or rule.called["torch"]).rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def make_optimizer(rule: OptimizerRule, decoupled: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """An optimizer of a kind for groups that may have settings which it does not know.
+    """Make an optimizer for groups that may have settings which it does not know.
+
+    Args:
+        rule: the optimizer.
+        decoupled: how its weight decay works.
+        groups: with their parameters.
 
     Raises:
         CannotVerify: the kind cannot be tried out with its weight decay.
     """
-    if rule.name == "lion":
-        return Lion([_known(Lion, group) for group in groups])
-    if rule.name == "muon":
-        return ExactMuon([_known(ExactMuon, group) for group in groups])
-    name = "adamw" if rule.name == "adam" and decoupled else rule.name
-    name = "adam" if rule.name == "adamw" and not decoupled else name
-    optimizer_class: Any = _CLASSES[name]
-    if decoupled and _CLASSES[name] is not torch.optim.AdamW:
-        if "decoupled_weight_decay" not in inspect.signature(optimizer_class).parameters:
-            raise CannotVerify(f"torch's {name} has no decoupled weight decay")
+    rule = rule.with_decay(decoupled)
+    made_by = optimizer_class(rule)
+    known = set(inspect.signature(made_by).parameters) - _IMPLEMENTATION
+    if decoupled and not rule.decoupled:
+        if "decoupled_weight_decay" not in known:
+            raise CannotVerify(f"torch's {rule.name} has no decoupled weight decay")
         groups = [{**group, "decoupled_weight_decay": True} for group in groups]
-    made: torch.optim.Optimizer = optimizer_class([_known(optimizer_class, group) for group in groups])
+    made: torch.optim.Optimizer = made_by([_only(known, group) for group in groups])
     return made
 
 
-def _known(optimizer_class: Any, group: Mapping[str, Any]) -> dict[str, Any]:
-    known = set(inspect.signature(optimizer_class).parameters) - _IMPLEMENTATION
+def _only(known: set[str], group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key == "params" or key in known}

@@ -21,7 +21,8 @@ from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.content import scaled_by
 from mupscale_cli.optimizers.groups import WideGroup, widen_groups
-from mupscale_cli.optimizers.rules import infer_optimizer, state_kind, state_scale
+from mupscale_cli.optimizers.multipliers import state_scale
+from mupscale_cli.optimizers.rules import OptimizerRule, default_settings, infer_optimizer, state_kind
 from mupscale_cli.optimizers.state_plan import ParameterNames, rescale
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
@@ -32,14 +33,6 @@ from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import Comparison, StoredCheck, TrainingVerification
 
 _PASSES = 3  # forward, backward to activations, backward to weights: each as many products as the first
-DEFAULT_GROUP = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0.1,
-    "amsgrad": False,
-    "decoupled_weight_decay": True,
-}
 Loss = Callable[[nn.Module, int], Tensor]
 
 
@@ -47,6 +40,7 @@ Loss = Callable[[nn.Module, int], Tensor]
 class Side:
     """One of the two models with its optimizer."""
 
+    rule: OptimizerRule
     parameters: Mapping[str, nn.Parameter]
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -105,7 +99,7 @@ def verify_training(
                 first = replace(worst, what=f"{worst.what} (step {step + 1})")
     return TrainingVerification(
         steps=steps,
-        optimizer=_optimizer_text(groups),
+        optimizer=_optimizer_text(sides[0].rule, groups[0][0]),
         losses=tuple(losses),
         weights=worst,
         stored=_worst_check([*stored, *checks]),
@@ -193,20 +187,13 @@ def _groups(
     if not groups:
         names = [name for name, _ in narrow.named_parameters()]
         keys = {key for entries in (state.states.values() if state else ()) for key in entries}
-        groups = [({**DEFAULT_GROUP, **_default_settings(keys)}, names)]
+        groups = [(default_settings(keys), names)]
     if wide_state and wide_state.groups:
         return groups, list(wide_state.groups)
     keys_of = {name: entries.keys() for name, entries in (state.states if state else {}).items()}
     scaled = scaled_by(plan)
     made: list[WideGroup] = widen_groups(groups, keys_of, scaled)
     return groups, [(group.settings, group.names) for group in made]
-
-
-def _default_settings(keys: set[str]) -> dict[str, Any]:
-    """Settings for a state whose file has none, by what is in it."""
-    if "max_exp_avg_sq" in keys:
-        return {"amsgrad": True}
-    return {}
 
 
 def _wide_states(
@@ -260,16 +247,16 @@ def _side(
     missing = next((name for _, names in groups for name in names if name not in known), None)
     if missing:
         raise VerifyError(f"the model has no parameter `{missing}`, which the optimizer has")
-    keys = {key for entries in states.values() for key in entries}
-    found_rule = infer_optimizer(groups[0][0], keys)
-    if found_rule is None:
+    settings, names = groups[0]
+    inferred = infer_optimizer(settings, {key for name in names for key in states.get(name, ())})
+    if inferred is None:
         raise VerifyError("it cannot be told which optimizer the state belongs to")
     made = [{**settings, "params": [known[name] for name in names]} for settings, names in groups]
-    optimizer = make_optimizer(*found_rule, made)
+    optimizer = make_optimizer(*inferred, made)
     for name, entries in states.items():
         if name in known:
             optimizer.state[known[name]] = {key: _as_float64(value) for key, value in entries.items()}
-    return Side(parameters, model, optimizer)
+    return Side(inferred[0], parameters, model, optimizer)
 
 
 def _as_float64(value: Any) -> Any:
@@ -278,11 +265,9 @@ def _as_float64(value: Any) -> Any:
     return value
 
 
-def _optimizer_text(groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> str:
-    found = infer_optimizer(groups[0][0], ())
-    settings = groups[0][0]
+def _optimizer_text(rule: OptimizerRule, settings: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{key} {settings[key]:g}" for key in ("lr", "weight_decay", "momentum") if settings.get(key))
-    return f"{found[0].name if found else 'optimizer'} ({shown})"
+    return f"{rule.name} ({shown})"
 
 
 # Steps ---------------------------------------------------------------------------------------------

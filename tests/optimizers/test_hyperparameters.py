@@ -1,4 +1,4 @@
-"""Hyperparameters of a widened model: the table of design.md section 2, groups, and trainers' forms."""
+"""Hyperparameters of a widened model: groups, patterns, and trainers' forms."""
 
 import ast
 import json
@@ -11,94 +11,10 @@ import yaml
 from cli_runner import run
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters, name_pattern
-from mupscale_cli.optimizers.rules import (
-    OPTIMIZERS,
-    Multipliers,
-    infer_optimizer,
-    multipliers,
-    optimizer_rule,
-    state_kind,
-    state_scale,
-)
+from mupscale_cli.optimizers.multipliers import Multipliers
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.optimizers.trainers import FORMS
 from mupscale_cli.tasks.widen import widen
-
-K = 4
-# Kinds of tensors in muP's words, for one factor K: coefficient and multiplicity.
-HIDDEN, READOUT, EMBEDDING, MU_READOUT = (1 / K, K * K), (1 / K, K), (1, K), (1, K)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "lr"),
-    [
-        ("adamw", HIDDEN, 1 / K),
-        ("adamw", READOUT, 1 / K),
-        ("adamw", EMBEDDING, 1),
-        ("adamw", MU_READOUT, 1),
-        ("sgd", HIDDEN, 1),
-        ("sgd", READOUT, 1 / K),
-        ("sgd", EMBEDDING, K),
-        ("lion", HIDDEN, 1 / K),
-        ("muon", HIDDEN, 1),
-        ("rmsprop", HIDDEN, 1 / K),
-        ("adagrad", EMBEDDING, 1),
-    ],
-)
-def test_learning_rates_are_those_of_mup(name, kind, lr):
-    assert multipliers(optimizer_rule(name), *kind).lr == pytest.approx(lr)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
-def test_decoupled_decay_keeps_lr_times_wd(name, kind):
-    found = multipliers(optimizer_rule(name), *kind, decoupled=True)
-    assert found.lr * found.weight_decay == pytest.approx(1)
-
-
-@pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
-def test_l2_decay_scales_like_the_gradient(kind):
-    """G + wd w becomes (g + wd w) / (m c), where w becomes c w."""
-    c, m = kind
-    assert multipliers(optimizer_rule("sgd"), c, m).weight_decay * c == pytest.approx(1 / (m * c))
-
-
-def test_state():
-    c, m = HIDDEN
-    assert state_scale("linear", c, m) == 1 / K
-    assert state_scale("quadratic", c, m) == 1 / K**2
-    assert state_scale("same", c, m) == 1
-    assert state_kind("momentum_buffer", {"momentum_buffer"}) == "linear"
-    assert state_kind("momentum_buffer", {"momentum_buffer", "square_avg"}) == "same"
-    assert state_kind("row_factor", {"row_factor"}) is None
-
-
-@pytest.mark.parametrize(
-    ("made", "name", "decoupled"),
-    [
-        (torch.optim.AdamW, "adamw", True),
-        (torch.optim.Adam, "adam", False),
-        (torch.optim.NAdam, "nadam", False),
-        (torch.optim.RAdam, "adam", False),
-        (torch.optim.SGD, "sgd", False),
-        (torch.optim.RMSprop, "rmsprop", False),
-        (torch.optim.Adagrad, "adagrad", False),
-        (torch.optim.Muon, "muon", True),
-    ],
-)
-def test_optimizers_are_told_by_their_groups(made, name, decoupled):
-    (group,) = made([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"]
-    rule, is_decoupled = infer_optimizer(group, ())
-    assert (rule.name, is_decoupled) == (name, decoupled)
-
-
-def test_a_group_of_no_known_optimizer():
-    assert infer_optimizer({"lr": 1, "hyperbolic": True}, ()) is None
-    with pytest.raises(PlanError, match="did you mean `adam`"):
-        optimizer_rule("adamv")
-
-
-# hparams --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from cli_runner import run
 from mupscale_cli.architecture.layouts import parse_layout
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import OPTIMIZERS, multipliers
+from mupscale_cli.optimizers.multipliers import multipliers
+from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of
 from mupscale_cli.tasks.planning import describe, plan_widening
 from mupscale_cli.tasks.source import find_source

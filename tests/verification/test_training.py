@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from helpers import MODELS, randomise
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
+from mupscale_cli.optimizers.rules import Powers
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.options import VerifyOptions
@@ -151,7 +152,7 @@ def test_a_wrong_rule_is_found(tmp_path, monkeypatch):
     """Adam's learning rate multiplied by c^2 instead of c."""
     import dataclasses
 
-    monkeypatch.setitem(RULES, "adamw", dataclasses.replace(RULES["adamw"], c_power=2))
+    monkeypatch.setitem(RULES, "adamw", dataclasses.replace(RULES["adamw"], lr=Powers(c=2)))
     found = train(tmp_path, "Llama-tied", "adamw", 2)
     assert not found.agrees
     assert found.first_difference.what.endswith("(step 2)")

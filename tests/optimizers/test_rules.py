@@ -1,0 +1,172 @@
+"""The table of optimizers: its formulas, and how it tells optimizers by their groups and state."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.multipliers import Scaled, multipliers, state_scale, tensor_multipliers
+from mupscale_cli.optimizers.rules import (
+    OPTIMIZERS,
+    Powers,
+    default_settings,
+    infer_optimizer,
+    optimizer_rule,
+    state_kind,
+)
+from mupscale_cli.verification.optimizers import optimizer_class
+
+K = 4
+# Kinds of tensors in muP's words, for one factor K: coefficient and multiplicity.
+HIDDEN, READOUT, EMBEDDING, MU_READOUT = (1 / K, K * K), (1 / K, K), (1, K), (1, K)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "lr"),
+    [
+        ("adamw", HIDDEN, 1 / K),
+        ("adamw", READOUT, 1 / K),
+        ("adamw", EMBEDDING, 1),
+        ("adamw", MU_READOUT, 1),
+        ("sgd", HIDDEN, 1),
+        ("sgd", READOUT, 1 / K),
+        ("sgd", EMBEDDING, K),
+        ("lion", HIDDEN, 1 / K),
+        ("muon", HIDDEN, 1),
+        ("rmsprop", HIDDEN, 1 / K),
+        ("adagrad", EMBEDDING, 1),
+    ],
+)
+def test_learning_rates_are_those_of_mup(name, kind, lr):
+    assert multipliers(optimizer_rule(name), *kind).lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
+def test_decoupled_decay_keeps_lr_times_wd(name, kind):
+    found = multipliers(optimizer_rule(name), *kind, decoupled=True)
+    assert found.lr * found.weight_decay == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
+def test_l2_decay_scales_like_the_gradient(kind):
+    """G + wd w becomes (g + wd w) / (m c), where w becomes c w."""
+    c, m = kind
+    assert multipliers(optimizer_rule("sgd"), c, m).weight_decay * c == pytest.approx(1 / (m * c))
+
+
+def test_state():
+    c, m = HIDDEN
+    assert state_scale("linear", c, m) == 1 / K
+    assert state_scale("quadratic", c, m) == 1 / K**2
+    assert state_scale("same", c, m) == 1
+    assert state_kind("momentum_buffer", {"momentum_buffer"}) == "linear"
+    assert state_kind("momentum_buffer", {"momentum_buffer", "square_avg"}) == "same"
+    assert state_kind("row_factor", {"row_factor"}) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "decoupled"),
+    [
+        (torch.optim.AdamW, "adamw", True),
+        (torch.optim.Adam, "adam", False),
+        (torch.optim.NAdam, "nadam", False),
+        (torch.optim.RAdam, "adam", False),
+        (torch.optim.SGD, "sgd", False),
+        (torch.optim.RMSprop, "rmsprop", False),
+        (torch.optim.Adagrad, "adagrad", False),
+        (torch.optim.Muon, "muon", True),
+    ],
+)
+def test_optimizers_are_told_by_their_groups(made, name, decoupled):
+    (group,) = made([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"]
+    rule, is_decoupled = infer_optimizer(group, ())
+    assert (rule.name, is_decoupled) == (name, decoupled)
+
+
+def test_a_group_of_no_known_optimizer():
+    assert infer_optimizer({"lr": 1, "hyperbolic": True}, ()) is None
+    with pytest.raises(PlanError, match="did you mean `adam`"):
+        optimizer_rule("adamv")
+
+
+def test_optimizers_are_called_in_any_case_and_by_aliases():
+    assert optimizer_rule("AdamW") is optimizer_rule("adamw_torch_fused") is OPTIMIZERS["adamw"]
+
+
+# Formulas ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c_power", [-2, -1, -0.5, 0, 1, 1.5, 2])
+@pytest.mark.parametrize("m_power", [-1, -0.5, 0, 0.5, 1, 3])
+def test_a_formula_says_in_words_what_it_computes(c_power, m_power):
+    formula = Powers(c=c_power, m=m_power)
+    code = str(formula).replace("^", "**").replace(" ", "*")
+    assert formula(0.3, 7) == pytest.approx(eval(code, {"c": 0.3, "m": 7, "sqrt": math.sqrt}))  # noqa: S307 (made above)
+    assert formula(0.3, 7) * formula.inverse(0.3, 7) == pytest.approx(1)
+
+
+def test_a_formula_applied_to_a_value():
+    assert Powers(c=2, m=1).times("lr") == "lr x m c^2"
+    assert Powers(c=-1, m=-1).times("eps") == "eps / (m c)"
+    assert Powers(c=1, m=-0.5).times("wd") == "wd x c / sqrt(m)"
+    assert Powers().times("lr") == "lr"
+
+
+def test_products_that_cancel_are_exactly_one():
+    """With 1/5 and 1/7 a squared coefficient that is rounded first leaves an error."""
+    assert [Powers(c=2, m=1)(1 / k, k * k) for k in (3, 5, 7)] == [1, 1, 1]
+
+
+def test_a_factor_for_the_shape_keeps_the_kind_of_decay():
+    tensor = Scaled("w", ((1 / K, K * K),), (8, 2), (8 * K, 2))
+    rule = OPTIMIZERS["muon"]
+    decoupled = tensor_multipliers(tensor, rule, True, {})
+    assert decoupled.lr == pytest.approx(2 / math.sqrt(4 * K))
+    assert decoupled.lr * decoupled.weight_decay == pytest.approx(1)
+    assert tensor_multipliers(tensor, rule, False, {}).weight_decay == 1
+
+
+# Entries ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [rule for rule in OPTIMIZERS.values() if rule.marks], ids=lambda rule: rule.name)
+def test_a_group_with_an_entrys_own_settings_and_state_is_told_to_be_its(rule):
+    assert infer_optimizer(rule.settings, rule.state.keys()) == (rule, rule.decoupled)
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_class_takes_the_settings_of_its_entry_and_keeps_the_state_that_the_entry_says(rule):
+    made_by = optimizer_class(rule)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    known = inspect.signature(made_by).parameters
+    made = made_by([weight], **{key: value for key, value in rule.settings.items() if key in known})
+    weight.sum().backward()
+    made.step()
+    assert made.state[weight].keys() <= {"step", *rule.state}
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ((), "adamw"),
+        (("step",), "adamw"),
+        (("step", "exp_avg", "exp_avg_sq"), "adamw"),
+        (("exp_avg", "exp_avg_sq", "mu_product"), "nadam"),
+        (("exp_avg", "exp_inf"), "adamax"),
+        (("exp_avg",), "lion"),
+        (("momentum_buffer",), "sgd"),
+        (("sum",), "adagrad"),
+        (("square_avg",), "rmsprop"),
+    ],
+)
+def test_a_state_without_groups_has_the_settings_of_an_optimizer_that_makes_it(keys, name):
+    assert default_settings(keys) == OPTIMIZERS[name].settings
+
+
+def test_an_entry_of_the_state_says_what_was_set():
+    assert default_settings(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))["amsgrad"]
+    found = default_settings(("square_avg", "grad_avg", "momentum_buffer"))
+    assert (found["centered"], found["momentum"]) == (True, 0.9)
