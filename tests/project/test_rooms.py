@@ -59,9 +59,11 @@ NO_TORCH = [
     "engine.events",
     "tasks.check",
     "tasks.planning",
+    "tasks.resume",
     "tasks.source",
     "tasks.push",
     "tasks.widen",
+    "tasks.writing",
     "verification.options",
     "cli.main",
 ]
