@@ -1,10 +1,13 @@
-"""Frozen values that everything else speaks in: data types, tensor headers. No torch."""
+"""The table of data types, and what a header says of a tensor. Torch's own types are looked up when they are needed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +16,7 @@ class DType:
 
     Attributes:
         name: the header's name, for instance `BF16`.
+        torch_name: torch's name, for instance `bfloat16`.
         size: bytes an element.
         kind: `float` can be scaled and split; `integer` can only be copied; `packed` is neither,
             since its elements have no meaning without scales or bit positions stored elsewhere.
@@ -20,6 +24,7 @@ class DType:
     """
 
     name: str
+    torch_name: str
     size: int
     kind: Literal["float", "integer", "packed"]
     digits: int = 0
@@ -29,30 +34,49 @@ class DType:
         """Largest relative error of one rounding to nearest in this type (dimensionless)."""
         return 2.0**-self.digits if self.digits else 0.0
 
+    @property
+    def torch(self) -> torch.dtype:
+        """Torch's own data type."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.torch_name)
+        return found
+
 
 DTYPES = {
     dtype.name: dtype
     for dtype in (
-        DType("F64", 8, "float", 53),
-        DType("F32", 4, "float", 24),
-        DType("F16", 2, "float", 11),
-        DType("BF16", 2, "float", 8),
-        DType("I64", 8, "integer"),
-        DType("U64", 8, "integer"),
-        DType("I32", 4, "integer"),
-        DType("U32", 4, "integer"),
-        DType("I16", 2, "integer"),
-        DType("U16", 2, "integer"),
-        DType("I8", 1, "integer"),
-        DType("U8", 1, "integer"),
-        DType("BOOL", 1, "integer"),
-        DType("F8_E4M3", 1, "packed"),
-        DType("F8_E5M2", 1, "packed"),
-        DType("F8_E8M0", 1, "packed"),
-        DType("F8_E4M3FNUZ", 1, "packed"),
-        DType("F8_E5M2FNUZ", 1, "packed"),
+        DType("F64", "float64", 8, "float", 53),
+        DType("F32", "float32", 4, "float", 24),
+        DType("F16", "float16", 2, "float", 11),
+        DType("BF16", "bfloat16", 2, "float", 8),
+        DType("I64", "int64", 8, "integer"),
+        DType("U64", "uint64", 8, "integer"),
+        DType("I32", "int32", 4, "integer"),
+        DType("U32", "uint32", 4, "integer"),
+        DType("I16", "int16", 2, "integer"),
+        DType("U16", "uint16", 2, "integer"),
+        DType("I8", "int8", 1, "integer"),
+        DType("U8", "uint8", 1, "integer"),
+        DType("BOOL", "bool", 1, "integer"),
+        DType("F8_E4M3", "float8_e4m3fn", 1, "packed"),
+        DType("F8_E5M2", "float8_e5m2", 1, "packed"),
+        DType("F8_E8M0", "float8_e8m0fnu", 1, "packed"),
+        DType("F8_E4M3FNUZ", "float8_e4m3fnuz", 1, "packed"),
+        DType("F8_E5M2FNUZ", "float8_e5m2fnuz", 1, "packed"),
     )
 }
+_BY_TORCH_NAME = {dtype.torch_name: dtype for dtype in DTYPES.values()}
+FLOATS = {dtype.torch_name: dtype for dtype in DTYPES.values() if dtype.kind == "float"}  # by torch's name
+
+
+def dtype_of(dtype: torch.dtype) -> DType:
+    """Look up the data type that torch's is.
+
+    Raises:
+        KeyError: a header has no name for it, as for complex numbers.
+    """
+    return _BY_TORCH_NAME[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, slots=True)

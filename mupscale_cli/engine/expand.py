@@ -11,20 +11,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mupscale_cli.engine.splitting import Shares, Splits, give_first, split, split_exactly
+from mupscale_cli.dtypes import DType
+from mupscale_cli.engine.splitting import INTEGERS, Shares, Splits, give_first, split, split_exactly
 from mupscale_cli.plan.copies import FRESH, CopyMap
 from mupscale_cli.plan.dims import Digit, Strip
 
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Elements that are only copied need no more of their type than its width.
-_COPY_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
 _MOST_COPIES = 64  # that are written one by one (`tests/benchmarks/throughput.py`)
 
 
-def element_dtype(name: str, size: int) -> torch.dtype:
-    """The torch type in which a tensor of a header's data type is expanded."""
-    return TORCH_DTYPES.get(name, _COPY_DTYPES[size])
+def element_dtype(dtype: DType) -> torch.dtype:
+    """The torch type in which a tensor is expanded: elements that are only copied need only their type's width."""
+    return dtype.torch if dtype.kind == "float" else INTEGERS[dtype.size]
 
 
 def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
@@ -320,7 +318,7 @@ def _copy_as_wider(target: Tensor, start: int, values: Tensor, digits: Sequence[
     That integer is the element, as an unsigned one, times 1 + 2^bits + 2^(2 bits) ...
     """
     size, copies = target.element_size(), digits[-1].units.copies
-    wider = _COPY_DTYPES.get(size * copies)
+    wider = INTEGERS.get(size * copies)
     places = _places(target, start, digits)
     steps = places.stride()
     if wider is None or copies == 1 or steps[-2:] != (copies, 1) or target.numel() % copies:

@@ -9,12 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 _TABLED_BYTES = 2  # of a type whose numbers are all split at once
 _SPLIT_BITS = 27  # Dekker: half of float64's digits
 
@@ -149,7 +144,7 @@ def _have_normal_halves(values: Tensor, num_shares: int) -> bool:
     """
     if num_shares & (num_shares - 1) or not values.numel():
         return False
-    bits = values.view(_INTEGERS[values.dtype])
+    bits = values.view(INTEGERS[values.dtype.itemsize])
     last = torch.iinfo(bits.dtype).max
     least = 2 * num_shares.bit_length() * _least_normal(values.dtype)  # 2^(log2 k) times it: steps of the exponent
     return int((bits + bits).add_(last).amin()) >= least - 1 - (last + 1)
@@ -158,7 +153,7 @@ def _have_normal_halves(values: Tensor, num_shares: int) -> bool:
 @lru_cache(maxsize=8)
 def _least_normal(dtype: torch.dtype) -> int:
     """The bits of the least normal number."""
-    return int(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype).view(_INTEGERS[dtype]))
+    return int(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype).view(INTEGERS[dtype.itemsize]))
 
 
 def give_first(values: Tensor, _num_shares: int | Tensor) -> Shares:

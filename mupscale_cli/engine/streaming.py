@@ -153,13 +153,14 @@ class _Room:
 
     def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> tuple[RowBuffer, torch.Tensor]:
         """Rows of the source: their bytes, and the same as a tensor, (rows, columns)."""
-        size = DTYPES[tensor.source.dtype].size
+        dtype = DTYPES[tensor.source.dtype]
         columns = math.prod(dim.size for dim in tensor.dims[1:])
-        data, rows = self.blank("source", (count, columns), element_dtype(tensor.source.dtype, size))
-        self.reader.read(stored, start * columns * size, data)
+        first = start * columns * dtype.size
+        data, rows = self.blank("source", (count, columns), element_dtype(dtype))
+        self.reader.read(stored, first, data)
         buffer = RowBuffer(data)
         if digest := self.sources.get(tensor.source.name):
-            digest.add(start * columns * size, buffer)
+            digest.add(first, buffer)
         return buffer, rows
 
 

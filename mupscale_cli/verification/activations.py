@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.engine.expand import TORCH_DTYPES, as_stored, expand
+from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.engine.expand import as_stored, expand
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import DimMap, Strip
 from mupscale_cli.verification.result import Comparison, compare
@@ -93,7 +94,7 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
         if name is None:
             continue
         parameter = parameters[name]
-        stored = parameter.detach().to("cpu", TORCH_DTYPES[tensor.source.dtype]).contiguous()
+        stored = parameter.detach().to("cpu", DTYPES[tensor.source.dtype].torch).contiguous()
         strips = tuple(dim.strips for dim in tensor.dims)
         parameter.data.copy_(as_stored(stored, strips, scale=tensor.scale, offset=tensor.offset))
 

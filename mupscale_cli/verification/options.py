@@ -10,7 +10,7 @@ class VerifyOptions:
     """How to verify.
 
     Attributes:
-        dtype: `auto`, or a key of `placement.DTYPES`; `auto` is float64 where the models fit, else float32.
+        dtype: `auto`, or a key of `dtypes.FLOATS`; `auto` is float64 where the models fit, else float32.
         device: `auto`, one of torch's names, `disk` or `spread`; see `placement.place`.
         model: `path/or/module.py:build` for an own model instead of transformers'.
         seed: of the random inputs.

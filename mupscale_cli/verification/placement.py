@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from mupscale_cli.dtypes import FLOATS
 from mupscale_cli.engine.memory import comparing_bytes, free_memory
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DISK, SPREAD = "disk", "spread"
 
 
@@ -57,7 +57,7 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
 
     Args:
         plan: for the sizes of the models.
-        dtype: `auto` or a key of `DTYPES`; `auto` is float64 where the models fit, else float32, and
+        dtype: `auto` or a key of `dtypes.FLOATS`; `auto` is float64 where the models fit, else float32, and
             float64 again for weights that are read from disk.
         device: `auto`, `disk`, `spread`, or one of torch's names. `auto` is the GPU where there is one; a
             model that does not fit is spread over all of them, or read from disk.
@@ -69,9 +69,9 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
     """
     candidates = [dtype] if dtype != "auto" else ["float64", "float32"]
     for candidate in candidates:
-        if candidate not in DTYPES:
+        if candidate not in FLOATS:
             raise VerifyError(
-                f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(DTYPES)}"
+                f"there is no data type `{candidate}` to verify in", hint=f"known: auto, {', '.join(FLOATS)}"
             )
     if device in (DISK, SPREAD) and not can_offload:
         raise VerifyError(
@@ -83,16 +83,16 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
     narrow, wide = (comparing_bytes(parameters, 1) for parameters in plan.num_parameters)
     if device not in (DISK, SPREAD):
         for candidate in candidates:
-            if free is None or max(narrow, wide) * DTYPES[candidate].itemsize <= free:
-                return Placed(DTYPES[candidate], one, one)
+            if free is None or max(narrow, wide) * FLOATS[candidate].size <= free:
+                return Placed(FLOATS[candidate].torch, one, one)
     if not can_offload or device not in ("auto", DISK, SPREAD):
-        raise too_large(max(narrow, wide) * DTYPES[candidates[-1]].itemsize, candidates[-1], one.device)
+        raise too_large(max(narrow, wide) * FLOATS[candidates[-1]].size, candidates[-1], one.device)
     if importlib.util.find_spec("accelerate") is None:
         raise CannotVerify("a model that does not fit on one device needs accelerate: `pip install 'mupscale[hf]'`")
     several = one.device.type == "cuda" and torch.cuda.device_count() > 1
     apart = _apart(device if device != "auto" else SPREAD if several else DISK)
-    chosen = DTYPES[candidates[0]]
-    return Placed(chosen, one if free is None or narrow * chosen.itemsize <= free else apart, apart)
+    chosen = FLOATS[candidates[0]]
+    return Placed(chosen.torch, one if free is None or narrow * chosen.size <= free else apart, apart)
 
 
 def _apart(over: str) -> Placement:

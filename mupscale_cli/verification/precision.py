@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.dtypes import DTYPES, FLOATS, dtype_of
 from mupscale_cli.plan import Plan
 
-_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_LOW = tuple(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 # These read or reinterpret bytes, so their type is that of the data and not a choice.
 _BYTES = (torch.frombuffer, torch.Tensor.view, torch.Tensor.view_as)
-_UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _LAMBDA = 8.0
 
 
@@ -79,10 +78,10 @@ def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     """
     products = [tensor for tensor in plan.tensors if len(tensor.target.shape) >= 2]
     longest = max((_sum_length(tensor.target.shape) for tensor in products), default=1)
-    length = 1 if dtype in (torch.float16, torch.bfloat16) else longest
+    computing = dtype_of(dtype)
+    length = 1 if computing.size == 2 else longest
     depth = max(1, len(products))
-    unit = _UNIT_ROUNDOFF[dtype]
-    name = str(dtype).removeprefix("torch.")
+    unit, name = computing.unit_roundoff, computing.torch_name
     reason = f"8 u L sqrt(n): u = {unit:.1e} ({name}), L = {depth} products, longest sum n = {length}"
     return _LAMBDA * unit * depth * math.sqrt(length), reason
 

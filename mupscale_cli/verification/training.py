@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mupscale_cli.dtypes import DTYPES
+from mupscale_cli.dtypes import DTYPES, DType, dtype_of
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.content import scaled_by
@@ -152,24 +152,21 @@ def _planned(tensor: TensorPlan, narrow: Tensor) -> Tensor:
 def _settle_weight(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter) -> StoredCheck:
     """Compare a stored weight with the planned one, and put the planned one in its place."""
     ideal = planned_weight(tensor, narrow)
-    check = _check(tensor.target.name, tensor.target.dtype, ideal, wide)
+    check = _check(tensor.target.name, DTYPES[tensor.target.dtype], ideal, wide)
     wide.data.copy_(ideal)
     return check
 
 
-def _check(name: str, dtype: str, ideal: Tensor, stored: Tensor) -> StoredCheck:
+def _check(name: str, dtype: DType, ideal: Tensor, stored: Tensor) -> StoredCheck:
     """How far what is stored is from what was planned, in units of its type's rounding.
 
     A share of an exact split is within one unit in the last place, which is two roundings.
     """
-    unit = 2 * DTYPES[dtype].unit_roundoff
+    unit = 2 * dtype.unit_roundoff
     error = (stored.detach().cpu().double() - ideal).abs()
-    smallest = torch.finfo(_FLOATS[dtype]).tiny
+    smallest = torch.finfo(dtype.torch).tiny
     ratio = float((error / (ideal.abs() * unit).clamp_min(smallest * unit)).max()) if ideal.numel() else 0.0
     return StoredCheck(name, ratio if math.isfinite(ratio) else math.inf)
-
-
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def _worst_check(checks: Sequence[StoredCheck]) -> StoredCheck:
@@ -215,12 +212,8 @@ def _wide_states(
                 if not isinstance(found, Tensor) or found.shape != planned.shape:
                     raise VerifyError(f"the carried state of `{wide}` has no `{key}` of shape {tuple(planned.shape)}")
                 if found.is_floating_point():
-                    checks.append(_check(f"{key} of {wide}", _dtype_name(found), planned.double(), found))
+                    checks.append(_check(f"{key} of {wide}", dtype_of(found.dtype), planned.double(), found))
     return result, checks
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return next(name for name, dtype in _FLOATS.items() if dtype == tensor.dtype)
 
 
 def _planned_state(tensor: TensorPlan, key: str, value: Any, keys: set[str]) -> Any:

@@ -15,7 +15,7 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.staging import Staging, replace_json
 from mupscale_cli.checkpoints.writing import ShardWriter
-from mupscale_cli.dtypes import DTYPES, TensorSpec
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OutputError, is_printable
 
 # Headers --------------------------------------------------------------------------------------
@@ -90,11 +90,6 @@ def test_headers_that_are_not_believed(text, message, tmp_path):
     file.write_bytes(len(data).to_bytes(8, "little") + data + b"123456")
     with pytest.raises(CheckpointError, match=message):
         read_header(file)
-
-
-def test_every_data_type_of_the_library_has_its_size():
-    for name, dtype in {"F64": torch.float64, "BF16": torch.bfloat16, "I16": torch.int16, "BOOL": torch.bool}.items():
-        assert DTYPES[name].size == torch.empty(0, dtype=dtype).element_size()
 
 
 # Checkpoints ----------------------------------------------------------------------------------

@@ -28,11 +28,11 @@ from mupscale_cli.checkpoints.header import parse_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.cli.render import record_text
-from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer, widen_content
 from mupscale_cli.optimizers.finding import open_optimizer
-from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank
+from mupscale_cli.optimizers.formats.torch_reading import blank
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.nested import check_structure, place_name, walk
 from mupscale_cli.optimizers.order import names_by_order
@@ -389,7 +389,7 @@ def as_content(value: Any) -> Any:
     """JSON with tensors in it; keys that are numbers are numbers."""
     if isinstance(value, dict):
         match value.get("tensor"):
-            case [str() as dtype, list() as shape] if dtype in DTYPE_NAMES.values() and _is_shape(shape):
+            case [str() as dtype, list() as shape] if dtype in DTYPES and _is_shape(shape):
                 return blank(TensorSpec("x", dtype, tuple(shape)))
         return {int(k) if k.isdecimal() and k.isascii() and len(k) < 9 else k: as_content(v) for k, v in value.items()}
     return [as_content(item) for item in value] if isinstance(value, list) else value
@@ -407,7 +407,7 @@ def state(data: bytes) -> None:
         return
     check_structure(content, Path("x"))
     specs = {
-        id(tensor): TensorSpec(place_name(place), DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+        id(tensor): TensorSpec(place_name(place), dtype_of(tensor.dtype).name, tuple(tensor.shape))
         for place, tensor in walk(content)
     }
     root = locate_optimizer(content, None, "x")

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from mupscale_cli.checkpoints.header import Stretch
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, data_offset, first_line
+from mupscale_cli.optimizers.formats.torch_reading import data_offset, first_line
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Chunk:
         except Exception as error:
             raise _broken(self.file, first_line(error)) from error
         name = self.spec.name
-        found = isinstance(tensor, torch.Tensor) and (DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape))
-        if found != (self.spec.dtype, self.spec.shape):
+        found = isinstance(tensor, torch.Tensor) and (tensor.dtype, tuple(tensor.shape))
+        if found != (DTYPES[self.spec.dtype].torch, self.spec.shape):
             raise _broken(self.file, f"it does not hold what its metadata say of `{name}`")
         return self.start + data_offset(self.file, name, tensor, self.num_bytes)
 

@@ -21,12 +21,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from mupscale_cli.checkpoints.json_files import is_file_name
-from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer
 from mupscale_cli.optimizers.formats.base import Opening
 from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
-from mupscale_cli.optimizers.formats.torch_reading import DTYPE_NAMES, blank
+from mupscale_cli.optimizers.formats.torch_reading import blank, dtype_name
 from mupscale_cli.optimizers.formats.torch_writing import Blank, blanks_of, write_blank
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 from mupscale_cli.optimizers.nested import Place, check_structure, place_name, replaced
@@ -71,19 +71,12 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
         place = places.get(name, (name,))
         value = plain.get(name)
         if isinstance(kind, TensorStorageMetadata):
-            spec = TensorSpec(place_name(place), _dtype(name, kind, path), tuple(kind.size))
+            spec = TensorSpec(place_name(place), dtype_name(kind.properties.dtype, name, path), tuple(kind.size))
             value = blank(spec)
             stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
         _put(content, place, value, path)
     check_structure(content, path)
     return _with_lists(content), stored
-
-
-def _dtype(name: str, kind: TensorStorageMetadata, path: Path) -> str:
-    dtype = DTYPE_NAMES.get(kind.properties.dtype)
-    if dtype is None:
-        raise CheckpointError(f"`{name}` in `{path}` has the data type {kind.properties.dtype}, which is not supported")
-    return dtype
 
 
 def _chunks(
@@ -193,7 +186,7 @@ class _BlankWriter(FileSystemWriter):
         else:
             tensor = item.tensor_data
             assert tensor is not None
-            spec = TensorSpec(item.index.fqn, DTYPE_NAMES[tensor.properties.dtype], tuple(tensor.size))
+            spec = TensorSpec(item.index.fqn, dtype_of(tensor.properties.dtype).name, tuple(tensor.size))
             write_blank(file, blank(spec))
             if spec.num_bytes:
                 (self.blanks[spec.name],) = blanks_of(file)

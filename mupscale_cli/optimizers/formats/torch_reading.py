@@ -16,23 +16,10 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.header import StoredTensor
-from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.nested import Place, check_structure, place_name, walk
 
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
 
 
@@ -105,7 +92,7 @@ def first_line(error: BaseException) -> str:
 
 def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
     return StoredTensor(
-        TensorSpec(place_name(place), _dtype(path, place_name(place), tensor), tuple(tensor.shape)),
+        TensorSpec(place_name(place), dtype_name(tensor.dtype, place_name(place), path), tuple(tensor.shape)),
         path,
         data_offset(path, place_name(place), tensor, path.stat().st_size),
     )
@@ -136,12 +123,18 @@ def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
     return int(start) + first
 
 
-def _dtype(path: Path, name: str, tensor: torch.Tensor) -> str:
-    if tensor.dtype not in DTYPE_NAMES:
-        raise CheckpointError(f"`{name}` in `{path}` has the data type {tensor.dtype}, which is not supported")
-    return DTYPE_NAMES[tensor.dtype]
+def dtype_name(dtype: torch.dtype, name: str, path: Path) -> str:
+    """The header's name of a tensor's data type.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    try:
+        return dtype_of(dtype).name
+    except KeyError as error:
+        raise CheckpointError(f"`{name}` in `{path}` has the data type {dtype}, which is not supported") from error
 
 
 def blank(spec: TensorSpec) -> torch.Tensor:
     """A tensor without data that stands for one in a structure to be written."""
-    return torch.empty(spec.shape, dtype=_TORCH[spec.dtype], device="meta")
+    return torch.empty(spec.shape, dtype=DTYPES[spec.dtype].torch, device="meta")

@@ -107,12 +107,12 @@ def copied_units(dim: DimMap) -> tuple[int, ...]:
 def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:
     """The first rows and columns of a stored tensor."""
     spec, (rows, columns) = stored.spec, shape
-    size = DTYPES[spec.dtype].size
+    dtype = DTYPES[spec.dtype]
     row_elements = math.prod(spec.shape[1:])
-    buffer = bytearray(max(1, rows) * row_elements * size)
+    buffer = bytearray(max(1, rows) * row_elements * dtype.size)
     with RowReader() as reader:
         reader.read(stored, 0, memoryview(buffer))
-    values = torch.frombuffer(buffer, dtype=element_dtype(spec.dtype, size)).view(max(1, rows), *spec.shape[1:])
+    values = torch.frombuffer(buffer, dtype=element_dtype(dtype)).view(max(1, rows), *spec.shape[1:])
     while values.dim() > 2:
         values = values[..., 0]
     return values.reshape(values.shape[0], -1)[:, : max(1, columns)].to(torch.float64)
