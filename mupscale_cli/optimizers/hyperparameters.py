@@ -15,7 +15,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import split_alike
 from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, is_exact, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import CLIP_WEIGHT, L2_DECAY, OptimizerRule, optimizer_rule
+from mupscale_cli.optimizers.rules import L2_DECAY, NORM_WEIGHT, OptimizerRule, optimizer_rule
 from mupscale_cli.text import listed
 
 _MAX_NAMED = 4
@@ -106,7 +106,7 @@ class Hyperparameters:
             "lr": rule.lr.times("lr") + shape,
             **({} if rule.eps is None else {"eps": rule.eps.times("eps")}),
             "weight_decay": "wd / factor of lr" if self.decoupled else L2_DECAY.times("wd"),
-            "clip_weight": str(CLIP_WEIGHT),
+            "clip_weight": str(NORM_WEIGHT),
         }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mupscale_cli.optimizers.rules import CLIP_WEIGHT, OptimizerRule, StateKind
+from mupscale_cli.optimizers.rules import NORM_WEIGHT, OptimizerRule, StateKind
 
 _GRADIENT_POWERS: Mapping[StateKind, int] = {"same": 0, "linear": 1, "quadratic": 2}
 
@@ -72,7 +72,7 @@ def multipliers(
     """
     formulas = rule.formulas(rule.decoupled if decoupled is None else decoupled)
     values = {key: formula(coefficient, multiplicity) for key, formula in formulas.items()}
-    return Multipliers(**{"eps": 1.0, **values, "clip": CLIP_WEIGHT(coefficient, multiplicity)})
+    return Multipliers(**{"eps": 1.0, **values, "clip": NORM_WEIGHT(coefficient, multiplicity)})
 
 
 def tensor_multipliers(

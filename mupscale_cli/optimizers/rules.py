@@ -71,8 +71,8 @@ def _bracketed(text: str) -> str:
     return f"({text})" if " " in text else text
 
 
-CLIP_WEIGHT = Powers(c=2, m=1)  # of a squared gradient norm in the global one
-L2_DECAY = CLIP_WEIGHT.inverse  # of wd in g += wd p
+NORM_WEIGHT = Powers(c=2, m=1)  # of a tensor's squared gradient norm in the global one
+L2_DECAY = NORM_WEIGHT.inverse  # of wd in g += wd p
 PER_GRADIENT = Powers(c=-1, m=-1)  # of what stands beside a magnitude of the gradient
 
 

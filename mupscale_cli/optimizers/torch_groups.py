@@ -64,12 +64,10 @@ def param_groups(
     """
     rule = optimizer_rule(optimizer)
     is_decoupled = rule.decoupled if decoupled is None else decoupled
-    if eps is None and rule.eps is not None:
-        eps = rule.settings["eps"]
     scaled = scaled_parameters(model, checkpoint)
     parameters = dict(model.named_parameters())
-    base = {"lr": lr, **({"eps": eps} if eps is not None and rule.eps is not None else {}), **settings}
-
+    eps_setting = {} if rule.eps is None else {"eps": rule.settings["eps"] if eps is None else eps}
+    base = {"lr": lr, **eps_setting, **settings}
     groups = []
     for is_decayed in (True, False):
         names = [n for n, p in parameters.items() if p.requires_grad and _decays(decay, n, p) == is_decayed]

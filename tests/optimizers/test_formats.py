@@ -56,7 +56,7 @@ def narrow_states(model, optimizer):
 
 
 def check_states(before, after):
-    """Against the table of design.md section 2: every copy has 1/(mc) of exp_avg and its square of exp_avg_sq."""
+    """Against the table of the page `theory`: every copy has 1/(mc) of exp_avg and its square of exp_avg_sq."""
     assert after.keys() == before.keys()
     for name, (m, c) in SCALES.items():
         for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):

@@ -1,10 +1,13 @@
 """An optimizer is one entry of one table: every command knows it as soon as it stands there."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+import mupscale_cli
 from cli_runner import run
 from helpers import build
 from mupscale_cli.optimizers.rules import OPTIMIZERS, OptimizerRule, Powers
@@ -102,3 +105,17 @@ def test_hparams_and_explanations_show_it(tmp_path):
 def test_without_its_entry_it_is_refused(wide):
     assert wide.code == 2
     assert "`drift`" in wide.err
+
+
+def test_no_module_but_the_table_names_an_optimizer():
+    """Any other place that named one would have to be changed for a new one. AdamW is the default in several."""
+    package = Path(mupscale_cli.__file__).parent
+    names = {rule.name for rule in OPTIMIZERS.values()} - {"adamw"}
+    found = {
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in package.rglob("*.py")
+        if file != package / "optimizers" / "rules.py"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lower() in names
+    }
+    assert not found

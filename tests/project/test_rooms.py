@@ -48,6 +48,7 @@ NO_TORCH = [
     "record.changes",
     "record.making",
     "record.reading",
+    "optimizers.multipliers",
     "optimizers.options",
     "optimizers.recorded",
     "optimizers.rules",
