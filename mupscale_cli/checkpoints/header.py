@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeGuard
@@ -89,24 +90,36 @@ def read_header(file: Path) -> Header:
         CheckpointError: the file cannot be read or is not what its header says: truncated,
             gaps or overlaps, sizes that contradict shapes, unknown data types.
     """
+    with open_file(file) as stream:
+        return parse_header(stream, file)
+
+
+@contextmanager
+def open_file(file: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading.
+
+    Raises:
+        CheckpointError: it cannot be read, now or within the context.
+    """
     try:
         with open(file, "rb") as stream:
-            return parse_header(stream, file, os.fstat(stream.fileno()).st_size)
+            yield stream
     except OSError as error:
         raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
 
 
-def parse_header(stream: BinaryIO, file: Path, file_size: int) -> Header:
+def parse_header(stream: BinaryIO, file: Path) -> Header:
     """Read and check a header from wherever the file is; nothing behind it is read.
 
     Args:
-        stream: at the beginning of the file.
+        stream: of the file.
         file: what it is called.
-        file_size: in bytes.
 
     Raises:
         CheckpointError: the file is not what its header says.
     """
+    file_size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
         raise _broken(file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}")

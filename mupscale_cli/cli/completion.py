@@ -16,7 +16,8 @@ from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.reading import INDEX, RECORD, open_checkpoint
+from mupscale_cli.checkpoints.formats.safetensors import INDEX
+from mupscale_cli.checkpoints.reading import RECORD, open_checkpoint
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.planning import choose_recipe
 

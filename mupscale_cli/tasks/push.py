@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.formats.safetensors import INDEX, WEIGHTS
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.publishing import (
     LocalFile,
@@ -21,7 +22,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
     statuses,
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
-from mupscale_cli.checkpoints.reading import INDEX, RECORD, WEIGHTS, Checkpoint, open_checkpoint, own_file
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.record.reading import carried_state, check_record

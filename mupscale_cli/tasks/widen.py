@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import replace_metadata
 from mupscale_cli.checkpoints.journal import Journal
-from mupscale_cli.checkpoints.reading import INDEX, RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, exists_already, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks

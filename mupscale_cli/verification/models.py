@@ -22,7 +22,8 @@ from torch.nn.modules.module import (
 )
 
 from mupscale_cli.checkpoints.config import CONFIG, architecture_of, check_depth
-from mupscale_cli.checkpoints.reading import WEIGHTS, Checkpoint
+from mupscale_cli.checkpoints.formats.safetensors import WEIGHTS
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch
 from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import VerifyError

@@ -201,8 +201,8 @@ def header(data: bytes) -> None:
     """Read a header: checkpoint/header.py."""
     entries, size = header_of(_FEW)
     whole = safetensors(text_of(data, {**entries, "__metadata__": {"format": "pt"}}), size)
-    parse_header(io.BytesIO(whole), Path("x.safetensors"), len(whole))
-    parse_header(io.BytesIO(data), Path("x.safetensors"), len(data))
+    parse_header(io.BytesIO(whole), Path("x.safetensors"))
+    parse_header(io.BytesIO(data), Path("x.safetensors"))
 
 
 def folder(data: bytes) -> None:

@@ -5,29 +5,21 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.header import Header, parse_header
+from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.hub.bars import bars
 from mupscale_cli.checkpoints.hub.failures import reported, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
-from mupscale_cli.checkpoints.reading import (
-    INDEX,
-    RECORD,
-    Checkpoint,
-    Folder,
-    is_carried,
-    open_checkpoint,
-    open_folder,
-    weight_files,
-)
+from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 
 _FIRST_BYTES = 1 << 16  # of a weight file; most headers are shorter, longer ones take a second request
-_THREADS = 8
 _SERVER_ERROR = 500
 _CARD = "README.md"
 
@@ -54,7 +46,7 @@ class RemoteModel:
 
     def needed(self, more: Collection[str] = ()) -> tuple[str, ...]:
         """The files that widening reads: weights, config, tokenizer, and `more`."""
-        own = {file.name for file in self.checkpoint.files} | {CONFIG, INDEX, RECORD, *more}
+        own = {file.name for file in self.checkpoint.files} | {CONFIG, RECORD, *INDICES, *more}
         return tuple(sorted(name for name in self.sizes if name in own or ("/" not in name and is_carried(name))))
 
     def missing_bytes(self, more: Collection[str] = ()) -> int:
@@ -72,7 +64,7 @@ def open_remote(model: HubId) -> RemoteModel:
     from huggingface_hub import snapshot_download
 
     with reported("read", model), bars(shown=False):
-        folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, INDEX, RECORD]))
+        folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, RECORD, *INDICES]))
         commit = folder.name
         sizes = _listed(HubId(model.repo, commit))
     try:
@@ -80,7 +72,8 @@ def open_remote(model: HubId) -> RemoteModel:
             cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             local = replace(open_checkpoint(folder), title=str(model))
             return RemoteModel(model, commit, folder, cached, local, is_cached=True)
-        checkpoint = _open_headers(model, Folder(folder, frozenset(sizes)), sizes)
+        with reported("read", model):
+            checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_opened, model, sizes)))
     except HubError:
         raise
     except CheckpointError as error:  # the cache's path says nothing to who asked for a model of the Hub
@@ -108,23 +101,17 @@ def _listed(model: HubId) -> dict[str, int] | None:
     return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
 
 
-def _open_headers(model: HubId, folder: Folder, sizes: Mapping[str, int]) -> Checkpoint:
-    """Read the headers of all weight files at once: a large model has a hundred, each a round trip away."""
-    files = weight_files(folder)
-    with ThreadPoolExecutor(_THREADS) as pool, reported("read", model):
-        headers = dict(zip(files, pool.map(lambda file: _header(model, file, sizes[file.name]), files), strict=True))
-    return open_folder(replace(folder, header=headers.__getitem__))
-
-
-def _header(model: HubId, file: Path, size: int) -> Header:
+def _opened(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
+    """Open a file of the Hub, of which what is read is downloaded; or the file itself if the cache has it."""
     from huggingface_hub import HfFileSystem
 
-    if file.is_file():  # it was downloaded before
-        with open(file, "rb") as stream:
-            return parse_header(stream, file, size)
+    if file.is_file():
+        return open(file, "rb")
     path = f"{model.repo}@{file.parent.name}/{file.name}"
-    with HfFileSystem().open(path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=size) as stream:
-        return parse_header(stream, file, size)
+    stream: AbstractContextManager[BinaryIO] = HfFileSystem().open(
+        path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=sizes[file.name]
+    )
+    return stream
 
 
 def open_named(checkpoint: str | Path) -> Checkpoint:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest, safetensors_digest, tensor_digests
+from mupscale_cli.checkpoints.formats.safetensors import merged, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
-from mupscale_cli.checkpoints.reading import merged, weight_map
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, Writing, read_digest
