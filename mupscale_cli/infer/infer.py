@@ -31,12 +31,13 @@ from mupscale_cli.infer.search import (
 )
 from mupscale_cli.infer.shapes import InferError, Measure, Monomial
 from mupscale_cli.infer.stages import infer_stages
-from mupscale_cli.infer.tiny import Task, TinyError, config_class, import_transformers, task_of, tiny_model
+from mupscale_cli.infer.tiny import Task, TinyError, config_class, task_of, tiny_model
 from mupscale_cli.infer.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.infer.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.transformers import import_transformers
 
 Note = Callable[[str], None]
 _POSITIONS = ("d", "rope")

@@ -6,7 +6,6 @@ A tiny model takes milliseconds to build, so that what a recipe says can be trie
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.verification.inputs import reference_inputs
 from mupscale_cli.verification.precision import everything_in
+from mupscale_cli.verification.transformers import import_transformers
 
 Task = Literal["causal-lm", "masked-lm", "seq2seq-lm", "image-classification", "base"]
 TASKS: dict[Task, str] = {
@@ -116,21 +116,6 @@ class TinyModel:
         """Save it as transformers does; returns the directory."""
         self.model.save_pretrained(directory)  # type: ignore[operator]
         return directory
-
-
-def import_transformers() -> Any:
-    """The module, quiet.
-
-    Raises:
-        TinyError: it is not installed.
-    """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise TinyError("transformers is not installed", hint="`pip install 'mupscale[hf]'`") from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def config_class(model_type: str) -> Any:

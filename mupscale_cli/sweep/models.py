@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,36 +12,24 @@ from torch import nn
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.verification.models import as_directory
-
-
-def import_transformers() -> Any:
-    """The module, quiet.
-
-    Raises:
-        SweepError: it is not installed.
-    """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise SweepError(
-            "the built-in trainer builds its models with transformers, which is not installed",
-            hint="pip install 'mupscale[sweep]', or bring your own trainer with `--command`",
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+from mupscale_cli.verification.transformers import import_transformers
 
 
 def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     """Refuse what is no causal language model.
 
     Raises:
-        SweepError: the built-in trainer does not know how to train it.
+        SweepError: the built-in trainer does not know how to train it, or transformers is not installed.
     """
     own = "bring your own trainer with `--command`"
     if config is None or "model_type" not in config:
         raise SweepError(f"`{path}` has no config.json that says what model it is", hint=own)
-    transformers = import_transformers()
+    transformers = import_transformers(
+        SweepError(
+            "the built-in trainer builds its models with transformers, which is not installed",
+            hint="pip install 'mupscale[sweep]', or bring your own trainer with `--command`",
+        )
+    )
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     model_type, classes = config["model_type"], config.get("architectures") or ()
     if model_type not in known or (classes and known[model_type] not in classes):

@@ -20,11 +20,11 @@ from mupscale_cli.errors import MupscaleError, PlanError, SweepError
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.record.making import Origin, make_record
 from mupscale_cli.sweep.data import Split
-from mupscale_cli.sweep.models import import_transformers
 from mupscale_cli.sweep.settings import PROXY_RECORD, Training
 from mupscale_cli.sweep.training import Report, make_optimizer, run
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.verification.placement import choose_device
+from mupscale_cli.verification.transformers import import_transformers
 
 _SEED = 1 << 16  # of its batches: no trial has it
 _OWN_PLACE = "train a smaller model yourself and give it in the checkpoint's place"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -43,6 +42,7 @@ from mupscale_cli.verification.placement import Placement, check_memory, one_dev
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
 from mupscale_cli.verification.training import batch_loss, verify_training
+from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed, without_noise
 
 _log = logging.getLogger(__name__)  # `-v` shows it
@@ -337,8 +337,7 @@ def _generate(
             chosen = forced[:, so_far.shape[1]].unsqueeze(1)
             return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
-    transformers: Any = importlib.import_module("transformers")
-    settings = transformers.GenerationConfig(
+    settings = import_transformers().GenerationConfig(
         max_new_tokens=num_tokens,
         do_sample=False,
         use_cache=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
+from mupscale_cli.verification.transformers import import_transformers
 
 
 def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:
@@ -118,7 +118,11 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
         raise CannotVerify(
             "it has no config.json that says how to build the model; give your own with `--model module.py:build`"
         )
-    transformers = _import_transformers()
+    transformers = import_transformers(
+        CannotVerify(
+            "transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`"
+        )
+    )
     check_depth(checkpoint.config, len(checkpoint.tensors))
     model_class = _model_class(transformers, checkpoint.config)
     device_map = where.device_map if where else None
@@ -184,19 +188,6 @@ def _made_in(dtype: torch.dtype) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _import_transformers() -> Any:
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise CannotVerify(
-            "transformers is not installed: `pip install 'mupscale[hf]'`, or give your own model with `--model`"
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells what was asked for
-    return transformers
 
 
 def _model_class(transformers: Any, config: dict[str, Any]) -> Any:

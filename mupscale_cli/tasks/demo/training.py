@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.torch_groups import param_groups
+from mupscale_cli.verification.transformers import import_transformers
 
 _CORPUS = Path(__file__).with_name("corpus.txt")
 _CONTEXT = 64
@@ -67,7 +68,11 @@ def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
     Raises:
         MupscaleError: transformers is not installed.
     """
-    transformers = _transformers()
+    transformers = import_transformers(
+        MupscaleError(
+            "the demo builds its model with transformers, which is not installed", hint="pip install 'mupscale[hf]'"
+        )
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_CONFIG))
@@ -83,25 +88,12 @@ def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
 
 def continue_text(directory: Path, prompt: str, num_bytes: int) -> str:
     """What the model in a directory writes after a prompt, taking the likeliest byte each time."""
-    transformers = _transformers()
+    transformers = import_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     inputs = tokenizer(prompt, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=num_bytes, do_sample=False, pad_token_id=0)
     return str(tokenizer.decode(tokens[0]))
-
-
-def _transformers() -> Any:
-    try:
-        module: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise MupscaleError(
-            "the demo builds its model with transformers, which is not installed",
-            hint="pip install 'mupscale[hf]'",
-        ) from error
-    module.utils.logging.set_verbosity_error()
-    module.utils.logging.disable_progress_bar()
-    return module
 
 
 def continue_training(directory: Path, *, widened: bool) -> list[float]:
@@ -111,7 +103,7 @@ def continue_training(directory: Path, *, widened: bool) -> list[float]:
         directory: of the model.
         widened: whether it was widened, so that its groups follow from its record.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     settings: dict[str, Any] = {"lr": _CONTINUED_RATE, "weight_decay": _DECAY, "betas": _BETAS}
     if widened:
