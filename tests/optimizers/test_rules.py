@@ -2,13 +2,16 @@
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import mupscale_cli
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.multipliers import Scaled, multipliers, state_scale, tensor_multipliers
 from mupscale_cli.optimizers.rules import (
+    NORM_WEIGHT,
     OPTIMIZERS,
     Powers,
     default_settings,
@@ -127,6 +130,30 @@ def test_a_factor_for_the_shape_keeps_the_kind_of_decay():
     assert decoupled.lr == pytest.approx(2 / math.sqrt(4 * K))
     assert decoupled.lr * decoupled.weight_decay == pytest.approx(1)
     assert tensor_multipliers(tensor, rule, False, {}).weight_decay == 1
+
+
+def test_the_page_theory_has_the_formulas_of_the_table():
+    page = (Path(mupscale_cli.__file__).parent / "cli" / "pages" / "theory.md").read_text()
+    start = page.index("| | Adam, ")
+    heading, _, *rows = (line.strip("|").split("|") for line in page[start : page.index("\n\n", start)].splitlines())
+    by_row = {label.strip().lower(): [cell.strip() for cell in cells] for label, *cells in rows}
+    checked = set()
+    for column, names in enumerate(heading[1:]):
+        for rule in (OPTIMIZERS[name] for name in names.lower().replace(" ", "").split(",") if name in OPTIMIZERS):
+            expected = {
+                "learning rate": rule.lr,
+                "eps": rule.eps,
+                "decoupled weight decay": rule.formulas(True)["weight_decay"],
+                "l2 weight decay": rule.formulas(False)["weight_decay"],
+                "squared norm, when clipping": NORM_WEIGHT,
+            }
+            for row, formula in expected.items():
+                text = by_row[row][column]
+                code = text.replace("²", "**2").replace("√m", "sqrt(m)").replace(" ", "*")
+                value = eval(code, {"c": 0.3, "m": 7, "sqrt": math.sqrt}) if code else None  # noqa: S307 (our own page)
+                assert value == (None if formula is None else pytest.approx(formula(0.3, 7))), (rule.name, row)
+            checked.add(rule.name)
+    assert checked >= {"adam", "adamw", "sgd", "lion", "adagrad", "rmsprop", "muon"}
 
 
 # Entries ----------------------------------------------------------------------------------------
