@@ -1,0 +1,84 @@
+"""Continuing in a torch training loop: parameter groups and the weighted norm."""
+
+import pytest
+import torch
+
+from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
+from mupscale_cli.tasks.widen import widen
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+def by_name_of(wide):
+    found = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
+    return {name: group for group in found.groups for name in group.tensors}
+
+
+def test_param_groups_of_a_model(wide):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide.output)
+    groups = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    by_name = by_name_of(wide)
+    for group in groups:
+        for name in group["param_names"]:
+            expected = by_name[name]
+            assert group["lr"] == expected.lr
+            assert group["eps"] == expected.eps
+            assert group["weight_decay"] == expected.weight_decay
+            assert group["betas"] == (0.9, 0.95)
+    assert {name for group in groups for name in group["param_names"]} == {n for n, _ in model.named_parameters()}
+    only = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, decay=[Q])
+    assert [group["param_names"] for group in only if group["weight_decay"]] == [[Q]]
+    for decay, is_decayed in (("all", lambda _: True), ("none", lambda _: False), ("matrices", lambda p: p.dim() > 1)):
+        groups = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, decay=decay)
+        assert all(bool(group["weight_decay"]) == is_decayed(p) for group in groups for p in group["params"])
+    with pytest.raises(PlanError, match="`decay` is `some`"):
+        param_groups(model, wide.output, lr=1e-3, decay="some")
+
+
+def test_groups_for_another_model(wide, saved):
+    import transformers
+
+    narrow = transformers.AutoModelForCausalLM.from_pretrained(saved("Qwen3-tied"))
+    with pytest.raises(CheckpointError, match="has the shape"):
+        param_groups(narrow, wide.output, lr=1)
+    with pytest.raises(CheckpointError, match="is not in the widened checkpoint"):
+        param_groups(torch.nn.Linear(2, 2), wide.output, lr=1)
+    with pytest.raises(CheckpointError, match="not written by mupscale"):
+        param_groups(narrow, saved("Qwen3-tied"), lr=1)
+
+
+def test_the_weighted_norm_is_that_of_the_narrow_gradient(wide, saved):
+    import transformers
+
+    tokens = torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(0))
+    norms = []
+    for place in (saved("Qwen3-tied"), wide.output):
+        model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float64)
+        model(tokens, labels=tokens).loss.backward()
+        if place == wide.output:
+            groups = param_groups(model, place, lr=1)
+            norm = clip_grad_norm_(groups, 0.1)
+            again = clip_grad_norm_(groups, float("inf"))
+            assert again == pytest.approx(0.1, rel=1e-4)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        norms.append(norm.item())
+    # The reference computes norms and softmax in float32.
+    assert norms[1] == pytest.approx(norms[0], rel=16 * 2**-24)
+    assert norms[0] > 0.1
+
+
+def test_parameters_are_called_what_the_model_calls_them(saved, tmp_path):
+    """GPT-NeoX saves `lm_head` as `embed_out`."""
+    import transformers
+
+    wide = widen(saved("GPTNeoX-untied"), tmp_path / "wide", 2, verify=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide.output)
+    groups = param_groups(model, wide.output, lr=1.0)
+    rate = next(group["lr"] for group in groups if "lm_head.weight" in group["param_names"])
+    assert rate == 1 / 2
+    assert "lm_head.weight" in by_name_of(wide)

@@ -1,0 +1,60 @@
+"""Hyperparameters in trainers' forms."""
+
+import ast
+import json
+
+import pytest
+import torch
+import yaml
+
+from cli_runner import run
+from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.trainers import FORMS
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+EMBED = "model.embed_tokens.weight"
+HEAD_NORM = "model.layers.0.self_attn.q_norm.weight"
+
+
+def by_name_of(wide):
+    found = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
+    return {name: group for group in found.groups for name in group.tensors}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_valid_in_its_language(form, wide):
+    result = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", form)
+    assert result.code == 0, result.err
+    match form:
+        case "json":
+            assert len(json.loads(result.out)["groups"]) >= 4
+        case "yaml" | "nemo" | "bsh":
+            assert yaml.safe_load(result.out)
+        case "torch" | "megatron":
+            ast.parse(result.out)
+        case "torchtitan":
+            ast.parse(f"f({result.out})")
+
+
+def test_the_torch_form_makes_the_groups(wide):
+    import transformers
+
+    text = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", "torch").out
+    namespace = {}
+    exec(text, namespace)  # noqa: S102 (what a user would paste)
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide.output)
+    by_name = by_name_of(wide)
+    made = torch.optim.AdamW(namespace["param_groups"](model))
+    seen = {name for group in made.param_groups for name in group["param_names"]}
+    assert seen == set(by_name)
+    for group in made.param_groups:
+        for name in group["param_names"]:
+            assert group["lr"] == by_name[name].lr
+            assert group["weight_decay"] == by_name[name].weight_decay
+
+
+def test_base_shapes_say_what_is_finite(wide):
+    shapes = yaml.safe_load(run("hparams", str(wide.output), "--lr", "1", "--format", "bsh").out)
+    assert shapes[EMBED] == [None, 48]
+    assert shapes[Q] == [32, 48]
+    assert shapes[HEAD_NORM] == [None]
