@@ -70,10 +70,6 @@ class OptimizerSource(Protocol):
         """The file or folder."""
 
     @property
-    def num_bytes(self) -> int:
-        """Of tensor data."""
-
-    @property
     def stored(self) -> Mapping[str, Stored]:
         """Where its tensors are, by their names."""
 

@@ -57,10 +57,6 @@ class SafetensorsState:
     metadata: Mapping[str, str]
     content: None = None
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
-
     def digest(self) -> str:
         return files_digest({file.name: safetensors_digest(file) for file in self.files})
 

@@ -43,10 +43,6 @@ class TreeState:
     write_blank: Callable[[Path, Any], Mapping[str, Blank]]
     load_whole: Callable[[], Any]
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.spec.num_bytes for tensor in self.stored.values())
-
     def digest(self) -> str:
         return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
 
@@ -55,15 +51,7 @@ class TreeState:
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
         specs = {id(tensor): self.stored[place_name(place)].spec for place, tensor in walk(self.content)}
-        wide = widen_content(
-            self.content,
-            specs,
-            self.root,
-            plan,
-            policy,
-            self.config,
-            self._names,
-        )
+        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names)
 
         def write(how: Writing) -> StateFile | None:
             path = how.directory / how.name

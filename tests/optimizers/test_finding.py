@@ -1,0 +1,138 @@
+"""Formats of optimizer state are found by asking each in turn; another one takes a class and an entry."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mupscale_cli
+from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.engine.streaming import write_tensors
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers import finding
+from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, read_digest
+from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
+from mupscale_cli.optimizers.tree import OptimizerTree
+from training import trained
+
+
+class Raw(StateFormat):
+    """A folder with `shapes.json` and the bytes of each float32 tensor in a file of its own."""
+
+    markers = ("moments/shapes.json",)
+
+    def files(self, name):
+        return (f"{name}/*",)
+
+    def recognizes(self, path):
+        return (path / "shapes.json").is_file()
+
+    def open(self, opening):
+        folder = opening.path
+        shapes = json.loads((folder / "shapes.json").read_text())
+        specs = [TensorSpec(name, "F32", tuple(shape)) for name, shape in shapes.items()]
+        return RawState(folder, {spec.name: StoredTensor(spec, folder / spec.name, 0) for spec in specs})
+
+
+@dataclass(frozen=True)
+class RawState:
+    """A state of that format."""
+
+    path: Path
+    stored: Mapping[str, StoredTensor]
+    content: None = None
+
+    def digest(self):
+        return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
+
+    def load(self):
+        states = {}
+        for name, tensor in self.stored.items():
+            parameter, _, key = name.rpartition(".")
+            data = torch.frombuffer(bytearray(tensor.file.read_bytes()), dtype=torch.float32)
+            states.setdefault(parameter, {})[key] = data.reshape(tensor.spec.shape)
+        return OptimizerTree("flat", states, (), {})
+
+    def widen(self, plan, policy):
+        entries = [StateEntry(*name.rsplit(".", 1), tensor.spec) for name, tensor in self.stored.items()]
+        tensors = tuple(state.tensor for state in plan_state(plan, entries, policy))
+
+        def write(how):
+            folder = how.directory / how.name
+            folder.mkdir()
+            for tensor in tensors:
+                (folder / tensor.target.name).write_bytes(bytes(tensor.target.num_bytes))
+            (folder / "shapes.json").write_text(json.dumps({t.target.name: t.target.shape for t in tensors}))
+            write_tensors(tensors, self.stored, RawWriter(folder), progress=how.progress)
+            written = Raw().open(Opening(folder, None))
+            return StateFile(how.name, {}, self.digest(), written.digest())
+
+        return WideState(tensors, self.stored, write, {"format": "raw"})
+
+
+@dataclass(frozen=True)
+class RawWriter:
+    """Writes into the files of a folder."""
+
+    folder: Path
+
+    def write(self, name, start, buffer, runs):
+        with open(self.folder / name, "r+b") as stream:
+            stream.seek(start)
+            stream.writelines(buffer.pieces(runs))
+
+
+@pytest.fixture
+def saved_with_moments(tmp_path):
+    """A narrow model, and its moments in the format `Raw` and in safetensors."""
+    model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
+    states = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    moments = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    for kind in ("raw", "safetensors"):
+        model.save_pretrained(tmp_path / kind)
+    save_file(moments, tmp_path / "safetensors" / "optimizer.safetensors")
+    (tmp_path / "raw" / "moments").mkdir()
+    for name, value in moments.items():
+        (tmp_path / "raw" / "moments" / name).write_bytes(value.numpy().tobytes())
+    shapes = {name: tuple(value.shape) for name, value in moments.items()}
+    (tmp_path / "raw" / "moments" / "shapes.json").write_text(json.dumps(shapes))
+    return tmp_path
+
+
+def test_a_format_is_one_class_and_one_entry(saved_with_moments, monkeypatch):
+    folder = saved_with_moments
+    assert mupscale_cli.widen(folder / "raw", folder / "without", 2, verify=False).record["optimizer_state"] is None
+    monkeypatch.setattr(finding, "FORMATS", (Raw(), *finding.FORMATS))
+    for kind in ("raw", "safetensors"):
+        widened = mupscale_cli.widen(folder / kind, folder / f"wide-{kind}", 2, verify=False)
+        assert widened.record["optimizer_state"]["format"] == kind
+        found = mupscale_cli.verify_weights(folder / f"wide-{kind}")
+        assert found.agrees
+        assert found.state.num_tensors > 0
+    wide = folder / "wide-raw" / "moments"
+    raw = finding.open_optimizer(wide, None).load().states
+    expected = finding.open_optimizer(folder / "wide-safetensors" / "optimizer.safetensors", None).load().states
+    assert raw.keys() == expected.keys()
+    for name, state in expected.items():
+        assert all(torch.equal(raw[name][key], value) for key, value in state.items())
+    names = [file.relative_to(wide.parent).as_posix() for file in wide.rglob("*")]
+    assert set(finding.state_names(names)) == set(names)
+
+
+def test_the_most_telling_state_is_found(tmp_path):
+    names = ["optim.pt", "optimizer/.metadata", "optimizer/__0_0.distcp", "optimizer.safetensors"]
+    assert finding.state_name(names) == "optimizer.safetensors"
+    assert finding.state_name(names[:3]) == "optim.pt"
+    assert finding.state_name(names[1:3]) == "optimizer"
+    assert finding.state_names(names[1:3]) == ("optimizer/.metadata", "optimizer/__0_0.distcp")
+    assert finding.state_name(["optimizer/x"]) is None
+    with pytest.raises(CheckpointError, match="there is no optimizer's state at"):
+        finding.open_optimizer(tmp_path / "absent.pt", None)
+    with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
+        finding.open_optimizer(tmp_path, None)
