@@ -1,0 +1,101 @@
+"""A narrower proxy of a large model."""
+
+import json
+
+import pytest
+
+from cli_runner import run
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import SweepError
+from mupscale_cli.plan import resolve_factors
+from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config
+from mupscale_cli.sweep.settings import Training
+from mupscale_cli.tasks.planning import choose_recipe, plan_widening
+from mupscale_cli.tasks.widen import widen
+from sweeps import OWN, SHORT, sweep
+
+
+def narrowed(directory, ratio, axes=None):
+    source = open_checkpoint(directory)
+    recipe = choose_recipe(source)
+    return source.config, narrowed_config(source, recipe, resolve_factors(recipe, ratio, axes or {}))
+
+
+def test_a_proxy_is_narrower_by_its_ratio(saved):
+    config, narrow = narrowed(saved("Llama-tied"), 2)
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        assert narrow[name] * 2 == config[name]
+    for name in ("head_dim", "vocab_size", "num_hidden_layers"):
+        assert narrow[name] == config[name]
+
+
+def test_an_axis_that_is_not_narrowed(saved):
+    _, narrow = narrowed(saved("Llama-tied"), 2, {"ffn": 1})
+    assert (narrow["hidden_size"], narrow["intermediate_size"]) == (24, 40)
+
+
+def test_a_config_that_cannot_be_narrowed(saved, tmp_path):
+    with pytest.raises(SweepError, match="`num_key_value_heads` is 2, which cannot be divided by 4"):
+        narrowed(saved("Llama-tied"), 4)
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("OPT-projected", "the proxy does not widen to the checkpoint: `model.decoder.embed_tokens.weight`"),
+        ("CodeGen-untied", "the proxy's config does not widen to the checkpoint's"),
+        ("Lfm2-untied", "`intermediate_size` goes from 40 to 512, which is no whole ratio"),
+    ],
+)
+def test_a_model_that_cannot_be_narrowed(case, says, saved, tmp_path):
+    result = run("sweep", str(saved(case)), *OWN, "--proxy", "2", "-o", str(tmp_path / "s"))
+    assert result.code == 2
+    assert says in result.err
+    assert "train a smaller model yourself" in result.err
+    assert not (tmp_path / "s" / "proxy").exists()
+
+
+@pytest.mark.parametrize("case", ["GPT2-tied", "Gemma2-tied", "Mixtral-untied", "GPTNeoX-untied"])
+def test_a_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
+    source = open_checkpoint(saved(case))
+    make_proxy(source, ProxyRequest(2, {}, None, None, 1e-3, 0), Training(), None, tmp_path / "proxy", lambda *_: None)
+    plan = plan_widening(tmp_path / "proxy", factor=2)
+    shapes = {tensor.target.name: tensor.target.shape for tensor in plan.tensors}
+    assert shapes == {spec.name: spec.shape for spec in source.specs}
+
+
+def test_a_sweep_with_a_proxy_and_its_hyperparameters(tokens, tmp_path, saved):
+    """The rates of the large model are those of the proxy divided by both widenings."""
+    narrow = saved("Llama-untied")
+    result = sweep(
+        narrow,
+        "--data",
+        tokens,
+        "--proxy",
+        "2",
+        "--proxy-steps",
+        "2",
+        "--lr",
+        "1e-3,2e-3",
+        "--noise",
+        "0.1",
+        "-f",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+        *SHORT,
+    )
+    assert "making the proxy, 2 steps" in result.err
+    assert (tmp_path / "s" / "proxy" / "optimizer.pt").is_file()
+    assert open_checkpoint(tmp_path / "s" / "proxy").config["hidden_size"] == 24
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert (document["proxy"]["ratio"], document["proxy"]["steps"]) == (2, 2)
+    widen(narrow, tmp_path / "wide", factor=2, verify=False)
+    groups = json.loads(run("hparams", str(tmp_path / "wide"), "--from-sweep", str(tmp_path / "s"), "--json").out)
+    by_name = {name: group for group in groups["groups"] for name in group["tensors"]}
+    lr = document["recommendation"]["lr"]
+    assert by_name["model.layers.0.mlp.up_proj.weight"]["lr"] == pytest.approx(lr / 4)
+    assert by_name["model.layers.0.mlp.up_proj.weight"]["eps"] == pytest.approx(1e-8 / 4)
+    assert by_name["model.embed_tokens.weight"]["lr"] == pytest.approx(lr)
+    assert by_name["model.embed_tokens.weight"]["clip_weight"] == 4

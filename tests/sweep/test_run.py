@@ -1,0 +1,120 @@
+"""`mupscale sweep` as a whole: its table, document and picture, and what it refuses."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from cli_runner import run
+from sweeps import OWN, SHORT, sweep
+
+
+def test_table_json_and_picture(swept):
+    narrow, arguments, result = swept
+    folder = narrow.parent / "narrow-sweep"
+    document = json.loads((folder / "sweep.json").read_text())
+    assert document["complete"]
+    assert len(document["trials"]) == 16
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    best = document["recommendation"]
+    assert f"recommended for x8 and any other width: lr {best['lr']:g}, noise {best['noise']:g}" in result.out
+    noise = f" --noise {best['noise']:g}" if best["noise"] else ""
+    assert f"  mupscale widen {narrow} --factor 8{noise}\n" in result.out
+    assert f"  mupscale hparams {narrow}-x8 --from-sweep {folder / 'sweep.json'}\n" in result.out
+    assert result.out.count("*") == 3  # one for each width, one that explains it
+    assert re.search(r"0\.001 +\d\.\d{4}±\.\d{3}", result.out)
+    assert len(re.findall(r"^\[\d+/16\] x[23] lr ", result.err, re.MULTILINE)) == 16
+    assert not (folder / "checkpoints").exists()
+    assert json.loads(sweep(*arguments, "--json").out) == document  # a second call has nothing left to do
+
+
+def test_a_single_file_with_its_config(tokens, tmp_path, saved):
+    narrow = tmp_path / "one.safetensors"
+    narrow.write_bytes((saved("Llama-untied") / "model.safetensors").read_bytes())
+    (tmp_path / "one.config.json").write_bytes((saved("Llama-untied") / "config.json").read_bytes())
+    result = sweep(narrow, "--data", tokens, "--lr", "1e-3,2e-3", "--noise", "0.1", "-f", "2", *SHORT)
+    assert f"wrote {tmp_path / 'one-sweep' / 'sweep.json'}" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "nothing is given to train on"),
+        (["--data", "nowhere.bin"], "there is no data at `nowhere.bin`"),
+        (["--factor", "1.5", *OWN], "a factor is a whole number"),
+        (["--factor", "1", *OWN], "nothing is widened: the factor is 1"),
+        (["--target", "x", *OWN], "`--target` is `x`"),
+        (["--lr", "fast", *OWN], "`--lr fast` is not a number"),
+        (["--lr", "0", *OWN], "it must be a number above 0"),
+        (["--lr", "nan", *OWN], "it must be a number above 0"),
+        (["--lr-steps", "0", *OWN], "`--lr-steps 0` is not at least 1"),
+        (["--noise", "-1", *OWN], "it must be a number at least 0"),
+        (["--noise", "a,b", *OWN], "`--noise a,b` is not a number"),
+        (["--noise-mode", "loud", *OWN], "`--noise-mode loud` is not known"),
+        (["--noise-scale", "loud", *OWN], "`--noise-scale loud` is not known"),
+        (["--seeds", "0", *OWN], "`--seeds 0` is not at least 1"),
+        (["--jobs", "0", *OWN], "`--jobs 0` is not at least 1"),
+        (["--steps", "0", *OWN], "`--steps 0` is not at least 1"),
+        (["--length", "1", *OWN], "`--length 1` is not at least 2"),
+        (["--clip", "-1", *OWN], "`--clip -1` is not at least 0"),
+        (["--betas", "0.9", *OWN], "is not two numbers"),
+        (["--betas", "0.9,1", *OWN], "each must be at least 0 and below 1"),
+        (["--eps", "0", *OWN], "`--eps 0` is not between 0 and 1"),
+        (["--schedule", "wild", *OWN], "`--schedule wild` is not known"),
+        (["--axis", "nothing=2", *OWN], "has no axis `nothing`"),
+        (["--command", "train {lr}"], "does not say {checkpoint}"),
+        (["--command", "train {checkpoint}"], "does not say {lr}"),
+        (["--command", "train {checkpoint} {lr} {epochs}"], "{epochs}, which is not known"),
+        (["--command", "train 'open"], "is no command line"),
+        (["--command", " "], "`--command` is empty"),
+        (["--command", "/no/such/program {checkpoint} {lr}"], "cannot be started"),
+        (["--proxy-steps", "3", *OWN], "no `--proxy`"),
+        (["--proxy", "1", *OWN], "`--proxy 1` is not at least 2"),
+        (["--proxy", "2", "--proxy-steps", "-1", *OWN], "is not at least 0"),
+        (["--proxy", "3", "--proxy-steps", "0", *OWN], "cannot be divided by 3"),
+        (["--proxy", "2", "--proxy-steps", "3", *OWN], "nothing is given to train on"),
+        (["-o", "FILE", *OWN], "is not a directory"),
+        (["-o", "FULL", *OWN], "holds something that is no sweep"),
+    ],
+)
+def test_bad_input(arguments, says, tmp_path, saved):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    places = {"FILE": str(tmp_path / "file"), "FULL": str(tmp_path / "full")}
+    output = () if "-o" in arguments else ("-o", str(tmp_path / "s"))
+    result = run("sweep", str(saved("Llama-untied")), *(places.get(word, word) for word in arguments), *output)
+    assert result.code == 2, result.err
+    assert says in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("optuna", "pip install 'mupscale[sweep]'"),
+        ("matplotlib", "pip install 'mupscale[sweep]'"),
+        ("transformers", "pip install 'mupscale[sweep]'"),
+    ],
+)
+def test_what_is_not_installed_is_named(module, says, tokens, tmp_path, saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    result = run(
+        "sweep",
+        str(saved("Llama-untied")),
+        "--data",
+        str(tokens),
+        "--lr-steps",
+        "1",
+        "--noise",
+        "0",
+        "-f",
+        "2",
+        "-o",
+        str(tmp_path / "s"),
+        *SHORT,
+    )
+    assert result.code == 2
+    assert re.search(f"{module}, which is not installed", result.err, re.IGNORECASE)
+    assert says in result.err

@@ -1,0 +1,150 @@
+"""The journal of a sweep: going on after a kill, several processes, a grid that grows."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from cli_runner import run
+from helpers import build, randomise
+from sweeps import OWN, sweep
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "mupscale_cli", "sweep", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def until(condition, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def lines(log):
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_killed_sweep_goes_on(trainer, tmp_path, saved, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log"
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log="log", sleep=0.1),
+        "--lr",
+        "1e-3",
+        "--lr-steps",
+        "3",
+        "--noise",
+        "0.1,0.2",
+        "--factor",
+        "2",
+        "--no-picture",
+    )
+    first = start(*arguments, "-o", tmp_path / "s")
+    until(lambda: len(lines(log)) >= 3)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    done = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert not done["complete"]
+    assert 2 <= len(done["trials"]) < 6
+    second = sweep(*arguments, "-o", tmp_path / "s")
+    assert re.search(r"going on: \d of 6 trials are done", second.err)
+    ran = lines(log)
+    assert len(set(ran)) == 6
+    assert len(ran) <= 7  # the one that was killed ran again, and no other
+    sweep(*arguments, "-o", tmp_path / "t")
+    assert (tmp_path / "s" / "sweep.json").read_text() == (tmp_path / "t" / "sweep.json").read_text()
+
+
+def test_processes_side_by_side_do_each_trial_once(trainer, tmp_path, saved):
+    log = tmp_path / "log"
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log=log, sleep=0.1),
+        "--lr-steps",
+        "5",
+        "--noise",
+        "0,0.1",
+        "--factor",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--json",
+        "--no-picture",
+    )
+    other = start(*arguments)
+    ours = json.loads(sweep(*arguments, "--jobs", "2").out)
+    out, err = other.communicate(timeout=90)
+    assert other.returncode == 0, err
+    assert len(lines(log)) == len(set(lines(log))) == 10
+    assert json.loads(out) == ours
+    assert ours["complete"]
+
+
+def test_a_grid_can_grow(trainer, tmp_path, saved):
+    log = tmp_path / "log"
+    arguments = (
+        saved("Llama-untied"),
+        "--command",
+        trainer(log=log),
+        "--noise",
+        "0.1",
+        "--factor",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+    )
+    assert "is the largest of the grid" in sweep(*arguments, "--lr", "2e-4,5e-4").out
+    assert "recommended for x2 and any other width: lr 0.001," in sweep(*arguments, "--lr", "5e-4,1e-3,2e-3").out
+    assert len(lines(log)) == 4
+    assert (
+        len(json.loads(sweep(*arguments, "--lr", "1e-3", "--lr-steps", "1", "--json").out)["trials"]) == 1
+    )  # and shrink
+    assert len(lines(log)) == 4
+
+
+def test_another_sweep_in_the_same_directory(trainer, tmp_path, saved):
+    arguments = (
+        saved("Llama-untied"),
+        "--lr-steps",
+        "1",
+        "--noise",
+        "0",
+        "-f",
+        "2",
+        "-o",
+        tmp_path / "s",
+        "--no-picture",
+    )
+    sweep(*arguments, "--command", trainer())
+    result = run("sweep", *map(str, arguments), "--command", trainer(limit=1))
+    assert result.code == 2
+    assert "the study was begun with command" in result.err
+
+
+def test_another_checkpoint_under_the_same_name(trainer, tmp_path, saved):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(saved("Llama-untied"), narrow)
+    arguments = ("--command", trainer(), "--lr-steps", "1", "--noise", "0", "-f", "2", "-o", tmp_path / "s")
+    sweep(narrow, *arguments)
+    randomise(build("Llama-untied"), seed=1).save_pretrained(narrow)
+    result = run("sweep", str(narrow), *map(str, arguments))
+    assert result.code == 2
+    assert "the study was begun with model.safetensors" in result.err
+
+
+def test_a_journal_that_is_none(tmp_path, saved):
+    (tmp_path / "s" / "locks").mkdir(parents=True)
+    (tmp_path / "s" / "study.journal").write_text("not JSON\nat all\n")
+    result = run("sweep", str(saved("Llama-untied")), *OWN, "-o", str(tmp_path / "s"))
+    assert result.code == 2
+    assert "cannot read" in result.err

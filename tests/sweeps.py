@@ -1,0 +1,16 @@
+"""What the tests of sweeps share."""
+
+from __future__ import annotations
+
+from cli_runner import Result, run
+
+VOCAB = 50
+SHORT = ("--steps", "3", "--batch-size", "2", "--length", "8")
+OWN = ("--command", "train {checkpoint} {lr}")
+
+
+def sweep(*arguments: object) -> Result:
+    """Run `mupscale sweep`, which must succeed."""
+    result = run("sweep", *map(str, arguments))
+    assert result.code == 0, result.err
+    return result
