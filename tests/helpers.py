@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -499,3 +500,19 @@ def any_floats(dtype, count, seed):
     special = torch.tensor([0.0, -0.0, limits.max, limits.min, limits.tiny, limits.smallest_normal / 4], dtype=dtype)
     values = torch.cat([bits.view(dtype), (bits % 300).view(dtype), special])
     return values[torch.isfinite(values)]
+
+
+MLP_MODULE = """
+from torch import nn
+
+def build(config):
+    rows_columns = [config["shapes"][f"{i}.weight"] for i in (0, 2, 4)]
+    layers = [nn.Linear(columns, rows) for rows, columns in rows_columns]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+"""
+
+
+def change_config(directory: Path, **values: Any) -> None:
+    """Change some keys of the config.json of a checkpoint."""
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

@@ -20,18 +20,24 @@ def metadata(card):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "had_one", "after"),
     [
-        ("", f"{SECTION}\n"),
-        ("Text.\n\n\n", f"Text.\n\n{SECTION}\n"),
-        (f"Above.\n\n{BEGIN}\nold\n{END}\n\nBelow.\n", f"Above.\n\n{SECTION}\n\nBelow.\n"),
-        (f"{END} {BEGIN}", f"{END} {BEGIN}\n\n{SECTION}\n"),
+        ("", False, f"{SECTION}\n"),
+        ("Text.\n\n\n", False, f"Text.\n\n{SECTION}\n"),
+        (f"Above.\n\n{BEGIN}\nold\n{END}\n\nBelow.\n", True, f"Above.\n\n{SECTION}\n\nBelow.\n"),
     ],
 )
-def test_a_section_is_put_in_or_replaced(before, after):
+def test_a_section_is_put_in_or_replaced(before, had_one, after):
+    assert has_section(before) is had_one
     assert with_section(before, SECTION) == after
-    assert has_section(after) or END in before
-    assert with_section(after, SECTION).count("new") == (1 if has_section(after) else 2)
+    assert has_section(after)
+    assert with_section(after, SECTION) == after
+
+
+def test_marks_in_the_wrong_order_are_no_section():
+    card = f"{END} {BEGIN}"
+    assert not has_section(card)
+    assert with_section(card, SECTION) == f"{card}\n\n{SECTION}\n"
 
 
 def test_a_new_card_has_a_title_and_what_is_known():

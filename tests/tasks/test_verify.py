@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import save_mlp
+from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
 from mupscale_cli.tasks.verify import newest_widened, verify
 from mupscale_cli.tasks.widen import widen
@@ -16,14 +16,6 @@ from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
 
 EXACT = VerifyOptions(dtype="float64")
-MLP = """
-from torch import nn
-
-def build(config):
-    rows_columns = [config["shapes"][f"{i}.weight"] for i in (0, 2, 4)]
-    layers = [nn.Linear(columns, rows) for rows, columns in rows_columns]
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +36,7 @@ def pair(widened_pair, tmp_path):
 @pytest.fixture
 def mlp_pair(tmp_path):
     """Two single files, and the options with the model for them."""
-    (tmp_path / "net.py").write_text(MLP)
+    (tmp_path / "net.py").write_text(MLP_MODULE)
     widen(save_mlp(tmp_path / "mlp.safetensors"), factor=2)
     return tmp_path / "mlp-x2.safetensors", VerifyOptions(model=f"{tmp_path / 'net.py'}:build")
 

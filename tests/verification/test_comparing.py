@@ -1,0 +1,364 @@
+"""Verification: what it compares, in what precision, what it accepts, and above all what it refuses."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import change_config, save_mlp, save_model
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification import comparing
+from mupscale_cli.verification.comparing import verify_checkpoints
+from mupscale_cli.verification.models import build_reference_model
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.result import CannotVerify
+
+EXACT = VerifyOptions(dtype="float64")
+
+
+def verified(source, wide, options=EXACT):
+    """Verify a pair of checkpoints by the plan for factor 2."""
+    return verify_checkpoints(open_checkpoint(source), open_checkpoint(wide), plan_widening(source, 2), options)
+
+
+# Case, recipe, rules with one mistake, axes (None: all), and the first module whose output is not what the
+# recipe says of it; None where all of them are and only the logits differ.
+LAYERS = "{prefix}layers.*."
+
+
+WRONG_RULES = [
+    (
+        "Qwen2-untied",
+        "llama",
+        {LAYERS + "self_attn.q_proj.weight": "(kv g d), embed"},
+        None,
+        "model.layers.0.self_attn.q_proj",
+    ),
+    (
+        "Llama-untied",
+        "llama",
+        {LAYERS + "self_attn.o_proj.weight": "embed, (kv g d)"},
+        None,
+        "model.layers.0.self_attn.o_proj",
+    ),
+    (
+        "Mistral-tied",
+        "llama",
+        {LAYERS + "mlp.{gate,up}_proj.weight": "ffn, embed"},
+        None,
+        "model.layers.0.mlp.gate_proj",
+    ),
+    ("SmolLM3-untied", "llama", {"lm_head.weight?": "., embed"}, None, "lm_head"),
+    # Nothing divides the logits of the tied readout.
+    ("Llama-tied", "llama", {"{prefix}norm.weight": "embed"}, None, None),
+    # The queries are what this rule says, but meet the keys of other heads.
+    (
+        "Qwen3-untied",
+        "qwen3",
+        {LAYERS + "self_attn.q_proj.weight": "(g kv d), /embed"},
+        ("kv",),
+        "model.layers.0.self_attn.o_proj",
+    ),
+    ("Qwen3-tied", "qwen3", {LAYERS + "mlp.down_proj.weight": "embed, ffn"}, None, "model.layers.0.mlp.down_proj"),
+    (
+        "Olmo2-untied",
+        "olmo2",
+        {LAYERS + "self_attn.q_norm.weight": "(g kv d)"},
+        ("kv",),
+        "model.layers.0.self_attn.q_norm",
+    ),
+    ("Gemma-untied", "gemma", {"{prefix}embed_tokens.weight": "., embed"}, None, "model.embed_tokens"),
+    ("Gemma2-tied", "gemma", {"{prefix}norm.weight": "embed | embed^-0.5"}, None, "model.norm"),
+    ("Gemma3-tied", "gemma", {"{prefix}norm.weight": "embed"}, None, None),
+    ("GPT2-tied", "gpt2", {"{prefix}h.*.mlp.c_fc.weight": "embed, ffn"}, None, "transformer.h.0.mlp.c_fc"),
+    # The queries are what these rules say, but attention divides by the root of the new head_dim.
+    (
+        "GPT2-untied",
+        "gpt2",
+        {
+            "{prefix}h.*.attn.c_attn.weight": "/embed, [h d + h d + h d]",
+            "{prefix}h.*.attn.c_attn.bias": "[h d + h d + h d]",
+        },
+        ("embed", "d"),
+        "transformer.h.0.attn.c_proj",
+    ),
+    (
+        "ResNet-basic",
+        "resnet",
+        {"{prefix}encoder.stages.*.layers.*.layer.*.convolution.weight": "c, c, ., ."},
+        None,
+        "resnet.encoder.stages.0.layers.0.layer.0.convolution",
+    ),
+    ("ResNet-bottleneck", "resnet", {"classifier.1.weight?": "., c"}, None, "classifier.1"),
+]
+
+
+def wrong_recipe(tmp_path, recipe, rules):
+    """A recipe that is the built-in one but for some rules."""
+    file = tmp_path / "wrong.yaml"
+    lines = (f'  "{pattern}": "{layout}"\n' for pattern, layout in rules.items())
+    file.write_text(f"extends: {recipe}\ntensors:\n{''.join(lines)}")
+    return file
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 2), (torch.bfloat16, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "recipe", "rules", "axes", "module"),
+    [pytest.param(*row, id=f"{row[0]}: {next(iter(row[2].items()))}") for row in WRONG_RULES],
+)
+def test_a_wrong_rule_is_found_and_nothing_published(case, recipe, rules, axes, module, dtype, factor, saved, tmp_path):
+    source = saved(case, dtype=dtype)
+    file = wrong_recipe(tmp_path, recipe, rules)
+    factors = dict.fromkeys(axes or (), factor)
+    found = widen(source, tmp_path / "wide", None if axes else factor, factors, recipe=file).verification
+    assert not found.agrees
+    assert found.max_rel > 1000 * found.tolerance
+    assert (found.first_difference and found.first_difference.what) == module
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
+
+
+def test_a_wrong_rule_is_found_in_a_model_of_the_user(mlp, tmp_path):
+    source, model = mlp
+    file = wrong_recipe(tmp_path, "mlp", {"{prefix}{last}.weight": "., hidden"})
+    found = widen(source, tmp_path / "wide.safetensors", 2, recipe=file, verify=VerifyOptions(model=model)).verification
+    assert not found.agrees
+    assert found.first_difference.what == "4"
+    assert not (tmp_path / "wide.safetensors").exists()
+
+
+def test_a_wrong_rule_is_found_where_it_hides_below_float32(saved, tmp_path):
+    """An exponent that is off by 1e-6 changes everything by less than float32 rounds."""
+    file = wrong_recipe(tmp_path, "gemma", {"{prefix}embed_tokens.weight": "., embed | embed^-0.500001"})
+    found = widen(saved("Gemma-untied"), tmp_path / "wide", 2, recipe=file, verify=EXACT).verification
+    assert not found.agrees
+    assert found.first_difference.what == "model.embed_tokens"
+
+
+@pytest.fixture(scope="module")
+def wide_llama(saved, tmp_path_factory):
+    """A directory that is a right widening of `Llama-untied` by 2, and one to spoil."""
+    folder = tmp_path_factory.mktemp("wide")
+    for name in ("right", "spoiled"):
+        widen(saved("Llama-untied"), folder / name, 2, verify=False)
+    return folder / "right", folder / "spoiled"
+
+
+def spoiled(wide_llama, name, change):
+    """The second directory with one tensor changed."""
+    right, directory = wide_llama
+    tensors = load_file(right / "model.safetensors")
+    change(tensors[name])
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def flip_last_bits(tensor):
+    """Move the first column, or the first element, by one unit in the last place."""
+    column = tensor[..., 0]
+    column.copy_(torch.nextafter(column, torch.full_like(column, math.inf)))
+
+
+OF_A_LAYER = [
+    "input_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.k_proj.bias",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+    "mlp.down_proj.bias",
+]
+
+
+ALL_TENSORS = [
+    "model.embed_tokens.weight",
+    *(f"model.layers.1.{name}" for name in OF_A_LAYER),
+    "model.norm.weight",
+    "lm_head.weight",
+]
+
+
+@pytest.mark.parametrize("name", ALL_TENSORS)
+def test_the_last_bit_of_a_weight_is_seen_and_its_module_named(name, wide_llama, saved):
+    wide = spoiled(wide_llama, name, flip_last_bits)
+    found = verified(saved("Llama-untied"), wide)
+    assert not found.agrees
+    assert found.first_difference.what == name.rpartition(".")[0]
+
+
+def test_rows_in_another_order_are_seen(wide_llama, saved):
+    """Concatenated copies instead of interleaved ones: each row is there, none is missing."""
+
+    def permute(tensor):
+        heads = tensor.view(4, 8, -1)  # two kv heads, two copies of each
+        heads.copy_(heads[[0, 2, 1, 3]].clone())
+
+    wide = spoiled(wide_llama, "model.layers.0.self_attn.v_proj.weight", permute)
+    found = verified(saved("Llama-untied"), wide)
+    assert not found.agrees
+    assert found.first_difference.what == "model.layers.0.self_attn.v_proj"
+
+
+def test_the_right_file_agrees(wide_llama, saved):
+    assert verified(saved("Llama-untied"), wide_llama[0]).agrees
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_a_difference(value, wide_llama, saved):
+    wide = spoiled(wide_llama, "model.layers.1.mlp.up_proj.bias", lambda tensor: tensor[:1].fill_(value))
+    found = verified(saved("Llama-untied"), wide)
+    assert not found.agrees
+    assert found.first_difference.what == "model.layers.1.mlp.up_proj"
+    assert found.max_rel == math.inf
+    json.dumps(found.as_record(), allow_nan=False)
+
+
+def test_nan_in_both_models_is_no_agreement(tmp_path):
+    source = save_model(tmp_path / "narrow")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.input_layernorm.weight"][0] = math.nan
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    widen(source, tmp_path / "wide", 2, verify=False, allow_nonfinite=True)
+    with pytest.raises(CannotVerify, match="not finite"):
+        verify(tmp_path / "wide", source)
+
+
+def test_models_that_generate_are_compared_with_padding_and_cache(saved, tmp_path):
+    found = widen(saved("Qwen2-tied"), tmp_path / "wide", 2, verify=EXACT).verification
+    what = [comparison.what for comparison in found.comparisons]
+    assert {"logits", "logits of a left-padded batch", "logits of cached generation"} < set(what)
+    assert any("`model.norm`" in name for name in what)
+
+
+def without_padding(_query, mask):
+    """The first sequence is whole, so its mask is the causal one."""
+    return mask[:1].expand_as(mask)
+
+
+def forgetful(query, mask):
+    """With a cache, one query at a time: it misses the oldest key."""
+    return mask.index_fill(-1, torch.tensor(0), torch.finfo(mask.dtype).min) if query.shape[2] == 1 else mask
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        (without_padding, {"logits of a left-padded batch", "logits of cached generation"}),
+        (forgetful, {"logits of cached generation"}),
+    ],
+)
+def test_what_only_padding_or_a_cache_shows_is_seen(change, differing, monkeypatch, saved, tmp_path):
+    import transformers
+
+    attend = transformers.models.llama.modeling_llama.eager_attention_forward
+
+    def careless(module, query, key, value, attention_mask, **rest):
+        is_wide = query.shape[1] > 4
+        return attend(module, query, key, value, change(query, attention_mask) if is_wide else attention_mask, **rest)
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama, "eager_attention_forward", careless)
+    found = widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=EXACT).verification
+    assert not found.agrees
+    assert {c.what for c in found.comparisons if not c.max_rel <= found.tolerance} == differing
+
+
+def test_generation_covers_more_than_one_step_and_is_forced(saved):
+    """Both models follow the same tokens, so a tie between two logits cannot part them."""
+    model = build_reference_model(open_checkpoint(saved("Llama-untied")), torch.float64)
+    tokens, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64)
+    logits, greedy = comparing._generate(model, tokens, mask, 8)
+    other = greedy.clone()
+    other[0, 3:] = torch.arange(greedy.shape[1] - 3) + 7
+    forced_logits, forced = comparing._generate(model, tokens, mask, 8, other)
+    assert torch.equal(forced, other)
+    assert torch.equal(logits[:, 0], forced_logits[:, 0])
+    assert logits.shape[1] > 2
+    steps = model(input_ids=forced, attention_mask=torch.ones_like(forced)).logits[:, 2:-1]
+    torch.testing.assert_close(forced_logits.double(), steps, rtol=0, atol=1e-4)  # rotary tables are float32 here
+
+
+def test_images_have_logits_only(saved, tmp_path):
+    found = widen(saved("ResNet-basic"), tmp_path / "wide", 2, verify=EXACT).verification
+    assert not [c.what for c in found.comparisons if "padded" in c.what or "generation" in c.what]
+    assert found.comparisons[0].what == "logits"
+    assert "images" in found.inputs
+
+
+def test_the_seed_changes_the_inputs_and_the_same_seed_repeats(wide_llama, saved):
+    source, wide = open_checkpoint(saved("Llama-untied")), open_checkpoint(wide_llama[0])
+    plan = plan_widening(source.path, 2)
+    one, again, other = (
+        verify_checkpoints(source, wide, plan, VerifyOptions(dtype="float64", seed=seed)) for seed in (0, 0, 1)
+    )
+    assert one == again
+    assert one.comparisons != other.comparisons
+    assert other.agrees
+
+
+@pytest.mark.parametrize(
+    ("case", "factor", "rounded"),
+    [
+        ("Llama-untied", 3, 0),  # splitting is exact
+        ("Qwen3-untied", 3, 0),
+        ("Llama-tied", 2, 0),  # halving the norm's gain is exact
+        ("Llama-tied", 3, 1),  # dividing it by 3 is not
+        ("Olmo3-tied", 3, 1),
+        ("Gemma-tied", 2, 2),  # embedding and norm by 1/sqrt(2)
+        ("Gemma-tied", 4, 1),  # the norm is stored as w, but 1 + w is halved
+        ("GPT2-tied", 3, 2),  # gain and bias of the last norm
+    ],
+)
+def test_what_rounding_moves_is_told_and_hides_nothing(case, factor, rounded, saved, tmp_path):
+    found = widen(saved(case, dtype=torch.bfloat16), tmp_path / "wide", factor, verify=EXACT).verification
+    assert found.agrees
+    assert found.max_rel < 1e-12
+    assert found.rounded_tensors == rounded
+    if rounded:
+        # Rounding to bfloat16 moves each element by up to 2^-9; the logits of a small model by about as much.
+        assert 1e-6 < found.rounding.max_rel < 1
+    else:
+        assert found.rounding is None
+
+
+def is_skipped(source, output, says, **arguments):
+    """Widen what cannot be verified: it is published all the same, and the reason told."""
+    widened = widen(source, output, 2, **arguments)
+    assert widened.verification is None
+    assert says in widened.skipped
+    assert widened.record["verification"] is None
+    assert output.exists()
+
+
+def test_without_transformers_it_is_skipped(monkeypatch, saved, tmp_path):
+    source = saved("Llama-tied")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    is_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
+
+
+def test_without_config_it_is_skipped(tmp_path):
+    is_skipped(save_mlp(tmp_path / "mlp.safetensors"), tmp_path / "wide.safetensors", "--model")
+
+
+def test_with_an_architecture_that_transformers_lacks_it_is_skipped(tmp_path):
+    source = save_model(tmp_path / "narrow")
+    change_config(source, architectures=["LlamaForTelepathy"])
+    is_skipped(source, tmp_path / "wide", "LlamaForTelepathy")
+
+
+def test_when_it_was_not_asked_for_it_is_skipped(saved, tmp_path):
+    is_skipped(saved("Llama-tied"), tmp_path / "wide", "not asked for", verify=False)
+
+
+def test_an_own_model_needs_no_transformers(monkeypatch, mlp, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    options = VerifyOptions(model=mlp[1])
+    assert widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=options).verification.agrees

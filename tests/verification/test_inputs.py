@@ -1,0 +1,90 @@
+"""Inputs that a reference, or the user's own model, is run on."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers import MLP_MODULE, mlp_tensors
+from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
+from mupscale_cli.verification.models import load_user_module
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.result import CannotVerify, Comparison
+
+
+class Stub(nn.Module):
+    """As much of a transformers model as making inputs asks for."""
+
+    def __init__(self, main_input_name, **config):
+        super().__init__()
+        self.main_input_name = main_input_name
+        self.config = type("Config", (), {**config, "get_text_config": lambda self: self})()
+
+
+def test_tokens_are_of_the_vocabulary_and_use_it():
+    inputs = reference_inputs(Stub("input_ids", vocab_size=5), torch.Generator().manual_seed(0))
+    assert set(inputs.keywords["input_ids"].unique().tolist()) == {0, 1, 2, 3, 4}
+    assert set(inputs.keywords) == {"input_ids"}
+
+
+def test_an_encoder_with_a_decoder_gets_tokens_for_both():
+    stub = Stub("input_ids", vocab_size=5, is_encoder_decoder=True)
+    inputs = reference_inputs(stub, torch.Generator().manual_seed(0))
+    assert set(inputs.keywords) == {"input_ids", "decoder_input_ids"}
+
+
+@pytest.mark.parametrize(("size", "shape"), [(8, (1, 8, 8)), ((6, 10), (1, 6, 10))])
+def test_images_have_the_size_of_the_config(size, shape):
+    stub = Stub("pixel_values", image_size=size, num_channels=1)
+    assert reference_inputs(stub, torch.Generator()).keywords["pixel_values"].shape[1:] == shape
+
+
+def test_inputs_of_another_kind_are_a_reason_not_to_verify():
+    with pytest.raises(CannotVerify, match=r"input_values.*--model"):
+        reference_inputs(Stub("input_values"), torch.Generator())
+
+
+def test_only_numbers_take_the_type_of_the_model():
+    inputs = Inputs((torch.ones(1), torch.ones(1, dtype=torch.int64), "a"), {"x": torch.ones(1), "flag": True}, "")
+    moved = inputs.to(torch.device("cpu"), torch.float64)
+    assert [getattr(value, "dtype", value) for value in moved.arguments] == [torch.float64, torch.int64, "a"]
+    assert moved.keywords["x"].dtype == torch.float64
+    assert moved.keywords["flag"] is True
+
+
+def test_a_user_model_gets_numbers_by_its_first_weight_or_tokens_by_its_config(mlp):
+    plan, generator = plan_widening(mlp[0], 2), torch.Generator().manual_seed(0)
+    (values,) = user_inputs(sys, {}, plan, generator).arguments
+    assert values.shape[1:] == (5,)
+    assert values.is_floating_point()
+    (tokens,) = user_inputs(sys, {"vocab_size": 3}, plan, generator).arguments
+    assert set(tokens.unique().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("returned", "arguments", "keywords"),
+    [("1", (1,), {}), ("(1, 2)", (1, 2), {}), ("{'x': 1}", (), {"x": 1})],
+)
+def test_inputs_of_the_users_module_are_passed_as_it_returns_them(returned, arguments, keywords, mlp, tmp_path):
+    (tmp_path / "own.py").write_text(f"{MLP_MODULE}\ndef inputs(config, generator):\n    return {returned}\n")
+    module, _ = load_user_module(f"{tmp_path / 'own.py'}:build")
+    found = user_inputs(module, {}, plan_widening(mlp[0], 2), torch.Generator())
+    assert (found.arguments, dict(found.keywords)) == (arguments, keywords)
+
+
+def test_inputs_of_the_users_module_reach_both_models(tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"{MLP_MODULE}\nimport torch\ndef inputs(config, generator):\n"
+        "    assert 'shapes' in config\n"
+        "    return torch.zeros(3, 5, dtype=torch.float64)\n"
+    )
+    tensors = {**mlp_tensors(), "4.bias": torch.zeros(3), "2.bias": torch.zeros(6), "0.bias": torch.zeros(8)}
+    save_file(tensors, tmp_path / "zero.safetensors")
+    options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'own.py'}:build")
+    found = widen(tmp_path / "zero.safetensors", tmp_path / "wide.safetensors", 2, verify=options).verification
+    assert found.inputs == "inputs of the user's module"
+    assert found.comparisons[0] == Comparison("logits (all zero, so nothing is compared)", 0.0, 0.0)

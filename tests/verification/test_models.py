@@ -1,0 +1,114 @@
+"""Building the reference of a checkpoint: transformers' class, or the user's own."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers import MLP_MODULE, change_config, mlp_tensors, save_mlp, save_model
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import VerifyError
+from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
+from mupscale_cli.verification.options import VerifyOptions
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("net.py", "names no function"),
+        ("{folder}/net.py:", "names no function"),
+        (":build", "names no function"),
+        ("{folder}/net.py:make", "no function `make`"),
+        ("{folder}/net.py:nn", "no function `nn`"),
+        ("{folder}/absent.py:build", "absent.py"),
+        ("{folder}/broken.py:build", "broken.py"),
+        ("{folder}/needy.py:build", "no_such_package"),
+        ("no_such_package.module:build", "no_such_package"),
+        ("./net:build", "net"),
+    ],
+)
+def test_a_model_option_that_leads_nowhere_is_named(reference, says, tmp_path):
+    (tmp_path / "net.py").write_text(MLP_MODULE)
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    (tmp_path / "needy.py").write_text("import no_such_package\n")
+    with pytest.raises(VerifyError, match=says):
+        load_user_module(reference.format(folder=tmp_path))
+
+
+def test_a_model_option_takes_a_module_by_its_dotted_name(monkeypatch, tmp_path):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "net.py").write_text(MLP_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    module, build = load_user_module("my_package.net:build")
+    assert build is module.build
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return {}", "dict"),
+        ("return None", "NoneType"),
+        ("return nn.Linear(5, 8)", "does not fit"),
+        ("model = build0(config); model[0] = nn.Linear(5, 9); return model", "does not fit"),
+        ("model = build0(config); model.extra = nn.Linear(2, 2); return model", "extra"),
+        ("return build0(config)[:3]", "4"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_checkpoint_is_an_error(body, says, mlp, tmp_path):
+    (tmp_path / "own.py").write_text(f"{MLP_MODULE.replace('build', 'build0')}\ndef build(config):\n    {body}\n")
+    options = VerifyOptions(model=f"{tmp_path / 'own.py'}:build")
+    with pytest.raises(VerifyError, match=says):
+        widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=options)
+    assert not (tmp_path / "wide.safetensors").exists()
+
+
+def test_a_model_that_does_not_run_is_an_error(mlp, tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"{MLP_MODULE}\nimport torch\ndef inputs(config, generator):\n    return torch.ones(2, 7)\n"
+    )
+    with pytest.raises(VerifyError, match="cannot be run"):
+        widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=VerifyOptions(model=f"{tmp_path / 'own.py'}:build"))
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_user_model_is_given_the_config_where_there_is_one(tmp_path):
+    source = save_mlp(tmp_path / "mlp.safetensors")
+    (tmp_path / "config.json").write_text('{"activation": "tanh"}')
+    seen = []
+
+    def build(config):
+        seen.append(config)
+        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    model = build_user_model(build, open_checkpoint(source), torch.float64)
+    assert seen == [{"activation": "tanh"}]
+    assert not model.training
+    assert torch.equal(model[2].weight, mlp_tensors()["2.weight"].double())
+
+
+def test_a_user_model_may_have_buffers_that_the_checkpoint_lacks(tmp_path):
+    def build(_config):
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        model.register_buffer("mask", torch.ones(3))
+        return model
+
+    model = build_user_model(build, open_checkpoint(save_mlp(tmp_path / "mlp.safetensors")), torch.float64)
+    assert torch.equal(model.mask, torch.ones(3))
+    assert torch.equal(model[4].weight, mlp_tensors()["4.weight"].double())
+
+
+def test_transformers_must_not_invent_weights(tmp_path):
+    source = save_model(tmp_path / "narrow")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VerifyError, match="up_proj"):
+        build_reference_model(open_checkpoint(source), torch.float64)
+
+
+def test_a_config_that_transformers_refuses_is_an_error(tmp_path):
+    source = save_model(tmp_path / "narrow")
+    change_config(source, num_hidden_layers="two")
+    with pytest.raises(VerifyError, match="narrow"):
+        build_reference_model(open_checkpoint(source), torch.float64)
