@@ -63,7 +63,7 @@ def test_a_diverged_trial_is_a_result(tokens, tmp_path, saved):
 
 
 def test_a_state_that_is_not_adams(tokens, tmp_path):
-    narrow = save_training(tmp_path / "narrow", "Llama-tied", "sgd-momentum")
+    narrow = save_training(tmp_path / "narrow", "Llama-tied", "sgd")
     arguments = (narrow, "--data", tokens, "--lr", "1e-3,2e-3", "--noise", "0", "-f", "2", *SHORT)
     result = run("sweep", *map(str, arguments), "-o", str(tmp_path / "s"))
     assert result.code == 2
