@@ -10,7 +10,6 @@ import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.pages import KINDS, page_text, page_titles
-from mupscale_cli.record.schemas import VERSIONS, load_schema
 
 _READABLE = 100  # columns; longer lines are hard to follow
 
@@ -54,5 +53,7 @@ def show_schema(
     as_json: options.Json = False,  # noqa: ARG001 (a schema is JSON in any case)
 ) -> None:
     """Print the JSON Schema of a document that `--json` prints, or the names and versions of all."""
+    from mupscale_cli.record.documents import VERSIONS, load_schema
+
     content = VERSIONS if name is None else load_schema(name)
     sys.stdout.write(json.dumps(content, indent=2) + "\n")

@@ -20,7 +20,6 @@ from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import launched
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.record.schemas import versioned
 from mupscale_cli.text import bytes_text, count_text, counted, number_text
 
 __all__ = [
@@ -121,9 +120,11 @@ def _console(is_terminal: bool, *, stderr: bool, quiet: bool = False) -> Console
     return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, quiet=quiet)
 
 
-def print_document(schema: str, document: Mapping[str, Any]) -> None:
-    """One JSON document, and nothing else, on stdout; it says its schema and its version."""
-    sys.stdout.write(json.dumps(versioned(schema, document), indent=2, ensure_ascii=False) + "\n")
+def print_document(name: str, document: Mapping[str, Any]) -> None:
+    """One JSON document, and nothing else, on stdout; it says its name and its version."""
+    from mupscale_cli.record.documents import document_head
+
+    sys.stdout.write(json.dumps({**document_head(name), **document}, indent=2, ensure_ascii=False) + "\n")
 
 
 def hang_up() -> None:

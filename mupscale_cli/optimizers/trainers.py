@@ -17,7 +17,6 @@ from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
-from mupscale_cli.record.schemas import document_head
 from mupscale_cli.text import listed, starred, suggest
 
 _CLIPPING = (
@@ -35,6 +34,8 @@ class Rendered:
 
 def document(found: Hyperparameters) -> dict[str, Any]:
     """Everything as plain values."""
+    from mupscale_cli.record.documents import document_head
+
     settings = found.settings
     return {
         **document_head("hparams"),

@@ -1,1 +1,3 @@
-"""mupscale.json and every `--json` document."""
+"""mupscale.json and the documents of `--json`: their types, made, read and checked."""
+
+FORMAT_VERSION = 2  # of mupscale.json

@@ -14,8 +14,8 @@ from typing import Any
 from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.record import FORMAT_VERSION
 from mupscale_cli.record.changes import config_file, file_digest
-from mupscale_cli.record.reading import FORMAT_VERSION
 
 METADATA_KEY = "mupscale"
 _BLANK = "0" * 64

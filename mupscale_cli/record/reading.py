@@ -12,8 +12,8 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError, is_printable
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.record import FORMAT_VERSION
 
-FORMAT_VERSION = 2  # 1 had the SHA-256 of the source's files, and no output
 _LARGEST = 2**63
 
 

@@ -12,12 +12,9 @@ from typing import Any
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.record.schemas import VERSIONS, document_head
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial, find
 from mupscale_cli.sweep.settings import Sweep, loss_name
-
-SCHEMA_VERSION = VERSIONS["sweep"]
 
 
 def sweep_document(
@@ -31,6 +28,8 @@ def sweep_document(
         findings: what they say.
         proxy: how the checkpoint follows from the proxy, None where there is none.
     """
+    from mupscale_cli.record.documents import document_head
+
     grid, found = findings.grid, findings.recommendation
     fixed = sweep.fixed
     return {
@@ -164,11 +163,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise SweepError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(content, dict) or "recommendation" not in content or "grid" not in content:
         raise SweepError(f"`{file}` was not written by `mupscale sweep`", hint="give its sweep.json")
-    version = content.get("schema_version")
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise SweepError(
-            f"`{file}` has format {version!r}, this mupscale reads up to {SCHEMA_VERSION}", hint="upgrade mupscale"
-        )
+    from mupscale_cli.record.documents import VERSIONS
+
+    version, known = content.get("schema_version"), VERSIONS["sweep"]
+    if version != known:
+        raise SweepError(f"`{file}` has format {version!r}, this mupscale reads {known}", hint="upgrade mupscale")
     return content
 
 

@@ -9,7 +9,7 @@ import pytest
 from cli_runner import run
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import RecipeError
-from mupscale_cli.record.reading import FORMAT_VERSION
+from mupscale_cli.record import FORMAT_VERSION
 
 
 @pytest.fixture
