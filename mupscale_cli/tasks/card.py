@@ -1,6 +1,6 @@
-"""The section of a model card that says how a model was widened: a function of its record alone.
+"""Write the section of a model card that says how the model was widened.
 
-Like the record it holds no dates, no paths and no names of machines.
+The section depends only on the record and, like the record, contains no dates, paths or machine names.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _UNKNOWN_SOURCE = "CHECKPOINT"
 
 
 def card_section(record: Mapping[str, Any], name: str) -> str:
-    """The section between its markers.
+    """Return the section, including its markers.
 
     Args:
-        record: the mupscale.json of the model.
-        name: of the model, without its organisation.
+        record: the model's mupscale.json.
+        name: the model's name without its organization.
 
     Raises:
         CheckpointError: the record is damaged.
@@ -52,7 +52,7 @@ def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:
 
 
 def with_section(text: str, section: str) -> str:
-    """A card's text with the section in place of an earlier one, or at its end."""
+    """Replace the section in a card's text, or append it if there is none."""
     begin, end = text.find(BEGIN), text.find(END)
     if 0 <= begin < end:
         return text[:begin] + section + text[end + len(END) :]
@@ -60,7 +60,7 @@ def with_section(text: str, section: str) -> str:
 
 
 def has_section(text: str) -> bool:
-    """Whether a card has a section of mupscale's already."""
+    """Return whether a card has a section by mupscale."""
     return 0 <= text.find(BEGIN) < text.find(END)
 
 
@@ -69,9 +69,9 @@ def _origin(record: Mapping[str, Any], name: str) -> str:
     if "repo" in source:
         base = f"[`{source['repo']}`](https://huggingface.co/{source['repo']}) (commit `{source['revision']}`)"
     else:
-        base = "a checkpoint that `mupscale.json` names by its sha256 sums"
+        base = "a checkpoint that `mupscale.json` identifies by its SHA-256 sums"
     version = record.get("mupscale_version", "")
-    return f"`{name}` is {base}, made wider by mupscale {version}. Nothing was trained in between."
+    return f"`{name}` is {base}, widened by mupscale {version} without any training."
 
 
 def _axes(record: Mapping[str, Any]) -> str:
@@ -97,28 +97,28 @@ def _growth(record: Mapping[str, Any]) -> str:
         size = f"{noise['size']:.3g} relative to {noise['scale']}"
         lines.append(f"- perturbation: {noise['mode']} noise of {size}, seed {noise['seed']}")
     else:
-        lines.append("- perturbation: none; copies have equal gradients until noise tells them apart")
+        lines.append("- perturbation: none; copies have equal gradients until noise makes them different")
     recipe = record["recipe"]
     kind = "recipe file" if "file" in recipe else "recipe"
     lines.append(f"- {kind}: `{recipe['name']}` (sha256 `{str(recipe.get('sha256', ''))[:12]}`)")
     if record.get("tie"):
-        lines.append(f"- readout that shares the embedding: `{record['tie']}`")
+        lines.append(f"- tied readout (it shares the embedding): `{record['tie']}`")
     state = record.get("optimizer_state")
     if state:
-        lines.append(f"- optimizer state: widened too (policy `{state['policy']}`)")
+        lines.append(f"- optimizer state: widened (policy `{state['policy']}`)")
     return "\n".join(lines)
 
 
 def _equivalence(record: Mapping[str, Any]) -> Iterable[str]:
     found = record.get("verification")
     if found is None:
-        yield "**Not verified**: nobody has compared both models yet. `mupscale verify` does."
+        yield "**Not verified**: the two models have not been compared. `mupscale verify` compares them."
         return
     base = found.get("unperturbed")
     if base is not None and not found.get("keeps_function", True):
-        yield "The noise changes the function. The figures are of the model with its noise taken away."
+        yield "The noise changes the function. These figures are for the model without its noise."
     elif not found.get("keeps_function", True):
-        yield "This method makes another function on purpose. The figures say how far apart the models are."
+        yield "This method changes the function on purpose. The figures say by how much the models differ."
     shown = base or found
     yield (
         f"`mupscale verify` ran both models in {shown['dtype']} on {shown['inputs']}"
@@ -132,15 +132,15 @@ def _equivalence(record: Mapping[str, Any]) -> Iterable[str]:
     lines = [f"- tolerance: {shown['tolerance']:.1e} = {shown['tolerance_reason']}"]
     if shown.get("rounding"):
         lines.append(
-            f"- {shown['rounded_tensors']} tensors were rounded to their type, which moves the outputs by "
+            f"- {shown['rounded_tensors']} tensors were rounded to their data type, which moves the outputs by "
             f"{_error(shown['rounding']['max_rel'])}"
         )
     if found.get("weights"):
-        lines.append(f"- every byte of {found['weights']['tensors']} tensors is what source, rule and noise make of it")
+        lines.append(f"- every byte of {found['weights']['tensors']} tensors matches source, rule and noise")
     if found.get("training"):
         training = found["training"]
         lines.append(
-            f"- {training['steps']} steps of {training['optimizer']} on both: losses differ by at most "
+            f"- {training['steps']} steps of {training['optimizer']} on both models: losses differ by at most "
             f"{_error(training['max_rel'])}"
         )
     yield "\n".join(lines)
@@ -153,8 +153,8 @@ def _error(value: float | str) -> str:
 def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
     found = hyperparameters(record, Settings(lr=1.0, weight_decay=1.0, eps=1.0))
     yield (
-        "With AdamW the model trains as the narrow one did when each group's values are those of the narrow run "
-        "times these:"
+        "With AdamW, the model trains as the narrow one did if each group uses the values of the narrow run multiplied "
+        "by these:"
     )
     rows = [
         (
@@ -168,8 +168,9 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
     ]
     yield _table(("tensors", "lr", "eps", "weight decay", "clip weight"), rows)
     yield (
-        "Weight decay stands where AdamW usually decays (matrices). Betas, schedules and step counts stay. Clip by the "
-        "root of the sum of clip weight x squared norm. `mupscale hparams` gives other optimizers and trainers' forms."
+        "Weight decay is listed for the tensors that usually decay (matrices). Betas, schedules and step counts stay the "
+        "same. Clip by the square root of the sum of clip weight x squared norm. `mupscale hparams` covers other "
+        "optimizers and the formats of trainers."
     )
     for warning in found.warnings:
         yield f"Note: {warning}."
@@ -178,24 +179,24 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
 def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:
     yield f"```sh\n{reproducing_command(record, name)}\n```"
     if "repo" not in record["source"]:
-        yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose sha256 sums `mupscale.json` lists."
+        yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose SHA-256 sums `mupscale.json` lists."
     if "file" in record["recipe"]:
-        yield "The recipe is a file of its own; `mupscale.json` has its sha256."
+        yield "The recipe is a separate file; `mupscale.json` contains its SHA-256."
 
 
 def reproducing_command(record: Mapping[str, Any], name: str) -> str:
-    """The command line that makes the same files again.
+    """Return the command line that makes the same files again.
 
     Args:
-        record: the mupscale.json of the model.
-        name: of the output.
+        record: the model's mupscale.json.
+        name: the output's name.
     """
     source, recipe = record["source"], record["recipe"]
     words = ["mupscale", "widen", f"{source['repo']}@{source['revision']}" if "repo" in source else _UNKNOWN_SOURCE]
     for axis, size in record["axes"].items():
         if size["factor"] > 1:
             words += ["--axis", f"{axis}={size['factor']}"]
-    # Its folder is of the machine where it was widened; separators of Windows are in records from there.
+    # The folder belongs to the machine where the model was widened, and its separators may be those of Windows.
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
     if record.get("tie"):
         words += ["--tie", record["tie"]]
@@ -207,7 +208,7 @@ def reproducing_command(record: Mapping[str, Any], name: str) -> str:
 
 
 def _growing(record: Mapping[str, Any]) -> list[str]:
-    """The options of method and noise."""
+    """Return the options that select method and noise."""
     method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
     words = [] if method["name"] == "mupscale" else ["--method", method["name"]]
     if "shrink" in method:

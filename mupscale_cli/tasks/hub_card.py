@@ -1,4 +1,4 @@
-"""A model card as a whole: its metadata, and the section of mupscale within what others wrote."""
+"""Write a whole model card: its metadata, and mupscale's section within the text of others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mupscale_cli.tasks.card import has_section, with_section
 
 TAGS = ("mupscale", "model-growth")
 _INHERITED = ("license", "license_name", "license_link", "pipeline_tag")
-_RELATION = "finetune"  # of the relations that the Hub knows, the one for weights that follow from others'
+_RELATION = "finetune"  # the closest of the relations that the Hub knows
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card's metadata can say of a widened model.
+    """Facts for a card's metadata.
 
     Attributes:
-        base_model: id of the source on the Hub, None where it is not from there.
-        library: that loads the model, None where none is known.
-        inherited: licence and task of the source's card, as far as it names them.
+        base_model: the source's id on the Hub; None if the source is not on the Hub.
+        library: the library that loads the model; None if unknown.
+        inherited: license and task, if the source's card names them.
     """
 
     base_model: str | None = None
@@ -31,7 +31,7 @@ class CardFacts:
 
 
 def inherited_facts(source_card: str | None) -> dict[str, Any]:
-    """Licence and task that a source's card names; nothing where it names none, or is not valid."""
+    """Return the license and task that a source's card names; nothing if it names none or is invalid."""
     if source_card is None:
         return {}
     try:
@@ -42,16 +42,16 @@ def inherited_facts(source_card: str | None) -> dict[str, Any]:
 
 
 def make_card(existing: str | None, section: str, facts: CardFacts, name: str) -> str:
-    """A card with the section of mupscale; of an existing one everything else is kept.
+    """Return a card with mupscale's section; everything else in an existing card stays.
 
     Args:
-        existing: the card's text, None where there is none.
-        section: with its markers.
-        facts: for the metadata; what an existing card says already is not changed.
-        name: of the model, for the title of a new card.
+        existing: the existing card's text; None if there is none.
+        section: the section, including its markers.
+        facts: facts for the metadata; they do not replace what an existing card says.
+        name: the model's name, for the title of a new card.
 
     Raises:
-        HubError: the metadata of the existing card are not valid.
+        HubError: the metadata of the existing card are invalid.
     """
     own: dict[str, Any] = {**facts.inherited, "tags": list(TAGS)}
     if facts.library:
@@ -61,14 +61,14 @@ def make_card(existing: str | None, section: str, facts: CardFacts, name: str) -
     if existing is None or not existing.strip():
         return str(Card(own, f"\n{with_section(f'# {name}', section)}"))
     card = parse_card(existing)
-    told = card.metadata
-    if has_section(existing) and facts.base_model:  # ours, of an earlier widening
-        told = {key: value for key, value in told.items() if key not in ("base_model", "base_model_relation")}
-    tags = told.get("tags") or []
-    merged = {**own, **told, "tags": [*tags, *(tag for tag in TAGS if tag not in tags)]}
-    if told.get("license"):  # a licence of one's own does not go with parts of another
-        merged = {key: value for key, value in merged.items() if key in told or not key.startswith("license")}
-    if told.get("base_model"):
-        merged = {key: value for key, value in merged.items() if key in told or key != "base_model_relation"}
-    order = [*told, *(key for key in merged if key not in told)]
+    stated = card.metadata
+    if has_section(existing) and facts.base_model:  # mupscale wrote these for an earlier widening
+        stated = {key: value for key, value in stated.items() if key not in ("base_model", "base_model_relation")}
+    tags = stated.get("tags") or []
+    merged = {**own, **stated, "tags": [*tags, *(tag for tag in TAGS if tag not in tags)]}
+    if stated.get("license"):  # do not mix an existing license with parts of the source's
+        merged = {key: value for key, value in merged.items() if key in stated or not key.startswith("license")}
+    if stated.get("base_model"):
+        merged = {key: value for key, value in merged.items() if key in stated or key != "base_model_relation"}
+    order = [*stated, *(key for key in merged if key not in stated)]
     return str(Card({key: merged[key] for key in order}, with_section(card.text, section)))

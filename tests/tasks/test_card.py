@@ -1,4 +1,4 @@
-"""The model card: a section made from the record alone, in a card of which everything else is kept."""
+"""The model card: a section made from the record alone, in a card whose other text stays."""
 
 import json
 import shlex
@@ -84,7 +84,7 @@ def test_a_card_that_is_not_valid_is_refused():
         ),
     ],
 )
-def test_a_licence_is_inherited_and_never_invented(card, facts):
+def test_a_license_is_inherited_and_never_invented(card, facts):
     assert inherited_facts(card) == facts
 
 
@@ -131,8 +131,8 @@ FIGURES = {
     [
         (None, ["**Not verified**"]),
         (FIGURES, ["float64 on 2 sequences and compared 3 modules", "| logits | nan | 1.0e-15 |", "(`norm`)", "= why"]),
-        ({**FIGURES, "keeps_function": False}, ["another function on purpose"]),
-        ({**FIGURES, "keeps_function": False, "unperturbed": FIGURES}, ["with its noise taken away"]),
+        ({**FIGURES, "keeps_function": False}, ["changes the function on purpose"]),
+        ({**FIGURES, "keeps_function": False, "unperturbed": FIGURES}, ["without its noise"]),
         ({**FIGURES, "rounding": {"max_rel": 3e-4}, "rounded_tensors": 2}, ["2 tensors were rounded", "3.0e-04"]),
         ({**FIGURES, "weights": {"tensors": 34}}, ["every byte of 34 tensors"]),
         (

@@ -245,7 +245,7 @@ def test_the_optimizers_state_is_published_on_request(hub, wide):
     assert run("push", "wide", "me/wide", "--with-optimizer").code == 0
     resumed = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert set(hub.files("me/wide")) == PUSHED | resumed
-    assert "optimizer state: widened too" in hub.files("me/wide")["README.md"].decode()
+    assert "optimizer state: widened (policy `copy`)" in hub.files("me/wide")["README.md"].decode()
 
 
 def test_a_single_file_is_published_as_a_directory(hub, tmp_path):
