@@ -168,8 +168,8 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
     ]
     yield _table(("tensors", "lr", "eps", "weight decay", "clip weight"), rows)
     yield (
-        "Weight decay is listed for the tensors that usually decay (matrices). Betas, schedules and step counts stay the "
-        "same. Clip by the square root of the sum of clip weight x squared norm. `mupscale hparams` covers other "
+        "Weight decay is listed for the tensors that usually decay (matrices). Betas, schedules and step counts stay "
+        "the same. Clip by the square root of the sum of clip weight x squared norm. `mupscale hparams` covers other "
         "optimizers and the formats of trainers."
     )
     for warning in found.warnings:

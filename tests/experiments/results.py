@@ -184,7 +184,7 @@ def speed_table(all_results: Sequence[Growth]) -> str:
         [
             "",
             "width",
-            "loss: narrow goes on",
+            "loss: narrow continues",
             "widened",
             "scratch",
             "steps to narrow's loss: widened",

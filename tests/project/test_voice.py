@@ -122,4 +122,4 @@ def test_rooms_are_plain_english(room):
 
 
 def test_pending_rooms_exist():
-    assert PENDING_ROOMS <= ROOMS.keys()
+    assert ROOMS.keys() >= PENDING_ROOMS
