@@ -18,6 +18,7 @@ from mupscale_cli.errors import CheckpointError
 
 RECORD = "mupscale.json"
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # in the order in which they are asked
+SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
 # Text that a tokenizer, a processor or generation reads; what describes the narrow model itself
 # (its card, its training state) is not true of the wide one and stays behind.

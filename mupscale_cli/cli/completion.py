@@ -16,8 +16,7 @@ from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.formats.safetensors import INDEX
-from mupscale_cli.checkpoints.reading import RECORD, open_checkpoint
+from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, open_checkpoint
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.planning import choose_recipe
 
@@ -120,10 +119,10 @@ def _checkpoint(context: typer.Context) -> Path | None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint: by its name, or by the names in it."""
-    if path.suffix == ".safetensors":
+    if path.suffix in SUFFIXES:
         return path.is_file()
     names = (entry.name for entry in _entries(path))
-    return any(name in (CONFIG, INDEX, RECORD) or name.endswith(".safetensors") for name in names)
+    return any(name in (CONFIG, RECORD, *INDICES) or name.endswith(SUFFIXES) for name in names)
 
 
 def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:

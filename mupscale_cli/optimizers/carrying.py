@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.reading import Checkpoint, own_file
+from mupscale_cli.checkpoints.staging import copy_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.finding import SCHEDULER, open_optimizer, resumed_files
@@ -41,7 +42,6 @@ class CarriedState:
         self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
     ) -> dict[str, Any] | None:
         """Write everything into the staged output; returns what the record says of it, for the first process."""
-        from mupscale_cli.checkpoints.staging import copy_file
         from mupscale_cli.optimizers.scheduler import widen_scheduler
 
         how = Writing(directory, self.name, progress, allow_nonfinite, ranks, self.max_shard_bytes)

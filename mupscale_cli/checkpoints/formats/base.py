@@ -38,9 +38,11 @@ class WeightsFormat(Protocol):
     """Finds and opens the weights of one format, by names and headers alone.
 
     Attributes:
+        suffixes: what the names of its files usually end with.
         indices: JSON files of a folder that say which weights are where, if it has some.
     """
 
+    suffixes: tuple[str, ...]
     indices: tuple[str, ...]
 
     def recognizes(self, file: Path) -> bool:

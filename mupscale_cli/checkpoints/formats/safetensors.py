@@ -20,6 +20,7 @@ _OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles
 class Safetensors(WeightsFormat):
     """`model.safetensors`, the shards of `model.safetensors.index.json`, or the only safetensors file of a folder."""
 
+    suffixes = (".safetensors",)
     indices = (INDEX,)
 
     def recognizes(self, file: Path) -> bool:
