@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from functools import cache
 
 import pytest
@@ -14,6 +15,8 @@ from helpers import save_model
 from hub_server import TOKEN, HubServer
 
 os.environ.pop("COLUMNS", None)  # of the terminal that xdist was started in; tests have none
+# A program that a shell runs in the background is born deaf to it, and so are the children that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the models are tiny, and there is one process a core
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)

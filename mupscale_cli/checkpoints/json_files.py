@@ -52,18 +52,32 @@ def parse_object(text: str, file: Path) -> dict[str, Any]:
         CheckpointError: the text is something else, is nested too deep, or cannot be written again.
     """
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"`{file}` is not a JSON object")
-    if not _is_flat(value):
-        raise CheckpointError(f"`{file}` is nested deeper than {_MAX_JSON_DEPTH} levels")
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from error
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON of limited nesting: the limit is ours, whatever that of Python is.
+
+    Raises:
+        ValueError: the text is not JSON, or is nested deeper.
+    """
+    too_deep = f"nested deeper than {_MAX_JSON_DEPTH} levels"
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    if not _is_flat(value):
+        raise ValueError(too_deep)
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from mupscale_cli.architecture.expressions import evaluate, names_in, parse_expression
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Architecture, Own, Reference, random_model
@@ -119,7 +119,7 @@ def infer_target(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InferError(f"cannot read `{path}` as JSON: {error}") from error
     if not isinstance(found, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
 
 PLACEHOLDERS = ("checkpoint", "lr", "noise", "factor", "seed", "output")
@@ -111,8 +111,8 @@ def _follow(lines: IO[str], log: IO[str], report: Callable[[int, float], None]) 
         log.write(line)
         log.flush()
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_json(line)
+        except ValueError:
             continue
         if isinstance(value, dict):
             last = value

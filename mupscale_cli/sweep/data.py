@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
 
 Tokens = NDArray[Any]
@@ -161,8 +161,8 @@ def _json_rows(files: list[Path]) -> Iterator[Mapping[str, Any]]:
 
 def _json(line: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return parse_json(line)
+    except ValueError:
         return None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
@@ -156,10 +156,10 @@ def _read(file: Path) -> dict[str, Any]:
     if file.is_dir():
         file /= "sweep.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SweepError(f"cannot read `{file}`: {error}", hint="give the sweep.json of `mupscale sweep`") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SweepError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(content, dict) or "recommendation" not in content or "grid" not in content:
         raise SweepError(f"`{file}` was not written by `mupscale sweep`", hint="give its sweep.json")

@@ -46,8 +46,10 @@ def test_the_library_reads_the_headers_that_are_written(tmp_path_factory, tensor
 def test_headers_of_the_library_are_read(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.tensor(1.5), "c": torch.zeros(0, 4), "d": torch.ones(2).bool()}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    header = read_header(tmp_path / "x.safetensors")
+    assert {stored.spec.name for stored in header.tensors} == tensors.keys()
     with RowReader() as reader:
-        for stored in read_header(tmp_path / "x.safetensors").tensors:
+        for stored in header.tensors:
             buffer = bytearray(stored.spec.num_bytes)
             reader.read(stored, 0, memoryview(buffer))
             expected = tensors[stored.spec.name]

@@ -106,8 +106,8 @@ def test_headers_that_are_too_much(name, shape, says, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "not valid JSON|nested deeper"),
-        ('{"a":' + "[" * 100 + "]" * 100 + "}", "nested deeper"),
+        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "nested deeper than 64 levels"),
+        ('{"a":' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64 levels"),
         ('{"a":' + "9" * 5000 + "}", "not valid JSON"),
         ('{"a":"\\ud800"}', "surrogate"),
         ('{"a":"' + "x" * (16 << 20) + '"}', "larger than 16 MB"),

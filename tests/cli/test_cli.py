@@ -261,7 +261,6 @@ def test_misspelt_commands_end_in_2(command):
 # After a few blocks the process signals itself, so that it ends in the middle of writing.
 INTERRUPT = """
 import os, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is born deaf to it
 import mupscale_cli.engine.streaming as streaming
 write, blocks = streaming._expand, []
 def interrupted(*arguments):

@@ -29,9 +29,9 @@ def test_formulas_have_the_values_of_the_plan(case, saved):
     """Two ways to the same numbers: the recipe's text axis by axis, and the copy maps that are carried out."""
     plan = plan_widening(saved(case), axes=CASES[case])
     for tensor in plan.tensors:
-        for found in explain_tensor(plan, tensor.target.name):
-            values = {(round(c, 12), m) for c, m in map(found.scales, found.parts)}
-            assert values == {(round(c, 12), m) for c, m in tensor.parts}, tensor.target.name
+        (found,) = explain_tensor(plan, tensor.target.name)
+        values = {(round(c, 12), m) for c, m in map(found.scales, found.parts)}
+        assert values == {(round(c, 12), m) for c, m in tensor.parts}, tensor.target.name
 
 
 def test_a_layout_in_formulas():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import PictureError
 from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GREY, INK, colours, dress, heading, new_figure
 
@@ -68,10 +68,10 @@ def read_verification(file: Path) -> dict[str, Any]:
         PictureError: it cannot be read, or is something else.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PictureError(f"cannot read `{file}`: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PictureError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(found, dict) or "tolerance" not in found or "comparisons" not in found:
         raise PictureError(

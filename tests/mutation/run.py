@@ -1,0 +1,182 @@
+"""Break the core on purpose, one small change at a time, and see whether the tests notice.
+
+    python tests/mutation/run.py [--sample 60] [--seed 0] [--only 'plan/*.py']
+
+A change is drawn from all that the operators below can make in the modules of `CORE`; the tests of its room run with it
+in a copy of the project. A change that no test notices is shown, and the exit code is 1: it is a missing test, or makes
+no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# Modules, and the tests that run after the one of the same name.
+CORE = {
+    "architecture/[dels]*.py": ("tests/architecture",),
+    "architecture/pa*.py": ("tests/architecture",),
+    "plan/*.py": ("tests/plan", "tests/recipes"),
+    "engine/expand.py": ("tests/engine/test_shards.py", "tests/recipes"),
+    "engine/splitting.py": ("tests/engine/test_expand.py", "tests/recipes"),
+    "optimizers/rules.py": ("tests/optimizers", "tests/verification/test_training.py"),
+}
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one change."""
+
+    module: str
+    line: int
+    before: str
+    after: str
+    text: str
+
+
+def changed(node: ast.AST) -> ast.AST | None:
+    """Return a node with one thing wrong, or None where no operator applies."""
+    made = copy.deepcopy(node)
+    match made:
+        case ast.Compare(ops=[operator]) if type(operator) in SWAPS:
+            made.ops = [SWAPS[type(operator)]()]
+        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) if type(operator) in SWAPS:
+            made.op = SWAPS[type(operator)]()
+        case ast.UnaryOp(op=ast.Not()):
+            return made.operand
+        case ast.Constant(value=bool(value)):
+            made.value = not value
+        case ast.Constant(value=int(value)):
+            made.value = value + 1
+        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
+            made.value = ast.Constant(None)
+        case ast.If() | ast.IfExp():
+            made.test = ast.UnaryOp(ast.Not(), made.test)
+        case _:
+            return None
+    return made
+
+
+def mutants_of(module: str) -> Iterator[Mutant]:
+    """Yield every change of a module, annotations aside."""
+    tree = ast.parse((ROOT / "mupscale_cli" / module).read_text(encoding="utf-8"))
+    for parent in list(ast.walk(tree)):
+        for field, value in list(ast.iter_fields(parent)):
+            siblings = value if isinstance(value, list) else [value]
+            for index, node in enumerate(siblings):
+                if not isinstance(node, ast.AST) or field in ("annotation", "returns"):
+                    continue
+                made = changed(node)
+                if made is None:
+                    continue
+                swapped = [*siblings[:index], made, *siblings[index + 1 :]] if isinstance(value, list) else made
+                setattr(parent, field, swapped)
+                text = ast.unparse(ast.fix_missing_locations(tree))
+                setattr(parent, field, value)
+                shown = [ast.unparse(each).partition("\n")[0] for each in (node, made)]
+                yield Mutant(module, node.lineno, *shown, text)  # type: ignore[attr-defined]
+
+
+def is_noticed(mutant: Mutant, tests: list[str], project: Path, limit: float) -> bool:
+    """Run tests on a copy of the project with a mutant in it; a run beyond `limit` seconds has noticed it."""
+    file = project / "mupscale_cli" / mutant.module
+    original = file.read_text(encoding="utf-8")
+    file.write_text(mutant.text, encoding="utf-8")
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(tests, project))
+    try:
+        child.start()
+        child.join(limit)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        return child.exitcode != 0
+    finally:
+        file.write_text(original, encoding="utf-8")
+
+
+def _run(tests: list[str], project: Path) -> None:
+    """Run tests in a process of its own, in which torch and transformers are imported already."""
+    os.setsid()
+    os.chdir(project)
+    os.environ["PYTHONPATH"] = str(project)
+    sys.path.insert(0, str(project))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={project}", *tests])
+    os._exit(int(code))
+
+
+def main() -> int:
+    """Draw mutants, run tests on each, print those that survive and the score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="*", help="a pattern of modules, as `plan/*.py`")
+    parser.add_argument("--limit", type=float, default=180, help="seconds for the tests of one mutant")
+    options = parser.parse_args()
+    import torch  # noqa: F401 (for the children)
+    import transformers  # noqa: F401
+
+    package = ROOT / "mupscale_cli"
+    tests_of = {
+        str(file.relative_to(package)): list(tests)
+        for pattern, tests in CORE.items()
+        for file in sorted(package.glob(pattern))
+        if file.relative_to(package).match(options.only)
+    }
+    mutants = [mutant for module in tests_of for mutant in mutants_of(module)]
+    drawn = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        for number, mutant in enumerate(drawn, start=1):
+            room, name = mutant.module.split("/")
+            own = f"tests/{room}/test_{name}"
+            tests = [own, *tests_of[mutant.module]] if (ROOT / own).is_file() else tests_of[mutant.module]
+            noticed = is_noticed(mutant, tests, project, options.limit)
+            if not noticed:
+                survivors.append(mutant)
+            change = f"{mutant.module}:{mutant.line}: `{mutant.before}` -> `{mutant.after}`"
+            sys.stdout.write(f"[{number}/{len(drawn)}] {'noticed' if noticed else 'SURVIVED'}  {change}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(drawn) - len(survivors)} of {len(drawn)} noticed, drawn from {len(mutants)}\n")
+    return int(bool(survivors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Every test can fail."""
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("*.py")}
+# These fail by themselves: an unexpected error, a comparison of torch's or pytest's own.
+FAILING = {"raises", "warns", "fail", "assert_close", "run_target"}
+
+
+def calls(function):
+    """The names of what a function calls, with or without their module."""
+    called = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {getattr(name, "id", getattr(name, "attr", "")) for name in called}
+
+
+def can_fail(function, checking):
+    own = any(isinstance(node, (ast.Assert, ast.Raise)) for node in ast.walk(function))
+    return own or bool(calls(function) & checking)
+
+
+def test_every_test_asserts_something():
+    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    checking, before = FAILING, set()
+    while checking != before:  # helpers of helpers
+        before = checking
+        checking = checking | {function.name for function in functions if can_fail(function, checking)}
+    tests = [function for function in functions if function.name.startswith("test_")]
+    assert len(tests) > 500
+    assert not [function.name for function in tests if not can_fail(function, checking)]
+
+
+def test_no_assertion_is_a_constant():
+    asserted = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    alternatives = [each for node in asserted for each in getattr(node.test, "values", [node.test])]
+    assert not [ast.unparse(each) for each in alternatives if isinstance(each, (ast.Constant, ast.Tuple))]
