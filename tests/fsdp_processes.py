@@ -77,4 +77,4 @@ def main(rank: int, task: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    mp.spawn(main, args=tuple(sys.argv[1:]), nprocs=WORLD)
+    mp.start_processes(main, args=tuple(sys.argv[1:]), nprocs=WORLD, start_method="fork")  # torch is imported once

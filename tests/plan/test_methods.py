@@ -54,7 +54,11 @@ def source(request, tmp_path, saved):
 
 
 @pytest.mark.parametrize("growth", GROWTHS)
-@pytest.mark.parametrize("source", ["Llama-untied", "GPT2-tied", "ResNet-basic", "mlp"], indirect=True)
+@pytest.mark.parametrize(
+    "source",
+    ["Llama-untied", "ResNet-basic", "mlp", pytest.param("GPT2-tied", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_every_method_keeps_its_promise(source, growth, tmp_path):
     """Widened by 3 and verified by command: equal models are equal, the others are what was planned, bit for bit."""
     path, model = source

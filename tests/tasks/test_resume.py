@@ -101,7 +101,7 @@ def same_but_record(found, expected):
     assert {**found, "mupscale.json": ""} == {**expected, "mupscale.json": ""}
 
 
-@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 53), marks=pytest.mark.slow)], ids=["a-few", "many"])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 52), marks=pytest.mark.slow)], ids=["a-few", "many"])
 def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, saved, tmp_path, undisturbed):
     for seed in seeds:
         target = tmp_path / f"wide{seed}"
