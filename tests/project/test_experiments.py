@@ -15,7 +15,8 @@ def test_without_noise_training_is_identical(name, factor, tmp_path):
     found = measure_identity(TASKS[name], tmp_path, factor, steps=10)
     assert len(found.wide) == 10
     assert found.difference < 1e-12
-    assert found.narrow[-1] < found.narrow[0]  # they do learn
+    # They do learn; a single batch says little, and the GPT's are cut from documents that change.
+    assert min(found.narrow[5:]) < found.narrow[0]
     # One learning rate for all tensors is another training.
     assert max(abs(s / n - 1) for s, n in zip(found.standard, found.narrow, strict=False)) > 1e-4
 
