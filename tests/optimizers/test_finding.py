@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 import mupscale_cli
+from helpers import mlp_tensors
 from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import CheckpointError
@@ -136,3 +138,18 @@ def test_the_most_telling_state_is_found(tmp_path):
         finding.open_optimizer(tmp_path / "absent.pt", None)
     with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
         finding.open_optimizer(tmp_path, None)
+
+
+def test_what_lies_beside_a_single_file_begins_with_its_name(tmp_path):
+    save_file(mlp_tensors(), tmp_path / "net.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "net.safetensors")
+    for folder in ("optimizer", "net.optim", "net.optimizer_0"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".metadata").write_bytes(b"")
+    assert finding.find_optimizer(checkpoint) == tmp_path / "net.optim"
+    for name in ("net.optimizer.pt", "optimizer.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    assert finding.find_optimizer(checkpoint) == tmp_path / "net.optimizer.pt"
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes())
+    assert finding.find_optimizer(open_checkpoint(tmp_path)) == tmp_path / "optimizer.safetensors"
