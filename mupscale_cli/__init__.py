@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from mupscale_cli.architecture.loading import load_recipe
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError
-    from mupscale_cli.optimizers.options import StateOptions
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan
-    from mupscale_cli.plan.methods import make_method
-    from mupscale_cli.plan.perturbation import Perturbation
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
+    from mupscale_cli.tasks.options import WidenOptions
     from mupscale_cli.tasks.planning import plan_widening
     from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
     from mupscale_cli.tasks.verify import verify, verify_weights
@@ -40,9 +38,6 @@ _PLACES = {
     "WidenStep": "tasks.jobs",
     "plan_job": "tasks.jobs",
     "run_job": "tasks.jobs",
-    "Perturbation": "plan.perturbation",
-    "make_method": "plan.methods",
-    "StateOptions": "optimizers.options",
     "Plan": "plan",
     "Push": "tasks.push",
     "PushOptions": "tasks.push",
@@ -55,29 +50,28 @@ _PLACES = {
     "verify": "tasks.verify",
     "verify_weights": "tasks.verify",
     "Widened": "tasks.widen",
-    "plan_widening": "tasks.widen",
+    "WidenOptions": "tasks.options",
+    "plan_widening": "tasks.planning",
     "widen": "tasks.widen",
 }
 __all__ = [
     "JobPlan",
     "MupscaleError",
-    "Perturbation",
     "Plan",
     "Push",
     "PushOptions",
     "PushStep",
     "Recipe",
-    "StateOptions",
     "Verification",
     "VerifyOptions",
     "VerifyStep",
     "WeightsCheck",
+    "WidenOptions",
     "WidenStep",
     "Widened",
     "__version__",
     "clip_grad_norm_",
     "load_recipe",
-    "make_method",
     "param_groups",
     "plan_job",
     "plan_widening",

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
 from mupscale_cli.errors import Interrupted, PlanError, Terminated
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.optimizers.state_plan import POLICIES
-from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS, Method, make_method
-from mupscale_cli.plan.perturbation import MODES, SCALES, Mode, Perturbation, Scale
+from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS
+from mupscale_cli.plan.perturbation import MODES, SCALES
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.options import VerifyOptions
+    pass
 
 Checkpoint = Annotated[
     str,
@@ -184,43 +182,6 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
     return spoken
 
 
-def parse_factor(text: str | None, option: str = "--factor") -> int | None:
-    """A factor as a whole number.
-
-    Raises:
-        PlanError: it is not one.
-    """
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise PlanError(
-            f"`{option}` is `{text}`; a factor is a whole number of at least 1",
-            hint="units are copied whole, so 1.5 copies do not exist",
-        ) from error
-
-
-def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
-    """`NAME=K` texts as a mapping.
-
-    Raises:
-        PlanError: one is not of that form, or an axis stands twice.
-    """
-    axes: dict[str, int] = {}
-    for text in texts or ():
-        name, separator, value = text.partition("=")
-        name = name.strip()
-        if not separator or not name:
-            raise PlanError(f"`--axis {text}` is not of the form NAME=K", hint="for instance `--axis ffn=4`")
-        if name in axes:
-            raise PlanError(f"`--axis {name}` is given twice")
-        factor = parse_factor(value.strip(), f"--axis {name}")
-        assert factor is not None
-        axes[name] = factor
-    return axes
-
-
 def parse_betas(text: str) -> tuple[float, float]:
     """The decay rates of an optimizer's moments.
 
@@ -232,71 +193,3 @@ def parse_betas(text: str) -> tuple[float, float]:
     except ValueError as error:
         raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from error
     return first, second
-
-
-def growth(
-    method: str,
-    shrink: float | None,
-    snr: float | None,
-    noise: float | None,
-    mode: str | None,
-    scale: str | None,
-    seed: int,
-) -> tuple[Method, Perturbation | None]:
-    """The method, and the noise that was asked for.
-
-    Raises:
-        PlanError: an option has no meaning, or does not go with another.
-    """
-    made = make_method(method, seed=seed, shrink=shrink, snr=snr)
-    if snr is not None and (noise, mode, scale) != (None, None, None):
-        raise PlanError(
-            "`--snr` already says how large the noise is, and that it cancels; leave `--noise` and its options away"
-        )
-    if noise is None:
-        if mode is not None or scale is not None:
-            raise PlanError(
-                "`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
-                hint="give its size, for instance `--noise 0.1`",
-            )
-        return made, None
-    usual = made.perturbation or Perturbation(noise)
-    return made, Perturbation(noise, cast("Mode", mode or usual.mode), cast("Scale", scale or usual.scale), seed)
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def parse_size(text: str) -> int:
-    """A size such as `5GB` in bytes.
-
-    Raises:
-        PlanError: it is none.
-    """
-    digits = text.strip().upper().rstrip("BKMGT")
-    unit = text.strip().upper()[len(digits) :]
-    try:
-        return int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError) as error:
-        raise PlanError(
-            f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
-        ) from error
-
-
-def state_options(optimizer: str, policy: str, key: str | None, allow_pickle: bool) -> StateOptions:
-    """What to do with the optimizer's state.
-
-    Raises:
-        PlanError: there is no such policy.
-    """
-    for known in POLICIES:
-        if policy == known:
-            return StateOptions(optimizer, known, key, allow_pickle)
-    raise PlanError(f"there is no optimizer policy `{policy}`", hint=f"known: {', '.join(POLICIES)}")
-
-
-def verify_options(dtype: str, device: str, model: str | None, seed: int = 0, steps: int = 0) -> VerifyOptions:
-    """The options of a verification; imports torch."""
-    from mupscale_cli.verification.options import VerifyOptions
-
-    return VerifyOptions(dtype, device, model, seed, steps)

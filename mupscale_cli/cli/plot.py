@@ -77,7 +77,7 @@ def plot_errors(
     else:
         from mupscale_cli.tasks import verify as task
 
-        found = task.verify(source, options=options.verify_options(dtype, device, model)).as_document()
+        found = task.verify(source, dtype=dtype, device=device, model=model).as_document()
     modules = module_errors(found, source)
     _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
 

@@ -59,7 +59,7 @@ def command_line(wide: str, target: str, chosen: PushOptions) -> str:
     """The command that does the same push."""
     flags = {"--private": chosen.private, "--create-pr": chosen.create_pr, "--with-optimizer": chosen.with_optimizer}
     words = ["mupscale", "push", wide, target, *(flag for flag, given in flags.items() if given)]
-    for option, value in (("--revision", chosen.revision), ("--commit-message", chosen.message)):
+    for option, value in (("--revision", chosen.revision), ("--commit-message", chosen.commit_message)):
         words += [] if value is None else [option, value]
     return shlex.join(words)
 

@@ -9,10 +9,13 @@ import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted, SweepError
-from mupscale_cli.tasks.planning import default_output
+from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_factor
+from mupscale_cli.tasks.planning import output_path
 from mupscale_cli.tasks.source import Source, find_source
 
 if TYPE_CHECKING:
+    from mupscale_cli.optimizers.state_plan import Policy
     from mupscale_cli.plan.perturbation import Mode, Scale
     from mupscale_cli.sweep.grid import Grid
     from mupscale_cli.sweep.settings import Proxy, Schedule, Training
@@ -161,11 +164,11 @@ def sweep(
         checkpoint=source.checkpoint.path,
         directory=out or _default_directory(source),
         grid=_grid(factor, lr, lr_steps, noise, seeds),
-        target=options.parse_factor(target, "--target"),
-        axes=options.parse_axes(axis),
+        target=parse_factor(target, "--target"),
+        axes=parse_axes(axis),
         recipe=recipe,
         tie=tie,
-        state=options.state_options(optimizer, optimizer_policy, key, allow_pickle),
+        state=StateOptions(optimizer, cast("Policy", optimizer_policy), key, allow_pickle),
         noise_mode=cast("Mode", noise_mode),
         noise_scale=cast("Scale", noise_scale),
         training=training,
@@ -183,20 +186,20 @@ def sweep(
     if as_json:
         output.print_document("sweep", outcome.document)
     else:
-        wide = default_output(source, settings.target or settings.grid.factors[-1], settings.axes)
+        shown = WidenOptions(factor=settings.target or settings.grid.factors[-1], axes=settings.axes)
+        wide = output_path(source, shown)
         sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))
 
 
 def _default_directory(source: Source) -> Path:
-    beside = default_output(source, None, {})
-    return beside.with_name(f"{source.stem}-sweep")
+    return source.default_directory / f"{source.stem}-sweep"
 
 
 def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:
     from mupscale_cli.sweep.grid import learning_rates, make_grid, numbers
 
     texts = [part for text in factors or ["2", "4"] for part in text.split(",")]
-    widths = [width for text in texts if (width := options.parse_factor(text)) is not None]
+    widths = [width for text in texts if (width := parse_factor(text)) is not None]
     return make_grid(widths, learning_rates(lr, lr_steps), numbers(noise, "--noise"), seeds)
 
 
@@ -231,7 +234,7 @@ def _training(
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
     from mupscale_cli.sweep.settings import Proxy
 
-    number = options.parse_factor(ratio, "--proxy")
+    number = parse_factor(ratio, "--proxy")
     if number is None:
         if steps is not None:
             raise SweepError("`--proxy-steps` is given, but no `--proxy`", hint="for instance `--proxy 4`")

@@ -76,8 +76,12 @@ def verify(
     found = task.verify(
         wide,
         narrow,
-        options=options.verify_options(dtype, device, model, seed, steps),
+        dtype=dtype,
+        device=device,
+        model=model,
         recipe=recipe,
+        seed=seed,
+        steps=steps,
         optimizer=optimizer,
         allow_pickle=allow_pickle,
     )

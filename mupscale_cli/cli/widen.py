@@ -16,8 +16,9 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, joined, launched
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.tasks import planning
 from mupscale_cli.tasks import widen as task
+from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_factor, parse_size
+from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -85,8 +86,31 @@ def widen(
         return  # the first one shows the plan for all
     with nullcontext(ALONE) if dry_run else joined() as ranks:
         with ranks.agreed():
-            number, axes = options.parse_factor(factor), options.parse_axes(axis)
-            made, perturbation = options.growth(method, shrink, snr, noise, noise_mode, noise_scale, seed)
+            chosen = WidenOptions(
+                out,
+                parse_factor(factor),
+                parse_axes(axis),
+                recipe=recipe,
+                tie=tie,
+                method=method,
+                noise=noise,
+                noise_mode=noise_mode,
+                noise_scale=noise_scale,
+                seed=seed,
+                shrink=shrink,
+                snr=snr,
+                optimizer=optimizer,
+                optimizer_policy=optimizer_policy,
+                key=key,
+                allow_pickle=allow_pickle,
+                max_shard_size=parse_size(max_shard_size),
+                overwrite=overwrite,
+                allow_nonfinite=allow_nonfinite,
+                verify=verify,
+                dtype=dtype,
+                device=device,
+                model=model,
+            )
             if processes is not None and not ranks.is_alone:
                 raise PlanError("torchrun has started the processes", hint="leave `--processes` away")
             pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
@@ -96,41 +120,24 @@ def widen(
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = find_source(checkpoint, headers_only=True)
-            plan = planning.plan_widening(
-                source,
-                number,
-                axes,
-                recipe=recipe,
-                max_shard_size=options.parse_size(max_shard_size),
-                tie=tie,
-                method=made,
-                perturbation=perturbation,
-            )
-            state = options.state_options(optimizer, optimizer_policy, key, allow_pickle)
-            target = out or planning.default_output(source, number, axes)
+            plan = plan_source(source, chosen)
+            target = output_path(source, chosen)
             if tensor is not None and not dry_run:
                 raise PlanError(
                     "`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`"
                 )
             if dry_run:
-                _show_plan(source, plan, tensor, state, target, repository, as_json=as_json)
+                _show_plan(source, plan, tensor, chosen.state, target, repository, as_json=as_json)
                 return
             if repository is not None:  # before the work, not after it
                 require_login(repository)
-            chosen = options.verify_options(dtype, device, model) if verify else False
             began = time.monotonic()
-            source = _fetched(source, state, plan, target, overwrite=overwrite)
+            source = _fetched(source, chosen, plan, target)
         with output.progress(quiet=not ranks.is_first) as events:
             result = task.widen(
                 source,
-                target,
-                number,
-                axes,
-                overwrite=overwrite,
+                **vars(chosen),
                 resume=resume,
-                allow_nonfinite=allow_nonfinite,
-                verify=chosen,
-                state=state,
                 plan=plan,
                 events=events,
                 ranks=ranks,
@@ -155,12 +162,12 @@ def widen(
         raise typer.Exit(1)
 
 
-def _fetched(source: Source, state: StateOptions, plan: Plan, target: Path, *, overwrite: bool) -> Source:
+def _fetched(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> Source:
     """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
-    if missing := source.missing_bytes(state):
-        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
+    if missing := source.missing_bytes(chosen.state):
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=chosen.overwrite)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
-    return source.fetched(state)
+    return source.fetched(chosen.state)
 
 
 def _show_plan(

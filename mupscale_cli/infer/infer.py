@@ -36,7 +36,6 @@ from mupscale_cli.infer.trials import TOLERANCE, Laboratory, Outcome, State
 from mupscale_cli.infer.write import Draft, Variant, mentioned_axes, recipe_text
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.models import load_user_module
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.transformers import import_transformers
 
 Note = Callable[[str], None]
@@ -531,7 +530,9 @@ def _widen_once(item: _Solved, source: Path, recipe: Path, factors: Mapping[str,
             axes=factors,
             recipe=recipe,
             overwrite=True,
-            verify=VerifyOptions(dtype="float64", device="cpu", model=own),
+            dtype="float64",
+            device="cpu",
+            model=own,
         )
     except MupscaleError as error:
         return str(error)

@@ -18,7 +18,6 @@ from mupscale_cli.infer.shapes import InferError
 from mupscale_cli.infer.tiny import Task, TinyError, TinyModel, build, config_class, tiny_model
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import starred
-from mupscale_cli.verification.options import VerifyOptions
 
 _SMALLEST = 8
 _NO_WIDTH = re.compile(r".*(head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
@@ -172,7 +171,7 @@ def _prove(source: Path, recipe: Path, folder: Path) -> float | None:
                 factor,
                 recipe=recipe,
                 overwrite=True,
-                verify=VerifyOptions(dtype="float64"),
+                dtype="float64",
             ).verification
         except MupscaleError:
             return None

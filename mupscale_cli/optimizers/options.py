@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.finding import find_optimizer
-from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.optimizers.state_plan import POLICIES, Policy
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,19 @@ class StateOptions:
         policy: `copy`, `reset-new` or `reset`.
         key: dotted keys that lead to it in a file that holds more.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+
+    Raises:
+        PlanError: there is no such policy.
     """
 
     optimizer: str | Path = "auto"
     policy: Policy = "copy"
     key: str | None = None
     allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise PlanError(f"there is no optimizer policy `{self.policy}`", hint=f"known: {', '.join(POLICIES)}")
 
     def find(self, checkpoint: Checkpoint) -> Path | None:
         """The state to carry, if there is one."""

@@ -132,7 +132,7 @@ def _prepare(settings: Sweep, events: Events) -> Study:
     if settings.command is not None:
         parse_command(settings.command)
     for factor in (*settings.grid.factors, *([settings.target] if settings.target else [])):
-        plan_widening(source, factor, settings.axes, recipe=settings.recipe, tie=settings.tie)
+        plan_widening(source, factor=factor, axes=settings.axes, recipe=settings.recipe, tie=settings.tie)
     _check_directory(settings.directory)
     data = _read_data(settings, source.checkpoint)
     study = Study(settings.directory)

@@ -9,7 +9,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.settings import Sweep
 from mupscale_cli.tasks.source import find_source
@@ -39,7 +38,8 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
         if not path.exists():
             noise: dict[str, Any] = {}
             if point.noise:
-                noise["perturbation"] = Perturbation(point.noise, sweep.noise_mode, sweep.noise_scale, point.seed)
+                details = {"noise_mode": sweep.noise_mode, "noise_scale": sweep.noise_scale}
+                noise = {"noise": point.noise, **details, "seed": point.seed}
             widen(
                 source,
                 path,
@@ -47,8 +47,11 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
                 sweep.axes,
                 recipe=sweep.recipe,
                 tie=sweep.tie,
+                optimizer=sweep.state.optimizer,
+                optimizer_policy=sweep.state.policy,
+                key=sweep.state.key,
+                allow_pickle=sweep.state.allow_pickle,
                 verify=False,
-                state=sweep.state,
                 **noise,
             )
     return path

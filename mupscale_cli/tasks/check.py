@@ -175,12 +175,10 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
 def _try(
     source: Path, recipe: str | Path | None, factors: Mapping[str, int], tie: str | None, model: str | None
 ) -> Trial:
-    from mupscale_cli.verification.options import VerifyOptions
-
     folder = Path(tempfile.mkdtemp(prefix="mupscale-"))
     try:
-        exact = VerifyOptions(dtype="float64", model=model)
-        widened = widen(source, folder / f"wide{source.suffix}", None, factors, recipe=recipe, verify=exact, tie=tie)
+        output = folder / f"wide{source.suffix}"
+        widened = widen(source, output, axes=factors, recipe=recipe, tie=tie, dtype="float64", model=model)
     except MupscaleError as error:
         return Trial(factors, tie, None, error.message)
     finally:

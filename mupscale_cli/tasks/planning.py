@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, resolve_factors
-from mupscale_cli.plan.methods import MUPSCALE, Method, make_method
-from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan import Plan, make_plan, resolve_factors
+from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.source import Source, find_source
 
 _log = logging.getLogger(__name__)  # `-v` shows it
@@ -68,57 +66,49 @@ def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:
     return True
 
 
-def plan_widening(
-    checkpoint: str | Path | Source,
-    factor: int | None = None,
-    axes: Mapping[str, int] | None = None,
-    *,
-    recipe: str | Path | None = None,
-    max_shard_size: int = DEFAULT_SHARD_BYTES,
-    tie: str | None = None,
-    method: str | Method = MUPSCALE,
-    perturbation: Perturbation | None = None,
-) -> Plan:
+@called_with(WidenOptions)
+def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Plan:
     """Plan a widening from headers and config alone; nothing is written, torch is not imported.
 
     Args:
         checkpoint: a safetensors file, a model directory, or a Hub id.
-        factor: target width over source width, for every axis that the recipe widens.
-        axes: factors of single axes, which override or add to `factor`.
-        recipe: name or file of the recipe; found by the checkpoint if not given.
-        max_shard_size: largest output file of a directory, in bytes.
-        tie: for a readout that shares the embedding, where its factor goes: `fold` (the last norm),
-            `config` (a key of it) or `untie` (two tensors); the recipe's own choice if not given.
-        method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
-        perturbation: noise that tells the copies apart; the method's own if not given.
+        options: the fields of `WidenOptions`, each an argument, as for `widen`.
 
     Raises:
-        MupscaleError: the checkpoint, the recipe or the factors do not allow it.
+        MupscaleError: something the user can fix.
 
     Example:
         >>> plan = plan_widening("tiny", factor=2)  # doctest: +SKIP
         >>> plan.num_parameters  # doctest: +SKIP
         (120640, 471424)
     """
-    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
+    return plan_source(find_source(checkpoint, headers_only=True), options)
+
+
+def plan_source(source: Source, options: WidenOptions) -> Plan:
+    """Plan the widening of a checkpoint that was found.
+
+    Raises:
+        MupscaleError: something the user can fix.
+    """
     found = source.checkpoint
-    chosen = choose_recipe(found, recipe)
-    if max_shard_size < 1:
-        raise PlanError(f"the largest shard size is {max_shard_size} bytes; it must be above 0")
-    factors = resolve_factors(chosen, factor, axes or {})
+    recipe = choose_recipe(found, options.recipe)
+    axes = options.axes or {}
+    factors = resolve_factors(recipe, options.factor, axes)
+    method, perturbation = options.growth
     plan = make_plan(
-        chosen,
+        recipe,
         found.specs,
         found.config,
         factors,
-        None if found.is_file else max_shard_size,
-        tie,
-        method=make_method(method) if isinstance(method, str) else method,
+        None if found.is_file else options.max_shard_size,
+        options.tie,
+        method=method,
         perturbation=perturbation,
     )
     _tell_reasons(plan)
-    for name, asked in (axes or {}).items():
-        if asked > 1 and not plan.factors.keys() & {name, *chosen.groups.get(name, ())}:
+    for name, asked in axes.items():
+        if asked > 1 and not plan.factors.keys() & {name, *recipe.groups.get(name, ())}:
             raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
     if not plan.factors:
         raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
@@ -149,9 +139,11 @@ def describe(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) 
     return make_plan(chosen, checkpoint.specs, checkpoint.config, factors, None)
 
 
-def default_output(source: Source, factor: int | None, axes: Mapping[str, int]) -> Path:
-    """`NAME-x4` beside the input, or in the current folder for a model of the Hub."""
-    parts = [f"x{factor}"] if factor is not None else []
-    parts += [f"{name}{value}" for name, value in axes.items()]
-    name = f"{source.stem}-{'-'.join(parts)}"
+def output_path(source: Source, options: WidenOptions) -> Path:
+    """Return where to write: `NAME-x4` beside the input if not said, in the current folder for a model of the Hub."""
+    if options.output is not None:
+        return Path(options.output)
+    factors = [f"{name}{value}" for name, value in (options.axes or {}).items()]
+    bare = [f"x{options.factor}"] if options.factor is not None else []
+    name = f"{source.stem}-{'-'.join(bare + factors)}"
     return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)

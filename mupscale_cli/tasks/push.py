@@ -40,14 +40,14 @@ class PushOptions:
         private: make a new repository private.
         revision: the branch; made if it is not there.
         create_pr: propose the commit as a pull request.
-        message: of the commit.
+        commit_message: its title, and what follows it.
         with_optimizer: publish the optimizer's state and what resuming needs.
     """
 
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
-    message: str | None = None
+    commit_message: str | None = None
     with_optimizer: bool = False
 
 
@@ -81,7 +81,7 @@ class Push:
         Raises:
             HubError: the Hub refuses it, or the connection broke; the same again goes on from there.
         """
-        message = self.options.message or f"Upload {self.repository.id.name}, widened by mupscale"
+        message = self.options.commit_message or f"Upload {self.repository.id.name}, widened by mupscale"
         repository = create(self.repository, private=self.options.private)
         return publish(self.files, repository, message=message, create_pr=self.options.create_pr)
 

@@ -82,17 +82,19 @@ class Source:
         return Origin(relative_path(self.checkpoint.path, output), recipe=file)
 
 
-def find_source(checkpoint: str | Path, *, headers_only: bool = False, with_state: bool = False) -> Source:
+def find_source(checkpoint: str | Path | Source, *, headers_only: bool = False, with_state: bool = False) -> Source:
     """Open a checkpoint by path, or by its id on the Hub where there is no such path.
 
     Args:
-        checkpoint: a safetensors file, a model directory, or a Hub id.
+        checkpoint: a safetensors file, a model directory, or a Hub id; what was found already is returned as it is.
         headers_only: of a model of the Hub, download nothing but what describes it.
         with_state: of a model of the Hub, download the optimizer's state as well.
 
     Raises:
         CheckpointError: there is none, or it is not valid.
     """
+    if isinstance(checkpoint, Source):
+        return checkpoint
     path = Path(checkpoint)
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:

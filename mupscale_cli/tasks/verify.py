@@ -22,6 +22,7 @@ from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
 from mupscale_cli.record.making import METADATA_KEY
 from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise, state_path
+from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.verification.comparing import train_checkpoints, verify_checkpoints
@@ -34,39 +35,30 @@ NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
 _OTHER_SOURCE = "compare with what it was made from, which changed since or is elsewhere; or widen again"
 
 
-def verify(
-    wide: str | Path,
-    narrow: str | Path | None = None,
-    *,
-    options: VerifyOptions | None = None,
-    recipe: str | Path | None = None,
-    optimizer: Path | None = None,
-    allow_pickle: bool = False,
-) -> Verification:
+@called_with(VerifyOptions)
+def verify(wide: str | Path, options: VerifyOptions) -> Verification:
     """Check that a widened checkpoint computes the same function as its source.
 
     The figures are kept in the directory's mupscale.json, unless it is read-only.
 
     Args:
         wide: a checkpoint that mupscale wrote.
-        narrow: its source; the one that its record names if not given.
-        options: data type, device, own model, seed.
-        recipe: name or file of the recipe; the one that the record names if not given.
-        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out. For
-            `options.steps`.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        options: the fields of `VerifyOptions`, each an argument.
 
     Raises:
         MupscaleError: one of them is missing or not what the record says.
+
+    Example:
+        >>> verify("tiny-x4", dtype="float64").agrees  # doctest: +SKIP
+        True
     """
-    chosen = options or VerifyOptions()
-    again = plan_again(wide, narrow, recipe, with_state=chosen.steps > 0)
-    found = verify_checkpoints(again.narrow, again.wide, again.plan, chosen)
+    again = plan_again(wide, options.narrow, options.recipe, with_state=options.steps > 0)
+    found = verify_checkpoints(again.narrow, again.wide, again.plan, options)
     if again.plan.perturbation is not None:
         found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
-    if chosen.steps:
-        states = _states(again, optimizer, allow_pickle=allow_pickle)
-        training = train_checkpoints(again.narrow, again.wide, again.plan, chosen, *states)
+    if options.steps:
+        states = _states(again, options.optimizer, allow_pickle=options.allow_pickle)
+        training = train_checkpoints(again.narrow, again.wide, again.plan, options, *states)
         policy = (carried_state(again.record) or {}).get("policy", "copy")
         if policy != "copy":
             training = replace(
@@ -78,19 +70,8 @@ def verify(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": recorded_options(chosen)}})
+    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": options.as_record()}})
     return found
-
-
-def recorded_options(options: VerifyOptions) -> dict[str, Any]:
-    """What a record says of the options of a verification; no paths."""
-    return {
-        "dtype": options.dtype,
-        "device": options.device,
-        "own_model": options.model is not None,
-        "seed": options.seed,
-        "steps": options.steps,
-    }
 
 
 def verify_weights(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,24 +12,20 @@ from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import replace_metadata
-from mupscale_cli.checkpoints.journal import Journal
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, exists_already, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, with_noise
-from mupscale_cli.plan.methods import MUPSCALE, Method
-from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.making import METADATA_KEY, make_record
-from mupscale_cli.tasks.planning import default_output, plan_widening
+from mupscale_cli.tasks.options import WidenOptions, called_with
+from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.writing import Output, write
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.options import VerifyOptions
     from mupscale_cli.verification.result import Verification
 
 
@@ -56,27 +50,30 @@ class Widened:
     left: tuple[Path, ...] = ()
 
 
-def widen(
-    checkpoint: str | Path | Source,
-    output: str | Path | None = None,
-    factor: int | None = None,
-    axes: Mapping[str, int] | None = None,
-    *,
-    recipe: str | Path | None = None,
-    max_shard_size: int = DEFAULT_SHARD_BYTES,
-    tie: str | None = None,
-    method: str | Method = MUPSCALE,
-    perturbation: Perturbation | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    allow_nonfinite: bool = False,
-    verify: VerifyOptions | bool = True,
-    state: StateOptions = StateOptions(),  # noqa: B008 (frozen)
-    plan: Plan | None = None,
-    events: Events = SILENT,
-    ranks: Ranks = ALONE,
-    processes: int | None = 1,
-) -> Widened:
+@dataclass(frozen=True)
+class WidenCall(WidenOptions):
+    """What a call of `widen` may say: what to make, and how to go about it.
+
+    Attributes:
+        resume: continue where a run that was killed stopped: its finished shards are checked, and not made again.
+        plan: the plan, if it was made before.
+        events: for progress.
+        ranks: the processes that share the work, each of which calls this with the same arguments; all of them
+            return the same. See `ranks.joined`.
+        processes: how many processes of this machine write the output: this one, and others that it forks; None for
+            as many as are worth it. Fork only where no other thread of yours is at work.
+    """
+
+    _: KW_ONLY
+    resume: bool = False
+    plan: Plan | None = None
+    events: Events = SILENT
+    ranks: Ranks = ALONE
+    processes: int | None = 1
+
+
+@called_with(WidenCall)
+def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     """Widen a checkpoint: weights, config and everything else that loading it needs.
 
     The output appears under its name only when it is complete, flushed and, unless that was
@@ -85,57 +82,40 @@ def widen(
     Args:
         checkpoint: a safetensors file, a model directory, or a Hub id. A file gives a file (with
             `NAME.config.json` beside it where there is a config), a directory gives a directory.
-        output: where to; `NAME-x4` beside the input if not given.
-        factor: target width over source width, for every axis that the recipe widens.
-        axes: factors of single axes, which override or add to `factor`.
-        recipe: name or file of the recipe; found by the checkpoint if not given.
-        max_shard_size: largest output file of a directory, in bytes.
-        tie: for a readout that shares the embedding, where its factor goes: `fold`, `config` or `untie`.
-        method: how it grows: a name of `methods.METHODS`, or what `make_method` made with options.
-        perturbation: noise that tells the copies apart; the method's own if not given.
-        overwrite: replace an existing output that mupscale wrote.
-        resume: go on where a run that was killed stopped: its finished shards are checked, and not made again.
-        allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
-        verify: whether, or with which options, to check that both models agree.
-        state: what to do with the optimizer's state; by default it is widened if it lies beside the checkpoint.
-        plan: the plan, if it was made before.
-        events: for progress.
-        ranks: the processes that share the work, each of which calls this with the same arguments; all of them
-            return the same. See `ranks.joined`.
-        processes: how many processes of this machine write the output: this one, and others that it forks; None for
-            as many as are worth it. Fork only where no other thread of yours is at work.
+        call: the fields of `WidenOptions` and `WidenCall`, each an argument.
 
     Raises:
         MupscaleError: something the user can fix; nothing was left under the output's name.
+
+    Example:
+        >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
+        PosixPath('tiny-x4')
     """
-    source = checkpoint if isinstance(checkpoint, Source) else find_source(checkpoint, headers_only=True)
-    plan = plan or plan_widening(
-        source,
-        factor,
-        axes,
-        recipe=recipe,
-        max_shard_size=max_shard_size,
-        tie=tie,
-        method=method,
-        perturbation=perturbation,
-    )
-    target = Path(output) if output is not None else default_output(source, factor, axes or {})
+    source = find_source(checkpoint, headers_only=True)
+    plan = call.plan or plan_source(source, call)
+    target = output_path(source, call)
     if not source.is_here:  # what can be refused by the headers is refused before anything is downloaded
-        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=overwrite)
-    source = source.fetched(state)
-    found = source.checkpoint
-    carried = plan_carried(state, found, plan, max_shard_size)
-    record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
-    planned = Output(plan, found, carried, found.carried_files, record, tensor_digests(found.specs), allow_nonfinite)
-    check_output(target, found.path, needed_bytes=0 if resume else planned.num_bytes, overwrite=overwrite)
-    if found.is_file and not overwrite and (config := beside(target, CONFIG)).exists():
+        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
+    output = _planned(source.fetched(call.state), plan, target, call)
+    check_output(
+        target,
+        output.source.path,
+        needed_bytes=0 if call.resume else output.num_bytes,
+        overwrite=call.overwrite,
+    )
+    if output.source.is_file and not call.overwrite and (config := beside(target, CONFIG)).exists():
         raise exists_already(config)
-    if ranks.is_first:
-        staged = resumable(planned, target, overwrite=overwrite, resume=resume, events=events)
-        outcome = _lead(planned, staged, verify, events, ranks, processes)
-    else:
-        outcome = _follow(planned, events, ranks, processes)
-    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, planned.left)
+    outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
+    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left)
+
+
+def _planned(source: Source, plan: Plan, target: Path, options: WidenOptions) -> Output:
+    """Gather what is to be written, and what is known of it before."""
+    found = source.checkpoint
+    carried = plan_carried(options.state, found, plan, options.max_shard_size)
+    record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
+    digests = tensor_digests(found.specs)
+    return Output(plan, found, carried, found.carried_files, record, digests, options.allow_nonfinite)
 
 
 class _Outcome(NamedTuple):
@@ -146,32 +126,26 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(
-    output: Output,
-    staged: AbstractContextManager[tuple[Staging, Journal]],
-    verify: VerifyOptions | bool,
-    events: Events,
-    ranks: Ranks,
-    processes: int | None,
-) -> _Outcome:
+def _lead(output: Output, target: Path, call: WidenCall) -> _Outcome:
     """Do what the first process does: begin the output, write its part, verify the whole, publish it."""
-    with staged as (staging, journal):
-        record = write(output, ranks.broadcast(journal), events, ranks, processes)
+    begun = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
+    with begun as (staging, journal):
+        record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
         assert record is not None
         plan = with_noise(output.plan, record["noise"])
         _write_companions(output, staging.directory)
-        verification, skipped = _verify(verify, output.source, plan, staging.directory, events)
+        verification, skipped = _verify(output.source, plan, staging.directory, call)
         record["verification"] = verification.as_record() if verification else None
         if verification is None or verification.agrees:
             journal.clear()
             _publish(staging, plan, output.source, record)
-    return ranks.broadcast(_Outcome(record, verification, skipped))
+    return call.ranks.broadcast(_Outcome(record, verification, skipped))
 
 
-def _follow(output: Output, events: Events, ranks: Ranks, processes: int | None) -> _Outcome:
+def _follow(output: Output, call: WidenCall) -> _Outcome:
     """Do what every other process does: write its part where the first one says, and hear how it ended."""
-    write(output, ranks.broadcast(None), events, ranks, processes)
-    return ranks.broadcast(None)
+    write(output, call.ranks.broadcast(None), call.events, call.ranks, call.processes)
+    return call.ranks.broadcast(None)
 
 
 def _write_companions(output: Output, directory: Path) -> None:
@@ -188,21 +162,18 @@ def _write_companions(output: Output, directory: Path) -> None:
         copy_file(file, directory)
 
 
-def _verify(
-    verify: VerifyOptions | bool, source: Checkpoint, plan: Plan, directory: Path, events: Events
-) -> tuple[Verification | None, str | None]:
+def _verify(source: Checkpoint, plan: Plan, directory: Path, call: WidenCall) -> tuple[Verification | None, str | None]:
     """Verify the staged output, or say why that is not possible."""
-    if verify is False:
+    if not call.verify:
         return None, "it was not asked for (--no-verify)"
-    from mupscale_cli.verification.comparing import verify_checkpoints
-    from mupscale_cli.verification.options import VerifyOptions
+    from mupscale_cli.verification.comparing import verify_checkpoints  # which imports torch
     from mupscale_cli.verification.result import CannotVerify
 
-    events.phase("verifying", 0)
+    call.events.phase("verifying", 0)
     staged = open_checkpoint(directory)
     try:
         # What is written meanwhile goes when the staged folder goes, however this ends.
-        return verify_checkpoints(source, staged, plan, VerifyOptions() if verify is True else verify, directory), None
+        return verify_checkpoints(source, staged, plan, call.verification, directory), None
     except CannotVerify as reason:
         return None, str(reason)
 

@@ -11,19 +11,17 @@ from pathlib import Path
 
 from measure import report, save_llama
 
-from mupscale_cli.plan.methods import make_method
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.widen import widen
 
 KINDS = {
     "plain": {},
-    "free noise, spectral": {"perturbation": Perturbation(0.1)},
-    "free noise, rms": {"perturbation": Perturbation(0.1, scale="rms")},
-    "free noise, fan-in": {"perturbation": Perturbation(0.1, scale="fan-in")},
-    "preserving noise, spectral": {"perturbation": Perturbation(0.1, "preserving")},
+    "free noise, spectral": {"noise": 0.1},
+    "free noise, rms": {"noise": 0.1, "noise_scale": "rms"},
+    "free noise, fan-in": {"noise": 0.1, "noise_scale": "fan-in"},
+    "preserving noise, spectral": {"noise": 0.1, "noise_mode": "preserving"},
     "net2net": {"method": "net2net"},
     "hyperclone": {"method": "hyperclone"},
-    "hyperclone with noise": {"method": make_method("hyperclone", snr=10)},
+    "hyperclone with noise": {"method": "hyperclone", "snr": 10},
     "warmstart": {"method": "warmstart"},
 }
 

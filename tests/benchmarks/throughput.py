@@ -83,12 +83,9 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     """Python that widens; without `sync` nothing waits for the disk, as `cp` does not."""
     axes = dict(part.split("=") for part in factors.split(",")) if "=" in factors else {}
     said = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
-    lines = ["import os, mupscale_cli as m", "from mupscale_cli.optimizers.options import StateOptions"] + (
-        [] if sync else ["os.fsync = lambda handle: None"]
-    )
-    lines.append("state = StateOptions(allow_pickle=True)")
+    lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
     lines.append(
-        f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13, state=state, "
+        f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13, allow_pickle=True, "
         "processes=None)"
     )
     return "\n".join(lines)

@@ -56,8 +56,8 @@ def main() -> None:
         mupscale_cli.widen(narrow, wide, options.factor, verify=False)
         size = sum(file.stat().st_size for file in wide.glob("*.safetensors"))
         for dtype in options.dtypes:
-            ours = "import mupscale_cli as m, sys; from mupscale_cli.verification.options import VerifyOptions as V;"
-            ours += f"assert m.verify(sys.argv[1], options=V(dtype={dtype!r}, device='{{}}')).agrees"
+            ours = "import mupscale_cli as m, sys;"
+            ours += f"assert m.verify(sys.argv[1], dtype={dtype!r}, device='{{}}').agrees"
             if options.disk:
                 beyond = peak_private_bytes(ours.format("disk"), str(wide)) - peak_private_bytes(_LIBRARIES)
                 rows.append((dtype, f"{size / 1e9:.2f} GB", beyond / 1e6))

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from helpers import ENCODER, GPT2, NO_HEAD_DIM, T5, randomise
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 
 
 def rewritten(source, folder, change, config=None):
@@ -27,7 +26,7 @@ def rewritten(source, folder, change, config=None):
 
 
 def check(source, tmp_path, factor=3, axes=None):
-    result = widen(source, tmp_path / "wide", factor, axes, verify=VerifyOptions(dtype="float64"))
+    result = widen(source, tmp_path / "wide", factor, axes, dtype="float64")
     assert result.verification.agrees, result.verification
     assert result.verification.max_rel < 1e-12
     return load_file(tmp_path / "wide" / "model.safetensors")

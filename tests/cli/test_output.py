@@ -18,7 +18,6 @@ import mupscale_cli
 from cli_runner import run
 from mupscale_cli.cli.render import print_verification, why_not
 from mupscale_cli.tasks.verify import verify
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import StoredCheck
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -58,7 +57,7 @@ def test_quiet_says_what_is_wrong(saved, tmp_path, wide):
 
 
 def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, wide):
-    found = verify(wide, saved("Llama-tied"), options=VerifyOptions(steps=1))
+    found = verify(wide, saved("Llama-tied"), steps=1)
     assert found.agrees
     assert found.training is not None
     stored = StoredCheck("exp_avg of model.norm.weight", 560.0)

@@ -9,9 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
-from mupscale_cli import StateOptions, verify_weights, widen
+from mupscale_cli import verify_weights, widen
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.plan.perturbation import Perturbation
 
 UP, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
 
@@ -87,7 +86,7 @@ def test_a_single_file_has_room_for_what_is_found(saved, tmp_path):
 def test_noise_is_never_added_to_them(saved, tmp_path):
     source = changed(saved("Llama-untied"), tmp_path / "narrow", lambda tensors: tensors[UP].fill_(float("nan")))
     with pytest.raises(CheckpointError, match="not finite"):
-        widen(source, tmp_path / "wide", 2, allow_nonfinite=True, perturbation=Perturbation(0.1), verify=False)
+        widen(source, tmp_path / "wide", 2, allow_nonfinite=True, noise=0.1, verify=False)
 
 
 def test_scaling_beyond_the_range_of_float16(saved, tmp_path):
@@ -128,6 +127,6 @@ def test_the_optimizers_state_likewise(saved, tmp_path):
     save_file(state, source / "optimizer.safetensors")
     with pytest.raises(CheckpointError, match=rf"state\.{UP}\.exp_avg.*not finite"):
         widen(source, tmp_path / "wide", 2, verify=False)
-    widened = widen(source, tmp_path / "wide", 2, verify=False, allow_nonfinite=True, state=StateOptions())
+    widened = widen(source, tmp_path / "wide", 2, verify=False, allow_nonfinite=True)
     assert widened.record["nonfinite"] == {}
     assert widened.record["optimizer_state"]["nonfinite"] == {f"state.{UP}.exp_avg": 1}

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from helpers import save_model
 from mupscale_cli.engine.shards import convert
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.plan.methods import make_method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
@@ -23,10 +22,9 @@ from mupscale_cli.tasks.widen import widen
 @pytest.mark.parametrize(("case", "factor", "axes"), [("Qwen3-tied", 3, {}), ("GPT2-untied", 2, {"h": 2})])
 def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode, saved, tmp_path):
     found = find_source(saved(case))
-    perturbation = Perturbation(0.2, mode)
     contents = []
     for block, shard in ((1 << 23, 10**9), (100, 10**9), (1, 10**9), (5000, 30_000)):
-        plan = plan_widening(found, factor, axes, perturbation=perturbation, max_shard_size=shard)
+        plan = plan_widening(found, factor=factor, axes=axes, noise=0.2, noise_mode=mode, max_shard_size=shard)
         folder = tmp_path / f"{block}-{shard}"
         folder.mkdir()
         convert(plan.shards, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
@@ -42,7 +40,7 @@ def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode,
 
 def test_seeds_differ_and_repeat(saved, tmp_path):
     def made(name, seed):
-        widen(saved("Llama-untied"), tmp_path / name, 2, perturbation=Perturbation(0.1, seed=seed), verify=False)
+        widen(saved("Llama-untied"), tmp_path / name, 2, noise=0.1, seed=seed, verify=False)
         return load_file(tmp_path / name / "model.safetensors")["lm_head.weight"]
 
     assert torch.equal(made("a", 1), made("b", 1))
@@ -54,12 +52,11 @@ def test_seeds_differ_and_repeat(saved, tmp_path):
 
 def noises(source, tmp_path, factor=None, axes=None, recipe=None, method="mupscale", **settings):
     """The plan's tensors with what they are without noise and the noise that they have."""
-    perturbation = Perturbation(**settings)
     options = {"recipe": recipe, "verify": False}
     suffix = ".safetensors" if source.is_file() else ""
     plain, noisy = tmp_path / f"plain{suffix}", tmp_path / f"noisy{suffix}"
-    widen(source, plain, factor, axes, method=method, perturbation=Perturbation(0.0), **options)
-    found = widen(source, noisy, factor, axes, method=method, perturbation=perturbation, **options)
+    widen(source, plain, factor, axes, method=method, noise=0.0, **options)
+    found = widen(source, noisy, factor, axes, method=method, **settings, **options)
     read = lambda path: load_file(path / "model.safetensors" if path.is_dir() else path)  # noqa: E731
     before, after = read(plain), read(noisy)
     for tensor in found.plan.tensors:
@@ -71,7 +68,7 @@ def test_free_noise_has_the_size_that_was_asked_for(saved, tmp_path):
     """Spectral norm of matrices, root mean square of embedding and readout, nothing on gains: within sampling error."""
     source = saved("Llama-untied", hidden_size=96, intermediate_size=128, vocab_size=200, attention_bias=True)
     kinds = set()
-    for tensor, weight, noise in noises(source, tmp_path, 2, size=0.1):
+    for tensor, weight, noise in noises(source, tmp_path, 2, noise=0.1):
         if weight.dim() == 1:
             assert not noise.any()
         elif "embed_tokens" in tensor.target.name or "lm_head" in tensor.target.name:
@@ -89,7 +86,8 @@ def test_free_noise_has_the_size_that_was_asked_for(saved, tmp_path):
 
 @pytest.mark.parametrize("mode", ["free", "preserving"])
 def test_rms_noise_has_the_size_that_was_asked_for(mode, saved, tmp_path):
-    found = list(noises(saved("Llama-untied"), tmp_path, 3, size=0.2, mode=mode, scale="rms"))
+    options = {"noise": 0.2, "noise_mode": mode, "noise_scale": "rms"}
+    found = list(noises(saved("Llama-untied"), tmp_path, 3, **options))
     noisy = [(weight, noise) for tensor, weight, noise in found if tensor.noise is not None]
     assert noisy
     for weight, noise in noisy:
@@ -101,17 +99,18 @@ def test_fan_in_noise_is_the_reference_initialisation(tmp_path):
     """T / sqrt(fan_in) of the wide layer; a readout whose 1/k is in its weights has its noise divided as well."""
     tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
     save_file(tensors, tmp_path / "net.safetensors")
-    found = list(noises(tmp_path / "net.safetensors", tmp_path, 2, recipe="mlp", size=0.5, scale="fan-in"))
+    options = {"noise": 0.5, "noise_scale": "fan-in"}
+    found = list(noises(tmp_path / "net.safetensors", tmp_path, 2, recipe="mlp", **options))
     stds = [float(noise.square().mean().sqrt()) for _, _, noise in found]
     assert stds == pytest.approx([0.5 / 50**0.5, 0.5 / 128**0.5, 0.5 / 192**0.5 / 2], rel=0.03)
-    found = list(noises(tmp_path / "net.safetensors", tmp_path / "x", 2, recipe="mlp_mup", size=0.5, scale="fan-in"))
+    found = list(noises(tmp_path / "net.safetensors", tmp_path / "x", 2, recipe="mlp_mup", **options))
     assert float(found[-1][2].square().mean().sqrt()) == pytest.approx(0.5 / 192**0.5, rel=0.03)
 
 
 def test_experts_that_are_copied_get_noise_of_their_own(saved, tmp_path):
     source = saved("Mixtral-untied")
     axes = {"experts": 2}
-    found = {tensor.target.name: noise for tensor, _, noise in noises(source, tmp_path, None, axes, size=0.1)}
+    found = {tensor.target.name: noise for tensor, _, noise in noises(source, tmp_path, None, axes, noise=0.1)}
     first, second = (found[f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight"] for e in (0, 1))
     assert first.any()
     assert not torch.equal(first, second)
@@ -127,13 +126,13 @@ def test_preserving_noise_cancels_over_the_copies_up_to_the_rounding_of_one(fact
     weight = torch.randn(30, 40, generator=generator).to(dtype)
     tensors = {"0.weight": torch.randn(40, 4).to(dtype), "2.weight": weight, "4.weight": torch.randn(3, 30).to(dtype)}
     save_file(tensors, tmp_path / "net.safetensors")
-    perturbation = Perturbation(0.5, "preserving")
     widen(
         tmp_path / "net.safetensors",
         tmp_path / "w.safetensors",
         factor,
         recipe="mlp",
-        perturbation=perturbation,
+        noise=0.5,
+        noise_mode="preserving",
         verify=False,
     )
     wide = load_file(tmp_path / "w.safetensors")["2.weight"].double()
@@ -159,7 +158,7 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
     differ = {}
     for size in (0.0, 0.3):
         out = tmp_path / f"wide-{size}"
-        made = widen(source, out, 2, perturbation=Perturbation(size, "preserving"), verify=False)
+        made = widen(source, out, 2, noise=size, noise_mode="preserving", verify=False)
         found = verify_checkpoints(open_checkpoint(source), open_checkpoint(out), made.plan, VerifyOptions())
         assert found.agrees
         assert found.max_rel < 1e-12
@@ -179,7 +178,7 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
 
 
 def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_path):
-    found = noises(saved("Llama-untied"), tmp_path, 2, size=0.1, mode="preserving")
+    found = noises(saved("Llama-untied"), tmp_path, 2, noise=0.1, noise_mode="preserving")
     noisy = {tensor.target.name: ("/" in tensor.layout, bool(noise.any())) for tensor, _, noise in found}
     assert set(noisy.values()) == {(True, True), (False, False)}, noisy
 
@@ -206,14 +205,11 @@ def test_a_tensor_that_is_not_finite_is_told_before_noise_hides_it(tmp_path):
     tensors["0.weight"][1, 1] = float("nan")
     save_file(tensors, tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"`0\.weight` holds values that are not finite"):
-        widen(tmp_path / "net.safetensors", factor=2, recipe="mlp", perturbation=Perturbation(0.1), verify=False)
+        widen(tmp_path / "net.safetensors", factor=2, recipe="mlp", noise=0.1, verify=False)
 
 
 def test_the_record_says_which_noise_there_is(saved, tmp_path):
-    method = make_method("mupscale")
-    found = widen(
-        saved("Llama-untied"), tmp_path / "w", 2, method=method, perturbation=Perturbation(0.1, seed=5), verify=False
-    )
+    found = widen(saved("Llama-untied"), tmp_path / "w", 2, noise=0.1, seed=5, verify=False)
     record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
     assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}
     assert record["method"] == {"name": "mupscale"}
@@ -233,7 +229,7 @@ def test_weights_in_a_training_checkpoint_get_the_noise_of_the_model_file(tmp_pa
         {"optimizer": state, "model": {name.removeprefix("model."): value for name, value in tensors.items()}},
         source / "optimizer.pt",
     )
-    widen(source, tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    widen(source, tmp_path / "wide", 2, noise=0.1, verify=False)
     inside = torch.load(tmp_path / "wide" / "optimizer.pt")["model"]
     outside = load_file(tmp_path / "wide" / "model.safetensors")
     assert len(inside) == len(outside)

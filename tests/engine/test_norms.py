@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from mupscale_cli.engine.norms import measured_std
 from mupscale_cli.engine.streaming import expand_whole
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 
@@ -25,7 +24,7 @@ def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
         matrix[5, 7] = 1000
     tensors = {"0.weight": torch.randn(matrix.shape[1], 4), "2.weight": matrix, "4.weight": torch.randn(3, 300)}
     save_file(tensors, tmp_path / "net.safetensors")
-    plan = plan_widening(tmp_path / "net.safetensors", 2, recipe="mlp", perturbation=Perturbation(1.0))
+    plan = plan_widening(tmp_path / "net.safetensors", factor=2, recipe="mlp", noise=1.0)
     tensor = next(tensor for tensor in plan.tensors if tensor.target.name == "2.weight")
     std = measured_std(tensor, lambda start, count: matrix[start : start + count])
     wide = (matrix / 2).repeat_interleave(2, 0).repeat_interleave(2, 1).double()
@@ -36,7 +35,7 @@ def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
 def test_the_spectral_norm_of_fused_parts_that_are_scaled_differently(saved):
     """GPT-2's wider heads scale the queries, a third of one tensor."""
     source = find_source(saved("GPT2-untied"))
-    plan = plan_widening(source, None, {"embed": 2, "d": 2, "ffn": 2}, perturbation=Perturbation(1.0))
+    plan = plan_widening(source, axes={"embed": 2, "d": 2, "ffn": 2}, noise=1.0)
     tensor = next(tensor for tensor in plan.tensors if tensor.target.name.endswith("0.attn.c_attn.weight"))
     assert len(tensor.parts) > 1
     narrow = load_file(source.checkpoint.files[0])[tensor.source.name]

@@ -15,8 +15,6 @@ from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.processes import forked, worthwhile
 from mupscale_cli.engine.threads import num_workers
 from mupscale_cli.errors import CheckpointError, JobError
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.verify import verify_weights
 from mupscale_cli.tasks.widen import widen
 from training import save_state
@@ -191,9 +189,9 @@ def test_they_write_what_one_process_writes(kind, tmp_path):
             tmp_path / f"wide-{size}",
             3,
             max_shard_size=30_000,
-            perturbation=Perturbation(0.1),
+            noise=0.1,
             verify=False,
-            state=StateOptions(allow_pickle=True),
+            allow_pickle=True,
             events=Events(advance=counts[size].append),
             processes=size,
         ).record

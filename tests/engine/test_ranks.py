@@ -24,9 +24,6 @@ from mupscale_cli.engine.ranks import ALONE, Ranks, joined
 from mupscale_cli.engine.shards import convert, share_of
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.formats import torch_writing
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan.methods import make_method
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
@@ -88,11 +85,12 @@ def contents(folder):
 def test_any_number_of_processes_writes_the_same_bytes(case, size, saved, tmp_path):
     """Blocks are so small that the tensors at the borders of the shares are cut."""
     source = find_source(saved("Mixtral-untied" if case == "experts" else "Llama-tied"))
-    noise = Perturbation(0.1, mode="preserving") if case == "noise" else None
-    method = make_method("net2net", seed=3) if case == "random map" else "mupscale"
-    plan = plan_widening(
-        source, 3, max_shard_size=10**9 if case == "single file" else SHARD, method=method, perturbation=noise
-    )
+    options = {
+        "noise": {"noise": 0.1, "noise_mode": "preserving"},
+        "random map": {"method": "net2net", "seed": 3},
+        "single file": {"max_shard_size": 10**9},
+    }
+    plan = plan_widening(source, factor=3, **{"max_shard_size": SHARD, **options.get(case, {})})
     tensors, digests = source.checkpoint.tensors, tensor_digests(source.checkpoint.specs)
 
     def write(ranks, folder, digests):
@@ -131,12 +129,11 @@ def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
     """Blocks are so small that most tensors are cut, and each process knows of a part of most checksums."""
     monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
     source = save_state(tmp_path / "narrow", kind)
-    state = StateOptions(allow_pickle=True)
     made = {
         size: together(
             size,
             lambda ranks, size=size: widen(
-                source, tmp_path / f"wide-{size}", 3, verify=False, state=state, ranks=ranks, max_shard_size=SHARD
+                source, tmp_path / f"wide-{size}", 3, verify=False, allow_pickle=True, ranks=ranks, max_shard_size=SHARD
             ),
         )[0]
         for size in (1, 2, 5)
@@ -208,7 +205,7 @@ def test_shares_are_even_and_leave_nothing_out():
 def test_shares_are_even_by_the_time_that_they_take(saved):
     """Noise takes longer than copying, so whose tensors have some has fewer bytes."""
     source = find_source(saved("Llama-tied"))
-    plan = plan_widening(source, 2, perturbation=Perturbation(0.1))
+    plan = plan_widening(source, factor=2, noise=0.1)
     tensors = plan.tensors
     noisy = [tensor for tensor in tensors if tensor.noise is not None]
     assert 0 < len(noisy) < len(tensors)
@@ -275,8 +272,7 @@ def test_torchrun(saved, tmp_path):
     assert found.returncode == 0, found.stderr
     document = json.loads(found.stdout)  # of one process, not of each
     assert document["verification"]["agrees"]
-    noise = Perturbation(0.1)
-    widen(source, tmp_path / "alone", 2, max_shard_size=SHARD, perturbation=noise, verify=True)
+    widen(source, tmp_path / "alone", 2, max_shard_size=SHARD, noise=0.1, verify=True)
     assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
 
 

@@ -20,7 +20,7 @@ def digest(file):
 
 def test_the_same_bytes_whatever_the_block(saved, tmp_path):
     found = find_source(saved("Qwen3-tied")).checkpoint
-    plan = plan_widening(saved("Qwen3-tied"), 3)
+    plan = plan_widening(saved("Qwen3-tied"), factor=3)
     digests = set()
     for block in (1, 100, 5000, 1 << 23):
         folder = tmp_path / str(block)

@@ -10,7 +10,6 @@ import torch
 from experiments.tasks import Task
 from experiments.training import load, loss_of, train_narrow, widen
 from experiments.transfer import Losses, power
-from mupscale_cli.plan.perturbation import Perturbation
 
 FACTORS = (2, 4, 8, 16, 32)
 NOISES = (-6, -4, -2, 0)  # exponents e of 2^(e/2)
@@ -49,9 +48,7 @@ def measure_cost(task: Task, folder: Path, factors: tuple[int, ...] = FACTORS) -
         loss(narrow.file, 1),
         {
             exponent: {
-                factor: tuple(
-                    loss(widen(narrow, factor, Perturbation(power(exponent), seed=seed)), factor) for seed in _SEEDS
-                )
+                factor: tuple(loss(widen(narrow, factor, noise=power(exponent), seed=seed), factor) for seed in _SEEDS)
                 for factor in factors
             }
             for exponent in NOISES

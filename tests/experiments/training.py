@@ -18,8 +18,7 @@ import mupscale_cli as mupscale
 from experiments.data import Data, Examples
 from experiments.tasks import Task, initial_size, initialise
 from mupscale_cli.optimizers.torch_groups import scaled_parameters
-from mupscale_cli.plan.methods import MUPSCALE, Method
-from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.tasks.options import WidenOptions
 
 Schedule = Callable[[float], float]  # from the share of steps that are done to a factor of the learning rate
 _WARMUP = 0.1
@@ -193,21 +192,14 @@ def train_narrow(
     return Checkpoint(task, file, lr, curve.losses)
 
 
-def widen(narrow: Checkpoint, factor: int, perturbation: Perturbation | None = None, method: Method = MUPSCALE) -> Path:
+def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
     """Widen a narrow checkpoint with the product; returns the wide file, which is made once."""
+    method, perturbation = WidenOptions(**options).growth
     made = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
     words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in made.values())]
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
-        mupscale.widen(
-            narrow.file,
-            wide,
-            factor,
-            recipe=recipe(narrow.task),
-            method=method,
-            perturbation=perturbation,
-            verify=False,
-        )
+        mupscale.widen(narrow.file, wide, factor, recipe=recipe(narrow.task), verify=False, **options)
     return wide
 
 

@@ -24,7 +24,6 @@ from experiments.training import (
     widen,
     widened,
 )
-from mupscale_cli.plan.perturbation import Perturbation
 
 # How a wide model is made and trained: widened with mapped hyperparameters and noise relative to each tensor; widened
 # with one learning rate and noise of one size; at random likewise.
@@ -143,7 +142,7 @@ def wide_model(narrow: Checkpoint, arm: Arm, factor: int, lr: float, noise: floa
     if arm.startswith("scratch"):
         return from_scratch(narrow, widen(narrow, factor), factor, lr, seed, mapped=arm == "scratch-mapped")
     if arm == "mapped":
-        wide = widen(narrow, factor, Perturbation(noise, seed=seed))
+        wide = widen(narrow, factor, noise=noise, seed=seed)
         return widened(narrow, wide, factor, lr)
     model, optimizer = widened(narrow, widen(narrow, factor), factor, lr, mapped=False)
     add_absolute_noise(model, narrow, noise, seed)

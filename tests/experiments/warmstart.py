@@ -8,8 +8,6 @@ from statistics import fmean
 
 from experiments.training import Checkpoint, decay, train, widen, widened
 from experiments.transfer import Grid, Losses, power, search
-from mupscale_cli.plan.methods import make_method
-from mupscale_cli.plan.perturbation import Perturbation
 
 SHRINKS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SIZES = (1.0, 0.5)  # of the fresh weights: 1 is the root mean square of the narrow ones, as muP carries it to a width
@@ -59,8 +57,9 @@ def measure_shrinking(
         def losses(exponent: int, shrink: float = shrink) -> tuple[Losses, Losses]:
             curves = []
             for seed in task.seeds:
-                method = make_method("warmstart", shrink=shrink, seed=seed)
-                wide = widen(narrow, factor, Perturbation(size, scale="init", seed=seed), method)
+                wide = widen(
+                    narrow, factor, method="warmstart", shrink=shrink, noise=size, noise_scale="init", seed=seed
+                )
                 made = widened(narrow, wide, factor, power(exponent))
                 batches = data.batches(task.batch_size, task.steps, seed)
                 curves.append(train(*made, batches, task.steps, decay, data, {0, task.steps}))

@@ -241,7 +241,7 @@ def test_widths_that_are_lists_are_one_axis(tmp_path):
     file = tmp_path / "drafted.yaml"
     file.write_text(found.text)
     source = tiny_model("convnextv2", "image-classification").save(tmp_path / "narrow")
-    assert tensors_of(plan_widening(source, 3, recipe=file)) == tensors_of(plan_widening(source, 3))
+    assert tensors_of(plan_widening(source, factor=3, recipe=file)) == tensors_of(plan_widening(source, factor=3))
     assert found.worst < 1e-12
 
 

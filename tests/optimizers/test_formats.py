@@ -30,11 +30,8 @@ from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTen
 from mupscale_cli.optimizers.formats.torch_files import blank_file
 from mupscale_cli.optimizers.formats.torch_reading import blank, read_torch_file
 from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, write_checksums
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from training import save_state, save_training, trained
 
 Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
@@ -102,7 +99,7 @@ def test_safetensors_are_sharded(run_in_progress, tmp_path):
     assert len(set(index["weight_map"].values())) > 2
     again = open_optimizer(tmp_path / "wide" / "optimizer.safetensors.index.json", None).load()
     check_states(before, again.states)
-    assert verify(tmp_path / "wide", options=VerifyOptions(steps=2)).training.carried
+    assert verify(tmp_path / "wide", steps=2).training.carried
     # And read back: the wide state, widened again.
     widen(tmp_path / "wide", tmp_path / "wider", 2, verify=False)
     assert list((tmp_path / "wider").glob("optimizer*.safetensors"))
@@ -169,8 +166,8 @@ def test_one_file_with_model_and_optimizer(run_in_progress, tmp_path):
         "rng": torch.get_rng_state(),
     }
     torch.save(content, tmp_path / "ckpt.pt")
-    state = StateOptions(optimizer=tmp_path / "ckpt.pt", key="training.adam")
-    result = widen(source, tmp_path / "wide", axes=AXES, verify=False, state=state)
+    state = {"optimizer": tmp_path / "ckpt.pt", "key": "training.adam"}
+    result = widen(source, tmp_path / "wide", axes=AXES, verify=False, **state)
     wide = torch.load(tmp_path / "wide" / "ckpt.pt", weights_only=True)
     assert wide["iter_num"] == 3
     assert torch.equal(wide["rng"], content["rng"])
@@ -179,7 +176,7 @@ def test_one_file_with_model_and_optimizer(run_in_progress, tmp_path):
     check_groups(wide["training"]["adam"]["param_groups"])
     assert result.record["optimizer_state"]["copied"] == ["iter_num", "rng"]
     with pytest.raises(CheckpointError, match="holds model, training"):
-        widen(source, tmp_path / "other", axes=AXES, state=StateOptions(optimizer=tmp_path / "ckpt.pt"))
+        widen(source, tmp_path / "other", axes=AXES, optimizer=tmp_path / "ckpt.pt")
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -192,7 +189,7 @@ def test_distributed_checkpoints_written_and_loaded_by_torch(flat, run_in_progre
     with pytest.raises(CheckpointError, match="--allow-pickle") as error:
         widen(source, tmp_path / "wide", axes=AXES, verify=False)
     assert "--optimizer none" in str(error.value)
-    widen(source, tmp_path / "wide", axes=AXES, verify=False, state=StateOptions(allow_pickle=True))
+    widen(source, tmp_path / "wide", axes=AXES, verify=False, allow_pickle=True)
     check_states(before, open_optimizer(tmp_path / "wide" / "optimizer", None, allow_pickle=True).load().states)
     # torch itself loads it into a wide model's optimizer.
     import transformers
@@ -218,13 +215,13 @@ def test_what_is_wrong_in_a_distributed_checkpoint_is_told(run_in_progress, tmp_
     state = get_optimizer_state_dict(model, optimizer)
     dcp.save({"optimizer": state}, checkpoint_id=source / "optimizer", no_dist=True)
     with pytest.raises(CheckpointError, match="not finite"):
-        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
     next((source / "optimizer").glob("*.distcp")).unlink()
     with pytest.raises(CheckpointError, match="distributed checkpoint"):
-        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
     (source / "optimizer" / ".metadata").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="cannot read"):
-        widen(source, tmp_path / "wide", 3, verify=False, state=StateOptions(allow_pickle=True))
+        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["narrow"]
 
 
@@ -244,7 +241,7 @@ STATE_FILES = {"safetensors": "optimizer.safetensors", "torch": "optimizer.pt", 
 @pytest.mark.parametrize("kind", STATE_FILES)
 def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
     source, wide = save_state(tmp_path / "narrow", kind), tmp_path / "wide"
-    widen(source, wide, axes=AXES, verify=False, state=StateOptions(policy=policy, allow_pickle=True))
+    widen(source, wide, axes=AXES, verify=False, optimizer_policy=policy, allow_pickle=True)
     found = verify_weights(wide, allow_pickle=True)
     assert found.agrees
     assert found.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
@@ -314,7 +311,7 @@ def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
 
 def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
     source = save_state(tmp_path / "narrow", "distributed")
-    widen(source, tmp_path / "wide", 2, verify=False, state=StateOptions(allow_pickle=True))
+    widen(source, tmp_path / "wide", 2, verify=False, allow_pickle=True)
     with pytest.raises(CheckpointError, match="--allow-pickle"):
         verify_weights(tmp_path / "wide")
     found = verify_weights(tmp_path / "wide", optimizer=Path("none"))
@@ -328,8 +325,8 @@ def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
     model.save_pretrained(tmp_path / "narrow")
     content = {"step": 4, "model": model.state_dict(), "training": {"optimizer": optimizer.state_dict()}}
     torch.save(content, tmp_path / "all.pt")
-    state = StateOptions(optimizer=str(tmp_path / "all.pt"), key="training.optimizer")
-    widen(tmp_path / "narrow", tmp_path / "wide", 2, {"experts": 2}, verify=False, state=state)
+    state = {"optimizer": str(tmp_path / "all.pt"), "key": "training.optimizer"}
+    widen(tmp_path / "narrow", tmp_path / "wide", 2, {"experts": 2}, verify=False, **state)
     import transformers
 
     wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide").state_dict()
@@ -338,7 +335,7 @@ def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
     assert all(torch.equal(tensor, wide[name]) for name, tensor in stored["model"].items())
     assert verify_weights(tmp_path / "wide", optimizer=tmp_path / "all.pt").agrees
     with pytest.raises(PlanError, match="whose noise would be another"):
-        widen(tmp_path / "narrow", tmp_path / "noisy", 2, verify=False, state=state, perturbation=Perturbation(0.1))
+        widen(tmp_path / "narrow", tmp_path / "noisy", 2, verify=False, **state, noise=0.1)
 
 
 # Policies and kinds ---------------------------------------------------------------------------
@@ -348,7 +345,7 @@ def test_policies(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
     before = open_optimizer(source / "optimizer.pt", None).load().states[Q]["exp_avg"]
     for policy in ("copy", "reset-new", "reset"):
-        widen(source, tmp_path / policy, axes=AXES, verify=False, state=StateOptions(policy=policy))
+        widen(source, tmp_path / policy, axes=AXES, verify=False, optimizer_policy=policy)
     copied = open_optimizer(tmp_path / "copy" / "optimizer.pt", None).load().states[Q]["exp_avg"]
     first = open_optimizer(tmp_path / "reset-new" / "optimizer.pt", None).load().states[Q]["exp_avg"]
     # Rows are (kv g d) with kv x3 and g x1, columns are embed x2; the first copies are those of the copied state.
@@ -362,7 +359,7 @@ def test_policies(tmp_path):
 
 def test_state_is_left_when_asked(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
-    result = widen(source, tmp_path / "wide", 2, verify=False, state=StateOptions(optimizer="none"))
+    result = widen(source, tmp_path / "wide", 2, verify=False, optimizer="none")
     assert not (tmp_path / "wide" / "optimizer.pt").exists()
     assert [file.name for file in result.left] == ["optimizer.pt"]
     assert result.record["optimizer_state"] is None

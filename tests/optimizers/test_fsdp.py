@@ -11,7 +11,6 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import mupscale_cli
 from helpers import build
-from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.widen import widen
 
 TESTS = Path(__file__).parent.parent
@@ -33,8 +32,8 @@ def test_a_sharded_run_goes_on(tmp_path):
     model = build("Llama-tied", dtype=torch.float64)
     model.load_state_dict(torch.load(tmp_path / "whole.pt", weights_only=False)["model"])
     model.save_pretrained(tmp_path / "narrow")
-    state = StateOptions(optimizer=tmp_path / "step-3", allow_pickle=True)
-    widen(tmp_path / "narrow", tmp_path / "wide", 3, state=state, verify=False)
+    state = {"optimizer": tmp_path / "step-3", "allow_pickle": True}
+    widen(tmp_path / "narrow", tmp_path / "wide", 3, verify=False, **state)
     processes("resume", tmp_path)
     expected, found = torch.load(tmp_path / "losses.pt"), torch.load(tmp_path / "wide_losses.pt")
     # The reference computes norms, softmax and rotary tables in float32.

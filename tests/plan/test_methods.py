@@ -14,15 +14,12 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.random import noise_key
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
-from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
-from mupscale_cli.plan.methods import METHODS, make_method
-from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan.methods import METHODS
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.models import build_reference_model
-from mupscale_cli.verification.options import VerifyOptions
 from training import random_loss, save_training
 
 GROWTHS = {
@@ -88,7 +85,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
 def test_carried_moments_are_the_gradients_of_the_wide_model(case, method, factor, tmp_path):
     """The state of a gradient: where units are copied unequally often, each copy has its own share of it."""
     source = save_model(tmp_path / "narrow", case, dtype=torch.float64)
-    made = widen(source, tmp_path / "wide", factor, method=make_method(method, seed=1), verify=False)
+    made = widen(source, tmp_path / "wide", factor, method=method, seed=1, verify=False)
     models = [build_reference_model(open_checkpoint(path), torch.float64) for path in (source, tmp_path / "wide")]
     for model in models:
         random_loss(model, torch.Generator().manual_seed(0)).backward()
@@ -105,7 +102,7 @@ def test_methods_that_copy_evenly_train_as_the_narrow_model(method, tmp_path):
     """OLMo 2 has a norm over all its heads; its feed-forward layer is widened evenly by leaving it alone."""
     source = save_training(tmp_path / "narrow", "Olmo2-untied", "adamw")
     widen(source, tmp_path / "wide", 2, {"ffn": 1}, method=method, verify=False)
-    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=5)).training
+    found = verify(tmp_path / "wide", dtype="float64", steps=5).training
     assert found.agrees
     assert found.carried
     assert found.max_rel < 1e-12
@@ -113,8 +110,8 @@ def test_methods_that_copy_evenly_train_as_the_narrow_model(method, tmp_path):
 
 def test_a_perturbed_model_is_trained_without_its_noise(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
-    widen(source, tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
-    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=5))
+    widen(source, tmp_path / "wide", 2, noise=0.1, verify=False)
+    found = verify(tmp_path / "wide", dtype="float64", steps=5)
     assert found.agrees
     assert found.training.max_rel < 1e-12
     assert found.training.without_noise
@@ -125,7 +122,7 @@ def test_a_perturbed_model_is_trained_without_its_noise(tmp_path):
 def test_methods_that_train_differently_say_so(method, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, method=method, verify=False)
     with pytest.raises(VerifyError, match=f"a model that `{method}` made does not train as the narrow one"):
-        verify(tmp_path / "wide", options=VerifyOptions(steps=2))
+        verify(tmp_path / "wide", steps=2)
 
 
 # What each one is -----------------------------------------------------------------------------
@@ -138,7 +135,7 @@ def tensors_of(path):
 def test_hyperclone_lays_copies_end_to_end_with_the_ratio_of_signal_to_noise(saved, tmp_path):
     source = saved("Llama-untied", hidden_size=96)
     widen(source, tmp_path / "plain", 2, method="hyperclone", verify=False)
-    widen(source, tmp_path / "noisy", 2, method=make_method("hyperclone", snr=10), verify=False)
+    widen(source, tmp_path / "noisy", 2, method="hyperclone", snr=10, verify=False)
     narrow, plain, noisy = tensors_of(source), tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "noisy")
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(plain[name], (narrow[name] / 2).repeat(2, 2))
@@ -154,7 +151,7 @@ def test_net2net_copies_units_drawn_at_random(saved, tmp_path):
     made = []
     for seed in (0, 0, 1):
         out = tmp_path / str(len(made))
-        widen(source, out, None, {"ffn": 2}, method=make_method("net2net", seed=seed), verify=False)
+        widen(source, out, None, {"ffn": 2}, method="net2net", seed=seed, verify=False)
         made.append(tensors_of(out))
     narrow = tensors_of(source)
     for name in names:
@@ -169,9 +166,8 @@ def test_net2net_copies_units_drawn_at_random(saved, tmp_path):
 @pytest.mark.parametrize("case", ["Llama-untied", "Gemma2-tied"])
 def test_warmstart_shrinks_pads_and_begins_anew(case, saved, tmp_path):
     source = saved(case)
-    quiet = Perturbation(0.0)
-    widen(source, tmp_path / "plain", 2, method=make_method("warmstart", shrink=0.5), perturbation=quiet, verify=False)
-    widen(source, tmp_path / "noisy", 2, method=make_method("warmstart", shrink=0.5), verify=False)
+    widen(source, tmp_path / "plain", 2, method="warmstart", shrink=0.5, noise=0.0, verify=False)
+    widen(source, tmp_path / "noisy", 2, method="warmstart", shrink=0.5, verify=False)
     narrow, plain, noisy = tensors_of(source), tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "noisy")
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(plain[name][:40, :48], narrow[name] / 2)
@@ -195,7 +191,7 @@ def test_the_default_shrinkage_stands_in_the_record(saved, tmp_path):
 def test_every_policy_for_the_state_goes_with_every_method(method, policy, tmp_path):
     """All moments over all copies have the sum that the policy says, whatever the map."""
     source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")
-    widen(source, tmp_path / "wide", 2, method=method, state=StateOptions(policy=policy), verify=False)
+    widen(source, tmp_path / "wide", 2, method=method, optimizer_policy=policy, verify=False)
     narrow = torch.load(source / "optimizer.pt")["state"]
     wide = torch.load(tmp_path / "wide" / "optimizer.pt")
     names = [name for group in wide["param_groups"] for name in group["param_names"]]
@@ -218,7 +214,7 @@ def test_every_policy_for_the_state_goes_with_every_method(method, policy, tmp_p
 # Weights against the plan ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"perturbation": Perturbation(0.1)}, {"method": "net2net"}])
+@pytest.mark.parametrize("settings", [{}, {"noise": 0.1}, {"method": "net2net"}])
 def test_one_bit_anywhere_is_found_and_named(settings, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, verify=False, **settings)
     assert verify_weights(tmp_path / "wide").agrees
@@ -247,7 +243,7 @@ def test_tensors_that_are_missing_added_or_of_another_shape_are_named(saved, tmp
 
 def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
     """The right model with another seed is another model."""
-    widen(saved("Llama-untied"), tmp_path / "wide", 2, perturbation=Perturbation(0.1, seed=1), verify=False)
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, seed=1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     record.write_text(record.read_text().replace('"seed": 1', '"seed": 2'))
     assert noise_key(1, "w") != noise_key(2, "w")
@@ -288,11 +284,11 @@ def test_options_that_make_no_sense(arguments, message, saved, tmp_path):
 
 def test_padding_makes_no_new_tensors(saved):
     with pytest.raises(PlanError, match="the axis `experts` counts tensors, and `--method warmstart` has nothing"):
-        plan_widening(saved("Mixtral-untied"), 2, {"experts": 2}, method="warmstart")
+        plan_widening(saved("Mixtral-untied"), factor=2, axes={"experts": 2}, method="warmstart")
 
 
 def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
-    widen(saved("Llama-untied"), tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     record.write_text(record.read_text().replace('"scale": "spectral"', '"size2": "spectral"'))
     result = run("verify", str(tmp_path / "wide"))
@@ -313,7 +309,7 @@ def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
 )
 @pytest.mark.parametrize("command", [["inspect"], ["verify", "--weights"], ["hparams", "--lr", "1"]])
 def test_hostile_records_are_told_and_never_a_traceback(command, before, after, saved, tmp_path):
-    widen(saved("Llama-untied"), tmp_path / "wide", 2, perturbation=Perturbation(0.1), verify=False)
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     assert before in record.read_text()
     record.write_text(record.read_text().replace(before, after, 1))
@@ -323,7 +319,7 @@ def test_hostile_records_are_told_and_never_a_traceback(command, before, after, 
 
 
 def test_inspect_says_how_the_last_verification_ended(saved, tmp_path):
-    widen(saved("Llama-untied"), tmp_path / "wide", 2, method=make_method("net2net", seed=4))
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, method="net2net", seed=4)
     path = str(tmp_path / "wide")
     assert "method net2net, seed 4; verified, largest relative difference" in run("inspect", path).out
     tensors = tensors_of(tmp_path / "wide")
@@ -342,7 +338,7 @@ def test_noise_that_a_type_cannot_hold_is_told(tmp_path):
             tmp_path / "w.safetensors",
             2,
             recipe="mlp",
-            perturbation=Perturbation(100.0),
+            noise=100.0,
             verify=False,
         )
     assert not (tmp_path / "w.safetensors").exists()

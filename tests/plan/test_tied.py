@@ -14,15 +14,12 @@ from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from training import save_training
-
-EXACT = VerifyOptions(dtype="float64")
 
 
 def test_untied_the_readout_is_a_tensor_of_its_own_and_takes_the_factor(saved, tmp_path):
     source = saved("Llama-tied", dtype=torch.bfloat16)
-    result = widen(source, tmp_path / "wide", 3, verify=EXACT, tie="untie")
+    result = widen(source, tmp_path / "wide", 3, dtype="float64", tie="untie")
     assert result.verification.agrees
     assert result.verification.rounding is None
     narrow, wide = load_file(source / "model.safetensors"), load_file(tmp_path / "wide" / "model.safetensors")
@@ -32,22 +29,22 @@ def test_untied_the_readout_is_a_tensor_of_its_own_and_takes_the_factor(saved, t
     config = json.loads((tmp_path / "wide" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert result.record["tie"] == "untie"
-    assert verify(tmp_path / "wide", options=EXACT).agrees
+    assert verify(tmp_path / "wide", dtype="float64").agrees
 
 
 def test_folding_rounds_in_bfloat16_what_untying_does_not(saved, tmp_path):
     source = saved("Gemma-tied", dtype=torch.bfloat16)
-    folded = widen(source, tmp_path / "folded", 3, verify=EXACT, tie="fold").verification
+    folded = widen(source, tmp_path / "folded", 3, dtype="float64", tie="fold").verification
     assert folded.agrees
     assert folded.rounding.max_rel > 1e-4
-    untied = widen(source, tmp_path / "untied", 4, verify=EXACT, tie="untie").verification
+    untied = widen(source, tmp_path / "untied", 4, dtype="float64", tie="untie").verification
     assert untied.agrees
     assert untied.rounding is None  # 1/sqrt(4) of the embedding is exact
 
 
 def test_a_key_of_the_config_is_preferred_where_there_is_one(saved):
     def norm(tie):
-        plan = plan_widening(saved("Granite-tied"), 2, tie=tie)
+        plan = plan_widening(saved("Granite-tied"), factor=2, tie=tie)
         keys = {change.key: change.after for change in plan.config_changes}
         return plan.tie, next(t for t in plan.tensors if t.target.name == "model.norm.weight").coefficient, keys
 
@@ -63,17 +60,17 @@ def test_a_value_that_is_too_large_to_be_scaled_is_told(saved, tmp_path):
     file = source / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "logits_scaling": 10**400}))
     with pytest.raises(RecipeError, match="too large to be scaled"):
-        plan_widening(source, 2)
+        plan_widening(source, factor=2)
 
 
 def test_what_cannot_be_asked(saved):
     with pytest.raises(PlanError, match="does not share the embedding"):
-        plan_widening(saved("Llama-untied"), 2, tie="fold")
+        plan_widening(saved("Llama-untied"), factor=2, tie="fold")
     with pytest.raises(PlanError, match="`--tie config` is not possible with `llama`") as caught:
-        plan_widening(saved("Llama-tied"), 2, tie="config")
+        plan_widening(saved("Llama-tied"), factor=2, tie="config")
     assert caught.value.hint == "this architecture allows: fold, untie"
     with pytest.raises(PlanError, match="does not share the embedding"):
-        plan_widening(saved("Bert-pooler"), 2, tie="untie")
+        plan_widening(saved("Bert-pooler"), factor=2, tie="untie")
 
 
 def test_moments_of_a_shared_tensor_are_not_those_of_two(tmp_path):
@@ -115,7 +112,7 @@ def test_flan_t5_has_a_readout_of_its_own(tmp_path):
     save_file({**load_file(file), "lm_head.weight": torch.randn(50, 32)}, file, {"format": "pt"})
     settings = tmp_path / "narrow" / "config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tie_word_embeddings": False}))
-    result = widen(tmp_path / "narrow", tmp_path / "wide", 2, verify=EXACT)
+    result = widen(tmp_path / "narrow", tmp_path / "wide", 2, dtype="float64")
     assert result.verification.agrees
     assert result.plan.tie is None
 
@@ -128,7 +125,7 @@ def test_the_only_way_is_taken_without_being_asked(tmp_path):
 
     model = randomise(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SIZES, tie_word_embeddings=True))).eval()
     model.save_pretrained(tmp_path / "narrow")
-    result = widen(tmp_path / "narrow", tmp_path / "wide", 3, verify=EXACT)
+    result = widen(tmp_path / "narrow", tmp_path / "wide", 3, dtype="float64")
     assert result.verification.agrees
     assert result.plan.tie == "untie"
     assert "lm_head.weight" in load_file(tmp_path / "wide" / "model.safetensors")

@@ -59,6 +59,7 @@ NO_TORCH = [
     "tasks.card",
     "engine.events",
     "tasks.check",
+    "tasks.options",
     "tasks.planning",
     "tasks.resume",
     "tasks.source",

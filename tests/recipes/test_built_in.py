@@ -12,9 +12,7 @@ from mupscale_cli.errors import ConfigError
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 
-EXACT = VerifyOptions(dtype="float64")
 # One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
 EVERY_AXIS = [
     "Qwen3-tied",
@@ -32,7 +30,7 @@ SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 
 def check(source, tmp_path, factor=None, axes=None, **options):
-    widened = widen(source, tmp_path / "wide", factor, axes, verify=EXACT, **options)
+    widened = widen(source, tmp_path / "wide", factor, axes, dtype="float64", **options)
     found = widened.verification
     assert found is not None
     assert found.agrees, found
@@ -78,8 +76,8 @@ def test_stack_of_linear_layers_without_config(tmp_path):
     (tmp_path / "net.py").write_text(MLP_MODULE)
     source = save_mlp(tmp_path / "net.safetensors")
     for factor in (2, 3):
-        options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'net.py'}:build")
-        widened = widen(source, tmp_path / f"wide{factor}.safetensors", factor, verify=options)
+        output, model = tmp_path / f"wide{factor}.safetensors", f"{tmp_path / 'net.py'}:build"
+        widened = widen(source, output, factor, dtype="float64", model=model)
         assert widened.verification.agrees
         assert widened.verification.max_rel < 1e-12
 

@@ -60,12 +60,12 @@ def test_products_of_powers():
     ],
 )
 def test_the_end_of_a_name_is_enough(name, kinds, count, saved):
-    found = explain_tensor(plan_widening(saved("Llama-tied"), 2), name)
+    found = explain_tensor(plan_widening(saved("Llama-tied"), factor=2), name)
     assert (len(found), sum(len(each.names) for each in found)) == (kinds, count)
 
 
 def test_a_name_that_means_none_or_too_many(saved):
-    plan = plan_widening(saved("Llama-tied"), 2)
+    plan = plan_widening(saved("Llama-tied"), factor=2)
     with pytest.raises(PlanError, match="no tensor is called `qproj`") as caught:
         explain_tensor(plan, "qproj")
     assert "`q_proj`" in caught.value.hint
@@ -74,7 +74,7 @@ def test_a_name_that_means_none_or_too_many(saved):
 
 
 def test_what_follows_for_training_is_what_hparams_computes(saved):
-    (found,) = explain_tensor(plan_widening(saved("Llama-tied"), 4), "norm.weight")
+    (found,) = explain_tensor(plan_widening(saved("Llama-tied"), factor=4), "norm.weight")
     (part,) = found.parts
     told = {name: each for each in found.consequences(part) for name in each.optimizers}
     assert told.keys() == OPTIMIZERS.keys() - {"muon"}  # which takes matrices

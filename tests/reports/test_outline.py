@@ -19,7 +19,7 @@ def leaves(nodes, before=""):
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Qwen3Moe-untied", "GPT2-tied", "Bart-tied", "Gemma3-images"])
 def test_every_tensor_is_in_one_leaf_with_those_of_its_kind(case, saved):
-    plan = plan_widening(saved(case), 2)
+    plan = plan_widening(saved(case), factor=2)
     found = [tensor for _, node in leaves(outline(plan)) for tensor in node.tensors]
     assert sorted(tensor.target.name for tensor in found) == sorted(tensor.target.name for tensor in plan.tensors)
     for _, node in leaves(outline(plan)):
@@ -28,14 +28,14 @@ def test_every_tensor_is_in_one_leaf_with_those_of_its_kind(case, saved):
 
 
 def test_layers_that_are_alike_are_folded(saved):
-    nodes = dict(leaves(outline(plan_widening(saved("Llama-tied"), 2))))
+    nodes = dict(leaves(outline(plan_widening(saved("Llama-tied"), factor=2))))
     assert len(nodes["model.layers.0-1.self_attn.q_proj.weight"].tensors) == 2
     assert "model.layers.0-1.mlp.down_proj.bias" in nodes
     assert "model.embed_tokens.weight" in nodes
 
 
 def test_layers_that_differ_are_not(saved):
-    names = [name for name, _ in leaves(outline(plan_widening(saved("Qwen3Moe-untied"), 2)))]
+    names = [name for name, _ in leaves(outline(plan_widening(saved("Qwen3Moe-untied"), factor=2)))]
     assert "model.layers.0.mlp.gate_proj.weight" in names
     assert "model.layers.1.mlp.experts.0-3.gate_proj.weight" in names
 
@@ -54,12 +54,12 @@ def test_sizes_of_folded_layers_count_all_of_them_and_sources_once(saved):
 
 
 def test_layers_are_counted(saved):
-    assert num_layers(plan_widening(saved("Llama-tied"), 2)) == 2
+    assert num_layers(plan_widening(saved("Llama-tied"), factor=2)) == 2
     assert num_layers(plan_widening(saved("Mixtral-untied"), axes={"experts": 2})) == 2  # and not its experts
 
 
 def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
-    plan = plan_widening(saved("Llama-tied"), 4)
+    plan = plan_widening(saved("Llama-tied"), factor=4)
     table = tensors_tree(plan, stdout())
     assert [column.header for column in table.columns] == ["tensor", "shape", "layout", "c", "m", "bytes"]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
@@ -68,7 +68,7 @@ def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
 
 
 def test_each_widened_axis_has_a_colour_of_its_own_in_shapes_and_layouts(saved):
-    plan = plan_widening(saved("Llama-tied"), 4)
+    plan = plan_widening(saved("Llama-tied"), factor=4)
     table = tensors_tree(plan, stdout())
     shape, layout = next(
         (shape, layout)

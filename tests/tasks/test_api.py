@@ -39,7 +39,7 @@ def test_plan_widen_verify(kind, saved, tmp_path):
     assert widened.plan.num_parameters == plan.num_parameters
     assert widened.output == tmp_path / "wide"
     assert widened.verification.agrees
-    found = mupscale.verify(kind(widened.output), options=mupscale.VerifyOptions(dtype="float32"))
+    found = mupscale.verify(kind(widened.output), dtype="float32")
     assert isinstance(found, mupscale.Verification)
     assert found.agrees
 
@@ -57,7 +57,7 @@ def test_recipes_are_loaded_by_name_or_file(tmp_path):
     "call",
     [
         lambda folder: mupscale.widen(folder / "absent", factor=2),
-        lambda folder: mupscale.plan_widening(folder / "absent.safetensors", 2),
+        lambda folder: mupscale.plan_widening(folder / "absent.safetensors", factor=2),
         lambda folder: mupscale.verify(folder, folder),
         lambda folder: mupscale.load_recipe("lama"),  # noqa: ARG005
         lambda folder: mupscale.load_recipe(folder / "absent.yaml"),
@@ -71,9 +71,8 @@ def test_what_a_user_can_fix_is_one_kind_of_error_with_a_message(call, tmp_path)
 
 
 def test_planning_in_a_script_imports_no_torch(saved):
-    script = (
-        "import sys, mupscale_cli as m; m.plan_widening(sys.argv[1], 2); m.widen; assert 'torch' not in sys.modules"
-    )
+    plan = "import sys, mupscale_cli as m; m.plan_widening(sys.argv[1], factor=2); m.widen"
+    script = f"{plan}; assert 'torch' not in sys.modules"
     result = subprocess.run(
         [sys.executable, "-c", script, str(saved("Llama-tied"))], capture_output=True, text=True, check=False
     )

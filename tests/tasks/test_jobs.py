@@ -11,6 +11,7 @@ from cli_runner import options_of, run
 from mupscale_cli.errors import RunError
 from mupscale_cli.tasks.jobs import WidenStep, plan_job
 from mupscale_cli.tasks.jobs.file import OPTIONS, read_job
+from mupscale_cli.tasks.options import WidenOptions
 from training import save_state
 
 FAMILY = """
@@ -257,7 +258,8 @@ def test_a_step_has_the_options_of_its_command():
 
 
 def test_planning_a_job_is_a_function_on_values(folder):
-    planned = plan_job((WidenStep("narrow", factor=2), WidenStep("narrow-x2", axes={"ffn": 2})))
+    steps = (WidenStep("narrow", WidenOptions(factor=2)), WidenStep("narrow-x2", WidenOptions(axes={"ffn": 2})))
+    planned = plan_job(steps)
     assert [step.status for step in planned.steps] == ["to do", "to do"]
     assert planned.steps[1].plan.num_parameters[0] == planned.steps[0].plan.num_parameters[1]
     assert planned.memory_bytes > 0

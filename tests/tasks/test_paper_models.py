@@ -11,7 +11,6 @@ from helpers import randomise
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 
 MODULE = Path(paper_models.__file__)
 GPT = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 50}
@@ -26,13 +25,13 @@ def save(folder, model, config=None):
 
 
 def check(source, build, factor=None, axes=None, recipe=None, steps=0):
-    options = VerifyOptions(dtype="float64", model=f"{MODULE}:{build}", steps=steps)
+    options = {"dtype": "float64", "model": f"{MODULE}:{build}"}
     wide = source.with_name("wide.safetensors")
-    found = widen(source, wide, factor, axes, recipe=recipe, verify=options).verification
+    found = widen(source, wide, factor, axes, recipe=recipe, **options).verification
     assert found.agrees
     assert found.max_rel < 1e-12
     if steps:
-        assert verify(wide, options=options).training.max_rel < 1e-12
+        assert verify(wide, steps=steps, **options).training.max_rel < 1e-12
 
 
 @pytest.mark.parametrize("bias", [False, True])

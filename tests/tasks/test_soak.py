@@ -32,7 +32,6 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.memory import give_back_freed
 from mupscale_cli.errors import PlanError
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
@@ -92,9 +91,9 @@ def settings(day, source):
     while True:
         method = moments.choice(("mupscale", "mupscale", "mupscale", "net2net", "hyperclone", "warmstart"))
         mode = moments.choice((None, "free", "preserving"))
-        noise = None if mode is None or (method == "warmstart" and mode == "preserving") else Perturbation(0.1, mode)
+        is_noisy = mode is not None and not (method == "warmstart" and mode == "preserving")
         factor, axes = moments.choice((2, 2, 3, 4)), {}
-        names = plan_widening(source, 2).recipe.widen
+        names = plan_widening(source, factor=2).recipe.widen
         if moments.random() < 0.3:
             factor, axes = None, {moments.choice(names): moments.choice((2, 3, 5))}
         elif moments.random() < 0.3:
@@ -103,7 +102,9 @@ def settings(day, source):
             "factor": factor,
             "axes": axes,
             "method": method,
-            "perturbation": noise,
+            "noise": 0.1 if is_noisy else None,
+            "noise_mode": mode if is_noisy else None,
+            "noise_scale": "spectral" if is_noisy else None,
             "max_shard_size": moments.choice(SHARDS),
         }
         try:
@@ -131,8 +132,8 @@ def options(chosen):
     words = [f"--factor={chosen['factor']}"] if chosen["factor"] else []
     words += [f"--axis={name}={factor}" for name, factor in chosen["axes"].items()]
     words += [f"--method={chosen['method']}", f"--max-shard-size={chosen['max_shard_size']}"]
-    if noise := chosen["perturbation"]:
-        words += [f"--noise={noise.size}", f"--noise-mode={noise.mode}", f"--noise-scale={noise.scale}"]
+    for name in ("noise", "noise_mode", "noise_scale"):
+        words += [f"--{name.replace('_', '-')}={chosen[name]}"] if chosen[name] else []
     return words
 
 
@@ -232,7 +233,7 @@ def kill(day, source, target, chosen, with_verify):
 def file_cycle(day, source):
     """The same for a single file without a config."""
     target = day.folder / "work" / "net.safetensors"
-    widen(source, target, day.moments.choice((2, 3, 4)), recipe="mlp", perturbation=Perturbation(0.1), verify=False)
+    widen(source, target, day.moments.choice((2, 3, 4)), recipe="mlp", noise=0.1, verify=False)
     assert verify_weights(target).agrees
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     target.unlink()

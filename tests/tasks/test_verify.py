@@ -12,10 +12,7 @@ from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
 from mupscale_cli.tasks.verify import newest_widened, verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
-
-EXACT = VerifyOptions(dtype="float64")
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +32,10 @@ def pair(widened_pair, tmp_path):
 
 @pytest.fixture
 def mlp_pair(tmp_path):
-    """Two single files, and the options with the model for them."""
+    """Two single files, and the option that builds the model for them."""
     (tmp_path / "net.py").write_text(MLP_MODULE)
     widen(save_mlp(tmp_path / "mlp.safetensors"), factor=2)
-    return tmp_path / "mlp-x2.safetensors", VerifyOptions(model=f"{tmp_path / 'net.py'}:build")
+    return tmp_path / "mlp-x2.safetensors", f"{tmp_path / 'net.py'}:build"
 
 
 def record_of(directory):
@@ -59,7 +56,7 @@ def change_weights(directory, change):
 
 
 def test_the_record_is_enough_to_verify(pair):
-    found = verify(pair / "wide", options=EXACT)
+    found = verify(pair / "wide", dtype="float64")
     assert found.agrees
     assert found.max_rel < 1e-12
 
@@ -201,7 +198,7 @@ def test_the_figures_are_kept_in_the_record_and_nothing_else_is_touched(spoil, p
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
     record = record_of(pair / "wide")
     assert record["verification"] is None
-    found = verify(pair / "wide", options=VerifyOptions(dtype="float64", seed=7))
+    found = verify(pair / "wide", dtype="float64", seed=7)
     after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["mupscale.json"]
@@ -221,14 +218,14 @@ def test_a_link_in_place_of_the_record_is_not_written_through(pair, tmp_path):
 
 
 def test_a_single_file_is_verified_by_its_header_and_left_as_it_is(mlp_pair):
-    wide, options = mlp_pair
+    wide, model = mlp_pair
     before = wide.read_bytes()
-    assert verify(wide, options=options).agrees
+    assert verify(wide, model=model).agrees
     assert wide.read_bytes() == before
 
 
 def test_options_reach_the_verification(pair):
-    found = verify(pair / "wide", options=VerifyOptions(dtype="float32"))
+    found = verify(pair / "wide", dtype="float32")
     assert found.dtype == "float32"
     assert torch.get_default_dtype() == torch.float32
 

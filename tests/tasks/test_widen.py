@@ -18,7 +18,6 @@ from mupscale_cli.engine.shards import convert
 from mupscale_cli.errors import OutputError, PlanError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.precision import tolerance
 
 KIB = 1024
@@ -100,7 +99,7 @@ def test_weights_are_repeated_and_divided_by_what_is_summed(saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_the_type_of_every_tensor_is_kept(dtype, saved, tmp_path):
-    found = widen(saved("Qwen3-tied", dtype=dtype), tmp_path / "wide", 3, verify=VerifyOptions(dtype="float64"))
+    found = widen(saved("Qwen3-tied", dtype=dtype), tmp_path / "wide", 3, dtype="float64")
     assert found.verification.agrees
     assert found.verification.max_rel < 1e-12
     assert {tensor.dtype for tensor in load_file(tmp_path / "wide" / "model.safetensors").values()} == {dtype}
@@ -177,7 +176,7 @@ def test_the_same_widening_twice_is_the_same_bytes(saved, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copytree(saved("Gemma2-tied"), tmp_path / folder / "narrow")
-        widen(tmp_path / folder / "narrow", factor=3, max_shard_size=100 * KIB, verify=VerifyOptions(dtype="float64"))
+        widen(tmp_path / folder / "narrow", factor=3, max_shard_size=100 * KIB, dtype="float64")
     assert digests(tmp_path / "a" / "narrow-x3") == digests(tmp_path / "b" / "narrow-x3")
 
 
@@ -503,7 +502,7 @@ def test_factors_are_refused_before_anything_is_written(factor, axes, says, save
 
 def test_a_shard_size_of_nothing_is_refused(saved):
     with pytest.raises(PlanError, match="shard size"):
-        plan_widening(saved("Llama-tied"), 2, max_shard_size=0)
+        plan_widening(saved("Llama-tied"), factor=2, max_shard_size=0)
 
 
 # Progress and plan ----------------------------------------------------------------------------
@@ -522,7 +521,7 @@ def test_progress_is_told_by_phases_and_adds_up(saved, tmp_path):
 
 
 def test_the_plan_is_what_is_written(saved, tmp_path):
-    plan = plan_widening(saved("Olmo2-tied"), 2, {"ffn": 3}, max_shard_size=50 * KIB)
+    plan = plan_widening(saved("Olmo2-tied"), factor=2, axes={"ffn": 3}, max_shard_size=50 * KIB)
     widened = widen(saved("Olmo2-tied"), tmp_path / "wide", plan=plan, verify=False)
     assert widened.plan is plan
     for shard in plan.shards:
@@ -539,7 +538,7 @@ def test_the_plan_is_what_is_written(saved, tmp_path):
 def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp_path):
     """A large model is converted in many blocks; these are small enough that a small one is, too."""
     found = open_checkpoint(saved(case))
-    plan = plan_widening(found.path, 3)
+    plan = plan_widening(found.path, factor=3)
     written = []
     for size in (block_bytes, 1 << 30):
         (tmp_path / str(size)).mkdir()

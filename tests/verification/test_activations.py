@@ -12,7 +12,7 @@ from mupscale_cli.verification.models import build_reference_model
 
 def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved):
     source = saved("Gemma-tied", dtype=torch.bfloat16)
-    plan = plan_widening(source, 2)
+    plan = plan_widening(source, factor=2)
     model = build_reference_model(open_checkpoint(source), torch.float64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     store_scaled(model, plan)

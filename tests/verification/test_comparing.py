@@ -22,9 +22,9 @@ from mupscale_cli.verification.result import CannotVerify
 EXACT = VerifyOptions(dtype="float64")
 
 
-def verified(source, wide, options=EXACT):
+def verified(source, wide):
     """Verify a pair of checkpoints by the plan for factor 2."""
-    return verify_checkpoints(open_checkpoint(source), open_checkpoint(wide), plan_widening(source, 2), options)
+    return verify_checkpoints(open_checkpoint(source), open_checkpoint(wide), plan_widening(source, factor=2), EXACT)
 
 
 # Case, recipe, rules with one mistake, axes (None: all), and the first module whose output is not what the
@@ -126,7 +126,7 @@ def test_a_wrong_rule_is_found_and_nothing_published(case, recipe, rules, axes, 
 def test_a_wrong_rule_is_found_in_a_model_of_the_user(mlp, tmp_path):
     source, model = mlp
     file = wrong_recipe(tmp_path, "mlp", {"{prefix}{last}.weight": "., hidden"})
-    found = widen(source, tmp_path / "wide.safetensors", 2, recipe=file, verify=VerifyOptions(model=model)).verification
+    found = widen(source, tmp_path / "wide.safetensors", 2, recipe=file, model=model).verification
     assert not found.agrees
     assert found.first_difference.what == "4"
     assert not (tmp_path / "wide.safetensors").exists()
@@ -135,7 +135,7 @@ def test_a_wrong_rule_is_found_in_a_model_of_the_user(mlp, tmp_path):
 def test_a_wrong_rule_is_found_where_it_hides_below_float32(saved, tmp_path):
     """An exponent that is off by 1e-6 changes everything by less than float32 rounds."""
     file = wrong_recipe(tmp_path, "gemma", {"{prefix}embed_tokens.weight": "., embed | embed^-0.500001"})
-    found = widen(saved("Gemma-untied"), tmp_path / "wide", 2, recipe=file, verify=EXACT).verification
+    found = widen(saved("Gemma-untied"), tmp_path / "wide", 2, recipe=file, dtype="float64").verification
     assert not found.agrees
     assert found.first_difference.what == "model.embed_tokens"
 
@@ -233,7 +233,7 @@ def test_nan_in_both_models_is_no_agreement(tmp_path):
 
 
 def test_models_that_generate_are_compared_with_padding_and_cache(saved, tmp_path):
-    found = widen(saved("Qwen2-tied"), tmp_path / "wide", 2, verify=EXACT).verification
+    found = widen(saved("Qwen2-tied"), tmp_path / "wide", 2, dtype="float64").verification
     what = [comparison.what for comparison in found.comparisons]
     assert {"logits", "logits of a left-padded batch", "logits of cached generation"} < set(what)
     assert any("`model.norm`" in name for name in what)
@@ -266,7 +266,7 @@ def test_what_only_padding_or_a_cache_shows_is_seen(change, differing, monkeypat
         return attend(module, query, key, value, change(query, attention_mask) if is_wide else attention_mask, **rest)
 
     monkeypatch.setattr(transformers.models.llama.modeling_llama, "eager_attention_forward", careless)
-    found = widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=EXACT).verification
+    found = widen(saved("Llama-tied"), tmp_path / "wide", 2, dtype="float64").verification
     assert not found.agrees
     assert {c.what for c in found.comparisons if not c.max_rel <= found.tolerance} == differing
 
@@ -287,7 +287,7 @@ def test_generation_covers_more_than_one_step_and_is_forced(saved):
 
 
 def test_images_have_logits_only(saved, tmp_path):
-    found = widen(saved("ResNet-basic"), tmp_path / "wide", 2, verify=EXACT).verification
+    found = widen(saved("ResNet-basic"), tmp_path / "wide", 2, dtype="float64").verification
     assert not [c.what for c in found.comparisons if "padded" in c.what or "generation" in c.what]
     assert found.comparisons[0].what == "logits"
     assert "images" in found.inputs
@@ -295,7 +295,7 @@ def test_images_have_logits_only(saved, tmp_path):
 
 def test_the_seed_changes_the_inputs_and_the_same_seed_repeats(wide_llama, saved):
     source, wide = open_checkpoint(saved("Llama-untied")), open_checkpoint(wide_llama[0])
-    plan = plan_widening(source.path, 2)
+    plan = plan_widening(source.path, factor=2)
     one, again, other = (
         verify_checkpoints(source, wide, plan, VerifyOptions(dtype="float64", seed=seed)) for seed in (0, 0, 1)
     )
@@ -318,7 +318,7 @@ def test_the_seed_changes_the_inputs_and_the_same_seed_repeats(wide_llama, saved
     ],
 )
 def test_what_rounding_moves_is_told_and_hides_nothing(case, factor, rounded, saved, tmp_path):
-    found = widen(saved(case, dtype=torch.bfloat16), tmp_path / "wide", factor, verify=EXACT).verification
+    found = widen(saved(case, dtype=torch.bfloat16), tmp_path / "wide", factor, dtype="float64").verification
     assert found.agrees
     assert found.max_rel < 1e-12
     assert found.rounded_tensors == rounded
@@ -360,5 +360,4 @@ def test_when_it_was_not_asked_for_it_is_skipped(saved, tmp_path):
 
 def test_an_own_model_needs_no_transformers(monkeypatch, mlp, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    options = VerifyOptions(model=mlp[1])
-    assert widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=options).verification.agrees
+    assert widen(mlp[0], tmp_path / "wide.safetensors", 2, model=mlp[1]).verification.agrees

@@ -12,7 +12,6 @@ from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
 from mupscale_cli.verification.models import load_user_module
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify, Comparison
 
 
@@ -57,7 +56,7 @@ def test_only_numbers_take_the_type_of_the_model():
 
 
 def test_a_user_model_gets_numbers_by_its_first_weight_or_tokens_by_its_config(mlp):
-    plan, generator = plan_widening(mlp[0], 2), torch.Generator().manual_seed(0)
+    plan, generator = plan_widening(mlp[0], factor=2), torch.Generator().manual_seed(0)
     (values,) = user_inputs(sys, {}, plan, generator).arguments
     assert values.shape[1:] == (5,)
     assert values.is_floating_point()
@@ -72,7 +71,7 @@ def test_a_user_model_gets_numbers_by_its_first_weight_or_tokens_by_its_config(m
 def test_inputs_of_the_users_module_are_passed_as_it_returns_them(returned, arguments, keywords, mlp, tmp_path):
     (tmp_path / "own.py").write_text(f"{MLP_MODULE}\ndef inputs(config, generator):\n    return {returned}\n")
     module, _ = load_user_module(f"{tmp_path / 'own.py'}:build")
-    found = user_inputs(module, {}, plan_widening(mlp[0], 2), torch.Generator())
+    found = user_inputs(module, {}, plan_widening(mlp[0], factor=2), torch.Generator())
     assert (found.arguments, dict(found.keywords)) == (arguments, keywords)
 
 
@@ -84,7 +83,8 @@ def test_inputs_of_the_users_module_reach_both_models(tmp_path):
     )
     tensors = {**mlp_tensors(), "4.bias": torch.zeros(3), "2.bias": torch.zeros(6), "0.bias": torch.zeros(8)}
     save_file(tensors, tmp_path / "zero.safetensors")
-    options = VerifyOptions(dtype="float64", model=f"{tmp_path / 'own.py'}:build")
-    found = widen(tmp_path / "zero.safetensors", tmp_path / "wide.safetensors", 2, verify=options).verification
+    model = f"{tmp_path / 'own.py'}:build"
+    wide = tmp_path / "wide.safetensors"
+    found = widen(tmp_path / "zero.safetensors", wide, 2, dtype="float64", model=model).verification
     assert found.inputs == "inputs of the user's module"
     assert found.comparisons[0] == Comparison("logits (all zero, so nothing is compared)", 0.0, 0.0)

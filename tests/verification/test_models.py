@@ -10,7 +10,6 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
-from mupscale_cli.verification.options import VerifyOptions
 
 
 @pytest.mark.parametrize(
@@ -57,9 +56,8 @@ def test_a_model_option_takes_a_module_by_its_dotted_name(monkeypatch, tmp_path)
 )
 def test_a_model_that_does_not_fit_the_checkpoint_is_an_error(body, says, mlp, tmp_path):
     (tmp_path / "own.py").write_text(f"{MLP_MODULE.replace('build', 'build0')}\ndef build(config):\n    {body}\n")
-    options = VerifyOptions(model=f"{tmp_path / 'own.py'}:build")
     with pytest.raises(VerifyError, match=says):
-        widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=options)
+        widen(mlp[0], tmp_path / "wide.safetensors", 2, model=f"{tmp_path / 'own.py'}:build")
     assert not (tmp_path / "wide.safetensors").exists()
 
 
@@ -68,7 +66,7 @@ def test_a_model_that_does_not_run_is_an_error(mlp, tmp_path):
         f"{MLP_MODULE}\nimport torch\ndef inputs(config, generator):\n    return torch.ones(2, 7)\n"
     )
     with pytest.raises(VerifyError, match="cannot be run"):
-        widen(mlp[0], tmp_path / "wide.safetensors", 2, verify=VerifyOptions(model=f"{tmp_path / 'own.py'}:build"))
+        widen(mlp[0], tmp_path / "wide.safetensors", 2, model=f"{tmp_path / 'own.py'}:build")
     assert torch.get_default_dtype() == torch.float32
 
 

@@ -9,30 +9,27 @@ from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification import placement
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import CannotVerify
-
-EXACT = VerifyOptions(dtype="float64")
 
 
 def test_the_type_is_the_most_precise_one_that_fits(monkeypatch, mlp, tmp_path):
     source, model = mlp
-    plan = plan_widening(source, 2)
+    plan = plan_widening(source, factor=2)
     # 16 x 5 + 16 + 12 x 16 + 12 + 3 x 12 + 3 = 339 numbers.
     for free, expected in ((339 * 8 * 2, "float64"), (339 * 4 * 2 - 1, "float32")):
         monkeypatch.setattr(placement, "free_bytes", lambda _, free=free: free)
-        found = widen(source, tmp_path / f"{expected}.safetensors", 2, plan=plan, verify=VerifyOptions(model=model))
+        found = widen(source, tmp_path / f"{expected}.safetensors", 2, plan=plan, model=model)
         assert found.verification.dtype == expected
     monkeypatch.setattr(placement, "free_bytes", lambda _: 339 * 4 - 1)
-    found = widen(source, tmp_path / "none.safetensors", 2, plan=plan, verify=VerifyOptions(model=model))
+    found = widen(source, tmp_path / "none.safetensors", 2, plan=plan, model=model)
     assert found.verification is None
     assert "free" in found.skipped
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Mixtral-untied", "T5-tied"])
 def test_weights_that_are_read_from_disk(case, saved, tmp_path):
-    here = widen(saved(case), tmp_path / "wide", 3, verify=EXACT).verification
-    found = verify(tmp_path / "wide", saved(case), options=VerifyOptions(device="disk"))
+    here = widen(saved(case), tmp_path / "wide", 3, dtype="float64").verification
+    found = verify(tmp_path / "wide", saved(case), device="disk")
     assert found.agrees
     assert found.device == "cpu, weights read from disk"
     assert found.num_modules == here.num_modules
@@ -42,25 +39,25 @@ def test_weights_that_are_read_from_disk(case, saved, tmp_path):
     name = next(name for name, value in weights.items() if value.dim() == 2 and "embed" not in name)
     weights[name][0, 0] += 1
     save_file(weights, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
-    assert not verify(tmp_path / "wide", saved(case), options=VerifyOptions(device="disk")).agrees
+    assert not verify(tmp_path / "wide", saved(case), device="disk").agrees
 
 
 def test_a_single_file_is_read_from_disk_for_as_long_as_its_model_lives(saved, tmp_path):
     source = saved("Llama-untied") / "model.safetensors"
-    found = widen(source, tmp_path / "w.safetensors", 2, verify=VerifyOptions(device="disk")).verification
+    found = widen(source, tmp_path / "w.safetensors", 2, device="disk").verification
     assert found.agrees
 
 
 def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
     source = saved("Llama-untied")
-    narrow, wide = (8 * 1.2 * parameters for parameters in plan_widening(source, 2).num_parameters)
+    narrow, wide = (8 * 1.2 * parameters for parameters in plan_widening(source, factor=2).num_parameters)
     for free, narrow_over in ((wide / 2.5, None), (narrow / 2, "disk")):
         monkeypatch.setattr(placement, "free_bytes", lambda _, free=free: free)
-        placed = placement.place(plan_widening(source, 2), "auto", "auto", can_offload=True)
+        placed = placement.place(plan_widening(source, factor=2), "auto", "auto", can_offload=True)
         assert (placed.narrow.over, placed.wide.over) == (narrow_over, "disk")
         assert placed.dtype == torch.float64
         with pytest.raises(CannotVerify, match="GB free"):
-            placement.place(plan_widening(source, 2), "auto", "cpu", can_offload=True)
+            placement.place(plan_widening(source, factor=2), "auto", "cpu", can_offload=True)
     found = widen(source, tmp_path / "wide", 2).verification
     assert found.agrees
     assert found.device == "cpu, weights read from disk"
@@ -68,7 +65,7 @@ def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
 
 
 def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_on_disk(saved, tmp_path):
-    found = widen(saved("SiglipVision-head"), tmp_path / "wide", 2, verify=VerifyOptions(device="disk"))
+    found = widen(saved("SiglipVision-head"), tmp_path / "wide", 2, device="disk")
     assert found.verification is None
     assert "not on one device" in found.skipped
 
@@ -76,15 +73,15 @@ def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (VerifyOptions(device="spread"), "there is none"),
-        (VerifyOptions(dtype="float12"), "float12"),
-        (VerifyOptions(device="abacus"), "abacus"),
-        (VerifyOptions(dtype="int32"), "int32"),
+        ({"device": "spread"}, "there is none"),
+        ({"dtype": "float12"}, "float12"),
+        ({"device": "abacus"}, "abacus"),
+        ({"dtype": "int32"}, "int32"),
     ],
 )
 def test_options_that_cannot_be_met_are_named(options, says, saved, tmp_path):
     with pytest.raises(VerifyError, match=says):
-        widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=options)
+        widen(saved("Llama-tied"), tmp_path / "wide", 2, **options)
     assert not list(tmp_path.iterdir())
 
 

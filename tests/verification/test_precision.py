@@ -6,7 +6,6 @@ from safetensors.torch import save_file
 
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.precision import everything_in, tolerance
 
 
@@ -80,7 +79,7 @@ def test_other_modes_lower_as_the_reference_does(dtype):
     ],
 )
 def test_the_tolerance_follows_from_type_depth_and_length(dtype, factor, expected, mlp):
-    allowed, reason = tolerance(plan_widening(mlp[0], factor), dtype)
+    allowed, reason = tolerance(plan_widening(mlp[0], factor=factor), dtype)
     assert allowed == pytest.approx(expected, rel=1e-12)
     assert str(dtype).removeprefix("torch.") in reason
     assert "L = 3" in reason
@@ -89,13 +88,13 @@ def test_the_tolerance_follows_from_type_depth_and_length(dtype, factor, expecte
 def test_the_tolerance_grows_with_depth(tmp_path):
     layers = {"0.weight": (8, 5), **{f"{i}.weight": (8, 8) for i in range(1, 5)}, "5.weight": (3, 8)}
     save_file({name: torch.ones(shape) for name, shape in layers.items()}, tmp_path / "deep.safetensors")
-    allowed, _ = tolerance(plan_widening(tmp_path / "deep.safetensors", 2), torch.float64)
+    allowed, _ = tolerance(plan_widening(tmp_path / "deep.safetensors", factor=2), torch.float64)
     assert allowed == pytest.approx(8 * 2**-53 * 6 * 16**0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_a_right_model_agrees_in_every_type(dtype, saved, tmp_path):
-    found = widen(saved("Llama-untied"), tmp_path / "wide", 3, verify=VerifyOptions(dtype=dtype)).verification
+    found = widen(saved("Llama-untied"), tmp_path / "wide", 3, dtype=dtype).verification
     assert found.agrees
     assert found.dtype == dtype
     assert torch.get_default_dtype() == torch.float32

@@ -10,7 +10,6 @@ from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
 from mupscale_cli.optimizers.rules import Powers
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.options import VerifyOptions
 from training import OPTIMIZERS, make, save_training
 
 STEPS = 8  # a wrong rule shows after two
@@ -71,7 +70,7 @@ NO_MATRICES = ("ResNet", "ConvNext")
 def train(tmp_path, case, optimizer, factor=None, axes=None):
     source = save_training(tmp_path / "narrow", case, optimizer)
     widen(source, tmp_path / "wide", factor, axes, verify=False)
-    return verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=STEPS)).training
+    return verify(tmp_path / "wide", dtype="float64", steps=STEPS).training
 
 
 def check(found):
@@ -127,7 +126,7 @@ def test_a_wrong_hyperparameter_is_found(key, factor, tmp_path):
     wrong = next(group for group in state["param_groups"] if any("q_proj" in name for name in group["param_names"]))
     wrong[key] *= factor
     torch.save(state, file)
-    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=STEPS)).training
+    found = verify(tmp_path / "wide", dtype="float64", steps=STEPS).training
     assert not found.agrees
     assert found.stored.units <= 1
     assert found.first_difference is None or found.first_difference.what.split(" ")[0] in wrong["param_names"]
@@ -143,7 +142,7 @@ def test_a_wrong_state_is_found_and_named(key, tmp_path):
     number = names.index("model.layers.1.mlp.up_proj.weight")
     state["state"][number][key] *= 1.001
     torch.save(state, file)
-    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=2)).training
+    found = verify(tmp_path / "wide", dtype="float64", steps=2).training
     assert not found.agrees
     assert found.stored.what == f"{key} of model.layers.1.mlp.up_proj.weight"
 
@@ -166,12 +165,12 @@ def test_state_that_is_missing_is_named(tmp_path):
     del state["state"][3]
     torch.save(state, file)
     with pytest.raises(VerifyError, match=r"carried state of `model\."):
-        verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=2))
+        verify(tmp_path / "wide", dtype="float64", steps=2)
 
 
 def test_without_a_state_both_start_afresh(saved, tmp_path):
     widen(saved("Qwen2-tied", dtype=torch.bfloat16), tmp_path / "wide", 3, verify=False)
-    found = verify(tmp_path / "wide", options=VerifyOptions(dtype="float64", steps=5)).training
+    found = verify(tmp_path / "wide", dtype="float64", steps=5).training
     assert found.agrees
     assert not found.carried
     # bfloat16 weights are compared as stored, and trained from the unrounded values.
@@ -200,5 +199,5 @@ def test_a_stack_of_linear_layers(optimizer, factor, tmp_path):
     save_file(model.state_dict(), tmp_path / "net.safetensors")
     torch.save(made.state_dict(), tmp_path / "net.optimizer.pt")
     widen(tmp_path / "net.safetensors", tmp_path / "wide.safetensors", factor, verify=False)
-    options = VerifyOptions(dtype="float64", steps=STEPS, model=f"{tmp_path / 'net.py'}:build")
-    check(verify(tmp_path / "wide.safetensors", options=options).training)
+    model = f"{tmp_path / 'net.py'}:build"
+    check(verify(tmp_path / "wide.safetensors", dtype="float64", steps=STEPS, model=model).training)

@@ -7,7 +7,6 @@ mupscale.json says from what and how an output was made, and has the digests of 
 from mupscale_cli.tasks.jobs.doing import JobEvents, run_job
 from mupscale_cli.tasks.jobs.planning import plan_job
 from mupscale_cli.tasks.jobs.steps import (
-    Comparing,
     Done,
     JobPlan,
     PlannedStep,
@@ -19,7 +18,6 @@ from mupscale_cli.tasks.jobs.steps import (
 )
 
 __all__ = [
-    "Comparing",
     "Done",
     "JobEvents",
     "JobPlan",

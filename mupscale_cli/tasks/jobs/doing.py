@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import MupscaleError, RunError
-from mupscale_cli.tasks.jobs.standing import changed, is_still_verified, plan_of, why_not_there
+from mupscale_cli.tasks.jobs.standing import changed, is_still_verified, why_not_there
 from mupscale_cli.tasks.jobs.steps import Done, JobPlan, PlannedStep, PushStep, VerifyStep, WidenStep
+from mupscale_cli.tasks.planning import plan_source
 from mupscale_cli.tasks.push import prepare_push, push_target
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
@@ -88,31 +89,25 @@ def _do(one: PlannedStep, events: Events, processes: int | None) -> Done:
 
 def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> Done:
     source = find_source(step.checkpoint, headers_only=True)
-    plan = plan_of(step, source)
+    plan = plan_source(source, step.options)
     if one.target.exists():
         why = why_not_there(step, source, plan, one.target, {})
         why = why or changed(step, source, plan, open_checkpoint(one.target))
         if why is None:
             _log.info("%s is complete: its digests and those of its source are what its record says", one.target)
             return _verified_before(one, step)
-        if not step.overwrite:
+        if not step.options.overwrite:
             raise RunError(
                 f"`{one.target}` is there, but is not what this step makes: {why}",
                 hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
             )
         _log.info("%s is made anew: %s", one.target, why)
     result = widen(
-        source.fetched(step.state),
-        one.target,
-        step.factor,
-        step.axes,
-        overwrite=step.overwrite,
+        source.fetched(step.options.state),
+        **{**vars(step.options), "output": one.target},
         resume=True,
-        verify=step.comparing.options() if step.comparing else False,
-        state=step.state,
         plan=plan,
         events=events,
-        allow_nonfinite=step.allow_nonfinite,
         processes=processes,
     )
     found = result.verification
@@ -124,13 +119,13 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int 
 def _verified_before(one: PlannedStep, step: WidenStep) -> Done:
     """A finished output; verified now where it is to be and was not."""
     noted = (open_checkpoint(one.target).record or {}).get("verification") or {}
-    if step.comparing is None or noted.get("agrees") is True:
+    if not step.options.verify or noted.get("agrees") is True:
         return Done(one, "skipped", "complete, from the same input with the same options")
     from mupscale_cli.tasks.verify import verify
     from mupscale_cli.verification.result import CannotVerify
 
     try:
-        found = verify(one.target, step.checkpoint, options=step.comparing.options(), recipe=step.recipe)
+        found = verify(one.target, **vars(replace(step.options.verification, narrow=step.checkpoint)))
     except CannotVerify as reason:
         return Done(one, "skipped", f"complete; not verified: {reason.message}")
     if not found.agrees:
@@ -145,10 +140,10 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: in
     if step.weights:
         found = verify_weights(
             step.wide,
-            step.narrow,
-            recipe=step.recipe,
-            optimizer=step.optimizer,
-            allow_pickle=step.allow_pickle,
+            step.options.narrow,
+            recipe=step.options.recipe,
+            optimizer=step.options.optimizer,
+            allow_pickle=step.options.allow_pickle,
             events=events,
             processes=processes,
         )
@@ -156,14 +151,7 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: in
         if Path(step.wide).exists() and is_still_verified(step):
             return Done(one, "skipped", "verified with the same options")
         events.phase("verifying", 0)
-        found = verify(
-            step.wide,
-            step.narrow,
-            options=step.comparing.options(),
-            recipe=step.recipe,
-            optimizer=step.optimizer,
-            allow_pickle=step.allow_pickle,
-        )
+        found = verify(step.wide, **vars(step.options))
     if not found.agrees:
         return Done(one, "differs", "the models differ", verification=found)
     return Done(one, "done", "as planned", verification=found)

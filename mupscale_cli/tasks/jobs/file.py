@@ -10,12 +10,12 @@ from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text, parse_document
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
-from mupscale_cli.cli import options
 from mupscale_cli.errors import MupscaleError, RunError
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES
-from mupscale_cli.tasks.jobs import Comparing, PushStep, Step, VerifyStep, WidenStep
+from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
+from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_factor, parse_size
 from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.text import suggest
+from mupscale_cli.verification.options import VerifyOptions
 
 VERSION = 1
 _TOP = ("version", "defaults", "steps")
@@ -96,19 +96,19 @@ def _count(node: Node, folder: Path) -> int:
 
 
 def _factor(node: Node, folder: Path) -> int | None:
-    return options.parse_factor(_text(node, folder), "factor")
+    return parse_factor(_text(node, folder), "factor")
 
 
 def _axes(node: Node, folder: Path) -> dict[str, int]:
     """`{ffn: 4}`, `ffn=4`, or a list of such texts."""
     if isinstance(node, Entries):
-        return options.parse_axes([f"{key.value}={_text(value, folder)}" for key, value in node])
+        return parse_axes([f"{key.value}={_text(value, folder)}" for key, value in node])
     texts = node.nodes if isinstance(node, Items) else (node,)
-    return options.parse_axes([_text(text, folder) for text in texts])
+    return parse_axes([_text(text, folder) for text in texts])
 
 
 def _size(node: Node, folder: Path) -> int:
-    return options.parse_size(_text(node, folder))
+    return parse_size(_text(node, folder))
 
 
 def _path(node: Node, folder: Path) -> Path:
@@ -133,29 +133,29 @@ def _model(node: Node, folder: Path) -> str:
 
 # Steps -----------------------------------------------------------------------------------------
 
+# What a step may say beside its kind: the fields of its options, under the names that the command has for them.
 _COMPARING: Mapping[str, Read] = {"dtype": _text, "device": _text, "model": _model}
-# What a step may say beside its kind: the names of the command's options.
-OPTIONS: Mapping[str, Mapping[str, Read]] = {
+_FIELDS: Mapping[str, Mapping[str, Read]] = {
     "widen": {
         "output": _path,
         "factor": _factor,
-        "axis": _axes,
+        "axes": _axes,
         "recipe": _recipe,
         "tie": _text,
         "method": _text,
         "noise": _number,
-        "noise-mode": _text,
-        "noise-scale": _text,
+        "noise_mode": _text,
+        "noise_scale": _text,
         "seed": _count,
         "shrink": _number,
         "snr": _number,
         "optimizer": _state,
-        "optimizer-policy": _text,
+        "optimizer_policy": _text,
         "key": _text,
-        "allow-pickle": _flag,
-        "max-shard-size": _size,
+        "allow_pickle": _flag,
+        "max_shard_size": _size,
         "overwrite": _flag,
-        "allow-nonfinite": _flag,
+        "allow_nonfinite": _flag,
         "verify": _flag,
         **_COMPARING,
     },
@@ -165,7 +165,7 @@ OPTIONS: Mapping[str, Mapping[str, Read]] = {
         "seed": _count,
         "steps": _count,
         "optimizer": _path,
-        "allow-pickle": _flag,
+        "allow_pickle": _flag,
         "weights": _flag,
         **_COMPARING,
     },
@@ -173,11 +173,12 @@ OPTIONS: Mapping[str, Mapping[str, Read]] = {
         "to": _text,
         "private": _flag,
         "revision": _text,
-        "create-pr": _flag,
-        "commit-message": _text,
-        "with-optimizer": _flag,
+        "create_pr": _flag,
+        "commit_message": _text,
+        "with_optimizer": _flag,
     },
 }
+OPTIONS = {kind: {option_name(field): field for field in fields} for kind, fields in _FIELDS.items()}
 
 
 def _check_keys(entries: Entries, known: tuple[str, ...], what: str) -> None:
@@ -199,13 +200,15 @@ def _defaults(node: Node | None, folder: Path) -> dict[str, dict[str, Any]]:
     for kind, given in node:
         if not isinstance(given, Entries):
             raise given.error(f"expected the options of every `{kind.value}`", hint="for instance `{noise: 0.1}`")
-        found[kind.value] = _values(given, OPTIONS[kind.value], f"`{kind.value}`", folder)
+        found[kind.value] = _values(given, kind.value, folder)
     return found
 
 
-def _values(entries: Entries, known: Mapping[str, Read], what: str, folder: Path) -> dict[str, Any]:
-    _check_keys(entries, tuple(known), what)
-    return {key.value: _read(known[key.value], node, folder) for key, node in entries}
+def _values(entries: Entries, kind: str, folder: Path) -> dict[str, Any]:
+    """The options of a step, by field."""
+    _check_keys(entries, tuple(OPTIONS[kind]), f"`{kind}`")
+    fields = ((OPTIONS[kind][key.value], node) for key, node in entries)
+    return {field: _read(_FIELDS[kind][field], node, folder) for field, node in fields}
 
 
 def _read(read: Read, node: Node, folder: Path) -> Any:
@@ -230,13 +233,13 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places
     subject = node.get(kind.value)
     assert subject is not None
     rest = Entries(tuple(pair for pair in node if pair[0] is not kind), node.origin)
-    own = _values(rest, OPTIONS[kind.value], f"`{kind.value}`", folder)
+    own = _values(rest, kind.value, folder)
     given = {**defaults.get(kind.value, {}), **own}
     name = places.located(_text(subject, folder))
     try:
         if kind.value == "widen":
             step = _widen(name, given, folder)
-            places.written.add((step.output or Path(name)).parent)
+            places.written.add(Path(step.options.output or name).parent)
             return step
         return _verify(name, given, places) if kind.value == "verify" else _push(name, given)
     except RunError:
@@ -246,66 +249,20 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places
 
 
 def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep:
-    method, perturbation = options.growth(
-        given.get("method", "mupscale"),
-        given.get("shrink"),
-        given.get("snr"),
-        given.get("noise"),
-        given.get("noise-mode"),
-        given.get("noise-scale"),
-        given.get("seed", 0),
-    )
-    state = options.state_options(
-        given.get("optimizer", "auto"),
-        given.get("optimizer-policy", "copy"),
-        given.get("key"),
-        given.get("allow-pickle", False),
-    )
-    return WidenStep(
-        checkpoint,
-        given.get("output"),
-        given.get("factor"),
-        given.get("axis", {}),
-        given.get("recipe"),
-        given.get("tie"),
-        method,
-        perturbation,
-        given.get("max-shard-size", DEFAULT_SHARD_BYTES),
-        state,
-        given.get("overwrite", False),
-        given.get("allow-nonfinite", False),
-        _comparing(given) if given.get("verify", True) else None,
-        folder,
-    )
-
-
-def _comparing(given: Mapping[str, Any], *, seed: int = 0, steps: int = 0) -> Comparing:
-    return Comparing(given.get("dtype", "auto"), given.get("device", "auto"), given.get("model"), seed, steps)
+    return WidenStep(checkpoint, WidenOptions(**given), folder)
 
 
 def _verify(wide: str, given: Mapping[str, Any], places: _Places) -> VerifyStep:
-    narrow = given.get("narrow")
     if given.get("weights") and given.get("steps"):
         raise RunError("`weights` runs no model, `steps` trains two; give one of them")
-    return VerifyStep(
-        wide,
-        None if narrow is None else places.located(narrow),
-        _comparing(given, seed=given.get("seed", 0), steps=given.get("steps", 0)),
-        given.get("recipe"),
-        given.get("optimizer"),
-        given.get("allow-pickle", False),
-        given.get("weights", False),
-    )
+    chosen = {name: value for name, value in given.items() if name != "weights"}
+    if "narrow" in given:
+        chosen["narrow"] = places.located(given["narrow"])
+    return VerifyStep(wide, VerifyOptions(**chosen), given.get("weights", False))
 
 
 def _push(wide: str, given: Mapping[str, Any]) -> PushStep:
     if "to" not in given:
         raise MupscaleError("`push` does not say where to", hint="add `to: ORG/NAME`")
-    chosen = PushOptions(
-        given.get("private", False),
-        given.get("revision"),
-        given.get("create-pr", False),
-        given.get("commit-message"),
-        given.get("with-optimizer", False),
-    )
-    return PushStep(wide, given["to"], chosen)
+    chosen = {name: value for name, value in given.items() if name != "to"}
+    return PushStep(wide, given["to"], PushOptions(**chosen))

@@ -14,9 +14,9 @@ from mupscale_cli.engine.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import check_record
-from mupscale_cli.tasks.jobs.standing import is_noted, plan_of, why_not_there
+from mupscale_cli.tasks.jobs.standing import is_noted, why_not_there
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import default_output
+from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -41,7 +41,7 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
     for number, step in enumerate(steps, 1):
         try:
             if isinstance(step, WidenStep):
-                one = _plan_widen(replace(step, overwrite=step.overwrite or overwrite), made)
+                one = _plan_widen(_replacing(step) if overwrite else step, made)
                 real = one.target.resolve()
                 if real in taken:
                     raise RunError(f"two steps write `{one.target}`", hint="give one of them another `output`")
@@ -63,19 +63,20 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
 
 def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     source = _source(step.checkpoint, made)
-    plan = plan_of(step, source)
-    default = default_output(source, step.factor, step.axes)
-    target = step.output or (step.folder / default if source.hub else default)
+    options = step.options
+    plan = plan_source(source, options)
+    path = output_path(source, options)
+    target = step.folder / path if source.hub and options.output is None else path
     why = why_not_there(step, source, plan, target, made)
     if why is not None and target.exists():
-        if not step.overwrite:
+        if not options.overwrite:
             raise RunError(
                 f"`{target}` is there, but is not what this step makes: {why}",
                 hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
             )
         check_output(target, source.checkpoint.path, needed_bytes=0, overwrite=True)
     factors = " ".join(f"{axis.name}=x{axis.factor}" for axis in plan.axes if axis.factor > 1)
-    compared = comparing_bytes(max(plan.num_parameters), _FLOAT64) if step.comparing else 0
+    compared = comparing_bytes(max(plan.num_parameters), _FLOAT64) if options.verify else 0
     return PlannedStep(
         step,
         f"{step.checkpoint} -> {target} ({factors})",
@@ -84,9 +85,14 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
         target,
         plan,
         0 if why is None else plan.num_bytes + _state_bytes(step, source, plan),
-        0 if why is None else source.missing_bytes(step.state),
+        0 if why is None else source.missing_bytes(options.state),
         0 if why is None else max(WIDENING, compared),
     )
+
+
+def _replacing(step: WidenStep) -> WidenStep:
+    """Return the step that also replaces what was made from something else, or otherwise."""
+    return replace(step, options=replace(step.options, overwrite=True))
 
 
 def _source(checkpoint: str, made: Mapping[Path, Plan]) -> Source:
@@ -111,9 +117,9 @@ def _future(path: Path, plan: Plan) -> Checkpoint:
 
 def _state_bytes(step: WidenStep, source: Source, plan: Plan) -> int:
     """About what the optimizer's state will take: it grows as the parameters do."""
-    if (source.remote is None and not source.checkpoint.path.exists()) or step.state.optimizer == "none":
+    if (source.remote is None and not source.checkpoint.path.exists()) or step.options.optimizer == "none":
         return 0
-    path = None if source.remote is not None else step.state.find(source.checkpoint)
+    path = None if source.remote is not None else step.options.state.find(source.checkpoint)
     if path is None or not path.exists():
         return 0
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -125,7 +131,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     path = Path(step.wide)
     future = made.get(path.resolve())
     what = "bytes of " if step.weights else ""
-    title = f"{what}{step.wide}" + (f" against {step.narrow}" if step.narrow else "")
+    title = f"{what}{step.wide}" + (f" against {step.options.narrow}" if step.options.narrow else "")
     if future is not None:
         sizes = future.num_parameters
     else:
@@ -136,7 +142,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
         recorded = found.record.get("parameters") or {}
         sizes = int(recorded.get("before", 0)), sum(spec.num_elements for spec in found.specs)
     memory = 0.0 if step.weights else comparing_bytes(max(sizes), _FLOAT64)
-    if step.comparing.steps:
+    if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
     is_done = future is None and path.exists() and is_noted(step, open_checkpoint(path))
     reason = "verified with the same options" if is_done else "to be verified"

@@ -14,22 +14,7 @@ from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import carried_state, check_record, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import Source
-
-
-def plan_of(step: WidenStep, source: Source) -> Plan:
-    """The plan that a step asks for."""
-    return plan_widening(
-        source,
-        step.factor,
-        step.axes,
-        recipe=step.recipe,
-        max_shard_size=step.max_shard_size,
-        tie=step.tie,
-        method=step.method,
-        perturbation=step.perturbation,
-    )
 
 
 def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
@@ -85,12 +70,12 @@ def _factors_text(factors: Mapping[str, int]) -> str:
 
 def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record: Mapping[str, Any]) -> str | None:
     carried = record.get("optimizer_state")
-    wanted = source.find_state(step.state)
+    wanted = source.find_state(step.options.state)
     if (carried is None) != (wanted is None):
         return "it has no optimizer state" if carried is None else "it has an optimizer state"
     if carried is None or wanted is None:
         return None
-    if (carried.get("policy"), carried.get("key")) != (step.state.policy, step.state.key):
+    if (carried.get("policy"), carried.get("key")) != (step.options.state.policy, step.options.state.key):
         return "its optimizer state was carried in another way"
     if source.remote is None and _age(Path(wanted)) > max(file.stat().st_mtime for file in found.files):
         return f"the optimizer's state `{wanted}` is newer"
@@ -118,15 +103,15 @@ def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoin
     if carried is None or "digest" not in carried:
         return None
     path = state_path(found, carried)
-    key, allow_pickle = step.state.key, step.state.allow_pickle
+    key, allow_pickle = step.options.state.key, step.options.state.allow_pickle
     if not path.exists():
         return f"its `{path.name}` is gone"
     if open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle).digest() != carried["digest"]:
         return f"its `{path.name}` has changed"
-    before = step.state.find(source.checkpoint) if source.remote is None else None
+    before = step.options.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
         state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
-        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.state.policy).tensors)
+        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.options.state.policy).tensors)
         if read_digest(state.stored, read) != carried.get("source_digest"):
             return f"the optimizer's state `{before}` has changed"
     return None
@@ -135,15 +120,8 @@ def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoin
 def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
     """Whether the record says that this very verification was done, and went well."""
     noted = ((found.record or {}).get("verification")) or {}
-    chosen = step.comparing
-    wanted = {
-        "dtype": chosen.dtype,
-        "device": chosen.device,
-        "own_model": chosen.model is not None,
-        "seed": chosen.seed,
-        "steps": chosen.steps,
-    }
-    return not step.weights and noted.get("agrees") is True and noted.get("options") == wanted
+    is_same = noted.get("options") == step.options.as_record()
+    return not step.weights and noted.get("agrees") is True and is_same
 
 
 def is_still_verified(step: VerifyStep) -> bool:
@@ -155,7 +133,9 @@ def is_still_verified(step: VerifyStep) -> bool:
     if output_changed(found.record, found):
         return False
     origin = found.record["source"]
-    if step.narrow is None and "path" not in origin:
+    if step.options.narrow is None and "path" not in origin:
         return True  # a commit of the Hub
-    narrow = Path(step.narrow) if step.narrow is not None else found.path.resolve().parent / origin["path"]
+    narrow = (
+        Path(step.options.narrow) if step.options.narrow is not None else found.path.resolve().parent / origin["path"]
+    )
     return narrow.exists() and source_changed(found.record, open_checkpoint(narrow)) is None

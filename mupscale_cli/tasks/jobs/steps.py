@@ -2,85 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
-from mupscale_cli.plan.methods import MUPSCALE, Method
-from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan import Plan
+from mupscale_cli.tasks.options import WidenOptions
 from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.tasks.widen import Widened
+from mupscale_cli.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.options import VerifyOptions
     from mupscale_cli.verification.result import Verification, WeightsCheck
 
 Status = Literal["to do", "done", "skipped", "differs", "failed", "not run"]
 
 
 @dataclass(frozen=True)
-class Comparing:
-    """How models are compared.
+class WidenStep:
+    """A widening.
 
     Attributes:
-        dtype: in which both run; `auto` is float64 where it fits.
-        device: where; `auto` is the GPU where there is one.
-        model: `path/or/module.py:build` for an own model.
-        seed: of the random inputs.
-        steps: optimizer steps to take on both as well.
-    """
-
-    dtype: str = "auto"
-    device: str = "auto"
-    model: str | None = None
-    seed: int = 0
-    steps: int = 0
-
-    def options(self) -> VerifyOptions:
-        """The same for `verify`; imports torch."""
-        from mupscale_cli.verification.options import VerifyOptions
-
-        return VerifyOptions(self.dtype, self.device, self.model, self.seed, self.steps)
-
-
-@dataclass(frozen=True)
-class WidenStep:
-    """A widening; its attributes are the arguments of `widen`.
-
-    Further ones are `comparing`, None where it is not verified, and `folder`, where models of the Hub go.
+        checkpoint: what is widened.
+        options: as for `widen`.
+        folder: where models of the Hub go, if the options do not say.
     """
 
     checkpoint: str
-    output: Path | None = None
-    factor: int | None = None
-    axes: Mapping[str, int] = field(default_factory=dict)
-    recipe: str | None = None
-    tie: str | None = None
-    method: Method = MUPSCALE
-    perturbation: Perturbation | None = None
-    max_shard_size: int = DEFAULT_SHARD_BYTES
-    state: StateOptions = field(default_factory=StateOptions)
-    overwrite: bool = False
-    allow_nonfinite: bool = False
-    comparing: Comparing | None = Comparing()
+    options: WidenOptions
     folder: Path = Path()
     kind: Literal["widen"] = "widen"
 
 
 @dataclass(frozen=True)
 class VerifyStep:
-    """A verification; its attributes are the arguments of `verify`, `weights` asks for `verify_weights`."""
+    """A verification.
+
+    Attributes:
+        wide: what is verified.
+        options: as for `verify`.
+        weights: compare every byte and run no model, as `verify_weights` does.
+    """
 
     wide: str
-    narrow: str | None = None
-    comparing: Comparing = Comparing()
-    recipe: str | None = None
-    optimizer: Path | None = None
-    allow_pickle: bool = False
+    options: VerifyOptions = field(default_factory=VerifyOptions)
     weights: bool = False
     kind: Literal["verify"] = "verify"
 
