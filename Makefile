@@ -12,14 +12,14 @@ lint:  ## linters and types
 	ruff format --check .
 	mypy
 
-format:  ## what the linters can put right by themselves
+format:  ## fix what the linters can fix
 	ruff check --fix .
 	ruff format .
 
 bench:  ## throughput, memory and start-up
 	for name in throughput memory startup noise verification checking; do python tests/benchmarks/$$name.py; done
 
-constraints:  ## resolve constraints.txt anew, for every Python at once; needs uv
+constraints:  ## resolve constraints.txt again, for all Python versions at once; needs uv
 	.ci/constraints
 
 newest:  ## before a release: the fast tests without constraints.txt, and what drifts
@@ -31,7 +31,7 @@ lower-bounds:  ## the oldest versions that pyproject.toml admits
 wheel:  ## build the wheel and run the demo from it
 	.ci/wheel
 
-mutants:  ## break the core on purpose, and see whether the tests notice
+mutants:  ## break the core on purpose and see whether the tests notice
 	python tests/mutation/run.py
 
 fuzz:  ## five minutes of random input; needs atheris

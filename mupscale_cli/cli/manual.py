@@ -40,12 +40,12 @@ def _list_pages(*, as_json: bool) -> None:
         topics = [{"topic": topic, "title": title} for topic, title in titles.items()]
         output.print_document("help", {"topic": None, "title": None, "text": None, "topics": topics})
         return
-    result = output.table("", "page", "what it tells")
+    result = output.table("", "page", "title")
     for kind, pages in KINDS.items():
         for page in pages:
             result.add_row(kind if page == pages[0] else "", page, titles[page])
     output.stdout().print(result)
-    output.note("\n`mupscale help PAGE` shows one; `mupscale COMMAND --help` lists the options of a command")
+    output.note("\n`mupscale help PAGE` shows a page; `mupscale COMMAND --help` lists the options of a command")
 
 
 def show_schema(

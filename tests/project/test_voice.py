@@ -34,6 +34,10 @@ PHRASES = {
     r"\btells? not\b|\bhindered\b|\bthereof\b|\bwhereof\b|\btherein\b|\bwherein\b|\bhitherto\b": "plain words",
     r"\bSome eighty\b": "about eighty",
     r"\bmade wider by\b": "widened with",
+    r"\bwhat (came|comes|has come) of\b": "the outcome of",
+    r"\"\"\"The same\b": "say what it does",
+    r"\bputs? (it |them )?right\b": "fix",
+    r"\bno more than that\b": "only",
     r"\bcannot be looked into\b": "cannot be read",
     r"\bwhat (follows|hangs) from it\b": "name it",
     r"\bgrows? for itself\b": "is widened separately",
@@ -67,7 +71,12 @@ PENDING_ROOMS = frozenset(
 )
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "Makefile")
+    ),
+    *sorted((ROOT / ".ci").iterdir()),
+    *sorted((ROOT / ".github").rglob("*.*")),
     *sorted((PACKAGE / "cli" / "pages").glob("*.md")),
     *sorted((ROOT / "recipes").iterdir()),
     *(ROOT / "tests" / name for name in ("experiments/README.md", "fuzzing/README.md", "infer_results.md")),
