@@ -282,7 +282,8 @@ def _run_trial(settings: Sweep, claim: Claim, trainer: Trainer, show: Callable[[
             show()
 
     checkpoint = make_widened(settings, claim.point)
-    output = settings.directory / "trials" / str(claim.number)
+    output = settings.directory / "trials" / claim.name
+    shutil.rmtree(output, ignore_errors=True)  # of a killed run: a trial starts from its beginning
     claim.finish(trainer(claim.point, checkpoint.resolve(), output.resolve(), report))
 
 

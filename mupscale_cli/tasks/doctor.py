@@ -28,7 +28,6 @@ PACKAGES = (
     "rich",
     "pyyaml",
     "numpy",
-    "optuna",
     "matplotlib",
     "accelerate",
 )
@@ -36,7 +35,7 @@ PACKAGES = (
 EXTRAS = {
     "hf": ("transformers", "accelerate"),
     "plot": ("matplotlib",),
-    "sweep": ("transformers", "accelerate", "optuna", "matplotlib"),
+    "sweep": ("transformers", "accelerate", "matplotlib"),
 }
 
 

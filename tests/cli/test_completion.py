@@ -12,7 +12,7 @@ import mupscale_cli
 
 SHOW_LOADED = """
 import atexit, sys
-heavy = ("torch", "transformers", "matplotlib", "optuna")
+heavy = ("torch", "transformers", "matplotlib")
 atexit.register(lambda: print("LOADED", *(name for name in heavy if name in sys.modules), file=sys.stderr))
 from mupscale_cli.cli.main import main
 main()

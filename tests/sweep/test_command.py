@@ -36,7 +36,7 @@ def test_own_trainer(trainer, tmp_path, saved):
     best = next(cell for cell in document["optima"] if cell["factor"] == 4)
     assert best["loss"] == pytest.approx(-0.04 + 0.0005)
     assert best["spread"] == pytest.approx(0.0005)
-    assert "warming up" in (tmp_path / "s" / "trials" / "0" / "stdout.txt").read_text()
+    assert "warming up" in (tmp_path / "s" / "trials" / "factor2-noise0.0-seed0-lr0.001" / "stdout.txt").read_text()
 
 
 def test_what_is_filled_in_is_not_read_again():

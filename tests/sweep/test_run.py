@@ -93,7 +93,6 @@ def test_bad_input(arguments, says, tmp_path, saved):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("optuna", "pip install 'mupscale[sweep]'"),
         ("matplotlib", "pip install 'mupscale[sweep]'"),
         ("transformers", "pip install 'mupscale[sweep]'"),
     ],

@@ -11,6 +11,8 @@ import time
 
 from cli_runner import run
 from helpers import build, randomise
+from mupscale_cli.sweep.grid import make_grid
+from mupscale_cli.sweep.study import TRIALS, Running, Study
 from sweeps import OWN, sweep
 
 
@@ -142,9 +144,36 @@ def test_another_checkpoint_under_the_same_name(trainer, tmp_path, saved):
     assert "the study was begun with model.safetensors" in result.err
 
 
-def test_a_journal_that_is_none(tmp_path, saved):
+def test_unreadable_trials_are_reported(tmp_path, saved):
     (tmp_path / "s" / "locks").mkdir(parents=True)
-    (tmp_path / "s" / "study.journal").write_text("not JSON\nat all\n")
+    (tmp_path / "s" / "trials.jsonl").write_text("not JSON\nat all\n")
     result = run("sweep", str(saved("Llama-untied")), *OWN, "-o", str(tmp_path / "s"))
     assert result.code == 2
     assert "cannot read" in result.err
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    grid = make_grid([2], [1e-3, 2e-3], [0.1], 1)
+    study = Study(tmp_path)
+    study.check_fixed({"steps": 3})
+    with study.claim(grid) as claim:
+        claim.finish(1.5)
+    with open(tmp_path / TRIALS, "a") as file:
+        file.write('{"point": {"fac')
+    reopened = Study(tmp_path)
+    with reopened.claim(grid) as claim:
+        claim.finish(float("nan"))
+    assert [trial.loss for trial in Study(tmp_path).results(grid)] == [1.5, None]
+    assert reopened.claim(grid) is None
+
+
+def test_an_unfinished_trial_is_claimed_again(tmp_path):
+    grid = make_grid([2], [1e-3], [0.1], 1)
+    study, other = Study(tmp_path), Study(tmp_path)
+    study.check_fixed({})
+    with study.claim(grid) as claim:
+        claim.report(3, 2.5)
+        assert other.claim(grid) is None
+        assert other.running() == [Running(claim.point, 3, 2.5)]
+    assert other.running() == []
+    assert other.claim(grid).point == claim.point
