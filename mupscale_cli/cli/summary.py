@@ -13,6 +13,7 @@ from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.cli import output
 from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.infer.vocabulary import meaning
 from mupscale_cli.plan import Plan
 from mupscale_cli.reports.outline import num_layers
 from mupscale_cli.tasks.widen import Widened
@@ -21,11 +22,8 @@ from mupscale_cli.text import time_text
 if TYPE_CHECKING:
     from mupscale_cli.verification.result import Verification
 
-# What configs call the number of attention heads, and of those that share keys and values.
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _POLICIES = {"copy": "state widened", "reset-new": "state widened, of new units anew", "reset": "begins anew"}
-_SECTIONS = ("", "text_config.", "thinker_config.text_config.")
+_SECTIONS = ("", "text_config", "thinker_config.text_config")  # of the config, that may have the language model's
 
 
 def print_summary(console: Console, result: Widened, seconds: float, growth: str | None) -> None:
@@ -62,8 +60,8 @@ def _sizes(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
     yield "parameters", count_text(before), count_text(after), f"x{after / before:.3g}" if before else ""
     if layers := num_layers(plan):
         yield "layers", str(layers), str(layers), ""
-    for name, keys in (("heads", _HEADS), ("key/value heads", _KV_HEADS)):
-        if (heads := _config_value(plan, keys)) is not None:
+    for name, axis in (("heads", "h"), ("key/value heads", "kv")):
+        if (heads := _config_value(plan, axis)) is not None:
             yield name, str(heads[0]), str(heads[1]), _times(*heads)
     sources: dict[str, TensorSpec] = {tensor.source.name: tensor.source for tensor in plan.tensors}
     narrow = sum(spec.num_bytes for spec in sources.values())
@@ -80,13 +78,14 @@ def _times(before: Any, after: Any) -> str:
     return "" if same else f"x{after // before}"
 
 
-def _config_value(plan: Plan, keys: tuple[str, ...]) -> tuple[Any, Any] | None:
-    """What the config says under the first of some keys, before and after; None if it says nothing of the sort."""
+def _config_value(plan: Plan, axis: str) -> tuple[Any, Any] | None:
+    """What the config says of an axis, before and after, under the first key of that meaning; None if it has none."""
     before = {change.key: change.before for change in plan.config_changes}
-    for key in (f"{section}{key}" for section in _SECTIONS for key in keys):
-        after = look_up(key, plan.config or {})
-        if type(after) is int:
-            return before.get(key, after), after
+    for section in _SECTIONS:
+        found = look_up(section, plan.config or {}) if section else plan.config
+        for key, after in found.items() if isinstance(found, dict) else ():
+            if meaning(key).counts == axis and type(after) is int:
+                return before.get(f"{section}.{key}".lstrip("."), after), after
     return None
 
 

@@ -10,47 +10,10 @@ from dataclasses import dataclass, field
 
 from mupscale_cli.infer.architecture import Architecture, Shapes
 from mupscale_cli.infer.shapes import Idea, varied
+from mupscale_cli.infer.vocabulary import NO_UNITS, meaning
 from mupscale_cli.text import starred
 
 _REPAIR_SECONDS = 3.0  # for what must move with one key
-# Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
-_OTHER = re.compile(
-    r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
-    r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
-    r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
-    r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
-)
-HEADS = re.compile(
-    r"(?!.*(kv|key_value|mamba|linear|index|ssm|lru|hash|cross)).*((num|n)_(\w+_)?heads?|attention_heads|n_head)"
-)
-KV_HEADS = re.compile(r".*(kv_heads|key_value_heads|head_kv|kv_head|multi_query_group_num).*")
-_HIDDEN = re.compile(r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim")
-_KINDS: tuple[tuple[str, str], ...] = (
-    (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim", "embed"),
-    (r"embedding_size|word_embed_proj_dim|d_embed|input_embedding_size", "emb"),
-    (r"intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|encoder_ffn_dim|mlp_hidden_size|dff", "ffn"),
-    (r"moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size", "moe_ffn"),
-    (r"shared_expert_intermediate_size|shared_intermediate_size", "shared_ffn"),
-    (r"decoder_ffn_dim", "decoder_ffn"),
-    (r"head_dim|d_kv|d_head|kv_channels|attention_head_dim", "d"),
-    (r"qk_nope_head_dim", "nope"),
-    (r"qk_rope_head_dim", "rope"),
-    (r"v_head_dim", "dv"),
-    (r"q_lora_rank", "q_rank"),
-    (r"kv_lora_rank", "kv_rank"),
-    (r"num_local_experts|num_experts|n_routed_experts|moe_num_experts|n_experts", "experts"),
-    (r"num_attention_heads|n_head|num_heads|n_heads|encoder_attention_heads|num_decoder_attention_heads", "h"),
-    (r"state_size|ssm_state_size|mamba_d_state", "n"),
-    (r"time_step_rank|mamba_dt_rank", "r"),
-    (r"expand|mamba_expand", "x"),
-    (r"(mamba_)?n_groups", "ng"),
-    (r"mamba_(num|n)_heads", "mh"),
-    (r"mamba_(head_dim|d_head)", "p"),
-    (r"linear_num_key_heads", "lkv"),
-    (r"linear_num_value_heads", "lv"),
-    (r"linear_key_head_dim", "ldk"),
-    (r"linear_value_head_dim", "ldv"),
-)
 
 
 @dataclass(frozen=True)
@@ -83,8 +46,8 @@ class Axes:
 
 def axis_name(key: str, taken: Iterable[str]) -> str:
     """A short name for the axis that a key counts; never the key itself, which the config has."""
-    name = next((name for pattern, name in _KINDS if re.fullmatch(pattern, key)), None)
-    if name is None:
+    name = meaning(key).counts
+    if not name:
         name = re.sub(r"^(num|n)_|_(size|dim|rank|width)$", "", key)
         name = re.sub(r"\W", "_", name)
         if name == key:
@@ -129,12 +92,12 @@ class _Finder:
 
     def _find_heads(self, keys: list[str]) -> None:
         """Attention heads, with the residual stream where the config makes it a product of them."""
-        heads = [key for key in keys if HEADS.fullmatch(key)]
-        kv = [key for key in keys if KV_HEADS.fullmatch(key)]
+        heads = [key for key in keys if meaning(key).counts == "h"]
+        kv = [key for key in keys if meaning(key).counts == "kv"]
         self.done.update((*heads, *kv))
         if not heads:
             return
-        hidden = next((key for key in keys if _HIDDEN.fullmatch(key)), None)
+        hidden = next((key for key in keys if meaning(key).counts == "embed"), None)
         with_heads = self._with_heads(heads, kv, hidden, keys)
         linked = hidden is not None and with_heads is None
         tie = {hidden: 1} if linked and hidden else {}
@@ -172,7 +135,7 @@ class _Finder:
         self._add(name, counted, extra, self.config[counted] // share, expression)
 
     def _is_candidate(self, key: str, value: object) -> bool:
-        return type(value) is int and value >= 1 and not _OTHER.fullmatch(key) and not key.startswith("_")
+        return type(value) is int and value >= 1 and not NO_UNITS.fullmatch(key) and not key.startswith("_")
 
     def _shapes(self, keys: Mapping[str, int], factor: int = 2) -> Shapes | None:
         """Shapes with keys multiplied by powers of a factor; None where that cannot be built."""

@@ -14,20 +14,13 @@ from torch import nn
 
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.shapes import InferError, Measure, Monomial, Polynomial, polynomial
+from mupscale_cli.infer.vocabulary import INNER, INNER_NORM, module_of
 from mupscale_cli.text import NUMBER_IN_NAME, starred
 
 Powers = tuple[tuple[str, Fraction], ...]
 _MAX_SEGMENTS = 8
 _MAX_SPELLED = 3
 _MAX_PERMUTATIONS = 60
-# Leaves of names that mean what attention compares and mixes, and not what it returns.
-_INNER = re.compile(
-    r"(q|k|v|qkv|kv|query|key|value|query_key_value|c_attn|qkv_proj|[qkv]_proj|kv_proj|wqkv|w_pack|[qkv]_lin|att_proj|"
-    r"(query|key|value)_proj|wq|wk|wv|q_a_proj|q_b_proj|kv_b_proj|to_[qkv]|[qkv]_attn|g_proj|gate_proj|query_global|"
-    r"key_global|value_global|in_proj|in_proj_weight|in_proj_bias)",
-    re.IGNORECASE,
-)
-_INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +320,12 @@ def _kind(name: str, modules: Mapping[str, nn.Module]) -> str:
 
 def _is_inner(name: str) -> str:
     """Where a tensor of attention stands: `in` before the scores, `out` behind them, else nothing."""
-    owner, _, leaf = name.rpartition(".")
-    last = owner.rpartition(".")[2] if leaf in ("weight", "bias") else leaf
-    around = owner.lower()
-    if not re.search(r"att|self|mixer|mixing", around):
+    last = module_of(name)
+    if not re.search(r"att|self|mixer|mixing", name.rpartition(".")[0].lower()):
         return ""
-    if _INNER_NORM.fullmatch(last):
+    if INNER_NORM.fullmatch(last):
         return "norm"
-    if _INNER.fullmatch(last):
+    if INNER.fullmatch(last):
         return "in"
     return "" if "norm" in last.lower() or last == "ln" else "out"
 

@@ -13,13 +13,10 @@ from torch import nn
 from mupscale_cli.infer.candidates import Choice, Group
 from mupscale_cli.infer.shapes import Idea
 from mupscale_cli.infer.trials import Laboratory, Outcome, State
+from mupscale_cli.infer.vocabulary import EXPERTS_PER_TOKEN, FUSED, HEAD_SIZES, QUERY, module_of
 
 HALF, ONE = Fraction(1, 2), Fraction(1)
 _EXPONENTS = (-HALF, -ONE, HALF, ONE)
-_QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|wq|to_q|q_b_proj|q_attn|query_global)", re.IGNORECASE)
-_FUSED = re.compile(r"(c_attn|qkv|qkv_proj|query_key_value|wqkv|w_pack|in_proj\w*|att_proj)", re.IGNORECASE)
-_PER_TOKEN = re.compile(r".*(per_tok|top_k|topk)(?!.*group).*")
-_HEAD_SIZES = ("d", "nope", "rope", "p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +97,19 @@ def initial_state(
         for idea in axes
         if idea.name == "experts"
         for key, value in config.items()
-        if _PER_TOKEN.fullmatch(key) and type(value) is int and key not in dict(idea.keys)
+        if EXPERTS_PER_TOKEN.fullmatch(key) and type(value) is int and key not in dict(idea.keys)
     ]
     return State(tuple(choices), tuple(keys))
 
 
 def _scaled_query(group: Group, choice: Choice) -> Choice:
     """Queries take the square root by which attention's 1/sqrt(d) falls short of 1/k."""
-    owner, _, leaf = group.names[0].rpartition(".")
-    last = owner.rpartition(".")[2] if leaf in ("weight", "bias") else leaf
+    last = module_of(group.names[0])
     if "d" not in group.axes:
         return choice
-    if _QUERY.fullmatch(last):
+    if QUERY.fullmatch(last):
         return choice.with_power("d", -HALF)
-    if _FUSED.fullmatch(last):
+    if FUSED.fullmatch(last):
         for dim, dimension in enumerate(group.dims):
             pieces = dimension.forms[0].pieces
             if len(pieces) >= 3 and "d" in dimension.axes:
@@ -191,7 +187,7 @@ class Search:
         factors = together or {idea.name: 2}
         evaluate = self.laboratory.evaluate
         best = evaluate(state, factors)
-        trials = self.budget.trials // 4 if idea.name in _HEAD_SIZES else self.budget.trials
+        trials = self.budget.trials // 4 if idea.name in HEAD_SIZES else self.budget.trials
         end, last = min(time.monotonic() + self.budget.seconds, self.deadline), self.laboratory.num_trials + trials
         seen = {state}
         while not best.agrees:
@@ -404,7 +400,7 @@ def _difficulty(idea: Idea) -> tuple[int, str]:
     kinds = ("embed", "ffn", "kv", "g", "h")
     if idea.name in kinds:
         return kinds.index(idea.name), idea.name
-    return (20 if idea.name in _HEAD_SIZES else 10), idea.name
+    return (20 if idea.name in HEAD_SIZES else 10), idea.name
 
 
 __all__ = ["DEFAULT_BUDGET", "Budget", "Found", "Search", "initial_state", "is_tied", "last_norm", "split_last"]

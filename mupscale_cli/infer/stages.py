@@ -6,7 +6,6 @@ is the axis; what is summed over follows from its place, and widening from disk 
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,13 +15,11 @@ from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.architecture import Reference, random_model
 from mupscale_cli.infer.shapes import InferError
 from mupscale_cli.infer.tiny import Task, TinyError, TinyModel, build, config_class, tiny_model
+from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import starred
 
 _SMALLEST = 8
-_NO_WIDTH = re.compile(r".*(head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
-_LOOKED_UP = re.compile(r".*(position|token|embedding|table)s?(\.weight)?$")
-_QUERY = re.compile(r".*\b(query|q_proj|q)\.(weight|bias)$")
 _EXACT = 1e-9
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -81,7 +78,7 @@ def _small_lists(model_type: str) -> dict[str, Any]:
     """Widths in lists, divided so that the smallest is small."""
     found = {}
     for key, value in config_class(model_type)().to_dict().items():
-        if _is_list_of_sizes(value) and not _NO_WIDTH.fullmatch(key):
+        if _is_list_of_sizes(value) and not NO_WIDTHS.fullmatch(key):
             divisor = min(value) // _SMALLEST
             if divisor > 1 and all(size % divisor == 0 for size in value):
                 found[key] = [size // divisor for size in value]
@@ -97,7 +94,7 @@ def _is_list_of_sizes(value: object) -> bool:
 def _is_width(architecture: Reference, shapes: Shapes, key: str) -> bool:
     """Whether doubling a key doubles dimensions, of the same tensors, and none that slides over an image."""
     value = architecture.config[key]
-    if _NO_WIDTH.fullmatch(key) or not (_is_list_of_sizes(value) or (type(value) is int and value >= _SMALLEST)):
+    if NO_WIDTHS.fullmatch(key) or not (_is_list_of_sizes(value) or (type(value) is int and value >= _SMALLEST)):
         return False
     try:
         wide = architecture.shapes(_doubled(architecture.config, [key]))
@@ -125,11 +122,11 @@ def _layouts(narrow: Shapes, wide: Shapes, *, with_queries: bool) -> Iterator[tu
         ratios = [b // a if a and b % a == 0 else 0 for a, b in zip(shape, target, strict=False)]
         if len(target) != len(shape) or not set(ratios) <= {1, 2}:
             raise InferError(f"`{name}` has the shape {shape}, and {target} where all widths are doubled")
-        is_weight = len(shape) > 1 and not _LOOKED_UP.fullmatch(name) and name.endswith("weight")
+        is_weight = len(shape) > 1 and not LOOKED_UP.fullmatch(name) and name.endswith("weight")
         dims = [
             ("/c" if is_weight and place == 1 else "c") if ratio == 2 else "." for place, ratio in enumerate(ratios)
         ]
-        scale = " | c^-0.5" if with_queries and _QUERY.fullmatch(name) and ratios and ratios[0] == 2 else ""
+        scale = " | c^-0.5" if with_queries and QUERY.fullmatch(module_of(name)) and ratios and ratios[0] == 2 else ""
         yield name, ", ".join(dims) + scale if dims else "keep"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, TOKEN_IDS, meaning
 from mupscale_cli.verification.inputs import reference_inputs
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.transformers import import_transformers
@@ -28,56 +29,9 @@ TASKS: dict[Task, str] = {
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "base": "MODEL_MAPPING",
 }
-HIDDEN = 48
-HEADS = 4
 _LARGEST = 50_000_000  # parameters of what may still be called tiny
 _SMALL = 16  # what is below this and has no meaning that we know stays as it is
-_FEED_FORWARD = (
-    r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim|ffn_size|mlp_dim|dim_ff|feedforward\w*"
-    r"|mlp_hidden\w*|intermediate_dim|d_inner|dff)"
-)
-# Where a key's name tells what it counts, a size for it; the first pattern that fits decides. Sizes of the
-# same kind differ where there are several, and multiples are where architectures ask for them.
-_SIZES: tuple[tuple[str, tuple[int, ...]], ...] = (
-    (r".*vocab.*size.*|vocab_sizes?|n_vocab|entity_vocab_size", (53,)),
-    (r"num_kv_shared_layers", (2,)),
-    (r".*dense_replace|num_dense_layers|.*dense_layers", (1,)),
-    (r".*(num|n)_(?:\w+_)?layers?|n_layer|num_(?:\w+_)?blocks|.*_layers", (4,)),
-    (r".*_(period|interval|every_n|step)", (2,)),
-    (r".*_offset", (1,)),
-    (r".*max.*(position|seq|source|target|len)\w*|n_positions|n_ctx|max_.*_embeddings|context_length", (64,)),
-    (r"hidden_size|n_embd|d_model|dim|n_embed|embed_dim|hidden_dim|model_dim|emb_dim|embedding_dim", (HIDDEN,)),
-    (r"emb_hidden_size|word_embed_proj_dim|embedding_size|d_embed|(in|out)put_embedding_size", (HIDDEN,)),
-    (r"decoder_hidden_size", (HIDDEN,)),
-    (r"attention_hidden_size|mamba_d_ssm", (2 * HIDDEN,)),
-    (r"attention_head_dim|mamba_headdim", (2 * HIDDEN // HEADS,)),
-    (r".*(kv_heads|key_value_heads|head_kv|kv_head|kv_n_heads)|multi_query_group_num", (2,)),
-    (r"linear_num_key_heads", (2,)),
-    (r".*mamba.*(n|num)_heads|mamba_num_heads", (8,)),
-    (r"index_n_heads", (2,)),
-    (r".*(num|n)_(?:\w+_)?heads?|.*attention_heads|.*_heads", (HEADS,)),
-    (r"qk_rope_head_dim|.*rotary_dim", (8,)),
-    (r".*lora_rank|.*_rank", (20, 18, 14, 22)),
-    (r".*mamba.*(head_dim|d_head)", (12,)),
-    (r".*(qk_nope|nope)_head_dim", (12,)),
-    (r"qk_head_dim", (20,)),
-    (r"v_head_dim|value_head_dim|linear_value_head_dim", (10, 14)),
-    (r".*(head_dim|d_head|dim_head|d_kv|head_size|kv_channels)", (8,)),
-    (_FEED_FORWARD, (40, 28, 36, 44, 52, 60)),
-    (r"lru_width", (HIDDEN,)),
-    (r"n_group|num_group|num_expert_groups?", (2,)),  # with several groups, copies of experts change which is best
-    (r"topk_group", (1,)),
-    (r".*(num|n)_shared_experts?", (1,)),
-    (r".*(top_?k(?:_\w+)?|experts_per_tok(en)?|.*_per_tok(en)?)|moe_k", (2,)),
-    (r".*(num|n)_(?:\w+_)?experts", (4,)),
-    (r".*(state_size|d_state|ssm_state)", (6,)),
-    (r".*n_groups", (2,)),
-    (r".*(sliding_window|window)(_size)?", (8,)),
-    (r".*chunk.*|.*block_size", (8,)),
-    (r"image_size", (32,)),
-    (r"hidden_size_per_layer_input", (10,)),
-)
-_LAYERS = r"num_hidden_layers|n_layers?|num_layers"
+_UNKNOWN_SIZES = (16, 24, 32, 12, 20)  # of keys whose names tell nothing
 _MAX_LAYERS = 40
 _KINDS_OF_LAYERS = (  # mixtures first, so that every kind of layer is seen
     ("linear_attention", "full_attention"),
@@ -87,10 +41,6 @@ _KINDS_OF_LAYERS = (  # mixtures first, so that every kind of layer is seen
     ("mamba", "hybrid"),
     ("sliding_attention", "full_attention"),
     ("full_attention",),
-)
-_IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
-_KEPT = re.compile(
-    r".*(kernel|conv|stride|seed|num_labels|num_channels|patch|_version|depth|dtype|expand|num_return|num_beams).*"
 )
 
 
@@ -138,7 +88,7 @@ def tiny_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
         keys: every key of the config and its value.
     """
     sizes: dict[str, Any] = {}
-    used: dict[str, int] = {}
+    used: dict[tuple[int, ...], int] = {}
     for key, value in keys.items():
         size = _size(key, value, used)
         if size is not None:
@@ -146,28 +96,27 @@ def tiny_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _size(key: str, value: object, used: dict[str, int]) -> Any:
+def _size(key: str, value: object, used: dict[tuple[int, ...], int]) -> Any:
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         return None
-    if _IDS.match(key):
+    if TOKEN_IDS.match(key):
         return _token_id(key) if isinstance(value, int) and not isinstance(value, bool) else None
-    if isinstance(value, (bool, float, str, list, dict)) or _KEPT.match(key):
+    if isinstance(value, (bool, float, str, list, dict)) or KEPT.match(key):
         return None
-    for pattern, choices in _SIZES:
-        if re.fullmatch(pattern, key):
-            if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
-                return None
-            is_one = isinstance(value, int) and value <= 1 and choices[0] not in (53, 64)
-            if is_one and not key.endswith(("_group", "n_groups")):
-                return None
-            index = used.get(pattern, 0)
-            used[pattern] = index + 1
-            return choices[index % len(choices)]
-    if isinstance(value, int) and value > _SMALL:
-        index = used.get("", 0)
-        used[""] = index + 1
-        return (16, 24, 32, 12, 20)[index % 5]
-    return None
+    sizes = meaning(key).sizes
+    if sizes:
+        if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
+            return None
+        is_one = isinstance(value, int) and value <= 1 and meaning(key).counts not in ("vocab", "positions")
+        if is_one and not key.endswith(("_group", "n_groups")):
+            return None
+    elif isinstance(value, int) and value > _SMALL:
+        sizes = _UNKNOWN_SIZES
+    else:
+        return None
+    index = used.get(sizes, 0)
+    used[sizes] = index + 1
+    return sizes[index % len(sizes)]
 
 
 def _token_id(key: str) -> int:
@@ -188,16 +137,16 @@ def tiny_configs(
     keys = {**defaults, **{key: value for key, value in (flags or {}).items() if key in defaults}}
     kept = {key: value for key, value in (flags or {}).items() if key in defaults and _is_flag(value)}
     sizes = {**kept, **{key: size for key, size in tiny_sizes(keys).items() if kept.get(key) not in (0, 1)}}
-    layers = next((sizes[key] for key in sizes if re.fullmatch(_LAYERS, key)), 4)
-    count = next((defaults[key] for key in sizes if re.fullmatch(_LAYERS, key)), None)
+    layers = next((sizes[key] for key in sizes if meaning(key).counts == "layers"), 4)
+    count = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
     sizes.update(_lists(keys, count, layers))
     heads: list[dict[str, Any]] = [{}]
-    explicit = [key for key in sizes if re.fullmatch(r"head_dim|d_kv|d_head|kv_channels", key)]
+    explicit = [key for key in sizes if meaning(key).counts == "d"]
     if explicit:
         heads.append(dict.fromkeys(explicit, HIDDEN // HEADS))
         if any(defaults.get(key) is None for key in explicit):
             heads.append(dict.fromkeys(explicit))
-    equal = {key: HEADS for key in sizes if re.search(r"kv_heads|key_value_heads", key)}
+    equal = {key: HEADS for key in sizes if meaning(key).counts == "kv"}
     heads += [{**variant, **equal} for variant in heads if equal]
     if "expand" in keys or "mamba_expand" in keys:
         heads.append(dict.fromkeys(explicit, 2 * HIDDEN // HEADS))
@@ -232,11 +181,9 @@ def _lists(keys: Mapping[str, Any], count: object, layers: int) -> dict[str, Any
 def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) -> Iterator[dict[str, Any]]:
     """Other structures that an architecture may ask for: kinds of layers, experts, a larger hidden size."""
     experts = {
-        key: size
+        key: meaning(key).sizes[0]
         for key, value in keys.items()
-        if value is None
-        for pattern, (size, *_) in _SIZES
-        if re.fullmatch(pattern, key) and re.search("expert|per_tok", key)
+        if value is None and meaning(key).sizes and re.search("expert|per_tok", key)
     }
     if experts:
         yield experts
@@ -252,7 +199,7 @@ def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) 
         rope = {"rope_type": "default", "rope_theta": 10000.0}
         yield {"rope_parameters": {kind: rope for kinds in _KINDS_OF_LAYERS for kind in kinds}}
     indexed = {
-        key: next((choices[0] for pattern, choices in _SIZES if re.fullmatch(pattern, key)), 2)
+        key: next(iter(meaning(key).sizes), 2)
         for key, value in keys.items()
         if value is None and key.startswith("index")
     }
@@ -266,7 +213,7 @@ def _structures(keys: Mapping[str, Any], sizes: Mapping[str, Any], layers: int) 
     yield {"is_decoder": True}
     hidden = [key for key, size in sizes.items() if size == HIDDEN]
     yield dict.fromkeys(hidden, 64)
-    counts = {key: keys[key] for key in sizes if re.fullmatch(_LAYERS, key) and type(keys[key]) is int}
+    counts = {key: keys[key] for key in sizes if meaning(key).counts == "layers" and type(keys[key]) is int}
     lists = {key: value for key, value in keys.items() if isinstance(value, list)}
     if counts and all(value <= _MAX_LAYERS for value in counts.values()):
         yield {**counts, **lists}

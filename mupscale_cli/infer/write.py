@@ -14,22 +14,9 @@ from mupscale_cli.architecture.loading import FORMAT_VERSION
 from mupscale_cli.infer.axes import Axes
 from mupscale_cli.infer.candidates import Choice, Form, Group, layout_text
 from mupscale_cli.infer.trials import State
+from mupscale_cli.infer.vocabulary import ABOUT, BY_NAME
 
 _WIDTH = 120
-# Axes that a bare factor leaves alone: copies of them are asked for by name.
-_BY_NAME = re.compile(r"g|d|e|n|r|p|dv|ldk|ldv|nope|rope|.*rank.*|.*lora.*|.*head_dim.*|.*experts.*")
-_ABOUT = {
-    "embed": "the residual stream",
-    "kv": "key/value heads, each with its query heads",
-    "g": "query heads of one key/value head",
-    "h": "attention heads",
-    "d": "one head",
-    "ffn": "neurons of the feed-forward layer",
-    "moe_ffn": "neurons of one expert",
-    "shared_ffn": "neurons of the shared expert",
-    "experts": "experts; k times as many are chosen, and each keeps its share",
-    "n": "states of one channel",
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ class Draft:
     def widen(self) -> tuple[str, ...]:
         """What a bare factor widens."""
         free = [name for name in _ordered(self.axes) if name not in self.fixed]
-        usual = [name for name in free if not _BY_NAME.fullmatch(name)]
+        usual = [name for name in free if not BY_NAME.fullmatch(name)]
         for alias, product in self.axes.aliases.items():
             moving = [name for name in product if name in free and name in usual]
             if alias in usual and not moving:
@@ -120,7 +107,7 @@ def recipe_text(draft: Draft) -> str:
         lines += ["define:", f"  tied_readout: {_quoted_if_needed(condition)}", ""]
     lines += ["axes:"]
     for name in names:
-        about = _ABOUT.get(name)
+        about = ABOUT.get(name)
         size = _quoted_if_needed(draft.axes.sizes[name])
         lines.append(f"  {name}: {{size: {size}, about: {_quoted_if_needed(about or f'units of {size}')}}}")
     widened = [name for name in draft.widen if name in names]
