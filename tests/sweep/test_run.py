@@ -98,10 +98,11 @@ def test_bad_input(arguments, says, tmp_path, saved):
     ],
 )
 def test_what_is_not_installed_is_named(module, says, tokens, tmp_path, saved, monkeypatch):
+    source = saved("Llama-untied")
     monkeypatch.setitem(sys.modules, module, None)
     result = run(
         "sweep",
-        str(saved("Llama-untied")),
+        str(source),
         "--data",
         str(tokens),
         "--lr-steps",
