@@ -1,17 +1,21 @@
-"""Runs the command line in this process, through its real entry point."""
+"""Runs the command line, in this process through its real entry point or in one of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 
+import mupscale_cli
 from mupscale_cli.cli.commands import app
 from mupscale_cli.cli.main import main
 
@@ -40,6 +44,22 @@ def run(*arguments: str) -> Result:
         sys.argv = argv
         signal.signal(signal.SIGTERM, handler)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def shell(*arguments: str, cwd: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `mupscale` as a process of its own; `code` is Python that runs before it."""
+    program = (
+        ["-m", "mupscale_cli"] if code is None else ["-c", f"{code}\nfrom mupscale_cli.cli.main import main\nmain()"]
+    )
+    path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def commands_of() -> Iterator[tuple[str, ...]]:

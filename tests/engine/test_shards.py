@@ -4,14 +4,18 @@ import hashlib
 import json
 import shutil
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers import save_model
 from mupscale_cli.checkpoints.digests import safetensors_digest
 from mupscale_cli.engine.shards import convert
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.precision import tolerance
+from outputs import KIB, digests, listing, merged, metadata_of, shards_of
 
 
 def digest(file):
@@ -74,3 +78,67 @@ def test_integers_and_flags_are_copied(tmp_path):
     assert wide["x.ids"].tolist() == [3, 3, 7, 7, 2**40, 2**40]
     assert wide["x.flag"].item() is True
     assert torch.equal(wide["w"][:, ::2] * 2, tensors["w"])
+
+
+@pytest.mark.parametrize("max_shard_size", [1, 30 * KIB, 100 * KIB])
+def test_the_size_of_shards_does_not_change_a_byte_of_the_tensors(max_shard_size, saved, tmp_path):
+    source = saved("Qwen3-tied", dtype=torch.bfloat16)
+    widen(source, tmp_path / "one", 3, verify=False)
+    widen(source, tmp_path / "many", 3, max_shard_size=max_shard_size, verify=False)
+    assert len(shards_of(tmp_path / "one")) == 1
+    assert len(shards_of(tmp_path / "many")) > 2
+    assert merged(tmp_path / "many") == merged(tmp_path / "one")
+
+
+def test_the_same_widening_twice_is_the_same_bytes(saved, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copytree(saved("Gemma2-tied"), tmp_path / folder / "narrow")
+        widen(tmp_path / folder / "narrow", factor=3, max_shard_size=100 * KIB, dtype="float64")
+    assert digests(tmp_path / "a" / "narrow-x3") == digests(tmp_path / "b" / "narrow-x3")
+
+
+def test_shards_are_as_small_as_asked_and_indexed(saved, tmp_path):
+    limit = 30 * KIB
+    widened = widen(saved("Llama-tied"), tmp_path / "wide", 2, max_shard_size=limit, verify=False)
+    index = json.loads((tmp_path / "wide" / "model.safetensors.index.json").read_text())
+    found, total = {}, 0
+    for file in shards_of(tmp_path / "wide"):
+        tensors = load_file(file)
+        sizes = [tensor.nbytes for tensor in tensors.values()]
+        assert sum(sizes) <= limit or len(sizes) == 1
+        total += sum(sizes)
+        found.update(dict.fromkeys(tensors, file.name))
+        assert metadata_of(file)["format"] == "pt"
+    assert index["weight_map"] == found
+    assert index["metadata"]["total_size"] == total == widened.plan.num_bytes
+    assert not (tmp_path / "wide" / "model.safetensors").exists()
+
+
+def test_shards_in_and_one_file_out_and_the_other_way_round(tmp_path):
+    sharded = save_model(tmp_path / "sharded", max_shard_size="30KB")
+    whole = save_model(tmp_path / "whole")
+    assert len(shards_of(sharded)) > 2
+    widen(sharded, tmp_path / "a", 2, verify=False)
+    widen(whole, tmp_path / "b", 2, max_shard_size=30 * KIB, verify=False)
+    assert listing(tmp_path / "a") == ["config.json", "generation_config.json", "model.safetensors", "mupscale.json"]
+    assert merged(tmp_path / "a") == merged(tmp_path / "b")
+
+
+def logits_of(directory, tokens, **options):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", **options)
+    with torch.no_grad():
+        return model.eval()(tokens).logits
+
+
+def test_shards_load_with_from_pretrained_and_compute_the_same(saved, tmp_path):
+    tokens = torch.arange(50).view(2, 25)
+    widened = widen(saved("Llama-untied"), tmp_path / "wide", 3, max_shard_size=30 * KIB, verify=False)
+    widen(saved("Llama-untied"), tmp_path / "whole", 3, verify=False)
+    logits = logits_of(tmp_path / "wide", tokens)
+    assert torch.equal(logits, logits_of(tmp_path / "whole", tokens))
+    narrow = logits_of(saved("Llama-untied"), tokens)
+    allowed, _ = tolerance(widened.plan, torch.float32)
+    assert (logits - narrow).abs().max() <= allowed * narrow.abs().max()

@@ -1,0 +1,36 @@
+"""Commands that are interrupted."""
+
+import signal
+
+import pytest
+
+from cli_runner import shell
+
+# After a few blocks the process signals itself, so that it ends in the middle of writing.
+INTERRUPT = """
+import os, signal
+import mupscale_cli.engine.streaming as streaming
+write, blocks = streaming._expand, []
+def interrupted(*arguments):
+    blocks.append(1)
+    if len(blocks) == 5:
+        os.kill(os.getpid(), signal.{})
+    return write(*arguments)
+streaming._expand = interrupted
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
+def test_an_interrupted_run_leaves_nothing_that_looks_like_a_checkpoint(name, code, saved, tmp_path):
+    result = shell(
+        "widen", str(saved("Llama-tied")), "--factor", "2", "-o", "wide", cwd=tmp_path, code=INTERRUPT.format(name)
+    )
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    left = [file.name for file in tmp_path.iterdir()]
+    if name == "SIGKILL":
+        assert len(left) == 1
+        assert left[0].startswith(".wide.partial-")
+    else:
+        assert left == []
+        assert {"SIGINT": "interrupted", "SIGTERM": "terminated"}[name] in result.stderr

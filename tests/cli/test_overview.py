@@ -1,0 +1,61 @@
+"""The help of commands, and their list."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import mupscale_cli
+from cli_runner import run
+from mupscale_cli.cli.commands import app
+from mupscale_cli.cli.overview import overview
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["widen"],
+        ["verify"],
+        ["inspect"],
+        ["hparams"],
+        ["sweep"],
+        ["recipes"],
+        ["demo"],
+        ["doctor"],
+        ["plot"],
+        ["plot", "weights"],
+        ["plot", "errors"],
+        ["plot", "steps"],
+        ["plot", "sweep"],
+    ],
+)
+def test_every_command_explains_itself(command):
+    result = run(*command, "--help")
+    assert result.code == 0
+    assert "Usage: mupscale" in result.out
+
+
+def test_the_list_of_commands_is_that_of_the_commands():
+    """The list is shown without importing them."""
+    whole, listed = (typer.main.get_command(each) for each in (app, overview()))
+    first_lines = {name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in whole.commands.items()}
+    assert {name: command.help for name, command in listed.commands.items()} == first_lines
+    assert list(listed.commands) == list(whole.commands)
+    assert [parameter.opts for parameter in listed.params] == [parameter.opts for parameter in whole.params]
+    assert listed.help == whole.help
+    heavy = ("mupscale_cli.plan", "mupscale_cli.cli.widen", "yaml", "torch")
+    code = "import sys; sys.argv = ['mupscale', '--help']\nfrom mupscale_cli.cli.main import main\ntry: main()\n"
+    code += f"finally: print(*[name for name in {heavy} if name in sys.modules], 'END')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "END"
+
+
+def test_version():
+    assert run("--version").out.strip() == mupscale_cli.__version__
+
+
+@pytest.mark.parametrize("command", [["winden"], ["widen", "x", "--fctor", "2"], ["widen"]])
+def test_misspelt_commands_end_in_2(command):
+    assert run(*command).code == 2

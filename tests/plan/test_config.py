@@ -1,0 +1,34 @@
+"""The config of a widened model."""
+
+import json
+import shutil
+
+import pytest
+
+from mupscale_cli.tasks.widen import widen
+from outputs import merged
+
+
+def test_the_config_says_the_new_sizes_and_nothing_else_changes(saved, tmp_path):
+    source = shutil.copytree(saved("Qwen3-tied"), tmp_path / "narrow")
+    before = json.loads((source / "config.json").read_text())
+    before["of_my_own"] = {"hidden_size": 48, "ü": [1.5, None]}
+    (source / "config.json").write_text(json.dumps(before))
+    widen(source, tmp_path / "wide", 2, {"ffn": 3}, verify=False)
+    after = json.loads((tmp_path / "wide" / "config.json").read_text())
+    new = {"hidden_size": 96, "num_key_value_heads": 4, "num_attention_heads": 8, "intermediate_size": 120}
+    assert after == {**before, **new}
+
+
+@pytest.mark.parametrize("case", ["Llama-tied", "Gemma3-untied", "GPT2-untied", "ResNet-bottleneck"])
+def test_transformers_loads_the_config_and_finds_its_shapes(case, saved, tmp_path):
+    import transformers
+
+    widen(saved(case), tmp_path / "wide", 2, verify=False)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "wide")
+    model = getattr(transformers, config.architectures[0])(config)
+    stored = {name: shape for name, (_, shape, _) in merged(tmp_path / "wide").items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert stored.items() <= expected.items()
+    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
+    assert expected.keys() - stored.keys() <= tied
