@@ -14,7 +14,7 @@ from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan
-from mupscale_cli.plan.methods import Method
+from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
@@ -69,10 +69,10 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
 
 def growth_text(method: Method, noise: Perturbation | None) -> str | None:
     """By which method and with which noise a model grows; None where that is the plain method."""
-    if method.name == "mupscale" and noise is None:
+    if method.name == MUPSCALE.name and noise is None:
         return None
-    text = f"method {method.name}" + ("" if method.is_copying else f", shrink {method.shrink:g}")
-    text += f", seed {method.arrangement.seed}" if method.arrangement.kind == "random" else ""
+    options = (f", {option} {getattr(method, option):.15g}" for option in method.recorded)
+    text = f"method {method.name}{''.join(options)}"
     if noise is None:
         return text
     return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}, seed {noise.seed}"

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Literal
 
 Order = Literal["interleaved", "tiled"]
-Kind = Literal["interleaved", "tiled", "random", "padded"]
 FRESH = -1  # the source of a new unit that copies none
 
 
@@ -84,47 +83,50 @@ class CopyMap:
         return self.sources is None or set(Counter(self.sources).values()) == {self.copies}
 
 
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """How the copy maps of a widening are laid out.
+def padded_map(size: int, factor: int) -> CopyMap:
+    """Return the map that keeps the old units where they are and lets fresh ones follow."""
+    return CopyMap(size, factor, sources=(*range(size), *(FRESH,) * (size * (factor - 1))))
 
-    Attributes:
-        kind: `interleaved`, `tiled`, `random` (Net2Net, arXiv 1511.05641), or `padded` with fresh units.
-        seed: of random maps.
+
+def drawn_map(axis: Axis, size: int, seed: int) -> CopyMap:
+    """Return the map that keeps the old units and draws what the new ones copy (Net2Net, arXiv 1511.05641).
+
+    Places where one axis has one size get one map. An axis whose units may be copied unequally often is drawn with
+    replacement.
+
+    Args:
+        axis: that grows.
+        size: old units.
+        seed: of the draws.
     """
+    if axis.uneven:
+        drawn = [_draw(seed, axis.name, size, unit) % size for unit in range(size, size * axis.factor)]
+    else:
+        drawn = [unit for turn in range(1, axis.factor) for unit in _shuffled(seed, axis.name, size, turn)]
+    return CopyMap(size, axis.factor, sources=(*range(size), *drawn))
 
-    kind: Kind = "interleaved"
-    seed: int = 0
 
-    def of(self, axis: str, size: int, factor: int, *, uneven: bool = False) -> CopyMap:
-        """The copy map of an axis; a function of the arguments alone.
+def _shuffled(seed: int, axis: str, size: int, turn: int) -> list[int]:
+    return sorted(range(size), key=lambda unit: _draw(seed, axis, size, unit + turn * size))
+
+
+def _draw(seed: int, axis: str, size: int, number: int) -> int:
+    """Draw a random number that no version of anything changes."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {axis} {size} {number}".encode()).digest()[:8], "little")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where the copies of a unit lie: side by side, where a subclass does not say otherwise."""
+
+    def copy_map(self, axis: Axis, size: int) -> CopyMap:
+        """Return the copy map of an axis that grows; a function of the arguments alone.
 
         Args:
-            axis: its name; places where one axis has one size get one map.
+            axis: that grows.
             size: old units.
-            factor: new units over old ones.
-            uneven: whether a random map may copy some units more often than others.
         """
-        if factor == 1 or self.kind == "interleaved":
-            return CopyMap(size, factor)
-        if self.kind == "tiled":
-            return CopyMap(size, factor, "tiled")
-        if self.kind == "padded":
-            return CopyMap(size, factor, sources=(*range(size), *(FRESH,) * (size * (factor - 1))))
-        new = range(size, size * factor)
-        if uneven:
-            drawn = tuple(self._draw(axis, size, unit) % size for unit in new)
-        else:
-            drawn = tuple(unit for turn in range(1, factor) for unit in self._shuffled(axis, size, turn))
-        return CopyMap(size, factor, sources=(*range(size), *drawn))
-
-    def _shuffled(self, axis: str, size: int, turn: int) -> list[int]:
-        return sorted(range(size), key=lambda unit: self._draw(axis, size, unit + turn * size))
-
-    def _draw(self, axis: str, size: int, number: int) -> int:
-        """A random number that no version of anything changes."""
-        text = f"{self.seed} {axis} {size} {number}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+        return CopyMap(size, axis.factor)
 
 
 INTERLEAVED = Arrangement()
@@ -138,7 +140,7 @@ class Axis:
         name: as the recipe declares it.
         size: units in the source; None where the size varies from place to place.
         factor: target size over source size, a whole number >= 1.
-        arrangement: how the copies are laid out.
+        arrangement: where the copies lie.
         uneven: whether nothing averages over the axis, so that units may be copied unequally often.
     """
 
@@ -156,7 +158,9 @@ class Axis:
         """Its map, at a place where it has `size` units."""
         units = self.size if size is None else size
         assert units is not None
-        return self.arrangement.of(self.name, units, self.factor, uneven=self.uneven)
+        if self.factor == 1:
+            return CopyMap(units)
+        return self.arrangement.copy_map(self, units)
 
 
 def part_of(units: CopyMap, count: int) -> CopyMap:

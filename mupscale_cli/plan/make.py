@@ -66,7 +66,7 @@ def make_plan(
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
     axes = find_axes(recipe, specs, layouts, matches, values, factors, used)
-    axes = {name: replace(axis, arrangement=method.arrangement) for name, axis in axes.items()}
+    axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     noise = perturbation_of(method, perturbation)
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")

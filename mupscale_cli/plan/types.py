@@ -174,8 +174,7 @@ class Plan:
     @property
     def trains_alike(self) -> bool:
         """Whether the unperturbed wide model takes the steps that the narrow one would take."""
-        is_random = self.method.arrangement.kind == "random"
-        return self.method.is_copying and not any(is_random and a.uneven and a.factor > 1 for a in self.axes)
+        return self.method.trains_alike(self.axes)
 
     @property
     def num_parameters(self) -> tuple[int, int]:

@@ -33,7 +33,8 @@ def recorded_method(record: Mapping[str, Any]) -> tuple[Method, Perturbation | N
     """
     method, perturbation = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
     try:
-        made = make_method(str(method["name"]), seed=_seed(method), shrink=method.get("shrink"))
+        options = {option: value for option, value in method.items() if option not in ("name", "seed")}
+        made = make_method(str(method["name"]), seed=_seed(method), **options)
         if perturbation is not None:
             _seed(perturbation)
         return made, None if perturbation is None else Perturbation(**perturbation)

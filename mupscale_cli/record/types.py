@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict, Union
 
+from mupscale_cli.plan.methods import METHODS
 from mupscale_cli.record import FORMAT_VERSION
 from mupscale_cli.record.schema import NotRequired, limits
 
 _PRINTABLE = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+*_OTHERS, _LAST = METHODS
 _LARGEST_SCALE = 1e60  # its powers are still numbers
 
 Count = Annotated[int, limits(minimum=0)]
@@ -76,7 +78,7 @@ class Growth(TypedDict):
 class Method(TypedDict):
     """A method of growing."""
 
-    name: Annotated[str, "mupscale, net2net, hyperclone or warmstart."]
+    name: Annotated[str, f"{', '.join(_OTHERS)} or {_LAST}."]
     seed: NotRequired[Annotated[Seed, "Of a random map."]]
     shrink: NotRequired[
         Annotated[

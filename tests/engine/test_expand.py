@@ -13,8 +13,9 @@ from helpers import BITS, any_floats
 from mupscale_cli.architecture.layouts import parse_layout
 from mupscale_cli.engine.blocks import row_blocks
 from mupscale_cli.engine.expand import dim_index, expand, scale_elements
-from mupscale_cli.plan.copies import Arrangement, Axis
+from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import map_dim
+from mupscale_cli.plan.methods import METHODS
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 AXES = {"a": Axis("a", 2, 3), "b": Axis("b", 3, 1), "c": Axis("c", 2, 2)}
@@ -101,21 +102,18 @@ def test_a_scale_rounds_once_whether_or_not_the_type_has_it(scale, dtype):
     assert torch.equal(found.view(bits), expected.view(bits))
 
 
-ARRANGEMENTS = [Arrangement(), Arrangement("tiled"), Arrangement("random"), Arrangement("padded")]
-
-
 def arranged(arrangement, uneven=False):
     return {name: replace(axis, arrangement=arrangement, uneven=uneven) for name, axis in AXES.items()}
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS, ids=lambda arrangement: arrangement.kind)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_map_copies_its_source_and_shares_add_up(layout, arrangement, uneven):
+def test_any_map_copies_its_source_and_shares_add_up(layout, method, uneven):
     """Element by element against the index of each dimension; what copies none is fresh."""
     shape = LAYOUTS[layout]
     source = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    axes = arranged(arrangement, uneven)
+    axes = arranged(METHODS[method](), uneven)
     maps = [map_dim(dim, axes, size) for dim, size in zip(parse_layout(layout).dims, shape, strict=True)]
     target = torch.full([m.wide_size for m in maps], float("nan"))
     expand(source, target, tuple(m.strips for m in maps), fresh=9.0)
@@ -137,7 +135,7 @@ def test_any_map_copies_its_source_and_shares_add_up(layout, arrangement, uneven
 
 @settings(max_examples=150)
 @given(
-    arrangement=st.sampled_from(ARRANGEMENTS),
+    arrangement=st.sampled_from([method() for method in METHODS.values()]),
     uneven=st.booleans(),
     layout=st.sampled_from(["(a b c)", "/(a b c)", "[(a b) + /c]", "(b [a + c])", "/(a [b + b])", "a", "(c /a)", "b"]),
     rest=st.sampled_from(["", ", /a", ", c"]),

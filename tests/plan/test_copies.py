@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mupscale_cli.plan.copies import FRESH, Arrangement, Axis, CopyMap
+from mupscale_cli.plan.copies import FRESH, Axis, CopyMap, drawn_map, padded_map
+from mupscale_cli.plan.methods import METHODS
 
 
 def test_interleaved_copies_lie_side_by_side():
@@ -18,15 +19,15 @@ def test_tiled_copies_lie_end_to_end():
 
 
 def test_padding_copies_nothing_into_new_units():
-    units = Arrangement("padded").of("embed", 2, 3)
+    units = padded_map(2, 3)
     assert units.all_sources == (0, 1, FRESH, FRESH, FRESH, FRESH)
     assert units.fresh == (2, 3, 4, 5)
     assert units.positions == ((0,), (1,))
 
 
-@given(st.sampled_from(["interleaved", "tiled", "random", "padded"]), st.integers(1, 9), st.integers(1, 4))
-def test_positions_and_sources_say_the_same(kind, size, factor):
-    units = Arrangement(kind).of("a", size, factor)
+@given(st.sampled_from(sorted(METHODS)), st.integers(1, 9), st.integers(1, 4))
+def test_positions_and_sources_say_the_same(method, size, factor):
+    units = Axis("a", size, factor, METHODS[method]()).copy_map()
     assert units.wide_size == size * factor == len(units.all_sources)
     for unit, positions in enumerate(units.positions):
         assert [units.all_sources[position] for position in positions] == [unit] * len(positions)
@@ -35,27 +36,28 @@ def test_positions_and_sources_say_the_same(kind, size, factor):
 
 @given(st.integers(1, 30), st.integers(2, 4), st.integers(0, 5))
 def test_random_maps_keep_the_old_units_and_copy_each_equally_often(size, factor, seed):
-    units = Arrangement("random", seed).of("a", size, factor)
+    units = drawn_map(Axis("a", size, factor), size, seed)
     assert units.all_sources[:size] == tuple(range(size))
     assert set(Counter(units.all_sources).values()) == {factor}
     assert units.is_even
 
 
 def test_uneven_random_maps_copy_some_units_more_often():
-    units = Arrangement("random").of("ffn", 20, 2, uneven=True)
+    units = drawn_map(Axis("ffn", 20, 2, uneven=True), 20, 0)
     assert not units.is_even
     assert set(units.all_sources) == set(range(20))
 
 
 def test_random_maps_depend_on_seed_axis_and_size_alone():
     """Pinned: a checkpoint that was widened with a seed is verified by drawing its map again."""
-    units = Arrangement("random", 7).of("embed", 5, 2)
-    assert units == Arrangement("random", 7).of("embed", 5, 2)
+    embed = Axis("embed", None, 2)
+    units = drawn_map(embed, 5, 7)
+    assert units == drawn_map(embed, 5, 7)
     assert units.all_sources[5:] == (3, 2, 1, 0, 4)
-    assert units != Arrangement("random", 8).of("embed", 5, 2)
-    assert units != Arrangement("random", 7).of("ffn", 5, 2)
+    assert units != drawn_map(embed, 5, 8)
+    assert units != drawn_map(Axis("ffn", None, 2), 5, 7)
 
 
-@pytest.mark.parametrize("kind", ["interleaved", "tiled", "random", "padded"])
-def test_what_is_not_widened_is_copied_as_it_is(kind):
-    assert Axis("a", 4, 1, Arrangement(kind)).copy_map() == CopyMap(4)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_widened_is_copied_as_it_is(method):
+    assert Axis("a", 4, 1, METHODS[method]()).copy_map() == CopyMap(4)
