@@ -49,7 +49,7 @@ VARYING = {
     "digest",
     "digests",
     "sha256",
-    "xxh3_128",
+    "xxh128",
     "mupscale",
     "time",
     "created",

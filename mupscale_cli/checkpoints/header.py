@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol, TypeGuard
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError, is_printable
 
+METADATA_KEY = "mupscale"  # of the record, in the header of an output that is a single file
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _ALIGNMENT = 4096  # data starts on a page, so that any way of writing it is aligned
 _LENGTH_BYTES = 8
@@ -236,6 +237,25 @@ def pad_header(text: bytes, total: int) -> bytes:
     if len(text) > length:
         raise ValueError(f"a header of {len(text)} bytes does not fit in {length}")
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
+
+
+def said_without_record(file: Path) -> tuple[bytes, int]:
+    """What a header that holds the record says beside it, and where the data begin; nothing and 0 if it holds none.
+
+    Raises:
+        CheckpointError: the file cannot be read or has no header.
+    """
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            entries = _parse(stream.read(min(length, MAX_HEADER_BYTES)), file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    metadata = entries.get("__metadata__")
+    if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
+        return b"", 0
+    others = {key: value for key, value in metadata.items() if key != METADATA_KEY}
+    return json.dumps({**entries, "__metadata__": others}, separators=(",", ":")).encode(), _LENGTH_BYTES + length
 
 
 def replace_metadata(file: Path, metadata: Mapping[str, str]) -> None:

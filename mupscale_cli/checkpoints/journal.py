@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import TensorDigest, complete, safetensors_digest
-from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
-from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import CheckpointError
 
@@ -27,7 +25,6 @@ class FinishedShard:
         file: its name.
         digest: its hash.
         stds: the standard deviation of the noise of each of its tensors that has some.
-        sources: the hash of each tensor of the source that it was made from.
         nonfinite: how many NaNs and infinities each of those holds, those that hold some.
         overflowed: those of its tensors in which scaling made infinities.
     """
@@ -35,7 +32,6 @@ class FinishedShard:
     file: str
     digest: str
     stds: dict[str, float]
-    sources: dict[str, str]
     nonfinite: dict[str, int]
     overflowed: list[str]
 
@@ -112,38 +108,19 @@ def read_journal(directory: Path) -> Journal | None:
 
 def _finished(noted: Mapping[str, Any]) -> FinishedShard:
     shard = FinishedShard(**noted)
-    mappings = (shard.stds, shard.sources, shard.nonfinite)
+    mappings = (shard.stds, shard.nonfinite)
     if not is_file_name(shard.file) or not all(isinstance(mapping, dict) for mapping in mappings):
         raise TypeError
     return shard
 
 
-def check_finished(
-    journal: Journal, tensors: Mapping[str, StoredTensor], digests: Mapping[str, TensorDigest]
-) -> dict[str, FinishedShard]:
-    """The shards that still are what the journal says, as is what they were made from; others are removed.
-
-    Args:
-        journal: of a run that was killed.
-        tensors: the source's.
-        digests: their hashes, which are fed with what is read.
-
-    Raises:
-        CheckpointError: the source cannot be read.
-    """
-    good = {name: shard for name, shard in journal.shards.items() if _is_good(journal.directory, shard)}
-    with RowReader() as reader:
-        for name, shard in list(good.items()):
-            if any(
-                source not in tensors or complete(digests[source], tensors[source], reader).hex() != noted
-                for source, noted in shard.sources.items()
-            ):
-                del good[name]
-    return good
+def check_finished(journal: Journal) -> dict[str, FinishedShard]:
+    """The shards that still are what the journal says."""
+    return {name: shard for name, shard in journal.shards.items() if _is_good(journal.directory, shard)}
 
 
 def _is_good(directory: Path, shard: FinishedShard) -> bool:
     try:
-        return safetensors_digest(directory / shard.file) == shard.digest
+        return segments_digest(directory / shard.file) == shard.digest
     except CheckpointError:
         return False

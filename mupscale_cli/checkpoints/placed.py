@@ -12,11 +12,12 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
 
+from mupscale_cli.checkpoints.digests import SEGMENT_BYTES, segment_digest
 from mupscale_cli.checkpoints.staging import reported
 
-# Few large pages of the system's cache, but no huge ones: a virtual machine may have to get those from its host, which
-# takes back what is free of them; then writing takes up to ten times as long.
-SEGMENT_BYTES = 256 << 10
+# Segments are few large pages of the system's cache, but no huge ones: a virtual machine may have to get those from its
+# host, which takes back what is free of them; then writing takes up to ten times as long.
+# `tests/benchmarks/throughput.py` found their size and these limits.
 _MOST_SEGMENTS = 128  # that wait at once; beyond, the one that waited longest is written in parts
 _MOST_READY = 32  # that are full while another thread writes; beyond, one waits for it
 _SYNC_BYTES = 128 << 20  # that are put on the disk while others are written
@@ -34,10 +35,17 @@ class PlacedFile:
     cache, a thread of its own waits for the disk from time to time, so that less is left to wait for in the end.
 
     Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
+
+    Attributes:
+        file: where it is.
+        segments: the digest of each segment that was written whole, by its number.
+        num_bytes: how many were written.
     """
 
     def __init__(self, file: Path, mode: str) -> None:
         self.file = file
+        self.segments: dict[int, bytes] = {}
+        self.num_bytes = 0
         with reported(file):
             opener = _create_if_absent if mode == "shared" else None
             mode = "r+b" if mode == "shared" else mode
@@ -61,11 +69,17 @@ class PlacedFile:
         They may be changed afterwards. Not all of them are in the file before `sync`.
         """
         for start, some in _by_segment(position, pieces):
-            if sum(map(len, some)) == SEGMENT_BYTES and self._lock.acquire(blocking=False):
+            is_whole = sum(map(len, some)) == SEGMENT_BYTES
+            if is_whole:
+                self.segments[start // SEGMENT_BYTES] = segment_digest(some)
+            if is_whole and self._lock.acquire(blocking=False):
                 with _released(self._lock):
                     self._put(start, some)
             else:
-                self._ready.extend(self._waiting.add(start, some))
+                for segment in self._waiting.add(start, some):
+                    if segment.is_full and not is_whole:
+                        self.segments[start // SEGMENT_BYTES] = segment_digest((segment.data,))
+                    self._ready.append(segment)
             self._put_ready(most=_MOST_READY)
 
     def sync(self) -> None:
@@ -101,7 +115,9 @@ class PlacedFile:
                 self.stream.seek(position)
                 for piece in pieces:
                     _write_all(self.stream, piece)
-        self._num_unsynced += sum(map(len, pieces))
+        count = sum(map(len, pieces))
+        self.num_bytes += count
+        self._num_unsynced += count
         if self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or not self._syncing.is_alive()):
             self._num_unsynced = 0
             self._syncing = Thread(target=self._sync_some, args=(self.stream.fileno(),), daemon=True)

@@ -11,7 +11,7 @@ from typing import Any
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
-from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
@@ -74,7 +74,7 @@ class Checkpoint:
     def record(self) -> dict[str, Any] | None:
         """What `mupscale widen` noted when it made this checkpoint; None if it did not."""
         if self.is_file:
-            text = self.metadata.get("mupscale")
+            text = self.metadata.get(METADATA_KEY)
             return parse_object(text, self.path) if text else None
         file = self.path / RECORD
         return read_json(file) if file.is_file() else None

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mupscale_cli.checkpoints.digests import RowBuffer, Runs, combined, header_digest, tensor_digests
+from mupscale_cli.checkpoints.digests import Segments, segments_digest
 from mupscale_cli.checkpoints.header import encode_header
 from mupscale_cli.checkpoints.placed import PlacedFile
 from mupscale_cli.checkpoints.staging import reported
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a process has written of a file.
+
+    Attributes:
+        num_bytes: of tensor data.
+        segments: the digest of each segment that it wrote whole.
+    """
+
+    num_bytes: int
+    segments: Segments
 
 
 class ShardWriter:
@@ -19,7 +34,6 @@ class ShardWriter:
     Attributes:
         file: the file.
         is_shared: whether other processes write parts of it at the same time.
-        digests: the hash of each tensor, as far as it was written here.
     """
 
     def __init__(
@@ -33,7 +47,6 @@ class ShardWriter:
     ) -> None:
         self.file = file
         self.is_shared = is_shared
-        self.digests = tensor_digests(specs)
         header = encode_header(specs, metadata, reserve)
         self.offsets: dict[str, int] = {}
         position = len(header)
@@ -42,7 +55,6 @@ class ShardWriter:
             position += spec.num_bytes
         self._size = position
         self._header = header
-        self._specs, self._metadata = specs, metadata
         self._out: PlacedFile | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -56,34 +68,31 @@ class ShardWriter:
             if kind is None:
                 out.sync()
                 if not self.is_shared:
-                    self.check_size()
+                    self._check_size()
 
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Write pieces one after the other from a tensor's byte `start` on; from several threads at once."""
         assert self._out is not None
-        self._out.write(self.offsets[name] + start, buffer.pieces(runs))
-        self.digests[name].add(start, buffer, runs)
-
-    def check_size(self) -> None:
-        """Refuse a file that is not as long as it was planned.
-
-        Raises:
-            OutputError: something was not written.
-        """
-        if self.file.stat().st_size != self._size:
-            raise OutputError(f"`{self.file}` has not the size that was planned")
+        self._out.write(self.offsets[name] + start, pieces)
 
     @property
-    def digest(self) -> str:
-        """The hash of the file, once it is complete.
+    def written(self) -> Written:
+        """What was written here, once the context has ended."""
+        assert self._out is not None
+        return Written(self._out.num_bytes - len(self._header), self._out.segments)
+
+    def finish(self, parts: Iterable[Written]) -> str:
+        """Check the file, to which every process has written its part, and return its digest.
 
         Raises:
             OutputError: some of it was never written.
         """
-        parts = []
-        for spec in self._specs:
-            part = self.digests[spec.name].digest
-            if part is None:
-                raise OutputError(f"not all of `{spec.name}` was written to `{self.file}`")
-            parts.append(part)
-        return combined(header_digest(self._specs, self._metadata), parts)
+        parts = tuple(parts)
+        self._check_size()
+        if sum(part.num_bytes for part in parts) != self._size - len(self._header):
+            raise OutputError(f"not all of `{self.file}` was written")
+        return segments_digest(self.file, ChainMap(*(dict(part.segments) for part in parts)))
+
+    def _check_size(self) -> None:
+        if self.file.stat().st_size != self._size:
+            raise OutputError(f"`{self.file}` has not the size that was planned")

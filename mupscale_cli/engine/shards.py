@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from mupscale_cli.checkpoints.digests import DigestState, known_states, merge_states
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.checkpoints.journal import FinishedShard
-from mupscale_cli.checkpoints.writing import ShardWriter
+from mupscale_cli.checkpoints.writing import ShardWriter, Written
 from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
 from mupscale_cli.engine.ranks import ALONE, Ranks
-from mupscale_cli.engine.streaming import BLOCK_BYTES, Digests, Progress, write_tensors
+from mupscale_cli.engine.streaming import BLOCK_BYTES, Progress, write_tensors
 from mupscale_cli.plan import Shard, TensorPlan
 
 _NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise (`tests/benchmarks/noise.py`)
@@ -27,7 +26,7 @@ class Converted:
 
     Attributes:
         stds: the standard deviation of the noise of every tensor that has some.
-        digests: the hash of every shard, by its file.
+        digests: of every shard, by its file.
         nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
         overflowed: tensors in which scaling made infinities.
     """
@@ -47,7 +46,6 @@ def convert(
     reserve: int = 0,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
-    sources: Digests | None = None,
     done: Mapping[str, FinishedShard] = MappingProxyType({}),
     finished: Callable[[FinishedShard], None] = lambda _: None,
     allow_nonfinite: bool = False,
@@ -63,7 +61,6 @@ def convert(
         reserve: blank bytes to leave in each header.
         progress: called with the bytes of tensor data just written.
         block_bytes: size of a block of the output; memory is a few times that.
-        sources: hashes of the source's tensors, to be fed with what is read.
         done: shards that are there already.
         finished: called with each shard when it is on the disk.
         allow_nonfinite: copy NaNs and infinities, and count them.
@@ -98,26 +95,23 @@ def convert(
                 writer,
                 progress=progress,
                 block_bytes=block_bytes,
-                sources=sources,
                 nonfinite=nonfinite,
                 part=range(low, high),
             )
         if is_whole:
-            whole.append(_finished(shard, writer, stds, nonfinite, sources or {}))
+            whole.append(_finished(shard, writer, [_Part(writer.written, stds, nonfinite.found)]))
             finished(whole[-1])
         else:
-            parts[shard.file] = _Part(known_states(writer.digests), stds, nonfinite.found)
-    told = ranks.gather(_Told(whole, parts, {} if ranks.is_alone else known_states(sources or {})))
+            parts[shard.file] = _Part(writer.written, stds, nonfinite.found)
+    told = ranks.gather(_Told(whole, parts))
     if not ranks.is_first:
         return None
-    for one in told:
-        merge_states(sources or {}, one.sources)
     known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
     for shard in todo:
         if shard.file not in known:
             writer = _writer(shard, directory, metadata, reserve, is_shared=True)
             some = [one.parts[shard.file] for one in told if shard.file in one.parts]
-            known[shard.file] = _put_together(shard, writer, some, sources or {})
+            known[shard.file] = _finished(shard, writer, some)
             finished(known[shard.file])
     return _converted([known[shard.file] for shard in shards])
 
@@ -143,18 +137,17 @@ def share_of(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
 class _Part:
     """What one process knows of a file of which it wrote a part."""
 
-    digests: dict[str, DigestState]
+    written: Written
     stds: dict[str, float]
     nonfinite: NonFiniteFound
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What a process tells the first one: files that it wrote alone, parts of others, and hashes of what it read."""
+    """What a process tells the first one: files that it wrote alone, and parts of others."""
 
     whole: list[FinishedShard]
     parts: dict[str, _Part]
-    sources: dict[str, DigestState]
 
 
 def _writer(
@@ -164,24 +157,14 @@ def _writer(
     return ShardWriter(directory / shard.file, specs, metadata, reserve, is_shared=is_shared)
 
 
-def _finished(
-    shard: Shard, writer: ShardWriter, stds: dict[str, float], nonfinite: NonFinite, sources: Digests
-) -> FinishedShard:
-    taken = {tensor.source.name: sources.get(tensor.source.name) for tensor in shard.tensors}
-    read = {name: digest.digest.hex() for name, digest in taken.items() if digest and digest.digest}
-    return FinishedShard(shard.file, writer.digest, stds, read, nonfinite.counts, nonfinite.overflowed)
-
-
-def _put_together(shard: Shard, writer: ShardWriter, parts: Sequence[_Part], sources: Digests) -> FinishedShard:
-    """A file that several processes wrote."""
+def _finished(shard: Shard, writer: ShardWriter, parts: Sequence[_Part]) -> FinishedShard:
+    """A file of which each process that worked on it wrote a part."""
     nonfinite = NonFinite(is_allowed=True)
-    stds: dict[str, float] = {}
     for part in parts:
-        merge_states(writer.digests, part.digests)
-        stds |= part.stds
         nonfinite.merge(part.nonfinite)
-    writer.check_size()
-    return _finished(shard, writer, stds, nonfinite, sources)
+    digest = writer.finish(part.written for part in parts)
+    stds = {name: std for part in parts for name, std in part.stds.items()}
+    return FinishedShard(shard.file, digest, stds, nonfinite.counts, nonfinite.overflowed)
 
 
 def _converted(shards: Sequence[FinishedShard]) -> Converted:

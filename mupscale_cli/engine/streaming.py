@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 
-from mupscale_cli.checkpoints.digests import LEAF_BYTES, RowBuffer, Runs, TensorDigest
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
@@ -31,16 +30,16 @@ from mupscale_cli.plan.dims import DimMap, Strip, keep_dims
 class Writer(Protocol):
     """Something that takes the bytes of tensors at their places, from several threads."""
 
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Take consecutive runs of a buffer, of which some may overlap, as a tensor's bytes from `start` on."""
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Take pieces, one after the other, as a tensor's bytes from `start` on; the same may come several times."""
 
 
 # Found with `tests/benchmarks/throughput.py` and, for noise, `tests/benchmarks/noise.py`.
 BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
+_SHORT_ROW = 1 << 10  # bytes; such rows are expanded for each of their places
 _SHORT_RUN = 1 << 14  # bytes of neighbouring rows that are handed to the system by themselves
 _NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller
 Progress = Callable[[int], None]
-Digests = Mapping[str, TensorDigest]
 (_ONE_ROW,) = keep_dims((1,))
 
 
@@ -51,7 +50,6 @@ def write_tensors(
     *,
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
-    sources: Digests | None = None,
     nonfinite: NonFinite | None = None,
     part: range | None = None,
 ) -> dict[str, float]:
@@ -63,7 +61,6 @@ def write_tensors(
         writer: takes the bytes.
         progress: called with the bytes just written.
         block_bytes: size of a block of the output.
-        sources: hashes of the source's tensors, to be fed with what is read.
         nonfinite: takes note of NaNs and infinities; they are refused if not given.
         part: of the bytes of all these tensors together, those blocks that begin there; everything if not given.
 
@@ -78,7 +75,7 @@ def write_tensors(
     work = _Work(stored, writer, progress, nonfinite)
     noises: dict[str, _TensorNoise] = {}
     with ExitStack() as stack:
-        rooms = [_Room(stack.enter_context(RowReader()), sources or {}) for _ in range(num_workers())]
+        rooms = [_Room(stack.enter_context(RowReader())) for _ in range(num_workers())]
         jobs = _jobs(_Needed.of(tensors, part), block_bytes, noises, ahead=len(rooms))
         work_through(jobs, [partial(_do, room=room, work=work) for room in rooms])
     return {name: noise.std for name, noise in noises.items()}
@@ -138,9 +135,8 @@ class _Job:
 class _Room:
     """What one thread works with: a reader, and memory that it uses again and again."""
 
-    def __init__(self, reader: RowReader, sources: Digests) -> None:
+    def __init__(self, reader: RowReader) -> None:
         self.reader = reader
-        self.sources = sources
         self._buffers: dict[str, bytearray] = {}
 
     def blank(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> tuple[memoryview, torch.Tensor]:
@@ -151,17 +147,13 @@ class _Room:
         buffer = self._buffers[use]
         return memoryview(buffer)[:size], torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(*shape)
 
-    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> tuple[RowBuffer, torch.Tensor]:
+    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> tuple[memoryview, torch.Tensor]:
         """Rows of the source: their bytes, and the same as a tensor, (rows, columns)."""
         dtype = DTYPES[tensor.source.dtype]
         columns = math.prod(dim.size for dim in tensor.dims[1:])
-        first = start * columns * dtype.size
         data, rows = self.blank("source", (count, columns), element_dtype(dtype))
-        self.reader.read(stored, first, data)
-        buffer = RowBuffer(data)
-        if digest := self.sources.get(tensor.source.name):
-            digest.add(first, buffer)
-        return buffer, rows
+        self.reader.read(stored, start * columns * dtype.size, data)
+        return data, rows
 
 
 def _jobs(
@@ -205,7 +197,7 @@ def _do(job: _Job | _Measuring, *, room: _Room, work: _Work) -> None:
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
     nonfinite.note(tensor, source, block.row)
     # Writing one row twice is cheaper than making it twice; not where it is short, or no other row is like it.
-    is_plain = noise is None and row_bytes >= LEAF_BYTES
+    is_plain = noise is None and row_bytes >= _SHORT_ROW
     repeats = (without_repeats if is_plain else all_rows)(block.strips, block.num_wide_rows)
     num_shares = len(block.groups[0])
     if is_plain and num_shares == 1 and _is_kept(tensor, repeats.strips):
@@ -215,22 +207,21 @@ def _do(job: _Job | _Measuring, *, room: _Room, work: _Work) -> None:
         data, stack = room.blank("target", shape, source.dtype)
         _expand(tensor, repeats.strips, source, stack)
         nonfinite.note_overflow(tensor, source, stack)
-        buffers = _buffers(data, num_shares)
+        buffers = _shares(data, num_shares)
     if is_plain and 1 < len(repeats.runs) > block.num_wide_rows * row_bytes // _SHORT_RUN:
-        buffers = _laid_out(buffers, _order(block.strips, block.num_wide_rows), stack, room)
+        buffers = _laid_out(stack, _order(block.strips, block.num_wide_rows), room)
         repeats = all_rows(repeats.strips, block.num_wide_rows)
     for group in block.groups:
         if noise is not None:
             data, noisy = room.blank("noisy", stack.shape, stack.dtype)
             noise.add(stack, noisy, block, group)
-            buffers = _buffers(data, num_shares)
+            buffers = _shares(data, num_shares)
         for share, (place, buffer) in enumerate(zip(group, buffers, strict=True)):
             for run in place:
                 if noise is not None:
                     check_noisy(tensor, noisy[share, run.first : run.first + run.count])
-                rows = repeats.within(run.first, run.count)
-                runs = [(first * row_bytes, count * row_bytes) for first, count in rows]
-                work.writer.write(tensor.target.name, run.row * row_bytes, buffer, runs)
+                pieces = _pieces(buffer, row_bytes, repeats.within(run.first, run.count))
+                work.writer.write(tensor.target.name, run.row * row_bytes, pieces)
                 work.progress(run.count * row_bytes)
 
 
@@ -249,20 +240,27 @@ def _is_kept(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
     return is_one_to_one and tensor.scale * tensor.shrink == 1 and tensor.name_pieces == 1
 
 
-def _buffers(data: memoryview, num_shares: int) -> list[RowBuffer]:
+def _shares(data: memoryview, num_shares: int) -> list[memoryview]:
     """The rows of each share."""
     size = len(data) // num_shares
-    return [RowBuffer(data[share * size : (share + 1) * size]) for share in range(num_shares)]
+    return [data[share * size : (share + 1) * size] for share in range(num_shares)]
 
 
-def _laid_out(buffers: Sequence[RowBuffer], order: torch.Tensor, stack: torch.Tensor, room: _Room) -> list[RowBuffer]:
+def _pieces(data: memoryview, row_bytes: int, runs: Sequence[tuple[int, int]]) -> list[memoryview]:
+    """The bytes of runs of rows, each given by its first row and number of rows."""
+    pieces, last = [], None
+    for run in runs:  # there are as many as rows, most of them like the one before
+        if run != last:
+            piece, last = data[run[0] * row_bytes : sum(run) * row_bytes], run
+        pieces.append(piece)
+    return pieces
+
+
+def _laid_out(stack: torch.Tensor, order: torch.Tensor, room: _Room) -> list[memoryview]:
     """The shares of a block with all of its rows: short ones are copied faster than gathered by the system."""
-    shape = (len(stack), len(order), *stack.shape[2:])
-    data, wide = room.blank("wide", shape, stack.dtype)
+    data, wide = room.blank("wide", (len(stack), len(order), *stack.shape[2:]), stack.dtype)
     torch.index_select(stack, 1, order, out=wide)
-    return [
-        RowBuffer(each.data, (buffer, order)) for each, buffer in zip(_buffers(data, len(stack)), buffers, strict=True)
-    ]
+    return _shares(data, len(stack))
 
 
 @lru_cache(maxsize=64)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.reading import Checkpoint, own_file
 from mupscale_cli.checkpoints.staging import copy_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.finding import SCHEDULER, open_optimizer, resumed_files
-from mupscale_cli.optimizers.formats.base import WideState, Writing
+from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState, Writing
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)  # `-v` shows it
 class CarriedState:
     """An optimizer's state that is planned, and what resuming needs beside it."""
 
-    path: Path
+    source: OptimizerSource
     name: str
     state: WideState
     policy: Policy
@@ -36,7 +37,7 @@ class CarriedState:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
+        return (self.source.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
 
     def write(
         self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
@@ -55,7 +56,7 @@ class CarriedState:
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
         counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
-        hashes = {"source_digest": written.source_digest, "digest": written.digest}
+        hashes = {"source_digest": files_digest(self.source.files), "digest": written.digest}
         return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
 
 
@@ -93,4 +94,4 @@ def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shar
         beside = resumed_files(path.parent)
         scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
     limit = None if source.is_file else max_shard_bytes
-    return CarriedState(path, name, state, options.policy, beside, scheduler, options.key, limit)
+    return CarriedState(opened, name, state, options.policy, beside, scheduler, options.key, limit)

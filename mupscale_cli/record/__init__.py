@@ -1,3 +1,3 @@
 """mupscale.json and the documents of `--json`: their types, made, read and checked."""
 
-FORMAT_VERSION = 2  # of mupscale.json
+FORMAT_VERSION = 1  # of mupscale.json

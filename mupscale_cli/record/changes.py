@@ -2,79 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
+from mupscale_cli.checkpoints.digests import file_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint
-
-_HASH_BYTES = 1 << 20
 
 
 def source_resized(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     """The name of a file of the source that is not among those of the record, or has another size."""
-    files = record.get("source", {}).get("files", {})
-    config = config_file(source)
-    for file in source.files if config is None else (*source.files, config):
-        noted = files.get(file.name)
-        if noted is None or noted.get("bytes") != file.stat().st_size:
-            return str(file.name)
-    return None
+    noted = record["source"]["files"]
+    resized = (file for file in read_files(source) if noted.get(file.name, {}).get("bytes") != file.stat().st_size)
+    return next((file.name for file in resized), None)
 
 
-def source_changed(
-    record: Mapping[str, Any], source: Checkpoint, known: Mapping[str, TensorDigest] | None = None
-) -> str | None:
+def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     """The name of a file of the source that is not what it was when the record was made.
 
-    Args:
-        record: of the widening.
-        source: the narrow checkpoint.
-        known: hashes of its tensors, as far as they have been taken; what they lack is read.
+    Raises:
+        CheckpointError: one cannot be read.
     """
-    if name := source_resized(record, source):
-        return name
-    files = record.get("source", {}).get("files", {})
-    config = config_file(source)
-    for file in source.files if config is None else (*source.files, config):
-        noted = files[file.name]
-        found = safetensors_digest(file, known) if "digest" in noted else file_digest(file)["sha256"]
-        if found != noted.get("digest", noted.get("sha256")):
-            return file.name
-    return None
+    noted = record["source"]["files"]
+    changed = (file for file in read_files(source) if noted[file.name]["xxh128"] != file_digest(file))
+    return source_resized(record, source) or next((file.name for file in changed), None)
 
 
 def output_changed(record: Mapping[str, Any], wide: Checkpoint) -> str | None:
-    """The name of a file of the output that is not what was written; None too where the record says nothing of it."""
-    files = record.get("written", {})
-    if not files:
-        return None
+    """The name of a file of the output that is not what was written.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    digests = {name: noted["digest"] for name, noted in record["written"].items()}
+    files = {file.name: file for file in wide.files}
     if wide.is_file:  # whatever it is called by now
-        noted, *others = files.values()
-        return None if not others and noted["digest"] == safetensors_digest(wide.path) else str(wide.path.name)
-    by_name = {file.name: file for file in wide.files}
-    if by_name.keys() != files.keys():
-        return str(min(by_name.keys() ^ files.keys()))
-    for name, noted in files.items():
-        if safetensors_digest(by_name[name]) != noted["digest"]:
-            return str(name)
-    return None
+        files = dict.fromkeys(digests, wide.path) if len(digests) == 1 else files
+    if files.keys() != digests.keys():
+        return min(files.keys() ^ digests.keys())
+    return next((file.name for name, file in files.items() if segments_digest(file) != digests[name]), None)
 
 
-def config_file(source: Checkpoint) -> Path | None:
-    """The config.json of a checkpoint, if it has one."""
+def read_files(source: Checkpoint) -> tuple[Path, ...]:
+    """The files of a checkpoint that an output is made from: its weights and, in a folder, its config.json."""
     config = source.path / CONFIG
-    return config if config.is_file() else None
-
-
-def file_digest(file: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_HASH_BYTES)
-    with open(file, "rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return (*source.files, config) if config.is_file() else source.files

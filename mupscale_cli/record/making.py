@@ -6,19 +6,17 @@ The record is a function of input, recipe and factors: no dates, no absolute pat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import TensorDigest, safetensors_digest
+from mupscale_cli.checkpoints.digests import file_digest
+from mupscale_cli.checkpoints.hub.ids import stated_sha256
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.record import FORMAT_VERSION
-from mupscale_cli.record.changes import config_file, file_digest
-
-METADATA_KEY = "mupscale"
-_BLANK = "0" * 64
+from mupscale_cli.record.changes import read_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,33 @@ class Origin:
     recipe: str | None = None
 
 
-def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) -> dict[str, Any]:
-    """The record of a widening, before its verification and with blanks for the hashes of its files.
+def noted_files(
+    source: Checkpoint, progress: Callable[[int], None] = lambda _: None, *, is_remote: bool = False
+) -> dict[str, dict[str, Any]]:
+    """What the record says of a narrow checkpoint's files; reads all of them to hash them.
+
+    Args:
+        source: the narrow checkpoint.
+        progress: called with the bytes just hashed.
+        is_remote: whether it is a model of the Hub, in the Hub's cache.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    noted = {}
+    for file in read_files(source):
+        noted[file.name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
+        if is_remote and (stated := stated_sha256(file)):
+            noted[file.name]["sha256"] = stated
+    return noted
+
+
+def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Origin, version: str) -> dict[str, Any]:
+    """The record of a widening before anything is written.
 
     Args:
         plan: what was done.
-        source: the narrow checkpoint.
+        files: what `noted_files` says of the narrow checkpoint.
         origin: what `verify` finds it by.
         version: of mupscale.
     """
@@ -53,8 +72,8 @@ def make_record(plan: Plan, source: Checkpoint, origin: Origin, version: str) ->
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
-        "source": {**where, "files": _source_files(source)},
-        "written": {shard.file: {"digest": _BLANK} for shard in plan.shards},
+        "source": {**where, "files": files},
+        "written": {},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
@@ -89,33 +108,6 @@ def _shared(plan: Plan) -> dict[str, str]:
     present = {tensor.target.name for tensor in plan.tensors}
     pairs = plan.recipe.aliases.items()
     return {name: other for name, other in pairs if name not in present and other in present}
-
-
-def _source_files(source: Checkpoint) -> dict[str, dict[str, Any]]:
-    files = {file.name: {"bytes": file.stat().st_size, "digest": _BLANK} for file in source.files}
-    config = config_file(source)
-    return files if config is None else {**files, config.name: file_digest(config)}
-
-
-def with_digests(
-    record: Mapping[str, Any], source: Checkpoint, known: Mapping[str, TensorDigest], outputs: Mapping[str, str]
-) -> dict[str, Any]:
-    """A record with the hashes of its files, of the length of what stood there.
-
-    Args:
-        record: what `make_record` made.
-        source: the narrow checkpoint.
-        known: hashes of its tensors; what they lack is read.
-        outputs: the hash of every shard.
-
-    Raises:
-        CheckpointError: the source changed meanwhile.
-    """
-    files = dict(record["source"]["files"])
-    for file in source.files:
-        files[file.name] = {**files[file.name], "digest": safetensors_digest(file, known)}
-    shards = {name: {"digest": digest} for name, digest in outputs.items()}
-    return {**record, "source": {**record["source"], "files": files}, "written": shards}
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:

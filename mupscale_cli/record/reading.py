@@ -58,13 +58,13 @@ def recorded_noise(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_record(record: Mapping[str, Any], file: Path) -> None:
-    """Refuse a record of a later format, or one that lacks what every command reads of it.
+    """Refuse a record of another format, or one that lacks what every command reads of it.
 
     Raises:
         CheckpointError: this version cannot know what it says, or it is damaged.
     """
     version = record.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
             f"the record of `{file}` has format {version!r}, this mupscale reads up to {FORMAT_VERSION}",
             hint="upgrade mupscale",
@@ -72,9 +72,9 @@ def check_record(record: Mapping[str, Any], file: Path) -> None:
     source, recipe, axes = record.get("source"), record.get("recipe"), record.get("axes")
     is_whole = (
         isinstance(source, dict)
-        and _is_files(source.get("files"))
+        and _is_files(source.get("files"), "xxh128")
         and (_is_path(source.get("path")) or all(isinstance(source.get(key), str) for key in ("repo", "revision")))
-        and _is_files(record.get("written", {}))
+        and _is_files(record.get("written"), "digest")
         and isinstance(recipe, dict)
         and isinstance(recipe.get("name"), str)
         and ("file" not in recipe or _is_path(recipe["file"]))
@@ -88,11 +88,10 @@ def check_record(record: Mapping[str, Any], file: Path) -> None:
         raise CheckpointError(f"the record of `{file}` is damaged", hint="widen the source again")
 
 
-def _is_files(value: Any) -> bool:
-    """Whether it says something of files by their names."""
-    if not isinstance(value, dict) or not all(isinstance(noted, dict) for noted in value.values()):
-        return False
-    return all(isinstance(noted.get("digest", noted.get("sha256")), str) for noted in value.values())
+def _is_files(value: Any, digest: str) -> bool:
+    """Whether it has a digest of files by their names."""
+    noted = value.values() if isinstance(value, dict) else (None,)
+    return all(isinstance(file, dict) and isinstance(file.get(digest), str) for file in noted)
 
 
 def _is_path(value: Any) -> bool:
@@ -108,7 +107,9 @@ def carried_state(record: Mapping[str, Any]) -> dict[str, Any] | None:
     state: dict[str, Any] | None = record.get("optimizer_state")
     if not state:
         return None
-    if not is_file_name(state.get("file")) or not isinstance(state.get("policy"), str):
+    if not is_file_name(state.get("file")) or not all(
+        isinstance(state.get(key), str) for key in ("policy", "source_digest", "digest")
+    ):
         raise CheckpointError("the record of the optimizer's state is damaged", hint="widen the source again")
     return state
 

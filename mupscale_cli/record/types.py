@@ -98,21 +98,15 @@ class Perturbation(TypedDict):
     seed: Annotated[Seed, "Of the noise."]
 
 
-class WeightFile(TypedDict):
-    """A safetensors file of the source."""
+class SourceFile(TypedDict):
+    """A file of the source."""
 
     bytes: Annotated[Count, "Size."]
-    digest: Annotated[Hash, "Over its header and tensors."]
+    xxh128: Annotated[Hash, "XXH3-128 of the file, as `xxhsum -H2` prints it."]
+    sha256: NotRequired[Annotated[Hash, "The SHA-256 that the Hub states of a large file."]]
 
 
-class OtherFile(TypedDict):
-    """Another file of the source."""
-
-    bytes: Annotated[Count, "Size."]
-    sha256: Annotated[Hash, "Of its content."]
-
-
-SourceFiles = Annotated[dict[str, Union[WeightFile, OtherFile]], "Every file, by name."]
+SourceFiles = Annotated[dict[str, SourceFile], "Every file, by name."]
 
 
 class LocalSource(TypedDict):
@@ -133,7 +127,7 @@ class HubSource(TypedDict):
 class Written(TypedDict):
     """A weight file that was written."""
 
-    digest: Annotated[Hash, "Over header and tensors."]
+    digest: Annotated[Hash, "XXH3-128 of the XXH3-128 of each 256 KiB; `mupscale help formats` has the details."]
 
 
 class RecipeUsed(TypedDict):
@@ -153,8 +147,8 @@ class OptimizerState(TypedDict):
     policy: Annotated[Literal["copy", "reset-new", "reset"], "What copies were given."]
     copied: NotRequired[Annotated[list[str], "Entries of the file that were copied as they are."]]
     nonfinite: NotRequired[Annotated[dict[str, int], "How many elements are NaN or infinite, of each tensor."]]
-    source_digest: Annotated[Hash, "Of the tensors of the narrow state, taken while they were read."]
-    digest: Annotated[Hash, "Of the tensors that were written."]
+    source_digest: Annotated[Hash, "XXH3-128 of the narrow state, as `xxhsum -H2` prints it where it is one file."]
+    digest: Annotated[Hash, "Of the state that was written, by the rule of `written`."]
 
 
 class Comparison(TypedDict):

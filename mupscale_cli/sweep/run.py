@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoints.digests import file_digest
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.plan.perturbation import Perturbation
-from mupscale_cli.record.changes import file_digest
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
 from mupscale_cli.sweep.grid import Point
@@ -147,7 +147,7 @@ def _prepare(settings: Sweep, events: Events) -> Study:
 
 def _content(settings: Sweep, source: Checkpoint) -> dict[str, Any]:
     """What tells whether checkpoint and data are still the same; a checkpoint is trained on under the same name."""
-    found: dict[str, Any] = {file.name: file_digest(file)["sha256"] for file in source.files}
+    found: dict[str, Any] = {file.name: file_digest(file) for file in source.files}
     if settings.data is not None and settings.data.is_file():
         found[settings.data.name] = f"{settings.data.stat().st_size} bytes"  # it may be larger than a disk reads soon
     return found

@@ -69,7 +69,7 @@ def _origin(record: Mapping[str, Any], name: str) -> str:
     if "repo" in source:
         base = f"[`{source['repo']}`](https://huggingface.co/{source['repo']}) (commit `{source['revision']}`)"
     else:
-        base = "a checkpoint that `mupscale.json` identifies by its SHA-256 sums"
+        base = "a checkpoint that `mupscale.json` identifies by its digests"
     version = record.get("mupscale_version", "")
     return f"`{name}` is {base}, widened by mupscale {version} without any training."
 
@@ -179,7 +179,7 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
 def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:
     yield f"```sh\n{reproducing_command(record, name)}\n```"
     if "repo" not in record["source"]:
-        yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose SHA-256 sums `mupscale.json` lists."
+        yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose digests `mupscale.json` lists."
     if "file" in record["recipe"]:
         yield "The recipe is a separate file; `mupscale.json` contains its SHA-256."
 

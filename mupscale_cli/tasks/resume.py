@@ -75,9 +75,9 @@ def _continued(staging: Staging, wanted: str) -> Journal | None:
 
 
 def _drop_changed(journal: Journal, output: Output, events: Events) -> None:
-    """Keep only the finished shards that still are what the journal says, as is what they were made from."""
+    """Keep only the finished shards that still are what the journal says."""
     events.phase("checking what is finished", 0)
-    done = check_finished(journal, output.source.tensors, output.digests)
+    done = check_finished(journal)
     events.note(_kept_text(len(done), len(journal.shards), len(output.plan.shards)))
     for name in journal.shards.keys() - done.keys():
         del journal.shards[name]

@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import tensor_digests
-from mupscale_cli.checkpoints.header import read_header
+from mupscale_cli.checkpoints.digests import files_digest
+from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
-from mupscale_cli.optimizers.formats.base import read_digest
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
-from mupscale_cli.record.making import METADATA_KEY
 from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise, state_path
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
@@ -100,14 +98,11 @@ def verify_weights(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    again = plan_again(wide, narrow, recipe, with_state=True, hashed=False)
+    again = plan_again(wide, narrow, recipe, with_state=True)
 
     state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
     events.phase("comparing", again.plan.num_bytes)
-    read = tensor_digests(again.narrow.specs)
-    found = check_weights(again.narrow, again.wide, again.plan, events.advance, read, processes)
-    if changed := source_changed(again.record, again.narrow, read):
-        raise _other_source(changed, again.narrow, wide)
+    found = check_weights(again.narrow, again.wide, again.plan, events.advance, processes)
     if isinstance(state, Path):
         return replace(found, state=_check_state(again, state, events, processes, allow_pickle=allow_pickle))
     return replace(found, without_state=state)
@@ -143,15 +138,13 @@ def _check_state(
         return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
     narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
     wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
-    planned = narrow.widen(again.plan, carried["policy"])
-    events.phase("comparing the optimizer's state", planned.num_bytes)
-    read = tensor_digests(tensor.source for tensor in planned.tensors)
-    found = check_state(planned, wide, events.advance, read, processes)
-    if carried.get("source_digest") not in (None, read_digest(narrow.stored, read)):
+    if carried["source_digest"] != files_digest(narrow.files):
         raise CheckpointError(
             f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with", hint=_OTHER_SOURCE
         )
-    return found
+    planned = narrow.widen(again.plan, carried["policy"])
+    events.phase("comparing the optimizer's state", planned.num_bytes)
+    return check_state(planned, wide, events.advance, processes)
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.digests import tensor_digests
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
-from mupscale_cli.checkpoints.header import replace_metadata
+from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, exists_already, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.making import METADATA_KEY, make_record
+from mupscale_cli.record.changes import read_files
+from mupscale_cli.record.making import make_record, noted_files
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.resume import resumable
@@ -96,7 +96,8 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     target = output_path(source, call)
     if not source.is_here:  # what can be refused by the headers is refused before anything is downloaded
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
-    output = _planned(source.fetched(call.state), plan, target, call)
+    source = source.fetched(call.state)
+    output = _planned(source.checkpoint, plan, call)
     check_output(
         target,
         output.source.path,
@@ -105,17 +106,23 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     )
     if output.source.is_file and not call.overwrite and (config := beside(target, CONFIG)).exists():
         raise exists_already(config)
+    files = call.ranks.broadcast(_hashed(source, call.events) if call.ranks.is_first else None)
+    output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
     return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left)
 
 
-def _planned(source: Source, plan: Plan, target: Path, options: WidenOptions) -> Output:
-    """Gather what is to be written, and what is known of it before."""
+def _planned(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
+    """Gather what is to be written."""
+    carried = plan_carried(options.state, source, plan, options.max_shard_size)
+    return Output(plan, source, carried, source.carried_files, options.allow_nonfinite)
+
+
+def _hashed(source: Source, events: Events) -> dict[str, dict[str, Any]]:
+    """Hash the files that the output is made from."""
     found = source.checkpoint
-    carried = plan_carried(options.state, found, plan, options.max_shard_size)
-    record = make_record(plan, found, source.origin(target, plan.recipe), __version__)
-    digests = tensor_digests(found.specs)
-    return Output(plan, found, carried, found.carried_files, record, digests, options.allow_nonfinite)
+    events.phase("hashing the source", sum(file.stat().st_size for file in read_files(found)))
+    return noted_files(found, events.advance, is_remote=source.remote is not None)
 
 
 class _Outcome(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import TensorDigest
+from mupscale_cli.checkpoints.header import METADATA_KEY
 from mupscale_cli.checkpoints.journal import Journal, journal_name
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.events import SILENT, Events
@@ -16,7 +16,6 @@ from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.plan import Plan
-from mupscale_cli.record.making import METADATA_KEY, with_digests
 
 _RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
@@ -31,18 +30,16 @@ class Output:
         source: the checkpoint that they are made from.
         carried: the optimizer's state that goes along, None where there is none.
         companions: further files of the source that are copied.
-        record: the content of mupscale.json as far as it is known before anything is written.
-        digests: hashes of the source's tensors, fed with what is read.
         allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
+        record: the content of mupscale.json as far as it is known before anything is written.
     """
 
     plan: Plan
     source: Checkpoint
     carried: CarriedState | None
     companions: tuple[Path, ...]
-    record: dict[str, Any]
-    digests: Mapping[str, TensorDigest]
     allow_nonfinite: bool
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -116,7 +113,6 @@ def _write_part(output: Output, journal: Journal, events: Events, ranks: Ranks, 
         journal.directory,
         metadata=metadata,
         progress=events.advance,
-        sources=output.digests,
         reserve=_record_reserve(output) if source.is_file else 0,
         done=journal.shards,
         finished=own.note,
@@ -131,7 +127,8 @@ def _write_part(output: Output, journal: Journal, events: Events, ranks: Ranks, 
     if converted is None:
         return None
     return {
-        **with_digests(output.record, source, output.digests, converted.digests),
+        **output.record,
+        "written": {file: {"digest": digest} for file, digest in converted.digests.items()},
         "noise": converted.stds,
         "nonfinite": converted.nonfinite,
         "overflowed": list(converted.overflowed),

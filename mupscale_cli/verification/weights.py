@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.digests import DigestState, RowBuffer, Runs, known_states, merge_states
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
@@ -22,7 +21,7 @@ from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.processes import Forks, forked, worthwhile
 from mupscale_cli.engine.shards import convert, share_of
-from mupscale_cli.engine.streaming import Digests, write_tensors
+from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
 from mupscale_cli.optimizers.nested import Place, place_name
@@ -39,7 +38,6 @@ def check_weights(
     wide: Checkpoint,
     plan: Plan,
     progress: Progress = lambda _: None,
-    sources: Digests | None = None,
     processes: int | None = 1,
 ) -> WeightsCheck:
     """Widen again, and compare every byte with what is stored instead of writing it.
@@ -49,20 +47,18 @@ def check_weights(
         wide: what it was widened to.
         plan: how.
         progress: called with the bytes of tensor data just compared.
-        sources: hashes of the source's tensors, to be fed with what is read.
         processes: how many of this machine share the work, as for `widen`.
 
     Raises:
         CheckpointError: the source cannot be read.
     """
-    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, sources, processes)
+    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, processes)
 
 
 def check_state(
     planned: WideState,
     wide: OptimizerSource,
     progress: Progress = lambda _: None,
-    sources: Digests | None = None,
     processes: int | None = 1,
 ) -> WeightsCheck:
     """Widen an optimizer's state again, and compare every byte and every setting with what is stored.
@@ -71,13 +67,12 @@ def check_state(
         planned: the state that the narrow one becomes.
         wide: what was stored.
         progress: called with the bytes of tensor data just compared.
-        sources: hashes of the source's tensors, to be fed with what is read.
         processes: how many of this machine share the work, as for `widen`.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    found = _check(planned.tensors, planned.stored, wide.stored, progress, sources, processes)
+    found = _check(planned.tensors, planned.stored, wide.stored, progress, processes)
     settings = _other_settings(planned.content, wide.content) if planned.content is not None else ()
     return replace(found, differences=(*found.differences, *settings))
 
@@ -87,7 +82,6 @@ def _check(
     narrow: Mapping[str, Stored],
     wide: Mapping[str, Stored],
     progress: Progress,
-    sources: Digests | None,
     processes: int | None,
 ) -> WeightsCheck:
     planned = {tensor.target.name: tensor for tensor in tensors}
@@ -107,8 +101,7 @@ def _check(
     num_bytes = sum(tensor.target.num_bytes for tensor in known)
     first: dict[str, int] = {}
     with forked(processes or worthwhile(num_bytes), progress) as forks:
-        for differing, read in forks.gather(_compared(known, narrow, wide, sources or {}, forks)):
-            merge_states(sources or {}, read)
+        for differing in forks.gather(_compared(known, narrow, wide, forks)):
             for name, place in differing.items():
                 first[name] = min(place, first.get(name, place))
     differences += [_described(planned[name], place) for name, place in first.items()]
@@ -119,17 +112,14 @@ def _compared(
     tensors: Sequence[TensorPlan],
     narrow: Mapping[str, Stored],
     wide: Mapping[str, Stored],
-    sources: Digests,
     forks: Forks,
-) -> tuple[dict[str, int], dict[str, DigestState]]:
-    """Of one process's part: the first byte of each tensor that differs, and what is known of hashes of the source."""
+) -> dict[str, int]:
+    """The first byte of each tensor that differs, in one process's part."""
     allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
     part = range(*share_of(tensors, forks))
     with _Comparing(wide) as comparing:
-        write_tensors(
-            tensors, narrow, comparing, progress=forks.advance, sources=sources, nonfinite=allowing, part=part
-        )
-    return comparing.first, {} if forks.is_alone else known_states(sources)
+        write_tensors(tensors, narrow, comparing, progress=forks.advance, nonfinite=allowing, part=part)
+    return comparing.first
 
 
 class _Comparing:
@@ -152,9 +142,9 @@ class _Comparing:
     def __exit__(self, *_: object) -> None:
         self._readers.close()
 
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Compare consecutive runs of a buffer with a tensor's bytes from `start` on."""
-        planned = b"".join(buffer.pieces(runs))
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Compare pieces, one after the other, with a tensor's bytes from `start` on."""
+        planned = b"".join(pieces)
         found = self._read(name, start, len(planned))
         if found != planned:
             place = start + next(i for i, (a, b) in enumerate(zip(found, planned, strict=True)) if a != b)

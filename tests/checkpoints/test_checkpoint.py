@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from mupscale_cli.checkpoints.digests import RowBuffer
 from mupscale_cli.checkpoints.header import encode_header, read_header, replace_metadata
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
@@ -176,10 +175,10 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
 def test_a_shard_must_have_its_planned_size(tmp_path):
     specs = (TensorSpec("a", "F32", (2,)),)
     with pytest.raises(OutputError, match="size"), ShardWriter(tmp_path / "x", specs, {}) as writer:
-        writer.write("a", 0, RowBuffer(memoryview(b"1234")), ((0, 4),))
+        writer.write("a", 0, (memoryview(b"1234"),))
     with ShardWriter(tmp_path / "y.safetensors", specs, {"format": "pt"}) as writer:
-        writer.write("a", 4, RowBuffer(memoryview(torch.tensor([2.0]).numpy()).cast("B")), ((0, 4),))
-        writer.write("a", 0, RowBuffer(memoryview(torch.tensor([1.0]).numpy()).cast("B")), ((0, 4),))
+        writer.write("a", 4, (memoryview(torch.tensor([2.0]).numpy()).cast("B"),))
+        writer.write("a", 0, (memoryview(torch.tensor([1.0]).numpy()).cast("B"),))
     assert load_file(tmp_path / "y.safetensors")["a"].tolist() == [1.0, 2.0]
 
 

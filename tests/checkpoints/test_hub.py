@@ -1,5 +1,6 @@
 """Checkpoints on the Hub: read by their headers, downloaded, and what goes wrong there, with the real client."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -68,6 +69,12 @@ def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_pa
     wanted = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
     assert {file.name for file in cached.iterdir()} == wanted
     wide = tmp_path / "tiny-x2"
+    files = json.loads((wide / "mupscale.json").read_text())["source"]["files"]
+    stated = hashlib.sha256((cached / "model.safetensors").read_bytes()).hexdigest()
+    assert {name: file.get("sha256") for name, file in files.items()} == {
+        "model.safetensors": stated,
+        "config.json": None,
+    }
     assert (wide / "tokenizer.json").is_file()
     record = json.loads((wide / "mupscale.json").read_text())
     assert {key: record["source"][key] for key in ("repo", "revision")} == {"repo": "org/tiny", "revision": commit}

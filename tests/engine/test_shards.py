@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import save_model
-from mupscale_cli.checkpoints.digests import safetensors_digest
+from mupscale_cli.checkpoints.digests import file_digest
 from mupscale_cli.engine.shards import convert
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
@@ -48,7 +48,7 @@ def test_the_record_says_what_was_done_and_no_more(saved, tmp_path):
     record = widen(source, tmp_path / "deep" / "wide", 2, verify=False).record
     assert record["source"]["path"] == "../narrow"
     files = record["source"]["files"]
-    assert files["model.safetensors"]["digest"] == safetensors_digest(source / "model.safetensors")
+    assert files["model.safetensors"]["xxh128"] == file_digest(source / "model.safetensors")
     assert files["config.json"]["bytes"] == (source / "config.json").stat().st_size
     assert record["axes"]["kv"] == {"size": 2, "wide_size": 4, "factor": 2}
     rules = {rule["pattern"]: rule for rule in record["rules"]}

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 
 import mupscale_cli
 from helpers import mlp_tensors
-from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers import finding
-from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, read_digest
+from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from training import trained
@@ -50,8 +50,9 @@ class RawState:
     stored: Mapping[str, StoredTensor]
     content: None = None
 
-    def digest(self):
-        return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
+    @property
+    def files(self):
+        return tuple(tensor.file for tensor in self.stored.values())
 
     def load(self):
         states = {}
@@ -73,7 +74,7 @@ class RawState:
             (folder / "shapes.json").write_text(json.dumps({t.target.name: t.target.shape for t in tensors}))
             write_tensors(tensors, self.stored, RawWriter(folder), progress=how.progress)
             written = Raw().open(Opening(folder, None))
-            return StateFile(how.name, {}, self.digest(), written.digest())
+            return StateFile(how.name, {}, files_digest(written.files, segments_digest))
 
         return WideState(tensors, self.stored, write, {"format": "raw"})
 
@@ -84,10 +85,10 @@ class RawWriter:
 
     folder: Path
 
-    def write(self, name, start, buffer, runs):
+    def write(self, name, start, pieces):
         with open(self.folder / name, "r+b") as stream:
             stream.seek(start)
-            stream.writelines(buffer.pieces(runs))
+            stream.writelines(pieces)
 
 
 @pytest.fixture

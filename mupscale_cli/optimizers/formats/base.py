@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mupscale_cli.checkpoints.digests import TensorDigest, complete, tensors_digest
 from mupscale_cli.checkpoints.header import Stored
-from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import OptimizerTree
@@ -77,12 +75,9 @@ class OptimizerSource(Protocol):
     def content(self) -> Any:
         """What it holds, nested, with blank tensors; None where it holds nothing but tensors."""
 
-    def digest(self) -> str:
-        """The hash of its tensors, which reads all of them.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those that hold its tensors."""
 
     def load(self) -> OptimizerTree:
         """Load the state into memory, by the names of parameters.
@@ -127,13 +122,11 @@ class StateFile:
     Attributes:
         name: of the file or folder that it can be opened by.
         nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        source_digest: the hash of the source's tensors, of those that were read.
-        digest: that of what was written.
+        digest: of its files.
     """
 
     name: str
     nonfinite: dict[str, int]
-    source_digest: str
     digest: str
 
 
@@ -163,17 +156,3 @@ class WideState:
     def num_bytes(self) -> int:
         """Of tensor data."""
         return sum(tensor.target.num_bytes for tensor in self.tensors)
-
-
-def read_digest(stored: Mapping[str, Stored], known: Mapping[str, TensorDigest]) -> str:
-    """The hash of some tensors of a state.
-
-    Args:
-        stored: all of them, by name.
-        known: hashes of those that are hashed, as far as they have been taken; what they lack is read.
-
-    Raises:
-        CheckpointError: they cannot be read.
-    """
-    with RowReader() as reader:
-        return tensors_digest({stored[name].spec: complete(known[name], stored[name], reader) for name in known})

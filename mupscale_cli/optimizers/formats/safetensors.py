@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import files_digest, safetensors_digest, tensor_digests
+from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.formats.safetensors import merged, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, Writing, read_digest
+from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, Writing
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, Shard, split_into_shards
@@ -57,9 +57,6 @@ class SafetensorsState:
     metadata: Mapping[str, str]
     content: None = None
 
-    def digest(self) -> str:
-        return files_digest({file.name: safetensors_digest(file) for file in self.files})
-
     def load(self) -> OptimizerTree:
         from safetensors import safe_open
 
@@ -84,20 +81,19 @@ class SafetensorsState:
             stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, how.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
             shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
-            known = tensor_digests(tensor.source for tensor in tensors)
             converted = convert(
                 shards,
                 self.stored,
                 how.directory,
                 metadata=self.metadata,
                 progress=how.progress,
-                sources=known,
                 allow_nonfinite=how.allow_nonfinite,
                 ranks=how.ranks,
             )
             if converted is None:
                 return None
-            about = converted.nonfinite, read_digest(self.stored, known), files_digest(converted.digests)
+            files = (how.directory / shard.file for shard in shards)
+            about = converted.nonfinite, files_digest(files, lambda file: converted.digests[file.name])
             if len(shards) == 1:
                 return StateFile(f"{stem}.safetensors", *about)
             weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}

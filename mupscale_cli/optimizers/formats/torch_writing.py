@@ -20,16 +20,7 @@ from typing import Any
 import torch
 from torch.serialization import skip_data
 
-from mupscale_cli.checkpoints.digests import (
-    DigestState,
-    RowBuffer,
-    Runs,
-    TensorDigest,
-    known_states,
-    merge_states,
-    tensor_digests,
-    tensors_digest,
-)
+from mupscale_cli.checkpoints.digests import Segments
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.checkpoints.placed import PlacedFile
 from mupscale_cli.checkpoints.staging import reported
@@ -118,13 +109,13 @@ class ArchiveWriter:
 
     Attributes:
         blanks: where each tensor goes.
-        digests: the hash of each tensor, as far as it was written here.
+        segments: the digest of each segment of each file that was written whole here, once the file is closed.
         checksums: those of their archives, of what was written here.
     """
 
-    def __init__(self, blanks: Mapping[str, Blank], digests: Mapping[str, TensorDigest]) -> None:
+    def __init__(self, blanks: Mapping[str, Blank]) -> None:
         self.blanks = blanks
-        self.digests = digests
+        self.segments: dict[Path, Segments] = {}
         self.checksums: dict[str, Checksum] = {}
         self._open: dict[Path, PlacedFile] = {}
         self._unfinished: dict[Path, set[str]] = {}
@@ -139,18 +130,16 @@ class ArchiveWriter:
         for file in list(self._open):
             self._close(file, is_synced=kind is None)
 
-    def write(self, name: str, start: int, buffer: RowBuffer, runs: Runs) -> None:
-        """Write consecutive runs of a buffer from a tensor's byte `start` on; from several threads at once."""
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Write pieces one after the other from a tensor's byte `start` on; from several threads at once."""
         blank = self.blanks[name]
         with self._lock:
             checksum = self.checksums.setdefault(name, Checksum())
             out = self._open.get(blank.file)
             if out is None:
                 out = self._open[blank.file] = PlacedFile(blank.file, "r+b")
-        pieces = buffer.pieces(runs)
         out.write(blank.offset + start, pieces)
         checksum.add(start, pieces)
-        self.digests[name].add(start, buffer, runs)
         if checksum.of(blank.num_bytes) is not None:
             unfinished = self._unfinished[blank.file]
             with self._lock:  # two threads may both see that a tensor is complete; one of them was the last
@@ -163,6 +152,7 @@ class ArchiveWriter:
         with self._open.pop(file) as out:
             if is_synced:
                 out.sync()
+            self.segments[file] = {**self.segments.get(file, {}), **out.segments}
 
 
 @dataclass(frozen=True)
@@ -171,17 +161,16 @@ class Filled:
 
     Attributes:
         nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        digest: the hash of all tensors.
+        segments: the digest of each segment of each file that a process wrote whole.
     """
 
     nonfinite: dict[str, int]
-    digest: str
+    segments: dict[Path, Segments]
 
 
 def fill(
     tensors: Sequence[TensorPlan],
     stored: Mapping[str, Stored],
-    sources: Mapping[str, TensorDigest],
     how: Writing,
     make_blanks: Callable[[], Mapping[str, Blank]],
 ) -> Filled | None:
@@ -190,7 +179,6 @@ def fill(
     Args:
         tensors: what to write.
         stored: where the sources are, by name.
-        sources: hashes of the sources, to be fed with what is read.
         how: with which processes, and whom to tell.
         make_blanks: writes the blank files, and tells where each tensor goes.
 
@@ -206,21 +194,20 @@ def fill(
     assert blanks is not None
     part = range(*how.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
     nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
-    with ArchiveWriter(blanks, tensor_digests(tensor.target for tensor in tensors)) as writer:
-        write_tensors(tensors, stored, writer, progress=how.progress, sources=sources, nonfinite=nonfinite, part=part)
+    with ArchiveWriter(blanks) as writer:
+        write_tensors(tensors, stored, writer, progress=how.progress, nonfinite=nonfinite, part=part)
     checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
-    hashes = ({}, {}) if how.ranks.is_alone else (known_states(sources), known_states(writer.digests))
-    told = how.ranks.gather(_Told(checksums, *hashes, nonfinite.found))
+    told = how.ranks.gather(_Told(checksums, writer.segments, nonfinite.found))
     if not how.ranks.is_first:
         return None
     everything = NonFinite(is_allowed=True)
+    segments: dict[Path, Segments] = {}
     for one in told:
         everything.merge(one.nonfinite)
-        merge_states(sources, one.sources)
-        merge_states(writer.digests, one.written)
+        for file, known in one.segments.items():
+            segments[file] = {**segments.get(file, {}), **known}
     write_checksums(blanks, [one.checksums for one in told])
-    written = {tensor.target: writer.digests[tensor.target.name].digest or b"" for tensor in tensors}
-    return Filled(everything.counts, tensors_digest(written))
+    return Filled(everything.counts, segments)
 
 
 @dataclass(frozen=True)
@@ -228,8 +215,7 @@ class _Told:
     """What a process tells the first one."""
 
     checksums: Mapping[str, Stretches]
-    sources: Mapping[str, DigestState]
-    written: Mapping[str, DigestState]
+    segments: Mapping[Path, Segments]
     nonfinite: NonFiniteFound
 
 

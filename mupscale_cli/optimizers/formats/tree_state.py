@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.header import Stored
 from mupscale_cli.optimizers.content import widen_content
-from mupscale_cli.optimizers.formats.base import StateFile, WideState, Writing, read_digest
+from mupscale_cli.optimizers.formats.base import StateFile, WideState, Writing
 from mupscale_cli.optimizers.formats.torch_writing import Blank, fill
 from mupscale_cli.optimizers.nested import Place, at, place_name, walk
 from mupscale_cli.optimizers.order import names_by_order
@@ -43,8 +43,9 @@ class TreeState:
     write_blank: Callable[[Path, Any], Mapping[str, Blank]]
     load_whole: Callable[[], Any]
 
-    def digest(self) -> str:
-        return read_digest(self.stored, tensor_digests(tensor.spec for tensor in self.stored.values()))
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return _files(self.path)
 
     def load(self) -> OptimizerTree:
         return parse_tree(at(self.load_whole(), self.root), self._names)
@@ -55,11 +56,11 @@ class TreeState:
 
         def write(how: Writing) -> StateFile | None:
             path = how.directory / how.name
-            known = tensor_digests(tensor.source for tensor in wide.tensors)
-            filled = fill(wide.tensors, self.stored, known, how, lambda: self.write_blank(path, wide.content))
+            filled = fill(wide.tensors, self.stored, how, lambda: self.write_blank(path, wide.content))
             if filled is None:
                 return None
-            return StateFile(how.name, filled.nonfinite, read_digest(self.stored, known), filled.digest)
+            digest = files_digest(_files(path), lambda file: segments_digest(file, filled.segments.get(file, {})))
+            return StateFile(how.name, filled.nonfinite, digest)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         about = {"format": self.format}
@@ -67,3 +68,8 @@ class TreeState:
 
     def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
         return names_by_order(self.config, groups, states)
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """The files of a file or folder."""
+    return (path,) if path.is_file() else tuple(file for file in path.rglob("*") if file.is_file())

@@ -149,8 +149,7 @@ def _facts(record: Mapping[str, Any]) -> str:
     if state := record.get("optimizer_state"):
         rows.append(("optimizer state", f"{state['file']} ({state['policy']})"))
     for name, file in record["source"]["files"].items():
-        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else f"digest {file['digest']}"
-        rows.append(("source", f"{name}, {digest}"))
+        rows.append(("source", f"{name}, XXH3-128 {file['xxh128']}"))
     return _table(("", "what"), rows)
 
 

@@ -92,7 +92,7 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int 
     plan = plan_source(source, step.options)
     if one.target.exists():
         why = why_not_there(step, source, plan, one.target, {})
-        why = why or changed(step, source, plan, open_checkpoint(one.target))
+        why = why or changed(step, source, open_checkpoint(one.target))
         if why is None:
             _log.info("%s is complete: its digests and those of its source are what its record says", one.target)
             return _verified_before(one, step)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import tensor_digests
+from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.finding import open_optimizer
-from mupscale_cli.optimizers.formats.base import read_digest
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import carried_state, check_record, state_path
@@ -88,31 +87,31 @@ def _age(path: Path) -> float:
     return max((file.stat().st_mtime for file in files), default=0.0)
 
 
-def changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+def changed(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
     """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
     assert found.record is not None
     if source.remote is None and (name := source_changed(found.record, source.checkpoint)):
         return f"`{name}` of `{source.checkpoint.shown}` has changed"
     if name := output_changed(found.record, found):
         return f"its `{name}` has changed"
-    return _state_changed(step, source, plan, found)
+    return _state_changed(step, source, found)
 
 
-def _state_changed(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+def _state_changed(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
     carried = carried_state(found.record or {})
-    if carried is None or "digest" not in carried:
+    if carried is None:
         return None
     path = state_path(found, carried)
     key, allow_pickle = step.options.state.key, step.options.state.allow_pickle
     if not path.exists():
         return f"its `{path.name}` is gone"
-    if open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle).digest() != carried["digest"]:
+    written = open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle)
+    if files_digest(written.files, segments_digest) != carried["digest"]:
         return f"its `{path.name}` has changed"
     before = step.options.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
         state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
-        read = tensor_digests(tensor.source for tensor in state.widen(plan, step.options.state.policy).tensors)
-        if read_digest(state.stored, read) != carried.get("source_digest"):
+        if files_digest(state.files) != carried["source_digest"]:
             return f"the optimizer's state `{before}` has changed"
     return None
 
