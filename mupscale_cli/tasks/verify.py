@@ -23,9 +23,10 @@ from mupscale_cli.record.reading import carried_state, check_record, recorded_me
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
-from mupscale_cli.verification.comparing import train_checkpoints, verify_checkpoints
+from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import Verification, WeightsCheck
+from mupscale_cli.verification.steps import train_checkpoints
 from mupscale_cli.verification.weights import check_state, check_weights
 
 _log = logging.getLogger(__name__)  # `-v` shows it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.engine.memory import training_bytes
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import CopyMap
-from mupscale_cli.text import listed
 from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
 from mupscale_cli.verification.inputs import (
     BATCH,
@@ -38,12 +34,11 @@ from mupscale_cli.verification.models import (
     user_config,
 )
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, check_memory, one_device, place
+from mupscale_cli.verification.placement import Placement, place
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
-from mupscale_cli.verification.result import CannotVerify, Comparison, TrainingVerification, Verification, compare
-from mupscale_cli.verification.training import batch_loss, verify_training
+from mupscale_cli.verification.result import CannotVerify, Comparison, Verification, compare
 from mupscale_cli.verification.transformers import import_transformers
-from mupscale_cli.verification.weights import unperturbed, without_noise
+from mupscale_cli.verification.weights import unperturbed
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 _NEW_TOKENS = 8
@@ -107,7 +102,7 @@ def verify_checkpoints(
         placed.narrow,
         placed.wide,
     )
-    load, make_inputs = _reference(options, plan)
+    load, make_inputs = reference(options, plan)
     with torch.no_grad():
         model = load(narrow, dtype, placed.narrow)
         plans = planned_modules(model, plan)
@@ -160,58 +155,6 @@ def verify_checkpoints(
         return replace(result, keeps_function=plan.keeps_function, unperturbed=without)
 
 
-def train_checkpoints(
-    narrow: Checkpoint,
-    wide: Checkpoint,
-    plan: Plan,
-    options: VerifyOptions,
-    state: OptimizerTree | None = None,
-    wide_state: OptimizerTree | None = None,
-) -> TrainingVerification:
-    """Take optimizer steps on two checkpoints, in float64 and side by side, and compare them.
-
-    A perturbed model is trained without its noise, since copies that differ do not train alike.
-
-    Args:
-        narrow: the source.
-        wide: what it was widened to.
-        plan: how.
-        options: device, own model, seed, number of steps.
-        state: the narrow optimizer's, None for a fresh start of AdamW.
-        wide_state: the carried one.
-
-    Raises:
-        CannotVerify: it is not possible here.
-        VerifyError: a model cannot be built or trained.
-    """
-    if not plan.trains_alike:
-        raise CannotVerify(
-            f"a model that `{plan.method.name}` made does not train as the narrow one did"
-            + (
-                ""
-                if not plan.method.is_copying
-                else ": units were drawn unequally often along "
-                + listed(axis.name for axis in plan.axes if axis.uneven and axis.factor > 1)
-            )
-            + "; leave `--steps` away"
-        )
-    device = one_device(options.device)
-    check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
-    load, _ = _reference(options, plan)
-    plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
-    with plain as checkpoint:
-        place_at = Placement(device)
-        before, after = (load(each, torch.float64, place_at).requires_grad_() for each in (narrow, checkpoint))
-
-    def inputs(step: int) -> Inputs:
-        _, make = _reference(replace(options, seed=options.seed + step), plan)
-        return make(before, narrow).to(device, torch.float64)
-
-    loss = batch_loss(inputs, _logits, options.seed)
-    found = verify_training(before, after, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state)
-    return replace(found, without_noise=plan.perturbation is not None)
-
-
 def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:
     """What two models return. Logits are equal; hidden states, which a headless model returns, are copies.
 
@@ -247,7 +190,7 @@ def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Compari
     return (replace(inner[-1], what=f"final hidden states (`{inner[-1].what}`)"),) if inner else ()
 
 
-def _reference(
+def reference(
     options: VerifyOptions, plan: Plan
 ) -> tuple[Callable[[Checkpoint, torch.dtype, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
     """How to load a model, and how to make inputs for it."""
@@ -296,13 +239,6 @@ def _outputs(output: Any) -> dict[str, Tensor]:
     tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
     first = next((name for name, value in tensors.items() if value is main), "logits")
     return {first: main, **tensors}
-
-
-def _logits(output: Any) -> Tensor:
-    """What a loss is made of; hidden states are not it, since the wide model has more of them."""
-    if isinstance(output, Mapping) and not any("logits" in name for name in output):
-        raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
-    return output_tensor(output)
 
 
 def _generates(model: nn.Module) -> bool:
