@@ -29,12 +29,19 @@ def test_an_error_shows_line_and_caret():
     assert error.hint == "add `)`"
 
 
+def test_a_caret_ends_with_the_line():
+    text = parse_document("  name: abcd\n", "f.yaml").get("name")
+    line, caret = text.error("too long", (2, 100)).excerpt.splitlines()
+    assert line[caret.index("^") :] == "cd"
+    assert caret.count("^") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is empty"),
         ("- a\n", "expected a mapping"),
-        ("a: [1\n", "not valid YAML"),
+        ("a: [1\n", r"not valid YAML: .*expected ',' or '\]'"),
         ("a: 1\na: 2\n", "f.yaml:2: `a` stands here twice, first in line 1"),
         ("a: &x 1\nb: *x\n", "aliases"),
         ("a: !!python/object:os.system x\n", "not valid YAML|tag"),
@@ -42,7 +49,7 @@ def test_an_error_shows_line_and_caret():
         ("{a: {b: 1}: 2}", "not valid YAML|plain text"),
         ("? [a]\n: 1\n", "plain text"),
         ("a: " + "[" * 20 + "]" * 20, "nested too deeply"),
-        ("a: " + "[" * 5000, "not valid YAML|nested too deeply"),
+        ("a: " + "[" * 5000, "nested too deeply"),
         ("#" * (1 << 20) + "##\na: 1\n", "more than"),
         ("a: \x07\n", "not valid YAML"),
     ],

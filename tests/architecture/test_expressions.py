@@ -64,6 +64,13 @@ def test_arithmetic_is_that_of_python(text):
         assert evaluate(parse_expression(text), {}) == expected
 
 
+def test_numbers_stay_below_the_largest_of_64_bits():
+    expression = parse_expression("a + 1")
+    assert evaluate(expression, {"a": 2**63 - 2}) == 2**63 - 1
+    with pytest.raises(LanguageError, match="too large"):
+        evaluate(expression, {"a": 2**63 - 1})
+
+
 @pytest.mark.parametrize(
     ("text", "message", "span"),
     [
