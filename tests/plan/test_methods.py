@@ -15,7 +15,7 @@ from mupscale_cli.engine.random import noise_key
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
-from mupscale_cli.plan.methods import METHODS
+from mupscale_cli.plan.methods import METHODS, make_method
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
 from mupscale_cli.tasks.widen import widen
@@ -342,3 +342,10 @@ def test_noise_that_a_type_cannot_hold_is_told(tmp_path):
             verify=False,
         )
     assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "hint"), [("hyperclon", "did you mean `hyperclone`"), ("zzz", "known: mupscale, ")])
+def test_an_unknown_method_has_a_hint(name, hint):
+    with pytest.raises(PlanError) as error:
+        make_method(name)
+    assert hint in error.value.hint
