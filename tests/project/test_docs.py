@@ -213,7 +213,14 @@ def test_every_command_and_option_is_documented():
 
 
 def test_links_lead_somewhere():
-    for file in DOCUMENTS:
+    others = (
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "tests/experiments/README.md",
+        "tests/fuzzing/README.md",
+    )
+    for file in [*DOCUMENTS, *(ROOT / name for name in others)]:
         for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
             if not target.startswith("http"):
                 path, _, anchor = target.partition("#")
