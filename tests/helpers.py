@@ -502,16 +502,6 @@ def any_floats(dtype, count, seed):
     return values[torch.isfinite(values)]
 
 
-MLP_MODULE = """
-from torch import nn
-
-def build(config):
-    rows_columns = [config["shapes"][f"{i}.weight"] for i in (0, 2, 4)]
-    layers = [nn.Linear(columns, rows) for rows, columns in rows_columns]
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-"""
-
-
 def change_config(directory: Path, **values: Any) -> None:
     """Change some keys of the config.json of a checkpoint."""
     file = directory / "config.json"
