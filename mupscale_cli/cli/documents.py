@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.record.figures import figure
 
 if TYPE_CHECKING:
+    from mupscale_cli.record.types import Figure
     from mupscale_cli.tasks.check import Checked
 
 
@@ -110,6 +111,5 @@ def _tried_document(one: Tried) -> dict[str, Any]:
     }
 
 
-def _plain(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity."""
-    return value if value is None or math.isfinite(value) else str(value)
+def _plain(value: float | None) -> Figure | None:
+    return None if value is None else figure(value)

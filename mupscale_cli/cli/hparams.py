@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_widened
-from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.trainers import FORMS, document, render
-from mupscale_cli.record.reading import check_record
+from mupscale_cli.record.reading import read_record
 from mupscale_cli.sweep.report import Found, read_sweep
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import starred
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
 
 
 def hparams(
@@ -50,13 +52,10 @@ def hparams(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The same as YAML.")] = False,
 ) -> None:
     """Show the hyperparameters with which a widened model trains as the narrow one did."""
-    found = find_source(wide, headers_only=True).checkpoint
-    if found.record is None:
-        raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its widening")
-    check_record(found.record, found.path)
+    record = read_record(find_source(wide, headers_only=True).checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
     settings = _settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay)
-    result = hyperparameters(found.record, settings, swept.proxy if swept else {})
+    result = hyperparameters(record, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
         _print_table(result)
@@ -64,7 +63,7 @@ def hparams(
         told = {} if swept is None else {"sweep": _sweep_document(swept)}
         output.print_document("hparams", {**document(result), **told})
     else:
-        rendered = render(form, result, found.record)
+        rendered = render(form, result, record)
         print(rendered.text)  # noqa: T201 (the result, as it is)
         for missing in rendered.missing:
             output.note(f"{form}: {missing}")
@@ -72,7 +71,7 @@ def hparams(
         for warning in result.warnings:
             output.warn(warning)
     if swept is not None:
-        _tell_sweep(swept, settings, found.record)
+        _tell_sweep(swept, settings, record)
 
 
 def _settings(
@@ -120,9 +119,9 @@ def _sweep_document(swept: Found) -> dict[str, Any]:
     }
 
 
-def _tell_sweep(swept: Found, settings: Settings, record: Mapping[str, Any]) -> None:
+def _tell_sweep(swept: Found, settings: Settings, record: Record) -> None:
     """What of the sweep no group can say: the noise with which the checkpoint is to be widened."""
-    noise = record.get("perturbation") or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
+    noise = record["perturbation"] or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
     is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)
     options_text = f"--noise {swept.noise:g}" + (
         ""

@@ -17,18 +17,16 @@ def inspect(
     """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
     source = find_source(checkpoint, headers_only=True)
     found = source.checkpoint
-    if found.record is not None:
-        check_record(found.record, found.path)
+    record = None if found.record is None else check_record(found.record, found.path)
     plan = planning.describe(found, recipe)
     if tensor is not None:
-        axes = found.record["axes"] if found.record is not None else None
-        factors = {name: axis["factor"] for name, axis in axes.items()} if axes else None
+        factors = None if record is None else {name: axis["factor"] for name, axis in record["axes"].items()}
         explain.show_tensor(plan, tensor, factors, as_json=as_json)
         return
     if as_json:
         document = render.plan_document(plan, "")
         path = str(source.hub or found.path)
-        output.print_document("inspect", {**document, "output": None, "path": path, "record": found.record})
+        output.print_document("inspect", {**document, "output": None, "path": path, "record": record})
         return
     console = output.stdout()
     console.print(render.axes_table(plan))
@@ -40,5 +38,5 @@ def inspect(
         f"{output.bytes_text(found.num_bytes)} in {output.counted(len(found.files), 'file')}",
         markup=False,
     )
-    if found.record is not None:
-        console.print(render.record_text(found.record), markup=False)
+    if record is not None:
+        console.print(render.record_text(record), markup=False)

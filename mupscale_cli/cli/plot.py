@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_tensor, complete_widened
-from mupscale_cli.errors import PlanError
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Verification
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,14 +121,12 @@ def _is_document(source: str) -> bool:
     return path.is_file() and path.suffix != ".safetensors"
 
 
-def _recorded(wide: str) -> dict[str, Any]:
+def _recorded(wide: str) -> Verification | None:
     """What the last verification of a checkpoint found."""
+    from mupscale_cli.record.reading import read_record
     from mupscale_cli.tasks.source import find_source
 
-    record = find_source(wide, headers_only=True).checkpoint.record
-    if record is None:
-        raise PlanError(f"`{wide}` was not written by mupscale: it has no record of its widening")
-    return record.get("verification") or {}
+    return read_record(find_source(wide, headers_only=True).checkpoint)["verification"]
 
 
 def _check(out: Path, *, overwrite: bool) -> None:

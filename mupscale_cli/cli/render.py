@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +11,6 @@ from rich.text import Text
 
 from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
-from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
@@ -21,6 +19,8 @@ from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
 
 if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
+    from mupscale_cli.record.types import Verification as VerificationFigures
     from mupscale_cli.verification.result import TrainingVerification, Verification, WeightsCheck
 
 _SHOWN_STEPS = 6
@@ -133,33 +133,30 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
     }
 
 
-def record_text(record: Mapping[str, Any]) -> str:
+def record_text(record: Record) -> str:
     """How a widened checkpoint came to be, from its mupscale.json.
 
     Raises:
-        CheckpointError: the record is damaged.
+        PlanError: this version does not know the method.
     """
     growth = growth_text(*recorded_method(record))
-    try:
-        source = record["source"]
-        where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
-        factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
-        text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
-        return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
+    source = record["source"]
+    where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
+    factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
+    text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
+    return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
 
 
-def _verified_text(found: Mapping[str, Any] | None) -> str:
+def _verified_text(found: VerificationFigures | None) -> str:
     """What the last verification said."""
     if found is None:
         return "not verified"
-    compared = found.get("unperturbed") or found
+    compared = found["unperturbed"] or found
     worst = max(float(comparison["max_rel"]) for comparison in compared["comparisons"])
     figure = f"largest relative difference {worst:.1e} in {found['dtype']}"
     if not found["agrees"]:
         return f"its last verification FAILED, {figure}"
-    if compared is found and found.get("keeps_function") is False:
+    if compared is found and not found["keeps_function"]:
         return f"as planned another function, {figure}"
     return f"verified{' without its noise' if compared is not found else ''}, {figure}"
 

@@ -121,12 +121,12 @@ def _compared(done: Done) -> str:
     found = done.verification
     if found is None:
         return ""
-    figures = found.as_record()
-    if "comparisons" not in figures:
-        return "every byte" if found.agrees else f"{len(figures['differences'])} differ"
-    compared = figures.get("unperturbed") or figures
-    worst = max(float(comparison["max_rel"]) for comparison in compared["comparisons"])
-    return f"{worst:.1e} in {figures['dtype']}" + (" without its noise" if compared is not figures else "")
+    from mupscale_cli.verification.result import WeightsCheck  # torch is there, as something was verified
+
+    if isinstance(found, WeightsCheck):
+        return "every byte" if found.agrees else f"{len(found.differences)} differ"
+    compared = found.unperturbed or found
+    return f"{compared.max_rel:.1e} in {found.dtype}" + (" without its noise" if compared is not found else "")
 
 
 def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import split_alike
@@ -17,6 +17,9 @@ from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, is_exact, t
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import L2_DECAY, NORM_WEIGHT, OptimizerRule, optimizer_rule
 from mupscale_cli.text import listed
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Growth
 
 _MAX_NAMED = 4
 
@@ -111,7 +114,7 @@ class Hyperparameters:
 
 
 def hyperparameters(
-    record: Mapping[str, Any], settings: Settings, proxy: Mapping[str, Scaled] = MappingProxyType({})
+    record: Growth, settings: Settings, proxy: Mapping[str, Scaled] = MappingProxyType({})
 ) -> Hyperparameters:
     """Map the narrow run's hyperparameters to a widened model.
 

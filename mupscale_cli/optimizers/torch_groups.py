@@ -18,7 +18,7 @@ from mupscale_cli.optimizers.multipliers import Scaled, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import optimizer_rule
 from mupscale_cli.optimizers.state_plan import unwrapped
-from mupscale_cli.record.reading import check_record
+from mupscale_cli.record.reading import read_record
 from mupscale_cli.text import suggest
 
 Decay = Union[Literal["matrices", "all", "none"], Collection[str], Callable[[str, nn.Parameter], bool]]
@@ -84,12 +84,9 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Sca
     Raises:
         CheckpointError: the checkpoint has no record, or lacks one of the parameters.
     """
-    found = open_named(checkpoint)
-    if found.record is None:
-        raise CheckpointError(f"`{checkpoint}` was not written by mupscale: it has no record of its widening")
-    check_record(found.record, found.path)
-    tensors = {tensor.name: tensor for tensor in scaled_tensors(found.record)}
-    shared = {name: tensors[other] for name, other in found.record.get("shared", {}).items() if other in tensors}
+    record = read_record(open_named(checkpoint))
+    tensors = {tensor.name: tensor for tensor in scaled_tensors(record)}
+    shared = {name: tensors[other] for name, other in record["shared"].items() if other in tensors}
     tensors = {**shared, **tensors}
     return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,9 @@ from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.text import listed, starred, suggest
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Growth
 
 _CLIPPING = (
     "the trainer clips by the plain norm, in which copies count more or less than once; where it clips, steps differ"
@@ -66,11 +69,11 @@ def document(found: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _json(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _json(found: Hyperparameters, _record: Growth) -> Rendered:
     return Rendered(json.dumps(document(found), indent=2))
 
 
-def _yaml(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _yaml(found: Hyperparameters, _record: Growth) -> Rendered:
     return Rendered(yaml.safe_dump(document(found), sort_keys=False, width=10_000).rstrip())
 
 
@@ -84,7 +87,7 @@ def _arguments(found: Hyperparameters, group: Group) -> dict[str, Any]:
     return arguments
 
 
-def _torch(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _torch(found: Hyperparameters, _record: Growth) -> Rendered:
     name = found.rule.called.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in found.groups:
@@ -108,7 +111,7 @@ def _torch(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     return Rendered("\n".join(lines))
 
 
-def _torchtitan(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _torchtitan(found: Hyperparameters, _record: Growth) -> Rendered:
     name = found.rule.called.get("torchtitan")
     if name is None:
         known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.called))
@@ -121,7 +124,7 @@ def _torchtitan(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     return Rendered("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _nemo(found: Hyperparameters, _record: Growth) -> Rendered:
     overrides = []
     for group in found.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
@@ -139,7 +142,7 @@ def _eps(found: Hyperparameters) -> tuple[str, ...]:
     return (f"eps cannot be set for a group; the exact ones are {shown}, so take the smallest",)
 
 
-def _megatron(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
+def _megatron(found: Hyperparameters, _record: Growth) -> Rendered:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
@@ -157,7 +160,7 @@ def _megatron(found: Hyperparameters, _record: Mapping[str, Any]) -> Rendered:
     return Rendered("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
 
 
-def _base_shapes(found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
+def _base_shapes(found: Hyperparameters, record: Growth) -> Rendered:
     tensors = scaled_tensors(record)
     shapes = {
         tensor.name: [n if n != w else None for n, w in zip(tensor.shape, tensor.wide_shape, strict=True)]
@@ -180,7 +183,7 @@ def _mup_rate(tensor: Scaled) -> float:
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
 
-_RENDERERS: Mapping[str, Callable[[Hyperparameters, Mapping[str, Any]], Rendered]] = {
+_RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], Rendered]] = {
     "json": _json,
     "yaml": _yaml,
     "torch": _torch,  # parameter groups, as Python
@@ -192,7 +195,7 @@ _RENDERERS: Mapping[str, Callable[[Hyperparameters, Mapping[str, Any]], Rendered
 FORMS = ("table", *_RENDERERS)  # the table is for people
 
 
-def render(form: str, found: Hyperparameters, record: Mapping[str, Any]) -> Rendered:
+def render(form: str, found: Hyperparameters, record: Growth) -> Rendered:
     """Render hyperparameters in a trainer's form.
 
     Args:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import file_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint
 
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
 
-def source_resized(record: Mapping[str, Any], source: Checkpoint) -> str | None:
+
+def source_resized(record: Record, source: Checkpoint) -> str | None:
     """The name of a file of the source that is not among those of the record, or has another size."""
     noted = record["source"]["files"]
-    resized = (file for file in read_files(source) if noted.get(file.name, {}).get("bytes") != file.stat().st_size)
+    resized = (
+        file
+        for file in read_files(source)
+        if file.name not in noted or noted[file.name]["bytes"] != file.stat().st_size
+    )
     return next((file.name for file in resized), None)
 
 
-def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
+def source_changed(record: Record, source: Checkpoint) -> str | None:
     """The name of a file of the source that is not what it was when the record was made.
 
     Raises:
@@ -29,7 +35,7 @@ def source_changed(record: Mapping[str, Any], source: Checkpoint) -> str | None:
     return source_resized(record, source) or next((file.name for file in changed), None)
 
 
-def output_changed(record: Mapping[str, Any], wide: Checkpoint) -> str | None:
+def output_changed(record: Record, wide: Checkpoint) -> str | None:
     """The name of a file of the output that is not what was written.
 
     Raises:

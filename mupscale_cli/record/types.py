@@ -6,7 +6,7 @@ milliseconds, so what only makes a record imports it for type checking.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict, Union
+from typing import Annotated, Literal, TypedDict, Union, final
 
 from mupscale_cli.plan.methods import METHODS
 from mupscale_cli.record import FORMAT_VERSION
@@ -109,6 +109,7 @@ class SourceFile(TypedDict):
 SourceFiles = Annotated[dict[str, SourceFile], "Every file, by name."]
 
 
+@final
 class LocalSource(TypedDict):
     """A narrow checkpoint on disk."""
 
@@ -116,6 +117,7 @@ class LocalSource(TypedDict):
     files: SourceFiles
 
 
+@final
 class HubSource(TypedDict):
     """A narrow checkpoint of the Hub."""
 

@@ -6,36 +6,29 @@ The section depends only on the record and, like the record, contains no dates, 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.text import count_text, number_text, starred
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
 
 BEGIN, END = "<!-- mupscale begin -->", "<!-- mupscale end -->"
 _UNKNOWN_SOURCE = "CHECKPOINT"
 
 
-def card_section(record: Mapping[str, Any], name: str) -> str:
+def card_section(record: Record, name: str) -> str:
     """Return the section, including its markers.
 
     Args:
         record: the model's mupscale.json.
         name: the model's name without its organization.
 
-    Raises:
-        CheckpointError: the record is damaged.
     """
-    try:
-        return "\n\n".join(_paragraphs(record, name))
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"the record of the widening is damaged: {error!r}", hint="widen again") from error
-
-
-def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:
-    return [
+    paragraphs = [
         BEGIN,
         "## Widened with mupscale",
         _origin(record, name),
@@ -49,6 +42,7 @@ def _paragraphs(record: Mapping[str, Any], name: str) -> list[str]:
         *_reproduce(record, name),
         END,
     ]
+    return "\n\n".join(paragraphs)
 
 
 def with_section(text: str, section: str) -> str:
@@ -64,34 +58,30 @@ def has_section(text: str) -> bool:
     return 0 <= text.find(BEGIN) < text.find(END)
 
 
-def _origin(record: Mapping[str, Any], name: str) -> str:
+def _origin(record: Record, name: str) -> str:
     source = record["source"]
     if "repo" in source:
         base = f"[`{source['repo']}`](https://huggingface.co/{source['repo']}) (commit `{source['revision']}`)"
     else:
         base = "a checkpoint that `mupscale.json` identifies by its digests"
-    version = record.get("mupscale_version", "")
+    version = record["mupscale_version"]
     return f"`{name}` is {base}, widened by mupscale {version} without any training."
 
 
-def _axes(record: Mapping[str, Any]) -> str:
+def _axes(record: Record) -> str:
     rows = [
         (f"`{axis}`", size["size"], f"x{size['factor']}", size["wide_size"]) for axis, size in record["axes"].items()
     ]
     return _table(("axis", "before", "factor", "after"), rows)
 
 
-def _growth(record: Mapping[str, Any]) -> str:
-    lines = []
-    parameters = record.get("parameters")
-    if parameters:
-        before, after = parameters["before"], parameters["after"]
-        lines.append(
-            f"- parameters: {before:,} before, {after:,} after ({count_text(before)} to {count_text(after)}, "
-            f"x{after / before:.3g})"
-        )
-    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
-    more = [f"{key} {method[key]:g}" for key in ("seed", "shrink") if key in method]
+def _growth(record: Record) -> str:
+    before, after = record["parameters"]["before"], record["parameters"]["after"]
+    change = f"{count_text(before)} to {count_text(after)}, x{after / max(before, 1):.3g}"
+    lines = [f"- parameters: {before:,} before, {after:,} after ({change})"]
+    method, noise = record["method"], record["perturbation"]
+    more = [f"seed {method['seed']}"] if "seed" in method else []
+    more += [f"shrink {method['shrink']:g}"] if "shrink" in method else []
     lines.append(f"- method: `{method['name']}`{' (' + ', '.join(more) + ')' if more else ''}")
     if noise:
         size = f"{noise['size']:.3g} relative to {noise['scale']}"
@@ -100,44 +90,44 @@ def _growth(record: Mapping[str, Any]) -> str:
         lines.append("- perturbation: none; copies have equal gradients until noise makes them different")
     recipe = record["recipe"]
     kind = "recipe file" if "file" in recipe else "recipe"
-    lines.append(f"- {kind}: `{recipe['name']}` (sha256 `{str(recipe.get('sha256', ''))[:12]}`)")
-    if record.get("tie"):
+    lines.append(f"- {kind}: `{recipe['name']}` (sha256 `{recipe['sha256'][:12]}`)")
+    if record["tie"]:
         lines.append(f"- tied readout (it shares the embedding): `{record['tie']}`")
-    state = record.get("optimizer_state")
+    state = record["optimizer_state"]
     if state:
         lines.append(f"- optimizer state: widened (policy `{state['policy']}`)")
     return "\n".join(lines)
 
 
-def _equivalence(record: Mapping[str, Any]) -> Iterable[str]:
-    found = record.get("verification")
+def _equivalence(record: Record) -> Iterable[str]:
+    found = record["verification"]
     if found is None:
         yield "**Not verified**: the two models have not been compared. `mupscale verify` compares them."
         return
-    base = found.get("unperturbed")
-    if base is not None and not found.get("keeps_function", True):
+    base = found["unperturbed"]
+    if base is not None and not found["keeps_function"]:
         yield "The noise changes the function. These figures are for the model without its noise."
-    elif not found.get("keeps_function", True):
+    elif not found["keeps_function"]:
         yield "This method changes the function on purpose. The figures say by how much the models differ."
     shown = base or found
     yield (
         f"`mupscale verify` ran both models in {shown['dtype']} on {shown['inputs']}"
-        + (f" and compared {shown['modules_compared']} modules." if shown.get("modules_compared") else ".")
+        + (f" and compared {shown['modules_compared']} modules." if shown["modules_compared"] else ".")
     )
     rows = [(c["what"], _error(c["max_rel"]), _error(c["max_abs"])) for c in shown["comparisons"]]
-    if shown.get("worst_module"):
+    if shown["worst_module"]:
         worst = shown["worst_module"]
         rows.append((f"worst module (`{worst['what']}`)", _error(worst["max_rel"]), _error(worst["max_abs"])))
     yield _table(("compared", "largest relative difference", "largest absolute"), rows)
     lines = [f"- tolerance: {shown['tolerance']:.1e} = {shown['tolerance_reason']}"]
-    if shown.get("rounding"):
+    if shown["rounding"]:
         lines.append(
             f"- {shown['rounded_tensors']} tensors were rounded to their data type, which moves the outputs by "
             f"{_error(shown['rounding']['max_rel'])}"
         )
-    if found.get("weights"):
+    if found["weights"]:
         lines.append(f"- every byte of {found['weights']['tensors']} tensors matches source, rule and noise")
-    if found.get("training"):
+    if found["training"]:
         training = found["training"]
         lines.append(
             f"- {training['steps']} steps of {training['optimizer']} on both models: losses differ by at most "
@@ -150,7 +140,7 @@ def _error(value: float | str) -> str:
     return f"{value:.1e}" if isinstance(value, float | int) else value
 
 
-def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
+def _hyperparameters(record: Record) -> Iterable[str]:
     found = hyperparameters(record, Settings(lr=1.0, weight_decay=1.0, eps=1.0))
     yield (
         "With AdamW, the model trains as the narrow one did if each group uses the values of the narrow run multiplied "
@@ -176,7 +166,7 @@ def _hyperparameters(record: Mapping[str, Any]) -> Iterable[str]:
         yield f"Note: {warning}."
 
 
-def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:
+def _reproduce(record: Record, name: str) -> Iterable[str]:
     yield f"```sh\n{reproducing_command(record, name)}\n```"
     if "repo" not in record["source"]:
         yield f"`{_UNKNOWN_SOURCE}` is the checkpoint whose digests `mupscale.json` lists."
@@ -184,7 +174,7 @@ def _reproduce(record: Mapping[str, Any], name: str) -> Iterable[str]:
         yield "The recipe is a separate file; `mupscale.json` contains its SHA-256."
 
 
-def reproducing_command(record: Mapping[str, Any], name: str) -> str:
+def reproducing_command(record: Record, name: str) -> str:
     """Return the command line that makes the same files again.
 
     Args:
@@ -198,18 +188,18 @@ def reproducing_command(record: Mapping[str, Any], name: str) -> str:
             words += ["--axis", f"{axis}={size['factor']}"]
     # The folder belongs to the machine where the model was widened, and its separators may be those of Windows.
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
-    if record.get("tie"):
+    if record["tie"]:
         words += ["--tie", record["tie"]]
     words += _growing(record)
-    state = record.get("optimizer_state")
+    state = record["optimizer_state"]
     if state and state["policy"] != "copy":
         words += ["--optimizer-policy", state["policy"]]
     return shlex.join([*words, "-o", name])
 
 
-def _growing(record: Mapping[str, Any]) -> list[str]:
+def _growing(record: Record) -> list[str]:
     """Return the options that select method and noise."""
-    method, noise = record.get("method") or {"name": "mupscale"}, record.get("perturbation")
+    method, noise = record["method"], record["perturbation"]
     words = [] if method["name"] == "mupscale" else ["--method", method["name"]]
     if "shrink" in method:
         words += ["--shrink", repr(method["shrink"])]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.safetensors import INDEX, WEIGHTS
@@ -25,9 +24,12 @@ from mupscale_cli.checkpoints.hub.reading import read_card
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.optimizers.finding import state_names
-from mupscale_cli.record.reading import carried_state, check_record
+from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.hub_card import CardFacts, inherited_facts, make_card
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
 
 CARD = "README.md"
 
@@ -128,8 +130,9 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     inherited, problem = _source_facts(checkpoint, record)
     if problem:
         warnings.append(problem)
+    source = record["source"]
     facts = CardFacts(
-        base_model=record["source"].get("repo"),
+        base_model=None if "path" in source else source["repo"],
         library="transformers" if (checkpoint.config or {}).get("model_type") else None,
         inherited=inherited,
     )
@@ -139,15 +142,9 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     return Push(Path(wide), repository, everything, card, tuple(warnings), options)
 
 
-def _own_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    record = checkpoint.record
-    if record is None:
-        raise CheckpointError(
-            f"`{checkpoint.path}` was not written by mupscale: it has no record of its widening",
-            hint="`hf upload` publishes any folder",
-        )
-    check_record(record, checkpoint.path)
-    if (record.get("verification") or {}).get("agrees") is False:
+def _own_record(checkpoint: Checkpoint) -> Record:
+    record = read_record(checkpoint, hint="`hf upload` publishes any folder")
+    if record["verification"] and not record["verification"]["agrees"]:
         raise CheckpointError(
             f"the last verification of `{checkpoint.path}` found that it differs from its source",
             hint="`mupscale verify` shows where; a model that is not what its card says is not published",
@@ -155,20 +152,20 @@ def _own_record(checkpoint: Checkpoint) -> dict[str, Any]:
     return record
 
 
-def _warnings(record: Mapping[str, Any], repository: Repository, options: PushOptions, *, is_file: bool) -> list[str]:
+def _warnings(record: Record, repository: Repository, options: PushOptions, *, is_file: bool) -> list[str]:
     found = []
-    if not record.get("verification"):
+    if not record["verification"]:
         found.append("nobody has verified this model, and its card says so; `mupscale verify` first")
     if options.private and repository.is_private is False:
         found.append(f"`{repository.id.repo}` exists and is public; `--private` does not change that")
     if is_file and (path := record["source"].get("path", "")) != published_record(record)["source"].get("path", ""):
         found.append(f"the file's own metadata name the path of its source, `{path}`; those of a directory do not")
-    if options.with_optimizer and not record.get("optimizer_state"):
+    if options.with_optimizer and not record["optimizer_state"]:
         found.append("`--with-optimizer`: no optimizer state was widened with this model")
     return found
 
 
-def push_files(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimizer: bool) -> tuple[LocalFile, ...]:
+def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) -> tuple[LocalFile, ...]:
     """The files of a checkpoint that belong on the Hub, under the names that they have there.
 
     Args:
@@ -176,9 +173,9 @@ def push_files(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimi
         record: its mupscale.json.
         with_optimizer: the optimizer's state, and what resuming needs, as well.
     """
-    state = (carried_state(record) or {}).get("file")
+    state = record["optimizer_state"]
     local = _of_file(checkpoint) if checkpoint.is_file else _of_directory(checkpoint)
-    own = state_names(local, state) if state else ()
+    own = state_names(local, state["file"]) if state else ()
     left = () if with_optimizer else own
     kept = {
         name: path for name, path in local.items() if name not in left and (name in own or _is_model(name, checkpoint))
@@ -194,13 +191,19 @@ def push_files(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimi
     return tuple(files)
 
 
-def published_record(record: Mapping[str, Any]) -> dict[str, Any]:
+def published_record(record: Record) -> Record:
     """A record without the folders of source and recipe, which mean nothing elsewhere and are nobody's business."""
-    result = dict(record)
-    for part, key in (("source", "path"), ("recipe", "file")):
-        if key in record[part]:
-            result[part] = {**record[part], key: PurePosixPath(record[part][key].replace("\\", "/")).name}
+    result, source, recipe = record.copy(), record["source"], record["recipe"]
+    if "path" in source:
+        result["source"] = {**source, "path": _file_name(source["path"])}
+    if "file" in recipe:
+        result["recipe"] = {**recipe, "file": _file_name(recipe["file"])}
     return result
+
+
+def _file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return PurePosixPath(path.replace("\\", "/")).name
 
 
 def _of_directory(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -236,7 +239,7 @@ def _existing_card(checkpoint: Checkpoint, repository: Repository) -> str | None
     return read_card(HubId(repository.id.repo, repository.commit))
 
 
-def _source_facts(checkpoint: Checkpoint, record: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+def _source_facts(checkpoint: Checkpoint, record: Record) -> tuple[dict[str, Any], str | None]:
     """What the source's card says of licence and task, and a warning where it could not be read."""
     source = record["source"]
     if "repo" in source:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
@@ -19,7 +18,7 @@ from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
-from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise, state_path
+from mupscale_cli.record.reading import read_record, recorded_method, state_path
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
@@ -28,6 +27,9 @@ from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.result import Verification, WeightsCheck
 from mupscale_cli.verification.steps import train_checkpoints
 from mupscale_cli.verification.weights import check_state, check_weights
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import OptimizerState, Record
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
@@ -58,7 +60,8 @@ def verify(wide: str | Path, options: VerifyOptions) -> Verification:
     if options.steps:
         states = _states(again, options.optimizer, allow_pickle=options.allow_pickle)
         training = train_checkpoints(again.narrow, again.wide, again.plan, options, *states)
-        policy = (carried_state(again.record) or {}).get("policy", "copy")
+        carried = again.record["optimizer_state"]
+        policy = carried["policy"] if carried else "copy"
         if policy != "copy":
             training = replace(
                 training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
@@ -115,7 +118,7 @@ def _narrow_state(again: Again, optimizer: Path | None) -> Path | str | None:
     Raises:
         CheckpointError: it is not there.
     """
-    carried = carried_state(again.record)
+    carried = again.record["optimizer_state"]
     if carried is None:
         return None
     if optimizer == NO_STATE:
@@ -132,7 +135,7 @@ def _check_state(
     again: Again, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
 ) -> WeightsCheck:
     """The optimizer's state against that of the source."""
-    carried = carried_state(again.record)
+    carried = again.record["optimizer_state"]
     assert carried is not None
     after, key = state_path(again.wide, carried), carried.get("key")
     if not after.exists():
@@ -163,7 +166,7 @@ class Again:
     wide: Checkpoint
     narrow: Checkpoint
     plan: Plan
-    record: dict[str, Any]
+    record: Record
     is_published: bool = False
 
 
@@ -189,15 +192,12 @@ def plan_again(
     """
     found = find_source(wide, with_state=with_state)
     target = found.checkpoint
-    record = target.record
-    if record is None:
-        raise CheckpointError(f"`{wide}` was not written by mupscale: it has no record of its source")
-    check_record(record, target.path)
-    with_state = with_state and carried_state(record) is not None
+    record = read_record(target)
+    with_state = with_state and record["optimizer_state"] is not None
     source = (
         find_source(narrow, with_state=with_state).checkpoint
         if narrow is not None
-        else _recorded_source(target, with_state=with_state)
+        else _recorded_source(target, record, with_state=with_state)
     )
     if changed := (source_changed if hashed else source_resized)(record, source):
         raise _other_source(changed, source, wide)
@@ -209,11 +209,11 @@ def plan_again(
         source.specs,
         source.config,
         resolve_factors(chosen, None, factors),
-        tie=record.get("tie"),
+        tie=record["tie"],
         method=method,
         perturbation=perturbation,
     )
-    return Again(target, source, with_noise(plan, recorded_noise(record)), record, found.hub is not None)
+    return Again(target, source, with_noise(plan, record["noise"]), record, found.hub is not None)
 
 
 def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
@@ -222,24 +222,24 @@ def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> Checkpo
     )
 
 
-def _no_narrow_state(narrow: Checkpoint, carried: Mapping[str, Any]) -> CheckpointError:
+def _no_narrow_state(narrow: Checkpoint, carried: OptimizerState) -> CheckpointError:
     return CheckpointError(
         f"the optimizer's state `{carried['file']}` is not beside `{narrow.path}`",
         hint="give it with `--optimizer PATH`, or leave it out with `--optimizer none`",
     )
 
 
-def _recorded_recipe(target: Checkpoint, record: Mapping[str, Any]) -> str | Path:
+def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
     """The recipe by its name or, if it is not built in, by its file."""
     file = record["recipe"].get("file")
-    return target.path.resolve().parent / file if file else str(record["recipe"]["name"])
+    return target.path.resolve().parent / file if file else record["recipe"]["name"]
 
 
 def _states(
     again: Again, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
-    source, target, carried = again.narrow, again.wide, carried_state(again.record)
+    source, target, carried = again.narrow, again.wide, again.record["optimizer_state"]
     if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
         return None, None
     before = optimizer or find_optimizer(source)
@@ -259,8 +259,8 @@ def _note(target: Checkpoint, record: dict[str, Any]) -> None:
         replace_json(file, record)
 
 
-def _recorded_source(target: Checkpoint, *, with_state: bool) -> Checkpoint:
-    where = target.record["source"]  # type: ignore[index]
+def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) -> Checkpoint:
+    where = record["source"]
     if "repo" in where:
         return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]

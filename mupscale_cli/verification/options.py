@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import VerifiedWith
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class VerifyOptions:
     optimizer: Path | None = None
     allow_pickle: bool = False
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> VerifiedWith:
         """Return what a record says of them; no paths."""
         return {
             "dtype": self.dtype,

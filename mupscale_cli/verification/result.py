@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.record.figures import figure
+
+if TYPE_CHECKING:
+    from mupscale_cli.record import types as recorded
 
 
 class CannotVerify(VerifyError):  # noqa: N818 (it is a reason, and read as one)
@@ -28,6 +32,10 @@ class Comparison:
     what: str
     max_abs: float
     max_rel: float
+
+    def as_record(self) -> recorded.Comparison:
+        """The figures as mupscale.json and `--json` show them."""
+        return {"what": self.what, "max_abs": figure(self.max_abs), "max_rel": figure(self.max_rel)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Verification:
         errors = [comparison.max_rel for comparison in self.comparisons]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> recorded.Verification:
         """The figures as mupscale.json has them."""
         return {
             "agrees": self.agrees,
@@ -99,11 +107,11 @@ class Verification:
             "inputs": self.inputs,
             "tolerance": self.tolerance,
             "tolerance_reason": self.tolerance_reason,
-            "comparisons": [_plain(comparison) for comparison in self.comparisons],
+            "comparisons": [comparison.as_record() for comparison in self.comparisons],
             "modules_compared": self.num_modules,
-            "worst_module": _plain(self.worst_module),
-            "first_difference": _plain(self.first_difference),
-            "rounding": _plain(self.rounding),
+            "worst_module": self.worst_module.as_record() if self.worst_module else None,
+            "first_difference": self.first_difference.as_record() if self.first_difference else None,
+            "rounding": self.rounding.as_record() if self.rounding else None,
             "rounded_tensors": self.rounded_tensors,
             "training": self.training.as_record() if self.training else None,
             "keeps_function": self.keeps_function,
@@ -111,19 +119,13 @@ class Verification:
             "weights": self.weights.as_record() if self.weights else None,
         }
 
-    def as_document(self) -> dict[str, Any]:
+    def as_document(self) -> recorded.Verification:
         """The figures as `--json` shows them: with those of every module."""
         return {
             **self.as_record(),
-            "modules": [_plain(module) for module in self.modules],
+            "modules": [module.as_record() for module in self.modules],
             "unperturbed": self.unperturbed.as_document() if self.unperturbed else None,
         }
-
-
-def _plain(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    return {"what": comparison.what, "max_abs": _json(comparison.max_abs), "max_rel": _json(comparison.max_rel)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +193,24 @@ class TrainingVerification:
     def agrees(self) -> bool:
         return self.steps_agree and self.is_stored_well
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> recorded.Training:
         """The figures as mupscale.json and `--json` show them."""
         first = self.first_difference
         return {
             "agrees": self.agrees,
             "steps": self.steps,
             "optimizer": self.optimizer,
-            "max_rel": _json(self.max_rel),
+            "max_rel": figure(self.max_rel),
             "tolerance": self.tolerance,
             "tolerance_reason": self.tolerance_reason,
-            "losses": [[_json(a), _json(b)] for a, b in self.losses],
+            "losses": [[figure(a), figure(b)] for a, b in self.losses],
             "weights_tolerance": self.weights_tolerance,
-            "weights": {"what": self.weights.what, "max_rel": _json(self.weights.max_rel)},
-            "stored": {"what": self.stored.what, "units": _json(self.stored.units)},
+            "weights": {"what": self.weights.what, "max_rel": figure(self.weights.max_rel)},
+            "stored": {"what": self.stored.what, "units": figure(self.stored.units)},
             "state_compared": self.carried,
             "without_noise": self.without_noise,
             "start": self.start,
-            "first_difference": None if first is None else {"what": first.what, "max_rel": _json(first.max_rel)},
+            "first_difference": None if first is None else {"what": first.what, "max_rel": figure(first.max_rel)},
         }
 
 
@@ -234,23 +236,19 @@ class WeightsCheck:
     def agrees(self) -> bool:
         return not self.differences and (self.state is None or self.state.agrees)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> recorded.Weights:
         """The figures as mupscale.json and `--json` show them."""
-        state = {"optimizer_state": self.state.as_record()} if self.state else {}
-        why = {"optimizer_state_skipped": self.without_state} if self.without_state else {}
-        return {
+        found: recorded.Weights = {
             "agrees": self.agrees,
             "tensors": self.num_tensors,
             "bytes": self.num_bytes,
             "differences": list(self.differences),
-            **state,
-            **why,
         }
-
-
-def _json(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else str(value)
+        if self.state:
+            found["optimizer_state"] = self.state.as_record()
+        if self.without_state:
+            found["optimizer_state_skipped"] = self.without_state
+        return found
 
 
 def compare(what: str, narrow: Tensor, wide: Tensor) -> Comparison:

@@ -335,9 +335,10 @@ def test_a_link_that_looks_like_a_killed_run_is_not_followed(narrow, tmp_path):
 def test_a_record_names_no_state_elsewhere(name, narrow, tmp_path):
     widen(narrow, tmp_path / "wide", 2, verify=False)
     record = json.loads((tmp_path / "wide" / "mupscale.json").read_text())
-    record["optimizer_state"] = {"file": name, "policy": "copy"}
+    hashes = {"source_digest": "0", "digest": "0"}
+    record["optimizer_state"] = {"file": name, "format": "torch", "policy": "copy", **hashes}
     (tmp_path / "wide" / "mupscale.json").write_text(json.dumps(record))
-    assert "optimizer's state is damaged" in refused("verify", tmp_path / "wide", "--steps", "1")
+    assert "is damaged: `optimizer_state.file` is" in refused("verify", tmp_path / "wide", "--steps", "1")
 
 
 # Code -----------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.record.changes import output_changed
-from mupscale_cli.record.reading import carried_state, check_record, recorded_method, recorded_noise
+from mupscale_cli.record.reading import check_record, recorded_method
+from mupscale_cli.record.types import Record
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.planning import choose_recipe
 
@@ -221,8 +222,7 @@ def folder(data: bytes) -> None:
     with folder_of(**dict(zip(names, texts, strict=True)), **{"model-1__safetensors": shard}) as path:
         found = open_checkpoint(path)
         if found.record is not None:
-            check_record(found.record, path)
-            output_changed(found.record, found)
+            output_changed(check_record(found.record, path), found)
         assert all(file.parent == path for file in (*found.files, *found.carried_files))
 
 
@@ -328,13 +328,11 @@ class _Fake:
 def record(data: bytes) -> None:
     """Read what hparams, the card and verify read of a record: record.py."""
     with folder_of(mupscale__json=text_of(data, MODELS["Llama-tied"]["record"])) as path:
-        value = read_json(path / "mupscale.json")
-    check_record(value, Path("x"))
+        content = read_json(path / "mupscale.json")
+    value = check_record(content, Path("x"))
     readers: tuple[Callable[[], Any], ...] = (
         lambda: scaled_tensors(value),
         lambda: recorded_method(value),
-        lambda: recorded_noise(value),
-        lambda: carried_state(value),
         lambda: record_text(value),
         lambda: card_section(value, "x"),
         *(lambda name=name: hyperparameters(value, Settings(1.0, name, 0.1)) for name in OPTIMIZERS),
@@ -345,7 +343,7 @@ def record(data: bytes) -> None:
             read()
 
 
-def _planned_again(value: dict[str, Any]) -> None:
+def _planned_again(value: Record) -> None:
     model = MODELS["Llama-tied"]
     chosen = load_recipe("llama", model["config"])
     factors = {name: axis["factor"] for name, axis in value["axes"].items()}
@@ -355,7 +353,7 @@ def _planned_again(value: dict[str, Any]) -> None:
         specs_of("Llama-tied"),
         model["config"],
         resolve_factors(chosen, None, factors),
-        tie=value.get("tie"),
+        tie=value["tie"],
         method=method,
         perturbation=noise,
     )

@@ -293,7 +293,7 @@ def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
     record.write_text(record.read_text().replace('"scale": "spectral"', '"size2": "spectral"'))
     result = run("verify", str(tmp_path / "wide"))
     assert result.code == 2
-    assert "the record of the widening is damaged" in result.err
+    assert "is damaged: `perturbation.scale` is missing" in result.err
 
 
 @pytest.mark.parametrize(

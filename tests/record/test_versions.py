@@ -10,7 +10,7 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.record import FORMAT_VERSION
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", True, None])
 def test_a_record_of_another_format_is_refused_by_every_command(version, saved, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "-o", "wide", "--no-verify").code == 0
@@ -19,7 +19,7 @@ def test_a_record_of_another_format_is_refused_by_every_command(version, saved, 
     for line in ("inspect wide", "hparams wide --lr 1e-3", "verify wide", "push wide me/wide --dry-run"):
         result = run(*line.split())
         assert result.code == 2
-        assert f"has format {version!r}, this mupscale reads up to {FORMAT_VERSION}" in result.err
+        assert f"has format {version!r}, this mupscale reads {FORMAT_VERSION}" in result.err
         assert "upgrade mupscale" in result.err
 
 

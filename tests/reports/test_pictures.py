@@ -15,7 +15,13 @@ from cli_runner import run
 from mupscale_cli.errors import OutputError, PictureError
 from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.reports.pictures import canvas
-from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, losses, module_errors
+from mupscale_cli.reports.pictures.verification import (
+    draw_errors,
+    draw_losses,
+    losses,
+    module_errors,
+    read_verification,
+)
 from mupscale_cli.reports.pictures.weights import boundaries, choose_tensor, draw_weights, read_blocks
 from mupscale_cli.tasks.verify import plan_again
 
@@ -295,8 +301,9 @@ def test_the_report_in_a_browser(verified, wide, tmp_path):
     assert 'data-found="[3,true,true,0]"' in result.stdout
 
 
-def test_a_document_that_is_damaged():
-    with pytest.raises(PictureError, match="is damaged"):
-        module_errors({"modules": [{}], "tolerance": 1, "dtype": "float64"}, "x")
+def test_a_document_that_is_damaged(tmp_path):
+    (tmp_path / "verified.json").write_text('{"agrees": true, "tolerance": 1, "comparisons": []}')
+    with pytest.raises(PictureError, match="is damaged: `dtype` is missing"):
+        read_verification(tmp_path / "verified.json")
     with pytest.raises(PictureError, match="no module of `x` was compared"):
-        module_errors({"modules": [], "tolerance": 1, "dtype": "float64"}, "x")
+        module_errors({"modules": [], "unperturbed": None, "tolerance": 1, "dtype": "float64"}, "x")

@@ -8,6 +8,7 @@ import yaml
 
 from cli_runner import run
 from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks.card import BEGIN, END, card_section, has_section, reproducing_command, with_section
 from mupscale_cli.tasks.hub_card import CardFacts, inherited_facts, make_card
 
@@ -123,6 +124,11 @@ FIGURES = {
     "modules_compared": 3,
     "comparisons": [{"what": "logits", "max_abs": 1e-15, "max_rel": "nan"}],
     "worst_module": {"what": "norm", "max_abs": 1e-14, "max_rel": 2e-15},
+    "keeps_function": True,
+    "rounding": None,
+    "training": None,
+    "unperturbed": None,
+    "weights": None,
 }
 
 
@@ -168,5 +174,5 @@ def test_a_damaged_record_is_one_message(saved, tmp_path):
         {"parameters": {"before": 1}},
         {"verification": {}},
     ):
-        with pytest.raises(CheckpointError, match="damaged"):
-            card_section({**record, **damage}, "wide")
+        with pytest.raises(CheckpointError, match=r"damaged: `\w+.*` is missing"):
+            check_record({**record, **damage}, tmp_path)

@@ -6,7 +6,7 @@ import html
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli._version import __version__
 from mupscale_cli.errors import PictureError
@@ -14,6 +14,9 @@ from mupscale_cli.reports.pictures.canvas import inline_svg
 from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, losses, module_errors
 from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
 from mupscale_cli.text import count_text
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record, Verification
 
 _CSS = """
 :root { --ink: #1b1b2f; --grey: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
@@ -43,7 +46,7 @@ summary { cursor: pointer; }
 """
 
 
-def report(wide: str, record: Mapping[str, Any], found: Mapping[str, Any], blocks: Blocks | None) -> str:
+def report(wide: str, record: Record, found: Verification, blocks: Blocks | None) -> str:
     """The report of a verification.
 
     Args:
@@ -85,7 +88,7 @@ def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2] or path
 
 
-def _source(record: Mapping[str, Any]) -> str:
+def _source(record: Record) -> str:
     source = record["source"]
     return f"{source['repo']} at {source['revision']}" if "repo" in source else _last(str(source["path"]))
 
@@ -108,7 +111,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
     return f'<div class="scroll"><table>\n{body}\n</table></div>'
 
 
-def _heading(title: str, found: Mapping[str, Any]) -> str:
+def _heading(title: str, found: Verification) -> str:
     verdict = verdict_text(found)
     mark = "" if found["agrees"] else " bad"
     where = f"{found['dtype']} on {found['device']}, {found['inputs']}"
@@ -118,17 +121,17 @@ def _heading(title: str, found: Mapping[str, Any]) -> str:
     )
 
 
-def verdict_text(found: Mapping[str, Any]) -> str:
+def verdict_text(found: Verification) -> str:
     """What a verification comes to, in a few words."""
-    keeps = found.get("keeps_function", True)
+    keeps = found["keeps_function"]
     if not found["agrees"]:
         return "the models differ" if keeps else "not what was planned"
-    training = found.get("training")
+    training = found["training"]
     trained = f", and the same {training['steps']} steps" if training else ""
     return f"same function{trained}" if keeps else f"as planned, another function{trained}"
 
 
-def _sizes(record: Mapping[str, Any]) -> str:
+def _sizes(record: Record) -> str:
     parameters = record["parameters"]
     before, after = parameters["before"], parameters["after"]
     ratio = f"x{after / before:.3g}" if before else ""
@@ -139,28 +142,28 @@ def _sizes(record: Mapping[str, Any]) -> str:
     return _table(("", "narrow", "factor", "wide"), rows, ("narrow", "factor", "wide"))
 
 
-def _facts(record: Mapping[str, Any]) -> str:
-    noise = record.get("perturbation")
+def _facts(record: Record) -> str:
+    noise = record["perturbation"]
     rows: list[tuple[object, ...]] = [
         ("recipe", record["recipe"]["name"]),
-        ("method", (record.get("method") or {}).get("name", "mupscale")),
+        ("method", record["method"]["name"]),
         ("noise", f"{noise['mode']}, {noise['size']:g} of {noise['scale']}, seed {noise['seed']}" if noise else "none"),
     ]
-    if state := record.get("optimizer_state"):
+    if state := record["optimizer_state"]:
         rows.append(("optimizer state", f"{state['file']} ({state['policy']})"))
     for name, file in record["source"]["files"].items():
         rows.append(("source", f"{name}, XXH3-128 {file['xxh128']}"))
     return _table(("", "what"), rows)
 
 
-def _comparisons(found: Mapping[str, Any]) -> str:
-    keeps, tolerance = found.get("keeps_function", True), float(found["tolerance"])
+def _comparisons(found: Verification) -> str:
+    keeps, tolerance = found["keeps_function"], found["tolerance"]
     rows: list[tuple[object, ...]] = []
     for each in found["comparisons"]:
         wrong = keeps and not float(each["max_rel"]) <= tolerance
         row = (each["what"], _number(each["max_rel"]), _number(each["max_abs"]))
         rows.append(("!", *row) if wrong else row)
-    if worst := found.get("worst_module"):
+    if worst := found["worst_module"]:
         what = f"worst of {found['modules_compared']} modules, {worst['what']}"
         rows.append((what, _number(worst["max_rel"]), _number(worst["max_abs"])))
     numbers = ("largest relative", "largest absolute")
@@ -171,21 +174,21 @@ def _number(value: object) -> str:
     return f"{float(str(value)):.1e}"
 
 
-def _notes(found: Mapping[str, Any]) -> Iterable[str]:
-    if found.get("keeps_function", True):
+def _notes(found: Verification) -> Iterable[str]:
+    if found["keeps_function"]:
         yield _paragraph(f"tolerance {_number(found['tolerance'])} = {found['tolerance_reason']}")
-    if rounding := found.get("rounding"):
+    if rounding := found["rounding"]:
         yield _paragraph(
             f"storing {found['rounded_tensors']} scaled tensors rounds, which moves the logits by "
             f"{_number(rounding['max_rel'])}; the narrow model is rounded alike"
         )
-    if first := found.get("first_difference"):
+    if first := found["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
-    if plain := found.get("unperturbed"):
+    if plain := found["unperturbed"]:
         worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
         same = "same function" if plain["agrees"] else "the models differ"
         yield _paragraph(f"without its noise: {same}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
-    if weights := found.get("weights"):
+    if weights := found["weights"]:
         same = "each byte what source, rule and noise make it" if weights["agrees"] else weights["differences"][0]
         yield _paragraph(f"weights: {weights['tensors']} tensors, {same}")
 
@@ -194,8 +197,8 @@ def _paragraph(text: str) -> str:
     return f"<p>{_text(text)}</p>"
 
 
-def _pictures(wide: str, found: Mapping[str, Any], blocks: Blocks | None) -> Iterable[str]:
-    without = ", without its noise" if found.get("unperturbed") else ""
+def _pictures(wide: str, found: Verification, blocks: Blocks | None) -> Iterable[str]:
+    without = ", without its noise" if found["unperturbed"] else ""
     try:
         modules = module_errors(found, wide)
     except PictureError as reason:
@@ -207,7 +210,7 @@ def _pictures(wide: str, found: Mapping[str, Any], blocks: Blocks | None) -> Ite
             "narrow model's output predicts, over the narrow output's largest magnitude."
         )
         yield _section("Module by module", _figure(figure, "modules", caption))
-    if training := found.get("training"):
+    if training := found["training"]:
         title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
         caption = "Both models take the same optimizer steps in float64; below, how far their losses are apart."
         yield _section("Step by step", _figure(draw_losses(losses(found, wide), title), "steps", caption))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import PictureError
 from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GREY, INK, colours, dress, heading, new_figure
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Verification
 
 _MAX_KINDS = 12  # of modules that have a colour of their own
 _MAX_TICKS = 24
@@ -61,12 +64,15 @@ class Losses:
         return tuple(abs(a - b) / abs(a) if a else abs(b) for a, b in pairs)
 
 
-def read_verification(file: Path) -> dict[str, Any]:
+def read_verification(file: Path) -> Verification:
     """What `mupscale verify --json` printed.
 
     Raises:
         PictureError: it cannot be read, or is something else.
     """
+    from mupscale_cli.record.schema import json_schema, mistake
+    from mupscale_cli.record.types import Verification
+
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -78,23 +84,22 @@ def read_verification(file: Path) -> dict[str, Any]:
             f"`{file}` was not printed by `mupscale verify --json`",
             hint="`mupscale verify WIDE --json > verified.json`",
         )
-    return found
+    if problem := mistake(found, json_schema(Verification)):
+        raise PictureError(f"the verification in `{file}` is damaged: {problem}")
+    return cast("Verification", found)
 
 
-def module_errors(found: Mapping[str, Any], title: str) -> ModuleErrors:
+def module_errors(found: Verification, title: str) -> ModuleErrors:
     """The modules of a verification; of a perturbed model those without its noise.
 
     Raises:
-        PictureError: none were compared, or the document is damaged.
+        PictureError: none were compared.
     """
-    compared = found.get("unperturbed") or found
-    try:
-        modules = compared.get("modules") or ()
-        names = tuple(str(module["what"]) for module in modules)
-        errors = tuple(float(module["max_rel"]) for module in modules)
-        tolerance, dtype = float(compared["tolerance"]), str(compared["dtype"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
+    compared = found["unperturbed"] or found
+    modules = compared.get("modules", [])
+    names = tuple(module["what"] for module in modules)
+    errors = tuple(float(module["max_rel"]) for module in modules)
+    tolerance, dtype = compared["tolerance"], compared["dtype"]
     if not names:
         raise PictureError(
             f"no module of `{title}` was compared",
@@ -103,22 +108,17 @@ def module_errors(found: Mapping[str, Any], title: str) -> ModuleErrors:
     return ModuleErrors(names, errors, tolerance, dtype)
 
 
-def losses(found: Mapping[str, Any], title: str) -> Losses:
-    """The steps of a verification.
+def losses(found: Verification | None, title: str) -> Losses:
+    """The steps of a verification; None is one that was not made.
 
     Raises:
-        PictureError: none were taken, or the document is damaged.
+        PictureError: none were taken.
     """
-    training = found.get("training")
+    training = found["training"] if found else None
     if not training:
         raise PictureError(f"no steps were taken with `{title}`", hint="`mupscale verify WIDE --steps 20` takes some")
-    try:
-        narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
-        return Losses(
-            narrow, wide, float(training["tolerance"]), str(training["optimizer"]), bool(training.get("without_noise"))
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PictureError(f"the verification of `{title}` is damaged: {error!r}") from error
+    narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
+    return Losses(narrow, wide, training["tolerance"], training["optimizer"], training["without_noise"])
 
 
 def draw_errors(found: ModuleErrors, title: str) -> Any:

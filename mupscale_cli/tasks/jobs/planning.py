@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.staging import check_output
 from mupscale_cli.engine.memory import WIDENING, comparing_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
-from mupscale_cli.record.reading import check_record
+from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.jobs.standing import is_noted, why_not_there
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.planning import output_path, plan_source
@@ -136,11 +136,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
         sizes = future.num_parameters
     else:
         found = find_source(step.wide, headers_only=True).checkpoint
-        if found.record is None:
-            raise CheckpointError(f"`{step.wide}` was not written by mupscale: it has no record of its source")
-        check_record(found.record, found.path)
-        recorded = found.record.get("parameters") or {}
-        sizes = int(recorded.get("before", 0)), sum(spec.num_elements for spec in found.specs)
+        sizes = read_record(found)["parameters"]["before"], sum(spec.num_elements for spec in found.specs)
     memory = 0.0 if step.weights else comparing_bytes(max(sizes), _FLOAT64)
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
-from mupscale_cli.record.reading import carried_state, check_record, state_path
+from mupscale_cli.record.reading import check_record, read_record, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.tasks.source import Source
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import OptimizerState, Record
 
 
 def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
@@ -25,14 +28,11 @@ def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, mad
     found = open_checkpoint(target)
     if found.record is None:
         return "mupscale did not write it"
-    check_record(found.record, target)
-    return _difference(step, source, plan, found)
+    return _difference(step, source, plan, found, check_record(found.record, target))
 
 
-def _difference(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) -> str | None:
+def _difference(step: WidenStep, source: Source, plan: Plan, found: Checkpoint, record: Record) -> str | None:
     """What a finished output was made with that this step does not ask for, or the other way round."""
-    record = found.record
-    assert record is not None
     factors = {axis.name: axis.factor for axis in plan.axes}
     noted = {name: axis["factor"] for name, axis in record["axes"].items()}
     if noted != factors:
@@ -44,10 +44,10 @@ def _difference(step: WidenStep, source: Source, plan: Plan, found: Checkpoint) 
         "noise": plan.perturbation.as_record() if plan.perturbation else None,
     }
     has = {
-        "recipe": record["recipe"].get("sha256"),
-        "tie": record.get("tie"),
-        "method": record.get("method"),
-        "noise": record.get("perturbation"),
+        "recipe": record["recipe"]["sha256"],
+        "tie": record["tie"],
+        "method": record["method"],
+        "noise": record["perturbation"],
     }
     for name, value in wanted.items():
         if has[name] != value:
@@ -67,14 +67,14 @@ def _factors_text(factors: Mapping[str, int]) -> str:
     return " ".join(f"{name}=x{factor}" for name, factor in factors.items() if factor > 1)
 
 
-def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record: Mapping[str, Any]) -> str | None:
-    carried = record.get("optimizer_state")
+def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record: Record) -> str | None:
+    carried = record["optimizer_state"]
     wanted = source.find_state(step.options.state)
     if (carried is None) != (wanted is None):
         return "it has no optimizer state" if carried is None else "it has an optimizer state"
     if carried is None or wanted is None:
         return None
-    if (carried.get("policy"), carried.get("key")) != (step.options.state.policy, step.options.state.key):
+    if (carried["policy"], carried.get("key")) != (step.options.state.policy, step.options.state.key):
         return "its optimizer state was carried in another way"
     if source.remote is None and _age(Path(wanted)) > max(file.stat().st_mtime for file in found.files):
         return f"the optimizer's state `{wanted}` is newer"
@@ -89,16 +89,15 @@ def _age(path: Path) -> float:
 
 def changed(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
     """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
-    assert found.record is not None
-    if source.remote is None and (name := source_changed(found.record, source.checkpoint)):
+    record = read_record(found)
+    if source.remote is None and (name := source_changed(record, source.checkpoint)):
         return f"`{name}` of `{source.checkpoint.shown}` has changed"
-    if name := output_changed(found.record, found):
+    if name := output_changed(record, found):
         return f"its `{name}` has changed"
-    return _state_changed(step, source, found)
+    return _state_changed(step, source, found, record["optimizer_state"])
 
 
-def _state_changed(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
-    carried = carried_state(found.record or {})
+def _state_changed(step: WidenStep, source: Source, found: Checkpoint, carried: OptimizerState | None) -> str | None:
     if carried is None:
         return None
     path = state_path(found, carried)
@@ -118,9 +117,10 @@ def _state_changed(step: WidenStep, source: Source, found: Checkpoint) -> str | 
 
 def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
     """Whether the record says that this very verification was done, and went well."""
-    noted = ((found.record or {}).get("verification")) or {}
-    is_same = noted.get("options") == step.options.as_record()
-    return not step.weights and noted.get("agrees") is True and is_same
+    noted = check_record(found.record, found.path)["verification"] if found.record else None
+    if step.weights or noted is None:
+        return False
+    return noted["agrees"] and noted.get("options") == step.options.as_record()
 
 
 def is_still_verified(step: VerifyStep) -> bool:
@@ -128,13 +128,14 @@ def is_still_verified(step: VerifyStep) -> bool:
     found = open_checkpoint(Path(step.wide))
     if not is_noted(step, found):
         return False
-    assert found.record is not None
-    if output_changed(found.record, found):
+    record = read_record(found)
+    if output_changed(record, found):
         return False
-    origin = found.record["source"]
-    if step.options.narrow is None and "path" not in origin:
+    origin = record["source"]
+    if step.options.narrow is not None:
+        narrow = Path(step.options.narrow)
+    elif "path" in origin:
+        narrow = found.path.resolve().parent / origin["path"]
+    else:
         return True  # a commit of the Hub
-    narrow = (
-        Path(step.options.narrow) if step.options.narrow is not None else found.path.resolve().parent / origin["path"]
-    )
-    return narrow.exists() and source_changed(found.record, open_checkpoint(narrow)) is None
+    return narrow.exists() and source_changed(record, open_checkpoint(narrow)) is None
