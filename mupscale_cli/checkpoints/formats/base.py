@@ -13,11 +13,11 @@ from mupscale_cli.checkpoints.header import StoredTensor, open_file
 
 @dataclass(frozen=True)
 class Folder:
-    """A model directory, whose weights may be elsewhere.
+    """A model directory, whose weights may be elsewhere, or a single file.
 
     Attributes:
-        path: where at least its JSON files are.
-        names: of all its files.
+        path: the directory, where at least its JSON files are; or the file.
+        names: of all its files; none of a single file.
         open: how one of its weight files is opened for reading, wherever that is; several may be open at once.
     """
 

@@ -1,0 +1,102 @@
+"""A stored optimizer state against the narrow one, byte by byte and setting by setting."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_runner import run
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.tasks.verify import verify_weights
+from mupscale_cli.tasks.widen import widen
+from training import save_state
+
+# exp_avg is multiplied by 1 / (m c), its square by the square of that. Factors: embed 2, kv 3, g 1, ffn 5.
+AXES = {"embed": 2, "kv": 3, "ffn": 5}
+
+
+STATE_FILES = {"safetensors": "optimizer.safetensors", "torch": "optimizer.pt", "distributed": "optimizer"}
+
+
+@pytest.mark.parametrize("policy", ["copy", "reset-new", "reset"])
+@pytest.mark.parametrize("kind", STATE_FILES)
+def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
+    source, wide = save_state(tmp_path / "narrow", kind), tmp_path / "wide"
+    widen(source, wide, axes=AXES, verify=False, optimizer_policy=policy, allow_pickle=True)
+    found = verify_weights(wide, allow_pickle=True)
+    assert found.agrees
+    assert found.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
+    if policy == "reset":
+        return
+    # One bit of an element in the middle of a tensor.
+    moments = {name: stored for name, stored in open_state(wide, kind).stored.items() if stored.spec.shape == (96, 96)}
+    name, stored = next(iter(moments.items()))
+    (place,) = stored.stretches(4 * 96 * 7 + 4 * 3, 1)
+    with open(place.file, "r+b") as stream:
+        stream.seek(place.offset)
+        (before,) = stream.read(1)
+        stream.seek(place.offset)
+        stream.write(bytes([before ^ 1]))
+    found = verify_weights(wide, allow_pickle=True)
+    assert found.state.differences == (f"`{name}` differs, first at element (7, 3)",)
+    assert not found.agrees
+    assert found.differences == ()
+    result = run("verify", str(wide), "--weights", "--allow-pickle")
+    assert result.code == 1
+    assert f"optimizer state: `{name}` differs, first at element (7, 3)" in result.out
+    assert "weights: 34 tensors" in result.out
+
+
+def open_state(folder, kind):
+    return open_optimizer(folder / STATE_FILES[kind], None, allow_pickle=True)
+
+
+def test_settings_of_a_state_are_compared(tmp_path):
+    source = save_state(tmp_path / "narrow", "torch")
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    state = torch.load(tmp_path / "wide" / "optimizer.pt", weights_only=True)
+    state["param_groups"][0]["lr"] *= 2
+    del state["param_groups"][1]["eps"]
+    state["state"].pop(3)
+    state["more"] = 1
+    torch.save(state, tmp_path / "wide" / "optimizer.pt")
+    found = verify_weights(tmp_path / "wide").state.differences
+    assert "`state/3/exp_avg` is missing" in found
+    assert any(each.startswith("`param_groups/0/lr` is 0.006, planned was 0.003") for each in found)
+    assert "`param_groups/1/eps` is missing" in found
+    assert "`more` is not in the plan" in found
+    assert not any("state/2" in each for each in found)
+
+
+def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
+    source = save_state(tmp_path / "narrow", "torch")
+    widen(source, tmp_path / "wide", 2, verify=False)
+    state = torch.load(source / "optimizer.pt", weights_only=True)
+    state["state"][3]["exp_avg"] += 1
+    torch.save(state, source / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"is not the optimizer's state that .* was widened with"):
+        verify_weights(tmp_path / "wide")
+    (source / "optimizer.pt").unlink()
+    result = run("verify", str(tmp_path / "wide"), "--weights", "-q")
+    assert result.code == 2
+    assert "the optimizer's state `optimizer.pt` is not beside" in result.err
+    assert "--optimizer PATH" in result.err
+    result = run("verify", str(tmp_path / "wide"), "--weights", "--optimizer", "none")
+    assert result.code == 0
+    assert "optimizer state: not compared: it was not asked for" in result.out
+    (tmp_path / "wide" / "optimizer.pt").unlink()
+    shutil.copytree(save_state(tmp_path / "again", "torch"), tmp_path / "copy")
+    found = verify_weights(tmp_path / "wide", optimizer=tmp_path / "copy" / "optimizer.pt")
+    assert found.state.differences == ("`optimizer.pt` is missing",)
+
+
+def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
+    source = save_state(tmp_path / "narrow", "distributed")
+    widen(source, tmp_path / "wide", 2, verify=False, allow_pickle=True)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        verify_weights(tmp_path / "wide")
+    found = verify_weights(tmp_path / "wide", optimizer=Path("none"))
+    assert found.state is None
+    assert found.as_record()["optimizer_state_skipped"] == found.without_state
