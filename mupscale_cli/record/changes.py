@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import file_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
@@ -48,6 +50,27 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
     if files.keys() != digests.keys():
         return min(files.keys() ^ digests.keys())
     return next((file.name for name, file in files.items() if segments_digest(file) != digests[name]), None)
+
+
+def identities(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return device, inode, size in bytes and time of change of every file that an output is made from, by name."""
+    stats = {file.name: file.stat() for file in read_files(source)}
+    return {name: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def require_unchanged(source: Checkpoint, before: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a source whose files are no longer the ones that were hashed.
+
+    Args:
+        source: the narrow checkpoint, after the output was made from it.
+        before: its `identities` before that.
+
+    Raises:
+        CheckpointError: a file was written to or replaced in between.
+    """
+    for name, identity in identities(source).items():
+        if identity != before.get(name):
+            raise CheckpointError(f"`{name}` of `{source.path}` changed while it was being read", hint="widen again")
 
 
 def read_files(source: Checkpoint) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.changes import read_files
+from mupscale_cli.record.changes import identities, read_files, require_unchanged
 from mupscale_cli.record.making import make_record, noted_files
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
@@ -106,9 +107,10 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     )
     if output.source.is_file and not call.overwrite and (config := beside(target, CONFIG)).exists():
         raise exists_already(config)
+    before = identities(output.source)
     files = call.ranks.broadcast(_hashed(source, call.events) if call.ranks.is_first else None)
     output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
-    outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
+    outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
     return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left)
 
 
@@ -133,12 +135,13 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(output: Output, target: Path, call: WidenCall) -> _Outcome:
+def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[str, tuple[int, ...]]) -> _Outcome:
     """Do what the first process does: begin the output, write its part, verify the whole, publish it."""
     begun = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
     with begun as (staging, journal):
         record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
         assert record is not None
+        require_unchanged(output.source, before)
         plan = with_noise(output.plan, record["noise"])
         _write_companions(output, staging.directory)
         verification, skipped = _verify(output.source, plan, staging.directory, call)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import mlp_tensors, save_mlp
 from mupscale_cli.engine.events import Events
-from mupscale_cli.errors import OutputError, PlanError
+from mupscale_cli.errors import CheckpointError, OutputError, PlanError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from outputs import KIB, digests, listing, metadata_of, repeated, shards_of
@@ -154,6 +154,20 @@ def test_the_source_is_never_touched(saved, tmp_path):
     before = digests(source)
     widen(source, factor=2)
     assert digests(source) == before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_source_that_is_replaced_while_it_is_read_is_refused(file, saved, tmp_path):
+    source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
+
+    def replace_in(name, _total):
+        if name == "widening":  # the source has been hashed by now
+            shutil.copy(source / file, tmp_path / "other")
+            (tmp_path / "other").rename(source / file)
+
+    with pytest.raises(CheckpointError, match=f"`{file}` of .* changed while it was being read"):
+        widen(source, tmp_path / "wide", 2, verify=False, events=Events(phase=replace_in))
+    assert listing(tmp_path) == ["narrow"]
 
 
 @pytest.mark.parametrize(
