@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from xxhash import xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 
-from mupscale_cli.checkpoints.header import said_without_record
+from mupscale_cli.checkpoints.header import header_without_record
 from mupscale_cli.errors import CheckpointError
 
 SEGMENT_BYTES = 256 << 10  # what is written at once
@@ -65,7 +65,7 @@ def segments_digest(file: Path, known: Segments = _NONE) -> str:
     Raises:
         CheckpointError: it cannot be read.
     """
-    said, start = said_without_record(file) if file.suffix == ".safetensors" else (b"", 0)
+    said, start = header_without_record(file) if file.suffix == ".safetensors" else (b"", 0)
     digests = [xxh3_128_digest(said)] if said else []
     try:
         with open(file, "rb") as stream:

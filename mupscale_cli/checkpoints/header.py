@@ -28,8 +28,8 @@ _MAX_BYTES = 2**63  # of a tensor, as far as files can reach
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Neighbouring bytes of a tensor that are neighbours in a file too.
+class ByteRange:
+    """Neighboring bytes of a tensor that are neighbors in a file too.
 
     Attributes:
         file: the file that holds them.
@@ -42,14 +42,14 @@ class Stretch:
     num_bytes: int
 
 
-class Stored(Protocol):
+class ReadableTensor(Protocol):
     """A tensor whose bytes are in files."""
 
     @property
     def spec(self) -> TensorSpec:
         """Name, data type and shape."""
 
-    def stretches(self, start: int, num_bytes: int) -> Iterable[Stretch]:
+    def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
         """Where its bytes are, from byte `start` on, in their order.
 
         Raises:
@@ -71,9 +71,9 @@ class StoredTensor:
     file: Path
     offset: int
 
-    def stretches(self, start: int, num_bytes: int) -> Iterable[Stretch]:
+    def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
         """Where its bytes are, from byte `start` on: in one place."""
-        return (Stretch(self.file, self.offset + start, num_bytes),)
+        return (ByteRange(self.file, self.offset + start, num_bytes),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def pad_header(text: bytes, total: int) -> bytes:
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
 
 
-def said_without_record(file: Path) -> tuple[bytes, int]:
+def header_without_record(file: Path) -> tuple[bytes, int]:
     """What a header that holds the record says beside it, and where the data begin; nothing and 0 if it holds none.
 
     Raises:

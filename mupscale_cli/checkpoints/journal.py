@@ -114,7 +114,7 @@ def _finished(noted: Mapping[str, Any]) -> FinishedShard:
     return shard
 
 
-def check_finished(journal: Journal) -> dict[str, FinishedShard]:
+def intact_shards(journal: Journal) -> dict[str, FinishedShard]:
     """The shards that still are what the journal says."""
     return {name: shard for name, shard in journal.shards.items() if _is_good(journal.directory, shard)}
 

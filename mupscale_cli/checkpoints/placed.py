@@ -13,7 +13,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from mupscale_cli.checkpoints.digests import SEGMENT_BYTES, segment_digest
-from mupscale_cli.checkpoints.staging import reported
+from mupscale_cli.checkpoints.staging import output_errors
 
 # Segments are few large pages of the system's cache, but no huge ones: a virtual machine may have to get those from its
 # host, which takes back what is free of them; then writing takes up to ten times as long.
@@ -30,7 +30,7 @@ class PlacedFile:
 
     A file is written in whole segments, of which each begins at a multiple of its size: the system's cache takes
     such a one as one large page, where the same bytes cut anywhere else cost it up to three times the time. Bytes
-    that do not fill a segment wait for their neighbours. Since the system lets one thread at a time write to a file,
+    that do not fill a segment wait for their neighbors. Since the system lets one thread at a time write to a file,
     that one writes what the others have ready, and they go on. And since it takes the disk longer than the system's
     cache, a thread of its own waits for the disk from time to time, so that less is left to wait for in the end.
 
@@ -46,7 +46,7 @@ class PlacedFile:
         self.file = file
         self.segments: dict[int, bytes] = {}
         self.num_bytes = 0
-        with reported(file):
+        with output_errors(file):
             opener = _create_if_absent if mode == "shared" else None
             mode = "r+b" if mode == "shared" else mode
             self.stream: BinaryIO = open(file, mode, buffering=0, opener=opener)  # type: ignore[assignment]  # noqa: SIM115
@@ -83,7 +83,7 @@ class PlacedFile:
             self._put_ready(most=_MOST_READY)
 
     def sync(self) -> None:
-        """Write what waits for its neighbours, and have all of it on the disk; while nothing else is written.
+        """Write what waits for its neighbors, and have all of it on the disk; while nothing else is written.
 
         Raises:
             OutputError: the disk refused something, now or before.
@@ -92,7 +92,7 @@ class PlacedFile:
         self._put_ready(most=0)
         if self._syncing is not None:
             self._syncing.join()
-        with reported(self.file):
+        with output_errors(self.file):
             if self._failure is not None:  # the system tells it once
                 raise self._failure
             os.fsync(self.stream.fileno())
@@ -108,7 +108,7 @@ class PlacedFile:
                     self._waiting.give_back(segment)
 
     def _put(self, position: int, pieces: Sequence[memoryview]) -> None:
-        with reported(self.file):
+        with output_errors(self.file):
             if _CAN_GATHER:
                 _write_gathered(self.stream.fileno(), position, pieces)
             else:

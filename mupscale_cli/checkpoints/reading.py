@@ -86,10 +86,10 @@ class Checkpoint:
         Raises:
             CheckpointError: one is a link out of the directory.
         """
-        return tuple(own_file(file) for file in self._other_files if is_carried(file.name))
+        return tuple(require_own_file(file) for file in self._other_files if is_carried(file.name))
 
     @property
-    def left_files(self) -> tuple[Path, ...]:
+    def skipped_files(self) -> tuple[Path, ...]:
         """Files of a directory that are neither weights nor carried along."""
         return tuple(file for file in self._other_files if not is_carried(file.name))
 
@@ -101,7 +101,7 @@ class Checkpoint:
         return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
 
 
-def own_file(file: Path, root: Path | None = None) -> Path:
+def require_own_file(file: Path, root: Path | None = None) -> Path:
     """A file of a checkpoint whose content is copied, which must be the checkpoint's own.
 
     A folder may come from anywhere, and a link in it may lead to what is nobody's business but would be published
@@ -150,7 +150,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise _not_supported(path)
     weights = found.read(Folder(path, frozenset()), (path,))
     config = _config_beside(path)
-    content = read_json(own_file(config)) if config.is_file() else None
+    content = read_json(require_own_file(config)) if config.is_file() else None
     return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata)
 
 
@@ -164,7 +164,7 @@ def open_folder(folder: Folder) -> Checkpoint:
     for each in FORMATS:
         if files := each.files(folder):
             weights = each.read(folder, files)
-            content = read_json(own_file(path / CONFIG)) if CONFIG in folder.names else None
+            content = read_json(require_own_file(path / CONFIG)) if CONFIG in folder.names else None
             return Checkpoint(path, False, files, weights.tensors, content, weights.metadata)
     for name in sorted(folder.names):
         if not any(each.recognizes(path / name) for each in FORMATS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.errors import CheckpointError
 
 
@@ -27,21 +27,21 @@ class RowReader:
             self._stream.close()
         self._file = self._stream = None
 
-    def read(self, tensor: Stored, start: int, into: memoryview) -> None:
+    def read(self, tensor: ReadableTensor, start: int, into: memoryview) -> None:
         """Fill a buffer with the bytes of a tensor from its byte `start` on.
 
         Raises:
             CheckpointError: a file ends before its header says, as when it shrinks meanwhile.
         """
         done = 0
-        for stretch in tensor.stretches(start, len(into)):
-            stream = self._opened(stretch.file)
-            stream.seek(stretch.offset)
-            end = done + stretch.num_bytes
+        for byte_range in tensor.byte_ranges(start, len(into)):
+            stream = self._opened(byte_range.file)
+            stream.seek(byte_range.offset)
+            end = done + byte_range.num_bytes
             while done < end:
                 count = stream.readinto(into[done:end])  # type: ignore[attr-defined]
                 if not count:
-                    where = f"`{stretch.file}` ended in the middle of `{tensor.spec.name}`"
+                    where = f"`{byte_range.file}` ended in the middle of `{tensor.spec.name}`"
                     raise CheckpointError(f"{where}: it was changed while it was read")
                 done += count
 

@@ -18,7 +18,7 @@ _PREFIX = "mupscale-"
 
 
 @contextmanager
-def scratch(beside: Path | None = None) -> Iterator[Path]:
+def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
     """A folder for as long as the context lasts.
 
     It holds a lock while it is in use. Folders of that kind in the same place without one are what killed runs left.

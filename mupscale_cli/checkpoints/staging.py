@@ -44,7 +44,7 @@ class Staging:
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Staging:
-        with reported(self.output):
+        with output_errors(self.output):
             if self._lock is None:
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 self.directory.mkdir()
@@ -65,7 +65,7 @@ class Staging:
         Raises:
             OutputError: the other run is still at work.
         """
-        with reported(self.output):
+        with output_errors(self.output):
             for folder in self._folders():
                 lock = try_lock(folder / LOCK)
                 if lock is None:
@@ -100,7 +100,7 @@ class Staging:
 
     def clear(self, *kept: str) -> None:
         """Remove everything but some files."""
-        with reported(self.output):
+        with output_errors(self.output):
             for path in self.directory.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -113,7 +113,7 @@ class Staging:
 
     def publish_directory(self) -> None:
         """Give the staged directory its final name; an existing one is replaced if that was asked."""
-        with reported(self.output):
+        with output_errors(self.output):
             self._release()
             for file in self.directory.iterdir():
                 _sync(file)
@@ -121,7 +121,7 @@ class Staging:
             replaced = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
             if self.output.exists():
                 if not self.overwrite:
-                    raise exists_already(self.output)
+                    raise output_exists(self.output)
                 self.output.rename(replaced)
             self.directory.rename(self.output)
             _sync(self.output.parent)
@@ -129,20 +129,20 @@ class Staging:
 
     def publish_file(self, staged: str, beside: Mapping[str, Path]) -> None:
         """Give a staged file its final name, after those that go beside it."""
-        with reported(self.output):
+        with output_errors(self.output):
             self._release()
             for file in self.directory.iterdir():
                 _sync(file)
             for file in (self.output, *beside.values()):
                 if file.exists() and not self.overwrite:
-                    raise exists_already(file)
+                    raise output_exists(file)
             for name, final in beside.items():
                 (self.directory / name).replace(final)
             (self.directory / staged).replace(self.output)
             _sync(self.output.parent)
 
 
-def exists_already(file: Path) -> OutputExistsError:
+def output_exists(file: Path) -> OutputExistsError:
     """What is told of something that stands where an output is to be."""
     return OutputExistsError(f"`{file}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`")
 
@@ -167,7 +167,7 @@ def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bo
         )
     if output.exists() or output.is_symlink():
         if not overwrite:
-            raise exists_already(output)
+            raise output_exists(output)
         _refuse_replacing(output, source)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -199,7 +199,7 @@ def _resolved(path: Path) -> Path:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a new JSON file and flush it to the disk."""
-    with reported(file), open(file, "x", encoding="utf-8") as stream:
+    with output_errors(file), open(file, "x", encoding="utf-8") as stream:
         json.dump(content, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
         stream.flush()
@@ -211,7 +211,7 @@ def replace_json(file: Path, content: Any) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         write_json(temporary, content)
-        with reported(file):
+        with output_errors(file):
             temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -219,12 +219,12 @@ def replace_json(file: Path, content: Any) -> None:
 
 def copy_file(source: Path, directory: Path) -> None:
     """Copy a file's content under its own name; what a symbolic link points to, not the link."""
-    with reported(directory / source.name):
+    with output_errors(directory / source.name):
         shutil.copyfile(source, directory / source.name)
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into a message for the user."""
     try:
         yield

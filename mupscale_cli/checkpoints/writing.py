@@ -10,13 +10,13 @@ from pathlib import Path
 from mupscale_cli.checkpoints.digests import Segments, segments_digest
 from mupscale_cli.checkpoints.header import encode_header
 from mupscale_cli.checkpoints.placed import PlacedFile
-from mupscale_cli.checkpoints.staging import reported
+from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import OutputError
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenPart:
     """What a process has written of a file.
 
     Attributes:
@@ -64,7 +64,7 @@ class ShardWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         assert self._out is not None
-        with reported(self.file), self._out as out:  # closing may fail too
+        with output_errors(self.file), self._out as out:  # closing may fail too
             if kind is None:
                 out.sync()
                 if not self.is_shared:
@@ -76,12 +76,12 @@ class ShardWriter:
         self._out.write(self.offsets[name] + start, pieces)
 
     @property
-    def written(self) -> Written:
+    def written(self) -> WrittenPart:
         """What was written here, once the context has ended."""
         assert self._out is not None
-        return Written(self._out.num_bytes - len(self._header), self._out.segments)
+        return WrittenPart(self._out.num_bytes - len(self._header), self._out.segments)
 
-    def finish(self, parts: Iterable[Written]) -> str:
+    def finish(self, parts: Iterable[WrittenPart]) -> str:
         """Check the file, to which every process has written its part, and return its digest.
 
         Raises:

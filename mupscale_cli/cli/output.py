@@ -18,7 +18,7 @@ from rich.markup import escape
 from mupscale_cli.cli.progress import shown
 from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.engine.events import SILENT, Events
-from mupscale_cli.engine.ranks import launched
+from mupscale_cli.engine.ranks import launched_ranks
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.text import bytes_text, count_text, counted, number_text
 
@@ -134,7 +134,7 @@ def hang_up() -> None:
 
 def print_error(error: MupscaleError) -> None:
     """What failed and where, then after a blank line what to do."""
-    console, ranks = stderr(), launched()
+    console, ranks = stderr(), launched_ranks()
     where = "" if ranks.is_alone else f" in process {ranks.rank} of {ranks.size}"
     console.print(f"[bold red]error{where}:[/] {escape(error.message)}")
     if error.excerpt:

@@ -68,7 +68,7 @@ def _tell(number: int, one: PlannedStep, count: int) -> None:
 
 
 def _print_plan(job: JobPlan) -> None:
-    from mupscale_cli.engine.memory import WIDENING, free_memory
+    from mupscale_cli.engine.memory import WIDENING_BYTES, free_memory
 
     console = output.stdout()
     right = ("", "parameters", "disk", "memory")
@@ -89,7 +89,7 @@ def _print_plan(job: JobPlan) -> None:
     if job.memory_bytes:
         free = free_memory()
         has = "" if free is None else f", {output.bytes_text(free)} free"
-        why = "; to verify in float64, what does not fit is read from disk" if job.memory_bytes > WIDENING else ""
+        why = "; to verify in float64, what does not fit is read from disk" if job.memory_bytes > WIDENING_BYTES else ""
         needed = output.bytes_text(round(job.memory_bytes))
         console.print(f"memory   {needed} at most{has}{why}", markup=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.staging import check_output
 from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
-from mupscale_cli.engine.ranks import ALONE, joined, launched
+from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
@@ -82,10 +82,10 @@ def widen(
 
     `mupscale widen tiny --factor 4` writes `tiny-x4`; `--axis ffn=8` widens one axis differently.
     """
-    if dry_run and not launched().is_first:
+    if dry_run and not launched_ranks().is_first:
         return  # the first one shows the plan for all
-    with nullcontext(ALONE) if dry_run else joined() as ranks:
-        with ranks.agreed():
+    with nullcontext(ALONE) if dry_run else join_ranks() as ranks:
+        with ranks.fail_together():
             chosen = WidenOptions(
                 out,
                 parse_factor(factor),

@@ -19,7 +19,7 @@ from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring rows of a block, and where in the target they go.
+    """Neighboring rows of a block, and where in the target they go.
 
     Attributes:
         row: of the target, for the first of them.
@@ -104,7 +104,7 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Neighbouring units of a digit: the first, their number and map, and the places of their copies, in new units."""
+    """Neighboring units of a digit: the first, their number and map, and the places of their copies, in new units."""
 
     unit: int
     num_units: int
@@ -152,7 +152,7 @@ def _scattered(units: CopyMap, budget: int) -> Iterator[_Piece]:
 
 
 def _runs(pairs: Iterable[tuple[int, int]]) -> Place:
-    """New units and the ones of a block that go there; neighbours in both are one run."""
+    """New units and the ones of a block that go there; neighbors in both are one run."""
     runs: list[Run] = []
     for position, unit in pairs:
         last = runs[-1] if runs else None
@@ -231,7 +231,7 @@ class Repeats:
         num_rows: how many differ.
         num_wide_rows: of the block.
         order: for every row of the block, which of those that differ it is.
-        runs: the same as first row and number of rows of each run of neighbours.
+        runs: the same as first row and number of rows of each run of neighbors.
     """
 
     strips: tuple[Strip, ...]
@@ -294,7 +294,7 @@ def _repeats(digit: Digit) -> bool:
 
 
 def _row_runs(order: list[int]) -> list[tuple[int, int]]:
-    """Neighbouring rows that stay neighbours, as first row and count."""
+    """Neighboring rows that stay neighbors, as first row and count."""
     runs: list[tuple[int, int]] = []
     for row in order:
         if runs and row == sum(runs[-1]):

@@ -36,7 +36,7 @@ def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
     return ((values.to(torch.float64) + offset) * scale - offset).to(values.dtype)
 
 
-def stored_elements(values: Tensor, scale: float, offset: int) -> Tensor:
+def effective_elements(values: Tensor, scale: float, offset: int) -> Tensor:
     """What `values` became by being stored scaled: the scale's rounding, undone in float64.
 
     Equal to `values` where the scale is a power of two and there is no offset.
@@ -165,7 +165,7 @@ def _expand_indexed(
         values = ((values.to(torch.float64) + offset) * (scale * scales) - offset).to(values.dtype)
     if bool((total > 1).any()):
         shares = split(values, total)
-        values = torch.where(number < shares.num_neighbours, shares.neighbour, shares.nearest)
+        values = torch.where(number < shares.num_neighbors, shares.neighbor, shares.nearest)
     if bool(is_fresh.any()):
         values = values.masked_fill(is_fresh, fresh)
     target.copy_(values)
@@ -250,7 +250,9 @@ def _unit_index(units: CopyMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.tensor(units.all_sources), torch.tensor(first), torch.tensor(count), torch.tensor(number)
 
 
-def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0) -> Tensor:
+def effective_source(
+    source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0
+) -> Tensor:
     """The narrow tensor, in float64, that the widened one stands for exactly.
 
     Args:
@@ -267,7 +269,9 @@ def as_stored(source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float
         steps = [digit.stride * stride for strip, stride in pairs for digit in strip.digits]
         start = sum(strip.offset * stride for strip, stride in pairs)
         part_scale = scale * math.prod(strip.scale for strip in combination)
-        values = stored_elements(source.as_strided(sizes, steps, source.storage_offset() + start), part_scale, offset)
+        values = effective_elements(
+            source.as_strided(sizes, steps, source.storage_offset() + start), part_scale, offset
+        )
         result.as_strided(sizes, steps, start).copy_(values)
     return result
 

@@ -18,7 +18,7 @@ _LARGER_TYPE = "widen the checkpoint in float32 or bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
-class NonFiniteFound:
+class NonFiniteCounts:
     """What a `NonFinite` has met: by tensor of the source, by first row of a block; and widened tensors."""
 
     rows: Mapping[str, Mapping[int, int]]
@@ -49,11 +49,11 @@ class NonFinite:
         return sorted(self._overflowed)
 
     @property
-    def found(self) -> NonFiniteFound:
+    def found(self) -> NonFiniteCounts:
         """What was met, to be told to another process."""
-        return NonFiniteFound(dict(self._rows), frozenset(self._overflowed))
+        return NonFiniteCounts(dict(self._rows), frozenset(self._overflowed))
 
-    def merge(self, found: NonFiniteFound) -> None:
+    def merge(self, found: NonFiniteCounts) -> None:
         """Take what was met elsewhere."""
         for name, counts in found.rows.items():
             rows = self._rows.setdefault(name, {})

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WIDENING = 500_000_000  # bytes, whatever the model's size: blocks, buffers and torch itself
+WIDENING_BYTES = 500_000_000  # bytes, whatever the model's size: blocks, buffers and torch itself
 _OVERHEAD = 1.2  # activations, and what loading holds beside the weights
 _TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-def comparing_bytes(num_parameters: int, element_bytes: int) -> float:
+def inference_bytes(num_parameters: int, element_bytes: int) -> float:
     """Memory to run a model, in bytes.
 
     Args:
@@ -34,7 +34,7 @@ def free_memory() -> int | None:
     return min((*_of_machine(), *_of_container(), *_of_shell()), default=None)
 
 
-def give_back_freed() -> None:
+def return_freed_memory() -> None:
     """Have freed blocks of more than a megabyte given back to the system at once, where that can be asked for.
 
     The allocator of the GNU C library begins to keep blocks once such sizes have been freed (mallopt(3),

@@ -97,7 +97,7 @@ def _preserve(shares: Sequence[Tensor], normal: Sequence[Tensor], results: Seque
         results[0].copy_(shares[0])
         return
     wide = _WIDE.get(dtype, torch.float32)
-    planes = [plane.contiguous() for plane in normal]  # so that what follows runs over neighbours
+    planes = [plane.contiguous() for plane in normal]  # so that what follows runs over neighbors
     mean = sum(planes[1:], start=planes[0]) / count
     *exact, missing = (share.to(wide, memory_format=torch.contiguous_format, copy=True) for share in shares)
     for share, plane, result in zip(exact, planes, results, strict=False):

@@ -75,7 +75,7 @@ class Ranks:
         return values or []
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """What every process does alike: where it fails in some, all end, and one says why.
 
         Raises:
@@ -99,7 +99,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Which process of its job this is, by what torchrun says; nothing is told to the others."""
     if not all(environment.get(name) for name in _LAUNCHED):
         return ALONE
@@ -107,13 +107,13 @@ def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def join_ranks(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The job that this process belongs to, for as long as the context lasts; one of its own without torchrun.
 
     Raises:
         JobError: the others cannot be reached.
     """
-    if launched(environment).is_alone:
+    if launched_ranks(environment).is_alone:
         yield ALONE
         return
     import torch.distributed as dist

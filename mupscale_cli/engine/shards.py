@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.journal import FinishedShard
-from mupscale_cli.checkpoints.writing import ShardWriter, Written
-from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
+from mupscale_cli.checkpoints.writing import ShardWriter, WrittenPart
+from mupscale_cli.engine.finite import NonFinite, NonFiniteCounts
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.engine.streaming import BLOCK_BYTES, Progress, write_tensors
 from mupscale_cli.plan import Shard, TensorPlan
@@ -21,7 +21,7 @@ _NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's
 
 
 @dataclass(frozen=True)
-class Converted:
+class WrittenShards:
     """What is known of a plan's output once it is written.
 
     Attributes:
@@ -37,9 +37,9 @@ class Converted:
     overflowed: tuple[str, ...]
 
 
-def convert(
+def write_shards(
     shards: Sequence[Shard],
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, ReadableTensor],
     directory: Path,
     *,
     metadata: Mapping[str, str],
@@ -50,7 +50,7 @@ def convert(
     finished: Callable[[FinishedShard], None] = lambda _: None,
     allow_nonfinite: bool = False,
     ranks: Ranks = ALONE,
-) -> Converted | None:
+) -> WrittenShards | None:
     """Write files: all of them, or one process's part of them, which takes about as long as those of the others.
 
     Args:
@@ -75,7 +75,7 @@ def convert(
         JobError: another process has ended.
     """
     todo = [shard for shard in shards if shard.file not in done]
-    begin, end = share_of([tensor for shard in todo for tensor in shard.tensors], ranks)
+    begin, end = byte_share([tensor for shard in todo for tensor in shard.tensors], ranks)
     whole: list[FinishedShard] = []
     parts: dict[str, _Part] = {}
     position = 0
@@ -116,7 +116,7 @@ def convert(
     return _converted([known[shard.file] for shard in shards])
 
 
-def share_of(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
+def byte_share(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
     """Which bytes of all these tensors together are one process's: from where and to where, by the time they take."""
     costs = [tensor.target.num_bytes * (_NOISE_COST if tensor.noise is not None else 1) for tensor in tensors]
     ends = [0, *itertools.accumulate(costs)]
@@ -137,9 +137,9 @@ def share_of(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
 class _Part:
     """What one process knows of a file of which it wrote a part."""
 
-    written: Written
+    written: WrittenPart
     stds: dict[str, float]
-    nonfinite: NonFiniteFound
+    nonfinite: NonFiniteCounts
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def _finished(shard: Shard, writer: ShardWriter, parts: Sequence[_Part]) -> Fini
     return FinishedShard(shard.file, digest, stds, nonfinite.counts, nonfinite.overflowed)
 
 
-def _converted(shards: Sequence[FinishedShard]) -> Converted:
+def _converted(shards: Sequence[FinishedShard]) -> WrittenShards:
     stds = {name: std for shard in shards for name, std in shard.stds.items()}
     counts = {name: count for shard in shards for name, count in shard.nonfinite.items()}
     overflowed = tuple(name for shard in shards for name in shard.overflowed)
-    return Converted(stds, {shard.file: shard.digest for shard in shards}, counts, overflowed)
+    return WrittenShards(stds, {shard.file: shard.digest for shard in shards}, counts, overflowed)

@@ -26,22 +26,22 @@ class Shares:
 
     Attributes:
         nearest: a.
-        neighbour: a + u.
-        num_neighbours: n, in a type wide enough to compare.
+        neighbor: a + u.
+        num_neighbors: n, in a type wide enough to compare.
     """
 
     nearest: Tensor
-    neighbour: Tensor
-    num_neighbours: Tensor
+    neighbor: Tensor
+    num_neighbors: Tensor
 
     @property
     def are_equal(self) -> bool:
         """Whether w / k is a float everywhere, as for powers of two."""
-        return not bool(self.num_neighbours.any())
+        return not bool(self.num_neighbors.any())
 
     def share(self, index: int) -> Tensor:
         """Share number `index` of the k."""
-        return torch.where(self.num_neighbours > index, self.neighbour, self.nearest)
+        return torch.where(self.num_neighbors > index, self.neighbor, self.nearest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,9 @@ def split_exactly(values: Tensor, num_shares: int | Tensor) -> Shares:
     if not bool(remainder.any()):  # as for powers of two, where nothing is left to distribute
         return Shares(nearest, nearest, remainder)
     direction = torch.copysign(torch.full_like(remainder, math.inf), remainder).to(values.dtype)
-    neighbour = torch.nextafter(nearest, direction)
-    step = neighbour.to(wide) - nearest.to(wide)
-    return Shares(nearest, neighbour, remainder / step)
+    neighbor = torch.nextafter(nearest, direction)
+    step = neighbor.to(wide) - nearest.to(wide)
+    return Shares(nearest, neighbor, remainder / step)
 
 
 def _have_normal_halves(values: Tensor, num_shares: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.blocks import Block, Place, Run, all_rows, row_blocks, without_repeats
@@ -37,7 +37,7 @@ class Writer(Protocol):
 # Found with `tests/benchmarks/throughput.py` and, for noise, `tests/benchmarks/noise.py`.
 BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
 _SHORT_ROW = 1 << 10  # bytes; such rows are expanded for each of their places
-_SHORT_RUN = 1 << 14  # bytes of neighbouring rows that are handed to the system by themselves
+_SHORT_RUN = 1 << 14  # bytes of neighboring rows that are handed to the system by themselves
 _NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller
 Progress = Callable[[int], None]
 (_ONE_ROW,) = keep_dims((1,))
@@ -45,7 +45,7 @@ Progress = Callable[[int], None]
 
 def write_tensors(
     tensors: Iterable[TensorPlan],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, ReadableTensor],
     writer: Writer,
     *,
     progress: Progress = lambda _: None,
@@ -85,7 +85,7 @@ def write_tensors(
 class _Work:
     """What is the same for every job."""
 
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, ReadableTensor]
     writer: Writer
     progress: Progress
     nonfinite: NonFinite
@@ -147,7 +147,9 @@ class _Room:
         buffer = self._buffers[use]
         return memoryview(buffer)[:size], torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(*shape)
 
-    def rows(self, tensor: TensorPlan, stored: Stored, start: int, count: int) -> tuple[memoryview, torch.Tensor]:
+    def rows(
+        self, tensor: TensorPlan, stored: ReadableTensor, start: int, count: int
+    ) -> tuple[memoryview, torch.Tensor]:
         """Rows of the source: their bytes, and the same as a tensor, (rows, columns)."""
         dtype = DTYPES[tensor.source.dtype]
         columns = math.prod(dim.size for dim in tensor.dims[1:])

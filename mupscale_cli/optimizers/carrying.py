@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest
-from mupscale_cli.checkpoints.reading import Checkpoint, own_file
+from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.checkpoints.staging import copy_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
@@ -92,6 +92,6 @@ def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shar
     scheduler = None
     if state.groups and path.parent == source.path:
         beside = resumed_files(path.parent)
-        scheduler = own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
+        scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
     limit = None if source.is_file else max_shard_bytes
     return CarriedState(opened, name, state, options.policy, beside, scheduler, options.key, limit)

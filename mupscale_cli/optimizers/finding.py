@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.reading import Checkpoint, own_file
+from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import Opening, OptimizerSource, StateFormat
 from mupscale_cli.optimizers.formats.distributed import Distributed
@@ -42,7 +42,7 @@ def resumed_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         CheckpointError: one is a link out of the folder.
     """
-    return tuple(sorted(own_file(file) for pattern in _COPIED for file in folder.glob(pattern)))
+    return tuple(sorted(require_own_file(file) for pattern in _COPIED for file in folder.glob(pattern)))
 
 
 def state_name(names: Collection[str]) -> str | None:

@@ -15,13 +15,13 @@ from mupscale_cli.checkpoints.hub.publishing import (
     Published,
     Repository,
     Status,
-    create,
-    look,
+    create_repository,
+    file_statuses,
     publish,
-    statuses,
+    read_repository,
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, own_file
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.record.reading import read_record
@@ -75,7 +75,7 @@ class Push:
 
     def statuses(self) -> dict[str, Status]:
         """What it would do to each file."""
-        return statuses(self.files, self.repository)
+        return file_statuses(self.files, self.repository)
 
     def send(self) -> Published:
         """Do it.
@@ -84,7 +84,7 @@ class Push:
             HubError: the Hub refuses it, or the connection broke; the same again goes on from there.
         """
         message = self.options.commit_message or f"Upload {self.repository.id.name}, widened by mupscale"
-        repository = create(self.repository, private=self.options.private)
+        repository = create_repository(self.repository, private=self.options.private)
         return publish(self.files, repository, message=message, create_pr=self.options.create_pr)
 
 
@@ -123,7 +123,7 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     model = push_target(target, options)
     checkpoint = open_checkpoint(Path(wide))
     record = _own_record(checkpoint)
-    repository = look(model)
+    repository = read_repository(model)
     warnings = list(_warnings(record, repository, options, is_file=checkpoint.is_file))
     files = push_files(checkpoint, record, with_optimizer=options.with_optimizer)
     existing = _existing_card(checkpoint, repository)
@@ -182,7 +182,7 @@ def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) 
     }
     for path in kept.values():
         if path.suffix != ".safetensors":
-            own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
+            require_own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
     files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(kept.items())]
     public = published_record(record)
     if checkpoint.is_file or public != record:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from mupscale_cli.checkpoints.journal import JOURNAL, Journal, check_finished, fingerprint, read_journal
+from mupscale_cli.checkpoints.journal import JOURNAL, Journal, fingerprint, intact_shards, read_journal
 from mupscale_cli.checkpoints.staging import Staging
 from mupscale_cli.engine.events import Events
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
@@ -77,7 +77,7 @@ def _continued(staging: Staging, wanted: str) -> Journal | None:
 def _drop_changed(journal: Journal, output: Output, events: Events) -> None:
     """Keep only the finished shards that still are what the journal says."""
     events.phase("checking what is finished", 0)
-    done = check_finished(journal)
+    done = intact_shards(journal)
     events.note(_kept_text(len(done), len(journal.shards), len(output.plan.shards)))
     for name in journal.shards.keys() - done.keys():
         del journal.shards[name]

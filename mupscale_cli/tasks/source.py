@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
-from mupscale_cli.checkpoints.hub.reading import RemoteModel, fetch, open_remote
+from mupscale_cli.checkpoints.hub.reading import RemoteModel, download, open_remote
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
@@ -43,7 +43,7 @@ class Source:
         """
         if self.remote is None or self.is_here:
             return self
-        return Source(fetch(self.remote, self._state_names(state)), self.remote)
+        return Source(download(self.remote, self._state_names(state)), self.remote)
 
     def missing_bytes(self, state: StateOptions | None = None) -> int:
         """How much `fetched` has to download."""

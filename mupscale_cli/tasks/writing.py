@@ -49,7 +49,7 @@ class Output:
     def left(self) -> tuple[Path, ...]:
         """Files of the source that are left behind."""
         carried = self.carried.files if self.carried else ()
-        return tuple(file for file in self.source.left_files if file not in carried)
+        return tuple(file for file in self.source.skipped_files if file not in carried)
 
 
 def write(
@@ -98,16 +98,16 @@ def _write_part(output: Output, journal: Journal, events: Events, ranks: Ranks, 
     Returns:
         The record of the whole; None but for the first process.
     """
-    from mupscale_cli.engine.shards import convert, share_of
+    from mupscale_cli.engine.shards import byte_share, write_shards
 
     plan, source, carried = output.plan, output.source, output.carried
     own = journal if ranks.is_first else replace(journal, shards={}, name=journal_name(ranks.rank))
     todo = [tensor for shard in plan.shards if shard.file not in journal.shards for tensor in shard.tensors]
-    first, last = share_of(todo, told)
+    first, last = byte_share(todo, told)
     part = "" if told.is_alone else f", part {told.rank + 1} of {told.size}"
     events.phase(f"widening{part}", last - first)
     metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
-    converted = convert(
+    converted = write_shards(
         plan.shards,
         source.tensors,
         journal.directory,

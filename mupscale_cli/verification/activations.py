@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.expand import as_stored, expand
+from mupscale_cli.engine.expand import effective_source, expand
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import DimMap, Strip
 from mupscale_cli.verification.result import Comparison, compare
@@ -96,7 +96,7 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
         parameter = parameters[name]
         stored = parameter.detach().to("cpu", DTYPES[tensor.source.dtype].torch).contiguous()
         strips = tuple(dim.strips for dim in tensor.dims)
-        parameter.data.copy_(as_stored(stored, strips, scale=tensor.scale, offset=tensor.offset))
+        parameter.data.copy_(effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset))
 
 
 def compare_activations(

@@ -23,8 +23,8 @@ from torch.nn.modules.module import (
 from mupscale_cli.checkpoints.config import CONFIG, architecture_of, check_depth
 from mupscale_cli.checkpoints.formats.safetensors import WEIGHTS
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.checkpoints.scratch import scratch
-from mupscale_cli.engine.memory import give_back_freed
+from mupscale_cli.checkpoints.scratch import scratch_folder
+from mupscale_cli.engine.memory import return_freed_memory
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
@@ -130,8 +130,8 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, where: Pla
     folders = ExitStack()  # for as long as weights may be read from them
     directory = folders.enter_context(as_directory(checkpoint))
     if device_map is not None:
-        give_back_freed()
-        offloading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch()))}
+        return_freed_memory()
+        offloading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch_folder()))}
     try:
         with _made_in(dtype):
             model, info = model_class.from_pretrained(
@@ -217,7 +217,7 @@ def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
     if not checkpoint.is_file and (len(checkpoint.files) > 1 or checkpoint.files[0].name == WEIGHTS):
         yield checkpoint.path
         return
-    with scratch() as directory:
+    with scratch_folder() as directory:
         (directory / CONFIG).write_text(_dump(checkpoint.config), encoding="utf-8")
         _link(checkpoint.files[0], directory / WEIGHTS)
         yield directory

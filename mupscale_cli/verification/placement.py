@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mupscale_cli.dtypes import FLOATS
-from mupscale_cli.engine.memory import comparing_bytes, free_memory
+from mupscale_cli.engine.memory import free_memory, inference_bytes
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
@@ -80,7 +80,7 @@ def place(plan: Plan, dtype: str, device: str, *, can_offload: bool) -> Placed:
         )
     one = Placement(choose_device("auto" if device in (DISK, SPREAD) else device))
     free = free_bytes(one.device)
-    narrow, wide = (comparing_bytes(parameters, 1) for parameters in plan.num_parameters)
+    narrow, wide = (inference_bytes(parameters, 1) for parameters in plan.num_parameters)
     if device not in (DISK, SPREAD):
         for candidate in candidates:
             if free is None or max(narrow, wide) * FLOATS[candidate].size <= free:

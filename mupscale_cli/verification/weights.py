@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
-from mupscale_cli.checkpoints.scratch import scratch
+from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.processes import Forks, forked, worthwhile
-from mupscale_cli.engine.shards import convert, share_of
+from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
@@ -79,8 +79,8 @@ def check_state(
 
 def _check(
     tensors: Iterable[TensorPlan],
-    narrow: Mapping[str, Stored],
-    wide: Mapping[str, Stored],
+    narrow: Mapping[str, ReadableTensor],
+    wide: Mapping[str, ReadableTensor],
     progress: Progress,
     processes: int | None,
 ) -> WeightsCheck:
@@ -110,13 +110,13 @@ def _check(
 
 def _compared(
     tensors: Sequence[TensorPlan],
-    narrow: Mapping[str, Stored],
-    wide: Mapping[str, Stored],
+    narrow: Mapping[str, ReadableTensor],
+    wide: Mapping[str, ReadableTensor],
     forks: Forks,
 ) -> dict[str, int]:
     """The first byte of each tensor that differs, in one process's part."""
     allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
-    part = range(*share_of(tensors, forks))
+    part = range(*byte_share(tensors, forks))
     with _Comparing(wide) as comparing:
         write_tensors(tensors, narrow, comparing, progress=forks.advance, nonfinite=allowing, part=part)
     return comparing.first
@@ -129,7 +129,7 @@ class _Comparing:
         first: the first byte of each tensor that differs.
     """
 
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, stored: Mapping[str, ReadableTensor]) -> None:
         self.stored = stored
         self.first: dict[str, int] = {}
         self._readers = ExitStack()
@@ -219,9 +219,9 @@ def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkp
     Raises:
         CannotVerify: there is no room for it.
     """
-    with scratch(beside) as folder:
+    with scratch_folder(beside) as folder:
         try:
-            convert(without_noise(plan).shards, narrow.tensors, folder, metadata={"format": "pt"})
+            write_shards(without_noise(plan).shards, narrow.tensors, folder, metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(folder / CONFIG, plan.config)
         except OutputError as error:

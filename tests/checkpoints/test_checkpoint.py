@@ -16,7 +16,7 @@ def test_a_directory_knows_what_goes_along(tmp_path):
         (tmp_path / name).write_text("{}")
     found = open_checkpoint(tmp_path)
     assert {file.name for file in found.carried_files} == {"tokenizer.json", "merges.txt", "LICENSE"}
-    assert {file.name for file in found.left_files} == {"README.md", "trainer_state.json", "x.bin"}
+    assert {file.name for file in found.skipped_files} == {"README.md", "trainer_state.json", "x.bin"}
     assert found.config == {}
     assert found.record is None
 

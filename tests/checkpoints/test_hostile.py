@@ -29,7 +29,7 @@ from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.checkpoints.scratch import scratch
+from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.scheduler import widen_scheduler
@@ -473,7 +473,7 @@ def test_temporary_folders_that_were_left_are_removed_and_no_others(tmp_path):
         (folder / "x").write_text("")
     (left / ".lock").write_text("")  # whose process has ended
     lock = try_lock(mine / ".lock")
-    with scratch(tmp_path) as folder:
+    with scratch_folder(tmp_path) as folder:
         assert folder.parent == tmp_path
         assert not left.exists()
         assert (mine / "x").exists()

@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from cli_runner import run
 from helpers import build, save_mlp, save_model
 from hub_server import TOKEN, HubServer
-from mupscale_cli.checkpoints.hub.failures import explained, reported
+from mupscale_cli.checkpoints.hub.failures import hub_error, hub_errors
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.torch_groups import param_groups
@@ -264,10 +264,10 @@ def test_offline_mode_and_lost_connections_use_the_cache(hub, saved, tmp_path, m
 
 def test_errors_of_the_client_without_an_answer():
     model = HubId("org/tiny", "v1")
-    assert "not in the cache" in explained(LocalEntryNotFoundError("x"), "read", model).message
-    with pytest.raises(Exception, match="cannot download `org/tiny@v1`: disk full"), reported("download", model):
+    assert "not in the cache" in hub_error(LocalEntryNotFoundError("x"), "read", model).message
+    with pytest.raises(Exception, match="cannot download `org/tiny@v1`: disk full"), hub_errors("download", model):
         raise OSError("disk full")
-    with pytest.raises(Exception, match="cannot download") as caught, reported("download", model):
+    with pytest.raises(Exception, match="cannot download") as caught, hub_errors("download", model):
         raise RuntimeError(f"xet: https://user:{TOKEN}@cas/ refused Bearer abc\nmore")
     assert TOKEN not in str(caught.value)
     assert "abc" not in str(caught.value)

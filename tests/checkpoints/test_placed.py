@@ -69,7 +69,7 @@ def cut_in_two(part):
     return (part[: len(part) // 2], part[len(part) // 2 :])
 
 
-def test_neighbours_are_put_together(tmp_path, written):
+def test_neighbors_are_put_together(tmp_path, written):
     data = os.urandom(3 * SEGMENT)
     with PlacedFile(tmp_path / "file", "xb") as out:
         for start in range(0, len(data), 6):  # never on a segment's edge but for the first and the last

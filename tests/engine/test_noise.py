@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import save_model
-from mupscale_cli.engine.shards import convert
+from mupscale_cli.engine.shards import write_shards
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
@@ -27,7 +27,7 @@ def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode,
         plan = plan_widening(found, factor=factor, axes=axes, noise=0.2, noise_mode=mode, max_shard_size=shard)
         folder = tmp_path / f"{block}-{shard}"
         folder.mkdir()
-        convert(plan.shards, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
+        write_shards(plan.shards, found.checkpoint.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
         tensors = {}
         for file in folder.iterdir():
             tensors |= load_file(file)

@@ -46,7 +46,7 @@ def test_it_is_standard_normal():
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 64])
-def test_neighbours_and_lanes_are_independent(lag):
+def test_neighbors_and_lanes_are_independent(lag):
     numbers = normal(1 << 18).double()
     correlation = (numbers[lag:] * numbers[:-lag]).mean()
     assert abs(correlation) < 4 / math.sqrt(len(numbers))

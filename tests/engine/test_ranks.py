@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from mupscale_cli.checkpoints.digests import segments_digest
-from mupscale_cli.engine.ranks import ALONE, Ranks, joined
-from mupscale_cli.engine.shards import convert, share_of
+from mupscale_cli.engine.ranks import ALONE, Ranks, join_ranks
+from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.formats import torch_writing
 from mupscale_cli.tasks.planning import plan_widening
@@ -92,7 +92,7 @@ def test_any_number_of_processes_writes_the_same_bytes(case, size, saved, tmp_pa
     tensors = source.checkpoint.tensors
 
     def write(ranks, folder):
-        return convert(plan.shards, tensors, folder, metadata={"format": "pt"}, block_bytes=2000, ranks=ranks)
+        return write_shards(plan.shards, tensors, folder, metadata={"format": "pt"}, block_bytes=2000, ranks=ranks)
 
     alone, folder = tmp_path / "alone", tmp_path / "together"
     alone.mkdir(), folder.mkdir()
@@ -185,18 +185,18 @@ def test_shares_are_even_by_the_time_that_they_take(saved):
     tensors = plan.tensors
     noisy = [tensor for tensor in tensors if tensor.noise is not None]
     assert 0 < len(noisy) < len(tensors)
-    cuts = [share_of(tensors, Ranks(rank, 5)) for rank in range(5)]
+    cuts = [byte_share(tensors, Ranks(rank, 5)) for rank in range(5)]
     assert [begin for begin, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
     assert cuts[-1][1] == plan.num_bytes
-    assert share_of((), Ranks(1, 2)) == (0, 0)
+    assert byte_share((), Ranks(1, 2)) == (0, 0)
     pure = [tensor for tensor in tensors if tensor.noise is None]
-    first, second = (share_of([*pure, *noisy], Ranks(rank, 2)) for rank in range(2))
+    first, second = (byte_share([*pure, *noisy], Ranks(rank, 2)) for rank in range(2))
     assert sum(tensor.target.num_bytes for tensor in pure) < first[1] == second[0]
 
 
 def test_variables_of_another_launcher_are_no_job():
     """Clusters set them in shells where a single command is run."""
-    with joined({"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}) as ranks:
+    with join_ranks({"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}) as ranks:
         assert ranks == ALONE
 
 
@@ -269,15 +269,15 @@ def test_what_some_processes_refuse_ends_all_and_one_says_why():
 
     def work(ranks):
         try:
-            with ranks.agreed():
+            with ranks.fail_together():
                 plan(ranks.rank)
         except (PlanError, SystemExit) as error:
             return str(error)
 
     assert together(4, work) == ["2", "1 cannot", "2", "2"]
-    with pytest.raises(PlanError), ALONE.agreed():
+    with pytest.raises(PlanError), ALONE.fail_together():
         plan(1)
-    with ALONE.agreed():
+    with ALONE.fail_together():
         plan(0)
 
 

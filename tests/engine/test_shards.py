@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import save_model
 from mupscale_cli.checkpoints.digests import file_digest
-from mupscale_cli.engine.shards import convert
+from mupscale_cli.engine.shards import write_shards
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
@@ -29,7 +29,7 @@ def test_the_same_bytes_whatever_the_block(saved, tmp_path):
     for block in (1, 100, 5000, 1 << 23):
         folder = tmp_path / str(block)
         folder.mkdir()
-        convert(plan.shards, found.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
+        write_shards(plan.shards, found.tensors, folder, metadata={"format": "pt"}, block_bytes=block)
         digests.add(digest(folder / "model.safetensors"))
     assert len(digests) == 1
 

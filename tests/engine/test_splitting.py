@@ -19,7 +19,7 @@ def test_split_exactly_adds_up_to_the_source_in_exact_arithmetic(dtype, num_shar
     parts = torch.stack([shares.share(index) for index in range(num_shares)])
     for value, column in zip(values.double().tolist(), parts.double().T.tolist(), strict=True):
         assert sum(map(Fraction, column)) == Fraction(value)
-    # All shares of an element are neighbouring numbers.
+    # All shares of an element are neighboring numbers.
     low, high = parts.min(0).values, parts.max(0).values
     assert bool(((low == high) | (torch.nextafter(low, high) == high)).all())
 

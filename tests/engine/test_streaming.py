@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.engine.shards import convert
+from mupscale_cli.engine.shards import write_shards
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from outputs import digests, repeated
@@ -119,6 +119,6 @@ def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp
     written = []
     for size in (block_bytes, 1 << 30):
         (tmp_path / str(size)).mkdir()
-        convert(plan.shards, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
+        write_shards(plan.shards, found.tensors, tmp_path / str(size), metadata={"format": "pt"}, block_bytes=size)
         written.append(digests(tmp_path / str(size)))
     assert written[0] == written[1]

@@ -11,7 +11,7 @@ from cli_runner import run
 from helpers import save_mlp, save_model
 from hub_server import TOKEN
 from mupscale_cli.checkpoints.hub.ids import HubId
-from mupscale_cli.checkpoints.hub.publishing import Repository, create
+from mupscale_cli.checkpoints.hub.publishing import Repository, create_repository
 from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.tasks.card import BEGIN, END
 from mupscale_cli.tasks.push import prepare_push
@@ -333,7 +333,7 @@ def test_what_the_hub_refuses_is_one_message(failure, says, hub, wide):
 def test_organisations_of_others_and_repositories_made_meanwhile(hub, wide):
     assert "HTTP 403" in run("push", "wide", "theirs/wide").err
     hub.add("me/wide", {"a.txt": b"a"})
-    made = create(Repository(HubId("me/wide")), private=True)  # the answer to creating it is 409
+    made = create_repository(Repository(HubId("me/wide")), private=True)  # the answer to creating it is 409
     assert made.exists
     assert set(made.files) == {"a.txt"}
 

@@ -30,7 +30,7 @@ from helpers import MODELS, save_mlp, save_model
 from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.events import Events
-from mupscale_cli.engine.memory import give_back_freed
+from mupscale_cli.engine.memory import return_freed_memory
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify, verify_weights
@@ -243,7 +243,7 @@ def file_cycle(day, source):
 def held(temporary):
     """What a process holds on to: descriptors, threads, temporary files; and its memory in bytes."""
     gc.collect()
-    give_back_freed()
+    return_freed_memory()
     descriptors = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     files = sorted(name for name in descriptors if name.startswith("/") and "/dev/" not in name and "/fd" not in name)
     threads = [thread.name for thread in threading.enumerate()]

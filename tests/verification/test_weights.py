@@ -33,7 +33,7 @@ def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
     # One bit of an element in the middle of a tensor.
     moments = {name: stored for name, stored in open_state(wide, kind).stored.items() if stored.spec.shape == (96, 96)}
     name, stored = next(iter(moments.items()))
-    (place,) = stored.stretches(4 * 96 * 7 + 4 * 3, 1)
+    (place,) = stored.byte_ranges(4 * 96 * 7 + 4 * 3, 1)
     with open(place.file, "r+b") as stream:
         stream.seek(place.offset)
         (before,) = stream.read(1)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bars(*, shown: bool) -> Iterator[None]:
+def progress_bars(*, shown: bool) -> Iterator[None]:
     """Let the client show its progress bars or not; what the user's environment says of them goes before."""
     from huggingface_hub import constants, utils
 

@@ -16,7 +16,7 @@ _MAX_MESSAGE = 300
 
 
 @contextmanager
-def reported(doing: str, model: HubId) -> Iterator[None]:
+def hub_errors(doing: str, model: HubId) -> Iterator[None]:
     """Turn what the client raises into one message.
 
     Args:
@@ -32,7 +32,7 @@ def reported(doing: str, model: HubId) -> Iterator[None]:
         raise
     # Of the connection, of files, for values that the client refuses, and for a broken transfer by Xet.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
-        raise explained(error, doing, model) from error
+        raise hub_error(error, doing, model) from error
     except KeyError as error:  # as when HF_ENDPOINT is something else
         raise HubError(
             f"cannot {doing} `{model}`: the Hub's answer has no {error}", hint="is HF_ENDPOINT a Hub?"
@@ -46,19 +46,19 @@ def transport_error() -> type[Exception]:
     return HfHubHTTPError.__bases__[0]
 
 
-def explained(error: BaseException, doing: str, model: HubId) -> HubError:
+def hub_error(error: BaseException, doing: str, model: HubId) -> HubError:
     """The message for what the client raised."""
     from huggingface_hub import errors as hub
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, transport_error()):
-        return explained(error.__cause__, doing, model)  # of an upload, which names the file but not the reason
+        return hub_error(error.__cause__, doing, model)  # of an upload, which names the file but not the reason
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, hub.LocalEntryNotFoundError):
         # Nothing cached either; the cause says why the Hub was not asked, or what it answered.
         cause = error.__cause__ or error.__context__
         if cause is not None and getattr(cause, "response", None) is not None:
-            return explained(cause, doing, model)
+            return hub_error(cause, doing, model)
         return _not_reached(doing, model, offline=_is_offline(), cached=False)
     if isinstance(error, hub.OfflineModeIsEnabled):
         return _not_reached(doing, model, offline=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mupscale_cli.checkpoints.hub.bars import bars
-from mupscale_cli.checkpoints.hub.failures import reported, without_secrets
+from mupscale_cli.checkpoints.hub.bars import progress_bars
+from mupscale_cli.checkpoints.hub.failures import hub_errors, without_secrets
 from mupscale_cli.checkpoints.hub.ids import HubId
 from mupscale_cli.errors import HubError
 
@@ -88,7 +88,7 @@ class Published:
     statuses: Mapping[str, Status]
 
 
-def look(model: HubId) -> Repository:
+def read_repository(model: HubId) -> Repository:
     """What a repository has.
 
     Raises:
@@ -98,7 +98,7 @@ def look(model: HubId) -> Repository:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     api = HfApi()
-    with reported("push to", model):
+    with hub_errors("push to", model):
         has_branch = True
         try:
             info = api.repo_info(model.repo, revision=model.revision)
@@ -137,11 +137,11 @@ def require_login(model: HubId) -> None:
             f"cannot push to `{model}`: there is no token",
             hint="`hf auth login`, or set HF_TOKEN to one that may write",
         )
-    with reported("push to", model):
+    with hub_errors("push to", model):
         HfApi().whoami()
 
 
-def statuses(files: Iterable[LocalFile], repository: Repository) -> dict[str, Status]:
+def file_statuses(files: Iterable[LocalFile], repository: Repository) -> dict[str, Status]:
     """What a push would do to each file; reads those whose size alone does not tell."""
     found: dict[str, Status] = {}
     for file in files:
@@ -169,7 +169,7 @@ def _digest(file: LocalFile, digest: hashlib._Hash) -> str:
     return digest.hexdigest()
 
 
-def create(repository: Repository, *, private: bool) -> Repository:
+def create_repository(repository: Repository, *, private: bool) -> Repository:
     """Create the repository and the branch, as far as they are missing.
 
     Raises:
@@ -181,12 +181,12 @@ def create(repository: Repository, *, private: bool) -> Repository:
     if repository.exists and repository.has_branch:
         return repository
     api = HfApi()
-    with reported("push to", model):
+    with hub_errors("push to", model):
         if not repository.exists:
             api.create_repo(model.repo, private=private or None, exist_ok=True)
         if model.revision is not None and not repository.has_branch:
             api.create_branch(model.repo, branch=model.revision, exist_ok=True)
-    created = look(model)
+    created = read_repository(model)
     # It may have come into being meanwhile, with files whose card was not read: those are not overwritten blindly.
     return replace(created, commit=created.commit if repository.exists else None)
 
@@ -213,7 +213,7 @@ def publish(files: Iterable[LocalFile], repository: Repository, *, message: str,
     deletions = [CommitOperationDelete(name) for name in repository.stale if name not in names]
     model = repository.id
     api = HfApi()
-    with reported("push to", model), bars(shown=sys.stderr.isatty()):
+    with hub_errors("push to", model), progress_bars(shown=sys.stderr.isatty()):
         commit = api.create_commit(
             model.repo,
             [*additions, *deletions],

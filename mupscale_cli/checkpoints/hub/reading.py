@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.base import Folder
-from mupscale_cli.checkpoints.hub.bars import bars
-from mupscale_cli.checkpoints.hub.failures import reported, transport_error
+from mupscale_cli.checkpoints.hub.bars import progress_bars
+from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
@@ -63,7 +63,7 @@ def open_remote(model: HubId) -> RemoteModel:
     """
     from huggingface_hub import snapshot_download
 
-    with reported("read", model), bars(shown=False):
+    with hub_errors("read", model), progress_bars(shown=False):
         folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, RECORD, *INDICES]))
         commit = folder.name
         sizes = _listed(HubId(model.repo, commit))
@@ -72,7 +72,7 @@ def open_remote(model: HubId) -> RemoteModel:
             cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             local = replace(open_checkpoint(folder), title=str(model))
             return RemoteModel(model, commit, folder, cached, local, is_cached=True)
-        with reported("read", model):
+        with hub_errors("read", model):
             checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_opened, model, sizes)))
     except HubError:
         raise
@@ -125,7 +125,7 @@ def open_named(checkpoint: str | Path) -> Checkpoint:
     return open_checkpoint(path) if model is None else open_remote(model).checkpoint
 
 
-def fetch(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
+def download(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
     """Download what widening needs of a model, as far as it is not in the cache.
 
     Args:
@@ -139,7 +139,7 @@ def fetch(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
 
     if not model.is_cached:
         patterns = [glob.escape(name) for name in model.needed(more)]
-        with reported("download", model.id), bars(shown=sys.stderr.isatty()):
+        with hub_errors("download", model.id), progress_bars(shown=sys.stderr.isatty()):
             snapshot_download(model.id.repo, revision=model.commit, allow_patterns=patterns)
     return replace(open_checkpoint(model.folder), title=str(model.id))
 
@@ -153,7 +153,7 @@ def read_card(model: HubId) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    with reported("read the card of", model), bars(shown=False):
+    with hub_errors("read the card of", model), progress_bars(shown=False):
         try:
             file = hf_hub_download(model.repo, _CARD, revision=model.revision)
         except RemoteEntryNotFoundError:

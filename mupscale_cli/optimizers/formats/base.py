@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import OptimizerTree
@@ -68,7 +68,7 @@ class OptimizerSource(Protocol):
         """The file or folder."""
 
     @property
-    def stored(self) -> Mapping[str, Stored]:
+    def stored(self) -> Mapping[str, ReadableTensor]:
         """Where its tensors are, by their names."""
 
     @property
@@ -145,7 +145,7 @@ class WideState:
     """
 
     tensors: tuple[TensorPlan, ...]
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, ReadableTensor]
     write: Callable[[Writing], StateFile | None]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()

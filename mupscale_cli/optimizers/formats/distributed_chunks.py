@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import torch
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from mupscale_cli.checkpoints.header import Stretch
+from mupscale_cli.checkpoints.header import ByteRange
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.torch_reading import data_offset, first_line
@@ -60,7 +60,7 @@ class Chunk:
             raise _broken(self.file, f"it does not hold what its metadata say of `{name}`")
         return self.start + data_offset(self.file, name, tensor, self.num_bytes)
 
-    def runs(self, shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, Stretch]]:
+    def runs(self, shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, ByteRange]]:
         """The bytes of the box among those of the tensor.
 
         Args:
@@ -86,7 +86,7 @@ class Chunk:
             low, high = max(start, first), min(stop, first + run)
             if low < high:
                 within = sum(i * step for i, step in zip(index, inner, strict=True))
-                yield low, Stretch(self.file, self.offset + within + low - first, high - low)
+                yield low, ByteRange(self.file, self.offset + within + low - first, high - low)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ChunkedTensor:
     key: str
     chunks: tuple[Chunk, ...]
 
-    def stretches(self, start: int, num_bytes: int) -> Iterator[Stretch]:
+    def byte_ranges(self, start: int, num_bytes: int) -> Iterator[ByteRange]:
         """Where its bytes are, from byte `start` on.
 
         Raises:

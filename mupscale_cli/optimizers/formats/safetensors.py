@@ -76,12 +76,12 @@ class SafetensorsState:
         tensors = tuple(state.tensor for state in states)
 
         def write(how: Writing) -> StateFile | None:
-            from mupscale_cli.engine.shards import convert
+            from mupscale_cli.engine.shards import write_shards
 
             stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, how.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
             shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
-            converted = convert(
+            converted = write_shards(
                 shards,
                 self.stored,
                 how.directory,

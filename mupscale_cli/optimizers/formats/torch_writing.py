@@ -21,10 +21,10 @@ import torch
 from torch.serialization import skip_data
 
 from mupscale_cli.checkpoints.digests import Segments
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.placed import PlacedFile
-from mupscale_cli.checkpoints.staging import reported
-from mupscale_cli.engine.finite import NonFinite, NonFiniteFound
+from mupscale_cli.checkpoints.staging import output_errors
+from mupscale_cli.engine.finite import NonFinite, NonFiniteCounts
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.optimizers.formats.base import Writing
@@ -62,7 +62,7 @@ def write_blank(file: Path, content: Any) -> None:
         OutputError: the disk refused.
     """
     try:
-        with reported(file), skip_data():
+        with output_errors(file), skip_data():
             torch.save(replaced(content, (), lambda _, tensor: _Unwritten(tensor)), file)
     except RuntimeError as error:  # torch's own writer reports a full disk this way
         raise OutputError(f"cannot write `{file}`: {first_line(error)}") from error
@@ -170,7 +170,7 @@ class Filled:
 
 def fill(
     tensors: Sequence[TensorPlan],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, ReadableTensor],
     how: Writing,
     make_blanks: Callable[[], Mapping[str, Blank]],
 ) -> Filled | None:
@@ -216,7 +216,7 @@ class _Told:
 
     checksums: Mapping[str, Stretches]
     segments: Mapping[Path, Segments]
-    nonfinite: NonFiniteFound
+    nonfinite: NonFiniteCounts
 
 
 def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:
@@ -237,7 +237,7 @@ def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, St
     for name, blank in blanks.items():
         by_file.setdefault(blank.file, []).append(name)
     for file, names in by_file.items():
-        with reported(file), open(file, "r+b", buffering=0) as stream:
+        with output_errors(file), open(file, "r+b", buffering=0) as stream:
             for name in names:
                 value = checksums[name].of(blanks[name].num_bytes)
                 if value is None:

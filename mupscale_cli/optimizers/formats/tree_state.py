@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
-from mupscale_cli.checkpoints.header import Stored
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.optimizers.content import widen_content
 from mupscale_cli.optimizers.formats.base import StateFile, WideState, Writing
 from mupscale_cli.optimizers.formats.torch_writing import Blank, fill
@@ -37,7 +37,7 @@ class TreeState:
     path: Path
     format: str
     content: Any
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, ReadableTensor]
     root: Place
     config: Mapping[str, Any] | None
     write_blank: Callable[[Path, Any], Mapping[str, Blank]]

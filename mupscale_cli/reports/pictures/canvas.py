@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.staging import reported
+from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.errors import OutputError, PictureError
 
 SUFFIXES = (".png", ".svg")
@@ -155,7 +155,7 @@ def publish(file: Path, content: bytes) -> None:
     """
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with reported(file):
+        with output_errors(file):
             with open(temporary, "xb") as stream:
                 stream.write(content)
                 stream.flush()

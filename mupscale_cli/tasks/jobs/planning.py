@@ -10,7 +10,7 @@ from pathlib import Path
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import check_output
-from mupscale_cli.engine.memory import WIDENING, comparing_bytes, training_bytes
+from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import read_record
@@ -76,7 +76,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
             )
         check_output(target, source.checkpoint.path, needed_bytes=0, overwrite=True)
     factors = " ".join(f"{axis.name}=x{axis.factor}" for axis in plan.axes if axis.factor > 1)
-    compared = comparing_bytes(max(plan.num_parameters), _FLOAT64) if options.verify else 0
+    compared = inference_bytes(max(plan.num_parameters), _FLOAT64) if options.verify else 0
     return PlannedStep(
         step,
         f"{step.checkpoint} -> {target} ({factors})",
@@ -86,7 +86,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
         plan,
         0 if why is None else plan.num_bytes + _state_bytes(step, source, plan),
         0 if why is None else source.missing_bytes(options.state),
-        0 if why is None else max(WIDENING, compared),
+        0 if why is None else max(WIDENING_BYTES, compared),
     )
 
 
@@ -137,7 +137,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     else:
         found = find_source(step.wide, headers_only=True).checkpoint
         sizes = read_record(found)["parameters"]["before"], sum(spec.num_elements for spec in found.specs)
-    memory = 0.0 if step.weights else comparing_bytes(max(sizes), _FLOAT64)
+    memory = 0.0 if step.weights else inference_bytes(max(sizes), _FLOAT64)
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
     is_done = future is None and path.exists() and is_noted(step, open_checkpoint(path))
