@@ -21,19 +21,19 @@ import torch
 import transformers
 
 from helpers import MODELS, save_model
-from mupscale_cli.tasks.check import EXACT, Checked, Trial, check_model
-from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.check import EXACT, RecipeCheck, Trial, check_model
+from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source
 
 README = Path(__file__).parent.parent / "recipes" / "README.md"
 BEGIN, END = "<!-- table: tests/family_table.py -->\n", "<!-- end of the table -->\n"
 
 
-def row(case: str) -> tuple[str, Checked]:
+def row(case: str) -> tuple[str, RecipeCheck]:
     """One line of the table."""
     with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
         source = save_model(Path(folder) / "narrow", case)
-        plan = describe(find_source(source).checkpoint)
+        plan = identity_plan(find_source(source).checkpoint)
         checked = check_model(source)
     default = [axis for axis in plan.recipe.widen if axis in plan.used]
     wholes = [

@@ -33,7 +33,7 @@ def doctor(as_json: options.Json = False) -> None:
 
 def _lines(found: Environment) -> list[tuple[str, str]]:
     """What is told, line by line."""
-    from mupscale_cli.tasks.doctor import shown
+    from mupscale_cli.tasks.doctor import shorten_home
 
     missing = [name for name, is_there in found.extras.items() if not is_there]
     there = [name for name, is_there in found.extras.items() if is_there]
@@ -43,7 +43,7 @@ def _lines(found: Environment) -> list[tuple[str, str]]:
     count, folder = found.recipes
     hub = found.hub
     lines = [
-        ("mupscale", f"{found.mupscale}, in {shown(found.place)}"),
+        ("mupscale", f"{found.mupscale}, in {shorten_home(found.place)}"),
         ("python", found.python),
         ("system", f"{found.system}, {output.counted(found.num_cores, 'core')}"),
         *((name, text or "not installed") for name, text in found.packages.items()),
@@ -55,10 +55,10 @@ def _lines(found: Environment) -> list[tuple[str, str]]:
     if found.memory is not None:
         lines.append(("memory", _space(*found.memory).removeprefix(", ")))
     lines += [
-        ("disk", f"{shown(found.folder)}{_space(*found.disk)}"),
-        ("recipes", f"{count} in {shown(folder)}"),
-        ("HF_HOME", shown(hub.home)),
-        ("hub cache", shown(hub.cache) + (_space(*found.cache_disk) if found.cache_disk else "")),
+        ("disk", f"{shorten_home(found.folder)}{_space(*found.disk)}"),
+        ("recipes", f"{count} in {shorten_home(folder)}"),
+        ("HF_HOME", shorten_home(hub.home)),
+        ("hub cache", shorten_home(hub.cache) + (_space(*found.cache_disk) if found.cache_disk else "")),
         ("hub", f"{hub.endpoint}{', offline' if hub.offline else ''}"),
         ("hub token", hub.token or "none"),
     ]

@@ -11,7 +11,7 @@ from mupscale_cli.record.figures import figure
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Figure
-    from mupscale_cli.tasks.check import Checked
+    from mupscale_cli.tasks.check import RecipeCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Tried:
     """
 
     label: str
-    checked: Checked | None
+    checked: RecipeCheck | None
     problem: str | None = None
 
     @property
-    def is_right(self) -> bool:
-        return self.checked is not None and self.checked.is_right
+    def passed(self) -> bool:
+        return self.checked is not None and self.checked.passed
 
 
 def recipe_document(recipe: Recipe, growing: Mapping[str, Sequence[str]], costs: Mapping[str, str]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def check_document(recipe: Recipe, num_tensors: int | None, tried: Sequence[Trie
     return {
         "recipe": recipe.name,
         "file": recipe.file,
-        "right": all(one.is_right for one in tried),
+        "right": all(one.passed for one in tried),
         "axes": len(recipe.axes),
         "rules": len(recipe.tensors),
         "tensors": num_tensors,
@@ -100,7 +100,7 @@ def _tried_document(one: Tried) -> dict[str, Any]:
     checked = one.checked
     return {
         "model": one.label,
-        "right": one.is_right,
+        "right": one.passed,
         "problem": one.problem,
         "mistakes": list(checked.mistakes) if checked else [],
         "worst": _plain(checked.worst) if checked else None,

@@ -18,7 +18,7 @@ def inspect(
     source = find_source(checkpoint, headers_only=True)
     found = source.checkpoint
     record = None if found.record is None else check_record(found.record, found.path)
-    plan = planning.describe(found, recipe)
+    plan = planning.identity_plan(found, recipe)
     if tensor is not None:
         factors = None if record is None else {name: axis["factor"] for name, axis in record["axes"].items()}
         explain.show_tensor(plan, tensor, factors, as_json=as_json)

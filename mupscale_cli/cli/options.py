@@ -160,12 +160,12 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 command(*args, **given)
             except KeyboardInterrupt as stop:
-                kept = getattr(stop, "kept", "nothing was written")
+                kept = getattr(stop, "resume_hint", "nothing was written")
                 raise Interrupted(f"interrupted; {kept}") from stop
             except SystemExit as stop:
                 if stop.code != Terminated.exit_code:
                     raise
-                kept = getattr(stop, "kept", None)
+                kept = getattr(stop, "resume_hint", None)
                 raise Terminated(f"terminated; {kept}" if kept else "terminated") from stop
             except BrokenPipeError as error:  # as when piped into `head`
                 output.hang_up()

@@ -53,10 +53,10 @@ def plot_weights(
     """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.reports.pictures.weights import choose_tensor, draw_weights, read_blocks
-    from mupscale_cli.tasks.verify import plan_again
+    from mupscale_cli.tasks.verify import replan_widening
 
-    again = plan_again(wide, narrow, hashed=False)
-    blocks = read_blocks(again, choose_tensor(again.plan, tensor), size)
+    widening = replan_widening(wide, narrow, hashed=False)
+    blocks = read_blocks(widening, choose_tensor(widening.plan, tensor), size)
     _draw(lambda: draw_weights(blocks), out, as_json=as_json)
 
 

@@ -21,7 +21,7 @@ from mupscale_cli.errors import MupscaleError, OutputError
 from mupscale_cli.plan import make_plan, resolve_factors
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks.check import smallest_factors
-from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def show_recipe(
         if source is None:
             explain.show_rule(found, tensor, as_json=as_json)
         else:
-            explain.show_tensor(describe(source, found), tensor, as_json=as_json)
+            explain.show_tensor(identity_plan(source, found), tensor, as_json=as_json)
         return
     costs = {} if source is None else _costs(found, source)
     if as_json:
@@ -198,7 +198,7 @@ def check_recipe(
     console.print(f"{found.name}: {axes}, {rules}, no mistakes in the text", markup=False)
     num_tensors = None
     if source is not None:
-        num_tensors = len(planning.describe(source, recipe).tensors)
+        num_tensors = len(planning.identity_plan(source, recipe).tensors)
         tensors = output.counted(num_tensors, "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
         if model is None and not model_type:
@@ -211,7 +211,7 @@ def check_recipe(
         tried += _try_on_tiny(recipe, name, console)
     if as_json:
         output.print_document("recipe-check", documents.check_document(found, num_tensors, tried))
-    if not all(one.is_right for one in tried):
+    if not all(one.passed for one in tried):
         raise typer.Exit(1)
 
 

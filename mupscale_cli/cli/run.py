@@ -13,7 +13,7 @@ from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted
 
 if TYPE_CHECKING:
-    from mupscale_cli.tasks.jobs import Done, JobPlan, PlannedStep
+    from mupscale_cli.tasks.jobs import JobPlan, PlannedStep, StepResult
 
 _STYLES = {"done": "bold green", "skipped": "green", "differs": "bold red", "failed": "bold red", "not run": "dim"}
 
@@ -42,7 +42,7 @@ def run(
         else:
             _print_plan(job)
         return
-    results: list[Done] = []
+    results: list[StepResult] = []
     try:
         events = JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)
         for done in run_job(job, events, processes=None):
@@ -101,7 +101,7 @@ def _growth(one: PlannedStep) -> str:
     return f"{output.count_text(before)} -> {output.count_text(after)}"
 
 
-def _print_results(results: list[Done]) -> None:
+def _print_results(results: list[StepResult]) -> None:
     result = output.table("", "step", "what", "parameters", "equivalence", "outcome", right=("", "parameters"))
     for number, done in enumerate(results, 1):
         style = _STYLES[done.status]
@@ -117,7 +117,7 @@ def _print_results(results: list[Done]) -> None:
     output.report().print(result)
 
 
-def _compared(done: Done) -> str:
+def _compared(done: StepResult) -> str:
     found = done.verification
     if found is None:
         return ""
@@ -129,7 +129,7 @@ def _compared(done: Done) -> str:
     return f"{compared.max_rel:.1e} in {found.dtype}" + (" without its noise" if compared is not found else "")
 
 
-def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, Any]:
+def _document(file: Path, job: JobPlan, results: tuple[StepResult, ...]) -> dict[str, Any]:
     from mupscale_cli.engine.memory import free_memory
     from mupscale_cli.tasks.jobs import exit_code
 
@@ -148,7 +148,7 @@ def _document(file: Path, job: JobPlan, results: tuple[Done, ...]) -> dict[str, 
     }
 
 
-def _step_document(number: int, one: PlannedStep, done: Done | None) -> Mapping[str, Any]:
+def _step_document(number: int, one: PlannedStep, done: StepResult | None) -> Mapping[str, Any]:
     before, after = one.plan.num_parameters if one.plan else (None, None)
     error = done.error if done else None
     return {

@@ -123,12 +123,12 @@ def write_report(file: Path, wide: str, narrow: str | None, found: Verification)
     from mupscale_cli.reports.pictures.canvas import publish, style
     from mupscale_cli.reports.pictures.report import report
     from mupscale_cli.reports.pictures.weights import choose_tensor, read_blocks
-    from mupscale_cli.tasks.verify import plan_again
+    from mupscale_cli.tasks.verify import replan_widening
 
-    again = plan_again(wide, narrow, hashed=False)
-    blocks = read_blocks(again, choose_tensor(again.plan, None))
+    widening = replan_widening(wide, narrow, hashed=False)
+    blocks = read_blocks(widening, choose_tensor(widening.plan, None))
     with style():
-        publish(file, report(wide, again.record, found.as_document(), blocks).encode())
+        publish(file, report(wide, widening.record, found.as_document(), blocks).encode())
     output.note(f"wrote {file}")
 
 

@@ -20,7 +20,7 @@ def source_resized(record: Record, source: Checkpoint) -> str | None:
     noted = record["source"]["files"]
     resized = (
         file
-        for file in read_files(source)
+        for file in source_files(source)
         if file.name not in noted or noted[file.name]["bytes"] != file.stat().st_size
     )
     return next((file.name for file in resized), None)
@@ -33,7 +33,7 @@ def source_changed(record: Record, source: Checkpoint) -> str | None:
         CheckpointError: one cannot be read.
     """
     noted = record["source"]["files"]
-    changed = (file for file in read_files(source) if noted[file.name]["xxh128"] != file_digest(file))
+    changed = (file for file in source_files(source) if noted[file.name]["xxh128"] != file_digest(file))
     return source_resized(record, source) or next((file.name for file in changed), None)
 
 
@@ -54,7 +54,7 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
 
 def identities(source: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return device, inode, size in bytes and time of change of every file that an output is made from, by name."""
-    stats = {file.name: file.stat() for file in read_files(source)}
+    stats = {file.name: file.stat() for file in source_files(source)}
     return {name: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -73,7 +73,7 @@ def require_unchanged(source: Checkpoint, before: Mapping[str, tuple[int, ...]])
             raise CheckpointError(f"`{name}` of `{source.path}` changed while it was being read", hint="widen again")
 
 
-def read_files(source: Checkpoint) -> tuple[Path, ...]:
+def source_files(source: Checkpoint) -> tuple[Path, ...]:
     """The files of a checkpoint that an output is made from: its weights and, in a folder, its config.json."""
     config = source.path / CONFIG
     return (*source.files, config) if config.is_file() else source.files

@@ -16,7 +16,7 @@ from mupscale_cli.checkpoints.hub.ids import stated_sha256
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.record import FORMAT_VERSION
-from mupscale_cli.record.changes import read_files
+from mupscale_cli.record.changes import source_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Origin:
     recipe: str | None = None
 
 
-def noted_files(
+def hash_source_files(
     source: Checkpoint, progress: Callable[[int], None] = lambda _: None, *, is_remote: bool = False
 ) -> dict[str, dict[str, Any]]:
     """What the record says of a narrow checkpoint's files; reads all of them to hash them.
@@ -50,7 +50,7 @@ def noted_files(
         CheckpointError: one cannot be read.
     """
     noted = {}
-    for file in read_files(source):
+    for file in source_files(source):
         noted[file.name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
         if is_remote and (stated := stated_sha256(file)):
             noted[file.name]["sha256"] = stated
@@ -62,7 +62,7 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
 
     Args:
         plan: what was done.
-        files: what `noted_files` says of the narrow checkpoint.
+        files: what `hash_source_files` says of the narrow checkpoint.
         origin: what `verify` finds it by.
         version: of mupscale.
     """

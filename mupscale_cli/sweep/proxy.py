@@ -18,7 +18,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import copy_file, write_json
 from mupscale_cli.errors import MupscaleError, PlanError, SweepError
 from mupscale_cli.plan import make_plan, resolve_factors
-from mupscale_cli.record.making import Origin, make_record, noted_files
+from mupscale_cli.record.making import Origin, hash_source_files, make_record
 from mupscale_cli.sweep.data import Split
 from mupscale_cli.sweep.settings import PROXY_RECORD, Training
 from mupscale_cli.sweep.training import Report, make_optimizer, run
@@ -196,4 +196,4 @@ def _check(
                 f"it is {list(expected[name])}",
                 hint=_OWN_PLACE,
             )
-    return make_record(plan, noted_files(proxy), Origin(""), __version__)
+    return make_record(plan, hash_source_files(proxy), Origin(""), __version__)

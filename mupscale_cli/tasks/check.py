@@ -16,7 +16,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError
 from mupscale_cli.plan import Plan, make_plan, resolve_factors
 from mupscale_cli.plan.dims import DimMap
-from mupscale_cli.tasks.planning import describe
+from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
@@ -47,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class RecipeCheck:
     """What checking a recipe on one model found.
 
     Attributes:
@@ -59,7 +59,7 @@ class Checked:
     trials: tuple[Trial, ...]
 
     @property
-    def is_right(self) -> bool:
+    def passed(self) -> bool:
         return not self.mistakes and not any(trial.problem for trial in self.trials)
 
     @property
@@ -70,7 +70,7 @@ class Checked:
 
 def check_model(
     source: Path, recipe: str | Path | None = None, *, quick: bool = False, model: str | None = None
-) -> Checked:
+) -> RecipeCheck:
     """Check a recipe on a model that fits into memory many times over.
 
     It is widened, from disk to disk, on every axis that there is by 2, on those that a bare factor
@@ -88,13 +88,13 @@ def check_model(
     """
     from mupscale_cli.engine.threads import one_thread
 
-    plan = describe(find_source(source).checkpoint, recipe)
+    plan = identity_plan(find_source(source).checkpoint, recipe)
     trials = []
     with one_thread():
-        mistakes = tuple(static_mistakes(source, plan.recipe, model))
+        mistakes = tuple(find_static_mistakes(source, plan.recipe, model))
         for factors, tie in _trials(source, plan, quick=quick):
             trials.append(_try(source, recipe, factors, tie, model))
-    return Checked(mistakes, tuple(trials))
+    return RecipeCheck(mistakes, tuple(trials))
 
 
 def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[str, int], str | None]]:
@@ -125,7 +125,7 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
 
 def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:
     """Factors that widen every axis of a checkpoint by 2, and by more what others are tied to; None if none do."""
-    narrow = describe(checkpoint, recipe)
+    narrow = identity_plan(checkpoint, recipe)
     factors = {name: 2 for name in recipe.axis_names if name in narrow.used and name not in recipe.fixed}
     for _ in recipe.links:
         for link in recipe.links:
@@ -150,7 +150,7 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
         axis: the axis.
         factor: its factor.
     """
-    used = describe(checkpoint, recipe).used
+    used = identity_plan(checkpoint, recipe).used
     others = [name for name in recipe.axis_names if name in used and name != axis and name not in recipe.fixed]
     if axis in recipe.fixed or axis not in used:
         return None
@@ -197,7 +197,7 @@ def _difference(found: Verification) -> str:
 # Without running ----------------------------------------------------------------------------------
 
 
-def static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -> Iterator[str]:
+def find_static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -> Iterator[str]:
     """What a recipe says of a model's layers that their kind contradicts.
 
     A layer sums over its inputs and over nothing else, so of the weight of a Linear layer the columns,

@@ -106,7 +106,7 @@ class Environment:
 
         return {
             "mupscale": self.mupscale,
-            "installed_in": shown(self.place),
+            "installed_in": shorten_home(self.place),
             "python": self.python,
             "system": self.system,
             "packages": dict(self.packages),
@@ -115,13 +115,13 @@ class Environment:
             "torch_problem": self.torch_problem,
             "cores": self.num_cores,
             "memory": space(self.memory),
-            "disk": {"folder": shown(self.folder), **(space(self.disk) or {})},
+            "disk": {"folder": shorten_home(self.folder), **(space(self.disk) or {})},
             "hub": {
-                key: shown(Path(value)) if key in ("hf_home", "cache") else value
+                key: shorten_home(Path(value)) if key in ("hf_home", "cache") else value
                 for key, value in self.hub.as_record().items()
             }
             | {"disk": space(self.cache_disk)},
-            "recipes": {"count": self.recipes[0], "folder": shown(self.recipes[1])},
+            "recipes": {"count": self.recipes[0], "folder": shorten_home(self.recipes[1])},
         }
 
 
@@ -135,7 +135,7 @@ def inspect_environment() -> Environment:
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages={name: _version(name) for name in PACKAGES},
-        extras={name: all(map(_is_there, modules)) for name, modules in EXTRAS.items()},
+        extras={name: all(map(_is_installed, modules)) for name, modules in EXTRAS.items()},
         devices=devices,
         torch_problem=problem,
         num_cores=_num_cores(),
@@ -148,7 +148,7 @@ def inspect_environment() -> Environment:
     )
 
 
-def shown(path: Path) -> str:
+def shorten_home(path: Path) -> str:
     """A path as it can be published: without the user's name where it is in the user's folder."""
     try:
         inside = path.relative_to(Path.home())
@@ -164,7 +164,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

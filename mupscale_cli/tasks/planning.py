@@ -128,7 +128,7 @@ def _tell_reasons(plan: Plan) -> None:
         _log.debug("%s: rule %s, layout %s", tensor.target.name, tensor.rule, tensor.layout)
 
 
-def describe(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
+def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
     """The plan that changes nothing: what a recipe knows of a checkpoint.
 
     Raises:

@@ -112,5 +112,5 @@ def _is_worth_keeping(directory: Path, num_shards: int, error: BaseException) ->
     if isinstance(error, MupscaleError):
         error.hint = what if isinstance(error, JobError) else f"free some space; {what}"
     elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-        error.kept = what  # type: ignore[union-attr]  # for the command line to show
+        error.resume_hint = what  # type: ignore[union-attr]  # for the command line to show
     return True

@@ -53,26 +53,26 @@ def verify(wide: str | Path, options: VerifyOptions) -> Verification:
         >>> verify("tiny-x4", dtype="float64").agrees  # doctest: +SKIP
         True
     """
-    again = plan_again(wide, options.narrow, options.recipe, with_state=options.steps > 0)
-    found = verify_checkpoints(again.narrow, again.wide, again.plan, options)
-    if again.plan.perturbation is not None:
-        found = replace(found, weights=check_weights(again.narrow, again.wide, again.plan))
+    widening = replan_widening(wide, options.narrow, options.recipe, with_state=options.steps > 0)
+    found = verify_checkpoints(widening.narrow, widening.wide, widening.plan, options)
+    if widening.plan.perturbation is not None:
+        found = replace(found, weights=check_weights(widening.narrow, widening.wide, widening.plan))
     if options.steps:
-        states = _states(again, options.optimizer, allow_pickle=options.allow_pickle)
-        training = train_checkpoints(again.narrow, again.wide, again.plan, options, *states)
-        carried = again.record["optimizer_state"]
+        states = _states(widening, options.optimizer, allow_pickle=options.allow_pickle)
+        training = train_checkpoints(widening.narrow, widening.wide, widening.plan, options, *states)
+        carried = widening.record["optimizer_state"]
         policy = carried["policy"] if carried else "copy"
         if policy != "copy":
             training = replace(
                 training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
             )
         found = replace(found, training=training)
-    if found.agrees and (changed := output_changed(again.record, again.wide)):
+    if found.agrees and (changed := output_changed(widening.record, widening.wide)):
         raise CheckpointError(
             f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
             hint="`mupscale verify --weights` names what differs",
         )
-    _note(again.wide, {**again.record, "verification": {**found.as_record(), "options": options.as_record()}})
+    _note(widening.wide, {**widening.record, "verification": {**found.as_record(), "options": options.as_record()}})
     return found
 
 
@@ -102,57 +102,57 @@ def verify_weights(
     Raises:
         MupscaleError: one of them is missing or not what the record says.
     """
-    again = plan_again(wide, narrow, recipe, with_state=True)
+    widening = replan_widening(wide, narrow, recipe, with_state=True)
 
-    state = _narrow_state(again, optimizer)  # what is missing is told before anything is read
-    events.phase("comparing", again.plan.num_bytes)
-    found = check_weights(again.narrow, again.wide, again.plan, events.advance, processes)
+    state = _narrow_state(widening, optimizer)  # what is missing is told before anything is read
+    events.phase("comparing", widening.plan.num_bytes)
+    found = check_weights(widening.narrow, widening.wide, widening.plan, events.advance, processes)
     if isinstance(state, Path):
-        return replace(found, state=_check_state(again, state, events, processes, allow_pickle=allow_pickle))
+        return replace(found, state=_check_state(widening, state, events, processes, allow_pickle=allow_pickle))
     return replace(found, without_state=state)
 
 
-def _narrow_state(again: Again, optimizer: Path | None) -> Path | str | None:
+def _narrow_state(widening: RecordedWidening, optimizer: Path | None) -> Path | str | None:
     """The narrow optimizer's state; why it is not compared, where nobody wants or has it; None where none was carried.
 
     Raises:
         CheckpointError: it is not there.
     """
-    carried = again.record["optimizer_state"]
+    carried = widening.record["optimizer_state"]
     if carried is None:
         return None
     if optimizer == NO_STATE:
         return "it was not asked for (`--optimizer none`)"
-    if again.is_published and not state_path(again.wide, carried).exists():
+    if widening.is_published and not state_path(widening.wide, carried).exists():
         return "it was not published with the weights"
-    before = optimizer or find_optimizer(again.narrow)
+    before = optimizer or find_optimizer(widening.narrow)
     if before is None:
-        raise _no_narrow_state(again.narrow, carried)
+        raise _no_narrow_state(widening.narrow, carried)
     return before
 
 
 def _check_state(
-    again: Again, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
+    widening: RecordedWidening, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
 ) -> WeightsCheck:
     """The optimizer's state against that of the source."""
-    carried = again.record["optimizer_state"]
+    carried = widening.record["optimizer_state"]
     assert carried is not None
-    after, key = state_path(again.wide, carried), carried.get("key")
+    after, key = state_path(widening.wide, carried), carried.get("key")
     if not after.exists():
         return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
-    narrow = open_optimizer(before, again.narrow.config, key=key, allow_pickle=allow_pickle)
-    wide = open_optimizer(after, again.wide.config, key=key, allow_pickle=allow_pickle)
+    narrow = open_optimizer(before, widening.narrow.config, key=key, allow_pickle=allow_pickle)
+    wide = open_optimizer(after, widening.wide.config, key=key, allow_pickle=allow_pickle)
     if carried["source_digest"] != files_digest(narrow.files):
         raise CheckpointError(
-            f"`{before}` is not the optimizer's state that `{again.wide.path}` was widened with", hint=_OTHER_SOURCE
+            f"`{before}` is not the optimizer's state that `{widening.wide.path}` was widened with", hint=_OTHER_SOURCE
         )
-    planned = narrow.widen(again.plan, carried["policy"])
+    planned = narrow.widen(widening.plan, carried["policy"])
     events.phase("comparing the optimizer's state", planned.num_bytes)
     return check_state(planned, wide, events.advance, processes)
 
 
 @dataclass(frozen=True)
-class Again:
+class RecordedWidening:
     """A widening that was done, planned once more.
 
     Attributes:
@@ -170,14 +170,14 @@ class Again:
     is_published: bool = False
 
 
-def plan_again(
+def replan_widening(
     wide: str | Path,
     narrow: str | Path | None = None,
     recipe: str | Path | None = None,
     *,
     with_state: bool = False,
     hashed: bool = True,
-) -> Again:
+) -> RecordedWidening:
     """Find both checkpoints of a widening and plan it once more.
 
     Args:
@@ -213,7 +213,7 @@ def plan_again(
         method=method,
         perturbation=perturbation,
     )
-    return Again(target, source, with_noise(plan, record["noise"]), record, found.hub is not None)
+    return RecordedWidening(target, source, with_noise(plan, record["noise"]), record, found.hub is not None)
 
 
 def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:
@@ -236,10 +236,10 @@ def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
 
 
 def _states(
-    again: Again, optimizer: Path | None, *, allow_pickle: bool
+    widening: RecordedWidening, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """The optimizer's state of both checkpoints, where one was carried."""
-    source, target, carried = again.narrow, again.wide, again.record["optimizer_state"]
+    source, target, carried = widening.narrow, widening.wide, widening.record["optimizer_state"]
     if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
         return None, None
     before = optimizer or find_optimizer(source)

@@ -18,8 +18,8 @@ from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.changes import identities, read_files, require_unchanged
-from mupscale_cli.record.making import make_record, noted_files
+from mupscale_cli.record.changes import identities, require_unchanged, source_files
+from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.resume import resumable
@@ -40,7 +40,7 @@ class Widened:
         record: the content of its mupscale.json.
         verification: how equivalence was checked, None where it was not.
         skipped: why it was not verified, None where it was.
-        left: files of the source that were left behind.
+        left_files: files of the source that were left behind.
     """
 
     output: Path
@@ -48,7 +48,7 @@ class Widened:
     record: dict[str, Any]
     verification: Verification | None
     skipped: str | None
-    left: tuple[Path, ...] = ()
+    left_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     files = call.ranks.broadcast(_hashed(source, call.events) if call.ranks.is_first else None)
     output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
     outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
-    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left)
+    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left_files)
 
 
 def _planned(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
@@ -123,8 +123,8 @@ def _planned(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
 def _hashed(source: Source, events: Events) -> dict[str, dict[str, Any]]:
     """Hash the files that the output is made from."""
     found = source.checkpoint
-    events.phase("hashing the source", sum(file.stat().st_size for file in read_files(found)))
-    return noted_files(found, events.advance, is_remote=source.remote is not None)
+    events.phase("hashing the source", sum(file.stat().st_size for file in source_files(found)))
+    return hash_source_files(found, events.advance, is_remote=source.remote is not None)
 
 
 class _Outcome(NamedTuple):

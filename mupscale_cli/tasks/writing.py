@@ -46,7 +46,7 @@ class Output:
         return self.plan.num_bytes + (self.carried.state.num_bytes if self.carried else 0)
 
     @property
-    def left(self) -> tuple[Path, ...]:
+    def left_files(self) -> tuple[Path, ...]:
         """Files of the source that are left behind."""
         carried = self.carried.files if self.carried else ()
         return tuple(file for file in self.source.skipped_files if file not in carried)

@@ -51,7 +51,7 @@ def test_all_axes_together(case, saved, tmp_path):
 def test_every_axis_and_every_way_to_treat_a_tied_readout(case, saved):
     checked = check_model(saved(case))
     assert len(checked.trials) > 4
-    assert checked.is_right, [trial for trial in checked.trials if trial.problem]
+    assert checked.passed, [trial for trial in checked.trials if trial.problem]
     assert not checked.mistakes
     assert 0 < checked.worst < 1e-12
 
@@ -60,7 +60,7 @@ def test_every_axis_and_every_way_to_treat_a_tied_readout(case, saved):
 @pytest.mark.parametrize("case", [case for case in MODELS if case not in EVERY_AXIS])
 def test_every_axis_of_every_model(case, saved):
     checked = check_model(saved(case))
-    assert checked.is_right, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
+    assert checked.passed, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
 
 
 def test_factors_differ_by_axis(saved, tmp_path):

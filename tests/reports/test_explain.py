@@ -11,7 +11,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.multipliers import multipliers
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of
-from mupscale_cli.tasks.planning import describe, plan_widening
+from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.source import find_source
 
 CASES = {
@@ -94,7 +94,7 @@ def test_every_rule_of_every_alternative_is_explained():
 
 
 def test_without_factors_a_bare_one_is_shown(saved):
-    (found,) = explain_tensor(describe(find_source(saved("Llama-tied")).checkpoint), "q_proj")
+    (found,) = explain_tensor(identity_plan(find_source(saved("Llama-tied")).checkpoint), "q_proj")
     assert found.scales(found.parts[0]) is None
     assert found.bare_factor(found.parts[0]) == ("1 / K", "K^2")
 

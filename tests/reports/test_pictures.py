@@ -23,7 +23,7 @@ from mupscale_cli.reports.pictures.verification import (
     read_verification,
 )
 from mupscale_cli.reports.pictures.weights import boundaries, choose_tensor, draw_weights, read_blocks
-from mupscale_cli.tasks.verify import plan_again
+from mupscale_cli.tasks.verify import replan_widening
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -79,9 +79,9 @@ def test_the_same_picture_is_the_same_file(wide, tmp_path):
 
 @pytest.mark.parametrize("name", ["q_proj", "down_proj", "embed_tokens", "norm.weight"])
 def test_blocks_are_corners_of_the_files_and_copies_of_one_another(name, wide, saved):
-    again = plan_again(wide)
-    tensor = choose_tensor(again.plan, name)
-    blocks = read_blocks(again, tensor, 30)
+    widening = replan_widening(wide)
+    tensor = choose_tensor(widening.plan, name)
+    blocks = read_blocks(widening, tensor, 30)
     for file, found, key in (
         (saved("Llama-tied"), blocks.narrow, tensor.source.name),
         (wide, blocks.wide, tensor.target.name),
@@ -100,9 +100,9 @@ def test_lines_part_copies_of_units_and_copies_of_runs():
 
 
 def test_the_matrix_that_grows_in_both_dimensions_is_shown(wide):
-    plan = plan_again(wide).plan
+    plan = replan_widening(wide).plan
     assert choose_tensor(plan, None).multiplicity == 16
-    figure = draw_weights(read_blocks(plan_again(wide), choose_tensor(plan, "q_proj")))
+    figure = draw_weights(read_blocks(replan_widening(wide), choose_tensor(plan, "q_proj")))
     assert figure.get_suptitle() == "model.layers.0.self_attn.q_proj.weight:  (kv g d), /embed"
     assert "c = 1/4, m = 16" in figure.axes[1].get_title(loc="left")
 

@@ -66,7 +66,7 @@ def notices(mutant, source, folder):
         checked = check_model(source, file, quick=True)
     except MupscaleError:
         return True
-    return not checked.is_right
+    return not checked.passed
 
 
 def survivors(name, saved, folder):
@@ -89,10 +89,10 @@ def test_every_mutation_is_noticed(name, saved, tmp_path):
 
 def _unused(lines, what, name, saved):
     """Whether the line that was changed is a rule, or an alternative, that this model does not follow."""
-    from mupscale_cli.tasks.planning import describe
+    from mupscale_cli.tasks.planning import identity_plan
 
     number = int(re.match(r"line (\d+)", what)[1])
-    plan = describe(find_source(saved(FAMILIES[name])).checkpoint)
+    plan = identity_plan(find_source(saved(FAMILIES[name])).checkpoint)
     used = {
         choice.text.origin.line
         for rule in plan.recipe.tensors

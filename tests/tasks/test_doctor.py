@@ -8,7 +8,7 @@ import torch
 
 import mupscale_cli
 from cli_runner import run
-from mupscale_cli.tasks.doctor import shown
+from mupscale_cli.tasks.doctor import shorten_home
 
 SECRET = "hf_aVerySecretToken"  # noqa: S105 (it stands for one)
 
@@ -50,8 +50,8 @@ def test_a_password_in_the_endpoint_is_not_shown(monkeypatch):
 
 
 def test_the_users_name_is_not_in_paths():
-    assert shown(Path.home() / "runs" / "x") == str(Path("~/runs/x"))
-    assert shown(Path("/data/x")) == str(Path("/data/x"))
+    assert shorten_home(Path.home() / "runs" / "x") == str(Path("~/runs/x"))
+    assert shorten_home(Path("/data/x")) == str(Path("/data/x"))
 
 
 def test_a_torch_that_is_broken_is_told(monkeypatch):
@@ -62,5 +62,5 @@ def test_a_torch_that_is_broken_is_told(monkeypatch):
 
 
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("mupscale_cli.tasks.doctor._is_there", lambda name: name != "matplotlib")
+    monkeypatch.setattr("mupscale_cli.tasks.doctor._is_installed", lambda name: name != "matplotlib")
     assert "extras           hf; not: plot, sweep (pip install 'mupscale[plot,sweep]')" in run("doctor").out

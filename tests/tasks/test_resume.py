@@ -140,7 +140,7 @@ def interrupted(source, target):
 def test_finished_shards_are_not_made_again(saved, tmp_path, undisturbed, monkeypatch):
     source, target = saved("Llama-tied"), tmp_path / "wide"
     folder, error = interrupted(source, target)
-    assert "--resume" in error.kept
+    assert "--resume" in error.resume_hint
     finished = {shard["file"] for shard in json.loads((folder / ".mupscale-journal.json").read_text())["shards"]}
     assert finished
     made = []

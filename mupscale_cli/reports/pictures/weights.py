@@ -21,7 +21,7 @@ from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap, Strip
 from mupscale_cli.reports.explain import meant
 from mupscale_cli.reports.pictures.canvas import GREY, INK, heading, new_figure
-from mupscale_cli.tasks.verify import Again
+from mupscale_cli.tasks.verify import RecordedWidening
 from mupscale_cli.text import number_text
 
 BLOCK = 48  # rows and columns of W' that are shown if not asked for otherwise
@@ -65,14 +65,14 @@ def choose_tensor(plan: Plan, name: str | None) -> TensorPlan:
     return chosen
 
 
-def read_blocks(again: Again, tensor: TensorPlan, size: int = BLOCK) -> Blocks:
+def read_blocks(widening: RecordedWidening, tensor: TensorPlan, size: int = BLOCK) -> Blocks:
     """Read the first rows and columns of a tensor before and after.
 
     Of a tensor with more than two dimensions the first two are shown, at the beginning of the others; one of a single
     dimension is a column.
 
     Args:
-        again: the widening.
+        widening: the recorded widening.
         tensor: which.
         size: most rows and columns of the wide block.
 
@@ -84,8 +84,8 @@ def read_blocks(again: Again, tensor: TensorPlan, size: int = BLOCK) -> Blocks:
     rows = sources[0]
     columns = sources[1] if len(dims) > 1 else (0,)
     narrow_shape = (max(rows) + 1, max(columns) + 1)
-    narrow = _corner(again.narrow.tensors[tensor.source.name], narrow_shape)
-    wide = _corner(again.wide.tensors[tensor.target.name], (len(rows), len(columns)))
+    narrow = _corner(widening.narrow.tensors[tensor.source.name], narrow_shape)
+    wide = _corner(widening.wide.tensors[tensor.target.name], (len(rows), len(columns)))
     return Blocks(tensor, narrow, wide, (rows, columns))
 
 

@@ -4,26 +4,26 @@ A step whose output is there, complete and made from the same input with the sam
 mupscale.json says from what and how an output was made, and has the digests of both sides.
 """
 
-from mupscale_cli.tasks.jobs.doing import JobEvents, run_job
 from mupscale_cli.tasks.jobs.planning import plan_job
+from mupscale_cli.tasks.jobs.running import JobEvents, run_job
 from mupscale_cli.tasks.jobs.steps import (
-    Done,
     JobPlan,
     PlannedStep,
     PushStep,
     Step,
+    StepResult,
     VerifyStep,
     WidenStep,
     exit_code,
 )
 
 __all__ = [
-    "Done",
     "JobEvents",
     "JobPlan",
     "PlannedStep",
     "PushStep",
     "Step",
+    "StepResult",
     "VerifyStep",
     "WidenStep",
     "exit_code",

@@ -14,7 +14,7 @@ from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import read_record
-from mupscale_cli.tasks.jobs.standing import is_noted, why_not_there
+from mupscale_cli.tasks.jobs.finished import is_recorded, reason_to_write
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.push import push_target
@@ -67,7 +67,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     plan = plan_source(source, options)
     path = output_path(source, options)
     target = step.folder / path if source.hub and options.output is None else path
-    why = why_not_there(step, source, plan, target, made)
+    why = reason_to_write(step, source, plan, target, made)
     if why is not None and target.exists():
         if not options.overwrite:
             raise RunError(
@@ -140,7 +140,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     memory = 0.0 if step.weights else inference_bytes(max(sizes), _FLOAT64)
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
-    is_done = future is None and path.exists() and is_noted(step, open_checkpoint(path))
+    is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))
     reason = "verified with the same options" if is_done else "to be verified"
     return PlannedStep(step, title, "skipped" if is_done else "to do", reason, path, memory_bytes=memory)
 

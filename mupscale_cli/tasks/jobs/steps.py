@@ -128,7 +128,7 @@ class JobPlan:
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """What came of a step.
 
     Attributes:
@@ -150,7 +150,7 @@ class Done:
     error: MupscaleError | None = None
 
 
-def exit_code(results: Sequence[Done]) -> int:
+def exit_code(results: Sequence[StepResult]) -> int:
     """The exit code of a job: that of the first step that did not go well."""
     for result in results:
         if result.error is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import OptimizerState, Record
 
 
-def why_not_there(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
+def reason_to_write(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
     """Why the output is not there, complete and as asked, by its record and headers; None if it is."""
     if not target.exists():
         return "not there yet"
@@ -87,7 +87,7 @@ def _age(path: Path) -> float:
     return max((file.stat().st_mtime for file in files), default=0.0)
 
 
-def changed(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
+def find_changed_file(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
     """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
     record = read_record(found)
     if source.remote is None and (name := source_changed(record, source.checkpoint)):
@@ -115,7 +115,7 @@ def _state_changed(step: WidenStep, source: Source, found: Checkpoint, carried: 
     return None
 
 
-def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
+def is_recorded(step: VerifyStep, found: Checkpoint) -> bool:
     """Whether the record says that this very verification was done, and went well."""
     noted = check_record(found.record, found.path)["verification"] if found.record else None
     if step.weights or noted is None:
@@ -126,7 +126,7 @@ def is_noted(step: VerifyStep, found: Checkpoint) -> bool:
 def is_still_verified(step: VerifyStep) -> bool:
     """Whether the record has this verification, and neither side has changed since."""
     found = open_checkpoint(Path(step.wide))
-    if not is_noted(step, found):
+    if not is_recorded(step, found):
         return False
     record = read_record(found)
     if output_changed(record, found):

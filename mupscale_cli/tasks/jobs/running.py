@@ -13,8 +13,8 @@ from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import MupscaleError, RunError
-from mupscale_cli.tasks.jobs.standing import changed, is_still_verified, why_not_there
-from mupscale_cli.tasks.jobs.steps import Done, JobPlan, PlannedStep, PushStep, VerifyStep, WidenStep
+from mupscale_cli.tasks.jobs.finished import find_changed_file, is_still_verified, reason_to_write
+from mupscale_cli.tasks.jobs.steps import JobPlan, PlannedStep, PushStep, StepResult, VerifyStep, WidenStep
 from mupscale_cli.tasks.planning import plan_source
 from mupscale_cli.tasks.push import prepare_push, push_target
 from mupscale_cli.tasks.source import find_source
@@ -40,7 +40,7 @@ class JobEvents:
     working: Callable[[], AbstractContextManager[Events]] = lambda: nullcontext(SILENT)
 
 
-def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | None = 1) -> Iterator[Done]:
+def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | None = 1) -> Iterator[StepResult]:
     """Do the steps of a job in their order; what came of each is yielded as it is done.
 
     The first step that fails, or whose models differ, is the last: those after it are yielded as `not run`.
@@ -67,19 +67,19 @@ def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | N
     has_stopped = False
     for number, one in enumerate(job.steps, 1):
         if has_stopped:
-            yield Done(one, "not run", "an earlier step did not go well")
+            yield StepResult(one, "not run", "an earlier step did not go well")
             continue
         events.begin(number, one)
         try:
             with events.working() as work:
                 result = _do(one, work, processes)
         except MupscaleError as error:
-            result = Done(one, "failed", error.message, error=error)
+            result = StepResult(one, "failed", error.message, error=error)
         has_stopped = result.status in ("failed", "differs")
         yield result
 
 
-def _do(one: PlannedStep, events: Events, processes: int | None) -> Done:
+def _do(one: PlannedStep, events: Events, processes: int | None) -> StepResult:
     if isinstance(one.step, WidenStep):
         return _do_widen(one, one.step, events, processes)
     if isinstance(one.step, VerifyStep):
@@ -87,12 +87,12 @@ def _do(one: PlannedStep, events: Events, processes: int | None) -> Done:
     return _do_push(one, one.step)
 
 
-def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> Done:
+def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
     source = find_source(step.checkpoint, headers_only=True)
     plan = plan_source(source, step.options)
     if one.target.exists():
-        why = why_not_there(step, source, plan, one.target, {})
-        why = why or changed(step, source, open_checkpoint(one.target))
+        why = reason_to_write(step, source, plan, one.target, {})
+        why = why or find_changed_file(step, source, open_checkpoint(one.target))
         if why is None:
             _log.info("%s is complete: its digests and those of its source are what its record says", one.target)
             return _verified_before(one, step)
@@ -112,28 +112,28 @@ def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int 
     )
     found = result.verification
     if found is not None and not found.agrees:
-        return Done(one, "differs", "the models differ; nothing was written", result, found)
-    return Done(one, "done", "widened", result, found)
+        return StepResult(one, "differs", "the models differ; nothing was written", result, found)
+    return StepResult(one, "done", "widened", result, found)
 
 
-def _verified_before(one: PlannedStep, step: WidenStep) -> Done:
+def _verified_before(one: PlannedStep, step: WidenStep) -> StepResult:
     """A finished output; verified now where it is to be and was not."""
     noted = (open_checkpoint(one.target).record or {}).get("verification") or {}
     if not step.options.verify or noted.get("agrees") is True:
-        return Done(one, "skipped", "complete, from the same input with the same options")
+        return StepResult(one, "skipped", "complete, from the same input with the same options")
     from mupscale_cli.tasks.verify import verify
     from mupscale_cli.verification.result import CannotVerify
 
     try:
         found = verify(one.target, **vars(replace(step.options.verification, narrow=step.checkpoint)))
     except CannotVerify as reason:
-        return Done(one, "skipped", f"complete; not verified: {reason.message}")
+        return StepResult(one, "skipped", f"complete; not verified: {reason.message}")
     if not found.agrees:
-        return Done(one, "differs", "the models differ", None, found)
-    return Done(one, "done", "was complete, and is now verified", None, found)
+        return StepResult(one, "differs", "the models differ", None, found)
+    return StepResult(one, "done", "was complete, and is now verified", None, found)
 
 
-def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> Done:
+def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> StepResult:
     from mupscale_cli.tasks.verify import verify, verify_weights
 
     found: Verification | WeightsCheck
@@ -149,19 +149,19 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: in
         )
     else:
         if Path(step.wide).exists() and is_still_verified(step):
-            return Done(one, "skipped", "verified with the same options")
+            return StepResult(one, "skipped", "verified with the same options")
         events.phase("verifying", 0)
         found = verify(step.wide, **vars(step.options))
     if not found.agrees:
-        return Done(one, "differs", "the models differ", verification=found)
-    return Done(one, "done", "as planned", verification=found)
+        return StepResult(one, "differs", "the models differ", verification=found)
+    return StepResult(one, "done", "as planned", verification=found)
 
 
-def _do_push(one: PlannedStep, step: PushStep) -> Done:
+def _do_push(one: PlannedStep, step: PushStep) -> StepResult:
     prepared = prepare_push(step.wide, step.target, step.options)
     for warning in prepared.warnings:
         _log.warning("warning: %s", warning)
     if prepared.repository.commit and all(status == "unchanged" for status in prepared.statuses().values()):
-        return Done(one, "skipped", "the repository has all of it")
+        return StepResult(one, "skipped", "the repository has all of it")
     published = prepared.send()
-    return Done(one, "done", "published", url=published.url)
+    return StepResult(one, "done", "published", url=published.url)
