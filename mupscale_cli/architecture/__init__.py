@@ -1,1 +1,1 @@
-"""What an architecture is: the recipe language, its parser, composites and matching names."""
+"""Architectures: the recipe language, its parser, composite recipes and the matching of tensor names."""

@@ -1,8 +1,7 @@
-"""Composite models: a recipe made of recipes, each for a section of the config and a part of the tensors.
+"""Composite recipes: one recipe made of several, each for a section of the config and a part of the tensors.
 
-A part's axes become `part.axis`, its config keys `section.key`, its tensors those with the part's
-prefix. All of it happens on texts, before anything is parsed, so that the rest of the program knows
-one kind of recipe.
+A part's axes become `part.axis`, its config keys become `section.key`, and its tensors get the part's prefix. The
+names are replaced in the text of the documents, before parsing, so the rest of the program knows one kind of recipe.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.text import suggest
 
 _KEYS = ("config", "recipe", "prefix", "names")
-_DROPPED = ("about", "match", "extends", "prefix", "parameters", "tie")
-_GLOBAL = ("tensors", "tie")  # names in expressions that mean the same in every part
+_IGNORED = ("about", "match", "extends", "prefix", "parameters", "tie")
+_GLOBAL = ("tensors", "tie")  # names that mean the same in the expressions of every part
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,11 @@ class Part:
     """One part of a composite model.
 
     Attributes:
-        name: of the part; its axes are `name.axis`.
-        sections: keys of the config that may hold its config, the empty one for the config itself.
-        recipe: the recipe's name where the config names no model type that has one.
-        prefix: the word for which `{prefix}` of its patterns stands.
-        names: the word that stands before its other tensors, None for nothing.
+        name: the part's name; its axes are called `name.axis`.
+        sections: the config keys that may hold its config; the empty key means the whole config.
+        recipe: the recipe to use unless the part's config has a model type with a built-in recipe.
+        prefix: the word that replaces `{prefix}` in its patterns.
+        names: the word to put in front of its other tensors, None for no word.
     """
 
     name: str
@@ -42,10 +41,10 @@ class Part:
 
 
 def read_parts(document: Entries) -> tuple[Part, ...]:
-    """The parts of a recipe, none for most.
+    """Read the section `parts`; most recipes have none.
 
     Raises:
-        RecipeError: the section is not what it should be.
+        RecipeError: the section is invalid.
     """
     node = document.get("parts")
     if node is None:
@@ -57,16 +56,18 @@ def read_parts(document: Entries) -> tuple[Part, ...]:
 
 def _part(key: Text, node: Node) -> Part:
     if not isinstance(node, Entries):
-        raise node.error("a part has `config`, `recipe`, `prefix` and perhaps `names`")
+        raise node.error("expected a mapping of `config`, `recipe`, `prefix` and optionally `names`")
     if not key.value.isidentifier():
-        raise key.error(f"`{key.value}` cannot be a name", hint="letters, digits and `_`, not a digit first")
+        raise key.error(
+            f"`{key.value}` is not a valid name", hint="use letters, digits and `_`, and no digit at the start"
+        )
     texts: dict[str, tuple[Text, ...]] = {}
     for name, value in node:
         if name.value not in _KEYS:
             raise name.error(f"unknown key `{name.value}`", hint=suggest(name.value, _KEYS))
         nodes = value.nodes if isinstance(value, Items) and name.value == "config" else (value,)
         if not all(isinstance(item, Text) for item in nodes):
-            raise value.error("expected a text")
+            raise value.error("expected a single value, not a list or a mapping")
         texts[name.value] = tuple(item for item in nodes if isinstance(item, Text))
     for required in ("config", "recipe", "prefix"):
         if required not in texts:
@@ -76,19 +77,24 @@ def _part(key: Text, node: Node) -> Part:
     return Part(key.value, sections, texts["recipe"][0], texts["prefix"][0].value, names)
 
 
-def section_of(part: Part, config: Mapping[str, Any]) -> str:
-    """Which of its sections a config has; the first if it has none."""
+def find_section(part: Part, config: Mapping[str, Any]) -> str:
+    """Return the first of a part's sections that the config has, or the first of all if it has none."""
     return next((key for key in part.sections if not key or isinstance(config.get(key), Mapping)), part.sections[0])
 
 
-def as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple[str, ...]]:
-    """A recipe's document with everything named as a part of another, whose config is in a section.
+def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple[str, ...]]:
+    """Rename the axes, config keys and tensors of a recipe's document to those of a part.
+
+    Args:
+        document: the part's recipe.
+        part: the part.
+        section: the config key that holds the part's config, empty for the whole config.
 
     Returns:
-        The document, and the axes that the part widens by itself.
+        The renamed document, and the axes that the part's factor widens.
 
     Raises:
-        RecipeError: a text of it does not parse.
+        RecipeError: an expression, a layout or a pattern does not parse.
     """
     sections = {key.value: node for key, node in document}
     local = {key.value for name in ("axes", "define") for key, _ in _entries(sections.get(name))}
@@ -96,119 +102,124 @@ def as_part(document: Entries, part: Part, section: str) -> tuple[Entries, tuple
     def rename(name: str) -> str:
         if name in _GLOBAL:
             return name
-        return f"{part.name}.{name}" if name in local else key_of(name)
+        return f"{part.name}.{name}" if name in local else config_key(name)
 
-    def key_of(name: str) -> str:
+    def config_key(name: str) -> str:
         return f"{section}.{name}" if section else name
 
     def axis(text: Text) -> Text:
-        return _written(text, f"{part.name}.{text.value}")
+        return _renamed(text, f"{part.name}.{text.value}")
 
     def expression(node: Node) -> Node:
-        return _in_texts(node, lambda text: _expression(text, rename))
+        return _map_texts(node, lambda text: _expression(text, rename))
 
-    def of(name: str) -> Iterable[tuple[Text, Node]]:
+    def entries(name: str) -> Iterable[tuple[Text, Node]]:
         return _entries(sections.get(name))
 
     renamed = {
-        "defaults": [(_written(key, key_of(key.value)), node) for key, node in of("defaults")],
-        "define": [(axis(key), expression(node)) for key, node in of("define")],
-        "axes": [(axis(key), _axis(node, expression)) for key, node in of("axes")],
-        "fixed": [(axis(key), node) for key, node in of("fixed")],
-        "linked": [(axis(key), _in_texts(node, lambda text: _product(text, axis))) for key, node in of("linked")],
+        "defaults": [(_renamed(key, config_key(key.value)), node) for key, node in entries("defaults")],
+        "define": [(axis(key), expression(node)) for key, node in entries("define")],
+        "axes": [(axis(key), _map_axis(node, expression)) for key, node in entries("axes")],
+        "fixed": [(axis(key), node) for key, node in entries("fixed")],
+        "linked": [(axis(key), _map_texts(node, lambda text: _product(text, axis))) for key, node in entries("linked")],
         "config": [
             (
-                _written(key, key_of(key.value)),
-                _choices(node, lambda text: _scaled_expression(text, rename), expression),
+                _renamed(key, config_key(key.value)),
+                _map_choices(node, lambda text: _scaled_expression(text, rename), expression),
             )
-            for key, node in of("config")
+            for key, node in entries("config")
         ],
         "tensors": [
-            (_pattern(key, part, rename), _choices(node, lambda text: _layout(text, rename), expression))
-            for key, node in of("tensors")
+            (_pattern(key, part, rename), _map_choices(node, lambda text: _layout(text, rename), expression))
+            for key, node in entries("tensors")
         ],
     }
-    unknown = [key for key, _ in document if key.value not in (*renamed, *_DROPPED, "widen")]
+    unknown = [key for key, _ in document if key.value not in (*renamed, *_IGNORED, "widen")]
     if unknown:
         raise unknown[0].error(f"a part cannot have the section `{unknown[0].value}`")
     widen = sections.get("widen")
     texts = widen.nodes if isinstance(widen, Items) else () if widen is None else (widen,)
-    pairs = tuple((_word(name, document), Entries(tuple(found), document.origin)) for name, found in renamed.items())
-    return Entries(pairs, document.origin), tuple(rename(text.value) for text in texts if isinstance(text, Text))
+    renamed_sections = tuple(
+        (Text(name, document.origin), Entries(tuple(pairs), document.origin)) for name, pairs in renamed.items()
+    )
+    return Entries(renamed_sections, document.origin), tuple(
+        rename(text.value) for text in texts if isinstance(text, Text)
+    )
 
 
-def join(parts: Iterable[Entries], own: Entries, merge: Callable[[Entries, Entries], Entries]) -> Entries:
-    """The documents of all parts as one, under what the composite recipe says itself."""
+def join_parts(parts: Iterable[Entries], composite: Entries, merge: Callable[[Entries, Entries], Entries]) -> Entries:
+    """Join the documents of all parts; the composite recipe's own sections override them.
+
+    Args:
+        parts: the parts' documents, already renamed.
+        composite: the composite recipe's document.
+        merge: merges a document into another that it overrides.
+    """
     sections: dict[str, list[tuple[Text, Node]]] = {}
     keys: dict[str, Text] = {}
     for document in parts:
         for key, node in document:
             keys[key.value] = key
             sections.setdefault(key.value, []).extend(_entries(node))
-    below = Entries(
-        tuple((keys[name], Entries(tuple(pairs), own.origin)) for name, pairs in sections.items()), own.origin
-    )
-    return merge(below, Entries(tuple((key, node) for key, node in own if key.value != "parts"), own.origin))
+    origin = composite.origin
+    joined = Entries(tuple((keys[name], Entries(tuple(pairs), origin)) for name, pairs in sections.items()), origin)
+    return merge(joined, Entries(tuple((key, node) for key, node in composite if key.value != "parts"), origin))
 
 
-# Texts ----------------------------------------------------------------------------------------
+# Renaming --------------------------------------------------------------------------------------
 
 
 def _entries(node: Node | None) -> tuple[tuple[Text, Node], ...]:
     return node.pairs if isinstance(node, Entries) else ()
 
 
-def _word(text: str, document: Entries) -> Text:
-    return Text(text, document.origin)
-
-
-def _written(text: Text, value: str) -> Text:
-    """Another text in the same place of the file; its carets would not fit, so it has none."""
+def _renamed(text: Text, value: str) -> Text:
+    """Return a text with another value and the same origin; errors in it show no caret, which would not fit."""
     return Text(value, text.origin, text.quoted, as_written=False)
 
 
-def _in_texts(node: Node, change: Callable[[Text], Text]) -> Node:
+def _map_texts(node: Node, change: Callable[[Text], Text]) -> Node:
     if isinstance(node, Items):
-        return Items(tuple(_in_texts(item, change) for item in node.nodes), node.origin)
+        return Items(tuple(_map_texts(item, change) for item in node.nodes), node.origin)
     return change(node) if isinstance(node, Text) and not node.is_null else node
 
 
-def _choices(node: Node, value: Callable[[Text], Text], condition: Callable[[Node], Node]) -> Node:
-    """A value, or alternatives whose `when` is an expression."""
+def _map_choices(node: Node, value: Callable[[Text], Text], condition: Callable[[Node], Node]) -> Node:
+    """Rename within a value, or within alternatives whose `when` is a condition."""
     if isinstance(node, Items):
-        return Items(tuple(_choices(item, value, condition) for item in node.nodes), node.origin)
+        return Items(tuple(_map_choices(item, value, condition) for item in node.nodes), node.origin)
     if isinstance(node, Entries):
-        pairs = [(key, condition(inner) if key.value == "when" else _in_texts(inner, value)) for key, inner in node]
+        pairs = [(key, condition(inner) if key.value == "when" else _map_texts(inner, value)) for key, inner in node]
         return Entries(tuple(pairs), node.origin)
-    return _in_texts(node, value)
+    return _map_texts(node, value)
 
 
-def _axis(node: Node, expression: Callable[[Node], Node]) -> Node:
+def _map_axis(node: Node, expression: Callable[[Node], Node]) -> Node:
     if isinstance(node, Entries):
-        pairs = [(key, _axis(inner, expression) if key.value == "size" else inner) for key, inner in node]
+        pairs = [(key, _map_axis(inner, expression) if key.value == "size" else inner) for key, inner in node]
         return Entries(tuple(pairs), node.origin)
     if isinstance(node, Text) and node.value in ("from shapes", "varies"):
         return node
     return expression(node)
 
 
-def _replaced(text: Text, names: Iterable[tuple[int, str, str]]) -> Text:
-    """A text with names, given by where they start, replaced by others."""
+def _replace_names(text: Text, names: Iterable[tuple[int, str, str]]) -> Text:
+    """Replace names in a text; each is given by its start, the old name and the new one."""
     value = text.value
     for start, old, new in sorted(names, reverse=True):
         value = value[:start] + new + value[start + len(old) :]
-    return _written(text, value)
+    return _renamed(text, value)
 
 
 def _expression(text: Text, rename: Callable[[str], str]) -> Text:
     names = names_in(text.parse(parse_expression))
-    return _replaced(text, [(name.span[0], name.name, rename(name.name)) for name in names])
+    return _replace_names(text, [(name.span[0], name.name, rename(name.name)) for name in names])
 
 
 def _scaled_expression(text: Text, rename: Callable[[str], str]) -> Text:
     expression, powers = text.parse(parse_scaled_expression)
     names = [(name.span[0], name.name, rename(name.name)) for name in names_in(expression)]
-    return _replaced(text, [*names, *((power.span[0], power.axis, rename(power.axis)) for power in powers)])
+    return _replace_names(text, [*names, *((power.span[0], power.axis, rename(power.axis)) for power in powers)])
 
 
 def _layout(text: Text, rename: Callable[[str], str]) -> Text:
@@ -219,22 +230,22 @@ def _layout(text: Text, rename: Callable[[str], str]) -> Text:
         return ref.axis if isinstance(ref, Power) else ref.name
 
     refs = axis_refs(text.parse(parse_layout))
-    return _replaced(text, [(ref.span[0], name(ref), rename(name(ref))) for ref in refs])
+    return _replace_names(text, [(ref.span[0], name(ref), rename(name(ref))) for ref in refs])
 
 
 def _product(text: Text, axis: Callable[[Text], Text]) -> Text:
     factors = (factor.strip() for factor in text.value.split("*"))
-    return _written(text, " * ".join(axis(_written(text, factor)).value for factor in factors))
+    return _renamed(text, " * ".join(axis(_renamed(text, factor)).value for factor in factors))
 
 
 def _pattern(text: Text, part: Part, rename: Callable[[str], str]) -> Text:
     pattern = text.parse(parse_pattern)
-    named = [
+    axis_names = [
         (start, name, rename(name))
         for axis in pattern.axes
         for start, name in zip(axis.starts, axis.names, strict=True)
     ]
-    value = _replaced(text, named).value
+    value = _replace_names(text, axis_names).value
     if "{prefix}" in value:
-        return _written(text, value.replace("{prefix}", f"{{{part.prefix}}}"))
-    return _written(text, f"{{{part.names}}}{value}" if part.names else value)
+        return _renamed(text, value.replace("{prefix}", f"{{{part.prefix}}}"))
+    return _renamed(text, f"{{{part.names}}}{value}" if part.names else value)

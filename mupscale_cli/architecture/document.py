@@ -1,7 +1,7 @@
-"""YAML read as texts that remember where they stand, so that an error can point at its cause.
+"""Parse YAML into nodes that remember their place in the file, so an error can point at its cause.
 
-Only what recipes and job files need: mappings, lists and scalars kept as text. Anchors, tags and documents of
-unreasonable size are refused, since a recipe may come from anywhere.
+Recipes and job files need only mappings, lists and scalars, which stay text. Anchors, tags and oversized documents are
+refused, since a recipe may come from anywhere.
 """
 
 from __future__ import annotations
@@ -19,10 +19,21 @@ from mupscale_cli.errors import RecipeError, RunError
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 12
-_MAX_SHOWN = 400  # characters of a line in a message
+_MAX_SHOWN = 400  # characters of a source line in a message
 _STANDARD = "tag:yaml.org,2002:"
-_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}  # what plain YAML becomes
-# The parser in C is about ten times faster and not part of every build of PyYAML.
+_TAGS = {
+    "map",
+    "seq",
+    "str",
+    "int",
+    "float",
+    "bool",
+    "null",
+    "timestamp",
+    "merge",
+    "value",
+}  # the implicit tags of plain YAML
+# The C parser is about ten times faster, but some builds of PyYAML lack it.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -31,7 +42,7 @@ Failure = Union[RecipeError, RunError]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A place in a file: `line` counts from 1, `column` (of the text itself) from 0; `failure` is what an error is."""
+    """A place in a file: `line` counts from 1, `column` from 0 (quotes excluded); `failure` is the class of errors."""
 
     file: str
     line: int
@@ -40,7 +51,7 @@ class Origin:
     failure: type[Failure] = RecipeError
 
     def error(self, message: str, span: tuple[int, int] | None = None, hint: str | None = None) -> Failure:
-        """An error that shows the line and, where a span of the text is given, a caret below it."""
+        """Create an error that shows the line and, if a span of the text is given, carets below it."""
         excerpt = None
         if self.source_line.strip():
             shown = self.source_line.strip()
@@ -57,7 +68,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A scalar without its quotes; `as_written` unless it was renamed since, so that carets would not fit."""
+    """A scalar without its quotes; `as_written` is false once it is renamed, when carets no longer fit the line."""
 
     value: str
     origin: Origin
@@ -74,7 +85,7 @@ class Text:
         return self.origin.error(message, span or (0, max(1, len(self.value))), hint)
 
     def parse(self, parse: Callable[[str], T]) -> T:
-        """Parse the text; what is wrong with it is raised with file, line and caret."""
+        """Parse the text; a `LanguageError` is raised again with file, line and caret."""
         try:
             return parse(self.value)
         except LanguageError as error:
@@ -123,15 +134,15 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
 
     Args:
         text: the document.
-        file: its name, for error messages.
-        failure: what an error in it is, which says what kind of document it is.
+        file: the document's name, for error messages.
+        failure: the class of errors to raise: `RecipeError` for a recipe, `RunError` for a job file.
 
     Raises:
-        RecipeError, RunError: it is not YAML, not a mapping, too large, too deep, or uses anchors or tags.
+        RecipeError, RunError: the document is not YAML, not a mapping, too large or too deep, or uses anchors or tags.
     """
     kind, _ = _KINDS[failure]
     if len(text) > MAX_BYTES:
-        raise failure(f"{file}: a {kind} of more than {MAX_BYTES} bytes is not read")
+        raise failure(f"{file}: the {kind} is larger than {MAX_BYTES} bytes")
     lines = text.splitlines()
     document = Origin(file, 1, 0, "", failure)
     try:
@@ -157,33 +168,33 @@ def parse_document(text: str, file: str, failure: type[Failure] = RecipeError) -
 
 
 def _check_events(text: str, loader: type, document: Origin, lines: list[str]) -> None:
-    """Refuse what composing must not see: it follows aliases, and nesting by a recursion in C that has no end."""
+    """Refuse aliases and deep nesting before the document is composed, which follows both without a limit."""
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise _at(event.start_mark, document, lines).error("nested too deeply")
+            raise _origin_at(event.start_mark, document, lines).error("nested too deeply")
         if isinstance(event, yaml.AliasEvent):
             raise document.failure(
                 f"{document.file}: anchors and aliases are not part of {_KINDS[document.failure][1]}",
-                hint="write it out",
+                hint="write out the value in each place",
             )
 
 
 def _check_lookahead(text: str, document: Origin, lines: list[str]) -> None:
-    """Refuse nesting that the parser in C found first: it reads a line ahead, and has a limit of its own."""
+    """Report deep nesting that the C parser met first: it reads a line ahead and has its own limit."""
     with suppress(yaml.YAMLError):
         _check_events(text, yaml.SafeLoader, document, lines)
 
 
-def _at(mark: Any, document: Origin, lines: list[str], shift: int = 0) -> Origin:
+def _origin_at(mark: Any, document: Origin, lines: list[str], shift: int = 0) -> Origin:
     source = lines[mark.line] if mark.line < len(lines) else ""
     return replace(document, line=mark.line + 1, column=mark.column + shift, source_line=source)
 
 
 def _convert(node: yaml.Node, document: Origin, lines: list[str]) -> Node:
     quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
-    origin = _at(node.start_mark, document, lines, quoted)
+    origin = _origin_at(node.start_mark, document, lines, quoted)
     if node.tag and node.tag.removeprefix(_STANDARD) not in _TAGS:
         raise origin.error(f"the tag `{node.tag}` is not part of {_KINDS[origin.failure][1]}")
     if isinstance(node, yaml.ScalarNode):
@@ -194,8 +205,8 @@ def _convert(node: yaml.Node, document: Origin, lines: list[str]) -> Node:
     for key_node, value_node in node.value:
         key = _convert(key_node, document, lines)
         if not isinstance(key, Text):
-            raise origin.error("a key must be a plain text")
+            raise origin.error("a key must be plain text")
         if key.value in pairs:
-            raise key.error(f"`{key.value}` stands here twice, first in line {pairs[key.value][0].origin.line}")
+            raise key.error(f"duplicate key `{key.value}`, first used on line {pairs[key.value][0].origin.line}")
         pairs[key.value] = key, _convert(value_node, document, lines)
     return Entries(tuple(pairs.values()), origin)

@@ -1,4 +1,4 @@
-"""Expressions over config keys and axes, such as `num_key_value_heads or num_attention_heads`: parsed and evaluated."""
+"""Parse and evaluate expressions over config keys and axes, such as `num_key_value_heads or num_attention_heads`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = Union[None, bool, int, float, str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number, a quoted text, `true` or `false`."""
+    """A number, a quoted string, `true` or `false`."""
 
     value: bool | int | float | str
     span: tuple[int, int]
@@ -32,7 +32,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One of `or and not == ~ + - * // / []`, with one argument for `not` and unary `-`, else two."""
+    """One of `or and not == ~ + - * // / []`, with one argument for `not` and unary `-`, two for the others."""
 
     operator: str
     arguments: tuple[Expression, ...]
@@ -49,15 +49,15 @@ _OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "/": operator.truediv,
 }
 _CONSTANTS = {"true": True, "false": False}
-_LARGEST = 2**63  # of a number that is computed
+_LARGEST = 2**63  # limit of computed numbers
 
 
 def parse_expression(text: str) -> Expression:
     """Parse an expression over config keys and axes.
 
-    The grammar, loosest first: `or`, `and`, `not`, `==` and `~` (a glob match on text), `+ -`,
-    `* // /`, unary `-`, then names (`a.b` reaches into nested configs, `a[0]` into lists), numbers,
-    quoted texts, `true`, `false` and parentheses.
+    From the loosest binding to the tightest, the operators are `or`; `and`; `not`; `==` and `~` (a glob match on text);
+    `+ -`; `* // /`; unary `-`. Operands are names (`a.b` reaches into nested configs, `a[0]` into lists), numbers,
+    quoted strings, `true`, `false` and parentheses.
 
     Raises:
         LanguageError: the text is not an expression.
@@ -69,7 +69,7 @@ def parse_expression(text: str) -> Expression:
 
 
 def expression_at(cursor: Cursor, level: int = 0) -> Expression:
-    """Parse the expression at a cursor, up to what cannot be part of it."""
+    """Parse the longest expression at a cursor, with operators of a level and tighter ones."""
     if level == len(_LEVELS):
         return _operand(cursor)
     if _LEVELS[level] == ("not",):
@@ -128,7 +128,7 @@ def _indexed(cursor: Cursor, name: Name) -> Expression:
 
 
 def names_in(expression: Expression) -> Iterator[Name]:
-    """Every name an expression mentions, in order."""
+    """Yield every name that an expression mentions, in order."""
     if isinstance(expression, Name):
         yield expression
     elif isinstance(expression, Operation):
@@ -137,10 +137,15 @@ def names_in(expression: Expression) -> Iterator[Name]:
 
 
 def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
-    """The value of an expression; a name without a value is None, as JSON's null is.
+    """Evaluate an expression; an unknown name is None, like JSON's null.
+
+    Args:
+        expression: the expression.
+        values: config keys, nested where the config is, and axes.
 
     Raises:
-        LanguageError: arithmetic on something that is not a number, or division by zero.
+        LanguageError: an operand of an arithmetic operator is not a number, a division is by zero, or a result is
+            too large.
     """
     if isinstance(expression, Literal):
         return expression.value
@@ -167,7 +172,7 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
 
 
 def look_up(name: str, values: Mapping[str, Value]) -> Value:
-    """A config key by its name, dotted for nested configs; None where there is none."""
+    """Look up a config key, dotted for nested configs; an absent key is None."""
     if name in values:
         return values[name]
     value: object = values
@@ -193,5 +198,5 @@ def _arithmetic(expression: Operation, left: float, right: float) -> int | float
     except OverflowError:
         result = _LARGEST
     if isinstance(result, int) and abs(result) >= _LARGEST:
-        raise LanguageError("a number is too large", expression.span)
+        raise LanguageError("the result is too large", expression.span)
     return result

@@ -1,4 +1,4 @@
-"""Layouts, what the dimensions of a tensor are made of: `embed, /(kv g d) | embed^-0.5`."""
+"""Parse layouts, which name the axes that each dimension of a tensor runs over: `embed, /(kv g d) | embed^-0.5`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A dimension or part of one that is never widened: `.` has any size, `3` has that size."""
+    """A dimension, or a part of one, that is never widened: `.` matches any size, `3` only size 3."""
 
     size: int | None
     span: tuple[int, int]
@@ -21,7 +21,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class AxisRef:
-    """An axis, and whether the layer sums over it (`/axis`), or takes the mean itself (`//axis`, as a MuReadout)."""
+    """An axis; the layer may sum over it (`/axis`) or average over it (`//axis`, like a MuReadout)."""
 
     name: str
     contracted: bool
@@ -31,7 +31,7 @@ class AxisRef:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`(a b c)`: one dimension that runs over a, b and c, the last one fastest."""
+    """One dimension that runs over several axes, the last one fastest: `(a b c)`."""
 
     items: tuple[Dim, ...]
     span: tuple[int, int]
@@ -39,7 +39,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """`axis^exponent`: a scale of factor(axis) ** exponent."""
+    """A scale of factor(axis) ** exponent, written `axis^exponent`."""
 
     axis: str
     exponent: Fraction
@@ -48,7 +48,7 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a concatenation, with its own scale: `h d@d^-0.5`."""
+    """A segment of a concatenation, with its own scale: `h d@d^-0.5`."""
 
     dim: Dim
     powers: tuple[Power, ...]
@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Concatenation:
-    """`[x + y + z]`: segments laid end to end."""
+    """Segments laid end to end in one dimension: `[x + y + z]`."""
 
     segments: tuple[Segment, ...]
     span: tuple[int, int]
@@ -68,12 +68,12 @@ Dim = Union[Fixed, AxisRef, Product, Concatenation]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The dimensions of a tensor and what it is scaled by beyond its summed axes.
+    """The dimensions of a tensor, and its scale beyond the one that its summed axes need.
 
     Attributes:
-        dims: one for each dimension of the tensor; empty for a scalar.
-        powers: scale of the whole tensor.
-        offset: o where the layer uses o + w instead of the stored w; the scale acts on o + w.
+        dims: one entry for each dimension of the tensor; empty for a scalar.
+        powers: the scale of the whole tensor.
+        offset: o if the layer uses o + w instead of the stored w; the scale applies to o + w.
     """
 
     dims: tuple[Dim, ...]
@@ -95,7 +95,7 @@ def parse_layout(text: str) -> Layout:
         while cursor.accept(","):
             dims.append(_dim(cursor))
     if not (cursor.at("|") or cursor.token.kind == "end"):
-        raise cursor.unexpected("expected `,`, `|` or the end (two axes in one dimension are written `(a b)`)")
+        raise cursor.unexpected("expected `,`, `|` or the end (write two axes in one dimension as `(a b)`)")
     powers, offset = _scale(cursor) if cursor.accept("|") else ((), 0)
     cursor.finish()
     return Layout(tuple(dims), powers, offset, (0, len(text)))
@@ -105,7 +105,7 @@ def parse_scaled_expression(text: str) -> tuple[Expression, tuple[Power, ...]]:
     """Parse a config value, an expression with an optional scale: `logits_scaling | embed`.
 
     Raises:
-        LanguageError: the text is neither.
+        LanguageError: the text is not an expression, or its scale is invalid.
     """
     cursor = Cursor(text)
     expression = expression_at(cursor)
@@ -146,12 +146,14 @@ def _dim(cursor: Cursor, contracted: bool = False) -> Dim:
     token = cursor.token
     if cursor.accept("/"):
         if contracted:
-            raise LanguageError("`/` inside of `/` says nothing more", token.span)
+            raise LanguageError("`/` inside another `/` has no effect", token.span)
         return _dim(cursor, contracted=True)
     if not contracted and cursor.accept("//"):
         name = cursor.advance()
         if name.kind != "name" or name.text in KEYWORDS:
-            raise LanguageError("`//` stands before one axis, over which the layer takes the mean itself", token.span)
+            raise LanguageError(
+                "expected a single axis after `//`, the mark of an axis that is averaged over", token.span
+            )
         return AxisRef(name.text, contracted, (token.start, name.span[1]), averaged=True)
     if cursor.accept("("):
         cursor.enter()
@@ -172,7 +174,7 @@ def _dim(cursor: Cursor, contracted: bool = False) -> Dim:
     if token.kind == "number":
         cursor.advance()
         if "." in token.text or int(token.text) == 0:
-            raise LanguageError("a literal size is a whole number above 0", token.span)
+            raise LanguageError("a size must be a whole number above 0", token.span)
         return Fixed(int(token.text), token.span)
     if token.kind == "name" and token.text not in KEYWORDS:
         cursor.advance()
@@ -197,7 +199,7 @@ def _segment(cursor: Cursor, contracted: bool) -> Segment:
 
 
 def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
-    """Every mention of an axis in a layout, with its place."""
+    """Yield every mention of an axis in a layout, with its span."""
 
     def walk(dim: Dim) -> Iterator[AxisRef | Power]:
         if isinstance(dim, AxisRef):

@@ -1,4 +1,4 @@
-"""Recipes found by name, model type or file, with those that they extend and the parts of a composite one.
+"""Find recipes by name, model type or file, and load them with the recipes that they extend and their parts.
 
 `load_recipe` turns a YAML file into a frozen `Recipe`. Nothing here knows a checkpoint.
 """
@@ -22,16 +22,16 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import suggest
 
-_MAX_EXTENDS = 20  # recipes in a row
+_MAX_EXTENDS = 20  # length of a chain of recipes that extend one another
 _PACKAGED = Path(__file__).parent.parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent.parent / "recipes"  # in an editable install
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
-FORMAT_VERSION = 1  # of recipes; one that says none has it
+FORMAT_VERSION = 1  # version of the recipe format, and the default of a recipe without a version
 
 
 def recipe_files() -> tuple[Path, ...]:
-    """The built-in recipe files, by name."""
+    """Return the built-in recipe files, sorted by name."""
     return tuple(sorted(BUILT_IN.glob("*.yaml")))
 
 
@@ -39,31 +39,31 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
     """Load a recipe by its built-in name (`llama`), a model type (`mistral`) or from a file (`./mine.yaml`).
 
     Args:
-        name_or_file: which.
-        config: config.json; a composite recipe chooses the recipes of its parts by it.
+        name_or_file: a built-in recipe, a model type or a file.
+        config: config.json, which selects the recipes of a composite recipe's parts.
 
     Raises:
-        RecipeError: there is none of that name, or it is not a valid recipe.
+        RecipeError: the recipe does not exist or is invalid.
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return replace(_load_file(path, config), path=path)
     built_in = BUILT_IN / f"{name_or_file}.yaml"
     if not built_in.is_file():
-        found = recipe_for({**(config or {}), "model_type": str(name_or_file)})
-        if found is None:
+        built_in_name = recipe_for({**(config or {}), "model_type": str(name_or_file)})
+        if built_in_name is None:
             known = [*(file.stem for file in recipe_files()), *model_types()]
             near = suggest(str(name_or_file), known)
             raise RecipeError(
-                f"there is no recipe `{name_or_file}`",
-                hint=f"{near + ' ' if near else ''}`mupscale recipes list` shows those that there are",
+                f"unknown recipe `{name_or_file}`",
+                hint=f"{near + ' ' if near else ''}run `mupscale recipes list` to see the built-in recipes",
             )
-        built_in = BUILT_IN / f"{found}.yaml"
+        built_in = BUILT_IN / f"{built_in_name}.yaml"
     return _load_file(built_in, config)
 
 
 def recipe_for(config: Mapping[str, Any]) -> str | None:
-    """The built-in recipe for a config, by its `model_type` and the recipes' conditions."""
+    """Return the name of the built-in recipe for a config, by `model_type` and the recipes' conditions."""
     model_type = str(config.get("model_type"))
     for condition, name in model_types(model_type).get(model_type, ()):
         if condition is None or _holds(condition, config):
@@ -72,7 +72,7 @@ def recipe_for(config: Mapping[str, Any]) -> str | None:
 
 
 def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
-    """Whether a condition holds; one that cannot be evaluated for a config is not about such configs."""
+    """Tell whether a condition holds; a condition that cannot be evaluated for a config does not."""
     try:
         return bool(evaluate(condition, config))
     except LanguageError:
@@ -83,84 +83,86 @@ def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
     document, digest = _read(path, seen=())
     chosen = []
     for part in composite.read_parts(document):
-        section = composite.section_of(part, config or {})
-        own = (config or {}).get(section) if section else None
-        named = recipe_for(own) if isinstance(own, Mapping) else None
-        chosen.append((named or part.recipe.value, section))
+        section = composite.find_section(part, config or {})
+        part_config = (config or {}).get(section) if section else None
+        name = recipe_for(part_config) if isinstance(part_config, Mapping) else None
+        chosen.append((name or part.recipe.value, section))
     return _load_parts(path, digest, tuple(chosen))
 
 
 @lru_cache(maxsize=256)
 def _load_parts(path: Path, digest: str, chosen: tuple[tuple[str, str], ...]) -> Recipe:
-    """A recipe, with for each of its parts a recipe's name and the section of the config."""
+    """Load a recipe; `chosen` gives the name of each part's recipe and the part's section of the config."""
     document, _ = _read(path, seen=())
     groups, documents = {}, []
     for part, (name, section) in zip(composite.read_parts(document), chosen, strict=True):
-        file = _beside(path, name)
+        file = _find_file(path.parent, name)
         if file is None:
-            raise part.recipe.error(f"there is no recipe `{name}`")
+            raise part.recipe.error(f"unknown recipe `{name}`")
         inner, inner_digest = _read(file, seen=(path,))
-        renamed, groups[part.name] = composite.as_part(inner, part, section)
+        renamed, groups[part.name] = composite.rename_as_part(inner, part, section)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
-        document = composite.join(documents, document, _merge)
-    return parse_recipe(path.stem, _shown(path), digest, document, groups)
+        document = composite.join_parts(documents, document, _merge)
+    return parse_recipe(path.stem, _display_name(path), digest, document, groups)
 
 
-def _beside(path: Path, name: str) -> Path | None:
-    """The recipe of a name in the same folder, else the built-in one."""
-    if re.fullmatch(r"\w[\w.-]*", name) is None:  # a path: a recipe may come from anywhere
+def _find_file(folder: Path, name: str) -> Path | None:
+    """Find a recipe by name in a folder, then among the built-in recipes."""
+    if re.fullmatch(r"\w[\w.-]*", name) is None:  # a path is refused: a recipe may come from anywhere
         return None
-    files = (path.parent / f"{name}.yaml", BUILT_IN / f"{name}.yaml")
+    files = (folder / f"{name}.yaml", BUILT_IN / f"{name}.yaml")
     return next((file for file in files if file.is_file()), None)
 
 
-def _shown(path: Path) -> str:
+def _display_name(path: Path) -> str:
     return f"recipes/{path.name}" if path.parent == BUILT_IN else str(path)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
-    """The document of a file with those that it extends merged under it, and the hash of them all."""
+    """Read a file's document, merged with the recipes that it extends, and return it with the hash of all of them."""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device has no end
             raise RecipeError(f"cannot read the recipe `{path}`: it is not a file")
         with open(path, "rb") as stream:
             text = stream.read(MAX_BYTES + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RecipeError(f"cannot read the recipe `{path}`: {why}") from error
-    document = _of_known_version(parse_document(text, _shown(path)))
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot read the recipe `{path}`: {reason}") from error
+    document = _strip_version(parse_document(text, _display_name(path)))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")
     if base is None:
         return document, digest
     if not isinstance(base, Text):
-        raise base.error("`extends` takes the name of one recipe")
-    parent = _beside(path, base.value)
+        raise base.error("`extends` takes the name of a single recipe")
+    parent = _find_file(path.parent, base.value)
     if parent is None:
         known = [file.stem for file in recipe_files()]
-        raise base.error(f"there is no recipe `{base.value}`", hint=suggest(base.value, known))
+        raise base.error(f"unknown recipe `{base.value}`", hint=suggest(base.value, known))
     if parent in (*seen, path) or len(seen) > _MAX_EXTENDS:
         raise base.error(f"`{path.stem}` extends itself")
     parent_document, parent_digest = _read(parent, (*seen, path))
     return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
 
 
-def _of_known_version(document: Entries) -> Entries:
-    """The document without its version, which is 1 if it says none.
+def _strip_version(document: Entries) -> Entries:
+    """Check a document's version, 1 if it is absent, and return the document without it.
 
     Raises:
-        RecipeError: it is of a later version.
+        RecipeError: the version is not supported.
     """
     node = document.get("version")
     if node is not None and not (isinstance(node, Text) and node.value == str(FORMAT_VERSION)):
-        raise node.error(f"this mupscale reads recipes of version {FORMAT_VERSION}", hint="upgrade mupscale")
+        raise node.error(
+            f"unsupported recipe version: this mupscale reads version {FORMAT_VERSION}", hint="upgrade mupscale"
+        )
     return Entries(tuple(pair for pair in document if pair[0].value != "version"), document.origin)
 
 
 def _merge(parent: Entries, child: Entries) -> Entries:
-    """Sections that are mappings are merged key by key; anything else the child says replaces it."""
+    """Merge two documents: mappings key by key; any other section of the child replaces the parent's."""
     own = {key.value: (key, node) for key, node in child if key.value != "extends"}
     merged = []
     for key, node in parent:
@@ -185,19 +187,19 @@ def _merge_section(parent: Entries, child: Entries) -> Entries:
 
 @cache
 def model_types(containing: str = "") -> dict[str, list[tuple[Expression | None, str]]]:
-    """The built-in recipes for each `model_type` of config.json; those with a condition come first.
+    """Map each `model_type` of config.json to its built-in recipes; recipes with a condition come first.
 
     Args:
-        containing: read only recipes in whose text this occurs, which is a fraction of the time.
+        containing: parse only recipes whose text contains this, which takes a fraction of the time.
     """
-    found: dict[str, list[tuple[Expression | None, str]]] = {}
+    by_type: dict[str, list[tuple[Expression | None, str]]] = {}
     for file in recipe_files():
         text = file.read_text(encoding="utf-8")
         if containing not in text:
             continue
-        types, condition, _ = parse_match(parse_document(text, _shown(file)).get("match"))
+        types, condition, _ = parse_match(parse_document(text, _display_name(file)).get("match"))
         for model_type in types:
-            found.setdefault(model_type, []).append((condition, file.stem))
-    for recipes in found.values():
+            by_type.setdefault(model_type, []).append((condition, file.stem))
+    for recipes in by_type.values():
         recipes.sort(key=lambda pair: pair[0] is None)
-    return found
+    return by_type

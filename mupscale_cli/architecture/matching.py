@@ -1,4 +1,4 @@
-"""Which rule of a recipe each tensor follows: every tensor exactly one, every rule its tensors."""
+"""Match the tensors of a checkpoint to the rules of a recipe: each tensor follows exactly one rule."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import listed
 
 Prefixes = Mapping[str, str]
-_MAX_NAMED = 5  # names shown in one message
+_MAX_NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor's rule, and where in its name the axes and words of the pattern stand."""
+    """A tensor's rule, and where its name has the axes and words of the rule's pattern."""
 
     rule: TensorRule
     groups: re.Match[str]
@@ -27,18 +27,18 @@ class Match:
 def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     """Find the rule of every tensor.
 
-    Where several patterns match, the one with the fewest `*` is meant, so that
-    `layers.{last}.norm.weight` can say more than `layers.*.norm.weight`.
+    If several patterns match a name, the one with the fewest `*` wins: `layers.{last}.norm.weight` overrides
+    `layers.*.norm.weight`.
 
     Args:
-        recipe: the rules.
-        names: every tensor of the checkpoint.
+        recipe: the recipe with the rules.
+        names: the names of all tensors of the checkpoint.
 
     Returns:
         The match of each name, in the order of `names`.
 
     Raises:
-        RecipeError: a tensor matches no rule, or two equally; a rule matches nothing it must.
+        RecipeError: a tensor matches no rule or several equally well, or a required rule matches no tensor.
     """
     tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
     prefixes, candidates = max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
@@ -47,7 +47,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     if unknown:
         raise RecipeError(
             f"no rule of `{recipe.file}` matches {listed(unknown, _MAX_NAMED)}",
-            hint="add a rule for it, or say `keep` or `omit` where it is not widened",
+            hint="add a rule; for a tensor that is not widened, use `keep` or `omit`",
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
     _check_present(recipe, matched, prefixes)
@@ -55,7 +55,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
 
 
 def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:
-    """Every rule that matches each name; rules are looked up by the last part of the name."""
+    """Find all rules that match each name; the last part of a name narrows down the rules to try."""
     by_ending: dict[str | None, list[tuple[TensorRule, re.Pattern[str]]]] = defaultdict(list)
     for rule in recipe.tensors:
         last = rule.pattern.parts[-1]
@@ -71,7 +71,7 @@ def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dic
 
 
 def _resolve_ends(candidates: dict[str, list[Match]]) -> None:
-    """Keep a match with `{first}` or `{last}` only where its number is the smallest or largest."""
+    """Drop matches of `{first}` and `{last}` whose number is not the smallest or the largest."""
     numbers: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for matches in candidates.values():
         for match in matches:
@@ -102,16 +102,16 @@ def _most_specific(name: str, matches: list[Match]) -> Match:
     if len(best) > 1:
         first, second = best[:2]
         raise second.rule.text.error(
-            f"`{name}` matches this rule and the one in line {first.rule.text.origin.line}, `{first.rule.text.value}`",
+            f"`{name}` matches this rule and the one on line {first.rule.text.origin.line}, `{first.rule.text.value}`",
             hint="make one of the patterns narrower",
         )
     return best[0]
 
 
 def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes) -> None:
-    """Every rule that is not optional matches, and for each layer that any rule matches.
+    """Check that every required rule matches a tensor of each layer that any rule matches.
 
-    A layer is what the first `*` of a pattern stands for, after the same text.
+    A layer is the text that the first `*` of a pattern matches; patterns that start alike share their layers.
     """
     layers: dict[str, set[str]] = defaultdict(set)
     seen: dict[str, set[str]] = defaultdict(set)
@@ -124,20 +124,20 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes
             continue
         if rule.pattern.text not in seen:
             raise rule.text.error(
-                "no tensor of the checkpoint matches this rule", hint="end it with `?` if it may be absent"
+                "no tensor of the checkpoint matches this rule", hint="end it with `?` if the tensor is optional"
             )
         stem = _stem(rule.pattern, prefixes)
         missing = sorted(layers[stem] - seen[rule.pattern.text], key=lambda layer: (len(layer), layer))
         if missing and stem:
             example = stem + missing[0]
             raise rule.text.error(
-                f"`{example}` is there, but it has no tensor that matches this rule",
-                hint="the checkpoint is incomplete; or end the rule with `?` if the tensor may be absent",
+                f"the checkpoint has `{example}`, but no tensor in it matches this rule",
+                hint="the checkpoint may be incomplete; if the tensor is optional, end the rule with `?`",
             )
 
 
 def _stem(pattern: Pattern, prefixes: Prefixes) -> str:
-    """The literal text in front of the first wildcard, where that is a numbered layer."""
+    """Return the text before a pattern's first `*` if that is a layer's number or name, else nothing."""
     stem = ""
     for part in pattern.parts:
         if isinstance(part, str):

@@ -1,4 +1,4 @@
-"""A recipe's document made a `Recipe`; a mistake in it is a `RecipeError` that points at the line and the token."""
+"""Parse a recipe's document into a `Recipe`; a mistake raises a `RecipeError` that points at the line and the token."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
     """Parse every section of a recipe's document.
 
     Args:
-        name: of the recipe.
-        file: where it was read, for messages.
-        digest: sha256 of all texts that it was made of.
-        document: its sections, with those that it extends and those of its parts merged into them.
-        groups: for each part of a composite recipe, the axes that a factor of the part widens.
+        name: the recipe's name.
+        file: the file that it was read from, for messages.
+        digest: SHA-256 of all the text that it consists of.
+        document: its sections, already merged with those of the recipe that it extends and of its parts.
+        groups: for each part of a composite recipe, the axes that the part's factor widens.
 
     Raises:
-        RecipeError: a section is missing, unknown or wrong, or names an axis that there is not.
+        RecipeError: a section is missing, unknown or invalid, or names an unknown axis.
     """
     for key, _ in document:
         if key.value not in _SECTIONS:
@@ -98,7 +98,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
 
 
 def parse_match(node: Node | None) -> tuple[tuple[str, ...], Expression | None, tuple[Pattern, ...]]:
-    """Parse the section `match`: model types, what else must hold of the config, and names of tensors."""
+    """Parse the section `match` into model types, a condition on the config, and patterns of tensor names."""
     entries = {key.value: (key, value) for key, value in _entries(node)}
     for key, _ in entries.values():
         if key.value not in ("model_type", "when", "tensors"):
@@ -110,22 +110,22 @@ def parse_match(node: Node | None) -> tuple[tuple[str, ...], Expression | None, 
 
 
 def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:
-    """`[a., b.]` for one word, `prefix`; a list of mappings for several, which belong together."""
+    """Parse `[a., b.]`, the values of the word `prefix`, or a list of mappings that each set several words together."""
     if node is None:
         return ({"prefix": ""},)
     nodes = node.nodes if isinstance(node, Items) else (node,)
     if not nodes:
         raise node.error("expected at least one prefix")
-    found = []
+    prefixes: list[dict[str, str]] = []
     for item in nodes:
         pairs = item.pairs if isinstance(item, Entries) else ((None, item),)
         for key, _ in pairs:
             if key is not None:
                 _check_identifier(key)
-        found.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
-        if set(found[-1]) != set(found[0]):
-            raise item.error(f"expected the words {', '.join(found[0])}, as in the first")
-    return tuple(found)
+        prefixes.append({key.value if key else "prefix": _text(text).value for key, text in pairs})
+        if set(prefixes[-1]) != set(prefixes[0]):
+            raise item.error(f"expected the same words as in the first entry: {', '.join(prefixes[0])}")
+    return tuple(prefixes)
 
 
 def _widen(node: Node | None, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def _flag(node: Node | None) -> bool:
         return False
     text = _text(node)
     if text.value not in ("true", "false"):
-        raise text.error(f"`{text.value}` is neither true nor false")
+        raise text.error(f"expected `true` or `false`, found `{text.value}`")
     return text.value == "true"
 
 
@@ -177,10 +177,9 @@ def _link(key: Text, node: Node) -> Link:
 def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
     if node is None or (isinstance(node, Text) and node.is_null):
         return None
-    found = dict.fromkeys(("when", "ways", "shares"))
     entries = {key.value: value for key, value in _entries(node)}
     for key, _ in _entries(node):
-        if key.value not in found:
+        if key.value not in ("when", "ways", "shares"):
             raise key.error(f"unknown key `{key.value}`", hint="`tie` has `when`, `ways` and `shares`")
     if "when" not in entries or "ways" not in entries:
         raise node.error("`tie` needs both `when` and `ways`")
@@ -188,21 +187,21 @@ def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
     ways = _texts(entries["ways"])
     for way in ways:
         if way.value not in TIES:
-            raise way.error(f"there is no way `{way.value}`", hint=f"known: {', '.join(TIES)}")
+            raise way.error(f"unknown way `{way.value}` to treat a tied readout", hint=f"known: {', '.join(TIES)}")
     pairs = []
     for key, source in _entries(entries.get("shares")):
         for text in (key, _text(source)):
             pattern = text.parse(lambda text: parse_pattern(text, prefixes))
             if not all(isinstance(part, (str, Prefix)) for part in pattern.parts):
-                raise text.error("expected the name of one tensor")
+                raise text.error("expected the name of a single tensor")
         pairs.append((key.value, _text(source).value))
     if any(way.value == "untie" for way in ways) and not pairs:
-        raise node.error("to `untie`, `shares` must name the tensors that share another one's data")
+        raise node.error("`untie` needs `shares`, the tensors that share the data of another tensor")
     return TieRule(when.parse(parse_expression), tuple(way.value for way in ways), tuple(pairs), when)
 
 
 def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iterator[ParameterRule]:
-    """A pattern with another name, whose `*` stand for what the pattern's `*` or `**` matched, or several with dims."""
+    """Yield a rule for each name that a pattern maps to; its `*` repeat what the pattern's `*` or `**` matched."""
     pattern = key.parse(lambda text: parse_pattern(text, prefixes))
     for item in node.nodes if isinstance(node, Items) else (node,):
         dims = None
@@ -210,7 +209,7 @@ def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iter
         if isinstance(item, Entries):
             entries = {key.value: value for key, value in item}
             if set(entries) != {"name", "dims"}:
-                raise item.error("a parameter of another shape has `name` and `dims`")
+                raise item.error("a parameter of another shape needs exactly `name` and `dims`")
             name = entries["name"]
             dims = _choice(entries["dims"], "dims", _layout)
         text = _text(name)
@@ -219,7 +218,7 @@ def _parameter_rules(key: Text, node: Node, prefixes: Mapping[str, str]) -> Iter
 
 
 def _template(text: Text, prefixes: Mapping[str, str], wildcards: int) -> str:
-    """A name with prefixes and `*`, as a template in which the latter are numbered."""
+    """Turn a name with prefixes and `*` into a format string that numbers the `*`."""
     parts = text.parse(lambda text: parse_pattern(text, prefixes)).parts
     numbers = itertools.count()
     pieces = []
@@ -231,9 +230,9 @@ def _template(text: Text, prefixes: Mapping[str, str], wildcards: int) -> str:
         elif part is STAR:
             pieces.append(f"{{_{next(numbers)}}}")
         else:
-            raise text.error("a parameter's name is made of text, prefixes and `*`")
-    if (found := next(numbers)) != wildcards:
-        raise text.error(f"has {found} `*`, the name on the left has {wildcards}")
+            raise text.error("a parameter's name may contain only text, prefixes and `*`")
+    if (count := next(numbers)) != wildcards:
+        raise text.error(f"this name has {count} `*`, but the pattern on the left has {wildcards}")
     return "".join(pieces)
 
 
@@ -261,7 +260,7 @@ def _choices(node: Node, word: str, parse: Callable[[Text], T]) -> tuple[Choice[
     choices = tuple(_choice(item, word, parse) for item in nodes)
     for choice in choices[:-1]:
         if choice.when is None:
-            raise choice.text.error("the alternatives below it are never taken", hint="put it last")
+            raise choice.text.error("the alternatives after this one are never used", hint="move it to the end")
     return choices
 
 
@@ -285,7 +284,7 @@ def _choice(node: Node, word: str, parse: Callable[[Text], T]) -> Choice[T]:
 def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
     axes = set(recipe.axis_names)
 
-    def known(name: str, text: Text, span: tuple[int, int] | None = None) -> None:
+    def check_axis(name: str, text: Text, span: tuple[int, int] | None = None) -> None:
         if name not in axes:
             raise text.error(f"unknown axis `{name}`", span, suggest(name, axes))
 
@@ -293,26 +292,27 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
         for text in _texts(sections["widen"]):
             if text.value in recipe.groups:
                 continue
-            known(text.value, text)
+            check_axis(text.value, text)
             if text.value in recipe.fixed:
-                raise text.error(f"`{text.value}` is both widened and fixed")
+                raise text.error(f"the axis `{text.value}` is in both `widen` and `fixed`")
     for key, _ in _entries(sections.get("fixed")):
-        known(key.value, key)
+        check_axis(key.value, key)
     for key, _ in _entries(sections.get("linked")):
-        known(key.value, key)
+        check_axis(key.value, key)
     for link in recipe.links:
         for name in link.product:
-            known(name, link.text)
+            check_axis(name, link.text)
     mentioned = set()
     for text, axis, span in _axis_mentions(recipe):
-        known(axis, text, span)
+        check_axis(axis, text, span)
         mentioned.add(axis)
     for key, _ in _entries(sections["axes"]):
         if key.value not in mentioned:
-            raise key.error(f"no tensor uses the axis `{key.value}`", hint="take it out, or use it in a tensor")
+            raise key.error(f"no tensor uses the axis `{key.value}`", hint="remove it, or use it in a tensor")
 
 
 def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:
+    """Yield every axis that a tensor or a config value mentions, with its text and its span there."""
     for rule in recipe.tensors:
         for part in rule.pattern.axes:
             for name in part.names:
@@ -341,7 +341,7 @@ def _entries(node: Node | None) -> Entries | tuple[()]:
 
 def _text(node: Node) -> Text:
     if not isinstance(node, Text):
-        raise node.error("expected a text")
+        raise node.error("expected a single value, not a list or a mapping")
     return node
 
 
@@ -356,11 +356,13 @@ def _texts(node: Node) -> tuple[Text, ...]:
 
 def _check_identifier(text: Text) -> None:
     if not text.value.isidentifier():
-        raise text.error(f"`{text.value}` cannot be a name", hint="letters, digits and `_`, not a digit first")
+        raise text.error(
+            f"`{text.value}` is not a valid name", hint="use letters, digits and `_`, and no digit at the start"
+        )
 
 
 def _plain(node: Node) -> object:
-    """A default as JSON would have it: null, true, false, numbers, texts and lists of them."""
+    """Convert a default to the JSON value that it denotes: null, a boolean, a number, a string or a list of these."""
     if isinstance(node, Items):
         return [_plain(item) for item in node.nodes]
     text = _text(node)

@@ -1,4 +1,4 @@
-"""Patterns of tensor names, such as `{prefix}layers.*.self_attn.{k,v}_proj.bias?`, and what they match."""
+"""Parse and match patterns of tensor names, such as `{prefix}layers.*.self_attn.{k,v}_proj.bias?`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mupscale_cli.architecture.syntax import LanguageError
 
 _PATTERN_PART = re.compile(r"\{(?P<brace>[^{}]*)\}|(?P<star>\*\*?)|(?P<literal>[^{}*]+)|(?P<bad>[{}])")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
-_NAME_LENGTH = 100  # of a usual name
-_NUMBER_LENGTH = 9  # of a number in a name, at most
+_NAME_LENGTH = 100  # characters of a typical name
+_NUMBER_LENGTH = 9  # most digits of a number in a name
 _MAX_READINGS = _NAME_LENGTH**2
 _AXIS_IN_NAME = re.compile(rf"/?(?:{_NAME}|\({_NAME}(?: +{_NAME})+\))\Z")
 
@@ -23,10 +23,10 @@ class NameAxis:
     """Axes that count tensors: `experts.{e}.w1.weight`, `norms.{(kv g)}.weight`.
 
     Attributes:
-        names: one axis, or several of which the last one counts fastest.
-        contracted: the layer sums over them.
-        starts: where each name begins in the text.
-        span: of the braces.
+        names: one axis or several, the last one counting fastest.
+        contracted: whether the layer sums over them.
+        starts: the position of each name in the text.
+        span: the span of the braces in the text.
     """
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class NameAxis:
 
     @property
     def group(self) -> str:
-        """Its group in the pattern's regular expression."""
+        """The name of its group in the pattern's regular expression."""
         return "__".join(self.names).replace(".", "__")
 
 
@@ -45,9 +45,9 @@ class Pattern:
     """A pattern of tensor names.
 
     Attributes:
-        text: as written, without the mark of an optional tensor.
-        parts: literals, `*`, `first`, `last`, prefixes, alternatives or a `NameAxis`, in order.
-        optional: the checkpoint may lack every tensor that it would match (`?` at the end).
+        text: the pattern as written, without a `?` at the end.
+        parts: literals, wildcards, `first`, `last`, prefixes, alternatives and axes, in order.
+        optional: whether a checkpoint without a matching tensor is valid (`?` at the end).
     """
 
     text: str
@@ -60,31 +60,31 @@ class Pattern:
 
     @property
     def num_wildcards(self) -> int:
-        """How many `*` it has, `**` for very many: of two patterns that match a name, the one with fewer is meant."""
+        """The number of `*`, with `**` counting as 100: of two patterns that match a name, the one with fewer wins."""
         return sum(part is STAR for part in self.parts) + sum(100 for part in self.parts if part is REST)
 
     def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
-        """A regular expression with the groups `first`, `last`, one for each axis, unnamed ones for `*` and `**`."""
+        """Compile a regular expression with groups `first`, `last` and one per axis, and unnamed ones for wildcards."""
         return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A part of a pattern that has a name of its own."""
+    """A wildcard, `{first}` or `{last}`."""
 
     word: str
 
 
 @dataclass(frozen=True, slots=True)
 class Alternatives:
-    """`{k,v}`: one of these texts."""
+    """A choice between literals: `{k,v}`."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """`{prefix}`: what the recipe's section `prefix` lists, the same for all patterns of a checkpoint."""
+    """A word whose value the recipe's section `prefix` lists; a checkpoint uses one value in all patterns."""
 
     word: str
 
@@ -97,13 +97,13 @@ Part = Union[str, Word, Prefix, Alternatives, NameAxis]
 def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     """Parse a pattern of tensor names.
 
-    `*` is anything without a dot, `**` anything, `{a,b}` is a or b, `{first}` and `{last}` are the smallest and
-    the largest number in that place, `{prefix}` is one of the recipe's prefixes, `{e}`, `{/e}`
-    and `{(a b)}` are axes in the name. A `?` at the end makes the tensor optional.
+    `*` matches anything without a dot, `**` anything, `{a,b}` a or b, `{first}` and `{last}` the smallest and the
+    largest number in that place, `{prefix}` one of the recipe's prefixes. `{e}`, `{/e}` and `{(a b)}` are axes in the
+    name. A `?` at the end makes the tensor optional.
 
     Args:
         text: the pattern.
-        prefixes: words that stand for prefixes.
+        prefixes: the words that are prefixes.
 
     Raises:
         LanguageError: the text is not a pattern.
@@ -114,23 +114,23 @@ def parse_pattern(text: str, prefixes: Iterable[str] = ("prefix",)) -> Pattern:
     parts = tuple(_pattern_part(match, frozenset(prefixes)) for match in _PATTERN_PART.finditer(body))
     for word in (FIRST, LAST):
         if sum(part is word for part in parts) > 1:
-            raise LanguageError(f"`{{{word.word}}}` stands twice in one pattern", (0, len(body)))
+            raise LanguageError(f"`{{{word.word}}}` appears twice in the pattern", (0, len(body)))
     groups = [part.group for part in parts if isinstance(part, NameAxis)]
     if len(set(groups)) != len(groups):
-        raise LanguageError("an axis stands twice in one pattern", (0, len(body)))
+        raise LanguageError("an axis appears twice in the pattern", (0, len(body)))
     if _num_readings(parts) > _MAX_READINGS:
         raise LanguageError(
-            "the pattern can be read in too many ways",
+            "the pattern can match a name in too many ways",
             (0, len(body)),
-            "use at most one `*` between two dots, at most two `**`, and few choices",
+            "use at most one `*` between two dots, at most two `**` and only a few choices",
         )
     return Pattern(body, parts, optional=text.endswith("?"))
 
 
 def _num_readings(parts: Sequence[Part]) -> int:
-    """In how many ways a pattern may be tried on one name, at most: what a regular expression's patience is about.
+    """Return an upper bound on the ways to match one name, which limits the time that a regular expression takes.
 
-    A `*` that a dot ends, or the name, can be read in one way. Every other one, and every `**`, ends anywhere.
+    A `*` before a dot or at the end of the name has one way to match. Any other `*`, and every `**`, can end anywhere.
     """
     readings = 1
     for part, after in itertools.zip_longest(parts, parts[1:]):
@@ -145,7 +145,7 @@ def _num_readings(parts: Sequence[Part]) -> int:
 
 def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
     if match["bad"]:
-        raise LanguageError(f"`{match['bad']}` without its partner", match.span())
+        raise LanguageError(f"unmatched `{match['bad']}`", match.span())
     if match["literal"]:
         return match["literal"]
     if match["star"]:
@@ -159,7 +159,7 @@ def _pattern_part(match: re.Match[str], prefixes: frozenset[str]) -> Part:
         return Alternatives(tuple(text.strip() for text in inside.split(",")))
     if _AXIS_IN_NAME.match(inside) is None:
         raise LanguageError(
-            f"`{{{inside}}}` is neither an axis, a word nor a choice",
+            f"`{{{inside}}}` is not an axis, a choice or a known word",
             match.span(),
             "write {axis}, {(a b)}, {a,b}, {first}, {last} or {prefix}",
         )
@@ -183,7 +183,7 @@ def _part_regex(part: Part, prefixes: Mapping[str, str]) -> str:
 
 
 def expand_name(pattern: Pattern, match: re.Match[str], indices: Sequence[int]) -> str:
-    """The matched name with the indices of the axes in it replaced, in the pattern's order."""
+    """Replace the indices of the axes in a matched name, in the pattern's order."""
     name, shift = match.string, 0
     for axis, index in zip(pattern.axes, indices, strict=True):
         start, end = match.span(axis.group)

@@ -1,6 +1,6 @@
-"""The syntax that expressions and layouts share: tokens, a cursor over them, and errors that know their place.
+"""The syntax that expressions and layouts share: tokens, a cursor over them, and errors that know their span.
 
-Errors are `LanguageError` with the offending span of the text; whoever knows the file adds it.
+Errors are `LanguageError`s with the offending span of the text; the caller that knows the file and line adds them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TOKEN = re.compile(
       | (?P<space>\s+)""",
     re.VERBOSE,
 )
-# A recipe is written by hand; what is larger is a mistake or an attack.
+# People write recipes by hand; anything larger is a mistake or an attack.
 _MAX_DEPTH = 50
 _MAX_TOKENS = 500
 _MAX_DIGITS = 18
@@ -45,7 +45,7 @@ _MAX_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A number, a name, a quoted text, an operator or the end, and where it starts in the text."""
+    """A number, a name, a quoted string, an operator or the end, with its start in the text."""
 
     kind: str
     text: str
@@ -63,7 +63,7 @@ def _tokenize(text: str) -> Iterator[Token]:
         if match is None:
             raise LanguageError(f"unexpected character `{text[position]}`", (position, position + 1))
         if match.lastgroup == "number" and len(match.group()) > _MAX_DIGITS:
-            raise LanguageError(f"a number of more than {_MAX_DIGITS} digits", match.span())
+            raise LanguageError(f"the number has more than {_MAX_DIGITS} digits", match.span())
         if match.lastgroup != "space":
             yield Token(str(match.lastgroup), match.group(), position)
         position = match.end()
@@ -71,13 +71,13 @@ def _tokenize(text: str) -> Iterator[Token]:
 
 
 class Cursor:
-    """A place among the tokens of one text; it lives for one parse."""
+    """A position among the tokens of a text, for the duration of one parse."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = list(itertools.islice(_tokenize(text), _MAX_TOKENS + 1))
         if len(self.tokens) > _MAX_TOKENS:
-            raise LanguageError(f"longer than {_MAX_TOKENS} names, numbers and signs", self.tokens[-1].span)
+            raise LanguageError(f"the text has more than {_MAX_TOKENS} tokens", self.tokens[-1].span)
         self.position = 0
         self.depth = 0
 
@@ -104,8 +104,8 @@ class Cursor:
         raise self.unexpected(f"expected `{text}`")
 
     def unexpected(self, expected: str) -> LanguageError:
-        found = f"found `{self.token.text}`" if self.token.kind != "end" else "the text ends here"
-        return LanguageError(f"{expected}, {found}", self.token.span)
+        actual = f"`{self.token.text}`" if self.token.kind != "end" else "the end of the text"
+        return LanguageError(f"{expected}, found {actual}", self.token.span)
 
     def enter(self) -> None:
         self.depth += 1
@@ -117,4 +117,4 @@ class Cursor:
 
     def finish(self) -> None:
         if self.token.kind != "end":
-            raise self.unexpected("expected the end")
+            raise self.unexpected("expected the end of the text")

@@ -1,4 +1,4 @@
-"""A recipe as frozen values: an architecture's axes, and what every tensor and config key has to do with them."""
+"""A recipe as frozen values: the axes of an architecture, and how every tensor and config key depends on them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Omit = Literal["omit"]
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[T]):
-    """One alternative: taken when its condition holds; without a condition, always.
+    """One alternative, used if its condition holds or if it has none.
 
     Attributes:
-        when: the condition.
-        value: what is taken.
+        when: the condition, None if it always holds.
+        value: the value of this alternative.
         text: the value as written.
         condition: the condition as written.
     """
@@ -39,14 +39,15 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class AxisRule:
-    """How many units an axis has.
+    """An axis and the number of its units.
 
     Attributes:
         name: the axis.
-        size: an expression over the config, `shapes` (one size, read off the tensors) or
-            `varies` (each place has a size of its own; only the factor is common).
-        about: what the axis is, for people.
-        uneven: whether nothing averages over it, so that some units may be copied more often than others.
+        size: an expression over the config, `shapes` (one size, read from the tensors) or
+            `varies` (the size differs from place to place; only the factor is common).
+        about: a description for people.
+        text: the size as written.
+        uneven: whether some units may be copied more often than others, because no layer averages over the axis.
     """
 
     name: str
@@ -58,7 +59,7 @@ class AxisRule:
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """What the tensors that a pattern matches are made of: a layout, or `keep` or `omit` them."""
+    """The layout of the tensors that a pattern matches, or whether to `keep` or `omit` them."""
 
     pattern: Pattern
     choices: tuple[Choice[Layout | Keep | Omit], ...]
@@ -67,7 +68,7 @@ class TensorRule:
 
 @dataclass(frozen=True, slots=True)
 class ConfigRule:
-    """What the widened config says under a key; an optional one is written only where it stood."""
+    """The value of a key in the widened config; an optional key is written only if the narrow config has it."""
 
     key: str
     optional: bool
@@ -77,7 +78,7 @@ class ConfigRule:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """`embed = h * d`: the config derives one axis from others, so their factors multiply."""
+    """A link such as `embed = h * d`: the config derives one axis from others, so their factors multiply."""
 
     axis: str
     product: tuple[str, ...]
@@ -86,12 +87,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class ParameterRule:
-    """A parameter of the reference model that it saves under other names, or in other parts.
+    """A parameter that the reference model saves under another name, split or merged.
 
     Attributes:
-        pattern: of the tensors that are saved; several may make one parameter, or one several.
+        pattern: matches the saved tensors; several tensors may form one parameter, or one tensor several.
         template: the parameter's name, with `{_0}`, `{_1}` for what the pattern's `*` matched.
-        dims: the parameter's own layout; None where it is just a tensor under another name.
+        dims: the parameter's own layout; None if the parameter is the tensor under another name.
     """
 
     pattern: Pattern
@@ -101,14 +102,14 @@ class ParameterRule:
 
 @dataclass(frozen=True, slots=True)
 class TieRule:
-    """A readout that shares the embedding's tensor, which cannot be divided by k for the readout alone.
+    """How to treat a readout that shares the embedding's tensor, which cannot be divided by k for the readout alone.
 
     Attributes:
-        when: whether it does, with this config.
-        ways: what to do, the first unless asked otherwise: `fold` the factor into the norm before
-            it, let a key of the `config` take it, or `untie` the two.
-        shares: tensors, and those whose data they share; all are written when untied.
-        text: of the condition.
+        when: a condition on the config that tells whether the readout is tied.
+        ways: the supported ways, the default first: `fold` the factor into the norm before the readout,
+            put it into a key of the `config`, or `untie` the two.
+        shares: pairs of a tensor and the tensor whose data it shares; all of them are written when untied.
+        text: the condition as written.
     """
 
     when: Expression
@@ -117,8 +118,8 @@ class TieRule:
     text: Text
 
 
-class _Keeping(dict[str, str]):
-    """Values for `str.format_map` that leaves what they do not have as it is."""
+class _PartialValues(dict[str, str]):
+    """Values for `str.format_map` that leave unknown placeholders unchanged."""
 
     def __missing__(self, key: str) -> str:
         return f"{{{key}}}"
@@ -126,29 +127,29 @@ class _Keeping(dict[str, str]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """An architecture: its axes, and what every tensor and config key has to do with them.
+    """An architecture: its axes, and how every tensor and config key depends on them.
 
     Attributes:
-        name: file name without its ending.
-        file: where it was read, for messages.
-        path: its file, None if it is built in.
-        digest: sha256 of the text of the file and of those that it extends.
-        about: one sentence for people.
-        model_types: values of `model_type` in config.json that it is for.
-        condition: what else must hold of the config; such a recipe goes before one without.
-        tensor_patterns: for checkpoints without config.json, names that must all be there.
-        prefixes: what `{prefix}`, or each of several such words, may stand for.
-        defaults: config keys with the value that the architecture gives them when absent.
-        definitions: names for expressions.
-        axes: in the order of the file.
-        widen: axes that a bare factor widens.
-        groups: for the parts of a composite model, the axes that a factor of the part widens.
-        fixed: axes that must not move, with the reason.
-        links: axes that the config ties together.
-        config: what the widened config says.
-        tensors: one rule for every tensor.
-        parameters: what the reference model makes of tensors that it saves in another form.
-        tie: what can be done about a readout that shares the embedding, None if it never does.
+        name: the file's name without its suffix.
+        file: the file that it was read from, for messages.
+        path: the file of a user's recipe, None for a built-in recipe.
+        digest: SHA-256 of the text of the file, of the files that it extends and of its parts.
+        about: a one-sentence description for people.
+        model_types: the values of `model_type` in config.json that it applies to.
+        condition: a further condition on the config; a recipe with one is tried before a recipe without.
+        tensor_patterns: tensor names that identify a checkpoint without config.json; all of them must match.
+        prefixes: the values that `{prefix}`, or each of several such words, can take.
+        defaults: the values that the architecture uses for absent config keys.
+        definitions: named expressions.
+        axes: the axes, in the order of the file.
+        widen: the axes that a bare factor widens.
+        groups: for each part of a composite model, the axes that the part's factor widens.
+        fixed: the axes that must not be widened, each with the reason.
+        links: axes that the config derives from others.
+        config: the values of the widened config.
+        tensors: the rules for tensors; each tensor follows one of them.
+        parameters: the names and shapes that the reference model gives to tensors that it saves in another form.
+        tie: how to treat a readout that shares the embedding's tensor, None if it never does.
     """
 
     name: str
@@ -179,28 +180,28 @@ class Recipe:
     @cached_property
     def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str, ParameterRule], ...]:
         return tuple(
-            (rule.pattern.regex(prefixes), rule.template.format_map(_Keeping(prefixes)), rule)
+            (rule.pattern.regex(prefixes), rule.template.format_map(_PartialValues(prefixes)), rule)
             for rule in self.parameters
             for prefixes in self.prefixes
         )
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """Names of tensors that may stand for one another where embedding and readout are one."""
+        """Names of tensors that can replace one another if embedding and readout share their data."""
         pairs = self.tie.shares if self.tie else ()
-        found = {}
+        aliases = {}
         for prefixes in self.prefixes:
             for name, source in pairs:
-                found[name.format_map(prefixes)] = source.format_map(prefixes)
-                found.setdefault(source.format_map(prefixes), name.format_map(prefixes))
-        return found
+                aliases[name.format_map(prefixes)] = source.format_map(prefixes)
+                aliases.setdefault(source.format_map(prefixes), name.format_map(prefixes))
+        return aliases
 
     def parameter_name(self, tensor: str) -> str:
-        """What the reference model calls a tensor of the checkpoint."""
+        """Return the reference model's name for a tensor of the checkpoint."""
         return next((name for name, rule in self._parameters_of(tensor) if rule.dims is None), tensor)
 
     def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
-        """The parameters of other shapes that a tensor of the checkpoint is a part or all of, with their layouts."""
+        """Yield the parameters of other shapes that a tensor of the checkpoint belongs to, with their layouts."""
         for name, rule in self._parameters_of(tensor):
             if rule.dims is not None:
                 yield name, rule.dims

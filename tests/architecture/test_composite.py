@@ -1,4 +1,4 @@
-"""Composite recipes: parts with axes, config keys and names of their own."""
+"""Composite recipes: parts with their own axes, config keys and names."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def plan(recipes, factors, config=CONFIG, names=("t.w.0", "t.w.1", "h.head.w", "
     return make_plan(recipe, specs, config, resolve_factors(recipe, None, factors))
 
 
-def test_axes_config_and_names_of_the_parts(recipes):
+def test_parts_have_their_own_axes_config_and_names(recipes):
     found = plan(recipes, {"text.a": 3, "text.e": 3, "vision": 2})
     assert found.factors == {"text.a": 3, "text.e": 3, "vision.b": 2}
     assert found.config == {
@@ -71,7 +71,7 @@ def test_axes_config_and_names_of_the_parts(recipes):
     assert sorted(name for name in wide if name.startswith("t.w")) == [f"t.w.{i}" for i in range(6)]
 
 
-def test_prefixes_belong_together(recipes):
+def test_prefixes_of_the_parts_belong_together(recipes):
     found = plan(recipes, {"vision": 2}, names=("x.w.0", "x.w.1", "head.w", "y.v", "bridge"))
     assert {tensor.target.name for tensor in found.tensors} >= {"y.v", "head.w"}
     with pytest.raises(RecipeError, match=r"no rule of .* matches `y\.v`"):
@@ -85,7 +85,7 @@ def test_a_flat_config_is_the_part_itself(recipes):
     assert "text_config" not in found.config
 
 
-def test_a_part_is_an_axis_that_stands_for_its_own(recipes):
+def test_a_part_can_be_widened_like_an_axis(recipes):
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
     assert recipe.widen == ("text.a",)
     assert recipe.groups == {"text": ("text.a",), "vision": ("vision.b",)}
@@ -96,7 +96,7 @@ def test_a_part_is_an_axis_that_stands_for_its_own(recipes):
         resolve_factors(recipe, 2, {})
 
 
-def test_conditions_and_definitions_are_the_parts_own(recipes):
+def test_conditions_and_definitions_are_local_to_a_part(recipes):
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
     rule = next(rule for rule in recipe.tensors if rule.text.value == "{text}w.{text.e}")
     assert rule.choices[0].condition.value == "text.double == text_config.scale"
@@ -105,41 +105,41 @@ def test_conditions_and_definitions_are_the_parts_own(recipes):
 
 
 @pytest.mark.parametrize(
-    ("parts", "says"),
+    ("parts", "message"),
     [
-        ("text: {config: c, recipe: nothing, prefix: text}", "there is no recipe `nothing`"),
+        ("text: {config: c, recipe: nothing, prefix: text}", "unknown recipe `nothing`"),
         ("text: {config: c, prefix: text}", "the part `text` has no `recipe`"),
-        ("text: {config: c, recipe: inner, prefix: text, colour: red}", "unknown key `colour`"),
-        ("text: inner", "a part has `config`"),
-        ("2x: {config: c, recipe: inner, prefix: text}", "cannot be a name"),
+        ("text: {config: c, recipe: inner, prefix: text, color: red}", "unknown key `color`"),
+        ("text: inner", "expected a mapping of `config`"),
+        ("2x: {config: c, recipe: inner, prefix: text}", "not a valid name"),
         ("[inner]", "expected a mapping of parts"),
     ],
 )
-def test_mistakes_in_parts(parts, says, recipes):
+def test_mistakes_in_parts_are_reported(parts, message, recipes):
     file = recipes / "wrong.yaml"
     indented = f"\n  {parts}" if not parts.startswith("[") else f" {parts}"
     file.write_text(f"prefix: [{{text: t.}}]\nparts:{indented}\naxes: {{x: n}}\ntensors: {{w: x}}\n")
-    with pytest.raises(RecipeError, match=says):
+    with pytest.raises(RecipeError, match=message):
         load_recipe(file, {})
 
 
-def test_an_error_in_a_part_shows_the_line_that_was_written(recipes):
-    (recipes / "inner.yaml").write_text(INNER.replace("n: a,", "n: a + colour,"))
+def test_an_error_in_a_part_shows_the_line_as_written(recipes):
+    (recipes / "inner.yaml").write_text(INNER.replace("n: a,", "n: a + color,"))
     with pytest.raises(RecipeError) as caught:
         plan(recipes, {"text.a": 2, "text.e": 2})
-    assert "the config has no `text_config.colour`" in caught.value.message
-    assert "n: a + colour" in caught.value.excerpt
+    assert "the config has no `text_config.color`" in caught.value.message
+    assert "n: a + color" in caught.value.excerpt
     assert "^" not in caught.value.excerpt
 
 
 @pytest.mark.parametrize("wrong", ["x", 3, [], [1], True])
-def test_a_section_that_is_no_section_is_told(wrong, recipes):
+def test_a_section_that_is_not_a_mapping_is_reported(wrong, recipes):
     with pytest.raises((RecipeError, PlanError), match=r"vision_config|`vision\.b`"):
         plan(recipes, {"text.a": 2, "text.e": 2}, {**CONFIG, "vision_config": wrong})
 
 
 @pytest.mark.parametrize("name", ["{oops}w", "{text.__class__}w", "a.{b,c}", "{text}w.*"])
-def test_names_of_parameters_are_names(name, tmp_path):
+def test_invalid_names_of_parameters_are_refused(name, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text(f'prefix: [{{text: t.}}]\naxes: {{x: n}}\nparameters: {{a: "{name}"}}\ntensors: {{w: x}}\n')
     with pytest.raises(RecipeError):
@@ -155,5 +155,5 @@ def test_names_of_parameters_are_names(name, tmp_path):
         ({}, None),
     ],
 )
-def test_recipes_are_chosen_by_conditions_too(config, name):
+def test_conditions_select_the_recipe(config, name):
     assert recipe_for(config) == name

@@ -1,4 +1,4 @@
-"""YAML that remembers its places."""
+"""Parsing YAML into nodes that remember their place."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from mupscale_cli.architecture.document import Entries, Items, Text, parse_docum
 from mupscale_cli.errors import RecipeError
 
 
-def test_texts_keep_their_places():
+def test_nodes_remember_their_place():
     document = parse_document('a: 1\nb:\n  - "x y"\n  - {c: ~}\n', "f.yaml")
     b = document.get("b")
     assert isinstance(b, Items)
@@ -29,7 +29,7 @@ def test_an_error_shows_line_and_caret():
     assert error.hint == "add `)`"
 
 
-def test_a_caret_ends_with_the_line():
+def test_carets_end_with_the_line():
     text = parse_document("  name: abcd\n", "f.yaml").get("name")
     line, caret = text.error("too long", (2, 100)).excerpt.splitlines()
     assert line[caret.index("^") :] == "cd"
@@ -42,7 +42,7 @@ def test_a_caret_ends_with_the_line():
         ("", "is empty"),
         ("- a\n", "expected a mapping"),
         ("a: [1\n", r"not valid YAML: .*expected ',' or '\]'"),
-        ("a: 1\na: 2\n", "f.yaml:2: `a` stands here twice, first in line 1"),
+        ("a: 1\na: 2\n", "f.yaml:2: duplicate key `a`, first used on line 1"),
         ("a: &x 1\nb: *x\n", "aliases"),
         ("a: !!python/object:os.system x\n", "not valid YAML|tag"),
         ("a: !mine x\n", "tag `!mine`"),
@@ -50,10 +50,10 @@ def test_a_caret_ends_with_the_line():
         ("? [a]\n: 1\n", "plain text"),
         ("a: " + "[" * 20 + "]" * 20, "nested too deeply"),
         ("a: " + "[" * 5000, "nested too deeply"),
-        ("#" * (1 << 20) + "##\na: 1\n", "more than"),
+        ("#" * (1 << 20) + "##\na: 1\n", "larger than"),
         ("a: \x07\n", "not valid YAML"),
     ],
 )
-def test_refusals(text, message):
+def test_invalid_documents_are_refused(text, message):
     with pytest.raises(RecipeError, match=message):
         parse_document(text, "f.yaml")

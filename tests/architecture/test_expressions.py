@@ -44,7 +44,7 @@ CONFIG = {
         ("a == 6.0", True),
     ],
 )
-def test_expressions(text, value):
+def test_expressions_have_their_value(text, value):
     assert evaluate(parse_expression(text), CONFIG) == value
 
 
@@ -54,9 +54,9 @@ def test_expressions(text, value):
         lambda inner: st.tuples(inner, OPERATORS, inner).map(" ".join) | inner.map("({})".format),
     )
 )
-def test_arithmetic_is_that_of_python(text):
+def test_arithmetic_agrees_with_python(text):
     try:
-        expected = eval(text)  # noqa: S307 (digits and operators made above)
+        expected = eval(text)  # noqa: S307 (only digits and operators from above)
     except ZeroDivisionError:
         with pytest.raises(LanguageError, match="division by zero"):
             evaluate(parse_expression(text), {})
@@ -64,7 +64,7 @@ def test_arithmetic_is_that_of_python(text):
         assert evaluate(parse_expression(text), {}) == expected
 
 
-def test_numbers_stay_below_the_largest_of_64_bits():
+def test_results_beyond_64_bits_are_refused():
     expression = parse_expression("a + 1")
     assert evaluate(expression, {"a": 2**63 - 2}) == 2**63 - 1
     with pytest.raises(LanguageError, match="too large"):
@@ -79,7 +79,7 @@ def test_numbers_stay_below_the_largest_of_64_bits():
         ("a * name", "expected a number", (4, 8)),
     ],
 )
-def test_expressions_that_have_no_value(text, message, span):
+def test_expressions_without_a_value_are_refused(text, message, span):
     with pytest.raises(LanguageError, match=message) as error:
         evaluate(parse_expression(text), CONFIG)
     assert error.value.span == span

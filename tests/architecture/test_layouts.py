@@ -12,7 +12,7 @@ from mupscale_cli.architecture.layouts import (
 )
 
 
-def test_layouts():
+def test_a_layout_is_parsed():
     layout = parse_layout("., /(kv g 3), [h d@d^-0.5 + h] | embed^-1 ffn offset 1")
     fixed, product, concatenation = layout.dims
     assert isinstance(fixed, Fixed)

@@ -1,4 +1,4 @@
-"""Recipes found, read, and merged with those that they extend."""
+"""Finding and reading recipes, and merging them with the recipes that they extend."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda file: file.stem)
-def test_built_in_recipes_load_and_explain_themselves(file):
+def test_built_in_recipes_load_and_have_descriptions(file):
     recipe = load_recipe(file.stem)
     assert recipe.about
     assert recipe.widen
@@ -51,27 +51,26 @@ def test_extends_merges_sections_and_removes_keys(write):
 
 
 @pytest.mark.parametrize(
-    ("extends", "message"), [("smal", "small.yaml:1: there is no recipe `smal`"), ("small", "extends itself")]
+    ("extends", "message"), [("smal", "small.yaml:1: unknown recipe `smal`"), ("small", "extends itself")]
 )
-def test_extending_nothing_or_itself(extends, message, write):
+def test_extending_an_unknown_recipe_or_itself_is_refused(extends, message, write):
     with pytest.raises(RecipeError, match=message):
         load_recipe(write(f"extends: {extends}\n{SMALL}"))
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cannot read the recipe"):
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_recipes_that_do_not_mention_a_type_need_not_be_read():
+def test_only_recipes_that_mention_a_type_are_parsed():
     everything = model_types()
     for model_type, recipes in everything.items():
         assert [name for _, name in model_types(model_type)[model_type]] == [name for _, name in recipes]
     assert len(model_types("granitemoehybrid")) < len(everything) / 4
 
 
-def test_model_types_belong_to_one_recipe():
-    """Or to several of which all but one have a condition."""
+def test_model_types_belong_to_one_recipe_without_a_condition():
     for model_type, recipes in model_types().items():
         assert [condition for condition, _ in recipes].count(None) == 1, model_type
         assert all(model_type in load_recipe(name).model_types for _, name in recipes)

@@ -1,4 +1,4 @@
-"""Which rule each tensor follows."""
+"""Matching tensors to rules."""
 
 import pytest
 
@@ -31,27 +31,27 @@ def test_the_fewest_stars_win(recipe):
     assert found == {"x.1.w": "x.1.w", "y.1.w": "*.1.w", "y.2.w": "*.*.w"}
 
 
-def test_first_and_last_are_found_among_all_names(recipe):
+def test_first_and_last_consider_all_names(recipe):
     found = rules(recipe("{first}.w", "*.w", "{last}.w"), ["2.w", "10.w", "4.w", "9.w"])
     assert found == {"2.w": "{first}.w", "10.w": "{last}.w", "4.w": "*.w", "9.w": "*.w"}
 
 
-def test_the_prefix_that_explains_most_is_taken(recipe):
-    made = recipe("{prefix}a", "head?", prefix='[model., ""]')
-    assert rules(made, ["model.a", "head"]) == {"model.a": "{prefix}a", "head": "head?".removesuffix("?")}
-    assert rules(made, ["a"]) == {"a": "{prefix}a"}
+def test_the_prefix_that_matches_most_names_wins(recipe):
+    prefixed = recipe("{prefix}a", "head?", prefix='[model., ""]')
+    assert rules(prefixed, ["model.a", "head"]) == {"model.a": "{prefix}a", "head": "head?".removesuffix("?")}
+    assert rules(prefixed, ["a"]) == {"a": "{prefix}a"}
 
 
 @pytest.mark.parametrize(
     ("patterns", "names", "message"),
     [
         (["a"], ["a", "b"], "matches `b`"),
-        (["*.w", "{x,y}.*"], ["x.w"], "matches this rule and the one in line"),
+        (["*.w", "{x,y}.*"], ["x.w"], "matches this rule and the one on line"),
         (["a", "b"], ["a"], r"r\.yaml:6: no tensor of the checkpoint"),
-        (["l.*.a", "l.*.b"], ["l.0.a", "l.0.b", "l.1.a"], "`l.1` is there"),
+        (["l.*.a", "l.*.b"], ["l.0.a", "l.0.b", "l.1.a"], "the checkpoint has `l.1`"),
     ],
 )
-def test_contradictions(patterns, names, message, recipe):
+def test_unmatched_tensors_and_rules_are_refused(patterns, names, message, recipe):
     with pytest.raises(RecipeError, match=message):
         match_rules(recipe(*patterns), names)
 

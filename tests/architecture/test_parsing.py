@@ -1,4 +1,4 @@
-"""Recipes: their sections, and mistakes with their places."""
+"""Parsing the sections of recipes, and pointing at mistakes."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def parse(text):
     return parse_recipe("small", "small.yaml", "", parse_document(text, "small.yaml"), {})
 
 
-def test_a_recipe_file():
+def test_a_recipe_is_parsed():
     recipe = parse(SMALL)
     assert recipe.name == "small"
     assert recipe.model_types == ("small",)
@@ -44,7 +44,7 @@ def test_a_recipe_file():
         ("size: hidden", "sise: hidden", "unknown key `sise`"),
         ("{size: hidden, about: the stream}", "{about: the stream}", "has no `size`"),
         ("when: wide, ", "", "needs both"),
-        ('[{when: wide, dims: "embed, /ffn | embed^-1"}, "embed, /ffn"]', "[embed, embed]", "never taken"),
+        ('[{when: wide, dims: "embed, /ffn | embed^-1"}, "embed, /ffn"]', "[embed, embed]", "never used"),
         ("inner or 4", "inner or", "small.yaml:5"),
         ("match: {model_type: [small]}", "match: [small]", "small.yaml:2"),
         ("  embed: {size", "  1embed: {size", "1embed"),
@@ -52,13 +52,13 @@ def test_a_recipe_file():
         ("widen: [embed, ffn]", "widen: [embed]\nlinked: {embed: h * ffn}", "`?h`?"),
     ],
 )
-def test_mistakes_are_shown_with_their_place(old, new, message):
+def test_mistakes_name_their_place(old, new, message):
     assert old in SMALL
     with pytest.raises(RecipeError, match=f"(?s){message}") as error:
         parse(SMALL.replace(old, new, 1))
     assert "small.yaml" in str(error.value)
 
 
-def test_sections_that_must_be_there():
+def test_missing_sections_are_refused():
     with pytest.raises(RecipeError, match="`tensors` is missing"):
         parse("axes: {a: b}\n")

@@ -23,7 +23,7 @@ from mupscale_cli.architecture.patterns import expand_name, parse_pattern
         ("{text.e}.w", "", ["3.w"], ["text.3.w"]),
     ],
 )
-def test_patterns(pattern, prefix, matches, not_matches):
+def test_patterns_match_names(pattern, prefix, matches, not_matches):
     regex = parse_pattern(pattern).regex({"prefix": prefix})
     assert all(regex.fullmatch(name) for name in matches)
     assert not any(regex.fullmatch(name) for name in not_matches)
@@ -34,21 +34,21 @@ def test_a_question_mark_makes_a_tensor_optional():
     assert not parse_pattern("a").optional
 
 
-def test_axes_in_names_are_renumbered():
+def test_indices_of_axes_in_names_are_replaced():
     pattern = parse_pattern("layers.*.experts.{e}.heads.{/h}.w")
     match = pattern.regex({}).fullmatch("layers.10.experts.9.heads.0.w")
     assert expand_name(pattern, match, (19, 100)) == "layers.10.experts.19.heads.100.w"
     assert [(axis.names, axis.contracted) for axis in pattern.axes] == [(("e",), False), (("h",), True)]
 
 
-def test_several_axes_may_count_the_same_tensors():
+def test_several_axes_can_count_the_same_tensors():
     (axis,) = parse_pattern("norms.{(kv text.g)}.weight").axes
     assert axis.names == ("kv", "text.g")
     text = "norms.{(kv text.g)}.weight"
     assert all(text[start:].startswith(name) for start, name in zip(axis.starts, axis.names, strict=True))
 
 
-def test_words_of_several_prefixes_stand_for_theirs():
+def test_several_words_are_replaced_by_their_prefixes():
     pattern = parse_pattern("{text}norm.{head}", ("text", "head"))
     assert pattern.regex({"text": "a.", "head": "b"}).fullmatch("a.norm.b")
     assert not pattern.axes

@@ -135,9 +135,9 @@ def test_the_only_way_is_taken_without_being_asked(tmp_path):
     ("tie", "says"),
     [
         ("{when: true}", "needs both"),
-        ("{when: true, ways: [glue]}", "there is no way `glue`"),
-        ("{when: true, ways: [untie]}", "`shares` must name"),
-        ('{when: true, ways: [fold], shares: {"a.*": b}}', "the name of one tensor"),
+        ("{when: true, ways: [glue]}", "unknown way `glue`"),
+        ("{when: true, ways: [untie]}", "`untie` needs `shares`"),
+        ('{when: true, ways: [fold], shares: {"a.*": b}}', "the name of a single tensor"),
         ("{when: true, ways: [fold], how: x}", "unknown key `how`"),
     ],
 )

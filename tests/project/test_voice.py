@@ -55,7 +55,6 @@ PRIVATE_NAMES = r"\bclass _?(Room|Told|Felt|Begun|Again|Own|Found)\b"
 PENDING_ROOMS = frozenset(
     {
         "root",
-        "architecture",
         "checkpoints",
         "plan",
         "engine",

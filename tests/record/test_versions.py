@@ -29,7 +29,7 @@ def test_recipes_have_a_version(tmp_path):
     (tmp_path / "other.yaml").write_text("extends: mine\nabout: what follows from it\n")
     assert load_recipe(tmp_path / "other.yaml").about == "what follows from it"
     (tmp_path / "later.yaml").write_text("extends: llama\nversion: 2\n")
-    with pytest.raises(RecipeError, match="this mupscale reads recipes of version 1") as caught:
+    with pytest.raises(RecipeError, match="this mupscale reads version 1") as caught:
         load_recipe(tmp_path / "later.yaml")
     assert "later.yaml:2" in caught.value.message
     assert caught.value.hint == "upgrade mupscale"
