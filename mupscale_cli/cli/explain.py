@@ -1,4 +1,4 @@
-"""One tensor explained for people: its dimensions, the formulas with their values, what they mean for training."""
+"""Print explanations of tensors: dimensions, formulas with their values, and their effect on training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TensorName = Annotated[
         "--tensor",
         "-t",
         metavar="NAME",
-        help="Explain one tensor in words: its dimensions, the formulas of its coefficient and multiplicity with their "
-        "values, and what they mean for learning rate, eps and weight decay. The end of a name is enough: q_proj.",
+        help="Explain one tensor in words: its dimensions, the formulas and values of its coefficient and "
+        "multiplicity, and their effect on learning rate, eps and weight decay. The end of a name is enough: q_proj.",
         autocompletion=complete_tensor,
     ),
 ]
@@ -33,16 +33,16 @@ _HEADINGS = {"lr": "lr", "eps": "eps", "weight_decay": "weight decay"}
 
 
 def show_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None, *, as_json: bool) -> None:
-    """Print what happens to the tensors of a plan that a name means.
+    """Explain the tensors of a plan that a name means.
 
     Args:
-        plan: of a widening, or of none.
-        name: the tensor's, or the end of it.
-        factors: of the axes, where the plan widens none but they are known.
-        as_json: as one document.
+        plan: plan with or without a widening.
+        name: name of a tensor, or its end.
+        factors: factors of an earlier widening, if the plan itself widens nothing.
+        as_json: whether to print one JSON document.
 
     Raises:
-        PlanError: none is meant, or too many are.
+        PlanError: the name means no tensor, or too many kinds of tensors.
     """
     from mupscale_cli.reports.explain import explain_tensor
 
@@ -50,61 +50,61 @@ def show_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None,
 
 
 def show_rule(recipe: Recipe, name: str, *, as_json: bool) -> None:
-    """Print what happens to the tensors of a rule that a name means, for any factors.
+    """Explain the rules of a recipe that a tensor's name means, without factors.
 
     Raises:
-        PlanError: none is meant, or too many are.
+        PlanError: the name means no rule, or too many.
     """
     from mupscale_cli.reports.explain import explain_rule
 
     _show(explain_rule(recipe, name), recipe, as_json=as_json)
 
 
-def _show(found: Sequence[Explanation], recipe: Recipe, *, as_json: bool) -> None:
-    """Print explanations, one below the other, or as one document."""
+def _show(explanations: Sequence[Explanation], recipe: Recipe, *, as_json: bool) -> None:
     if as_json:
-        output.print_document("explain", {"recipe": recipe.name, "tensors": [each.as_record() for each in found]})
+        records = [explanation.as_record() for explanation in explanations]
+        output.print_document("explain", {"recipe": recipe.name, "tensors": records})
         return
     console = output.stdout()
-    for number, explanation in enumerate(found):
+    for number, explanation in enumerate(explanations):
         if number:
             console.print()
         _print(console, explanation, recipe.file)
 
 
-def _print(console: Console, found: Explanation, file: str) -> None:
-    more = f", and {len(found.names) - 1} more like it" if len(found.names) > 1 else ""
-    console.print(f"[bold]{escape(found.names[0])}[/]{more}", soft_wrap=True)
-    if found.shapes is not None:
-        before, after = ("x".join(map(str, shape)) or "scalar" for shape in found.shapes)
-        console.print(f"{found.dtype}, {before if before == after else f'{before} -> {after}'}", markup=False)
-    when = f", {'' if found.when == 'otherwise' else 'when '}{found.when}" if found.when else ""
-    console.print(f"rule of {file}: {found.rule}: {found.layout}{when}", markup=False)
-    if found.layout in ("keep", "omit"):
-        console.print("copied as it is" if found.layout == "keep" else "left out", markup=False)
+def _print(console: Console, explanation: Explanation, file: str) -> None:
+    more = f", and {len(explanation.names) - 1} more like it" if len(explanation.names) > 1 else ""
+    console.print(f"[bold]{escape(explanation.names[0])}[/]{more}", soft_wrap=True)
+    if explanation.shapes is not None:
+        before, after = ("x".join(map(str, shape)) or "scalar" for shape in explanation.shapes)
+        console.print(f"{explanation.dtype}, {before if before == after else f'{before} -> {after}'}", markup=False)
+    when = f", {'' if explanation.when == 'otherwise' else 'when '}{explanation.when}" if explanation.when else ""
+    console.print(f"rule of {file}: {explanation.rule}: {explanation.layout}{when}", markup=False)
+    if explanation.layout in ("keep", "omit"):
+        console.print("copied unchanged" if explanation.layout == "keep" else "omitted", markup=False)
         return
     console.print()
-    console.print(_dims_table(found))
+    console.print(_dims_table(explanation))
     console.print()
-    for remark in found.remarks:
+    for remark in explanation.remarks:
         console.print(remark, markup=False)
-    if not found.is_widened:
-        console.print("none of its axes is widened, so it is copied as it is", markup=False)
+    if not explanation.is_widened:
+        console.print("copied unchanged, because none of its axes is widened", markup=False)
         return
-    console.print("W' = c R(W): R repeats an element m times, each copy is c times the element", markup=False)
-    for number, part in enumerate(found.parts, 1):
-        if len(found.parts) > 1:
-            console.print(f"\npart {number} of {len(found.parts)}", style="bold")
-        _print_part(console, found, part)
-    if found.factors is None:
-        _print_training(console, found, found.parts[0])
+    console.print("W' = c R(W): R repeats each element m times, and each copy is c times the element", markup=False)
+    for number, part in enumerate(explanation.parts, 1):
+        if len(explanation.parts) > 1:
+            console.print(f"\npart {number} of {len(explanation.parts)}", style="bold")
+        _print_part(console, explanation, part)
+    if explanation.factors is None:
+        _print_training(console, explanation, explanation.parts[0])
 
 
-def _dims_table(found: Explanation) -> output.OpenTable:
-    has_sizes, has_factors = found.shapes is not None, found.factors is not None
+def _dims_table(explanation: Explanation) -> output.OpenTable:
+    has_sizes, has_factors = explanation.shapes is not None, explanation.factors is not None
     columns = (*(("size",) if has_sizes else ()), *(("factor",) if has_factors else ()))
-    result = output.table("dim", "made of", *columns, "what", right=columns)
-    for number, items in enumerate(found.dims):
+    result = output.table("dim", "axis", *columns, "description", right=columns)
+    for number, items in enumerate(explanation.dims):
         for place, item in enumerate(items):
             size = "" if item.size is None else str(item.size)
             factor = "" if item.factor is None else f"x{item.factor}"
@@ -115,49 +115,51 @@ def _dims_table(found: Explanation) -> output.OpenTable:
     return result
 
 
-def _print_part(console: Console, found: Explanation, part: Part) -> None:
-    scales = found.scales(part)
+def _print_part(console: Console, explanation: Explanation, part: Part) -> None:
+    scales = explanation.scales(part)
     c, m = ("", "") if scales is None else (f" = {number_text(scales[0])}", f" = {number_text(scales[1])}")
     console.print(f"c = {part.c}{c}", markup=False)
     console.print(f"m = {part.m}{m}", markup=False)
     if scales is None:
-        bare_c, bare_m = found.bare_factor(part)
+        bare_c, bare_m = explanation.bare_factor(part)
         console.print(f"with `--factor K`: c = {bare_c}, m = {bare_m}", markup=False)
-    elif (pieces := part.pieces.value(found.factors or {})) > 1:
+    elif (pieces := part.pieces.value(explanation.factors or {})) > 1:
         console.print(
-            f"the layer's sum meets {pieces:g} shares of an element; they are split so that they add up to it exactly",
+            f"the layer sums over {pieces:g} shares of each element, which add up to the element exactly",
             markup=False,
         )
+    gradient = _formula_text("1/(m c)", scales and 1 / (scales[0] * scales[1]))
+    square = _formula_text("1/(m c)^2", scales and (scales[0] * scales[1]) ** -2)
+    clipping = _formula_text("m c^2", scales and scales[1] * scales[0] ** 2)
     console.print(
-        f"\na copy has {_said('1/(m c)', scales and 1 / (scales[0] * scales[1]))} of the element's gradient, so Adam's "
-        f"exp_avg is multiplied by that, exp_avg_sq by {_said('1/(m c)^2', scales and (scales[0] * scales[1]) ** -2)}; "
-        f"in a clipped norm its square counts {_said('m c^2', scales and scales[1] * scales[0] ** 2)} times",
+        f"\na copy's gradient is {gradient} times the element's, so Adam's exp_avg is multiplied by that and "
+        f"exp_avg_sq by {square}; gradient clipping counts its square {clipping} times",
         markup=False,
     )
     if scales is not None:
-        _print_training(console, found, part)
+        _print_training(console, explanation, part)
 
 
-def _print_training(console: Console, found: Explanation, part: Part) -> None:
+def _print_training(console: Console, explanation: Explanation, part: Part) -> None:
     console.print()
-    consequences = found.consequences(part)
+    consequences = explanation.consequences(part)
     console.print(_training_table(consequences))
-    if len(found.dims) == 2:
+    if len(explanation.dims) == 2:
         for rule in (rule for each in consequences for rule in each.rules if rule.shape_factor):
-            console.print(f"{rule.name}'s are those before its own factor for the shape", markup=False)
+            console.print(f"{rule.name}: multipliers before its own factor for the shape", markup=False)
 
 
-def _training_table(found: Sequence[Consequence]) -> output.OpenTable:
+def _training_table(consequences: Sequence[Consequence]) -> output.OpenTable:
     result = output.table("optimizer", *(f"{heading} times" for heading in _HEADINGS.values()))
-    for each in found:
+    for each in consequences:
         cells = (_value(each.formulas, each.values, key) for key in _HEADINGS)
         result.add_row(", ".join(each.optimizers), *cells)
     return result
 
 
 def _value(formulas: Mapping[str, str], values: Mapping[str, float] | None, key: str) -> str:
-    return "" if key not in formulas else _said(formulas[key], None if values is None else values[key])
+    return "" if key not in formulas else _formula_text(formulas[key], None if values is None else values[key])
 
 
-def _said(formula: str, value: float | None) -> str:
+def _formula_text(formula: str, value: float | None) -> str:
     return formula if value is None else f"{formula} = {number_text(value)}"

@@ -15,7 +15,7 @@ from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, h
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.trainers import FORMS, document, render
 from mupscale_cli.record.reading import read_record
-from mupscale_cli.sweep.report import Found, read_sweep
+from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import starred
 
@@ -75,7 +75,7 @@ def hparams(
 
 
 def _settings(
-    swept: Found | None,
+    swept: SweptHyperparameters | None,
     lr: float | None,
     optimizer: str | None,
     weight_decay: float | None,
@@ -109,7 +109,7 @@ def _settings(
     return Settings(**chosen, decoupled=decoupled, decay=decay)
 
 
-def _sweep_document(swept: Found) -> dict[str, Any]:
+def _sweep_document(swept: SweptHyperparameters) -> dict[str, Any]:
     return {
         "lr": swept.lr,
         "noise": swept.noise,
@@ -119,7 +119,7 @@ def _sweep_document(swept: Found) -> dict[str, Any]:
     }
 
 
-def _tell_sweep(swept: Found, settings: Settings, record: Record) -> None:
+def _tell_sweep(swept: SweptHyperparameters, settings: Settings, record: Record) -> None:
     """What of the sweep no group can say: the noise with which the checkpoint is to be widened."""
     noise = record["perturbation"] or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
     is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)

@@ -1,4 +1,4 @@
-"""`mupscale plot`: pictures where people would rather look."""
+"""Run `mupscale plot`: draw a widening, a verification or a sweep."""
 
 from __future__ import annotations
 
@@ -16,41 +16,44 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Pictures of a widening, of a verification, of a sweep; PNG or SVG. Needs `mupscale[plot]`.",
+    help="Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
 )
 Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)]
 Verified = Annotated[
     str,
     typer.Argument(
         metavar="WIDE|FILE",
-        help="A widened checkpoint, or a file with what `mupscale verify WIDE --json` printed.",
+        help="A widened checkpoint, or the saved output of `mupscale verify WIDE --json`.",
         autocompletion=complete_widened,
     ),
 ]
-Out = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to, .png or .svg.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Output file, .png or .svg.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")]
 
 
 @app.command("weights")
 def plot_weights(
     wide: Wide,
-    narrow: Annotated[str | None, typer.Argument(metavar="[NARROW]", help="The source that WIDE records.")] = None,
+    narrow: Annotated[
+        str | None,
+        typer.Argument(metavar="[NARROW]", help="The narrow checkpoint. Default: the source that WIDE records."),
+    ] = None,
     tensor: Annotated[
         str | None,
         typer.Option(
             "--tensor",
             "-t",
             metavar="NAME",
-            help="Which one; the end of its name is enough. Not given: the first matrix of which both dimensions grow.",
+            help="Name of the tensor, or its end. Default: the first matrix that grows in both dimensions.",
             autocompletion=complete_tensor,
         ),
     ] = None,
-    size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows and columns of W' to show.")] = 48,
+    size: Annotated[int, typer.Option(min=1, metavar="N", help="Number of rows and columns of W' to show.")] = 48,
     out: Out = Path("weights.png"),
     overwrite: Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show the widening of one tensor: corners of W and W' side by side, with lines around the copies of a unit."""
+    """Draw the widening of one tensor: corners of W and W' side by side, with lines between copied units."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.reports.pictures.weights import choose_tensor, draw_weights, read_blocks
     from mupscale_cli.tasks.verify import replan_widening
@@ -70,17 +73,17 @@ def plot_errors(
     overwrite: Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show the error of every module against the tolerance; a checkpoint is verified for it."""
+    """Draw the error of every module and the tolerance; a checkpoint is verified first."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.reports.pictures.verification import draw_errors, module_errors, read_verification
 
     if _is_document(source):
-        found = read_verification(Path(source))
+        document = read_verification(Path(source))
     else:
         from mupscale_cli.tasks import verify as task
 
-        found = task.verify(source, dtype=dtype, device=device, model=model).as_document()
-    modules = module_errors(found, source)
+        document = task.verify(source, dtype=dtype, device=device, model=model).as_document()
+    modules = module_errors(document, source)
     _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
 
 
@@ -91,13 +94,13 @@ def plot_steps(
     overwrite: Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show the training curves of `mupscale verify --steps`: both models' losses, and how far they are apart."""
+    """Draw the training curves of `mupscale verify --steps`: both models' losses and their relative difference."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.reports.pictures.verification import draw_losses, losses, read_verification
 
-    found = read_verification(Path(source)) if _is_document(source) else _recorded(source)
-    taken = losses(found, source)
-    _draw(lambda: draw_losses(taken, f"{source}: {len(taken.narrow)} steps of {taken.optimizer}"), out, as_json=as_json)
+    document = read_verification(Path(source)) if _is_document(source) else _recorded_verification(source)
+    steps = losses(document, source)
+    _draw(lambda: draw_losses(steps, f"{source}: {len(steps.narrow)} steps of {steps.optimizer}"), out, as_json=as_json)
 
 
 @app.command("sweep")
@@ -107,7 +110,7 @@ def plot_sweep(
     overwrite: Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show loss against learning rate, one curve a width, one panel a size of noise."""
+    """Draw loss against learning rate, one curve per width, one panel per noise size."""
     _check(out, overwrite=overwrite)
     from mupscale_cli.sweep.picture import draw_sweep
     from mupscale_cli.sweep.report import read_findings
@@ -121,8 +124,8 @@ def _is_document(source: str) -> bool:
     return path.is_file() and path.suffix != ".safetensors"
 
 
-def _recorded(wide: str) -> Verification | None:
-    """What the last verification of a checkpoint found."""
+def _recorded_verification(wide: str) -> Verification | None:
+    """Return the last verification in a checkpoint's record."""
     from mupscale_cli.record.reading import read_record
     from mupscale_cli.tasks.source import find_source
 

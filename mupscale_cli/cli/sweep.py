@@ -1,7 +1,8 @@
-"""`mupscale sweep`."""
+"""Run `mupscale sweep`."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -12,96 +13,78 @@ from mupscale_cli.errors import Interrupted, SweepError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_factor
 from mupscale_cli.tasks.planning import output_path
-from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.tasks.source import find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.optimizers.state_plan import Policy
     from mupscale_cli.plan.perturbation import Mode, Scale
     from mupscale_cli.sweep.grid import Grid
-    from mupscale_cli.sweep.settings import Proxy, Schedule, Training
+    from mupscale_cli.sweep.settings import Proxy, Schedule
 
-_DATA = "What is trained"
-_GRID = "What is tried"
-_TRAINER = "The built-in trainer (all values are the narrow run's)"
+_grid_option = partial(typer.Option, rich_help_panel="Grid")
+_data_option = partial(typer.Option, rich_help_panel="Training data")
+_trainer_option = partial(typer.Option, rich_help_panel="Built-in trainer (all values are the narrow run's)")
 
 
 def sweep(
     checkpoint: options.Checkpoint,
     factor: Annotated[
         list[str] | None,
-        typer.Option(
+        _grid_option(
             "--factor",
             "-f",
             metavar="K",
-            rich_help_panel=_GRID,
-            help="A width to train at, over CHECKPOINT's (or the proxy's). Repeatable. [default: 2, 4]",
+            help="Width to train at, over that of CHECKPOINT or the proxy. Repeatable. Default: 2 and 4.",
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(
-            metavar="K",
-            rich_help_panel=_GRID,
-            help="The width that you want in the end; not trained. [default: largest --factor]",
-        ),
+        _grid_option(metavar="K", help="Width of the large model, which is not trained. Default: largest --factor."),
     ] = None,
     lr: Annotated[
         str,
-        typer.Option(
+        _grid_option(
             metavar="LR[,LR...]",
-            rich_help_panel=_GRID,
-            help="Learning rates of the narrow run; of a single one, powers of sqrt(2) around it.",
+            help="Learning rates of the narrow run. A single rate expands to powers of sqrt(2) around it.",
         ),
     ] = "1e-3",
-    lr_steps: Annotated[int, typer.Option(rich_help_panel=_GRID, help="How many powers, if --lr is a single one.")] = 5,
+    lr_steps: Annotated[int, _grid_option(metavar="N", help="Number of learning rates if --lr is a single rate.")] = 5,
     noise: Annotated[
-        str,
-        typer.Option(
-            metavar="T[,T...]", rich_help_panel=_GRID, help="Sizes of the perturbation, relative to each tensor."
-        ),
+        str, _grid_option(metavar="T[,T...]", help="Sizes of the noise, relative to each tensor.")
     ] = "0,0.05,0.1,0.2",
     seeds: Annotated[
-        int,
-        typer.Option(
-            metavar="N", rich_help_panel=_GRID, help="Seeds of noise and batches; each point is tried with every one."
-        ),
+        int, _grid_option(metavar="N", help="Number of random seeds for noise and batches at each point of the grid.")
     ] = 1,
     data: Annotated[
         Path | None,
-        typer.Option(
+        _data_option(
             metavar="PATH",
-            rich_help_panel=_DATA,
             help="Token ids (.bin, .npy, .safetensors, .pt), text (.txt, .jsonl) for the checkpoint's "
             "tokenizer, or the folder of a Hugging Face dataset. The last tenth is held out.",
         ),
     ] = None,
     data_type: Annotated[
         str,
-        typer.Option(
-            metavar="auto|uint16|uint32",
-            rich_help_panel=_DATA,
-            help="Of the numbers in a .bin file. auto: uint16 where it fits.",
+        _data_option(
+            metavar="auto|uint16|uint32", help="Number type of a .bin file. auto: uint16 if the vocabulary fits."
         ),
     ] = "auto",
     command: Annotated[
         str | None,
-        typer.Option(
+        _data_option(
             metavar="COMMAND",
-            rich_help_panel=_DATA,
-            help="Your own trainer instead of the built-in one, run without a shell, with {checkpoint}, {lr}, "
-            "{noise}, {factor}, {seed}, {output} filled in. Its last line of JSON on stdout says the `loss`.",
+            help="Your own trainer instead of the built-in one, run without a shell. {checkpoint}, {lr}, {noise}, "
+            "{factor}, {seed} and {output} are filled in. The last line of JSON on stdout holds the `loss`.",
         ),
     ] = None,
     proxy: Annotated[
         str | None,
-        typer.Option(
-            metavar="R",
-            rich_help_panel=_DATA,
-            help="Use a model that is R times narrower than CHECKPOINT, made and trained here.",
+        _data_option(
+            metavar="R", help="Create and train a model R times narrower than CHECKPOINT, and sweep that one."
         ),
     ] = None,
     proxy_steps: Annotated[
-        int | None, typer.Option(rich_help_panel=_DATA, help="Train the proxy for so long first. [default: --steps]")
+        int | None, _data_option(metavar="N", help="Training steps of the proxy before the sweep. Default: --steps.")
     ] = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
@@ -112,28 +95,28 @@ def sweep(
     allow_pickle: options.AllowPickle = False,
     noise_mode: options.NoiseMode = "free",
     noise_scale: options.NoiseScale = "spectral",
-    steps: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Optimizer steps of each trial.")] = 200,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Sequences a step.")] = 16,
-    length: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Tokens a sequence.")] = 128,
-    weight_decay: Annotated[float, typer.Option(rich_help_panel=_TRAINER, help="Decoupled, of matrices.")] = 0.0,
-    betas: Annotated[str, typer.Option(metavar="B1,B2", rich_help_panel=_TRAINER, help="Of AdamW.")] = "0.9,0.95",
-    eps: Annotated[float, typer.Option(rich_help_panel=_TRAINER, help="Of AdamW.")] = 1e-8,
+    steps: Annotated[int, _trainer_option(metavar="N", help="Optimizer steps per trial.")] = 200,
+    batch_size: Annotated[int, _trainer_option(metavar="N", help="Sequences per step.")] = 16,
+    length: Annotated[int, _trainer_option(metavar="N", help="Tokens per sequence.")] = 128,
+    weight_decay: Annotated[float, _trainer_option(metavar="NUMBER", help="Decoupled weight decay of matrices.")] = 0.0,
+    betas: Annotated[str, _trainer_option(metavar="B1,B2", help="AdamW's betas.")] = "0.9,0.95",
+    eps: Annotated[float, _trainer_option(metavar="NUMBER", help="AdamW's eps.")] = 1e-8,
     clip: Annotated[
         float,
-        typer.Option(rich_help_panel=_TRAINER, help="Largest norm of the gradient, every unit counted once. 0: none."),
+        _trainer_option(metavar="NUMBER", help="Maximum gradient norm, with every narrow unit counted once. 0: none."),
     ] = 1.0,
     schedule: Annotated[
-        str,
-        typer.Option(metavar="constant|cosine", rich_help_panel=_TRAINER, help="Of the learning rate, after warm-up."),
+        str, _trainer_option(metavar="constant|cosine", help="Learning rate schedule after warm-up.")
     ] = "constant",
-    warmup: Annotated[int, typer.Option(rich_help_panel=_TRAINER, help="Steps of linear warm-up.")] = 0,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=_TRAINER, help="As torch names it. auto: the GPU if there is one.")
-    ] = "auto",
+    warmup: Annotated[int, _trainer_option(metavar="N", help="Steps of linear warm-up.")] = 0,
+    device: Annotated[str, _trainer_option(help="Torch device. auto: the GPU if there is one.")] = "auto",
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", "-j", metavar="N", help="Trials at a time. Several calls of the same command share the work too."
+            "--jobs",
+            "-j",
+            metavar="N",
+            help="Trials to run in parallel. Several runs of the same command also share the trials.",
         ),
     ] = 1,
     out: Annotated[
@@ -141,8 +124,7 @@ def sweep(
         typer.Option(
             "--output",
             "-o",
-            help="The sweep's directory; NAME-sweep beside the "
-            "checkpoint if not given. What is finished in it is kept.",
+            help="Directory of the sweep; finished trials in it are kept. Default: NAME-sweep beside the checkpoint.",
         ),
     ] = None,
     picture: Annotated[bool, typer.Option(help="Draw loss against learning rate.")] = True,
@@ -155,14 +137,25 @@ def sweep(
     """
     from mupscale_cli.cli import sweep_view
     from mupscale_cli.sweep.run import sweep as run_sweep
-    from mupscale_cli.sweep.settings import Sweep
+    from mupscale_cli.sweep.settings import Sweep, Training
 
     source = find_source(checkpoint, with_state=optimizer == "auto")
-    training = _training(steps, batch_size, length, weight_decay, betas, eps, clip, schedule, warmup, device)
+    training = Training(
+        steps,
+        batch_size,
+        length,
+        weight_decay,
+        options.parse_betas(betas),
+        eps,
+        clip,
+        cast("Schedule", schedule),
+        warmup,
+        device,
+    )
     settings = Sweep(
         name=source.stem,
         checkpoint=source.checkpoint.path,
-        directory=out or _default_directory(source),
+        directory=out or source.default_directory / f"{source.stem}-sweep",
         grid=_grid(factor, lr, lr_steps, noise, seeds),
         target=parse_factor(target, "--target"),
         axes=parse_axes(axis),
@@ -178,21 +171,18 @@ def sweep(
         proxy=_proxy(proxy, proxy_steps, 0 if command and not data else steps),
     )
     try:
-        with sweep_view.shown() as events:
+        with sweep_view.progress() as events:
             outcome = run_sweep(settings, jobs=jobs, picture=picture, events=events)
     except KeyboardInterrupt as error:
-        where = settings.directory
-        raise Interrupted(f"interrupted; finished trials are kept in {where}: the same command goes on") from error
+        raise Interrupted(
+            f"interrupted; finished trials are kept in {settings.directory}: run the same command to continue"
+        ) from error
     if as_json:
         output.print_document("sweep", outcome.document)
     else:
-        shown = WidenOptions(factor=settings.target or settings.grid.factors[-1], axes=settings.axes)
-        wide = output_path(source, shown)
+        target_options = WidenOptions(factor=settings.target or settings.grid.factors[-1], axes=settings.axes)
+        wide = output_path(source, target_options)
         sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))
-
-
-def _default_directory(source: Source) -> Path:
-    return source.default_directory / f"{source.stem}-sweep"
 
 
 def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:
@@ -203,41 +193,13 @@ def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: 
     return make_grid(widths, learning_rates(lr, lr_steps), numbers(noise, "--noise"), seeds)
 
 
-def _training(
-    steps: int,
-    batch_size: int,
-    length: int,
-    weight_decay: float,
-    betas: str,
-    eps: float,
-    clip: float,
-    schedule: str,
-    warmup: int,
-    device: str,
-) -> Training:
-    from mupscale_cli.sweep.settings import Training
-
-    return Training(
-        steps,
-        batch_size,
-        length,
-        weight_decay,
-        options.parse_betas(betas),
-        eps,
-        clip,
-        cast("Schedule", schedule),
-        warmup,
-        device,
-    )
-
-
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
     from mupscale_cli.sweep.settings import Proxy
 
     number = parse_factor(ratio, "--proxy")
     if number is None:
         if steps is not None:
-            raise SweepError("`--proxy-steps` is given, but no `--proxy`", hint="for instance `--proxy 4`")
+            raise SweepError("`--proxy-steps` needs `--proxy`", hint="for instance `--proxy 4`")
         return None
     if number < 2:
         raise SweepError(f"`--proxy {number}` is not at least 2")

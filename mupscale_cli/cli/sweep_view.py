@@ -1,4 +1,4 @@
-"""How a sweep looks: a table that fills while it runs, one line a trial on a pipe, and the recommendation."""
+"""Show a sweep: a live table on a terminal, otherwise one line per trial, and the recommendation at the end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mupscale_cli.sweep.run import Events, Outcome, Status
 from mupscale_cli.sweep.settings import Sweep
 
 _BAR_WIDTH = 30
-_REFRESHES = 4  # a second
+_REFRESHES = 4  # per second
 
 
 def loss_table(findings: Findings) -> Table:
-    """Loss by noise and learning rate, one column a width; a star at each width's optimum."""
+    """Return a table of losses by noise and learning rate, one column per width; a star marks each width's optimum."""
     names = [f"x{factor}" for factor in findings.grid.factors]
     result = output.table("noise", "lr", *names, "", right=("noise", "lr", *names))
     best = findings.recommendation
@@ -46,18 +46,18 @@ def _cell_text(findings: Findings, cell: Cell | None) -> Text:
     if cell is None:
         return Text("·", style="dim")
     if cell.loss is None:
-        some = f" {cell.num_diverged}/{len(findings.grid.seeds)}" if cell.losses else ""
-        return Text(f"diverged{some} ", style="red")
+        count = f" {cell.num_diverged}/{len(findings.grid.seeds)}" if cell.losses else ""
+        return Text(f"diverged{count} ", style="red")
     spread = "±" + f"{cell.spread:.3f}".removeprefix("0") if len(cell.losses) > 1 else ""
     is_best = cell in findings.optima
     return Text(f"{cell.loss:.4f}{spread}{'*' if is_best else ' '}", style="bold green" if is_best else "")
 
 
 @contextmanager
-def shown(*, quiet: bool = False) -> Iterator[Events]:
-    """Events that keep a table up to date on a terminal, and print one line a trial otherwise."""
+def progress() -> Iterator[Events]:
+    """Yield events that update a table on a terminal, or else print one line per trial."""
     console = output.stderr()
-    if quiet or output.is_quiet():
+    if output.is_quiet():
         yield Events()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=_REFRESHES, transient=True) as live:
@@ -78,7 +78,7 @@ def _live(status: Status) -> RenderableType:
     for trial in status.running:
         loss = "" if trial.loss is None else f"step {trial.step}, loss {trial.loss:.4f}"
         running.add_row(Text(_point_text(trial.point), style="dim"), loss)
-    return Group(bar, running, Text(), loss_table(status.findings))  # a screen that is too low cuts the end
+    return Group(bar, running, Text(), loss_table(status.findings))  # a low screen cuts off the end
 
 
 def _point_text(point: Point) -> str:
@@ -86,11 +86,11 @@ def _point_text(point: Point) -> str:
 
 
 class _Lines:
-    """One line for each trial, of whichever process, as it ends."""
+    """Prints one line per trial as it ends, in any process."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._told: set[Point] | None = None
+        self._printed: set[Point] | None = None
         self.events = Events(phase=self._print, show=self._show)
 
     def _print(self, text: str) -> None:
@@ -98,14 +98,14 @@ class _Lines:
 
     def _show(self, status: Status) -> None:
         total = len(status.findings.grid)
-        if self._told is None:
-            self._told = {trial.point for trial in status.trials}
-            if self._told:
-                self._print(f"going on: {len(self._told)} of {output.counted(total, 'trial')} are done")
+        if self._printed is None:
+            self._printed = {trial.point for trial in status.trials}
+            if self._printed:
+                self._print(f"continuing: {len(self._printed)} of {output.counted(total, 'trial')} finished")
         for trial in status.trials:
-            if trial.point not in self._told:
-                self._told.add(trial.point)
-                self._print(f"[{len(self._told)}/{total}] {_point_text(trial.point)}: {_loss_text(trial)}")
+            if trial.point not in self._printed:
+                self._printed.add(trial.point)
+                self._print(f"[{len(self._printed)}/{total}] {_point_text(trial.point)}: {_loss_text(trial)}")
 
 
 def _loss_text(trial: Trial) -> str:
@@ -113,44 +113,44 @@ def _loss_text(trial: Trial) -> str:
 
 
 def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str) -> None:
-    """The table, what it means, and the commands that use it."""
+    """Print the table of losses, the recommendation, and the commands that use it."""
     console = output.report()
     findings = outcome.findings
     console.print(loss_table(findings))
     seeds = len(findings.grid.seeds)
-    spread = f", mean over {seeds} seeds ± half of their range" if seeds > 1 else ""
-    console.print(f"\n{settings.loss}{spread}; * the best of its width", markup=False, style="dim")
-    found = findings.recommendation
-    if found is None:
-        console.print("\n[bold red]every trial diverged[/]; give smaller learning rates with `--lr`")
+    spread = f", mean over {seeds} seeds ± half their range" if seeds > 1 else ""
+    console.print(f"\n{settings.loss}{spread}; * marks the best of each width", markup=False, style="dim")
+    best = findings.recommendation
+    if best is None:
+        console.print("\n[bold red]every trial diverged[/]; use smaller learning rates with `--lr`")
     else:
         if len(findings.grid.factors) > 1:
-            lr = output.counted(found.lr_shift, "grid step")
-            console.print(f"the widths' optima differ by {lr} in lr, {found.noise_shift} in noise", markup=False)
+            lr = output.counted(best.lr_shift, "grid step")
+            console.print(f"the widths' optima differ by {lr} in lr, {best.noise_shift} in noise", markup=False)
         target = settings.target or findings.grid.factors[-1]
         console.print(
             f"\n[bold]recommended for x{target} and any other width:[/] "
-            f"[bold green]lr {found.lr:g}, noise {found.noise:g}[/]",
+            f"[bold green]lr {best.lr:g}, noise {best.noise:g}[/]",
             soft_wrap=True,
         )
-        for warning in found.warnings:
+        for warning in best.warnings:
             console.print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
         console.print()
-        for line in next_commands(settings, checkpoint, wide, found.noise, str(outcome.result)):
+        for line in next_commands(settings, checkpoint, wide, best.noise, str(outcome.result)):
             console.print(f"  {escape(line)}", soft_wrap=True)
     wrote = f"{outcome.result}, {outcome.picture}" if outcome.picture else str(outcome.result)
     console.print(f"\nwrote {wrote}", markup=False, soft_wrap=True)
 
 
 def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, result: str) -> tuple[str, str]:
-    """What to run to train the target with what was found.
+    """Return the commands that widen the checkpoint to the target and print its hyperparameters.
 
     Args:
-        settings: of the sweep.
-        checkpoint: the narrow one, as it was given.
-        wide: what `widen` calls the target.
-        noise: the recommended one.
-        result: the sweep's JSON.
+        settings: settings of the sweep.
+        checkpoint: path of the narrow checkpoint, as the user gave it.
+        wide: default output path of `widen`.
+        noise: recommended size of the noise.
+        result: path of the sweep's JSON.
     """
     widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.target or settings.grid.factors[-1])]
     widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]

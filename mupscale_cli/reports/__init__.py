@@ -1,1 +1,1 @@
-"""What people read: explanations, outlines, guidance, pictures."""
+"""Explain, outline and picture plans and verifications for people."""

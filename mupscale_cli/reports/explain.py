@@ -1,7 +1,7 @@
-"""One tensor in words: what its dimensions are, the formulas of c and m with their values, what follows. No torch.
+"""Explain a tensor in words: its dimensions, the formulas and values of c and m, their effect on training. No torch.
 
-The formulas are read off the recipe's layout, axis by axis; their values agree with the plan's, which come from the
-copy maps (page `theory`).
+The formulas follow from the recipe's layout, axis by axis. Their values equal the plan's, which come from the copy
+maps (page `theory`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mupscale_cli.optimizers.rules import OPTIMIZERS, OptimizerRule, Powers
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import listed, number_text, starred
 
-_MAX_KINDS = 4  # that are explained at once
+_MAX_KINDS = 4  # kinds of tensors to explain at once
 _Powers = dict[str, Fraction]
 
 
@@ -32,7 +32,7 @@ class Monomial:
     """A product of powers of factors: k(embed)^-1 k(d)^-0.5.
 
     Attributes:
-        powers: the exponent of each axis' factor.
+        powers: exponent of each axis's factor.
     """
 
     powers: Mapping[str, Fraction]
@@ -45,19 +45,19 @@ class Monomial:
         return Monomial({name: power * exponent for name, power in self.powers.items()})
 
     def without(self, names: Iterable[str]) -> Monomial:
-        """The same where some factors are 1."""
+        """Return the monomial with the factors of some axes set to 1."""
         dropped = frozenset(names)
         return Monomial({name: power for name, power in self.powers.items() if name not in dropped and power})
 
     def value(self, factors: Mapping[str, int]) -> float:
-        """Its value; exact where it is a whole number or the inverse of one."""
-        exact, other = Fraction(1), 1.0
+        """Return its value; integer powers are multiplied exactly."""
+        exact, inexact = Fraction(1), 1.0
         for name, power in self.powers.items():
             if power.denominator == 1:
                 exact *= Fraction(factors.get(name, 1)) ** power.numerator
             else:
-                other *= math.pow(factors.get(name, 1), power)
-        return float(exact) * other
+                inexact *= math.pow(factors.get(name, 1), power)
+        return float(exact) * inexact
 
     def __str__(self) -> str:
         over = [_power_text(name, power) for name, power in self.powers.items() if power > 0]
@@ -74,12 +74,12 @@ def _power_text(name: str, power: Fraction) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a tensor that is widened in one way.
+    """A part of a tensor whose elements have the same coefficient and multiplicity.
 
     Attributes:
-        c: what one copy of an element is multiplied by.
-        m: how many copies an element has.
-        pieces: into how many shares the layer's sums split an element.
+        c: coefficient: each copy is c times the element.
+        m: multiplicity: number of copies of an element.
+        pieces: number of shares into which the layer's sums split an element.
     """
 
     c: Monomial
@@ -101,11 +101,14 @@ _ONE = Part(Monomial({}), Monomial({}), Monomial({}))
 
 
 def parts_of(layout: Layout, name_axes: Sequence[NameAxis] = ()) -> tuple[Part, ...]:
-    """Coefficient and multiplicity of each part of a tensor, as formulas in the axes' factors.
+    """Return coefficient and multiplicity of each part of a tensor as formulas in the axes' factors (page `theory`).
 
     Args:
-        layout: of the tensor.
+        layout: layout of the tensor.
         name_axes: axes in its name.
+
+    Returns:
+        The distinct parts, in the order of the layout.
     """
     whole = _ONE
     for axis in name_axes:
@@ -113,11 +116,14 @@ def parts_of(layout: Layout, name_axes: Sequence[NameAxis] = ()) -> tuple[Part, 
             whole *= _along(name, contracted=axis.contracted)
     dims = [list(_parts(dim)) for dim in layout.dims]
     scale = Part(_monomial(layout.powers), _ONE.m, _ONE.pieces)
-    found: dict[object, Part] = {}
-    for combination in itertools.product(*dims):
-        part = math.prod(combination, start=whole * scale)
-        found.setdefault(part.key, part)
-    return tuple(found.values())
+    return _distinct(math.prod(combination, start=whole * scale) for combination in itertools.product(*dims))
+
+
+def _distinct(parts: Iterable[Part]) -> tuple[Part, ...]:
+    first: dict[object, Part] = {}
+    for part in parts:
+        first.setdefault(part.key, part)
+    return tuple(first.values())
 
 
 def _parts(dim: Dim) -> Iterator[Part]:
@@ -144,19 +150,19 @@ def _monomial(powers: Iterable[Power]) -> Monomial:
     return math.prod((Monomial({power.axis: power.exponent}) for power in powers), start=Monomial({}))
 
 
-# What is explained ----------------------------------------------------------------------------
+# Explanations ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An axis, or a fixed size, inside of a dimension.
+    """An axis, a fixed size or a segment of a dimension.
 
     Attributes:
-        depth: how deep it stands in products and segments.
-        what: its name, or what stands in its place.
-        size: units before, None where nothing tells.
-        factor: by which it is widened, 1 if not; None where that is open.
-        words: what it is, and what happens to its copies.
+        depth: nesting depth in segments.
+        what: name of the axis, the fixed size, or `part N`.
+        size: number of units before widening, None if unknown.
+        factor: factor of the axis, 1 if it is not widened; None if unknown.
+        words: description of the axis and of its copies.
     """
 
     depth: int
@@ -166,26 +172,26 @@ class Item:
     words: str
 
     def as_record(self) -> dict[str, Any]:
-        """The item as `--json` shows it."""
+        """Return the item as `--json` prints it."""
         return {"what": self.what, "size": self.size, "factor": self.factor, "words": self.words}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happens to a tensor, or to all of a kind.
+    """How a tensor, or all tensors of a kind, are widened.
 
     Attributes:
-        names: of the wide tensors, or the pattern of a rule.
-        rule: the pattern that they follow, with the file.
-        layout: as written; `keep` for what is copied, `omit` for what is left out.
-        when: the condition of a recipe under which it is so.
-        shapes: before and after, None without a checkpoint.
-        dtype: None without a checkpoint.
-        dims: what each dimension is made of.
+        names: names of the wide tensors, or the pattern of a rule.
+        rule: pattern of the rule that they match.
+        layout: layout in the recipe; `keep` copies the tensor, `omit` drops it.
+        when: condition under which the recipe chooses this layout, None if it has no alternative.
+        shapes: shapes before and after, None without a checkpoint.
+        dtype: dtype of the narrow tensor, None without a checkpoint.
+        dims: items of each dimension.
         parts: formulas of c and m.
-        factors: of the axes; None where they are open.
-        bare: the axes that a bare `--factor` widens.
-        remarks: sentences on what else is done, and why.
+        factors: factors of the axes; None if unknown.
+        bare: axes that a bare `--factor` widens.
+        remarks: clauses on everything else that happens to the tensor, and why.
     """
 
     names: tuple[str, ...]
@@ -202,29 +208,30 @@ class Explanation:
 
     @property
     def is_widened(self) -> bool:
-        """Whether some axis of it can grow, or does."""
+        """Return whether an axis of the tensor grows, or may grow if the factors are unknown."""
         powers = (name for part in self.parts for name in (*part.m.powers, *part.c.powers))
         return any(self.factors is None or self.factors.get(name, 1) > 1 for name in powers)
 
     def scales(self, part: Part) -> tuple[float, float] | None:
-        """The c and m of a part, None where the factors are open."""
+        """Return c and m of a part; None if the factors are unknown."""
         return None if self.factors is None else (part.c.value(self.factors), part.m.value(self.factors))
 
     def consequences(self, part: Part) -> tuple[Consequence, ...]:
-        """What a part's c and m make of the hyperparameters, for the optimizers that take such a tensor."""
+        """Return the hyperparameter multipliers of a part, for each optimizer that accepts such a tensor."""
         rules = [rule for rule in OPTIMIZERS.values() if not rule.matrices_only or len(self.dims) == 2]
         return tuple(_consequences(rules, part, self.factors))
 
     def bare_factor(self, part: Part) -> tuple[str, str]:
-        """The c and m with `--factor K`, in K."""
-        found = []
-        for each in (part.c, part.m):
-            power = sum((each.powers.get(name, Fraction(0)) for name in self.bare), Fraction(0))
-            found.append(str(Monomial({"K": power} if power else {})).replace("k(K)", "K"))
-        return found[0], found[1]
+        """Return formulas in K of c and m with `--factor K`."""
+
+        def formula(monomial: Monomial) -> str:
+            power = sum((monomial.powers.get(name, Fraction(0)) for name in self.bare), Fraction(0))
+            return str(Monomial({"K": power} if power else {})).replace("k(K)", "K")
+
+        return formula(part.c), formula(part.m)
 
     def as_record(self) -> dict[str, Any]:
-        """The explanation as `--json` shows it."""
+        """Return the explanation as `--json` prints it."""
         return {
             "names": list(self.names),
             "rule": self.rule,
@@ -244,18 +251,18 @@ class Explanation:
         return {
             "coefficient": {"formula": str(part.c), "value": scales and scales[0]},
             "multiplicity": {"formula": str(part.m), "value": scales and scales[1]},
-            "hyperparameters": [found.as_record() for found in self.consequences(part)],
+            "hyperparameters": [consequence.as_record() for consequence in self.consequences(part)],
         }
 
 
 @dataclass(frozen=True)
 class Consequence:
-    """By what the hyperparameters of a tensor are multiplied under some optimizers.
+    """Multipliers of a tensor's hyperparameters under some optimizers.
 
     Attributes:
-        rules: of the optimizers for which it is the same.
-        formulas: of `lr`, `eps`, `weight_decay`, as far as the optimizer has them.
-        values: the same as numbers, None where the factors are open.
+        rules: rules of the optimizers that share these multipliers.
+        formulas: formulas of the multipliers of `lr`, `eps` and `weight_decay`, if the optimizer has them.
+        values: values of the formulas, None if the factors are unknown.
     """
 
     rules: tuple[OptimizerRule, ...]
@@ -267,7 +274,7 @@ class Consequence:
         return tuple(rule.name for rule in self.rules)
 
     def as_record(self) -> dict[str, Any]:
-        """As `--json` shows it."""
+        """Return the multipliers as `--json` prints them."""
         return {
             "optimizers": list(self.optimizers),
             **{
@@ -279,11 +286,11 @@ class Consequence:
 def _consequences(
     known: Iterable[OptimizerRule], part: Part, factors: Mapping[str, int] | None
 ) -> Iterator[Consequence]:
-    """What c and m of a part make of the hyperparameters, once for optimizers that agree."""
-    alike: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
+    """Yield the hyperparameter multipliers of a part, once for optimizers that share them."""
+    by_formulas: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
     for rule in known:
-        alike.setdefault(tuple(rule.formulas(rule.decoupled).items()), []).append(rule)
-    for formulas, rules in alike.items():
+        by_formulas.setdefault(tuple(rule.formulas(rule.decoupled).items()), []).append(rule)
+    for formulas, rules in by_formulas.items():
         values = None
         if factors is not None:
             c, m = part.c.value(factors), part.m.value(factors)
@@ -291,62 +298,62 @@ def _consequences(
         yield Consequence(tuple(rules), {key: str(formula) for key, formula in formulas}, values)
 
 
-# Finding what is meant ------------------------------------------------------------------------
+# Lookup ---------------------------------------------------------------------------------------
 
 
 def explain_tensor(plan: Plan, name: str, factors: Mapping[str, int] | None = None) -> tuple[Explanation, ...]:
-    """Explain the tensors of a plan that a name means, one explanation for those that are alike.
+    """Explain the tensors of a plan that a name means; equal explanations are merged.
 
     Args:
-        plan: of a widening, or of none.
-        name: a tensor's name, the end of one, or a part of it between dots; numbers may be `*`.
-        factors: of the axes, where the plan widens none but they are known.
+        plan: plan with or without a widening.
+        name: name of a tensor, its end, or a part between dots; `*` stands for a number.
+        factors: factors of an earlier widening, if the plan itself widens nothing.
 
     Raises:
-        PlanError: no tensor is meant, or too many different ones.
+        PlanError: the name means no tensor, or too many kinds of tensors.
     """
     by_name = {tensor.target.name: tensor for tensor in plan.tensors}
-    found = meant(name, by_name)
     kinds: dict[object, list[TensorPlan]] = {}
-    for tensor in (by_name[each] for each in found):
+    for tensor in map(by_name.__getitem__, matching_names(name, by_name)):
         key = (tensor.rule, tensor.layout, tensor.source.shape, tensor.target.shape, tensor.parts)
         kinds.setdefault(key, []).append(tensor)
     _check_count(name, [members[0].target.name for members in kinds.values()])
     known = plan.factors or factors
-    return tuple(_explained(plan, members, known) for members in kinds.values())
+    return tuple(_explain_members(plan, members, known) for members in kinds.values())
 
 
 def explain_rule(recipe: Recipe, name: str) -> tuple[Explanation, ...]:
-    """Explain the rules of a recipe that a tensor's name means, one explanation for each alternative.
+    """Explain the rules of a recipe that a tensor's name means, with one explanation per alternative.
 
     Args:
-        recipe: which.
-        name: a tensor's name, the end of one, or a part of it between dots.
+        recipe: the recipe.
+        name: name of a tensor, its end, or a part between dots.
 
     Raises:
-        PlanError: no rule is meant, or too many.
+        PlanError: the name means no rule, or too many.
     """
-    rules = {sample: rule for rule in recipe.tensors for sample in _samples(rule.pattern, recipe)}
-    found = list({id(rules[sample]): rules[sample] for sample in meant(name, rules)}.values())
-    _check_count(name, [rule.pattern.text for rule in found])
-    return tuple(each for rule in found for each in _explained_rule(recipe, rule))
+    by_sample = {sample: rule for rule in recipe.tensors for sample in _sample_names(rule.pattern, recipe)}
+    rules = {id(rule): rule for rule in map(by_sample.__getitem__, matching_names(name, by_sample))}.values()
+    _check_count(name, [rule.pattern.text for rule in rules])
+    return tuple(explanation for rule in rules for explanation in _explain_choices(recipe, rule))
 
 
-def _check_count(name: str, found: Sequence[str]) -> None:
-    if len(found) > _MAX_KINDS:
+def _check_count(name: str, kinds: Sequence[str]) -> None:
+    if len(kinds) > _MAX_KINDS:
         raise PlanError(
-            f"`--tensor {name}` means {len(found)} kinds of tensors",
-            hint=f"say more of the name: {listed(found[:6])}, ...",
+            f"`--tensor {name}` matches {len(kinds)} kinds of tensors",
+            hint=f"give more of the name: {listed(kinds[:6])}, ...",
         )
 
 
-def meant(name: str, known: Iterable[str]) -> list[str]:
-    """The names that a text means: that very one, else those that it is a part of between dots.
+def matching_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that a text matches: an equal name, or else those that contain it between dots.
 
-    Of a weight and its bias the weight is meant, unless the text says which.
+    Numbers match any number if the text as written matches nothing. A text that matches a weight and its bias means
+    the weight.
 
     Raises:
-        PlanError: none is.
+        PlanError: no name matches.
     """
     names = list(known)
     if name in names:
@@ -354,24 +361,24 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
     for text, of in ((name, lambda each: each), (starred(name), starred)):
         wanted = ".".join("[^.]+" if part == "*" else re.escape(part) for part in text.split("."))
         regex = re.compile(rf"(?:^|.*\.){wanted}(?:\.(.*))?$")
-        found = {each: match.group(1) for each in names if (match := regex.match(of(each)))}
-        for rest in (None, "weight"):
-            if exact := [each for each, after in found.items() if after == rest]:
+        rests = {each: match.group(1) for each in names if (match := regex.match(of(each)))}
+        for wanted_rest in (None, "weight"):
+            if exact := [each for each, rest in rests.items() if rest == wanted_rest]:
                 return exact
-        if found:
-            return list(found)
+        if rests:
+            return list(rests)
     lasts = {part: each for each in names for part in (each, each.removesuffix(".weight").rpartition(".")[2])}
     near = get_close_matches(name, lasts, n=3)
     raise PlanError(
-        f"no tensor is called `{name}`",
+        f"no tensor is named `{name}`",
         hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
         if near
-        else "give a name as the tree shows it, or the end of one, such as `q_proj.weight`",
+        else "give a name from the tree or its end, such as `q_proj.weight`",
     )
 
 
-def _samples(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
-    """Names that a pattern matches, with `*` where numbers stand."""
+def _sample_names(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
+    """Yield names that a pattern matches, with `*` for numbers."""
     for prefixes in recipe.prefixes:
         choices: list[tuple[str, ...]] = []
         for part in pattern.parts:
@@ -387,15 +394,14 @@ def _samples(pattern: Pattern, recipe: Recipe) -> Iterator[str]:
         yield from map("".join, itertools.product(*choices))
 
 
-# Explaining -----------------------------------------------------------------------------------
+# Construction ---------------------------------------------------------------------------------
 
 
-def _explained(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, int] | None) -> Explanation:
+def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, int] | None) -> Explanation:
     tensor = members[0]
     rule = next((rule for rule in plan.recipe.tensors if rule.pattern.text == tensor.rule), None)
-    past = (
-        () if plan.factors or factors is None else ("it was widened already: sizes are those of now, factors of then",)
-    )
+    is_wide = not plan.factors and factors is not None
+    past = ("already widened: the sizes are current, the factors are those of the widening",) if is_wide else ()
     choices = rule.choices if rule else ()
     condition = next((choice.condition for choice in choices if choice.text.value == tensor.layout), None)
     sizes = {axis.name: axis.size for axis in plan.axes}
@@ -416,7 +422,7 @@ def _explained(plan: Plan, members: Sequence[TensorPlan], factors: Mapping[str, 
     )
 
 
-def _explained_rule(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
+def _explain_choices(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
     for choice in rule.choices:
         layout = choice.value if isinstance(choice.value, Layout) else None
         otherwise = "otherwise" if len(rule.choices) > 1 else None
@@ -439,7 +445,7 @@ def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAx
     if layout is None:
         return (_ONE,)
     fixed = tuple(recipe.fixed)
-    return tuple({part.key: part for part in (p.without(fixed) for p in parts_of(layout, name_axes))}.values())
+    return _distinct(part.without(fixed) for part in parts_of(layout, name_axes))
 
 
 def _dims(
@@ -459,7 +465,7 @@ def _dims(
                 yield Item(depth, "." if dim.size is None else str(dim.size), dim.size or size, 1, "never widened")
             case AxisRef():
                 factor = 1 if dim.name in recipe.fixed else None if factors is None else factors.get(dim.name, 1)
-                words = [about[dim.name], _in_sum(dim, factor)]
+                words = [about[dim.name], _sum_text(dim, factor)]
                 words.append(f"never widened: {recipe.fixed[dim.name]}" if dim.name in recipe.fixed else "")
                 yield Item(depth, dim.name, sizes.get(dim.name), factor, "; ".join(filter(None, words)))
             case Product():
@@ -475,18 +481,19 @@ def _dims(
     return tuple(tuple(items(dim, 0, size)) for dim, size in zip(layout.dims, known, strict=True))
 
 
-def _in_sum(ref: AxisRef, factor: int | None) -> str:
+def _sum_text(ref: AxisRef, factor: int | None) -> str:
+    """Describe how the layer sums over an axis."""
     if ref.averaged:
-        return "the layer divides by its size itself, so copies stay whole"
+        return "the layer divides by the axis's size itself, so copies are not divided"
     if not ref.contracted:
         return ""
-    return "summed over" + (
-        ""
-        if factor == 1
-        else ", so copies take shares"
-        if factor is None
-        else f", so each of the {factor} copies takes a share"
-    )
+    match factor:
+        case 1:
+            return "summed over"
+        case None:
+            return "summed over, so each copy takes a share"
+        case _:
+            return f"summed over, so each of the {factor} copies takes a share"
 
 
 def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[str]:
@@ -494,26 +501,26 @@ def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[s
         return
     if layout.powers:
         yield (
-            f"the recipe scales the whole tensor by {_monomial(layout.powers)}: for a constant of the width in the "
-            "forward pass, or for a factor that another tensor cannot take"
+            f"the recipe scales the whole tensor by {_monomial(layout.powers)}, to compensate a width-dependent "
+            "constant in the forward pass or a factor that another tensor cannot take"
         )
     if layout.offset:
-        yield f"the layer uses {layout.offset} + w of the stored w, and {layout.offset} + w is what is scaled"
+        yield f"the layer uses {layout.offset} + w for the stored w, so {layout.offset} + w is scaled"
     for axis in name_axes:
         names = " ".join(axis.names)
-        shared = ", and the layer sums over them, so each takes a share" if axis.contracted else ""
-        yield f"{names} counts tensors: widening it makes more of them{shared}"
+        shared = "; the layer sums over them, so each takes a share" if axis.contracted else ""
+        yield f"{names} counts tensors: widening it adds tensors{shared}"
 
 
 def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:
     if tensor.name_copies > 1:
-        yield f"each such tensor of the source becomes {tensor.name_copies}, this one is of `{tensor.source.name}`"
+        yield f"each such source tensor becomes {tensor.name_copies}; this one is a copy of `{tensor.source.name}`"
     elif tensor.source.name != tensor.target.name:
-        yield f"made from `{tensor.source.name}`, which the source shares"
+        yield f"copied from `{tensor.source.name}`, with which the source shares it"
     if tensor.is_rounded:
-        yield f"that scale is not exact in {tensor.target.dtype}, so each element is rounded once"
+        yield f"the scale is not exact in {tensor.target.dtype}, so each element is rounded once"
     if not plan.method.is_copying and tensor.is_changed:
-        yield f"`{plan.method.name}` copies nothing: new units are fresh, old ones multiplied by {tensor.shrink:g}"
+        yield f"`{plan.method.name}` copies no units: new units are fresh, old ones are multiplied by {tensor.shrink:g}"
     if tensor.noise is not None:
-        made = tensor.noise.perturbation
-        yield f"{made.mode} noise of relative size {number_text(made.size)} is added"
+        perturbation = tensor.noise.perturbation
+        yield f"{perturbation.mode} noise of relative size {number_text(perturbation.size)} is added"

@@ -1,4 +1,4 @@
-"""When growing pays, as far as it was measured: the figures of a plan, and what is known of such. No torch."""
+"""Advise on a plan's growth: its parameters and FLOPs, and published measurements of when growing pays. No torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import count_text
 
-RELIABLE_GROWTH = 2.0  # in parameters: arXiv 2605.13405 found this growth to speed up training most reliably
-TOKENS_A_PARAMETER = 20  # the budget under which that study saw the largest gains
+RELIABLE_GROWTH = 2.0  # of parameters: arXiv 2605.13405 found that this growth speeds up training most reliably
+TOKENS_PER_PARAMETER = 20  # below this budget, that study found the largest gains
 _STUDY = "arXiv 2605.13405"
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """The figures of a growth.
+    """Figures of a growth, and advice.
 
     Attributes:
-        parameters: before and after.
-        flops: of a forward pass, for each token or position, before and after: two for each weight that multiplies.
-        advice: what the literature says of such a growth.
+        parameters: number of parameters before and after.
+        flops: FLOPs of a forward pass per token or position, before and after.
+        advice: advice from the literature, one line each.
     """
 
     parameters: tuple[int, int]
@@ -29,11 +29,11 @@ class Guidance:
 
     @property
     def growth(self) -> float:
-        """Parameters after over before."""
+        """Number of parameters after over before."""
         return self.parameters[1] / self.parameters[0] if self.parameters[0] else 1.0
 
     def as_record(self) -> dict[str, Any]:
-        """The figures as `--json` shows them."""
+        """Return the figures as `--json` prints them."""
         return {
             "parameters": self.growth,
             "flops_per_token": {"before": self.flops[0], "after": self.flops[1]},
@@ -42,11 +42,11 @@ class Guidance:
 
 
 def guidance(plan: Plan) -> Guidance:
-    """What the literature says of a plan's growth, with its figures.
+    """Compute the figures of a plan's growth and advise on it.
 
     FLOPs are 2 N for N weights that multiply each token's activations (Kaplan et al., arXiv 2001.08361, section
-    2.1): tables in which rows are looked up do not count, attention's products over the context neither; all
-    experts of a mixture count, and a kernel once, not at every position.
+    2.1). Embedding tables and attention's products over the context do not count. All experts of a mixture count,
+    and a convolution's kernel counts once, not at every position.
     """
     parameters = plan.num_parameters
     flops = (2 * sum(_multiplying(plan, wide=False)), 2 * sum(_multiplying(plan, wide=True)))
@@ -54,17 +54,17 @@ def guidance(plan: Plan) -> Guidance:
     advice = []
     if growth > RELIABLE_GROWTH:
         advice.append(
-            f"about {RELIABLE_GROWTH:g} times the parameters is what speeds training up most reliably; beyond some "
+            f"growing to about {RELIABLE_GROWTH:g} times the parameters speeds up training most reliably; beyond some "
             f"growth, training from scratch wins ({_STUDY})"
         )
         advice.append(
-            f"two smaller growths with training between them are the alternative to this one of {growth:.3g} times; "
-            f"single axes make smaller steps (`--axis ffn=2`)"
+            f"instead of growing {growth:.3g} times at once, grow twice and train in between; widening single axes "
+            "makes smaller steps (`--axis ffn=2`)"
         )
-    budget = TOKENS_A_PARAMETER * parameters[1]
+    budget = TOKENS_PER_PARAMETER * parameters[1]
     advice.append(
-        f"gains were largest when training then sees fewer than {TOKENS_A_PARAMETER} tokens a parameter: here, fewer "
-        f"than {count_text(budget)} tokens ({_STUDY})"
+        f"gains were largest if training then takes fewer than {TOKENS_PER_PARAMETER} tokens per parameter: here, "
+        f"fewer than {count_text(budget)} tokens ({_STUDY})"
     )
     if plan.perturbation is None and plan.method.is_copying:
         advice.append("copies have equal gradients and never separate: add `--noise 0.1`, or use the new width later")
@@ -72,7 +72,7 @@ def guidance(plan: Plan) -> Guidance:
 
 
 def _multiplying(plan: Plan, *, wide: bool) -> list[int]:
-    """Elements of every tensor that multiplies activations; of a tied readout too, which is a table as well."""
+    """Return the sizes of tensors that multiply activations, among them a readout tied to the embedding table."""
     seen: dict[str, int] = {}
     for tensor in plan.tensors:
         spec = tensor.target if wide else tensor.source
@@ -82,7 +82,7 @@ def _multiplying(plan: Plan, *, wide: bool) -> list[int]:
 
 
 def _is_table(tensor: TensorPlan) -> bool:
-    """Whether rows of it are looked up: nothing is summed over, and the rows are no axis."""
+    """Return whether a tensor is a lookup table: the layer sums over none of its axes, and its rows never grow."""
     strips = [strip for dim in tensor.dims for strip in dim.strips]
     is_summed = any(digit.contracted or digit.averaged for strip in strips for digit in strip.digits)
     return not is_summed and all(strip.multiplicity == 1 for strip in tensor.dims[0].strips)

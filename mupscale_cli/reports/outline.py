@@ -1,4 +1,4 @@
-"""A plan as people think of a network: a tree of layers in which those that are alike stand once. No torch."""
+"""Outline a plan as a tree of modules in which equal layers are folded into one. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OF_A_LAYER = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Node:
-    """A module or a tensor; where several are alike, all of them.
+    """A module or tensor, or several equal ones that differ only in a number of their names.
 
     Attributes:
-        label: its name below its parent's: `layers.0-27`, `q_proj.weight`.
-        tensors: every tensor below it; of a leaf those that it stands for, which differ in nothing but a number.
-        children: what it is made of; none for a leaf.
+        label: name below its parent's: `layers.0-27`, `q_proj.weight`.
+        tensors: all tensors below it; for a leaf, the equal tensors that it represents.
+        children: submodules and tensors; empty for a leaf.
     """
 
     label: str
@@ -29,19 +29,19 @@ class Node:
 
     @property
     def num_bytes(self) -> tuple[int, int]:
-        """Before and after; a source that becomes several tensors is counted once."""
+        """Sizes before and after; a source that becomes several tensors counts once."""
         sources: dict[str, TensorSpec] = {tensor.source.name: tensor.source for tensor in self.tensors}
         return (sum(spec.num_bytes for spec in sources.values()), sum(t.target.num_bytes for t in self.tensors))
 
     def as_record(self) -> dict[str, Any]:
-        """The node as `--json` shows it."""
+        """Return the node as `--json` prints it."""
         before, after = self.num_bytes
-        about = {"name": self.label, "tensors": len(self.tensors), "bytes": before, "wide_bytes": after}
+        record = {"name": self.label, "tensors": len(self.tensors), "bytes": before, "wide_bytes": after}
         if self.children:
-            return {**about, "children": [child.as_record() for child in self.children]}
+            return {**record, "children": [child.as_record() for child in self.children]}
         tensor = self.tensors[0]
         return {
-            **about,
+            **record,
             "dtype": tensor.target.dtype,
             "shape": list(tensor.source.shape),
             "wide_shape": list(tensor.target.shape),
@@ -52,27 +52,27 @@ class Node:
 
 
 _Tree = dict[str, "_Tree | TensorPlan"]
-_Alike = Mapping[str, "Sequence[_Tree | TensorPlan]"]  # by name, the children of several modules that are alike
+_Level = Mapping[str, "Sequence[_Tree | TensorPlan]"]  # by name, the children of several equal modules
 
 
 def outline(plan: Plan) -> tuple[Node, ...]:
-    """The tree of a plan, in the order in which the recipe describes an architecture."""
+    """Return the top-level nodes of a plan's tree, in the order of the recipe's rules."""
     places = {rule.pattern.text: index for index, rule in enumerate(plan.recipe.tensors)}
     tree: _Tree = {}
     for tensor in sorted(plan.tensors, key=lambda tensor: places.get(tensor.rule, 0)):
         *path, last = tensor.target.name.split(".")
         inner = tree
         for part in path:
-            found = inner.setdefault(part, {})
-            if not isinstance(found, dict):  # a tensor whose name others begin with
-                found = inner[part] = {"": found}
-            inner = found
+            child = inner.setdefault(part, {})
+            if not isinstance(child, dict):  # a tensor whose name is the start of others
+                child = inner[part] = {"": child}
+            inner = child
         inner[last] = tensor
     return tuple(_nodes({name: [child] for name, child in tree.items()}, 0))
 
 
 def num_layers(plan: Plan) -> int:
-    """How many layers a network has: the most modules that are told apart by the first number in their names."""
+    """Return the number of layers: the most modules with a common prefix and different first numbers."""
     numbers: dict[str, set[str]] = {}
     for tensor in plan.tensors:
         parts = tensor.target.name.split(".")
@@ -82,8 +82,8 @@ def num_layers(plan: Plan) -> int:
     return max(map(len, numbers.values()), default=0)
 
 
-def _nodes(level: _Alike, depth: int) -> Iterator[Node]:
-    """The nodes of one level: numbered ones that are alike become one."""
+def _nodes(level: _Level, depth: int) -> Iterator[Node]:
+    """Yield the nodes of one level; equal numbered modules become one node."""
     folded: dict[object, list[str]] = {}
     for name, children in level.items():
         folded.setdefault(_signature(children[0]) if name.isdigit() else name, []).append(name)
@@ -96,20 +96,20 @@ def _nodes(level: _Alike, depth: int) -> Iterator[Node]:
 
 
 def _is_split(node: Node) -> bool:
-    """Whether a module is told better by its children alone: a weight with its bias, and unlike layers."""
+    """Return whether to show a module's children in its place: a weight with its bias, or unequal layers."""
     is_layer = all(not child.children and child.label in _OF_A_LAYER for child in node.children)
     return bool(node.children) and (is_layer or all(child.label[0].isdigit() for child in node.children))
 
 
 def _signature(tree: _Tree | TensorPlan) -> object:
-    """What two modules have in common that differ in nothing but their numbers."""
+    """Return a key that is equal for modules that differ only in numbers of their names."""
     if isinstance(tree, dict):
         return tuple(sorted((name, _signature(child)) for name, child in tree.items()))
     return (tree.rule, tree.layout, tree.source.dtype, tree.source.shape, tree.target.shape, tree.parts)
 
 
 def _node(names: Sequence[str], members: Sequence[_Tree | TensorPlan], depth: int) -> Node:
-    """One node for modules or tensors that are alike."""
+    """Return one node for equal modules or tensors."""
     tensors = tuple(tensor for member in members for tensor in _leaves(member))
     label = _label(names, tensors, depth)
     modules = [member for member in members if isinstance(member, dict)]
@@ -131,7 +131,7 @@ def _leaves(tree: _Tree | TensorPlan) -> Iterator[TensorPlan]:
 
 
 def _label(names: Sequence[str], tensors: Sequence[TensorPlan], depth: int) -> str:
-    """`0-27`; `0-3 -> 0-7` where an axis counts tensors and grows."""
+    """Label a node: `0-27`, or `0-3 -> 0-7` if an axis that counts tensors grows."""
     if not names[0].isdigit():
         return names[0]
     after = numbers_text(map(int, names))

@@ -1,1 +1,1 @@
-"""Finding learning rate and noise on small widened models, for the large one. `run.sweep` is the door."""
+"""Find learning rate and noise on small widened models, for the large one. The entry point is `run.sweep`."""

@@ -1,4 +1,4 @@
-"""Training data: token ids from a file, or from text with the checkpoint's tokenizer."""
+"""Read training data: token ids from a file, or text encoded with the checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
 
 Tokens = NDArray[Any]
-_KINDS = ".bin, .npy, .safetensors, .pt (token ids), .txt, .jsonl, or a folder of a Hugging Face dataset"
+_FORMATS = ".bin, .npy, .safetensors, .pt (token ids), .txt, .jsonl, or a folder of a Hugging Face dataset"
 _RAW_TYPES = {"uint16": np.uint16, "uint32": np.uint32}
-_HELD_OUT = 10  # the last tenth is not trained on
+_HELD_OUT = 10  # one token in ten, at the end, is not trained on
 _MAX_HELD_OUT_SEQUENCES = 64
-_BYTES = 256
+_BYTES = 256  # vocabulary of a model that reads bytes
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens to train on, and sequences to measure the loss on.
+    """Tokens to train on, and held-out sequences to measure the loss on.
 
     Attributes:
-        train: ids, one after the other.
-        held_out: ids, (sequences, length); the same for every trial.
+        train: token ids, (tokens,).
+        held_out: token ids, (sequences, length); the same for every trial.
     """
 
     train: Tokens
@@ -38,19 +38,22 @@ class Split:
 
 
 def read_tokens(path: Path, tokenizer: Path, vocab_size: int, data_type: str = "auto") -> Tokens:
-    """Token ids, one after the other; read as they are needed where the format allows it.
+    """Read token ids; `.bin` and `.npy` files are memory-mapped.
 
     Args:
-        path: of the data.
-        tokenizer: the folder where a tokenizer for text may be.
-        vocab_size: of the model.
-        data_type: of the numbers in a raw file; `auto` is uint16 where the vocabulary fits.
+        path: file or folder of the data.
+        tokenizer: folder of the tokenizer that encodes text.
+        vocab_size: vocabulary size of the model.
+        data_type: number type of a `.bin` file; `auto` is uint16 where the vocabulary fits.
+
+    Returns:
+        Token ids, (tokens,).
 
     Raises:
-        SweepError: it cannot be read, or is not for this vocabulary.
+        SweepError: the data cannot be read, or does not fit the vocabulary.
     """
     if not path.exists():
-        raise SweepError(f"there is no data at `{path}`", hint=f"known: {_KINDS}")
+        raise SweepError(f"`{path}` does not exist", hint=f"known: {_FORMATS}")
     try:
         tokens = _read(path, tokenizer, vocab_size, data_type)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
@@ -58,12 +61,12 @@ def read_tokens(path: Path, tokenizer: Path, vocab_size: int, data_type: str = "
     if tokens.size == 0:
         raise SweepError(f"`{path}` holds no tokens")
     if tokens.dtype.kind not in "iu":
-        raise SweepError(f"`{path}` holds numbers of type {tokens.dtype}, expected whole numbers: token ids")
+        raise SweepError(f"`{path}` holds numbers of type {tokens.dtype}, expected token ids (integers)")
     least, largest = int(tokens.min()), int(tokens.max())
     if least < 0 or largest >= vocab_size:
         raise SweepError(
-            f"`{path}` holds the token {least if least < 0 else largest}, the model knows 0 to {vocab_size - 1}",
-            hint="it was made with another tokenizer, or is of another type: `--data-type uint16` or `uint32`",
+            f"`{path}` holds the token {least if least < 0 else largest}, the model's tokens are 0 to {vocab_size - 1}",
+            hint="use the model's tokenizer, or set the number type with `--data-type uint16` or `uint32`",
         )
     return tokens
 
@@ -78,7 +81,7 @@ def _read(path: Path, tokenizer: Path, vocab_size: int, data_type: str) -> Token
         return array.reshape(-1)
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            return _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118 (no mapping)
+            return _only({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118 (not a mapping)
     if path.suffix in (".pt", ".pth"):
         content = _load_pickle(path)
         return _only(content if isinstance(content, Mapping) else {"tokens": content}, path)
@@ -86,18 +89,20 @@ def _read(path: Path, tokenizer: Path, vocab_size: int, data_type: str) -> Token
         return _encode(iter([path.read_text(encoding="utf-8")]), tokenizer, vocab_size, path)
     if path.suffix == ".jsonl":
         return _from_rows(_json_rows([path]), tokenizer, vocab_size, path)
-    raise SweepError(f"`{path}` is of no kind that is known", hint=f"known: {_KINDS}")
+    raise SweepError(f"`{path}` has an unknown format", hint=f"known: {_FORMATS}")
 
 
 def _from_raw(path: Path, vocab_size: int, data_type: str) -> Tokens:
     if data_type == "auto":
         data_type = "uint16" if vocab_size <= 1 << 16 else "uint32"
     if data_type not in _RAW_TYPES:
-        raise SweepError(f"`--data-type {data_type}` is not known", hint="known: auto, uint16, uint32")
-    kind = np.dtype(_RAW_TYPES[data_type]).newbyteorder("<")
-    if path.stat().st_size == 0 or path.stat().st_size % kind.itemsize:
-        raise SweepError(f"`{path}` has {path.stat().st_size} bytes, no whole number of {data_type} above 0")
-    return np.memmap(path, dtype=kind, mode="r")
+        raise SweepError(f"unknown `--data-type {data_type}`", hint="known: auto, uint16, uint32")
+    dtype = np.dtype(_RAW_TYPES[data_type]).newbyteorder("<")
+    if path.stat().st_size == 0 or path.stat().st_size % dtype.itemsize:
+        raise SweepError(
+            f"`{path}` has {path.stat().st_size} bytes, expected a positive multiple of {dtype.itemsize} ({data_type})"
+        )
+    return np.memmap(path, dtype=dtype, mode="r")
 
 
 def _load_pickle(path: Path) -> Any:
@@ -108,12 +113,12 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _only(tensors: Mapping[str, Any], path: Path) -> Tokens:
-    """The tensor of ids: `input_ids` or `tokens` if there are several."""
+    """Return the tensor of token ids; among several, the one named `input_ids` or `tokens`."""
     named = [tensors[name] for name in ("input_ids", "tokens") if name in tensors] or list(tensors.values())
     if len(named) != 1 or not isinstance(named[0], torch.Tensor):
         raise SweepError(
             f"`{path}` holds {', '.join(f'`{name}`' for name in tensors) or 'nothing'}; "
-            "expected one tensor of token ids, or one that is called `input_ids`"
+            "expected one tensor of token ids, or one named `input_ids`"
         )
     array: Tokens = named[0].reshape(-1).numpy()
     return array
@@ -126,14 +131,14 @@ def _from_dataset(path: Path, tokenizer: Path, vocab_size: int) -> Tokens:
         return _from_rows(_json_rows(lines), tokenizer, vocab_size, path)
     if not tables and not is_saved:
         raise SweepError(
-            f"`{path}` is no dataset: it holds neither .jsonl nor .parquet files, and `save_to_disk` did not write it",
-            hint=f"known: {_KINDS}",
+            f"`{path}` is not a dataset: it has no .jsonl or .parquet files, and `save_to_disk` did not write it",
+            hint=f"known: {_FORMATS}",
         )
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise SweepError(
-            f"`{path}` is read with the datasets library, which is not installed", hint="pip install datasets"
+            f"reading `{path}` needs the datasets library, which is not installed", hint="pip install datasets"
         ) from error
     datasets.disable_progress_bars()
     try:
@@ -160,6 +165,7 @@ def _json_rows(files: list[Path]) -> Iterator[Mapping[str, Any]]:
 
 
 def _json(line: str) -> Any:
+    """Parse a line of JSON; return None if it is invalid."""
     try:
         return parse_json(line)
     except ValueError:
@@ -167,18 +173,18 @@ def _json(line: str) -> Any:
 
 
 def _from_rows(rows: Iterator[Mapping[str, Any]], tokenizer: Path, vocab_size: int, path: Path) -> Tokens:
-    """Rows of `input_ids` as they are, rows of `text` encoded."""
+    """Join rows of `input_ids`, or encode rows of `text`."""
     first = next(rows, None)
     if first is None:
         raise SweepError(f"`{path}` holds no rows")
     column = next((name for name in ("input_ids", "text") if name in first), None)
     if column is None:
-        raise SweepError(f"the rows of `{path}` have neither `text` nor `input_ids`: {', '.join(first)}")
+        raise SweepError(f"the rows of `{path}` have neither `text` nor `input_ids`, only {', '.join(first)}")
 
     def values() -> Iterator[Any]:
         for row in (first, *rows):
             if column not in row:
-                raise SweepError(f"a row of `{path}` has no `{column}`: {', '.join(row)}")
+                raise SweepError(f"a row of `{path}` has no `{column}`, only {', '.join(row)}")
             yield row[column]
 
     if column == "input_ids":
@@ -187,12 +193,12 @@ def _from_rows(rows: Iterator[Mapping[str, Any]], tokenizer: Path, vocab_size: i
 
 
 def _encode(texts: Iterator[str], folder: Path, vocab_size: int, path: Path) -> Tokens:
-    """The ids of texts, with the token for the end of a text between them if there is one."""
+    """Encode texts, each followed by the tokenizer's end-of-text token if it has one."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         if vocab_size != _BYTES:
             raise SweepError(
-                f"`{path}` is text, and there is no tokenizer in `{folder}`",
-                hint="save the tokenizer beside the model, or give token ids (.bin, .npy, .safetensors, .pt)",
+                f"`{path}` is text, but `{folder}` has no tokenizer",
+                hint="save the tokenizer in the model's folder, or give token ids (.bin, .npy, .safetensors, .pt)",
             )
         return np.frombuffer("".join(texts).encode(), dtype=np.uint8)  # the model reads bytes
     from mupscale_cli.sweep.models import load_tokenizer
@@ -202,28 +208,28 @@ def _encode(texts: Iterator[str], folder: Path, vocab_size: int, path: Path) -> 
     pieces = []
     for text in texts:
         if not isinstance(text, str):
-            raise SweepError(f"`{path}` has a `text` that is {type(text).__name__}")
+            raise SweepError(f"`{path}` has a `text` of type {type(text).__name__}, expected a string")
         pieces.append(np.asarray([*tokenizer(text, add_special_tokens=False)["input_ids"], *end], dtype=np.int64))
     return np.concatenate(pieces)
 
 
 def split(tokens: Tokens, length: int, name: Path) -> Split:
-    """The last tenth is held out; the beginning of it is what the loss is measured on.
+    """Hold out the last tenth of the tokens; the loss is measured on its first sequences, at most 64.
 
     Args:
-        tokens: all of them.
-        length: tokens a sequence.
-        name: of the data, for messages.
+        tokens: token ids, (tokens,).
+        length: tokens per sequence.
+        name: path of the data, for messages.
 
     Raises:
-        SweepError: there are too few.
+        SweepError: there are too few tokens for one held-out sequence.
     """
     first = len(tokens) - len(tokens) // _HELD_OUT
     num_sequences = min((len(tokens) - first) // length, _MAX_HELD_OUT_SEQUENCES)
     if num_sequences < 1:
         raise SweepError(
             f"`{name}` has {len(tokens)} tokens; sequences of {length} need at least {_HELD_OUT * length}, "
-            "of which a tenth is held out",
+            "because a tenth is held out",
             hint="give more data, or a smaller `--length`",
         )
     held_out = tokens[first : first + num_sequences * length].reshape(num_sequences, length)

@@ -1,4 +1,4 @@
-"""The grid: which learning rates, sizes of noise, widths and seeds are tried. No torch."""
+"""Define the grid of learning rates, noise sizes, widths and seeds that a sweep tries. No torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 from mupscale_cli.errors import SweepError
 
-_DIGITS = 4  # significant digits of a generated learning rate: what the table shows is what was used
+_DIGITS = 4  # significant digits of a generated learning rate: the table shows exactly the value used
 _STEP = math.sqrt(2)
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One trial. Ordered so that those of one widened checkpoint come one after the other.
+    """A point of the grid. The order of the fields groups points that share a widened checkpoint.
 
     Attributes:
         factor: width of the trained model over that of the narrow one.
-        noise: t, the size of the perturbation relative to each tensor (dimensionless).
-        seed: of noise and batches.
+        noise: size t of the perturbation relative to each tensor (dimensionless).
+        seed: random seed for noise and batches.
         lr: learning rate in the narrow run's terms.
     """
 
@@ -31,13 +31,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of these is tried.
+    """A sweep tries every combination of these values.
 
     Attributes:
-        factors: widths of the proxies, over that of the narrow model; ascending.
+        factors: widths of the trained models over that of the narrow one; ascending.
         lrs: learning rates in the narrow run's terms; ascending.
         noises: sizes of the perturbation; ascending.
-        seeds: of noise and batches.
+        seeds: random seeds for noise and batches.
     """
 
     factors: tuple[int, ...]
@@ -46,7 +46,7 @@ class Grid:
     seeds: tuple[int, ...]
 
     def __iter__(self) -> Iterator[Point]:
-        """The points by seed, then by width: a first picture of every width appears early."""
+        """Yield the points by seed, then by width, so that early trials cover every width."""
         for seed in self.seeds:
             for factor in self.factors:
                 for noise in self.noises:
@@ -58,32 +58,32 @@ class Grid:
 
 
 def make_grid(factors: Sequence[int], lrs: Sequence[float], noises: Sequence[float], num_seeds: int) -> Grid:
-    """A grid without repetitions, in ascending order.
+    """Make a grid: sort the values and drop repetitions.
 
     Raises:
-        SweepError: it is empty, or a value is impossible.
+        SweepError: the grid is empty, or a value is out of range.
     """
     if not factors:
-        raise SweepError("no width is given to train at", hint="for instance `--factor 2 --factor 4`")
+        raise SweepError("no width to train at", hint="for instance `--factor 2 --factor 4`")
     if num_seeds < 1:
         raise SweepError(f"`--seeds {num_seeds}` is not at least 1")
     for option, values, least in (("lr", lrs, "above"), ("noise", noises, "at least")):
         for value in values:
             if not (0 < value < math.inf or (least == "at least" and value == 0)):
-                raise SweepError(f"`--{option}` has {value:g}; it must be a number {least} 0")
+                raise SweepError(f"`--{option}` contains {value:g}; it must be {least} 0")
     seeds = tuple(range(num_seeds))
     return Grid(tuple(sorted(set(factors))), tuple(sorted(set(lrs))), tuple(sorted(set(noises))), seeds)
 
 
 def learning_rates(text: str, steps: int) -> tuple[float, ...]:
-    """The learning rates of a grid: a list as it is, a single one as the centre of powers of sqrt(2).
+    """Parse a list of learning rates; expand a single rate to powers of sqrt(2) around it.
 
     Args:
         text: `3e-4,1e-3,3e-3`, or `1e-3`.
-        steps: how many powers; an even number has one more below the centre than above it.
+        steps: number of rates for a single one; an even number has one more below it than above.
 
     Raises:
-        SweepError: it is no number.
+        SweepError: the text is not a number or a list of numbers.
     """
     values = numbers(text, "--lr")
     if len(values) > 1:
@@ -94,10 +94,14 @@ def learning_rates(text: str, steps: int) -> tuple[float, ...]:
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
+    """Parse comma-separated numbers.
+
+    Args:
+        text: the numbers.
+        option: name of the option, for messages.
 
     Raises:
-        SweepError: one of them is none.
+        SweepError: one of them is not a number.
     """
     try:
         values = tuple(float(part) for part in text.split(","))

@@ -1,4 +1,4 @@
-"""Causal language models of transformers, as the built-in trainer takes them."""
+"""Load causal language models and tokenizers with transformers, for the built-in trainer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from mupscale_cli.verification.transformers import import_transformers
 
 
 def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
-    """Refuse what is no causal language model.
+    """Check that a config is that of a causal language model, which the built-in trainer can train.
 
     Raises:
-        SweepError: the built-in trainer does not know how to train it, or transformers is not installed.
+        SweepError: it is not, or transformers is not installed.
     """
     own = "bring your own trainer with `--command`"
-    if config is None or "model_type" not in config:
-        raise SweepError(f"`{path}` has no config.json that says what model it is", hint=own)
+    if config is None:
+        raise SweepError(f"`{path}` has no config.json", hint=own)
+    if "model_type" not in config:
+        raise SweepError(f"config.json of `{path}` has no `model_type`", hint=own)
     transformers = import_transformers(
         SweepError(
-            "the built-in trainer builds its models with transformers, which is not installed",
+            "the built-in trainer needs transformers, which is not installed",
             hint="pip install 'mupscale[sweep]', or bring your own trainer with `--command`",
         )
     )
@@ -34,14 +36,14 @@ def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     model_type, classes = config["model_type"], config.get("architectures") or ()
     if model_type not in known or (classes and known[model_type] not in classes):
         name = classes[0] if classes else model_type
-        raise SweepError(f"the built-in trainer trains causal language models, and `{name}` is none", hint=own)
+        raise SweepError(f"the built-in trainer trains causal language models; `{name}` is not one", hint=own)
 
 
 def vocab_size(config: Mapping[str, Any], path: Path) -> int:
-    """How many tokens a model knows.
+    """Return the vocabulary size of a model.
 
     Raises:
-        SweepError: its config does not say it.
+        SweepError: its config has no `vocab_size`.
     """
     size = config.get("vocab_size")
     if not isinstance(size, int):
@@ -50,7 +52,7 @@ def vocab_size(config: Mapping[str, Any], path: Path) -> int:
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """A checkpoint's model in float32, ready to be trained.
+    """Load a checkpoint's model in float32, in training mode.
 
     Raises:
         SweepError: transformers cannot load it.
@@ -67,7 +69,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder.
+    """Load the tokenizer in a model's folder.
 
     Raises:
         SweepError: transformers cannot load it.

@@ -1,4 +1,4 @@
-"""A sweep: loss against learning rate, one curve a width, one panel a size of noise."""
+"""Draw a sweep: loss against learning rate, one curve per width, one panel per noise size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mupscale_cli.reports.pictures.canvas import ACCENT, GREY, INK, colours, dress, heading, new_figure
+from mupscale_cli.reports.pictures.canvas import ACCENT, GRAY, INK, color_map, dress, heading, new_figure
 from mupscale_cli.sweep.result import Cell, Findings
 
 _PANEL = (3.6, 3.7)  # inches
 _MAX_COLUMNS = 4
-_ENTRY = 1.6  # inches of a legend's entry
-_HEADROOM = 2.5  # how far above the bulk of the losses the picture goes, in widths of the bulk
+_ENTRY = 1.6  # width of a legend's entry, in inches
+_HEADROOM = 2.5  # height of the axis above the best loss, in ranges of the best three quarters of the losses
 
 
 def draw_sweep(findings: Findings, title: str, loss: str) -> Any:
-    """Draw what is known.
+    """Draw the results of a sweep, complete or not.
 
     Args:
-        findings: of the sweep.
-        title: above everything.
-        loss: what the vertical axis measures.
+        findings: results of the sweep.
+        title: start of the heading, such as the checkpoint's name.
+        loss: label of the vertical axis.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         PictureError: matplotlib is not installed.
@@ -41,10 +44,10 @@ def draw_sweep(findings: Findings, title: str, loss: str) -> Any:
     for panel in panels[len(noises) :]:
         panel.set_visible(False)
     for panel in panels[max(0, len(noises) - columns) : len(noises)]:  # the lowest of each column
-        panel.set_xlabel("learning rate of the narrow run", color=GREY, fontsize=9)
+        panel.set_xlabel("learning rate of the narrow run", color=GRAY, fontsize=9)
         panel.tick_params(labelbottom=True)
     for row in grid:
-        row[0].set_ylabel(loss, color=GREY, fontsize=9)
+        row[0].set_ylabel(loss, color=GRAY, fontsize=9)
     handles, labels = _legend(panels[: len(noises)])
     figure.legend(
         handles,
@@ -60,11 +63,9 @@ def draw_sweep(findings: Findings, title: str, loss: str) -> Any:
 
 
 def _heading(findings: Findings, title: str) -> str:
-    found = findings.recommendation
-    best = (
-        "every trial diverged" if found is None else f"best for every width: lr {found.lr:.3g}, noise {found.noise:g}"
-    )
-    return f"{title} \N{EM DASH} {best}"
+    best = findings.recommendation
+    text = "every trial diverged" if best is None else f"best for every width: lr {best.lr:.3g}, noise {best.noise:g}"
+    return f"{title} \N{EM DASH} {text}"
 
 
 def _draw_panel(
@@ -73,10 +74,10 @@ def _draw_panel(
     low, high = limits
     _dress(panel, findings, noise, limits)
     for place, (factor, color) in enumerate(zip(findings.grid.factors, colors, strict=True)):
-        width = 1.6 + 1.1 * (len(colors) - 1 - place)  # curves that are the same, as without noise, are all seen
+        width = 1.6 + 1.1 * (len(colors) - 1 - place)  # equal curves, as without noise, all stay visible
         cells = [c for lr in findings.grid.lrs if (c := findings.cell(factor, noise, lr)) is not None]
-        sound = [(c.lr, c.loss, c.spread) for c in cells if c.loss is not None]
-        lrs, losses = [lr for lr, _, _ in sound], [loss for _, loss, _ in sound]
+        finite = [(c.lr, c.loss, c.spread) for c in cells if c.loss is not None]
+        lrs, losses = [lr for lr, _, _ in finite], [loss for _, loss, _ in finite]
         panel.plot(
             lrs,
             losses,
@@ -89,8 +90,8 @@ def _draw_panel(
         )
         panel.fill_between(
             lrs,
-            [loss - s for _, loss, s in sound],
-            [loss + s for _, loss, s in sound],
+            [loss - spread for _, loss, spread in finite],
+            [loss + spread for _, loss, spread in finite],
             color=color,
             alpha=0.15,
             linewidth=0,
@@ -123,9 +124,9 @@ def _draw_panel(
 
 
 def _dress(panel: Any, findings: Findings, noise: float, limits: tuple[float, float]) -> None:
-    """Axes, grid, title, and the line of the recommendation."""
-    lrs, found = findings.grid.lrs, findings.recommendation
-    is_best = found is not None and found.noise == noise
+    """Draw axes, grid and title, and a line at the recommended learning rate."""
+    lrs, best = findings.grid.lrs, findings.recommendation
+    is_best = best is not None and best.noise == noise
     panel.set_xscale("log")
     panel.set_xticks(lrs, [f"{lr:.3g}" for lr in lrs], rotation=45 if len(lrs) > 5 else 0, fontsize=8)
     panel.xaxis.set_minor_locator(importlib.import_module("matplotlib.ticker").NullLocator())
@@ -133,12 +134,12 @@ def _dress(panel: Any, findings: Findings, noise: float, limits: tuple[float, fl
     panel.set_ylim(*limits)
     panel.set_title(f"noise {noise:g}", loc="left", fontsize=10, color=ACCENT if is_best else INK)
     dress(panel)
-    if found is not None and is_best:
-        panel.axvline(found.lr, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label="recommended", zorder=2)
+    if best is not None and is_best:
+        panel.axvline(best.lr, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label="recommended", zorder=2)
 
 
 def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
-    """Losses from the best on; single large ones do not flatten the curves."""
+    """Return the limits of the loss axis; a few large losses do not flatten the curves."""
     losses = sorted(cell.loss for cell in cells if cell.loss is not None)
     if not losses:
         return 0.0, 1.0
@@ -149,16 +150,16 @@ def _limits(cells: Sequence[Cell]) -> tuple[float, float]:
 
 
 def _colors(count: int) -> list[Any]:
-    """From light to dark with the width, so that the order is seen without a legend."""
-    colormap = colours("viridis_r")
+    """Return colors from light to dark, one per width, whose order needs no legend."""
+    colormap = color_map("viridis_r")
     return [colormap(0.25 + 0.7 * (i / (count - 1) if count > 1 else 0.7)) for i in range(count)]
 
 
 def _legend(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """Every label once: widths first, then marks."""
-    found: dict[str, Any] = {}
+    """Return handles and labels, each label once: widths first, then marks."""
+    handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    labels = sorted(found, key=lambda label: not label.startswith("x"))
-    return [found[label] for label in labels], labels
+            handles.setdefault(label, handle)
+    labels = sorted(handles, key=lambda label: not label.startswith("x"))
+    return [handles[label] for label in labels], labels

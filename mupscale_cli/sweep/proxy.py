@@ -1,4 +1,4 @@
-"""A proxy: a model of the checkpoint's architecture that is narrower by a whole ratio."""
+"""Create a proxy: a model of the checkpoint's architecture that is narrower by an integer ratio."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.verification.placement import choose_device
 from mupscale_cli.verification.transformers import import_transformers
 
-_SEED = 1 << 16  # of its batches: no trial has it
-_OWN_PLACE = "train a smaller model yourself and give it in the checkpoint's place"
+_SEED = 1 << 16  # for the proxy's batches; no trial uses it
+_TRAIN_YOURSELF = "train a smaller model yourself and sweep that one"
 
 
 @dataclass(frozen=True)
 class ProxyRequest:
-    """What a proxy is to be.
+    """Settings of a proxy.
 
     Attributes:
         ratio: width of the checkpoint over that of the proxy.
-        axes: factors of single axes; those of factor 1 are not narrowed either.
-        recipe: name or file of the recipe, None to find it.
+        axes: factors of single axes; an axis of factor 1 is not narrowed.
+        recipe: name or file of the recipe; None to choose one by the checkpoint.
         tie: where the factor of a shared readout goes.
-        lr: with which it is trained.
-        steps: for which it is trained; 0 leaves it as it was initialised.
+        lr: learning rate of its training.
+        steps: training steps; 0 leaves the proxy as initialized.
     """
 
     ratio: int
@@ -54,10 +54,18 @@ class ProxyRequest:
 def make_proxy(
     source: Checkpoint, request: ProxyRequest, training: Training, data: Split | None, directory: Path, report: Report
 ) -> None:
-    """Make a proxy, train it, and save it with its optimizer's state; it appears when it is complete.
+    """Create a proxy, train it, and save it with its optimizer's state.
+
+    Args:
+        source: checkpoint to narrow.
+        request: settings of the proxy.
+        training: settings of the trainer, except for its steps.
+        data: training data, None without steps.
+        directory: output; it appears when the proxy is complete.
+        report: called with each step and its loss.
 
     Raises:
-        MupscaleError: the config cannot be narrowed, or transformers cannot build such a model.
+        MupscaleError: the config cannot be narrowed, transformers cannot build the model, or its training diverges.
     """
     recipe = choose_recipe(source, request.recipe)
     factors = resolve_factors(recipe, request.ratio, {name: 1 for name, factor in request.axes.items() if factor == 1})
@@ -70,7 +78,7 @@ def make_proxy(
         with torch.random.fork_rng():
             torch.manual_seed(_SEED)
             if not run(model, optimizer, replace(training, steps=request.steps), data.train, _SEED, report):
-                raise SweepError(f"the proxy's own training diverged at lr {request.lr:g}", hint="give smaller `--lr`")
+                raise SweepError(f"the training of the proxy diverged at lr {request.lr:g}", hint="use smaller `--lr`")
         model.save_pretrained(staged)
         torch.save(optimizer.state_dict(), staged / "optimizer.pt")
     if not source.is_file:
@@ -83,13 +91,13 @@ def make_proxy(
 def _narrow_model(
     source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None, directory: Path
 ) -> tuple[Any, dict[str, Any]]:
-    """The model of the narrowed config, saved, and the record of the widening that leads from it to the checkpoint.
+    """Build and save the model of the narrowed config; return it with the record of its widening to the checkpoint.
 
-    What a config leaves open follows from its other sizes: from the narrowed ones too (GPT-2's n_inner), or it is as
-    large as before (a head_dim beside fewer heads that were kept). The first that leads back is the right one.
+    A size that the config omits either follows from the narrowed sizes (GPT-2's n_inner) or stays as it was (head_dim
+    when the number of heads is narrowed). The first choice that widens to the checkpoint is right.
     """
     configs = [narrowed_config(source, recipe, factors, tie, pin=pin) for pin in (False, True)]
-    refused: SweepError | None = None
+    first_error: SweepError | None = None
     for config in configs if configs[0] != configs[1] else configs[:1]:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
@@ -99,37 +107,37 @@ def _narrow_model(
             model.save_pretrained(directory)
             return model, _check(source, recipe, factors, tie, directory)
         except SweepError as error:
-            refused = refused or error
-    assert refused is not None
+            first_error = first_error or error
+    assert first_error is not None
     shutil.rmtree(directory, ignore_errors=True)
-    raise refused
+    raise first_error
 
 
 def narrowed_config(
     source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None = None, *, pin: bool = False
 ) -> dict[str, Any]:
-    """The config that widens to the checkpoint's.
+    """Return the config that widens to the checkpoint's.
 
-    A recipe says how a config grows. What grows by a ratio there is divided by the same ratio here.
+    The recipe widens the checkpoint's config; each value that grows by a ratio is divided by that ratio instead.
 
     Args:
-        source: the checkpoint.
-        recipe: its architecture.
-        factors: of every axis, from the proxy to the checkpoint.
-        tie: what to do about a readout that shares the embedding.
-        pin: whether sizes that the config leaves open are those that the widened config says.
+        source: checkpoint to narrow.
+        recipe: recipe of its architecture.
+        factors: factor of every axis, from the proxy to the checkpoint.
+        tie: where the factor of a shared readout goes.
+        pin: whether to set sizes that the config omits to those of the widened config.
 
     Raises:
-        MupscaleError: a size is no multiple of its ratio, or the recipe cannot widen this config.
+        MupscaleError: a size is not a multiple of its ratio, or the recipe cannot widen this config.
     """
     if source.config is None:
-        raise SweepError(f"`{source.path}` has no config.json to make a proxy of", hint=_OWN_PLACE)
+        raise SweepError(f"cannot make a proxy: `{source.path}` has no config.json", hint=_TRAIN_YOURSELF)
     try:
         wide = make_plan(recipe, source.specs, source.config, factors, None, tie).config
     except PlanError as error:
         raise SweepError(
-            f"a proxy cannot be made with `{recipe.name}`: {error.message}",
-            hint=f"{error.hint}; or {_OWN_PLACE}" if error.hint else _OWN_PLACE,
+            f"cannot make a proxy with the recipe `{recipe.name}`: {error.message}",
+            hint=f"{error.hint}; or {_TRAIN_YOURSELF}" if error.hint else _TRAIN_YOURSELF,
         ) from error
     assert wide is not None
     narrow: dict[str, Any] = _divided(source.config, wide, "config.json", pin=pin)
@@ -137,7 +145,7 @@ def narrowed_config(
 
 
 def _divided(value: Any, grown: Any, place: str, *, pin: bool) -> Any:
-    """A value of a config divided by the ratio by which it grows."""
+    """Divide a value of a config by its growth; `place` names it in messages."""
     if isinstance(value, Mapping) and isinstance(grown, Mapping):
         keys = {**value, **grown} if pin else value
         return {key: _divided(value.get(key), grown.get(key), f"{place}: `{key}`", pin=pin) for key in keys}
@@ -150,18 +158,20 @@ def _divided(value: Any, grown: Any, place: str, *, pin: bool) -> Any:
     if isinstance(value, int) and isinstance(grown, int):
         ratio, rest = divmod(grown, value)
         if rest or not ratio:
-            raise SweepError(f"{place} goes from {value} to {grown}, which is no whole ratio", hint=_OWN_PLACE)
+            raise SweepError(
+                f"{place} grows from {value} to {grown}, which is not an integer ratio", hint=_TRAIN_YOURSELF
+            )
         if value % ratio:
             raise SweepError(
                 f"{place} is {value}, which cannot be divided by {ratio}",
-                hint="give a smaller `--proxy`, or keep the axis as it is with `--axis NAME=1`",
+                hint="use a smaller `--proxy`, or keep the axis with `--axis NAME=1`",
             )
         return value // ratio
     return value * value / grown
 
 
 def _build(directory: Path) -> Any:
-    """The model of a config, initialised as its class does it."""
+    """Build the model of a config with its class's own initialization."""
     transformers = import_transformers()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -169,23 +179,23 @@ def _build(directory: Path) -> Any:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:
-        raise SweepError(f"transformers cannot build the proxy: {error}", hint=_OWN_PLACE) from error
+        raise SweepError(f"transformers cannot build the proxy: {error}", hint=_TRAIN_YOURSELF) from error
 
 
 def _check(
     source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None, directory: Path
 ) -> dict[str, Any]:
-    """The record of the widening from the proxy to the checkpoint, once it is known to lead there.
+    """Check that the proxy widens to the checkpoint; return the record of that widening.
 
     Raises:
-        SweepError: it leads elsewhere, so what is found with the proxy would not hold for the checkpoint.
+        SweepError: it does not, so the proxy's best hyperparameters would not transfer to the checkpoint.
     """
     proxy = open_checkpoint(directory)
     try:
         plan = make_plan(recipe, proxy.specs, proxy.config, factors, None, tie)
     except MupscaleError as error:
         raise SweepError(
-            f"the proxy's config does not widen to the checkpoint's: {error.message}", hint=_OWN_PLACE
+            f"the proxy's config does not widen to the checkpoint's: {error.message}", hint=_TRAIN_YOURSELF
         ) from error
     expected = {spec.name: spec.shape for spec in source.specs}
     for tensor in plan.tensors:
@@ -193,7 +203,7 @@ def _check(
         if expected.get(name, shape) != shape:
             raise SweepError(
                 f"the proxy does not widen to the checkpoint: `{name}` would be {list(shape)}, "
-                f"it is {list(expected[name])}",
-                hint=_OWN_PLACE,
+                f"expected {list(expected[name])}",
+                hint=_TRAIN_YOURSELF,
             )
     return make_record(plan, hash_source_files(proxy), Origin(""), __version__)

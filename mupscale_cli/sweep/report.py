@@ -1,10 +1,10 @@
-"""A sweep's result as JSON: written beside the study, read by `mupscale hparams --from-sweep`. No torch."""
+"""Convert a sweep's result to JSON for its directory, and read it for `mupscale hparams --from-sweep`. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,36 +13,30 @@ from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.multipliers import Scaled
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.sweep.grid import Grid, Point
-from mupscale_cli.sweep.result import Cell, Findings, Trial, find
+from mupscale_cli.sweep.result import Cell, Findings, Trial, evaluate_trials
 from mupscale_cli.sweep.settings import Sweep, loss_name
 
 
 def sweep_document(
     sweep: Sweep, trials: Iterable[Trial], findings: Findings, proxy: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything as plain values; a function of the sweep and its losses, not of when or where they were computed.
+    """Return a sweep's result as a JSON document. It depends only on the settings and the losses, not on dates.
 
     Args:
-        sweep: what was asked for.
-        trials: the finished ones.
-        findings: what they say.
-        proxy: how the checkpoint follows from the proxy, None where there is none.
+        sweep: settings of the sweep.
+        trials: finished trials.
+        findings: results of these trials.
+        proxy: how the checkpoint is widened from the proxy, None without a proxy.
     """
     from mupscale_cli.record.documents import document_head
 
-    grid, found = findings.grid, findings.recommendation
-    fixed = sweep.fixed
+    grid, best, fixed = findings.grid, findings.recommendation, sweep.fixed
     return {
         **document_head("sweep"),
         "complete": findings.num_missing == 0,
         **fixed,
         "proxy": None if proxy is None else {**(fixed["proxy"] or {}), **proxy},
-        "grid": {
-            "factors": list(grid.factors),
-            "lrs": list(grid.lrs),
-            "noises": list(grid.noises),
-            "seeds": list(grid.seeds),
-        },
+        "grid": {name: list(values) for name, values in asdict(grid).items()},
         "trials": [
             {
                 "factor": t.point.factor,
@@ -57,16 +51,16 @@ def sweep_document(
         "cells": [_cell(cell) for cell in findings.cells],
         "optima": [_cell(cell) for cell in findings.optima],
         "recommendation": None
-        if found is None
+        if best is None
         else {
-            "lr": found.lr,
-            "noise": found.noise,
+            "lr": best.lr,
+            "noise": best.noise,
             "noise_mode": sweep.noise_mode,
             "noise_scale": sweep.noise_scale,
             "target": sweep.target,
-            "lr_shift": found.lr_shift,
-            "noise_shift": found.noise_shift,
-            "warnings": list(found.warnings),
+            "lr_shift": best.lr_shift,
+            "noise_shift": best.noise_shift,
+            "warnings": list(best.warnings),
         },
     }
 
@@ -84,20 +78,22 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `hparams` takes from a sweep.
+class SweptHyperparameters:
+    """Hyperparameters that `hparams` takes from a sweep.
+
+    With the user's own trainer, `optimizer`, `weight_decay`, `betas` and `eps` are None.
 
     Attributes:
-        lr: the recommended one.
-        noise: the recommended size of the perturbation.
-        noise_mode: its mode.
-        noise_scale: its scale.
-        optimizer: its name; None where the user's own trainer was run.
-        weight_decay: of the narrow run; None with the user's own trainer, as below.
-        betas: of the optimizer.
-        eps: of the optimizer.
-        warnings: reasons not to rely on it.
-        proxy: how the narrow checkpoint's tensors follow from those of the proxy, by name; empty without a proxy.
+        lr: recommended learning rate in the narrow run's terms.
+        noise: recommended size of the perturbation.
+        noise_mode: mode of the perturbation.
+        noise_scale: scale of the perturbation.
+        optimizer: name of the optimizer.
+        weight_decay: weight decay of the narrow run.
+        betas: the optimizer's betas.
+        eps: the optimizer's eps.
+        warnings: reasons not to rely on the recommendation.
+        proxy: how the narrow checkpoint's tensors are scaled from the proxy's, by name; empty without a proxy.
     """
 
     lr: float
@@ -112,26 +108,31 @@ class Found:
     proxy: Mapping[str, Scaled]
 
 
-def read_sweep(file: Path) -> Found:
-    """Read what `mupscale sweep` wrote.
+def read_sweep(file: Path) -> SweptHyperparameters:
+    """Read the recommendation of a `sweep.json` or a sweep's directory.
 
     Raises:
-        SweepError: it is no such file, of a later version, damaged, or without a result.
+        SweepError: the file is not a `sweep.json`, has another version, is damaged, or recommends nothing.
     """
     content = _read(file)
     if content["recommendation"] is None:
-        raise SweepError(f"`{file}` recommends nothing: no trial has ended well", hint="give the sweep smaller `--lr`")
+        raise SweepError(
+            f"`{file}` has no recommendation: no trial has succeeded", hint="run the sweep with smaller `--lr`"
+        )
     try:
-        return _found(content)
+        return _hyperparameters(content)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(file, error) from error
 
 
 def read_findings(file: Path) -> tuple[Findings, str, str]:
-    """What a sweep found, complete or not; its title, and what its loss is.
+    """Read the results of a sweep, complete or not.
+
+    Returns:
+        The findings, the sweep's title, and the name of its loss.
 
     Raises:
-        SweepError: it is no such file, of a later version, or damaged.
+        SweepError: the file is not a `sweep.json`, has another version, or is damaged.
     """
     content = _read(file)
     try:
@@ -142,17 +143,17 @@ def read_findings(file: Path) -> tuple[Findings, str, str]:
         ]
         name = PurePath(str(content["checkpoint"])).stem
         title = f"{name}, narrowed {content['proxy']['ratio']} times" if content["proxy"] else name
-        return find(grid, trials), title, loss_name(is_own=content["command"] is not None)
+        return evaluate_trials(grid, trials), title, loss_name(is_own=content["command"] is not None)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: Exception) -> SweepError:
-    return SweepError(f"`{file}` is damaged: {error!r}", hint="run the sweep again: finished trials are kept")
+    return SweepError(f"`{file}` is damaged: {error!r}", hint="run the sweep again; finished trials are kept")
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The document of a sweep."""
+    """Read the JSON document of a sweep and check its version."""
     if file.is_dir():
         file /= "sweep.json"
     try:
@@ -167,14 +168,14 @@ def _read(file: Path) -> dict[str, Any]:
 
     version, known = content.get("schema_version"), VERSIONS["sweep"]
     if version != known:
-        raise SweepError(f"`{file}` has format {version!r}, this mupscale reads {known}", hint="upgrade mupscale")
+        raise SweepError(f"`{file}` has version {version!r}, this mupscale reads {known}", hint="upgrade mupscale")
     return content
 
 
-def _found(content: Mapping[str, Any]) -> Found:
+def _hyperparameters(content: Mapping[str, Any]) -> SweptHyperparameters:
     best, training = content["recommendation"], content["training"] or {}
     if content["command"] is not None:
-        training = {}  # the user's own trainer decides about these
+        training = {}  # the user's own trainer sets these
     lr, noise = float(best["lr"]), float(best["noise"])
     if not (0 < lr < math.inf and 0 <= noise < math.inf):
         raise ValueError(f"lr {lr:g}, noise {noise:g}")
@@ -182,7 +183,7 @@ def _found(content: Mapping[str, Any]) -> Found:
     warnings = tuple(str(warning) for warning in best["warnings"])
     if not content["complete"]:
         warnings = ("the sweep is not complete", *warnings)
-    return Found(
+    return SweptHyperparameters(
         lr,
         noise,
         str(best["noise_mode"]),

@@ -1,4 +1,4 @@
-"""What the trials say: the loss at every point of the grid, the optimum of each width, the recommendation. No torch."""
+"""Evaluate trials: the loss at every point of the grid, each width's optimum, the recommendation. No torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Trial:
     """A finished trial.
 
     Attributes:
-        point: what was tried.
-        loss: at the end (nats a token with the built-in trainer); None where it diverged.
+        point: the trial's point of the grid.
+        loss: final loss (nats per token with the built-in trainer); None if the trial diverged.
     """
 
     point: Point
@@ -24,14 +24,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cell:
-    """What the seeds of one width, noise and learning rate say together.
+    """The trials of all seeds at one width, noise and learning rate.
 
     Attributes:
-        factor: the width.
-        noise: its size.
-        lr: the learning rate.
-        losses: of the seeds that did not diverge.
-        num_diverged: of those that did.
+        factor: width of the trained model over that of the narrow one.
+        noise: size of the noise.
+        lr: learning rate in the narrow run's terms.
+        losses: losses of the seeds that did not diverge.
+        num_diverged: number of seeds that diverged.
     """
 
     factor: int
@@ -42,25 +42,25 @@ class Cell:
 
     @property
     def loss(self) -> float | None:
-        """Mean over the seeds; None where one diverged, since such a learning rate is not safe."""
+        """Mean over the seeds; None if one diverged, because the learning rate is then not safe."""
         return None if self.num_diverged or not self.losses else fmean(self.losses)
 
     @property
     def spread(self) -> float:
-        """Half of the distance between the best and the worst seed."""
+        """Half the difference between the worst and the best seed."""
         return (max(self.losses) - min(self.losses)) / 2 if self.losses else 0.0
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to train the target with.
+    """Learning rate and noise to train the target with.
 
     Attributes:
-        lr: in the narrow run's terms.
+        lr: learning rate in the narrow run's terms.
         noise: size of the perturbation.
-        lr_shift: by how many grid steps the widths' best learning rates differ at most.
-        noise_shift: the same of the noise.
-        warnings: reasons not to rely on it.
+        lr_shift: largest difference between the widths' best learning rates, in grid steps.
+        noise_shift: the same for the noise.
+        warnings: reasons not to rely on the recommendation.
     """
 
     lr: float
@@ -72,14 +72,14 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known so far.
+    """Results of the finished trials.
 
     Attributes:
-        grid: what was asked for.
-        cells: by width, noise and learning rate; without those that have no trial yet.
-        optima: the best cell of each width that has one, by width.
+        grid: the whole grid.
+        cells: cells that have a finished trial, by width, noise and learning rate.
+        optima: best cell of each width that has one, by width.
         recommendation: None as long as no width has an optimum.
-        num_missing: trials of the grid that are not finished.
+        num_missing: number of unfinished trials.
     """
 
     grid: Grid
@@ -89,16 +89,16 @@ class Findings:
     num_missing: int
 
     def cell(self, factor: int, noise: float, lr: float) -> Cell | None:
-        """The cell at a place, if a trial of it is finished."""
+        """Return the cell at a width, noise and learning rate; None if no trial of it is finished."""
         return next((c for c in self.cells if (c.factor, c.noise, c.lr) == (factor, noise, lr)), None)
 
 
-def find(grid: Grid, trials: Iterable[Trial]) -> Findings:
-    """Gather the trials of a grid.
+def evaluate_trials(grid: Grid, trials: Iterable[Trial]) -> Findings:
+    """Evaluate the finished trials of a grid.
 
     Args:
-        grid: what was asked for.
-        trials: finished ones; those of other points are ignored.
+        grid: the whole grid.
+        trials: finished trials; those outside the grid are ignored.
     """
     losses = {trial.point: trial.loss for trial in trials}
     cells = []
@@ -116,15 +116,15 @@ def find(grid: Grid, trials: Iterable[Trial]) -> Findings:
 
 
 def _best(cells: Iterable[Cell]) -> Cell | None:
-    """The lowest loss; of equal ones the first, which has less noise and a lower rate."""
+    """Return the cell with the lowest loss; among equals the first, which has less noise and a lower rate."""
     return min((cell for cell in cells if cell.loss is not None), key=lambda cell: cell.loss or 0.0, default=None)
 
 
 def _recommend(grid: Grid, cells: Sequence[Cell], optima: Sequence[Cell]) -> Recommendation | None:
-    """The point that is, on average over the widths, least above each width's own best loss.
+    """Recommend the point whose loss, averaged over the widths, is least above each width's best loss.
 
-    A width's own optimum is as noisy as its seeds; by muP transfer all widths measure the same optimum, so
-    they are asked together. Where no point is sound at every width, the widest has the word.
+    A single width's optimum is as noisy as its seeds. By muP transfer all widths measure the same optimum, so
+    their losses are averaged. If no point has a loss at every width, the widest model's optimum is recommended.
     """
     if not optima:
         return None
@@ -143,8 +143,9 @@ def _recommend(grid: Grid, cells: Sequence[Cell], optima: Sequence[Cell]) -> Rec
     return Recommendation(lr, noise, lr_shift, noise_shift, warnings)
 
 
-def _shift(values: Sequence[float], found: Sequence[float]) -> int:
-    places = [values.index(value) for value in found]
+def _shift(values: Sequence[float], optima: Sequence[float]) -> int:
+    """Return the largest distance between optima, in grid steps."""
+    places = [values.index(value) for value in optima]
     return max(places) - min(places)
 
 
@@ -158,36 +159,36 @@ def _warnings(
     has_common: bool,
 ) -> tuple[str, ...]:
     noise, lr = place
-    found = []
+    warnings = []
     if len(grid.lrs) > 1 and lr in (grid.lrs[0], grid.lrs[-1]):
         side, wider = ("smallest", lr / 4) if lr == grid.lrs[0] else ("largest", lr * 4)
-        found.append(
+        warnings.append(
             f"the best learning rate, {lr:g}, is the {side} of the grid: the optimum may lie beyond it; "
-            f"widen the grid towards {wider:.2g}"
+            f"extend the grid to {wider:.2g}"
         )
     if len(grid.noises) > 1 and noise == grid.noises[-1]:
-        found.append(
+        warnings.append(
             f"the best noise, {noise:g}, is the largest of the grid: the optimum may lie beyond it; "
-            f"widen the grid towards {2 * noise:g}"
+            f"extend the grid to {2 * noise:g}"
         )
-    for kind, shift in zip(("learning rates", "sizes of noise"), shifts, strict=True):
+    for kind, shift in zip(("learning rates", "noise sizes"), shifts, strict=True):
         if shift > 1:
-            found.append(
+            warnings.append(
                 f"the widths' best {kind} differ by {shift} grid steps: more seeds or more steps "
-                "would tell whether that is chance"
+                "would show whether that is chance"
             )
     if not has_common:
-        found.append(f"no point of the grid is sound at every width; this is the best of x{optima[-1].factor}")
+        warnings.append(f"no point of the grid has a loss at every width; this is the best of x{optima[-1].factor}")
     if len(optima) < len(grid.factors):
         without = sorted(set(grid.factors) - {cell.factor for cell in optima})
-        found.append(f"every trial of {', '.join(f'x{factor}' for factor in without)} diverged or is missing")
-    if close := _not_told_apart(cells, optima[-1]):
-        found.append(close)
-    return tuple(found)
+        warnings.append(f"every trial of {', '.join(f'x{factor}' for factor in without)} diverged or is missing")
+    if undecided := _undecided_text(cells, optima[-1]):
+        warnings.append(undecided)
+    return tuple(warnings)
 
 
-def _not_told_apart(cells: Sequence[Cell], best: Cell) -> str | None:
-    """Whether another point beats the best one at some seed; seeds share their batches, so they compare in pairs."""
+def _undecided_text(cells: Sequence[Cell], best: Cell) -> str | None:
+    """Warn if the second-best cell beats the best at some seed; equal seeds have equal batches, so compare pairs."""
     second = _best(c for c in cells if c.factor == best.factor and c != best)
     if second is None or all(ours <= theirs for ours, theirs in zip(best.losses, second.losses, strict=False)):
         return None

@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: prepare, let workers run the trials, gather what they say."""
+"""Run a sweep: prepare it, run its trials in one or more processes, and evaluate them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mupscale_cli.sweep.command import fill, parse_command, run_command
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.picture import draw_sweep
 from mupscale_cli.sweep.report import sweep_document
-from mupscale_cli.sweep.result import Findings, Trial, find
+from mupscale_cli.sweep.result import Findings, Trial, evaluate_trials
 from mupscale_cli.sweep.settings import PROXY_RECORD, Sweep
 from mupscale_cli.sweep.study import Claim, Running, Study
-from mupscale_cli.sweep.widened import folder, make_widened, remove_unneeded
+from mupscale_cli.sweep.widened import checkpoints_folder, make_widened, remove_unneeded
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 
 RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"
-_READ_IN_PLACE = (".bin", ".npy")  # everything else is encoded or copied once, for all trials and processes
+_READ_IN_PLACE = (".bin", ".npy")  # other data is converted once, for all trials and processes
 _POLL_SECONDS = 0.3
 
 Report = Callable[[int, float], None]
@@ -42,12 +42,12 @@ Trainer = Callable[[Point, Path, Path, Report], float]
 
 @dataclass(frozen=True)
 class Status:
-    """How far a sweep is, all processes together.
+    """Progress of a sweep in all processes.
 
     Attributes:
-        trials: the finished ones.
-        running: those in progress.
-        findings: what the finished ones say.
+        trials: finished trials.
+        running: trials in progress.
+        findings: results of the finished trials.
     """
 
     trials: tuple[Trial, ...]
@@ -57,11 +57,11 @@ class Status:
 
 @dataclass(frozen=True)
 class Events:
-    """What a caller wants to be told while it works.
+    """Callbacks that report progress.
 
     Attributes:
-        phase: called with the name of a preparation that takes time.
-        show: called now and then, and once all trials are done.
+        phase: called with a description of each long preparation.
+        show: called a few times per second, and once after the last trial.
     """
 
     phase: Callable[[str], None] = lambda _name: None
@@ -70,13 +70,13 @@ class Events:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished sweep.
+    """Result of a finished sweep.
 
     Attributes:
-        findings: what it says.
-        document: the same as JSON has it.
-        result: the file that holds it.
-        picture: None where none was wanted.
+        findings: losses, optima and the recommendation.
+        document: the same as a JSON document.
+        result: file that holds the document.
+        picture: file of the picture, None if none was drawn.
     """
 
     findings: Findings
@@ -86,46 +86,45 @@ class Outcome:
 
 
 def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Events = Events()) -> Outcome:
-    """Train widened proxies over a grid of learning rate and noise, and say what to train the target with.
+    """Train widened models over a grid of learning rates and noises, and recommend a pair for the target.
 
-    The trials of a directory are kept: the same call goes on where another ended, and calls in several processes
-    share the work.
+    Finished trials are kept in the directory: a later call with the same settings continues the sweep, and calls in
+    several processes share its trials.
 
     Args:
-        settings: the sweep.
-        jobs: processes that this call runs trials in.
-        picture: whether to draw one.
-        events: for progress.
+        settings: settings of the sweep.
+        jobs: number of processes to run trials in.
+        picture: whether to draw the losses.
+        events: callbacks that report progress.
 
     Raises:
-        MupscaleError: something the user can fix; finished trials are kept.
+        MupscaleError: the settings, the checkpoint, the data or a trial are at fault; finished trials are kept.
     """
     if jobs < 1:
         raise SweepError(f"`--jobs {jobs}` is not at least 1")
     if picture:
-        check_matplotlib("pip install 'mupscale[sweep]', or leave it with `--no-picture`")
+        check_matplotlib("pip install 'mupscale[sweep]', or omit the picture with `--no-picture`")
     study = _prepare(settings, events)
-    teller = _Teller(settings, study, events)
+    publisher = _Publisher(settings, study, events)
     if jobs == 1:
-        _work(settings, study, teller.tell)
+        _run_trials(settings, study, publisher.publish)
     else:
-        _work_side_by_side(settings, jobs, teller)
-    status, document = teller.tell()
+        _run_workers(settings, jobs, publisher)
+    status, document = publisher.publish()
     with study.lock:
         if not study.unfinished(settings.grid):
-            shutil.rmtree(folder(settings), ignore_errors=True)
-    drawn = None
-    if picture:
-        drawn = settings.directory / PICTURE
-        save(draw_sweep(status.findings, settings.title, settings.loss), drawn)
-    return Outcome(status.findings, document, settings.directory / RESULT, drawn)
+            shutil.rmtree(checkpoints_folder(settings), ignore_errors=True)
+    picture_file = settings.directory / PICTURE if picture else None
+    if picture_file:
+        save(draw_sweep(status.findings, settings.title, settings.loss), picture_file)
+    return Outcome(status.findings, document, settings.directory / RESULT, picture_file)
 
 
-# Preparing ------------------------------------------------------------------------------------
+# Preparation ----------------------------------------------------------------------------------
 
 
 def _prepare(settings: Sweep, events: Events) -> Study:
-    """Check everything that can be checked before the first trial, then make what all trials share."""
+    """Check all inputs before the first trial, then create what the trials share."""
     for noise in settings.grid.noises:
         Perturbation(noise, settings.noise_mode, settings.noise_scale)
     source = find_source(str(settings.checkpoint))
@@ -139,29 +138,29 @@ def _prepare(settings: Sweep, events: Events) -> Study:
     study.check_fixed({**settings.fixed, "content": _content(settings, source.checkpoint)})
     with study.lock:
         if data is not None:
-            _keep_tokens(settings, data)
+            _save_tokens(settings, data)
         if settings.proxy and not settings.narrow.exists():
             _make_proxy(settings, source.checkpoint, events)
     return study
 
 
 def _content(settings: Sweep, source: Checkpoint) -> dict[str, Any]:
-    """What tells whether checkpoint and data are still the same; a checkpoint is trained on under the same name."""
-    found: dict[str, Any] = {file.name: file_digest(file) for file in source.files}
+    """Identify the content of checkpoint and data, since training may overwrite a checkpoint under its name."""
+    content: dict[str, Any] = {file.name: file_digest(file) for file in source.files}
     if settings.data is not None and settings.data.is_file():
-        found[settings.data.name] = f"{settings.data.stat().st_size} bytes"  # it may be larger than a disk reads soon
-    return found
+        content[settings.data.name] = f"{settings.data.stat().st_size} bytes"  # hashing large data takes too long
+    return content
 
 
 def _check_directory(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise SweepError(f"`{directory}` is not a directory", hint="choose another one with `-o`")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / "locks").is_dir():
-        raise SweepError(f"`{directory}` holds something that is no sweep", hint="choose another directory with `-o`")
+        raise SweepError(f"`{directory}` is not empty and not a sweep", hint="choose another directory with `-o`")
 
 
 def _read_data(settings: Sweep, source: Checkpoint) -> Any:
-    """The tokens, as they are read for the first time; None where nothing is trained here."""
+    """Read and check the tokens; return None if the built-in trainer is not used or they are saved already."""
     needs_data = settings.command is None or bool(settings.proxy and settings.proxy.steps)
     if not needs_data:
         return None
@@ -173,8 +172,8 @@ def _read_data(settings: Sweep, source: Checkpoint) -> Any:
     choose_device(settings.training.device)
     if settings.data is None:
         raise SweepError(
-            "nothing is given to train on",
-            hint="`--data FILE`, or your own trainer with `--command`"
+            "no training data",
+            hint="add `--data FILE`, or bring your own trainer with `--command`"
             + (" and `--proxy-steps 0`" if settings.command else ""),
         )
     if (settings.directory / _TOKENS).is_file():
@@ -186,7 +185,8 @@ def _read_data(settings: Sweep, source: Checkpoint) -> Any:
     return tokens
 
 
-def _keep_tokens(settings: Sweep, tokens: Any) -> None:
+def _save_tokens(settings: Sweep, tokens: Any) -> None:
+    """Save the tokens to the directory, unless their file can be read in place."""
     import numpy as np
 
     assert settings.data is not None
@@ -203,9 +203,9 @@ def _split_data(settings: Sweep) -> Any:
     from mupscale_cli.sweep.models import vocab_size
 
     assert settings.data is not None
-    kept = settings.directory / _TOKENS
+    saved = settings.directory / _TOKENS
     config = find_source(str(settings.checkpoint)).checkpoint.config or {}
-    path = kept if kept.is_file() else settings.data
+    path = saved if saved.is_file() else settings.data
     tokens = read_tokens(path, settings.checkpoint, vocab_size(config, settings.checkpoint), settings.data_type)
     return split(tokens, settings.training.length, settings.data)
 
@@ -214,7 +214,7 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
     from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy
 
     assert settings.proxy is not None
-    events.phase(f"making the proxy, {settings.proxy.steps} steps")
+    events.phase(f"creating the proxy ({settings.proxy.steps} training steps)")
     lrs = settings.grid.lrs
     request = ProxyRequest(
         settings.proxy.ratio, settings.axes, settings.recipe, settings.tie, lrs[len(lrs) // 2], settings.proxy.steps
@@ -223,15 +223,15 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
     make_proxy(source, request, settings.training, data, settings.narrow, lambda _step, _loss: None)
 
 
-# Running --------------------------------------------------------------------------------------
+# Trials ---------------------------------------------------------------------------------------
 
 
 def _trainer(settings: Sweep) -> Trainer:
-    """What a trial runs: point, checkpoint, a folder of its own, where to report."""
+    """Return the function that trains one trial: the user's command or the built-in trainer."""
     if settings.command is not None:
         words = parse_command(settings.command)
 
-        def run_own(point: Point, checkpoint: Path, output: Path, report: Report) -> float:
+        def train_with_command(point: Point, checkpoint: Path, output: Path, report: Report) -> float:
             values = {
                 "checkpoint": str(checkpoint),
                 "lr": repr(point.lr),
@@ -242,7 +242,7 @@ def _trainer(settings: Sweep) -> Trainer:
             }
             return run_command(fill(words, values), output, report)
 
-        return run_own
+        return train_with_command
     from mupscale_cli.sweep.training import train
 
     data = _split_data(settings)
@@ -251,17 +251,17 @@ def _trainer(settings: Sweep) -> Trainer:
     )
 
 
-def _work(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
-    """Run trials until every one of the grid is finished, here or elsewhere."""
+def _run_trials(settings: Sweep, study: Study, show: Callable[[], object]) -> None:
+    """Run trials until every trial of the grid is finished, here or in another process."""
     trainer: Trainer | None = None
     while True:
         show()
-        _leave_if_orphaned()
+        _exit_if_orphaned()
         claim = study.claim(settings.grid)
         if claim is None:
             if not study.unfinished(settings.grid):
                 return
-            time.sleep(_POLL_SECONDS)  # others have the rest; should they die, it is ours
+            time.sleep(_POLL_SECONDS)  # other processes run the rest; if they die, this one takes over
             continue
         with claim:
             trainer = trainer or _trainer(settings)
@@ -277,25 +277,26 @@ def _run_trial(settings: Sweep, claim: Claim, trainer: Trainer, show: Callable[[
         nonlocal last
         if time.monotonic() - last >= _POLL_SECONDS:
             last = time.monotonic()
-            _leave_if_orphaned()
+            _exit_if_orphaned()
             claim.report(step, loss)
             show()
 
     checkpoint = make_widened(settings, claim.point)
     output = settings.directory / "trials" / claim.name
-    shutil.rmtree(output, ignore_errors=True)  # of a killed run: a trial starts from its beginning
+    shutil.rmtree(output, ignore_errors=True)  # left by a killed run; a trial starts from the beginning
     claim.finish(trainer(claim.point, checkpoint.resolve(), output.resolve(), report))
 
 
-def _leave_if_orphaned() -> None:
-    """A worker whose sweep was killed ends too, so that a new one finds its trials free."""
+def _exit_if_orphaned() -> None:
+    """Exit a worker whose sweep was killed, so that its trial is free for the next sweep."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         sys.exit(1)
 
 
-def _work_side_by_side(settings: Sweep, jobs: int, teller: _Teller) -> None:
-    context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a forked process
+def _run_workers(settings: Sweep, jobs: int, publisher: _Publisher) -> None:
+    """Run the trials in worker processes; raise the first worker's error here."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
     errors = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     workers = [context.Process(target=_worker, args=(settings, threads, errors), daemon=True) for _ in range(jobs)]
@@ -303,15 +304,15 @@ def _work_side_by_side(settings: Sweep, jobs: int, teller: _Teller) -> None:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers) and errors.empty():
-            teller.tell()
+            publisher.publish()
             time.sleep(_POLL_SECONDS)
         if not errors.empty():
             raise errors.get()
         failed = next((worker.exitcode for worker in workers if worker.exitcode), None)
         if failed is not None:
             raise SweepError(
-                f"a process that ran trials ended with {failed}",
-                hint="the same command goes on where it ended; fewer `--jobs` may help",
+                f"a worker process exited with {failed}",
+                hint="run the same command again to continue; fewer `--jobs` may help",
             )
     finally:
         for worker in workers:
@@ -321,40 +322,40 @@ def _work_side_by_side(settings: Sweep, jobs: int, teller: _Teller) -> None:
 
 
 def _worker(settings: Sweep, threads: int, errors: Any) -> None:
-    """A process that runs trials; what the user can fix is told by the one that started it."""
+    """Run trials in a worker process; put an error that the user can fix on the queue."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which terminates the workers
     if settings.command is None:
         import torch
 
         torch.set_num_threads(threads)
     try:
-        _work(settings, Study(settings.directory), lambda: None)
+        _run_trials(settings, Study(settings.directory), lambda: None)
     except MupscaleError as error:
         errors.put(error)
 
 
-# Telling --------------------------------------------------------------------------------------
+# Progress -------------------------------------------------------------------------------------
 
 
-class _Teller:
-    """Tells how far a sweep is, to the caller and on disk, so that a killed one leaves what it knew."""
+class _Publisher:
+    """Publishes a sweep's progress to the caller and to `sweep.json`, which a killed sweep leaves behind."""
 
     def __init__(self, settings: Sweep, study: Study, events: Events) -> None:
         self._settings = settings
         self._study = study
         self._events = events
         self._document: dict[str, Any] = {}
-        self._num_told = -1
+        self._num_published = -1  # finished trials in the document
 
-    def tell(self) -> tuple[Status, dict[str, Any]]:
-        """The state of all processes together."""
+    def publish(self) -> tuple[Status, dict[str, Any]]:
+        """Publish the progress of all processes; return it with the current document."""
         trials = tuple(self._study.results(self._settings.grid))
-        status = Status(trials, tuple(self._study.running()), find(self._settings.grid, trials))
-        if len(trials) != self._num_told:
+        status = Status(trials, tuple(self._study.running()), evaluate_trials(self._settings.grid, trials))
+        if len(trials) != self._num_published:
             proxy = read_json(self._settings.narrow / PROXY_RECORD) if self._settings.proxy else None
             self._document = sweep_document(self._settings, trials, status.findings, proxy)
             replace_json(self._settings.directory / RESULT, self._document)
-            self._num_told = len(trials)
+            self._num_published = len(trials)
         self._events.show(status)
         return status, self._document

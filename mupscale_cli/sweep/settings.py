@@ -1,4 +1,4 @@
-"""What a sweep is: everything that decides about its result, as one value. No torch."""
+"""Hold every setting that decides a sweep's result. No torch."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mupscale_cli.sweep.grid import Grid
 
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
-PROXY_RECORD = "proxy.json"  # beside a proxy: how the checkpoint follows from it
+PROXY_RECORD = "proxy.json"  # in a proxy's folder: how the checkpoint is widened from it
 _OPTIMIZER = "adamw"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the built-in trainer does with each proxy; all values are the narrow run's.
+    """Settings of the built-in trainer; all values are the narrow run's.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: sequences a step.
-        length: tokens a sequence.
-        weight_decay: decoupled, of the matrices.
-        betas: of AdamW.
-        eps: of AdamW.
-        clip: largest norm of the gradient, counted over the narrow model's units; 0 for no clipping.
-        schedule: after warm-up: `constant`, or half a `cosine` down to a tenth.
+        steps: optimizer steps per trial.
+        batch_size: sequences per step.
+        length: tokens per sequence.
+        weight_decay: decoupled weight decay of matrices.
+        betas: AdamW's betas.
+        eps: AdamW's eps.
+        clip: maximum gradient norm, counted over the narrow model's units; 0 disables clipping.
+        schedule: learning rate after warm-up: `constant`, or half a `cosine` down to a tenth.
         warmup: steps of linear warm-up.
-        device: as torch names it; `auto` is the GPU if there is one.
+        device: a torch device; `auto` is the GPU if there is one.
     """
 
     steps: int = 200
@@ -62,16 +62,16 @@ class Training:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SweepError(f"`--betas {self.betas[0]:g},{self.betas[1]:g}`: each must be at least 0 and below 1")
         if self.schedule not in SCHEDULES:
-            raise SweepError(f"`--schedule {self.schedule}` is not known", hint=f"known: {', '.join(SCHEDULES)}")
+            raise SweepError(f"unknown `--schedule {self.schedule}`", hint=f"known: {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """A narrow model that the sweep makes, in place of the checkpoint.
+    """A narrow model that the sweep creates and uses in place of the checkpoint.
 
     Attributes:
         ratio: width of the checkpoint over that of the proxy.
-        steps: for which it is trained before it is widened.
+        steps: training steps before the proxy is widened.
     """
 
     ratio: int
@@ -80,25 +80,25 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep.
+    """Settings of a sweep.
 
     Attributes:
-        name: what the checkpoint is called.
-        checkpoint: its file or directory.
-        directory: of the study.
-        grid: what is tried.
-        target: the width for which the result is wanted, over the checkpoint's; None for any.
-        axes: factors of single axes, which override the width of every proxy.
-        recipe: name or file of the recipe; found by the checkpoint if None.
+        name: name of the checkpoint.
+        checkpoint: file or directory of the checkpoint.
+        directory: directory of the study.
+        grid: points to try.
+        target: width of the large model over the checkpoint's; None for any.
+        axes: factors of single axes, which override the width of every trained model.
+        recipe: name or file of the recipe; None to choose one by the checkpoint.
         tie: where the factor of a shared readout goes.
-        state: what to do with the optimizer's state.
-        noise_mode: of the perturbation.
-        noise_scale: of the perturbation.
-        training: what the built-in trainer does.
-        data: what it trains on; None with a command.
-        data_type: of the numbers in a raw file: `auto`, `uint16` or `uint32`.
+        state: handling of the optimizer's state.
+        noise_mode: mode of the perturbation.
+        noise_scale: scale of the perturbation.
+        training: settings of the built-in trainer.
+        data: training data of the built-in trainer; None with a command.
+        data_type: number type of a `.bin` file: `auto`, `uint16` or `uint32`.
         command: the user's own trainer, None for the built-in one.
-        proxy: made in place of the checkpoint, if asked for.
+        proxy: the proxy to create in place of the checkpoint, None for no proxy.
     """
 
     name: str
@@ -120,24 +120,24 @@ class Sweep:
 
     @property
     def narrow(self) -> Path:
-        """What is widened: the checkpoint, or the proxy in its place."""
+        """Path of the model to widen: the checkpoint, or the proxy in its place."""
         return self.directory / "proxy" if self.proxy else self.checkpoint
 
     @property
     def title(self) -> str:
-        """What the trials are of."""
+        """Title of the sweep in pictures."""
         return f"{self.name}, narrowed {self.proxy.ratio} times" if self.proxy else self.name
 
     @property
     def loss(self) -> str:
-        """What the trials' loss is."""
+        """Name of the trials' loss."""
         return loss_name(is_own=self.command is not None)
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What every trial of one study has in common, as JSON has it; the grid may grow, these may not change."""
+        """Settings that all trials of a study share, as JSON values. The grid may grow; these may not change."""
         training = {**asdict(self.training), "betas": list(self.training.betas), "optimizer": _OPTIMIZER}
-        del training["device"]  # where it is computed is no part of what is computed
+        del training["device"]  # the device does not change the result
         return {
             "checkpoint": str(self.checkpoint),
             "axes": dict(self.axes),
@@ -154,5 +154,5 @@ class Sweep:
 
 
 def loss_name(*, is_own: bool) -> str:
-    """What a loss is, of the user's own trainer or of the built-in one."""
-    return "loss of the command" if is_own else "held-out loss in nats a token"
+    """Name the loss of the user's own trainer or of the built-in one."""
+    return "loss of the command" if is_own else "held-out loss in nats per token"

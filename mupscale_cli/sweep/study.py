@@ -1,7 +1,7 @@
-"""Keep the trials of a sweep, so that they survive their processes and several processes share them.
+"""Store the trials of a sweep, which survive their processes and are shared by several.
 
-`trials.jsonl` is only appended to: its first line holds what all trials have in common, every other line is a finished
-trial. A running trial holds a lock of the operating system, which is released however its process ends.
+`trials.jsonl` is only appended to: its first line holds the settings that all trials share, every other line is a
+finished trial. A running trial holds a lock of the operating system, which is released however its process ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Running:
     """A trial in progress, here or in another process.
 
     Attributes:
-        point: the point of the grid that is being tried.
+        point: the trial's point of the grid.
         step: last reported step, 0 before the first report.
-        loss: loss at that step, None before the first report.
+        loss: training loss at that step, None before the first report.
     """
 
     point: Point
@@ -44,9 +44,9 @@ class Claim:
     """A trial that this process runs; leaving the context releases it, finished or not.
 
     Attributes:
-        study: the study it belongs to.
-        point: the point of the grid to try.
-        lock: held while the trial runs. The file next to it tells other processes how far the trial is.
+        study: study of the trial.
+        point: the trial's point of the grid.
+        lock: lock held while the trial runs; a JSON file of the same name shows its progress to other processes.
     """
 
     study: Study
@@ -88,7 +88,7 @@ class Study:
         """Open the study of a directory, or start one.
 
         Raises:
-            SweepError: its file of trials cannot be read.
+            SweepError: `trials.jsonl` cannot be read.
         """
         self._file = directory / TRIALS
         self._locks = directory / "locks"
@@ -104,10 +104,10 @@ class Study:
             ) from error
 
     def check_fixed(self, fixed: dict[str, Any]) -> None:
-        """Compare what all trials have in common with what the study was started with.
+        """Check that the settings are those the study was started with, so that losses are comparable.
 
         Raises:
-            SweepError: they differ, so that the losses could not be compared.
+            SweepError: a setting differs.
         """
         with self.lock:
             lines = self._lines()
@@ -118,8 +118,8 @@ class Study:
         if differing is not None:
             name, before, now = differing
             raise SweepError(
-                f"the study was begun with {name} {before!r}, now it is {now!r}",
-                hint="choose another directory with `-o`, or give what it was begun with",
+                f"the sweep in this directory was started with {name} {before!r}, now it is {now!r}",
+                hint="choose another directory with `-o`, or restore the setting",
             )
 
     def claim(self, grid: Grid) -> Claim | None:

@@ -1,4 +1,4 @@
-"""The built-in trainer: AdamW on a causal language model, from the carried optimizer state where there is one."""
+"""Train causal language models with AdamW, starting from the widened optimizer state if there is one."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from mupscale_cli.sweep.models import load_model
 from mupscale_cli.sweep.settings import Training
 from mupscale_cli.verification.placement import choose_device
 
-_FINAL = 0.1  # what a cosine ends at, relative to its beginning
+_FINAL = 0.1  # learning rate at the end of a cosine, relative to its start
 _ADAM = {"exp_avg", "exp_avg_sq", "step"}
 
 Report = Callable[[int, float], None]
 
 
 def train(path: Path, training: Training, data: Split, lr: float, seed: int, report: Report) -> float:
-    """Train a checkpoint's model; the checkpoint stays as it is.
+    """Train a checkpoint's model in memory; the checkpoint does not change.
 
     Args:
-        path: of a widened checkpoint, or of a narrow one.
-        training: how.
-        data: what on.
-        lr: in the narrow run's terms.
-        seed: of the batches and of dropout.
-        report: called after each step with its number and its loss.
+        path: path of a widened or a narrow checkpoint.
+        training: settings of the trainer.
+        data: tokens to train on and held-out sequences.
+        lr: learning rate in the narrow run's terms.
+        seed: random seed for batches and dropout.
+        report: called with each step and its loss.
 
     Returns:
-        The held-out loss in nats a token; NaN as soon as the training's loss is no finite number.
+        The held-out loss in nats per token; NaN if the training diverged.
 
     Raises:
-        SweepError: the model or its optimizer's state is not what the trainer knows.
+        SweepError: transformers cannot load the model, or the optimizer's state is not Adam's.
     """
     model = load_model(open_checkpoint(path), choose_device(training.device))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        is_sound = run(model, make_optimizer(model, path, training, lr), training, data.train, seed, report)
-        return evaluate(model, data.held_out, training.batch_size) if is_sound else math.nan
+        is_finite = run(model, make_optimizer(model, path, training, lr), training, data.train, seed, report)
+        return evaluate(model, data.held_out, training.batch_size) if is_finite else math.nan
 
 
 def make_optimizer(model: nn.Module, path: Path, training: Training, lr: float) -> torch.optim.AdamW:
-    """AdamW with the mapped groups of a widened checkpoint and the state beside it.
+    """Create AdamW with a checkpoint's state; a widened checkpoint's parameter groups have mapped hyperparameters.
 
     Raises:
         SweepError: the state is not Adam's.
@@ -69,7 +69,7 @@ def make_optimizer(model: nn.Module, path: Path, training: Training, lr: float) 
 
 
 def _plain_groups(model: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The groups of a model that was not widened; matrices are decayed, as `param_groups` has it."""
+    """Return the parameter groups of a narrow model; only matrices are decayed, as in `param_groups`."""
     groups = []
     for is_decayed in (True, False):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and (p.dim() > 1) == is_decayed]
@@ -87,13 +87,13 @@ def _plain_groups(model: nn.Module, settings: Mapping[str, Any]) -> list[dict[st
 
 
 def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill in the carried moments by name: the order of the narrow run's groups need not be ours."""
-    found = find_optimizer(checkpoint)
-    if found is None:
+    """Load the checkpoint's moments by name, since the narrow run may have grouped its parameters differently."""
+    file = find_optimizer(checkpoint)
+    if file is None:
         return
-    said = (checkpoint.record or {}).get("optimizer_state") or {}
-    # What lies beside a widened checkpoint was read and written by us before.
-    states = open_optimizer(found, checkpoint.config, key=said.get("key"), allow_pickle=True).load().states
+    recorded = (checkpoint.record or {}).get("optimizer_state") or {}
+    # mupscale wrote the state of a widened checkpoint itself.
+    states = open_optimizer(file, checkpoint.config, key=recorded.get("key"), allow_pickle=True).load().states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, parameter in model.named_parameters():
         plain = unwrapped(name)
@@ -102,8 +102,8 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
             continue
         if not entries.keys() >= _ADAM:
             raise SweepError(
-                f"the optimizer's state `{found.name}` is not Adam's: `{name}` has {', '.join(sorted(entries))}",
-                hint="leave it with `--optimizer none`, or bring your own trainer with `--command`",
+                f"the optimizer's state `{file.name}` is not Adam's: `{name}` has {', '.join(sorted(entries))}",
+                hint="ignore it with `--optimizer none`, or bring your own trainer with `--command`",
             )
         optimizer.state[parameter] = {
             "step": torch.tensor(float(entries["step"])),
@@ -114,10 +114,10 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
 def run(
     model: nn.Module, optimizer: torch.optim.Optimizer, training: Training, tokens: Tokens, seed: int, report: Report
 ) -> bool:
-    """Take the steps; returns whether the loss was a finite number all along, else it ends early."""
+    """Train until the last step or the first loss that is not finite; return whether all losses were finite."""
     device = next(model.parameters()).device
     rates = [group["lr"] for group in optimizer.param_groups]
-    generator = torch.Generator().manual_seed(seed)  # batches do not depend on what else draws random numbers
+    generator = torch.Generator().manual_seed(seed)  # batches do not depend on dropout
     for step in range(training.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step, training)
@@ -135,12 +135,7 @@ def run(
 
 
 def schedule(step: int, training: Training) -> float:
-    """What the learning rate is multiplied by.
-
-    Args:
-        step: from 0.
-        training: its schedule.
-    """
+    """Return the learning rate's multiplier at a step, counted from 0."""
     if step < training.warmup:
         return (step + 1) / training.warmup
     if training.schedule == "constant":
@@ -150,14 +145,14 @@ def schedule(step: int, training: Training) -> float:
 
 
 def draw(tokens: Tokens, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
-    """Random pieces of the text: ids, (batch_size, length)."""
+    """Draw random pieces of the text: token ids, (batch_size, length)."""
     starts = torch.randint(len(tokens) - length + 1, (batch_size,), generator=generator)
     return torch.stack([torch.from_numpy(tokens[start : start + length].astype("int64")) for start in starts.tolist()])
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, sequences: Tokens, batch_size: int) -> float:
-    """Mean loss over sequences, in nats a token."""
+    """Return the mean loss over sequences, (sequences, length), in nats per token."""
     device = next(model.parameters()).device
     model.eval()
     total = 0.0

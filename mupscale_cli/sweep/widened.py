@@ -1,4 +1,4 @@
-"""The widened checkpoints of a sweep: made once each, removed when no trial needs them any more."""
+"""Create each widened checkpoint of a sweep once, and remove it when no trial needs it any more."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 
-def folder(sweep: Sweep) -> Path:
-    """Where they are."""
+def checkpoints_folder(sweep: Sweep) -> Path:
+    """Return the folder of a sweep's widened checkpoints."""
     return sweep.directory / "checkpoints"
 
 
-def name_of(point: Point) -> str:
-    """What a point's checkpoint is called: without noise the seed does not matter."""
+def checkpoint_name(point: Point) -> str:
+    """Name a point's checkpoint; without noise, all seeds share it."""
     return f"x{point.factor}" + (f"-noise{point.noise!r}-seed{point.seed}" if point.noise else "")
 
 
 def make_widened(sweep: Sweep, point: Point) -> Path:
-    """The checkpoint of a point, made if it is not there.
+    """Widen the narrow model for a point unless its checkpoint exists; return the checkpoint's path.
 
     Raises:
-        MupscaleError: it cannot be widened.
+        MupscaleError: the narrow model cannot be widened.
     """
     source = find_source(str(sweep.narrow))
-    path = folder(sweep) / (name_of(point) + (".safetensors" if source.checkpoint.is_file else ""))
+    name = checkpoint_name(point)
+    path = checkpoints_folder(sweep) / (name + (".safetensors" if source.checkpoint.is_file else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f"{name_of(point)}.lock"):
+    with FileLock(path.parent / f"{name}.lock"):
         if not path.exists():
             noise: dict[str, Any] = {}
             if point.noise:
@@ -58,11 +59,11 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
 
 
 def remove_unneeded(sweep: Sweep, point: Point, unfinished: Iterable[Point]) -> None:
-    """Remove a point's checkpoint unless an unfinished trial needs it too: disks are smaller than grids."""
-    name = name_of(point)
-    if any(name_of(other) == name for other in unfinished):
+    """Remove a point's checkpoint unless an unfinished trial needs it, to save disk space."""
+    name = checkpoint_name(point)
+    if any(checkpoint_name(other) == name for other in unfinished):
         return
-    shutil.rmtree(folder(sweep) / name, ignore_errors=True)
-    for file in folder(sweep).glob(f"{name}.*"):
+    shutil.rmtree(checkpoints_folder(sweep) / name, ignore_errors=True)
+    for file in checkpoints_folder(sweep).glob(f"{name}.*"):
         if file.is_file() and not file.name.endswith(".lock"):
             file.unlink(missing_ok=True)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from mupscale_cli.sweep.grid import Grid
-from mupscale_cli.sweep.result import Trial, find
+from mupscale_cli.sweep.result import Trial, evaluate_trials
 
 GRID = Grid((2, 4), (1e-4, 2e-4, 4e-4, 8e-4), (0.0, 0.1), (0,))
 
 
 def found(loss, grid=GRID):
-    return find(grid, [Trial(point, loss(point)) for point in grid])
+    return evaluate_trials(grid, [Trial(point, loss(point)) for point in grid])
 
 
 def test_the_optimum_of_every_width_and_the_one_that_is_good_for_all():

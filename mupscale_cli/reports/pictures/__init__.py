@@ -1,1 +1,1 @@
-"""Pictures and reports of what the commands found, drawn with matplotlib."""
+"""Draw pictures and write reports with matplotlib."""

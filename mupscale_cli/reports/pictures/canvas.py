@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib itself, colours, axes without clutter, and files that appear when complete."""
+"""Share what all pictures need: matplotlib, colors, plain axes, and output files that appear when complete."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.errors import OutputError, PictureError
 
 SUFFIXES = (".png", ".svg")
-INK, GREY, RULE = "#1b1b2f", "#6b7080", "#e4e6ec"
+INK, GRAY, RULE = "#1b1b2f", "#6b7080", "#e4e6ec"
 ACCENT, COOL = "#d1495b", "#30638e"
 _STYLE = {
-    "svg.hashsalt": "mupscale",  # the same picture is the same file
-    "svg.fonttype": "none",  # text stays text: small, and searchable
+    "svg.hashsalt": "mupscale",  # equal pictures are equal files
+    "svg.fonttype": "none",  # text stays text: small and searchable
     "font.size": 9,
     "legend.frameon": False,
 }
 
 
 def check_matplotlib(hint: str = "pip install 'mupscale[plot]'") -> None:
-    """Better before hours of work than after them.
+    """Check that matplotlib is installed, before hours of work rather than after.
 
     Raises:
         PictureError: matplotlib is not installed.
@@ -39,53 +39,48 @@ def _import(name: str, hint: str = "pip install 'mupscale[plot]'") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise PictureError("the picture is drawn with matplotlib, which is not installed", hint=hint) from error
+        raise PictureError("drawing a picture needs matplotlib, which is not installed", hint=hint) from error
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A blank figure, which needs no display.
+    """Create a blank figure, without a display.
 
     Args:
-        width: in inches.
-        height: in inches.
+        width: width in inches.
+        height: height in inches.
     """
     return _import("matplotlib.figure").Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def colours(name: str) -> Any:
-    """A colour map of matplotlib."""
+def color_map(name: str) -> Any:
+    """Return a color map of matplotlib."""
     return _import("matplotlib").colormaps[name]
 
 
 def dress(panel: Any, *, bottom: bool = True) -> None:
-    """Axes with a grid behind the data and nothing that is not needed."""
+    """Style axes: a grid behind the data, no ticks, and at most the bottom line of the frame."""
     panel.grid(visible=True, color=RULE, linewidth=0.8)
     panel.set_axisbelow(True)
-    panel.tick_params(which="both", colors=GREY, length=0, labelsize=8)
+    panel.tick_params(which="both", colors=GRAY, length=0, labelsize=8)
     for side in ("top", "right", "left", "bottom"):
         panel.spines[side].set_visible(bottom and side == "bottom")
         panel.spines[side].set_color(RULE)
 
 
 def heading(figure: Any, title: str) -> None:
-    """The title above everything."""
+    """Put a title above all panels."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The project's style while something is drawn or saved."""
+    """Apply the project's style while a figure is drawn or saved."""
     with _import("matplotlib").rc_context(_STYLE):
         yield
 
 
 def image(figure: Any, kind: str) -> bytes:
-    """A figure as a file's content.
-
-    Args:
-        figure: what was drawn.
-        kind: `png` or `svg`.
-    """
+    """Render a figure as the content of an image file; `kind` is `png` or `svg`."""
     stream = io.BytesIO()
     with style():
         figure.savefig(stream, format=kind, dpi=160, metadata={"Software": None} if kind == "png" else {"Date": None})
@@ -93,11 +88,11 @@ def image(figure: Any, kind: str) -> bytes:
 
 
 def inline_svg(figure: Any, prefix: str) -> str:
-    """A figure as an element of a HTML document.
+    """Render a figure as an SVG element of an HTML document.
 
     Args:
-        figure: what was drawn.
-        prefix: of all its ids, which must be unique in the document.
+        figure: the figure.
+        prefix: prefix of the element's ids, unique in the document.
     """
     text = image(figure, "svg").decode()
     text = text[text.index("<svg") :]
@@ -105,53 +100,53 @@ def inline_svg(figure: Any, prefix: str) -> str:
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     seen: set[str] = set()
 
-    def once(match: re.Match[str]) -> str:
-        known = match.group() in seen
+    def keep_first(match: re.Match[str]) -> str:
+        is_repeated = match.group() in seen
         seen.add(match.group())
-        return "" if known else match.group()
+        return "" if is_repeated else match.group()
 
-    return re.sub(r' id="[^"]*"', once, text)  # what is alike has one id, by its content
+    return re.sub(r' id="[^"]*"', keep_first, text)  # matplotlib derives ids from content, so equal shapes share one
 
 
 def check_picture(file: Path, *, overwrite: bool) -> None:
-    """Refuse a picture that could not be written, before anything is computed for it.
+    """Check that a picture can be written, before it is computed.
 
     Raises:
-        PictureError: it is of no kind that is known, or matplotlib is not installed.
-        OutputError: it exists, or its folder does not.
+        PictureError: the format is unknown, or matplotlib is not installed.
+        OutputError: the file exists, or its folder does not.
     """
     if file.suffix.lower() not in SUFFIXES:
-        raise PictureError(f"`{file}` is no kind of picture that is known", hint="end its name in .png or .svg")
+        raise PictureError(f"`{file}` has an unknown picture format", hint="end its name in .png or .svg")
     check_file(file, overwrite=overwrite)
     check_matplotlib()
 
 
 def check_file(file: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, or has no folder to be in.
+    """Check that an output file can be written.
 
     Raises:
-        OutputError: that is so.
+        OutputError: the file exists, or its folder does not.
     """
     if file.exists() and (not overwrite or file.is_dir()):
         raise OutputError(f"`{file}` exists", hint="choose another name, or replace it with `--overwrite`")
     if not file.parent.is_dir():
-        raise OutputError(f"there is no folder `{file.parent}`", hint="make it, or choose another place")
+        raise OutputError(f"the folder `{file.parent}` does not exist", hint="create it, or choose another one")
 
 
 def save(figure: Any, file: Path) -> None:
-    """Save a figure; the kind of image follows from the file's suffix.
+    """Save a figure in the format of the file's suffix.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: the file cannot be written.
     """
     publish(file, image(figure, file.suffix.lower().removeprefix(".")))
 
 
 def publish(file: Path, content: bytes) -> None:
-    """Write a file that appears under its name when it is complete, in place of what was there.
+    """Write a file in one step: it appears, or replaces an older one, when it is complete.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: the file cannot be written.
     """
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:

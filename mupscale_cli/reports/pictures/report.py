@@ -1,4 +1,4 @@
-"""A verification as one HTML file that needs nothing else: no network, no scripts, pictures inside."""
+"""Write a verification as one self-contained HTML file: inline pictures, no scripts, no network."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import Record, Verification
 
 _CSS = """
-:root { --ink: #1b1b2f; --grey: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
+:root { --ink: #1b1b2f; --gray: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: white;
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
 p { margin: .4rem 0; }
-.grey { color: var(--grey); }
+.gray { color: var(--gray); }
 .verdict { display: inline-block; margin: .8rem 0 .2rem; padding: .3rem .9rem; border-radius: 999px; color: white;
            background: var(--good); font-weight: 600; }
 .verdict.bad { background: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; }
 th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; vertical-align: top; }
-th { color: var(--grey); font-weight: 600; border-bottom: 1px solid var(--rule); }
+th { color: var(--gray); font-weight: 600; border-bottom: 1px solid var(--rule); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.bad td { color: var(--bad); font-weight: 600; }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; white-space: pre; }
 figure { margin: .6rem 0; }
 figure svg { max-width: 100%; height: auto; }
-figcaption { color: var(--grey); font-size: .9rem; }
+figcaption { color: var(--gray); font-size: .9rem; }
 summary { cursor: pointer; }
 @media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """
 
 
 def report(wide: str, record: Record, found: Verification, blocks: Blocks | None) -> str:
-    """The report of a verification.
+    """Return the report of a verification.
 
     Args:
-        wide: what the wide checkpoint is called.
-        record: of its widening.
-        found: the verification, as `--json` shows it.
-        blocks: of a tensor before and after, None where there is none to show.
+        wide: path of the wide checkpoint.
+        record: record of its widening.
+        found: the verification, as `--json` prints it.
+        blocks: blocks of one tensor before and after, None to show none.
 
     Returns:
-        A HTML document. It is a function of its arguments: no dates, no names of machines.
+        An HTML document that depends only on the arguments: it has no dates or names of machines.
     """
     title = f"{_last(wide)}, widened from {_source(record)}"
     sections = [
@@ -64,11 +64,11 @@ def report(wide: str, record: Record, found: Verification, blocks: Blocks | None
         _section("What was widened", _sizes(record), _facts(record)),
         _section("What was compared", _comparisons(found), *_notes(found)),
         *_pictures(wide, found, blocks),
-        _section("Do it again", _commands(wide)),
+        _section("Reproduce", _commands(wide)),
         _section(
             "All figures",
-            _details("the record of the widening, mupscale.json", record),
-            _details("the verification", found),
+            _details("Record of the widening (mupscale.json)", record),
+            _details("Verification", found),
         ),
     ]
     body = "\n".join(sections)
@@ -76,7 +76,7 @@ def report(wide: str, record: Record, found: Verification, blocks: Blocks | None
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n"
-        f'<p class="grey">written by mupscale {_text(__version__)}</p>\n</body>\n</html>\n'
+        f'<p class="gray">written by mupscale {_text(__version__)}</p>\n</body>\n</html>\n'
     )
 
 
@@ -98,7 +98,7 @@ def _section(title: str, *content: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
-    """A table; a row that begins with `!` is shown as wrong."""
+    """Render a table; a row that starts with `!` is marked as wrong."""
     kinds = [' class="number"' if column in numbers else "" for column in columns]
     lines = ["".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))]
     marks = [""]
@@ -117,18 +117,18 @@ def _heading(title: str, found: Verification) -> str:
     where = f"{found['dtype']} on {found['device']}, {found['inputs']}"
     return (
         f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
-        f'<p class="grey">{_text(where)}</p>\n</header>'
+        f'<p class="gray">{_text(where)}</p>\n</header>'
     )
 
 
 def verdict_text(found: Verification) -> str:
-    """What a verification comes to, in a few words."""
+    """Summarize a verification in a few words."""
     keeps = found["keeps_function"]
     if not found["agrees"]:
-        return "the models differ" if keeps else "not what was planned"
+        return "the models differ" if keeps else "the models do not differ as intended"
     training = found["training"]
     trained = f", and the same {training['steps']} steps" if training else ""
-    return f"same function{trained}" if keeps else f"as planned, another function{trained}"
+    return f"same function{trained}" if keeps else f"differs as intended{trained}"
 
 
 def _sizes(record: Record) -> str:
@@ -153,7 +153,7 @@ def _facts(record: Record) -> str:
         rows.append(("optimizer state", f"{state['file']} ({state['policy']})"))
     for name, file in record["source"]["files"].items():
         rows.append(("source", f"{name}, XXH3-128 {file['xxh128']}"))
-    return _table(("", "what"), rows)
+    return _table(("", "value"), rows)
 
 
 def _comparisons(found: Verification) -> str:
@@ -179,18 +179,18 @@ def _notes(found: Verification) -> Iterable[str]:
         yield _paragraph(f"tolerance {_number(found['tolerance'])} = {found['tolerance_reason']}")
     if rounding := found["rounding"]:
         yield _paragraph(
-            f"storing {found['rounded_tensors']} scaled tensors rounds, which moves the logits by "
-            f"{_number(rounding['max_rel'])}; the narrow model is rounded alike"
+            f"storing {found['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
+            f"{_number(rounding['max_rel'])}; the narrow model is rounded in the same way"
         )
     if first := found["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
     if plain := found["unperturbed"]:
         worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
-        same = "same function" if plain["agrees"] else "the models differ"
-        yield _paragraph(f"without its noise: {same}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
+        verdict = "same function" if plain["agrees"] else "the models differ"
+        yield _paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
     if weights := found["weights"]:
-        same = "each byte what source, rule and noise make it" if weights["agrees"] else weights["differences"][0]
-        yield _paragraph(f"weights: {weights['tensors']} tensors, {same}")
+        result = "every byte matches source, rule and noise" if weights["agrees"] else weights["differences"][0]
+        yield _paragraph(f"weights: {weights['tensors']} tensors, {result}")
 
 
 def _paragraph(text: str) -> str:
@@ -201,23 +201,25 @@ def _pictures(wide: str, found: Verification, blocks: Blocks | None) -> Iterable
     without = ", without its noise" if found["unperturbed"] else ""
     try:
         modules = module_errors(found, wide)
-    except PictureError as reason:
-        yield _section("Module by module", _paragraph(reason.message))
+    except PictureError as error:
+        yield _section("Module by module", _paragraph(error.message))
     else:
         figure = draw_errors(modules, f"{len(modules.names)} modules{without}")
         caption = (
-            "Each dot is the output of a module, in the order in which they run: its largest difference from what the "
-            "narrow model's output predicts, over the narrow output's largest magnitude."
+            "Each dot is a module's output, in execution order: its largest difference from the value that the narrow "
+            "model's output predicts, relative to the narrow output's largest magnitude."
         )
         yield _section("Module by module", _figure(figure, "modules", caption))
     if training := found["training"]:
         title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
-        caption = "Both models take the same optimizer steps in float64; below, how far their losses are apart."
+        caption = (
+            "Both models take the same optimizer steps in float64. The lower panel shows how far their losses differ."
+        )
         yield _section("Step by step", _figure(draw_losses(losses(found, wide), title), "steps", caption))
     if blocks is not None:
         caption = (
-            "Corners of one tensor before and after. Lines are drawn where another unit, or another run of "
-            "units, begins to be copied; each picture has the colours of its own range."
+            "Corners of one tensor before and after widening. Lines separate the copies of one unit, or of one run of "
+            "units, from the next. Each picture has its own color range."
         )
         yield _section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
 

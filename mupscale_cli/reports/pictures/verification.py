@@ -1,4 +1,4 @@
-"""A verification: the error of every module, and the losses of both models step by step."""
+"""Draw a verification: the error of every module, and the losses of both models step by step."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import PictureError
-from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GREY, INK, colours, dress, heading, new_figure
+from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GRAY, INK, color_map, dress, heading, new_figure
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Verification
 
-_MAX_KINDS = 12  # of modules that have a colour of their own
+_MAX_KINDS = 12  # kinds of modules with a color each
 _MAX_TICKS = 24
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
 class ModuleErrors:
-    """How far every module of the wide model is from what the narrow one says.
+    """Differences between the wide model's module outputs and those that the narrow model predicts.
 
     Attributes:
-        names: of the modules, in the order in which they ran.
+        names: names of the modules in execution order.
         errors: largest difference of each, relative to the narrow output's largest magnitude.
-        tolerance: largest one that rounding explains.
-        dtype: in which both models ran.
+        tolerance: largest error that rounding explains.
+        dtype: dtype of both models.
     """
 
     names: tuple[str, ...]
@@ -44,11 +44,11 @@ class Losses:
     """Losses of both models before each step.
 
     Attributes:
-        narrow: of the narrow model (nats).
-        wide: of the wide model.
+        narrow: losses of the narrow model (nats).
+        wide: losses of the wide model (nats).
         tolerance: largest relative difference that rounding explains.
-        optimizer: which took the steps.
-        without_noise: the wide model was trained without its noise.
+        optimizer: name of the optimizer.
+        without_noise: whether the wide model was trained without its noise.
     """
 
     narrow: tuple[float, ...]
@@ -65,10 +65,10 @@ class Losses:
 
 
 def read_verification(file: Path) -> Verification:
-    """What `mupscale verify --json` printed.
+    """Read a document that `mupscale verify --json` printed.
 
     Raises:
-        PictureError: it cannot be read, or is something else.
+        PictureError: the file cannot be read, or is not such a document.
     """
     from mupscale_cli.record.schema import json_schema, mistake
     from mupscale_cli.record.types import Verification
@@ -90,10 +90,14 @@ def read_verification(file: Path) -> Verification:
 
 
 def module_errors(found: Verification, title: str) -> ModuleErrors:
-    """The modules of a verification; of a perturbed model those without its noise.
+    """Extract the modules of a verification; those of a perturbed model are compared without its noise.
+
+    Args:
+        found: the verification.
+        title: name of the checkpoint or file, for messages.
 
     Raises:
-        PictureError: none were compared.
+        PictureError: no modules were compared.
     """
     compared = found["unperturbed"] or found
     modules = compared.get("modules", [])
@@ -103,31 +107,30 @@ def module_errors(found: Verification, title: str) -> ModuleErrors:
     if not names:
         raise PictureError(
             f"no module of `{title}` was compared",
-            hint="they are of models that copy what they know, run by `mupscale verify`",
+            hint="`mupscale verify` compares modules if the method copies units and both models run",
         )
     return ModuleErrors(names, errors, tolerance, dtype)
 
 
 def losses(found: Verification | None, title: str) -> Losses:
-    """The steps of a verification; None is one that was not made.
+    """Extract the losses of a verification's optimizer steps.
+
+    Args:
+        found: the verification, None if there was none.
+        title: name of the checkpoint or file, for messages.
 
     Raises:
-        PictureError: none were taken.
+        PictureError: no steps were taken.
     """
     training = found["training"] if found else None
     if not training:
-        raise PictureError(f"no steps were taken with `{title}`", hint="`mupscale verify WIDE --steps 20` takes some")
+        raise PictureError(f"the verification of `{title}` has no steps", hint="run `mupscale verify WIDE --steps 20`")
     narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
     return Losses(narrow, wide, training["tolerance"], training["optimizer"], training["without_noise"])
 
 
 def draw_errors(found: ModuleErrors, title: str) -> Any:
-    """The error of every module in the order in which they run, against the tolerance.
-
-    Args:
-        found: the modules.
-        title: above everything.
-    """
+    """Draw the error of every module in execution order, and the tolerance; return a matplotlib figure."""
     figure = new_figure(8.5, 3.9)
     panel = figure.subplots()
     dress(panel)
@@ -135,18 +138,18 @@ def draw_errors(found: ModuleErrors, title: str) -> Any:
     low, high = _log_limits([*found.errors, found.tolerance])
     shown = [min(max(error, low * 1.2), high / 1.2) if not math.isnan(error) else high / 1.2 for error in found.errors]
     kinds = list(dict.fromkeys(map(_kind, found.names)))
-    own = len(kinds) <= _MAX_KINDS
+    is_colored = len(kinds) <= _MAX_KINDS
     for number, kind in enumerate(kinds):
         places = [index for index, name in enumerate(found.names) if _kind(name) == kind]
-        colour = colours("tab20")(number % 20) if own else COOL
+        color = color_map("tab20")(number % 20) if is_colored else COOL
         panel.plot(
             places,
             [shown[place] for place in places],
             "o",
-            color=colour,
+            color=color,
             markersize=5,
             zorder=3,
-            label=kind if own else None,
+            label=kind if is_colored else None,
         )
     wrong = [place for place, error in enumerate(found.errors) if not error <= found.tolerance]
     if wrong:
@@ -171,49 +174,45 @@ def draw_errors(found: ModuleErrors, title: str) -> Any:
     )
     panel.set_ylim(low, high)
     _layer_ticks(panel, found.names)
-    panel.set_ylabel(f"largest relative difference ({found.dtype})", color=GREY, fontsize=9)
+    panel.set_ylabel(f"largest relative difference ({found.dtype})", color=GRAY, fontsize=9)
     figure.legend(loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
     heading(figure, title)
     return figure
 
 
 def _kind(name: str) -> str:
-    """What a module is in its layer."""
+    """Return a module's name inside its layer."""
     match = _LAYER.match(f"{name}.")
     return name[len(match.group(1)) + 1 :] or name if match else name
 
 
 def _layer_ticks(panel: Any, names: Sequence[str]) -> None:
-    """A tick where each layer begins."""
+    """Put a tick at the start of each layer, at most 24."""
     layers = []
     for layer, members in groupby(range(len(names)), key=lambda index: _layer(names[index])):
         layers.append((next(members), layer))
     step = max(1, math.ceil(len(layers) / _MAX_TICKS))
-    kept = layers[::step]
-    panel.set_xticks([place for place, _ in kept], [layer for _, layer in kept], rotation=45, ha="right", fontsize=8)
+    places, names = zip(*layers[::step], strict=True)
+    panel.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
     panel.margins(x=0.02)
 
 
 def _layer(name: str) -> str:
+    """Shorten the name of a module's layer: `layers.3`; outside of layers, the last part of its name."""
     match = _LAYER.match(f"{name}.")
     return ".".join(match.group(1).split(".")[-2:]) if match else name.rpartition(".")[2]
 
 
 def draw_losses(found: Losses, title: str) -> Any:
-    """Both models' losses, and below how far they are apart.
-
-    Args:
-        found: the losses.
-        title: above everything.
-    """
+    """Draw both models' losses and, below, their relative difference; return a matplotlib figure."""
     figure = new_figure(7.5, 4.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = range(1, len(found.narrow) + 1)
     dress(above)
-    above.plot(steps, found.narrow, color=GREY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
+    above.plot(steps, found.narrow, color=GRAY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
     wide = "wide, without its noise" if found.without_noise else "wide"
     above.plot(steps, found.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
-    above.set_ylabel("loss of the batch (nats)", color=GREY, fontsize=9)
+    above.set_ylabel("loss of the batch (nats)", color=GRAY, fontsize=9)
     above.legend(labelcolor=INK, fontsize=8, frameon=False)
     dress(below)
     below.set_yscale("log")
@@ -224,14 +223,14 @@ def draw_losses(found: Losses, title: str) -> Any:
         found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {found.tolerance:.1e}"
     )
     below.set_ylim(low, high)
-    below.set_ylabel("relative difference", color=GREY, fontsize=9)
-    below.set_xlabel(f"step of {found.optimizer}", color=GREY, fontsize=9)
+    below.set_ylabel("relative difference", color=GRAY, fontsize=9)
+    below.set_xlabel(f"step of {found.optimizer}", color=GRAY, fontsize=9)
     below.legend(labelcolor=INK, fontsize=8, frameon=False)
     heading(figure, title)
     return figure
 
 
 def _log_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Decades that hold every positive number; zero and infinity are drawn at the edges."""
+    """Return limits, half a decade beyond the positive finite values; zero and infinity are drawn at the edges."""
     finite = [value for value in values if 0 < value < math.inf] or [1.0]
     return 10.0 ** (math.floor(math.log10(min(finite))) - 0.5), 10.0 ** (math.ceil(math.log10(max(finite))) + 0.5)

@@ -1,4 +1,4 @@
-"""The widening of a tensor: a block of W beside the same block of W', with lines around what copies one unit."""
+"""Draw the widening of a tensor: a block of W and the corresponding block of W', with lines between copied units."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mupscale_cli.errors import PictureError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap, Strip
-from mupscale_cli.reports.explain import meant
-from mupscale_cli.reports.pictures.canvas import GREY, INK, heading, new_figure
+from mupscale_cli.reports.explain import matching_names
+from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure
 from mupscale_cli.tasks.verify import RecordedWidening
 from mupscale_cli.text import number_text
 
-BLOCK = 48  # rows and columns of W' that are shown if not asked for otherwise
+BLOCK = 48  # default number of rows and columns of W'
 _MAX_LINES = 64
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Corresponding corners of a tensor before and after.
+    """Corresponding corners of a tensor before and after widening.
 
     Attributes:
-        tensor: how it was made.
-        narrow: rows x columns, in float64; all that the wide block is a copy of.
-        wide: rows x columns, in float64.
-        sources: for each row and for each column of the wide block, the narrow one that it copies.
+        tensor: plan of the tensor.
+        narrow: values that the wide block copies, (rows, columns), float64.
+        wide: values of the wide block, (rows, columns), float64.
+        sources: for each row and for each column of the wide block, the index of the narrow one that it copies.
     """
 
     tensor: TensorPlan
@@ -46,35 +46,35 @@ class Blocks:
 
 
 def choose_tensor(plan: Plan, name: str | None) -> TensorPlan:
-    """The tensor that a name means; without one the first matrix of which both dimensions grow.
+    """Return the tensor that a name means; by default the first matrix that grows in both dimensions.
 
     Raises:
-        PictureError: there is none that has numbers to show.
+        PlanError: no tensor has this name.
+        PictureError: the tensor has no floating-point values to show.
     """
     by_name = {tensor.target.name: tensor for tensor in plan.tensors}
     if name is not None:
-        chosen = by_name[meant(name, by_name)[0]]
+        chosen = by_name[matching_names(name, by_name)[0]]
     else:
         growing = [tensor for tensor in plan.tensors if tensor.source.shape != tensor.target.shape]
         matrices = [tensor for tensor in growing if sum(dim.size < dim.wide_size for dim in tensor.dims) > 1]
         chosen = next(iter((*matrices, *growing, *plan.tensors)))
     if DTYPES[chosen.source.dtype].kind != "float" or not chosen.source.shape or not chosen.source.num_elements:
         raise PictureError(
-            f"`{chosen.target.name}` has no block of numbers to show", hint="choose with `--tensor NAME`"
+            f"`{chosen.target.name}` has no floating-point values to show", hint="choose a tensor with `--tensor NAME`"
         )
     return chosen
 
 
 def read_blocks(widening: RecordedWidening, tensor: TensorPlan, size: int = BLOCK) -> Blocks:
-    """Read the first rows and columns of a tensor before and after.
+    """Read the first rows and columns of a tensor before and after widening.
 
-    Of a tensor with more than two dimensions the first two are shown, at the beginning of the others; one of a single
-    dimension is a column.
+    A block has the tensor's first two dimensions, at index 0 of the others; a vector is a column.
 
     Args:
-        widening: the recorded widening.
-        tensor: which.
-        size: most rows and columns of the wide block.
+        widening: the recorded widening with both checkpoints.
+        tensor: plan of the tensor.
+        size: maximum number of rows and columns of the wide block.
 
     Raises:
         CheckpointError: a file ends too early.
@@ -90,7 +90,7 @@ def read_blocks(widening: RecordedWidening, tensor: TensorPlan, size: int = BLOC
 
 
 def copied_units(dim: DimMap) -> tuple[int, ...]:
-    """For each new element of a dimension, the old one that it copies; FRESH where it copies none."""
+    """Return, for each new index of a dimension, the old index that it copies; FRESH where it copies none."""
     indices = torch.empty(dim.wide_size, dtype=torch.int64)
     strips = tuple(
         Strip(
@@ -105,7 +105,7 @@ def copied_units(dim: DimMap) -> tuple[int, ...]:
 
 
 def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:
-    """The first rows and columns of a stored tensor."""
+    """Read the first rows and columns of a stored tensor."""
     spec, (rows, columns) = stored.spec, shape
     dtype = DTYPES[spec.dtype]
     row_elements = math.prod(spec.shape[1:])
@@ -118,28 +118,26 @@ def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:
     return values.reshape(values.shape[0], -1)[:, : max(1, columns)].to(torch.float64)
 
 
-def draw_weights(found: Blocks) -> Any:
-    """Both blocks, each in colours of its own range, so that a block that is c times the other looks the same.
-
-    Args:
-        found: what was read.
-    """
-    tensor = found.tensor
-    narrow_rows, narrow_columns = found.narrow.shape
-    rows, columns = found.wide.shape
+def draw_weights(blocks: Blocks) -> Any:
+    """Draw both blocks, each with its own color range: W' = c R(W) has the colors of W. Return a matplotlib figure."""
+    tensor = blocks.tensor
+    narrow_rows, narrow_columns = blocks.narrow.shape
+    rows, columns = blocks.wide.shape
     ratio = [max(0.5, min(2.0, columns / max(rows, 1))), max(0.5, min(2.0, narrow_columns / max(narrow_rows, 1)))]
     figure = new_figure(4.0 * sum(ratio) / 2 + 4.2, 4.3)
     left, right = figure.subplots(1, 2)
     c = " ".join(dict.fromkeys(number_text(c) for c, _ in tensor.parts))
     m = " ".join(dict.fromkeys(str(m) for _, m in tensor.parts))
-    _draw_block(figure, left, found.narrow, f"W, {_of(found.narrow.shape, tensor.source.shape)}")
-    _draw_block(figure, right, found.wide, f"W', {_of(found.wide.shape, tensor.target.shape)};  c = {c}, m = {m}")
-    _draw_lines(right, found.sources)
+    before = _extent_text(blocks.narrow.shape, tensor.source.shape)
+    after = _extent_text(blocks.wide.shape, tensor.target.shape)
+    _draw_block(figure, left, blocks.narrow, f"W, {before}")
+    _draw_block(figure, right, blocks.wide, f"W', {after};  c = {c}, m = {m}")
+    _draw_lines(right, blocks.sources)
     heading(figure, f"{tensor.target.name}:  {tensor.layout}")
     return figure
 
 
-def _of(shown: Sequence[int], shape: Sequence[int]) -> str:
+def _extent_text(shown: Sequence[int], shape: Sequence[int]) -> str:
     whole = "x".join(map(str, shape))
     part = "x".join(map(str, shown[: len(shape)]))
     return f"all of {whole}" if tuple(shown[: len(shape)]) == tuple(shape) else f"the first {part} of {whole}"
@@ -157,16 +155,16 @@ def _draw_block(figure: Any, panel: Any, values: Tensor, title: str) -> None:
         aspect="auto" if min(values.shape) == 1 else "equal",
     )
     panel.set_title(title, loc="left", fontsize=9, color=INK)
-    panel.tick_params(colors=GREY, length=0, labelsize=7)
+    panel.tick_params(colors=GRAY, length=0, labelsize=7)
     for spine in panel.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(picture, ax=panel, shrink=0.8, aspect=30)
-    bar.ax.tick_params(colors=GREY, length=0, labelsize=7)
+    bar.ax.tick_params(colors=GRAY, length=0, labelsize=7)
     bar.outline.set_visible(False)
 
 
 def _draw_lines(panel: Any, sources: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    """Lines between the copies of one unit and those of the next, or between one run of units and its copy."""
+    """Draw lines between the copies of one unit and those of the next, or between copied runs of units."""
     rows, columns = sources
     for place in boundaries(rows):
         panel.axhline(place - 0.5, color=INK, linewidth=0.5, alpha=0.6)
@@ -175,12 +173,16 @@ def _draw_lines(panel: Any, sources: tuple[tuple[int, ...], tuple[int, ...]]) ->
 
 
 def boundaries(sources: Sequence[int]) -> list[int]:
-    """The places at which another unit begins where copies lie side by side, else another run of units."""
+    """Return the positions where the next unit's copies start or, if copies are not adjacent, the next run of units.
+
+    Args:
+        sources: for each new index, the old index that it copies, or FRESH.
+    """
     pairs = list(pairwise(sources))
     step = 0 if any(before == after != FRESH for before, after in pairs) else 1
-    found = [
+    places = [
         place
         for place, (before, after) in enumerate(pairs, 1)
         if after != before + step and not before == after == FRESH
     ]
-    return found if len(found) <= _MAX_LINES else []
+    return places if len(places) <= _MAX_LINES else []
