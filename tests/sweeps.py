@@ -1,4 +1,4 @@
-"""What the tests of sweeps share."""
+"""Helpers for the tests of sweeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OWN = ("--command", "train {checkpoint} {lr}")
 
 
 def sweep(*arguments: object) -> Result:
-    """Run `mupscale sweep`, which must succeed."""
+    """Run `mupscale sweep` and check that it succeeds."""
     result = run("sweep", *map(str, arguments))
     assert result.code == 0, result.err
     return result

@@ -12,9 +12,9 @@ _DIGITS = 4  # significant digits of a generated learning rate: the table shows 
 _STEP = math.sqrt(2)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Point:
-    """A point of the grid. The order of the fields groups points that share a widened checkpoint.
+    """A point of the grid.
 
     Attributes:
         factor: width of the trained model over that of the narrow one.

@@ -62,9 +62,7 @@ PENDING_ROOMS = frozenset(
         "optimizers",
         "verification",
         "tasks",
-        "reports",
         "infer",
-        "sweep",
         "cli",
     }
 )

@@ -1,4 +1,4 @@
-"""Explanations: the formulas that are read off a layout have the values of the plan."""
+"""Test explanations: formulas derived from a layout have the plan's values."""
 
 import json
 
@@ -26,7 +26,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_formulas_have_the_values_of_the_plan(case, saved):
-    """Two ways to the same numbers: the recipe's text axis by axis, and the copy maps that are carried out."""
+    """The recipe's layout, axis by axis, and the copy maps give the same numbers."""
     plan = plan_widening(saved(case), axes=CASES[case])
     for tensor in plan.tensors:
         (found,) = explain_tensor(plan, tensor.target.name)
@@ -34,16 +34,16 @@ def test_formulas_have_the_values_of_the_plan(case, saved):
         assert values == {(round(c, 12), m) for c, m in tensor.parts}, tensor.target.name
 
 
-def test_a_layout_in_formulas():
+def test_parts_of_returns_formulas_of_a_layout():
     (queries, others) = parts_of(parse_layout("/embed, [h d@d^-0.5 + h d + h d] | kv^-1"))
     assert str(queries.c) == "1 / (k(kv) k(embed) k(d)^0.5)"
     assert str(others.c) == "1 / (k(kv) k(embed))"
     assert str(others.m) == "k(embed) k(h) k(d)"
     assert queries.c.value({"embed": 3, "d": 4}) == pytest.approx(1 / 6)
-    assert str(parts_of(parse_layout("., //hidden"))[0].c) == "1"  # divided by the layer itself
+    assert str(parts_of(parse_layout("., //hidden"))[0].c) == "1"  # the layer divides by the size itself
 
 
-def test_products_of_powers():
+def test_monomials_multiply_and_exponentiate():
     c = Monomial({"a": 1}) * Monomial({"b": -1}) ** 2
     assert (str(c), c.value({"a": 3, "b": 2})) == ("k(a) / k(b)^2", 0.75)
 
@@ -54,36 +54,36 @@ def test_products_of_powers():
         ("model.layers.0.self_attn.q_proj.weight", 1, 1),
         ("q_proj", 1, 2),
         ("q_proj.bias", 1, 2),
-        ("layers.7.self_attn.q_proj.weight", 1, 2),  # there is no such layer, but others of its kind
+        ("layers.7.self_attn.q_proj.weight", 1, 2),  # no such layer exists, but equal ones do
         ("model.layers.*.mlp.up_proj", 1, 2),
         ("norm.weight", 1, 1),
     ],
 )
-def test_the_end_of_a_name_is_enough(name, kinds, count, saved):
+def test_end_of_a_name_is_enough(name, kinds, count, saved):
     found = explain_tensor(plan_widening(saved("Llama-tied"), factor=2), name)
     assert (len(found), sum(len(each.names) for each in found)) == (kinds, count)
 
 
-def test_a_name_that_means_none_or_too_many(saved):
+def test_name_of_no_tensor_or_too_many_is_refused(saved):
     plan = plan_widening(saved("Llama-tied"), factor=2)
-    with pytest.raises(PlanError, match="no tensor is called `qproj`") as caught:
+    with pytest.raises(PlanError, match="no tensor is named `qproj`") as caught:
         explain_tensor(plan, "qproj")
     assert "`q_proj`" in caught.value.hint
-    with pytest.raises(PlanError, match=r"`--tensor layers\.0` means 12 kinds of tensors"):
+    with pytest.raises(PlanError, match=r"`--tensor layers\.0` matches 12 kinds of tensors"):
         explain_tensor(plan, "layers.0")
 
 
-def test_what_follows_for_training_is_what_hparams_computes(saved):
+def test_consequences_are_those_that_hparams_computes(saved):
     (found,) = explain_tensor(plan_widening(saved("Llama-tied"), factor=4), "norm.weight")
     (part,) = found.parts
-    told = {name: each for each in found.consequences(part) for name in each.optimizers}
-    assert told.keys() == OPTIMIZERS.keys() - {"muon"}  # which takes matrices
-    for name, each in told.items():
+    by_optimizer = {name: each for each in found.consequences(part) for name in each.optimizers}
+    assert by_optimizer.keys() == OPTIMIZERS.keys() - {"muon"}  # accepts only matrices
+    for name, each in by_optimizer.items():
         expected = multipliers(OPTIMIZERS[name], *found.scales(part))
         assert {key: getattr(expected, key) for key in each.formulas} == each.values
 
 
-def test_every_rule_of_every_alternative_is_explained():
+def test_every_alternative_of_a_rule_is_explained():
     found = explain_rule(load_recipe("llama"), "model.norm.weight")
     assert [(each.when, each.layout) for each in found] == [
         ("tied_readout", "embed | embed^-1"),
@@ -93,13 +93,13 @@ def test_every_rule_of_every_alternative_is_explained():
     assert [each.layout for each in explain_rule(load_recipe("llama"), "k_proj")] == ["(kv d), /embed"]
 
 
-def test_without_factors_a_bare_one_is_shown(saved):
+def test_without_factors_formulas_in_k_are_shown(saved):
     (found,) = explain_tensor(identity_plan(find_source(saved("Llama-tied")).checkpoint), "q_proj")
     assert found.scales(found.parts[0]) is None
     assert found.bare_factor(found.parts[0]) == ("1 / K", "K^2")
 
 
-# As a user meets them -------------------------------------------------------------------------
+# Command line ---------------------------------------------------------------------------------
 
 
 def test_dry_run_explains_a_tensor(saved):
@@ -110,7 +110,7 @@ def test_dry_run_explains_a_tensor(saved):
     assert not any(line.endswith(" ") for line in result.out.splitlines())
 
 
-def test_the_explanation_as_a_document(saved):
+def test_explanation_as_json(saved):
     line = ("widen", str(saved("Llama-tied")), "--factor", "4", "--dry-run", "--tensor", "q_proj", "--json")
     (found,) = json.loads(run(*line).out)["tensors"]
     (part,) = found["parts"]
@@ -120,7 +120,7 @@ def test_the_explanation_as_a_document(saved):
     assert adam["lr"] == {"formula": "c", "value": 0.25}
 
 
-def test_inspect_of_a_widened_checkpoint_takes_its_factors(saved, tmp_path):
+def test_inspect_uses_the_factors_of_a_widened_checkpoint(saved, tmp_path):
     wide = str(tmp_path / "wide")
     assert run("widen", str(saved("Llama-tied")), "-f", "4", "-o", wide, "--no-verify").code == 0
     assert "c = 1 / k(embed) = 1/4" in run("inspect", wide, "--tensor", "q_proj").out
@@ -136,6 +136,6 @@ def test_recipes_show_explains_a_rule(saved):
     assert {axis["name"] for axis in document["axes"]} >= {"embed", "h", "d", "ffn"}
 
 
-def test_a_tensor_of_a_plan_needs_the_plan(saved):
+def test_tensor_option_needs_dry_run(saved):
     result = run("widen", str(saved("Llama-tied")), "--factor", "4", "--tensor", "q_proj")
     assert (result.code, "--dry-run" in result.err) == (2, True)

@@ -1,4 +1,4 @@
-"""The figures of a plan's growth, and what is said of them."""
+"""Test the figures of a plan's growth, and the advice on it."""
 
 import json
 
@@ -14,34 +14,34 @@ FFN = 3 * 48 * 40
 
 
 @pytest.mark.parametrize("case", ["Llama-untied", "Llama-tied"])
-def test_flops_are_two_for_each_weight_that_multiplies(case, saved):
-    """The embedding is a table; tied to the readout it multiplies all the same."""
+def test_flops_are_two_per_multiplying_weight(case, saved):
+    """An embedding table does not multiply, except as a tied readout."""
     found = guidance(plan_widening(saved(case), factor=2))
     narrow = 2 * (ATTENTION + FFN) + EMBEDDING  # two layers and the readout
     assert found.flops == (2 * narrow, 2 * (4 * 2 * (ATTENTION + FFN) + 2 * EMBEDDING))
     assert found.growth == pytest.approx(found.parameters[1] / found.parameters[0])
 
 
-def test_large_growths_are_warned_of_and_small_ones_are_not(saved):
+def test_only_large_growths_are_advised_against(saved):
     large, small = (guidance(plan_widening(saved("Llama-untied"), axes={"ffn": factor})) for factor in (4, 2))
     assert large.growth > 2 > small.growth
     assert any("training from scratch wins" in line for line in large.advice)
     assert not any("training from scratch wins" in line for line in small.advice)
 
 
-def test_copies_without_noise_are_told_what_they_lack(saved):
-    def told(**options):
+def test_copies_without_noise_are_advised_to_add_it(saved):
+    def is_advised(**options):
         return any(
             "never separate" in line
             for line in guidance(plan_widening(saved("Llama-untied"), factor=2, **options)).advice
         )
 
-    assert told()
-    assert not told(noise=0.1)
-    assert not told(method="warmstart")
+    assert is_advised()
+    assert not is_advised(noise=0.1)
+    assert not is_advised(method="warmstart")
 
 
-def test_a_dry_run_shows_it(saved):
+def test_dry_run_prints_the_guidance(saved):
     path = str(saved("Llama-untied"))
     text = run("widen", path, "-f", "2", "--dry-run").out
     assert "FLOPs a token forward" in text

@@ -1,4 +1,4 @@
-"""Networks as trees: layers that are alike stand once, and nothing is lost by folding."""
+"""Test the tree of a plan: equal layers are folded, and no tensor is lost."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def leaves(nodes, before=""):
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Qwen3Moe-untied", "GPT2-tied", "Bart-tied", "Gemma3-images"])
-def test_every_tensor_is_in_one_leaf_with_those_of_its_kind(case, saved):
+def test_every_tensor_is_in_one_leaf_of_its_kind(case, saved):
     plan = plan_widening(saved(case), factor=2)
     found = [tensor for _, node in leaves(outline(plan)) for tensor in node.tensors]
     assert sorted(tensor.target.name for tensor in found) == sorted(tensor.target.name for tensor in plan.tensors)
@@ -27,38 +27,38 @@ def test_every_tensor_is_in_one_leaf_with_those_of_its_kind(case, saved):
     assert sum(node.num_bytes[1] for node in outline(plan)) == plan.num_bytes
 
 
-def test_layers_that_are_alike_are_folded(saved):
+def test_equal_layers_are_folded(saved):
     nodes = dict(leaves(outline(plan_widening(saved("Llama-tied"), factor=2))))
     assert len(nodes["model.layers.0-1.self_attn.q_proj.weight"].tensors) == 2
     assert "model.layers.0-1.mlp.down_proj.bias" in nodes
     assert "model.embed_tokens.weight" in nodes
 
 
-def test_layers_that_differ_are_not(saved):
+def test_different_layers_are_not_folded(saved):
     names = [name for name, _ in leaves(outline(plan_widening(saved("Qwen3Moe-untied"), factor=2)))]
     assert "model.layers.0.mlp.gate_proj.weight" in names
     assert "model.layers.1.mlp.experts.0-3.gate_proj.weight" in names
 
 
-def test_experts_that_become_more_say_so(saved):
+def test_label_shows_added_experts(saved):
     plan = plan_widening(saved("Mixtral-untied"), axes={"experts": 2})
     names = [name for name, _ in leaves(outline(plan))]
     assert "model.layers.0-1.block_sparse_moe.experts.0-3 -> 0-7.w1.weight" in names
 
 
-def test_sizes_of_folded_layers_count_all_of_them_and_sources_once(saved):
+def test_num_bytes_counts_all_layers_and_each_source_once(saved):
     plan = plan_widening(saved("Mixtral-untied"), axes={"experts": 2})
     node = dict(leaves(outline(plan)))["model.layers.0-1.block_sparse_moe.experts.0-3 -> 0-7.w1.weight"]
     before, after = node.num_bytes
     assert (len(node.tensors), after) == (16, 2 * before)
 
 
-def test_layers_are_counted(saved):
+def test_num_layers(saved):
     assert num_layers(plan_widening(saved("Llama-tied"), factor=2)) == 2
-    assert num_layers(plan_widening(saved("Mixtral-untied"), axes={"experts": 2})) == 2  # and not its experts
+    assert num_layers(plan_widening(saved("Mixtral-untied"), axes={"experts": 2})) == 2  # experts do not count
 
 
-def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
+def test_tree_shows_shapes_layouts_and_scales(saved):
     plan = plan_widening(saved("Llama-tied"), factor=4)
     table = tensors_tree(plan, stdout())
     assert [column.header for column in table.columns] == ["tensor", "shape", "layout", "c", "m", "bytes"]
@@ -67,7 +67,7 @@ def test_the_tree_has_a_line_for_every_leaf_and_the_scales_of_a_plan(saved):
     assert found[1:5] == ("32x48 -> 128x192", "(kv g d), /embed", "1/4", "16")
 
 
-def test_each_widened_axis_has_a_colour_of_its_own_in_shapes_and_layouts(saved):
+def test_each_widened_axis_has_its_own_color(saved):
     plan = plan_widening(saved("Llama-tied"), factor=4)
     table = tensors_tree(plan, stdout())
     shape, layout = next(
@@ -75,6 +75,6 @@ def test_each_widened_axis_has_a_colour_of_its_own_in_shapes_and_layouts(saved):
         for shape, layout in zip(table.columns[1].cells, table.columns[2].cells, strict=True)
         if str(layout) == "ffn, /embed"
     )
-    colours = [str(span.style) for span in layout.spans if str(span.style)]
-    assert len(set(colours)) == 2
-    assert [str(span.style) for span in shape.spans if str(span.style) in colours] == [*colours, *colours]
+    colors = [str(span.style) for span in layout.spans if str(span.style)]
+    assert len(set(colors)) == 2
+    assert [str(span.style) for span in shape.spans if str(span.style) in colors] == [*colors, *colors]

@@ -1,4 +1,4 @@
-"""Pictures and the report: what they show is what was found, and they appear complete or not at all."""
+"""Test pictures and the report: their content, and that they appear complete or not at all."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def wide(saved, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def verified(wide):
-    """What `verify --steps 3 --json` prints, and the report that it writes."""
+    """Run `verify --steps 3`; return its JSON document and its report."""
     result = run("verify", str(wide), "--steps", "3", "--json", "--report", str(wide.parent / "out.html"))
     assert result.code == 0, result.err
     (wide.parent / "verified.json").write_text(result.out)
@@ -57,7 +57,7 @@ def verified(wide):
         ("steps", "wide", "svg"),
     ],
 )
-def test_every_picture_is_written_as_its_name_says(kind, source, suffix, wide, verified, tmp_path):
+def test_picture_format_follows_the_file_name(kind, source, suffix, wide, verified, tmp_path):
     out = tmp_path / f"picture.{suffix}"
     result = run("plot", kind, str(wide.parent / source), "-o", str(out))
     assert result.code == 0, result.err
@@ -66,19 +66,19 @@ def test_every_picture_is_written_as_its_name_says(kind, source, suffix, wide, v
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_checkpoint_is_verified_for_its_picture(wide, tmp_path):
+def test_plot_errors_verifies_a_checkpoint(wide, tmp_path):
     assert run("plot", "errors", str(wide), "-o", str(tmp_path / "errors.svg")).code == 0
     assert "self_attn.q_proj" in (tmp_path / "errors.svg").read_text()
 
 
-def test_the_same_picture_is_the_same_file(wide, tmp_path):
+def test_equal_pictures_are_equal_files(wide, tmp_path):
     for name in ("a.svg", "b.svg"):
         assert run("plot", "weights", str(wide), "-o", str(tmp_path / name)).code == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["q_proj", "down_proj", "embed_tokens", "norm.weight"])
-def test_blocks_are_corners_of_the_files_and_copies_of_one_another(name, wide, saved):
+def test_blocks_are_corners_of_the_stored_tensors(name, wide, saved):
     widening = replan_widening(wide)
     tensor = choose_tensor(widening.plan, name)
     blocks = read_blocks(widening, tensor, 30)
@@ -93,13 +93,13 @@ def test_blocks_are_corners_of_the_files_and_copies_of_one_another(name, wide, s
     assert torch.equal(blocks.wide, tensor.coefficient * blocks.narrow[rows][:, columns])
 
 
-def test_lines_part_copies_of_units_and_copies_of_runs():
+def test_boundaries_separate_copied_units_and_runs():
     assert boundaries([0, 0, 1, 1, 2, 2]) == [2, 4]
     assert boundaries([0, 1, 2, 0, 1, 2]) == [3]
     assert boundaries([0, 1, FRESH, FRESH]) == [2]
 
 
-def test_the_matrix_that_grows_in_both_dimensions_is_shown(wide):
+def test_default_tensor_grows_in_both_dimensions(wide):
     plan = replan_widening(wide).plan
     assert choose_tensor(plan, None).multiplicity == 16
     figure = draw_weights(read_blocks(replan_widening(wide), choose_tensor(plan, "q_proj")))
@@ -107,7 +107,7 @@ def test_the_matrix_that_grows_in_both_dimensions_is_shown(wide):
     assert "c = 1/4, m = 16" in figure.axes[1].get_title(loc="left")
 
 
-def test_every_module_is_a_dot_and_those_beyond_the_tolerance_are_ringed(verified):
+def test_draw_errors_rings_modules_beyond_the_tolerance(verified):
     found = module_errors(verified[0], "wide")
     assert len(found.names) == verified[0]["modules_compared"] == 20
     (panel,) = draw_errors(found, "title").axes
@@ -118,7 +118,7 @@ def test_every_module_is_a_dot_and_those_beyond_the_tolerance_are_ringed(verifie
     assert [list(line.get_xdata()) for line in panel.lines if line.get_label() == "beyond the tolerance"] == [[0]]
 
 
-def test_both_curves_and_their_difference(verified):
+def test_draw_losses_draws_both_curves_and_their_difference(verified):
     found = losses(verified[0], "wide")
     above, below = draw_losses(found, "title").axes
     assert [list(line.get_ydata()) for line in above.lines] == [list(found.narrow), list(found.wide)]
@@ -126,34 +126,34 @@ def test_both_curves_and_their_difference(verified):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("weights", "WIDE", "-o", "x.gif"), "end its name in .png or .svg"),
         (("weights", "WIDE", "-o", "there.png"), "`there.png` exists"),
-        (("weights", "WIDE", "-o", "no/x.png"), "there is no folder `no`"),
-        (("weights", "WIDE", "-t", "qproj"), "no tensor is called `qproj`"),
+        (("weights", "WIDE", "-o", "no/x.png"), "the folder `no` does not exist"),
+        (("weights", "WIDE", "-t", "qproj"), "no tensor is named `qproj`"),
         (("errors", "other.json"), "was not printed by `mupscale verify --json`"),
         (("steps", "NARROW"), "was not written by mupscale"),
         (("sweep", "other.json"), "was not written by `mupscale sweep`"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_message(arguments, says, wide, saved, tmp_path, monkeypatch):
+def test_invalid_plot_is_refused(arguments, message, wide, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").write_text("mine")
     (tmp_path / "other.json").write_text("{}")
     places = {"WIDE": str(wide), "NARROW": str(saved("Llama-tied"))}
     result = run("plot", *(places.get(word, word) for word in arguments))
-    assert (result.code, says in result.err) == (2, True), result.err
+    assert (result.code, message in result.err) == (2, True), result.err
     assert (tmp_path / "there.png").read_text() == "mine"
 
 
-def test_steps_that_were_not_taken(saved, tmp_path):
+def test_plot_steps_without_steps_is_refused(saved, tmp_path):
     run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "w"), "--no-verify")
     result = run("plot", "steps", str(tmp_path / "w"), "-o", str(tmp_path / "x.png"))
-    assert (result.code, "no steps were taken" in result.err) == (2, True)
+    assert (result.code, "has no steps" in result.err) == (2, True)
 
 
-def test_matplotlib_that_is_not_installed(wide, tmp_path, monkeypatch):
+def test_missing_matplotlib_is_reported(wide, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for line in (("plot", "weights", str(wide), "-o", "x.png"), ("verify", str(wide), "--report", "x.html")):
         result = run(*line)
@@ -161,7 +161,7 @@ def test_matplotlib_that_is_not_installed(wide, tmp_path, monkeypatch):
         assert "pip install 'mupscale[plot]'" in result.err
 
 
-def test_a_sweep_again_as_a_picture(tmp_path):
+def test_plot_sweep_draws_a_saved_sweep(tmp_path):
     trials = [
         {"factor": f, "noise": n, "lr": lr, "seed": 0, "loss": 2.0 + lr * f + n, "diverged": False}
         for f in (2, 4)
@@ -185,7 +185,7 @@ def test_a_sweep_again_as_a_picture(tmp_path):
         assert label in text
 
 
-def test_an_interrupted_picture_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_picture_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x.png"
     file.write_text("before")
     monkeypatch.setattr(canvas.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
@@ -199,7 +199,7 @@ def test_an_interrupted_picture_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 class Page(HTMLParser):
-    """Reads a document strictly: every element that is opened is closed, in order."""
+    """Parses an HTML document strictly: every element is closed, in order."""
 
     VOID = {"meta", "br", "hr", "img", "link", "input"}  # noqa: RUF012
 
@@ -227,7 +227,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_report_is_whole_and_needs_nothing_else(verified):
+def test_report_is_self_contained(verified):
     page = Page(verified[1])
     assert page.tags.count("svg") == 3
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
@@ -239,7 +239,7 @@ def test_the_report_is_whole_and_needs_nothing_else(verified):
     assert {place.removeprefix("#") for place in places if place.startswith("#")} <= set(ids)
 
 
-def test_the_report_says_what_the_verification_found(verified):
+def test_report_shows_the_verification(verified):
     found, text = verified
     shown = " ".join(Page(text).text)
     assert "same function, and the same 3 steps" in shown
@@ -250,7 +250,7 @@ def test_the_report_says_what_the_verification_found(verified):
     assert "mupscale verify" in shown
 
 
-def test_the_report_of_models_that_differ(saved, tmp_path):
+def test_report_of_different_models(saved, tmp_path):
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text('extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n')
     wide, report = str(tmp_path / "wide"), tmp_path / "<out>.html"
@@ -262,20 +262,20 @@ def test_the_report_of_models_that_differ(saved, tmp_path):
     assert "first module that differs: model.layers.0.mlp.down_proj" in "".join(page.text)
 
 
-def test_reports_that_are_refused_before_anything_runs(wide, tmp_path):
+def test_invalid_report_is_refused_before_the_verification(wide, tmp_path):
     (tmp_path / "there.html").write_text("mine")
-    for arguments, says in (
+    for arguments, message in (
         (("--report", str(tmp_path / "there.html")), "exists"),
         (("--report", "out.pdf"), "end its name in .html"),
         (("--report", "out.html", "--weights"), "give one of them"),
     ):
         result = run("verify", str(wide), *arguments)
-        assert (result.code, says in result.err) == (2, True)
+        assert (result.code, message in result.err) == (2, True)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="there is no browser here")
-def test_the_report_in_a_browser(verified, wide, tmp_path):
-    """Its own view of the document: three pictures with a size, and nothing wider than the window."""
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs a browser")
+def test_report_renders_in_a_browser(verified, wide, tmp_path):
+    """The browser shows three pictures, and nothing is wider than the window."""
     browser = next(found for found in map(shutil.which, BROWSERS) if found)
     page = tmp_path / "out.html"
     probe = (
@@ -301,7 +301,7 @@ def test_the_report_in_a_browser(verified, wide, tmp_path):
     assert 'data-found="[3,true,true,0]"' in result.stdout
 
 
-def test_a_document_that_is_damaged(tmp_path):
+def test_damaged_verification_is_reported(tmp_path):
     (tmp_path / "verified.json").write_text('{"agrees": true, "tolerance": 1, "comparisons": []}')
     with pytest.raises(PictureError, match="is damaged: `dtype` is missing"):
         read_verification(tmp_path / "verified.json")

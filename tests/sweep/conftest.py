@@ -1,4 +1,4 @@
-"""A trainer whose loss is known, tokens, and a sweep that is done."""
+"""Fixtures: a trainer with a known loss, tokens, and a finished sweep."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ from mupscale_cli.tasks.widen import widen
 from sweeps import SHORT, VOCAB, sweep
 from training import save_training
 
-# A trainer whose loss is known: a parabola in log2(lr), a little better with noise 0.1 and with more width.
+# Its loss is a parabola in log2(lr), slightly lower with noise 0.1 and with more width.
 TRAINER = """
 import argparse, json, math, os, sys, time
 parser = argparse.ArgumentParser()
@@ -68,7 +68,7 @@ def tokens(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(tokens, tmp_path_factory):
-    """A sweep from a checkpoint with an optimizer's state, and what it printed."""
+    """Sweep a checkpoint with an optimizer state; return the checkpoint, the arguments and the result."""
     folder = tmp_path_factory.mktemp("swept")
     narrow = save_training(folder / "narrow", "Llama-tied", "adamw")
     arguments = (

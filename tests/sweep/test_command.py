@@ -1,4 +1,4 @@
-"""The user's own trainer as a command."""
+"""Test the user's own trainer as a command."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ from mupscale_cli.sweep.command import fill, parse_command
 from sweeps import sweep
 
 
-def test_own_trainer(trainer, tmp_path, saved):
+def test_command_trains_every_point(trainer, tmp_path, saved):
     command = trainer(limit=1.9e-3)
     result = sweep(
         saved("Llama-untied"),
@@ -39,33 +39,33 @@ def test_own_trainer(trainer, tmp_path, saved):
     assert "warming up" in (tmp_path / "s" / "trials" / "factor2-noise0.0-seed0-lr0.001" / "stdout.txt").read_text()
 
 
-def test_what_is_filled_in_is_not_read_again():
+def test_fill_does_not_replace_placeholders_in_values():
     words = parse_command("train {checkpoint} --lr={lr} '{\"a\": 1}'")
     assert fill(words, {"checkpoint": "/a b/{lr}", "lr": "1"}) == ["train", "/a b/{lr}", "--lr=1", '{"a": 1}']
 
 
 @pytest.mark.parametrize(
-    ("program", "says"),
+    ("program", "messages"),
     [
-        ("import sys; print('cause', file=sys.stderr); sys.exit(3)", ["ended with 3", "    cause"]),
+        ("import sys; print('cause', file=sys.stderr); sys.exit(3)", ["exited with 3", "    cause"]),
         ("print('hello')", ["printed no line of JSON with `loss`", "    hello"]),
         ("print('{\"loss\": 1}'); print('{\"done\": true}')", ["printed no line of JSON with `loss`"]),
-        ("print('{\"loss\": [1]}')", ["its loss is [1], which is no number"]),
+        ("print('{\"loss\": [1]}')", ["printed the loss [1], which is not a number"]),
     ],
 )
-def test_own_trainer_that_fails(program, says, tmp_path, saved):
+def test_command_failure_is_reported(program, messages, tmp_path, saved):
     command = shlex.join([sys.executable, "-c", program, "{checkpoint}", "{lr}"])
     result = run("sweep", str(saved("Llama-untied")), "--command", command, "--factor", "2", "-o", str(tmp_path / "s"))
     assert result.code == 2
-    for text in says:
+    for text in messages:
         assert text in result.err
 
 
-def test_an_error_of_a_side_by_side_trial_is_told_once(tmp_path, saved):
+def test_error_of_a_worker_is_reported_once(tmp_path, saved):
     command = shlex.join([sys.executable, "-c", "raise SystemExit(3)", "{checkpoint}", "{lr}"])
     result = run(
         "sweep", str(saved("Llama-untied")), "--command", command, "-f", "2", "-j", "2", "-o", str(tmp_path / "s")
     )
     assert result.code == 2
     assert result.err.count("error:") == 1
-    assert "ended with 3" in result.err
+    assert "exited with 3" in result.err

@@ -1,4 +1,4 @@
-"""Tokens to train on, from files of every kind."""
+"""Test reading tokens from files of every format."""
 
 import json
 import sys
@@ -35,72 +35,72 @@ def write_data(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["bin", "npy", "safetensors", "pt", "jsonl", "folder"])
-def test_token_files(kind, tmp_path):
+def test_read_tokens_reads_every_format(kind, tmp_path):
     assert read_tokens(write_data(tmp_path, kind), tmp_path, VOCAB).tolist() == IDS
 
 
-def test_larger_vocabularies_have_larger_numbers(tmp_path):
+def test_read_tokens_chooses_the_number_type_by_vocabulary(tmp_path):
     np.array([70_000, 1], dtype="<u4").tofile(tmp_path / "data.bin")
     assert read_tokens(tmp_path / "data.bin", tmp_path, 100_000).tolist() == [70_000, 1]
-    with pytest.raises(SweepError, match="the model knows 0 to 49"):
+    with pytest.raises(SweepError, match="the model's tokens are 0 to 49"):
         read_tokens(tmp_path / "data.bin", tmp_path, VOCAB)
 
 
-def test_text_is_bytes_for_a_model_of_bytes(tmp_path):
+def test_text_is_read_as_bytes_for_a_vocabulary_of_256(tmp_path):
     (tmp_path / "data.txt").write_text("né")
     (tmp_path / "rows.jsonl").write_text('{"text": "n"}\n\n{"text": "é"}\n')
     assert read_tokens(tmp_path / "data.txt", tmp_path, 256).tolist() == list("né".encode())
     assert read_tokens(tmp_path / "rows.jsonl", tmp_path, 256).tolist() == list("né".encode())
-    with pytest.raises(SweepError, match="there is no tokenizer in"):
+    with pytest.raises(SweepError, match="has no tokenizer"):
         read_tokens(tmp_path / "data.txt", tmp_path, VOCAB)
 
 
-def test_text_with_a_tokenizer(tmp_path):
+def test_text_is_encoded_with_the_tokenizer(tmp_path):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({"a": 0, "b": 1, "end": 2}, unk_token="a"))  # noqa: S106 (no secret)
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="end").save_pretrained(tmp_path)  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "end": 2}, unk_token="a"))  # noqa: S106 (no secret)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="end").save_pretrained(tmp_path)  # noqa: S106
     (tmp_path / "data.jsonl").write_text('{"text": "b a"}\n{"text": "b"}\n')
     assert read_tokens(tmp_path / "data.jsonl", tmp_path, VOCAB).tolist() == [1, 0, 2, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
-        ("data.csv", b"1,2", "of no kind that is known"),
-        ("data.bin", b"123", "no whole number of uint16"),
-        ("data.bin", b"", "no whole number of uint16"),
+        ("data.csv", b"1,2", "has an unknown format"),
+        ("data.bin", b"123", "expected a positive multiple of 2"),
+        ("data.bin", b"", "expected a positive multiple of 2"),
         ("data.npy", b"123", "cannot read"),
         ("data.pt", b"123", "cannot read"),
         ("data.safetensors", b"123", "cannot read"),
         ("data.jsonl", b"{", "line 1: not a JSON object"),
         ("data.jsonl", b"", "holds no rows"),
-        ("data.jsonl", b'{"title": "a"}', "have neither `text` nor `input_ids`: title"),
-        ("data.jsonl", b'{"input_ids": [1]}\n{"title": "a"}', "a row of .* has no `input_ids`: title"),
-        ("data.jsonl", b'{"input_ids": [50]}', "holds the token 50, the model knows 0 to 49"),
+        ("data.jsonl", b'{"title": "a"}', "have neither `text` nor `input_ids`, only title"),
+        ("data.jsonl", b'{"input_ids": [1]}\n{"title": "a"}', "a row of .* has no `input_ids`, only title"),
+        ("data.jsonl", b'{"input_ids": [50]}', "holds the token 50, the model's tokens are 0 to 49"),
         ("data.jsonl", b'{"input_ids": [-1]}', "holds the token -1"),
         ("data.jsonl", b'{"input_ids": ["a"]}', "cannot read"),
         ("data.jsonl", b'{"input_ids": []}', "holds no tokens"),
         ("data.txt", b"\xff", "cannot read"),
-        ("folder/readme.md", b"", "is no dataset"),
+        ("folder/readme.md", b"", "is not a dataset"),
     ],
 )
-def test_data_that_cannot_be_read(name, content, says, tmp_path):
+def test_unreadable_data_is_reported(name, content, message, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(SweepError, match=message):
         read_tokens(tmp_path / name.split("/")[0], tmp_path, VOCAB)
 
 
-def test_fractions_are_no_tokens(tmp_path):
+def test_floating_point_numbers_are_refused(tmp_path):
     np.save(tmp_path / "data.npy", np.ones(3))
-    with pytest.raises(SweepError, match="float64, expected whole numbers"):
+    with pytest.raises(SweepError, match="float64, expected token ids"):
         read_tokens(tmp_path / "data.npy", tmp_path, VOCAB)
 
 
-def test_datasets_is_named_where_it_is_needed(tmp_path, monkeypatch):
+def test_missing_datasets_library_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "part.parquet").write_bytes(b"")
     with pytest.raises(SweepError, match="not installed") as error:
@@ -108,7 +108,7 @@ def test_datasets_is_named_where_it_is_needed(tmp_path, monkeypatch):
     assert error.value.hint == "pip install datasets"
 
 
-def test_the_last_tenth_is_held_out(tmp_path):
+def test_split_holds_out_the_last_tenth(tmp_path):
     data = split(np.arange(200), 8, tmp_path)
     assert len(data.train) == 180
     assert data.held_out.tolist() == [list(range(180, 188)), list(range(188, 196))]

@@ -1,4 +1,4 @@
-"""A narrower proxy of a large model."""
+"""Test the proxy of a large model."""
 
 import json
 
@@ -21,7 +21,7 @@ def narrowed(directory, ratio, axes=None):
     return source.config, narrowed_config(source, recipe, resolve_factors(recipe, ratio, axes or {}))
 
 
-def test_a_proxy_is_narrower_by_its_ratio(saved):
+def test_narrowed_config_divides_widths_by_the_ratio(saved):
     config, narrow = narrowed(saved("Llama-tied"), 2)
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
         assert narrow[name] * 2 == config[name]
@@ -29,34 +29,34 @@ def test_a_proxy_is_narrower_by_its_ratio(saved):
         assert narrow[name] == config[name]
 
 
-def test_an_axis_that_is_not_narrowed(saved):
+def test_axis_of_factor_1_is_not_narrowed(saved):
     _, narrow = narrowed(saved("Llama-tied"), 2, {"ffn": 1})
     assert (narrow["hidden_size"], narrow["intermediate_size"]) == (24, 40)
 
 
-def test_a_config_that_cannot_be_narrowed(saved, tmp_path):
+def test_indivisible_config_is_refused(saved, tmp_path):
     with pytest.raises(SweepError, match="`num_key_value_heads` is 2, which cannot be divided by 4"):
         narrowed(saved("Llama-tied"), 4)
 
 
 @pytest.mark.parametrize(
-    ("case", "says"),
+    ("case", "message"),
     [
         ("OPT-projected", "the proxy does not widen to the checkpoint: `model.decoder.embed_tokens.weight`"),
         ("CodeGen-untied", "the proxy's config does not widen to the checkpoint's"),
-        ("Lfm2-untied", "`intermediate_size` goes from 40 to 512, which is no whole ratio"),
+        ("Lfm2-untied", "`intermediate_size` grows from 40 to 512, which is not an integer ratio"),
     ],
 )
-def test_a_model_that_cannot_be_narrowed(case, says, saved, tmp_path):
+def test_model_without_a_proxy_is_refused(case, message, saved, tmp_path):
     result = run("sweep", str(saved(case)), *OWN, "--proxy", "2", "-o", str(tmp_path / "s"))
     assert result.code == 2
-    assert says in result.err
+    assert message in result.err
     assert "train a smaller model yourself" in result.err
     assert not (tmp_path / "s" / "proxy").exists()
 
 
 @pytest.mark.parametrize("case", ["GPT2-tied", "Gemma2-tied", "Mixtral-untied", "GPTNeoX-untied"])
-def test_a_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
+def test_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
     source = open_checkpoint(saved(case))
     make_proxy(source, ProxyRequest(2, {}, None, None, 1e-3, 0), Training(), None, tmp_path / "proxy", lambda *_: None)
     plan = plan_widening(tmp_path / "proxy", factor=2)
@@ -64,8 +64,8 @@ def test_a_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
     assert shapes == {spec.name: spec.shape for spec in source.specs}
 
 
-def test_a_sweep_with_a_proxy_and_its_hyperparameters(tokens, tmp_path, saved):
-    """The rates of the large model are those of the proxy divided by both widenings."""
+def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
+    """The large model's rates are the proxy's, divided by the factors of both widenings."""
     narrow = saved("Llama-untied")
     result = sweep(
         narrow,
@@ -86,7 +86,7 @@ def test_a_sweep_with_a_proxy_and_its_hyperparameters(tokens, tmp_path, saved):
         "--no-picture",
         *SHORT,
     )
-    assert "making the proxy, 2 steps" in result.err
+    assert "creating the proxy (2 training steps)" in result.err
     assert (tmp_path / "s" / "proxy" / "optimizer.pt").is_file()
     assert open_checkpoint(tmp_path / "s" / "proxy").config["hidden_size"] == 24
     document = json.loads((tmp_path / "s" / "sweep.json").read_text())

@@ -1,4 +1,4 @@
-"""The document of a sweep, and what `hparams` makes of it."""
+"""Test the JSON document of a sweep, and how `hparams` uses it."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from cli_runner import run
 
 
-def test_hparams_from_a_sweep(swept, wide):
+def test_hparams_takes_values_from_the_sweep(swept, wide):
     file = swept[0].parent / "narrow-sweep" / "sweep.json"
     best = json.loads(file.read_text())["recommendation"]
     result = run("hparams", wide, "--from-sweep", str(file), "--json")
@@ -19,7 +19,7 @@ def test_hparams_from_a_sweep(swept, wide):
     assert ("; widen with `--noise" in result.err) == bool(best["noise"])  # the model was widened without
 
 
-def test_options_win_over_the_sweep(swept, wide):
+def test_options_override_the_sweep(swept, wide):
     file = swept[0].parent / "narrow-sweep" / "sweep.json"
     result = run("hparams", wide, "--from-sweep", str(file), "--lr", "0.5", "--betas", "0.8,0.9", "--json")
     narrow = json.loads(result.out)["narrow"]
@@ -28,24 +28,24 @@ def test_options_win_over_the_sweep(swept, wide):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "cannot read"),
         ("{", "is not valid JSON"),
         ("[]", "was not written by `mupscale sweep`"),
         ('{"loss": 1}', "was not written by `mupscale sweep`"),
-        ('{"schema_version": 9, "grid": {}, "recommendation": {}}', "has format 9"),
-        ('{"schema_version": 1, "grid": {}, "recommendation": null}', "recommends nothing"),
+        ('{"schema_version": 9, "grid": {}, "recommendation": {}}', "has version 9"),
+        ('{"schema_version": 1, "grid": {}, "recommendation": null}', "has no recommendation"),
         ('{"schema_version": 1, "grid": {}, "recommendation": {}}', "is damaged"),
     ],
 )
-def test_files_that_are_no_sweep(content, says, wide, tmp_path):
+def test_invalid_sweep_file_is_refused(content, message, wide, tmp_path):
     file = tmp_path / "sweep.json"
     if content is not None:
         file.write_text(content)
     result = run("hparams", wide, "--from-sweep", str(file))
     assert result.code == 2
-    assert says in result.err
+    assert message in result.err
 
 
 def test_hparams_needs_a_learning_rate(wide):

@@ -1,4 +1,4 @@
-"""`mupscale sweep` as a whole: its table, document and picture, and what it refuses."""
+"""Test `mupscale sweep` as a whole: table, document, picture and errors."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from cli_runner import run
 from sweeps import OWN, SHORT, sweep
 
 
-def test_table_json_and_picture(swept):
+def test_sweep_prints_a_table_and_writes_json_and_picture(swept):
     narrow, arguments, result = swept
     folder = narrow.parent / "narrow-sweep"
     document = json.loads((folder / "sweep.json").read_text())
@@ -22,14 +22,14 @@ def test_table_json_and_picture(swept):
     noise = f" --noise {best['noise']:g}" if best["noise"] else ""
     assert f"  mupscale widen {narrow} --factor 8{noise}\n" in result.out
     assert f"  mupscale hparams {narrow}-x8 --from-sweep {folder / 'sweep.json'}\n" in result.out
-    assert result.out.count("*") == 3  # one for each width, one that explains it
+    assert result.out.count("*") == 3  # one per width, one in the legend
     assert re.search(r"0\.001 +\d\.\d{4}±\.\d{3}", result.out)
     assert len(re.findall(r"^\[\d+/16\] x[23] lr ", result.err, re.MULTILINE)) == 16
     assert not (folder / "checkpoints").exists()
-    assert json.loads(sweep(*arguments, "--json").out) == document  # a second call has nothing left to do
+    assert json.loads(sweep(*arguments, "--json").out) == document  # all trials are finished
 
 
-def test_a_single_file_with_its_config(tokens, tmp_path, saved):
+def test_single_file_is_swept(tokens, tmp_path, saved):
     narrow = tmp_path / "one.safetensors"
     narrow.write_bytes((saved("Llama-untied") / "model.safetensors").read_bytes())
     (tmp_path / "one.config.json").write_bytes((saved("Llama-untied") / "config.json").read_bytes())
@@ -38,18 +38,18 @@ def test_a_single_file_with_its_config(tokens, tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        ([], "nothing is given to train on"),
-        (["--data", "nowhere.bin"], "there is no data at `nowhere.bin`"),
+        ([], "no training data"),
+        (["--data", "nowhere.bin"], "`nowhere.bin` does not exist"),
         (["--factor", "1.5", *OWN], "a factor is a whole number"),
         (["--factor", "1", *OWN], "nothing is widened: the factor is 1"),
         (["--target", "x", *OWN], "`--target` is `x`"),
         (["--lr", "fast", *OWN], "`--lr fast` is not a number"),
-        (["--lr", "0", *OWN], "it must be a number above 0"),
-        (["--lr", "nan", *OWN], "it must be a number above 0"),
+        (["--lr", "0", *OWN], "it must be above 0"),
+        (["--lr", "nan", *OWN], "it must be above 0"),
         (["--lr-steps", "0", *OWN], "`--lr-steps 0` is not at least 1"),
-        (["--noise", "-1", *OWN], "it must be a number at least 0"),
+        (["--noise", "-1", *OWN], "it must be at least 0"),
         (["--noise", "a,b", *OWN], "`--noise a,b` is not a number"),
         (["--noise-mode", "loud", *OWN], "`--noise-mode loud` is not known"),
         (["--noise-scale", "loud", *OWN], "`--noise-scale loud` is not known"),
@@ -61,24 +61,24 @@ def test_a_single_file_with_its_config(tokens, tmp_path, saved):
         (["--betas", "0.9", *OWN], "is not two numbers"),
         (["--betas", "0.9,1", *OWN], "each must be at least 0 and below 1"),
         (["--eps", "0", *OWN], "`--eps 0` is not between 0 and 1"),
-        (["--schedule", "wild", *OWN], "`--schedule wild` is not known"),
+        (["--schedule", "wild", *OWN], "unknown `--schedule wild`"),
         (["--axis", "nothing=2", *OWN], "has no axis `nothing`"),
-        (["--command", "train {lr}"], "does not say {checkpoint}"),
-        (["--command", "train {checkpoint}"], "does not say {lr}"),
-        (["--command", "train {checkpoint} {lr} {epochs}"], "{epochs}, which is not known"),
-        (["--command", "train 'open"], "is no command line"),
+        (["--command", "train {lr}"], "lacks {checkpoint}"),
+        (["--command", "train {checkpoint}"], "lacks {lr}"),
+        (["--command", "train {checkpoint} {lr} {epochs}"], "unknown placeholder {epochs}"),
+        (["--command", "train 'open"], "is not a valid command line"),
         (["--command", " "], "`--command` is empty"),
-        (["--command", "/no/such/program {checkpoint} {lr}"], "cannot be started"),
-        (["--proxy-steps", "3", *OWN], "no `--proxy`"),
+        (["--command", "/no/such/program {checkpoint} {lr}"], "cannot start"),
+        (["--proxy-steps", "3", *OWN], "`--proxy-steps` needs `--proxy`"),
         (["--proxy", "1", *OWN], "`--proxy 1` is not at least 2"),
         (["--proxy", "2", "--proxy-steps", "-1", *OWN], "is not at least 0"),
         (["--proxy", "3", "--proxy-steps", "0", *OWN], "cannot be divided by 3"),
-        (["--proxy", "2", "--proxy-steps", "3", *OWN], "nothing is given to train on"),
+        (["--proxy", "2", "--proxy-steps", "3", *OWN], "no training data"),
         (["-o", "FILE", *OWN], "is not a directory"),
-        (["-o", "FULL", *OWN], "holds something that is no sweep"),
+        (["-o", "FULL", *OWN], "is not empty and not a sweep"),
     ],
 )
-def test_bad_input(arguments, says, tmp_path, saved):
+def test_invalid_input_is_refused(arguments, message, tmp_path, saved):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
@@ -86,18 +86,18 @@ def test_bad_input(arguments, says, tmp_path, saved):
     output = () if "-o" in arguments else ("-o", str(tmp_path / "s"))
     result = run("sweep", str(saved("Llama-untied")), *(places.get(word, word) for word in arguments), *output)
     assert result.code == 2, result.err
-    assert says in result.err
+    assert message in result.err
     assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
-    ("module", "says"),
+    ("module", "hint"),
     [
         ("matplotlib", "pip install 'mupscale[sweep]'"),
         ("transformers", "pip install 'mupscale[sweep]'"),
     ],
 )
-def test_what_is_not_installed_is_named(module, says, tokens, tmp_path, saved, monkeypatch):
+def test_missing_library_is_reported(module, hint, tokens, tmp_path, saved, monkeypatch):
     source = saved("Llama-untied")
     monkeypatch.setitem(sys.modules, module, None)
     result = run(
@@ -117,4 +117,4 @@ def test_what_is_not_installed_is_named(module, says, tokens, tmp_path, saved, m
     )
     assert result.code == 2
     assert re.search(f"{module}, which is not installed", result.err, re.IGNORECASE)
-    assert says in result.err
+    assert hint in result.err

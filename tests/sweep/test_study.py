@@ -1,4 +1,4 @@
-"""The journal of a sweep: going on after a kill, several processes, a grid that grows."""
+"""Test the trials of a sweep: continuing after a kill, several processes, a growing grid."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def lines(log):
     return log.read_text().splitlines() if log.exists() else []
 
 
-def test_a_killed_sweep_goes_on(trainer, tmp_path, saved, monkeypatch):
+def test_killed_sweep_continues(trainer, tmp_path, saved, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "log"
     arguments = (
@@ -57,15 +57,15 @@ def test_a_killed_sweep_goes_on(trainer, tmp_path, saved, monkeypatch):
     assert not done["complete"]
     assert 2 <= len(done["trials"]) < 6
     second = sweep(*arguments, "-o", tmp_path / "s")
-    assert re.search(r"going on: \d of 6 trials are done", second.err)
+    assert re.search(r"continuing: \d of 6 trials finished", second.err)
     ran = lines(log)
     assert len(set(ran)) == 6
-    assert len(ran) <= 7  # the one that was killed ran again, and no other
+    assert len(ran) <= 7  # only the killed trial ran again
     sweep(*arguments, "-o", tmp_path / "t")
     assert (tmp_path / "s" / "sweep.json").read_text() == (tmp_path / "t" / "sweep.json").read_text()
 
 
-def test_processes_side_by_side_do_each_trial_once(trainer, tmp_path, saved):
+def test_processes_share_the_trials(trainer, tmp_path, saved):
     log = tmp_path / "log"
     arguments = (
         saved("Llama-untied"),
@@ -91,7 +91,7 @@ def test_processes_side_by_side_do_each_trial_once(trainer, tmp_path, saved):
     assert ours["complete"]
 
 
-def test_a_grid_can_grow(trainer, tmp_path, saved):
+def test_grid_can_grow_and_shrink(trainer, tmp_path, saved):
     log = tmp_path / "log"
     arguments = (
         saved("Llama-untied"),
@@ -114,7 +114,7 @@ def test_a_grid_can_grow(trainer, tmp_path, saved):
     assert len(lines(log)) == 4
 
 
-def test_another_sweep_in_the_same_directory(trainer, tmp_path, saved):
+def test_changed_setting_is_refused(trainer, tmp_path, saved):
     arguments = (
         saved("Llama-untied"),
         "--lr-steps",
@@ -130,10 +130,10 @@ def test_another_sweep_in_the_same_directory(trainer, tmp_path, saved):
     sweep(*arguments, "--command", trainer())
     result = run("sweep", *map(str, arguments), "--command", trainer(limit=1))
     assert result.code == 2
-    assert "the study was begun with command" in result.err
+    assert "was started with command" in result.err
 
 
-def test_another_checkpoint_under_the_same_name(trainer, tmp_path, saved):
+def test_changed_checkpoint_is_refused(trainer, tmp_path, saved):
     narrow = tmp_path / "narrow"
     shutil.copytree(saved("Llama-untied"), narrow)
     arguments = ("--command", trainer(), "--lr-steps", "1", "--noise", "0", "-f", "2", "-o", tmp_path / "s")
@@ -141,7 +141,7 @@ def test_another_checkpoint_under_the_same_name(trainer, tmp_path, saved):
     randomise(build("Llama-untied"), seed=1).save_pretrained(narrow)
     result = run("sweep", str(narrow), *map(str, arguments))
     assert result.code == 2
-    assert "the study was begun with model.safetensors" in result.err
+    assert "was started with model.safetensors" in result.err
 
 
 def test_unreadable_trials_are_reported(tmp_path, saved):
@@ -152,7 +152,7 @@ def test_unreadable_trials_are_reported(tmp_path, saved):
     assert "cannot read" in result.err
 
 
-def test_a_torn_last_line_is_dropped(tmp_path):
+def test_torn_last_line_is_dropped(tmp_path):
     grid = make_grid([2], [1e-3, 2e-3], [0.1], 1)
     study = Study(tmp_path)
     study.check_fixed({"steps": 3})
@@ -167,7 +167,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert reopened.claim(grid) is None
 
 
-def test_an_unfinished_trial_is_claimed_again(tmp_path):
+def test_unfinished_trial_is_claimed_again(tmp_path):
     grid = make_grid([2], [1e-3], [0.1], 1)
     study, other = Study(tmp_path), Study(tmp_path)
     study.check_fixed({})

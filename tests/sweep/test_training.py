@@ -1,4 +1,4 @@
-"""The built-in trainer of a sweep."""
+"""Test the built-in trainer of a sweep."""
 
 import json
 
@@ -15,8 +15,8 @@ from sweeps import SHORT, VOCAB, sweep
 from training import save_training
 
 
-def test_without_noise_every_width_takes_the_narrow_steps(swept):
-    """What makes losses at different widths comparable: the mapped groups, clipping and the carried state."""
+def test_losses_without_noise_are_equal_at_every_width(swept):
+    """Mapped groups, clipping and the widened state make losses comparable across widths."""
     losses = {}
     for cell in json.loads((swept[0].parent / "narrow-sweep" / "sweep.json").read_text())["cells"]:
         losses.setdefault((cell["noise"], cell["lr"]), []).append(cell["loss"])
@@ -24,23 +24,23 @@ def test_without_noise_every_width_takes_the_narrow_steps(swept):
         assert (two == pytest.approx(three, rel=1e-5)) == (noise == 0)
 
 
-def test_against_the_narrow_run(tokens, tmp_path):
-    """The trainer on a narrow checkpoint with its state, and on a widened one."""
+def test_training_a_widened_checkpoint_follows_the_narrow_run(tokens, tmp_path):
+    """Train a narrow checkpoint with its state, and the same checkpoint widened."""
     narrow = save_training(tmp_path / "narrow", "Qwen3-tied", "adamw")
     wide = widen(narrow, tmp_path / "wide", factor=3).output
     data = split(read_tokens(tokens, narrow, VOCAB), 8, tokens)
     training = Training(4, 2, 8, 0.1, clip=0.5, schedule="cosine", warmup=2)
-    said = []
+    reports = []
     losses = [
-        train(path, training, data, 1e-3, 0, lambda step, loss: said.append((step, loss))) for path in (narrow, wide)
+        train(path, training, data, 1e-3, 0, lambda step, loss: reports.append((step, loss))) for path in (narrow, wide)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert [loss for _, loss in said[:4]] == pytest.approx([loss for _, loss in said[4:]], rel=1e-5)
+    assert [loss for _, loss in reports[:4]] == pytest.approx([loss for _, loss in reports[4:]], rel=1e-5)
     other = train(wide, training, data, 1e-2, 0, lambda *_: None)
     assert other != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_diverged_trial_is_a_result(tokens, tmp_path, saved):
+def test_diverged_trial_is_a_result(tokens, tmp_path, saved):
     result = sweep(
         saved("Llama-untied"),
         "--data",
@@ -62,7 +62,7 @@ def test_a_diverged_trial_is_a_result(tokens, tmp_path, saved):
     assert not (tmp_path / "s" / "sweep.png").exists()
 
 
-def test_a_state_that_is_not_adams(tokens, tmp_path):
+def test_state_of_another_optimizer_is_refused(tokens, tmp_path):
     narrow = save_training(tmp_path / "narrow", "Llama-tied", "sgd")
     arguments = (narrow, "--data", tokens, "--lr", "1e-3,2e-3", "--noise", "0", "-f", "2", *SHORT)
     result = run("sweep", *map(str, arguments), "-o", str(tmp_path / "s"))
@@ -71,15 +71,15 @@ def test_a_state_that_is_not_adams(tokens, tmp_path):
     sweep(*arguments, "--optimizer", "none", "-o", tmp_path / "t")
 
 
-def test_schedules():
+def test_schedule_warms_up_and_decays():
     constant, cosine = Training(10, warmup=2), Training(10, warmup=2, schedule="cosine")
     assert [schedule(step, constant) for step in (0, 1, 2, 9)] == [0.5, 1, 1, 1]
     assert schedule(2, cosine) == 1
     assert 0.1 < schedule(9, cosine) < 0.2
 
 
-def test_the_loss_is_that_of_all_sequences():
-    """Batches of unequal size count by their sequences."""
+def test_evaluate_averages_over_all_sequences():
+    """Batches are weighted by their number of sequences."""
 
     class Model(torch.nn.Linear):
         def forward(self, input_ids, labels):  # noqa: ARG002 (transformers' signature)
@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_all_sequences():
     assert evaluate(Model(1, 1), sequences, 2) == pytest.approx(sequences.mean())
 
 
-def test_a_model_that_the_trainer_does_not_know(tokens, saved, tmp_path):
+def test_model_that_is_not_causal_is_refused(tokens, saved, tmp_path):
     result = run("sweep", str(saved("Bert-tied")), "--data", str(tokens), "-o", str(tmp_path / "s"))
     assert result.code == 2
-    assert "trains causal language models, and `BertForMaskedLM` is none" in result.err
+    assert "trains causal language models; `BertForMaskedLM` is not one" in result.err
