@@ -28,7 +28,7 @@ SUMMARIES = {
     "help": "Show a page of the manual, or list them. Markdown where the output is no terminal.",
     "schema": "Print the JSON Schema of a document that `--json` prints, or the names and versions of all.",
     "recipes": "The architectures that mupscale knows.",
-    "plot": "Pictures of a widening, of a verification, of a sweep; PNG or SVG. Needs `mupscale[plot]`.",
+    "plot": "Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
 }
 
 
