@@ -220,7 +220,7 @@ def why_not(found: Verification) -> str:
     if not found.keeps_function:
         return "not what was planned"
     training = found.training
-    if training is not None and training.steps_agree and not training.is_stored_well:
+    if training is not None and training.steps_agree and not training.is_stored_correctly:
         return f"{_verdict(found)}: `{training.stored.what}`"
     first = found.first_difference or (training.first_difference if training is not None else None)
     where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
@@ -253,8 +253,8 @@ def print_weights(console: Console, found: WeightsCheck) -> None:
     _print_bytes(console, "weights", found)
     if found.state is not None:
         _print_bytes(console, "optimizer state", found.state)
-    elif found.without_state is not None:
-        console.print(f"optimizer state: not compared: {found.without_state}", markup=False, soft_wrap=True)
+    elif found.state_skipped is not None:
+        console.print(f"optimizer state: not compared: {found.state_skipped}", markup=False, soft_wrap=True)
 
 
 def _print_bytes(console: Console, what: str, found: WeightsCheck) -> None:
@@ -292,7 +292,7 @@ def _print_training(console: Console, found: TrainingVerification) -> None:
     )
     console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
     stored, place = "weights and state" if found.carried else "weights", "units in the last place"
-    if found.is_stored_well:
+    if found.is_stored_correctly:
         text = f"stored {stored} are within {found.stored.units:.2g} {place} of c R(W) (`{found.stored.what}`)"
         console.print(text, markup=False)
     else:

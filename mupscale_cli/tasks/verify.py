@@ -109,7 +109,7 @@ def verify_weights(
     found = check_weights(widening.narrow, widening.wide, widening.plan, events.advance, processes)
     if isinstance(state, Path):
         return replace(found, state=_check_state(widening, state, events, processes, allow_pickle=allow_pickle))
-    return replace(found, without_state=state)
+    return replace(found, state_skipped=state)
 
 
 def _narrow_state(widening: RecordedWidening, optimizer: Path | None) -> Path | str | None:

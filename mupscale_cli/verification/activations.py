@@ -1,4 +1,4 @@
-"""Activations of the wide model as the plan predicts them from the narrow model's."""
+"""Predicting the activations of the wide model from those of the narrow one, and comparing them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import DimMap, Strip
 from mupscale_cli.verification.result import Comparison, compare
 
-_CHANNELS = (-1, 1)  # features come last, or second in convolutions
+_CHANNELS = (-1, 1)  # features are the last dimension, or the second one in convolutions
 
 
 @dataclass
 class Recorder:
-    """Outputs of the modules that own planned tensors, in the order in which they first ran."""
+    """Recorded outputs of modules, in the order in which the modules first ran."""
 
     outputs: dict[str, Tensor]
-    enabled: bool = True
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def recording(model: nn.Module, names: Collection[str]) -> Iterator[Recorder]:
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if recorder.enabled and isinstance(output, Tensor) and name not in recorder.outputs:
+            if isinstance(output, Tensor) and name not in recorder.outputs:
                 recorder.outputs[name] = output.detach().to("cpu", copy=True)
 
         return record
@@ -50,42 +49,42 @@ def recording(model: nn.Module, names: Collection[str]) -> Iterator[Recorder]:
 
 
 def name_in(model: nn.Module, name: str, known: Mapping[str, object]) -> str | None:
-    """What a parameter or module is called in a model.
+    """Return the name of a parameter or module in a model, or None.
 
-    Checkpoints may leave away the prefix that the model with a head gives its base.
+    A checkpoint may omit the prefix that a model with a head gives to the names of its base model.
 
     Args:
         model: the model.
-        name: as the recipe has it.
-        known: the model's names.
+        name: name in the recipe.
+        known: names in the model.
     """
     prefix = getattr(model, "base_model_prefix", "")
-    return next((found for found in (name, f"{prefix}.{name}") if found in known), None)
+    return next((candidate for candidate in (name, f"{prefix}.{name}") if candidate in known), None)
 
 
 def planned_modules(model: nn.Module, plan: Plan) -> dict[str, TensorPlan]:
-    """The modules of a model whose weight the plan knows."""
+    """Return the modules whose weight is in the plan, as names in the model and plans of the weights."""
     modules = dict(model.named_modules())
-    found = {}
+    planned = {}
     for tensor in plan.tensors:
         target = plan.recipe.parameter_name(tensor.target.name)
         owner, _, kind = target.rpartition(".")
         name = name_in(model, owner, modules) if kind == "weight" and tensor.name_copies == 1 else None
         if name is not None:
-            found[name] = tensor
-    return found
+            planned[name] = tensor
+    return planned
 
 
-def store_scaled(model: nn.Module, plan: Plan) -> None:
-    """Give a narrow model the rounding that its scaled tensors get when they are stored, in place.
+def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
+    """Round the scaled tensors of a narrow model, in place, as storing the wide ones does.
 
-    Tensors that the wide model does not share any more are rounded each by itself.
+    Tensors that the wide model no longer shares are rounded separately.
     """
     for untied in plan.untied:
         owner, _, kind = plan.recipe.parameter_name(untied).rpartition(".")
-        found = name_in(model, owner, dict(model.named_modules()))
-        if found is not None:
-            module = model.get_submodule(found)
+        name = name_in(model, owner, dict(model.named_modules()))
+        if name is not None:
+            module = model.get_submodule(name)
             setattr(module, kind, nn.Parameter(getattr(module, kind).detach().clone()))
     parameters = dict(model.named_parameters())
     for tensor in plan.rounded:
@@ -102,21 +101,30 @@ def store_scaled(model: nn.Module, plan: Plan) -> None:
 def compare_activations(
     plans: dict[str, TensorPlan], narrow: dict[str, Tensor], wide: dict[str, Tensor]
 ) -> list[Comparison]:
-    """Compare every recorded module whose output the plan predicts, in the order of execution."""
+    """Compare the recorded outputs of every module whose output the plan predicts.
+
+    Args:
+        plans: plan of each module's weight, as `planned_modules` returns them.
+        narrow: recorded outputs of the narrow model.
+        wide: recorded outputs of the wide model.
+
+    Returns:
+        One comparison per module, in the order of execution; the closest of its possible predictions.
+    """
     comparisons = []
     for name, output in narrow.items():
         if name in wide:
-            expected = list(_predictions(plans[name], output, wide[name]))
-            found = [compare(name, prediction, wide[name].to(prediction.dtype)) for prediction in expected]
-            if found:
-                comparisons.append(min(found, key=lambda comparison: comparison.max_rel))
+            predictions = _predictions(plans[name], output, wide[name])
+            candidates = [compare(name, prediction, wide[name].to(prediction.dtype)) for prediction in predictions]
+            if candidates:
+                comparisons.append(min(candidates, key=lambda comparison: comparison.max_rel))
     return comparisons
 
 
 def _predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
-    """The wide output as copies of the narrow one, with the tensor's scale and without it.
+    """Yield what the wide output can be: copies of the narrow one, with the tensor's scale and without it.
 
-    Without it where the module itself undoes the scale, as an embedding times sqrt(hidden_size).
+    It is without the scale if the module undoes it, as an embedding that is multiplied by sqrt(hidden_size) does.
     """
     for dim in tensor.dims:
         if any(digit.contracted and digit.units.copies > 1 for strip in dim.strips for digit in strip.digits):
@@ -141,7 +149,7 @@ def _fits(dim: DimMap, narrow: Tensor, wide: Tensor, position: int) -> bool:
 
 
 def _copies(dim: DimMap) -> Tensor:
-    """For each new element of a dimension, the old one that it copies."""
+    """Return the source index of each wide index of a dimension; shape (wide_size,)."""
     indices = torch.empty(dim.wide_size, dtype=torch.int64)
     strips = [Strip(strip.offset, strip.wide_offset, strip.digits) for strip in dim.strips]
     expand(torch.arange(dim.size), indices, (strips,))
@@ -149,7 +157,7 @@ def _copies(dim: DimMap) -> Tensor:
 
 
 def _scales(dim: DimMap) -> Tensor:
-    """For each new element of a dimension, the scale of its segment."""
+    """Return the scale of each wide index of a dimension, which its segment defines; shape (wide_size,)."""
     scales = torch.empty(dim.wide_size, dtype=torch.float64)
     expand(torch.ones(dim.size, dtype=torch.float64), scales, (dim.strips,))
     return scales

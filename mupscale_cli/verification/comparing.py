@@ -1,4 +1,4 @@
-"""Both models on the same inputs: the narrow one first, then the wide one in its place."""
+"""Running the narrow and the wide model on the same inputs, one after the other, and comparing their outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import CopyMap
-from mupscale_cli.verification.activations import compare_activations, planned_modules, recording, store_scaled
+from mupscale_cli.verification.activations import (
+    compare_activations,
+    planned_modules,
+    recording,
+    round_scaled_tensors,
+)
 from mupscale_cli.verification.inputs import (
     BATCH,
     LENGTH,
@@ -34,28 +39,28 @@ from mupscale_cli.verification.models import (
     user_config,
 )
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, place
+from mupscale_cli.verification.placement import Placement, choose_placements
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, Verification, compare
 from mupscale_cli.verification.transformers import import_transformers
-from mupscale_cli.verification.weights import unperturbed
+from mupscale_cli.verification.weights import unperturbed_checkpoint
 
-_log = logging.getLogger(__name__)  # `-v` shows it
+_log = logging.getLogger(__name__)  # shown by `-v`
 _NEW_TOKENS = 8
-_FEW_TOKENS = 2  # where every token reads the whole model again: one that fills the cache, one that uses it
+_OFFLOADED_NEW_TOKENS = 2  # each token reads the whole model: the first fills the cache, the second uses it
 _PADDING = 5
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """What both models are run on.
+class _RunSettings:
+    """Inputs and settings that both models run with.
 
     Attributes:
-        inputs: of one forward pass.
-        names: of the modules whose outputs are compared.
-        dtype: in which they run.
-        seed: of the padded batch.
-        num_tokens: to generate.
+        inputs: inputs of a forward pass.
+        names: modules whose outputs are compared.
+        dtype: type of weights and activations.
+        seed: random seed of the padded batch.
+        num_tokens: number of tokens to generate.
     """
 
     inputs: Inputs
@@ -67,7 +72,13 @@ class _Trial:
 
 @dataclass
 class _Outputs:
-    """What one model computed."""
+    """Outputs of one model.
+
+    Attributes:
+        logits: every compared output by its name, the main one first.
+        modules: outputs of modules by their names.
+        tokens: prompt and generated tokens, shape (batch, length); None if the model does not generate.
+    """
 
     logits: dict[str, Tensor]
     modules: dict[str, Tensor]
@@ -75,62 +86,62 @@ class _Outputs:
 
 
 def verify_checkpoints(
-    narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions, room: Path | None = None
+    narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions, scratch_parent: Path | None = None
 ) -> Verification:
-    """Run two checkpoints on the same random inputs and compare what they compute.
+    """Run two checkpoints on the same random inputs and compare their outputs.
 
-    Compared are the outputs, the outputs of every module whose weight the plan knows (copies of
-    the narrow model's), and, for models that generate, a left-padded batch and the logits of
-    generation with a KV cache. Of a perturbed widening the same is compared again without its noise.
+    This compares the models' outputs and the outputs of every module whose weight is in the plan, which must be
+    copies of the narrow model's. For models that generate, it also compares a left-padded batch and the logits of
+    generation with a KV cache. If the widening has noise, everything is compared a second time without it.
 
     Args:
         narrow: the source.
-        wide: what it was widened to.
-        plan: how.
-        options: data type, device, own model, seed.
-        room: a folder for what has to be written meanwhile; beside the wide model if not given.
+        wide: its widening.
+        plan: plan of the widening.
+        options: data type, device, user-defined model and seed.
+        scratch_parent: folder for temporary files. Default: the folder that contains the wide checkpoint.
 
     Raises:
-        CannotVerify: it is not possible here.
+        CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    placed = place(plan, options.dtype, options.device, can_offload=options.model is None)
-    dtype = placed.dtype
+    placements = choose_placements(plan, options.dtype, options.device, can_offload=options.model is None)
+    dtype = placements.dtype
     _log.info(
-        "both run in %s, one after the other: the narrow one on %s, the wide one on %s",
+        "comparing in %s: the narrow model on %s, then the wide model on %s",
         str(dtype).removeprefix("torch."),
-        placed.narrow,
-        placed.wide,
+        placements.narrow,
+        placements.wide,
     )
-    load, make_inputs = reference(options, plan)
+    load_model, make_inputs = choose_builders(options, plan)
     with torch.no_grad():
-        model = load(narrow, dtype, placed.narrow)
+        model = load_model(narrow, dtype, placements.narrow)
         plans = planned_modules(model, plan)
         inputs = make_inputs(model, narrow)
-        num_tokens = _NEW_TOKENS if placed.wide.over is None else _FEW_TOKENS
-        trial = _Trial(inputs, frozenset(plans), dtype, options.seed, num_tokens)
-        before = _run(model, trial, placed.narrow)
+        num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
+        settings = _RunSettings(inputs, frozenset(plans), dtype, options.seed, num_tokens)
+        before = _run(model, settings, placements.narrow)
         _refuse_nonfinite(before)
         rounding = None
         if plan.rounded and plan.method.is_copying:
-            if placed.narrow.over is not None:
+            if placements.narrow.offload is not None:
                 raise CannotVerify(
-                    f"`{plan.rounded[0].target.name}` is rounded by its scale, which can only be told apart where the "
-                    "narrow model fits into memory; `mupscale verify --weights` compares the weights alone"
+                    f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
+                    "the narrow model in memory; `mupscale verify --weights` compares the weights alone"
                 )
             exact = before
-            store_scaled(model, plan)
-            before = _run(model, trial, placed.narrow, exact.tokens)
+            round_scaled_tensors(model, plan)
+            before = _run(model, settings, placements.narrow, exact.tokens)
             main = next(iter(exact.logits))
             rounding = compare(main, exact.logits[main], before.logits[main])
         del model
-        _free(placed.narrow.device)
+        _free(placements.narrow.device)
 
-        def found(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
-            model = load(checkpoint, dtype, placed.wide)
-            after = _run(model, trial, placed.wide, before.tokens)
+        def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
+            model = load_model(checkpoint, dtype, placements.wide)
+            after = _run(model, settings, placements.wide, before.tokens)
             del model
-            _free(placed.wide.device)
+            _free(placements.wide.device)
             modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
             return Verification(
                 comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
@@ -140,42 +151,41 @@ def verify_checkpoints(
                 tolerance=allowed[0],
                 tolerance_reason=allowed[1],
                 dtype=str(dtype).removeprefix("torch."),
-                device=str(placed.wide),
-                inputs=inputs.about,
+                device=str(placements.wide),
+                inputs=inputs.description,
                 rounding=rounding,
                 rounded_tensors=len(plan.rounded),
                 modules=tuple(modules),
             )
 
-        result = found(wide, stored_tolerance(plan, dtype))
+        verification = compare_with(wide, stored_tolerance(plan, dtype))
         if plan.perturbation is None or not plan.method.is_copying:
-            return replace(result, keeps_function=plan.keeps_function)
-        with unperturbed(narrow, plan, room or wide.path.parent) as plain:
-            without = found(plain, tolerance(plan, dtype))
-        return replace(result, keeps_function=plan.keeps_function, unperturbed=without)
+            return replace(verification, keeps_function=plan.keeps_function)
+        with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
+            unperturbed = compare_with(checkpoint, tolerance(plan, dtype))
+        return replace(verification, keeps_function=plan.keeps_function, unperturbed=unperturbed)
 
 
 def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:
-    """What two models return. Logits are equal; hidden states, which a headless model returns, are copies.
+    """Compare the outputs of both models: logits are equal, and hidden states of a headless model are copies.
 
-    Of further outputs those that depend on the width are left out: hidden states are compared
-    module by module, and what is normalised over its length has another scale.
+    Other outputs are skipped if their shape depends on the width: hidden states are compared module by module, and
+    a normalized vector has a different scale.
     """
     for position, (what, narrow) in enumerate(before.items()):
         wide = after[what]
         if narrow.shape == wide.shape:
-            empty = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
-            yield compare(f"{what}{empty}", narrow, wide)
+            note = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
+            yield compare(f"{what}{note}", narrow, wide)
         elif position == 0:
             copies = max(1, wide.shape[-1] // narrow.shape[-1])
-            found = [
-                compare(f"{what} (each unit {copies} times)", copied, wide) for copied in _copied(narrow, wide, plan)
-            ]
-            yield min(found, key=lambda comparison: comparison.max_rel)
+            name = f"{what} (each unit {copies} times)"
+            candidates = [compare(name, expected, wide) for expected in _possible_copies(narrow, wide, plan)]
+            yield min(candidates, key=lambda comparison: comparison.max_rel)
 
 
-def _copied(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
-    """Hidden states copied along an axis of their size, whichever it is."""
+def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
+    """Yield hidden states with copied units, once for each different copy map of an axis of their size."""
     size, wide_size = narrow.shape[-1], wide.shape[-1]
     maps = {axis.copy_map() for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size)}
     for units in maps or {CopyMap(size, max(1, wide_size // size))}:
@@ -184,47 +194,48 @@ def _copied(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
 
 
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:
-    """What the last module before the readout computed."""
+    """Return the comparison of the last module before the readout, under a name of its own; empty if there is none."""
     logits = next(iter(outputs.logits.values()))
     inner = [c for c in modules if outputs.modules[c.what].shape != logits.shape]
     return (replace(inner[-1], what=f"final hidden states (`{inner[-1].what}`)"),) if inner else ()
 
 
-def reference(
+def choose_builders(
     options: VerifyOptions, plan: Plan
 ) -> tuple[Callable[[Checkpoint, torch.dtype, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
-    """How to load a model, and how to make inputs for it."""
+    """Return a function that loads a model and one that makes its inputs, for transformers or a user-defined model."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
         return build_reference_model, lambda model, _: reference_inputs(model, generator)
     module, build = load_user_module(options.model)
     return (
-        lambda checkpoint, dtype, where: build_user_model(build, checkpoint, dtype).to(where.device),
+        lambda checkpoint, dtype, placement: build_user_model(build, checkpoint, dtype).to(placement.device),
         lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
     )
 
 
-def _run(model: nn.Module, trial: _Trial, where: Placement, tokens: Tensor | None = None) -> _Outputs:
-    inputs = trial.inputs.to(where.device, trial.dtype)
+def _run(model: nn.Module, settings: _RunSettings, placement: Placement, tokens: Tensor | None = None) -> _Outputs:
+    """Run a model on all its inputs. Generation follows `tokens` if they are given."""
+    inputs = settings.inputs.to(placement.device, settings.dtype)
     try:
-        with everything_in(trial.dtype):
-            with recording(model, trial.names) as recorder:
+        with everything_in(settings.dtype):
+            with recording(model, settings.names) as recorder:
                 logits = _outputs(model(*inputs.arguments, **inputs.keywords))
             if _generates(model):
-                padded, mask = _left_padded(model, trial.seed, inputs)
+                padded, mask = _left_padded(model, settings.seed, inputs)
                 output = output_tensor(model(input_ids=padded, attention_mask=mask))
                 logits["logits of a left-padded batch"] = output[mask.bool()]
-                found, tokens = _generate(model, padded, mask, trial.num_tokens, tokens)
-                logits["logits of cached generation"] = found
+                generated, tokens = _generate(model, padded, mask, settings.num_tokens, tokens)
+                logits["logits of cached generation"] = generated
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        if where.over is not None:  # some models use weights of other modules than the one that runs
-            raise CannotVerify(f"the model cannot be run when its weights are not on one device: {error}") from error
-        raise VerifyError(f"the model cannot be run: {error}") from error
+        if placement.offload is not None:  # some modules use the weights of others, which are not loaded then
+            raise CannotVerify(f"the model cannot run unless all its weights are on one device: {error}") from error
+        raise VerifyError(f"the model failed to run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
 
 
 def _refuse_nonfinite(outputs: _Outputs) -> None:
-    """Nothing can be compared with NaN, and an infinity says nothing of how large the difference is."""
+    """Refuse NaN, which cannot be compared, and infinity, which hides how large a difference is."""
     what, values = next(iter(outputs.logits.items()))
     if not bool(values.isfinite().all()):
         raise CannotVerify(
@@ -233,7 +244,7 @@ def _refuse_nonfinite(outputs: _Outputs) -> None:
 
 
 def _outputs(output: Any) -> dict[str, Tensor]:
-    """Every floating-point tensor that a model returns by name, the main one first."""
+    """Return a model's floating-point output tensors by their names, the main one first."""
     main = output_tensor(output)
     named = output.items() if isinstance(output, Mapping) else ()
     tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
@@ -247,7 +258,7 @@ def _generates(model: nn.Module) -> bool:
 
 
 def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """A batch whose second sequence is shorter, padded on the left, and its mask."""
+    """Make a batch whose second sequence is padded on the left; return its tokens and mask, shape (BATCH, LENGTH)."""
     generator = torch.Generator().manual_seed(seed + 1)
     config: Any = model.config
     tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
@@ -262,12 +273,19 @@ def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, T
 def _generate(
     model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits of greedy generation with a KV cache, and the tokens; those given are forced.
+    """Generate greedily with a KV cache; return the logits of the new tokens, and all tokens.
 
-    The wide model follows the narrow one's tokens: a tie of two logits must not end in two texts.
+    The wide model is forced to follow the narrow one's tokens, since a tie of two logits would lead to different texts.
+
+    Args:
+        model: a transformers model.
+        tokens: the prompt, shape (batch, length).
+        mask: its attention mask, same shape.
+        num_tokens: number of tokens to generate.
+        forced: tokens to follow, shape (batch, length + num_tokens).
     """
 
-    class Forced:
+    class FollowForced:
         def __call__(self, so_far: Tensor, scores: Tensor) -> Tensor:
             assert forced is not None
             chosen = forced[:, so_far.shape[1]].unsqueeze(1)
@@ -289,7 +307,7 @@ def _generate(
             tokens,
             attention_mask=mask,
             generation_config=settings,
-            logits_processor=[Forced()] if forced is not None else None,
+            logits_processor=[FollowForced()] if forced is not None else None,
         )
     finally:
         model.generation_config = previous

@@ -1,4 +1,4 @@
-"""Random inputs for a model, by what it takes."""
+"""Random inputs for transformers models and for user-defined ones."""
 
 from __future__ import annotations
 
@@ -22,52 +22,58 @@ _IMAGE = 64
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments for a model's forward, and words for them."""
+    """Arguments of a model's forward pass.
+
+    Attributes:
+        arguments: positional arguments.
+        keywords: keyword arguments.
+        description: a phrase for reports, such as "2 sequences of 16 random tokens".
+    """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    about: str
+    description: str
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
-        """The same on a device; floating-point tensors in the models' type."""
+        """Move all tensors to a device and convert the floating-point ones to `dtype`."""
 
-        def moved(value: Any) -> Any:
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, dtype) if value.is_floating_point() else value.to(device)
             return value
 
         return Inputs(
-            tuple(map(moved, self.arguments)), {key: moved(v) for key, v in self.keywords.items()}, self.about
+            tuple(map(move, self.arguments)), {key: move(v) for key, v in self.keywords.items()}, self.description
         )
 
 
 def reference_inputs(model: Any, generator: torch.Generator) -> Inputs:
-    """Inputs for a transformers model: tokens or images, by its `main_input_name`.
+    """Make inputs for a transformers model: tokens, images or spectrograms, according to its `main_input_name`.
 
     Raises:
-        CannotVerify: it takes something else.
+        CannotVerify: the model takes another kind of input.
     """
     config: Any = model.config
     name = getattr(model, "main_input_name", "input_ids")
     if name not in _KINDS:
         raise CannotVerify(
-            f"it takes `{name}`, for which there are no random inputs yet; give your own model with `--model`"
+            f"cannot make random inputs of kind `{name}`; give your own model with `--model module.py:build`"
         )
-    values, about = _KINDS[name](config, generator)
+    values, description = _KINDS[name](config, generator)
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
     if name == "input_ids" and getattr(config, "vision_config", None) is not None:
-        keywords |= _pictures(model, config, generator)
-        keywords[name] = _with_places(model, config, keywords)
+        keywords |= _image_inputs(model, config, generator)
+        keywords[name] = _with_image_tokens(model, config, keywords)
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
-        about += " with images"
-    return Inputs((), keywords, about)
+        description += " with images"
+    return Inputs((), keywords, description)
 
 
-def _pictures(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """One image for each text: pixels, or for models that take any resolution their patches in a row."""
+def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make one image per text: pixels, or a sequence of patches for models that take any resolution."""
     vision = config.vision_config
     if not hasattr(vision, "temporal_patch_size"):
         return {"pixel_values": _images(vision, generator)[0].to(model.dtype)}
@@ -78,11 +84,11 @@ def _pictures(model: Any, config: Any, generator: torch.Generator) -> dict[str, 
     return {"pixel_values": patches.to(model.dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
 
 
-def _with_places(model: Any, config: Any, keywords: Mapping[str, Tensor]) -> Tensor:
-    """The tokens with as many image tokens in front of each text as its image has features."""
+def _with_image_tokens(model: Any, config: Any, keywords: Mapping[str, Tensor]) -> Tensor:
+    """Prepend one image token per feature of its image to each text."""
     tokens = keywords["input_ids"]
-    place = image_token(config)
-    if place is None:  # as in models that compare texts with images
+    placeholder = image_token(config)
+    if placeholder is None:  # models such as CLIP take images and texts separately
         return tokens
     device = next(model.parameters()).device
     images = {key: value.to(device) for key, value in keywords.items() if key != "input_ids"}
@@ -90,13 +96,13 @@ def _with_places(model: Any, config: Any, keywords: Mapping[str, Tensor]) -> Ten
     features = getattr(features, "pooler_output", features)
     features = torch.cat(tuple(features)) if isinstance(features, (list, tuple)) else features
     count = features.numel() // features.shape[-1] // BATCH
-    return torch.cat([torch.full((BATCH, count), place), tokens], dim=1)
+    return torch.cat([torch.full((BATCH, count), placeholder), tokens], dim=1)
 
 
 def image_token(config: Any) -> int | None:
-    """The token that stands for a feature of an image, None where there is none."""
-    places = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return next((place for place in places if isinstance(place, int)), None)
+    """Return the id of the placeholder token for an image feature; None if the config has none."""
+    ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((value for value in ids if isinstance(value, int)), None)
 
 
 def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
@@ -107,7 +113,7 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    """Tokens; for encoder-decoders with one end token each, at the end, where their classifiers look for it."""
+    """Make random tokens. For encoder-decoders, only the last is an end token: their classifiers read its state."""
     text = config.get_text_config()
     tokens = random_tokens(text.vocab_size, LENGTH, generator)
     tokens[tokens == image_token(config)] = 0
@@ -127,7 +133,7 @@ _KINDS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spec
 
 
 def random_tokens(vocab_size: int, length: int, generator: torch.Generator) -> Tensor:
-    """A batch of token ids."""
+    """Draw a batch of token ids of shape (BATCH, length)."""
     return torch.randint(vocab_size, (BATCH, length), generator=generator)
 
 
@@ -138,34 +144,36 @@ def user_inputs(
     generator: torch.Generator,
     model: nn.Module | None = None,
 ) -> Inputs:
-    """Inputs for a user's model: from its module's `inputs(config, generator)`, else by its first layer.
+    """Make inputs for a user-defined model: call its module's `inputs(config, generator)`, or infer them.
+
+    Without that function, the first layer decides: tokens for an embedding, else random numbers.
 
     Args:
-        module: with the user's build function.
-        config: what that was given.
-        plan: of a widening, None where there is none yet.
-        generator: of the random numbers.
-        model: what was built.
+        module: module of the user's build function.
+        config: the config that was passed to the build function.
+        plan: plan of a widening; None if there is none yet.
+        generator: source of the random numbers.
+        model: the model that was built.
 
     Raises:
-        VerifyError: the first layer does not tell.
+        VerifyError: the inputs cannot be inferred from the first layer.
     """
-    make = getattr(module, "inputs", None)
-    if callable(make):
-        made = make(config, generator)
-        if isinstance(made, Mapping):
-            return Inputs((), dict(made), "inputs of the user's module")
-        return Inputs(made if isinstance(made, tuple) else (made,), {}, "inputs of the user's module")
+    make_inputs = getattr(module, "inputs", None)
+    if callable(make_inputs):
+        values = make_inputs(config, generator)
+        if isinstance(values, Mapping):
+            return Inputs((), dict(values), "inputs of the user's module")
+        return Inputs(values if isinstance(values, tuple) else (values,), {}, "inputs of the user's module")
     embedding = _first_layer(model)
     vocab_size = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else config.get("vocab_size")
     if vocab_size is not None:
         tokens = random_tokens(vocab_size, LENGTH, generator)
         return Inputs((tokens,), {}, f"{BATCH} sequences of {LENGTH} random tokens")
-    shape = _first_shape(plan, model)
+    shape = _first_weight_shape(plan, model)
     if shape is None:
         raise VerifyError(
-            "the first weight of your model does not tell what it takes",
-            hint="define `inputs(config, generator)` beside the build function",
+            "cannot infer the inputs of your model from its first layer",
+            hint="define `inputs(config, generator)` next to the build function",
         )
     size = (BATCH, shape[1]) if len(shape) == 2 else (BATCH, shape[1], _IMAGE, _IMAGE)
     values = torch.randn(size, generator=generator, dtype=torch.float64)
@@ -173,13 +181,13 @@ def user_inputs(
 
 
 def _first_layer(model: nn.Module | None) -> nn.Module | None:
-    """The first module that has parameters of its own."""
+    """Return the first module that has parameters of its own."""
     modules = model.modules() if model is not None else ()
     return next((module for module in modules if next(module.parameters(recurse=False), None) is not None), None)
 
 
-def _first_shape(plan: Plan | None, model: nn.Module | None) -> tuple[int, ...] | None:
-    """The shape of the first weight, whose columns are what the model takes: the first that are not widened."""
+def _first_weight_shape(plan: Plan | None, model: nn.Module | None) -> tuple[int, ...] | None:
+    """Return the shape of the weight that reads the model's input; in a plan, the first with unwidened columns."""
     if plan is not None:
         weights = (tensor for tensor in plan.tensors if len(tensor.source.shape) in (2, 4))
         return next((t.source.shape for t in weights if t.dims[1].size == t.dims[1].wide_size), None)

@@ -1,4 +1,4 @@
-"""Optimizers for trying out training, as the table of optimizers names them."""
+"""Optimizers that run during a verification, built from the table of optimizer rules."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import torch
 from mupscale_cli.optimizers.rules import OptimizerRule
 from mupscale_cli.verification.result import CannotVerify
 
-# How torch computes, which changes no result that counts here.
+# Arguments that choose torch's implementation and do not change its results.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def optimizer_class(rule: OptimizerRule) -> Any:
-    """Import the class that the table names."""
+    """Import the optimizer class of a rule: its exact implementation if it names one, else torch's."""
     module, _, name = (rule.exact or rule.called["torch"]).rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def make_optimizer(rule: OptimizerRule, decoupled: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Make an optimizer for groups that may have settings which it does not know.
+    """Make an optimizer; drop the settings of its groups that its class does not take.
 
     Args:
         rule: the optimizer.
-        decoupled: how its weight decay works.
-        groups: with their parameters.
+        decoupled: whether its weight decay is decoupled from the gradient.
+        groups: parameter groups with their settings.
 
     Raises:
-        CannotVerify: the kind cannot be tried out with its weight decay.
+        CannotVerify: torch's class does not support this weight decay.
     """
     rule = rule.with_decay(decoupled)
-    made_by = optimizer_class(rule)
-    known = set(inspect.signature(made_by).parameters) - _IMPLEMENTATION
+    torch_class = optimizer_class(rule)
+    accepted = set(inspect.signature(torch_class).parameters) - _IMPLEMENTATION
     if decoupled and not rule.decoupled:
-        if "decoupled_weight_decay" not in known:
+        if "decoupled_weight_decay" not in accepted:
             raise CannotVerify(f"torch's {rule.name} has no decoupled weight decay")
         groups = [{**group, "decoupled_weight_decay": True} for group in groups]
-    made: torch.optim.Optimizer = made_by([_only(known, group) for group in groups])
-    return made
+    optimizer: torch.optim.Optimizer = torch_class([_select(group, accepted) for group in groups])
+    return optimizer
 
 
-def _only(known: set[str], group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key == "params" or key in known}
+def _select(group: Mapping[str, Any], accepted: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key == "params" or key in accepted}

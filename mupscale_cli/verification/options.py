@@ -1,4 +1,4 @@
-"""The options of verifying, declared once for the Python API, the command line and job files. No torch."""
+"""Options of a verification, shared by the Python API, the command line and job files. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How to verify a widened checkpoint.
+    """Options for verifying a widened checkpoint.
 
     Attributes:
-        narrow: its source; the one that its record names if not given.
-        dtype: `auto`, or one of `placement.DTYPES`; `auto` is float64 where the models fit, else float32.
-        device: `auto`, one of torch's names, `disk` or `spread`; see `placement.place`.
-        model: `path/or/module.py:build` of a user-defined model, in place of transformers'.
-        recipe: name or file of the recipe; the one that the record names if not given.
-        seed: of the random inputs.
-        steps: optimizer steps to take on both models, beside comparing what they compute.
-        optimizer: for `steps`, the narrow optimizer's state if it is not beside the source; `none` leaves it out.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        narrow: path of the source. Default: the source named in the record.
+        dtype: `auto` or a key of `dtypes.FLOATS`; `auto` is float64 if the models fit in memory, else float32.
+        device: `auto`, a torch device, `disk` or `spread`; see `placement.choose_placements`.
+        model: `path/or/module.py:build` of a user-defined model that replaces the transformers class.
+        recipe: name or file of the recipe. Default: the recipe named in the record.
+        seed: random seed of the inputs.
+        steps: number of optimizer steps to train both models for, in addition to comparing their outputs.
+        optimizer: state file of the narrow optimizer, used by `steps`; `none` ignores any state. Default: the
+            state next to the source.
+        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
     """
 
     narrow: str | Path | None = None
@@ -38,7 +39,7 @@ class VerifyOptions:
     allow_pickle: bool = False
 
     def as_record(self) -> VerifiedWith:
-        """Return what a record says of them; no paths."""
+        """Return the options that a record keeps; it has no paths."""
         return {
             "dtype": self.dtype,
             "device": self.device,

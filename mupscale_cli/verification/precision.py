@@ -1,4 +1,4 @@
-"""Running a reference implementation in float64 throughout, and what error remains then."""
+"""Running a reference implementation in float64 throughout, and bounding the rounding error that remains."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mupscale_cli.plan import Plan
 
 _LOW = tuple(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
-# These read or reinterpret bytes, so their type is that of the data and not a choice.
+# These read or reinterpret bytes: the data determine their type.
 _BYTES = (torch.frombuffer, torch.Tensor.view, torch.Tensor.view_as)
 _LAMBDA = 8.0
 
 
 class _Float64Mode(TorchFunctionMode):
-    """Turns every request for a lower float type into one for float64.
+    """Replaces every request for a lower floating-point type by float64.
 
-    Reference models compute norms, softmax and rotary tables in float32 whatever their type is,
-    which leaves a floor of about 1e-6 under every comparison; wrong rules hide below it.
+    Reference models always compute norms, softmax and rotary tables in float32. That limits every comparison
+    to a relative accuracy of about 1e-6, which could hide a wrong rule.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,21 +32,18 @@ class _Float64Mode(TorchFunctionMode):
         if func in _CASTS:
             return args[0].double()
         if func not in _BYTES:
-            args = tuple(_raised(value) for value in args)
-            kwargs = {key: _raised(value) for key, value in kwargs.items()}
+            args = tuple(_to_float64(value) for value in args)
+            kwargs = {key: _to_float64(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
-def _raised(value: Any) -> Any:
+def _to_float64(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
 
 
 @contextmanager
 def everything_in(dtype: torch.dtype) -> Iterator[None]:
-    """Make `dtype` the default type, and for float64 the only one.
-
-    The default type of the process is restored.
-    """
+    """Make `dtype` torch's default type for a block. If it is float64, nothing in the block uses a lower one."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -60,55 +57,56 @@ def everything_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
-    """The largest relative difference that rounding explains, and why.
+    """Return the largest relative difference that rounding can explain.
 
-    Both models do the same sums in another order. A sum of n products in a type of unit roundoff u
+    Both models compute the same sums in a different order. A sum of n products in a type of unit roundoff u
     has a relative error of at most lambda u sqrt(n), with a probability of at least
-    1 - 2 n exp(-lambda^2 / 2) (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 3.1); with
-    lambda = 8 the exception is one in 10^10 for n = 10^4. To first order the errors of L products in
-    a row add up, at worst linearly. Products of float16 and bfloat16 are summed in float32 and the
-    result is rounded once, so n counts as 1 for them.
+    1 - 2 n exp(-lambda^2 / 2) (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 3.1). With lambda = 8
+    and n = 10^4, it is exceeded with a probability of 10^-10. To first order, the errors of L consecutive
+    products add up, at worst linearly. Products of float16 and bfloat16 are summed in float32 and rounded once,
+    so their n is 1.
 
     Args:
-        plan: for the number and the length of the sums.
-        dtype: in which the models run.
+        plan: provides the number and the length of the sums.
+        dtype: type in which the models run.
 
     Returns:
         The tolerance (dimensionless) and a line that explains it.
     """
     products = [tensor for tensor in plan.tensors if len(tensor.target.shape) >= 2]
     longest = max((_sum_length(tensor.target.shape) for tensor in products), default=1)
-    computing = dtype_of(dtype)
-    length = 1 if computing.size == 2 else longest
+    compute_type = dtype_of(dtype)
+    length = 1 if compute_type.size == 2 else longest
     depth = max(1, len(products))
-    unit, name = computing.unit_roundoff, computing.torch_name
+    unit, name = compute_type.unit_roundoff, compute_type.torch_name
     reason = f"8 u L sqrt(n): u = {unit:.1e} ({name}), L = {depth} products, longest sum n = {length}"
     return _LAMBDA * unit * depth * math.sqrt(length), reason
 
 
 def stored_tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
-    """The same for noise that cancels, whose last share is rounded in the type that it is stored in.
+    """Return the tolerance for stored weights, which is larger than `tolerance` if they have noise that cancels.
 
-    That changes the weights by about one unit roundoff of theirs each, which a product passes on as it is.
+    The last share of such noise is rounded to the stored type. This changes each weight by about one unit roundoff
+    of that type, and a product passes the relative error on unchanged.
 
     Returns:
         The tolerance (dimensionless) and a line that explains it.
     """
-    computing, reason = tolerance(plan, dtype)
+    of_computing, reason = tolerance(plan, dtype)
     noisy = [DTYPES[tensor.target.dtype] for tensor in plan.tensors if tensor.noise is not None]
     if not noisy:
-        return computing, reason
+        return of_computing, reason
     stored = max(noisy, key=lambda stored: stored.unit_roundoff)
     depth = max(1, sum(len(tensor.target.shape) >= 2 for tensor in plan.tensors))
-    allowed = _LAMBDA * stored.unit_roundoff * depth
-    if allowed <= computing:
-        return computing, reason
+    of_storing = _LAMBDA * stored.unit_roundoff * depth
+    if of_storing <= of_computing:
+        return of_computing, reason
     return (
-        allowed,
-        f"8 u L: u = {stored.unit_roundoff:.1e} ({stored.name}, in which noise is stored), L = {depth} products",
+        of_storing,
+        f"8 u L: u = {stored.unit_roundoff:.1e} ({stored.name}, the type of stored noise), L = {depth} products",
     )
 
 
 def _sum_length(shape: tuple[int, ...]) -> int:
-    """The longer side of a matrix, or what a kernel sums over, whichever way it is stored."""
+    """Return the longest sum of a product: the longer side of a matrix, whether or not it is stored transposed."""
     return max(shape[0], math.prod(shape[1:]))

@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""Results of a verification."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from mupscale_cli.record import types as recorded
 
 
-class CannotVerify(VerifyError):  # noqa: N818 (it is a reason, and read as one)
-    """A verification that is not possible here, for a reason that is not the checkpoint's fault."""
+class CannotVerify(VerifyError):  # noqa: N818 (the checkpoint has no error)
+    """A verification that is not possible here, through no fault of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two tensors that should be equal, or copies of one another.
+    """Difference of two tensors that should be equal.
 
     Attributes:
-        what: which ones.
-        max_abs: largest absolute difference.
-        max_rel: the same over the largest magnitude of the narrow model's.
+        what: what the tensors are.
+        max_abs: largest absolute difference of two elements.
+        max_rel: `max_abs` divided by the largest magnitude in the narrow model's tensor.
     """
 
     what: str
@@ -34,33 +34,33 @@ class Comparison:
     max_rel: float
 
     def as_record(self) -> recorded.Comparison:
-        """The figures as mupscale.json and `--json` show them."""
+        """Return the object that mupscale.json and `--json` contain."""
         return {"what": self.what, "max_abs": figure(self.max_abs), "max_rel": figure(self.max_rel)}
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether two models agree, and how closely.
+    """Comparison of two models: whether they agree, and how closely.
 
     Attributes:
-        comparisons: of the outputs, each on its own inputs.
-        num_modules: modules whose outputs were compared as well.
-        worst_module: the one with the largest relative difference.
-        first_difference: the first module, in the order of execution, beyond the tolerance.
-        tolerance: largest relative difference that rounding explains.
-        tolerance_reason: how that follows from the data types.
-        dtype: in which both models ran.
-        device: where they ran.
-        inputs: what they were given.
-        rounding: how far storing scaled tensors in their type moves the outputs, None where nothing
-            is rounded. The comparisons are with the narrow model after that rounding, so that it
-            hides no wrong rule.
-        rounded_tensors: how many tensors that are.
-        training: whether both take the same steps, None where that was not tried.
-        keeps_function: whether the models are to agree; else the comparisons say how far apart they are.
-        unperturbed: the same comparison with the noise taken away, None where there is none.
-        weights: whether what is stored is what was planned, None where that was not tried.
-        modules: the comparison of every module, in the order of execution.
+        comparisons: comparisons of the models' outputs, each for its own inputs.
+        num_modules: number of modules whose outputs were compared.
+        worst_module: the module with the largest relative difference.
+        first_difference: the first module, in the order of execution, whose difference exceeds the tolerance.
+        tolerance: largest relative difference that rounding can explain.
+        tolerance_reason: derivation of the tolerance, in a line.
+        dtype: type in which both models ran.
+        device: device on which the wide model ran.
+        inputs: description of the inputs.
+        rounding: change of the outputs when scaled tensors are rounded to their stored type; None if none is
+            rounded. The comparisons are with the narrow model after that rounding, which therefore cannot
+            hide a wrong rule.
+        rounded_tensors: number of rounded tensors.
+        training: comparison of optimizer steps; None if there was none.
+        keeps_function: whether the models should agree; otherwise the comparisons tell how different they are.
+        unperturbed: comparison with the wide model without its noise; None if it has none.
+        weights: comparison of the stored bytes with the planned ones; None if there was none.
+        modules: comparisons of all modules, in the order of execution.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -82,24 +82,24 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether everything holds that the method promises."""
+        """Whether the wide model is what its method promises."""
         if any(part is not None and not part.agrees for part in (self.training, self.unperturbed, self.weights)):
             return False
         return not self.keeps_function or self.is_equal
 
     @property
     def is_equal(self) -> bool:
-        """Whether both models compute the same, up to rounding."""
+        """Whether both models compute the same function, up to rounding."""
         return self.first_difference is None and all(c.max_rel <= self.tolerance for c in self.comparisons)
 
     @property
     def max_rel(self) -> float:
-        """Largest relative difference of the outputs; NaN if any is."""
+        """Largest relative difference of the outputs; NaN if any of them is NaN."""
         errors = [comparison.max_rel for comparison in self.comparisons]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     def as_record(self) -> recorded.Verification:
-        """The figures as mupscale.json has them."""
+        """Return the object that mupscale.json contains."""
         return {
             "agrees": self.agrees,
             "dtype": self.dtype,
@@ -120,7 +120,7 @@ class Verification:
         }
 
     def as_document(self) -> recorded.Verification:
-        """The figures as `--json` shows them: with those of every module."""
+        """Return the object that `--json` prints: the record's, and the comparison of every module."""
         return {
             **self.as_record(),
             "modules": [module.as_record() for module in self.modules],
@@ -130,11 +130,12 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class StoredCheck:
-    """How far a stored tensor is from the planned one.
+    """Distance of a stored tensor from the planned one.
 
     Attributes:
-        what: which tensor.
-        units: largest distance of an element, in units in the last place of its type; at most 1 is rounding.
+        what: name of the tensor.
+        units: largest distance of an element, in units in the last place of the stored type; rounding explains
+            up to 1.
     """
 
     what: str
@@ -143,21 +144,22 @@ class StoredCheck:
 
 @dataclass(frozen=True, slots=True)
 class TrainingVerification:
-    """Whether two models take the same steps.
+    """Comparison of two models that were trained side by side.
 
     Attributes:
-        steps: how many were taken.
-        optimizer: which, with what.
-        losses: of the narrow and the wide model, before each step.
-        weights: the parameter that is farthest from c R(narrow) in the end, relative to its largest element.
+        steps: number of optimizer steps.
+        optimizer: name and main settings of the optimizer.
+        losses: loss of the narrow and of the wide model before each step.
+        weights: the parameter that is farthest from c R(narrow) after the last step, relative to its largest element.
         stored: the stored weight or state that is farthest from the planned one.
         carried: whether a carried optimizer state was compared.
-        first_difference: in the first step whose loss differs, the parameter that is farthest off.
-        tolerance: largest relative difference of losses that rounding explains.
-        tolerance_reason: how that follows.
-        weights_tolerance: the same for weights; larger where a step multiplies errors (Muon).
-        without_noise: the wide model was trained without the noise that it is stored with.
-        start: from which state both began.
+        first_difference: the parameter that is farthest off after the first step whose losses differ.
+        tolerance: largest relative difference of the losses that rounding can explain.
+        tolerance_reason: derivation of the tolerance, in a line.
+        weights_tolerance: largest relative difference of the weights that rounding can explain; larger than
+            `tolerance` if a step multiplies errors, as Muon's does.
+        without_noise: whether the wide model was trained without its stored noise.
+        start: the optimizer state that both models started from, as a phrase.
     """
 
     steps: int
@@ -175,26 +177,26 @@ class TrainingVerification:
 
     @property
     def max_rel(self) -> float:
-        """Largest relative difference of the losses of a step."""
+        """Largest relative difference of the losses before a step."""
         errors = [abs(a - b) / abs(a) if a else abs(b) for a, b in self.losses]
         return math.inf if any(map(math.isnan, errors)) else max(errors)
 
     @property
     def steps_agree(self) -> bool:
-        """Whether both models were trained alike, each from what it should have been stored as."""
+        """Whether both models took the same steps from the planned weights and state."""
         return self.max_rel <= self.tolerance and self.weights.max_rel <= self.weights_tolerance
 
     @property
-    def is_stored_well(self) -> bool:
-        """Whether weights and state are stored as planned, up to rounding."""
+    def is_stored_correctly(self) -> bool:
+        """Whether the stored weights and state are the planned ones, up to rounding."""
         return self.stored.units <= 1
 
     @property
     def agrees(self) -> bool:
-        return self.steps_agree and self.is_stored_well
+        return self.steps_agree and self.is_stored_correctly
 
     def as_record(self) -> recorded.Training:
-        """The figures as mupscale.json and `--json` show them."""
+        """Return the object that mupscale.json and `--json` contain."""
         first = self.first_difference
         return {
             "agrees": self.agrees,
@@ -216,43 +218,46 @@ class TrainingVerification:
 
 @dataclass(frozen=True, slots=True)
 class WeightsCheck:
-    """Whether what is stored is what the plan makes of the source.
+    """Comparison of stored tensors with the planned ones, byte by byte.
 
     Attributes:
-        num_tensors: how many were compared.
-        num_bytes: of their data.
-        differences: what is wrong with the others, each with the tensor's name.
-        state: the same for the optimizer's state, where there is one.
-        without_state: why that was not compared, where there is one.
+        num_tensors: number of tensors that were compared.
+        num_bytes: size of their data.
+        differences: one sentence per difference, with the name of the tensor or setting.
+        state: comparison of the optimizer's state; None if it was not compared.
+        state_skipped: reason why an existing state was not compared.
     """
 
     num_tensors: int
     num_bytes: int
     differences: tuple[str, ...]
     state: WeightsCheck | None = None
-    without_state: str | None = None
+    state_skipped: str | None = None
 
     @property
     def agrees(self) -> bool:
         return not self.differences and (self.state is None or self.state.agrees)
 
     def as_record(self) -> recorded.Weights:
-        """The figures as mupscale.json and `--json` show them."""
-        found: recorded.Weights = {
+        """Return the object that mupscale.json and `--json` contain."""
+        record: recorded.Weights = {
             "agrees": self.agrees,
             "tensors": self.num_tensors,
             "bytes": self.num_bytes,
             "differences": list(self.differences),
         }
         if self.state:
-            found["optimizer_state"] = self.state.as_record()
-        if self.without_state:
-            found["optimizer_state_skipped"] = self.without_state
-        return found
+            record["optimizer_state"] = self.state.as_record()
+        if self.state_skipped:
+            record["optimizer_state_skipped"] = self.state_skipped
+        return record
 
 
 def compare(what: str, narrow: Tensor, wide: Tensor) -> Comparison:
-    """Compare two tensors of one shape; a NaN anywhere, or another shape, is an infinite difference."""
+    """Compare two tensors of the same shape, in float64.
+
+    Tensors without elements, of different shapes, or with NaN or infinity are infinitely different.
+    """
     if narrow.shape != wide.shape or not narrow.numel():
         return Comparison(what, math.inf, math.inf)
     difference = float((narrow.double() - wide.double()).abs().max())

@@ -1,4 +1,4 @@
-"""Optimizer steps on two checkpoints, side by side."""
+"""Training two checkpoints side by side for some optimizer steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan
 from mupscale_cli.text import listed
-from mupscale_cli.verification.comparing import reference
+from mupscale_cli.verification.comparing import choose_builders
 from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, check_memory, one_device
+from mupscale_cli.verification.placement import Placement, check_memory, training_device
 from mupscale_cli.verification.result import CannotVerify, TrainingVerification
 from mupscale_cli.verification.training import batch_loss, verify_training
-from mupscale_cli.verification.weights import unperturbed, without_noise
+from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
 
 
 def train_checkpoints(
@@ -34,52 +34,49 @@ def train_checkpoints(
     state: OptimizerTree | None = None,
     wide_state: OptimizerTree | None = None,
 ) -> TrainingVerification:
-    """Take optimizer steps on two checkpoints, in float64 and side by side, and compare them.
+    """Train a checkpoint and its widening for some optimizer steps in float64, and compare the steps.
 
-    A perturbed model is trained without its noise, since copies that differ do not train alike.
+    A perturbed model is trained without its noise, since copies that differ train differently.
 
     Args:
         narrow: the source.
-        wide: what it was widened to.
-        plan: how.
-        options: device, own model, seed, number of steps.
-        state: the narrow optimizer's, None for a fresh start of AdamW.
-        wide_state: the carried one.
+        wide: its widening.
+        plan: plan of the widening.
+        options: device, user-defined model, seed and number of steps.
+        state: state of the narrow optimizer. Default: AdamW without a state.
+        wide_state: the carried state.
 
     Raises:
-        CannotVerify: it is not possible here.
+        CannotVerify: the method does not keep training dynamics, or there is not enough memory.
         VerifyError: a model cannot be built or trained.
     """
     if not plan.trains_alike:
+        uneven = [axis.name for axis in plan.axes if axis.uneven and axis.factor > 1] if plan.method.is_copying else []
+        reason = f", since it drew units unequally often along {listed(uneven)}" if uneven else ""
         raise CannotVerify(
-            f"a model that `{plan.method.name}` made does not train as the narrow one did"
-            + (
-                ""
-                if not plan.method.is_copying
-                else ": units were drawn unequally often along "
-                + listed(axis.name for axis in plan.axes if axis.uneven and axis.factor > 1)
-            )
-            + "; leave `--steps` away"
+            f"a model widened by `{plan.method.name}` does not train like its source{reason}; omit `--steps`"
         )
-    device = one_device(options.device)
+    device = training_device(options.device)
     check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
-    load, _ = reference(options, plan)
-    plain = unperturbed(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
-    with plain as checkpoint:
-        place_at = Placement(device)
-        before, after = (load(each, torch.float64, place_at).requires_grad_() for each in (narrow, checkpoint))
+    load_model, _ = choose_builders(options, plan)
+    to_train = unperturbed_checkpoint(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
+    with to_train as checkpoint:
+        models = (load_model(each, torch.float64, Placement(device)) for each in (narrow, checkpoint))
+        narrow_model, wide_model = (model.requires_grad_() for model in models)
 
     def inputs(step: int) -> Inputs:
-        _, make = reference(replace(options, seed=options.seed + step), plan)
-        return make(before, narrow).to(device, torch.float64)
+        _, make_inputs = choose_builders(replace(options, seed=options.seed + step), plan)
+        return make_inputs(narrow_model, narrow).to(device, torch.float64)
 
     loss = batch_loss(inputs, _logits, options.seed)
-    found = verify_training(before, after, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state)
-    return replace(found, without_noise=plan.perturbation is not None)
+    training = verify_training(
+        narrow_model, wide_model, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state
+    )
+    return replace(training, without_noise=plan.perturbation is not None)
 
 
 def _logits(output: Any) -> Tensor:
-    """What a loss is made of; hidden states are not it, since the wide model has more of them."""
+    """Return the logits, to compute a loss from. Hidden states do not qualify: their number depends on the width."""
     if isinstance(output, Mapping) and not any("logits" in name for name in output):
         raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
     return output_tensor(output)

@@ -1,8 +1,8 @@
-"""Whether the wide model trains as the narrow one does: both take the same steps, side by side.
+"""Training the narrow and the wide model side by side, and comparing their steps.
 
-What is stored is compared first: wide weights and state must be what the plan makes of the narrow
-ones, up to one rounding in their type. Training then starts from the unrounded values, in float64,
-so that rounding of storage can neither hide a wrong rule nor look like one.
+The stored weights and optimizer state are compared first: they must be what the plan makes of the narrow ones, up to
+one rounding in their type. Training then starts from the unrounded values in float64, so the rounding of stored values
+can neither hide a wrong rule nor look like one.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mupscale_cli.verification.optimizers import make_optimizer
 from mupscale_cli.verification.precision import everything_in, tolerance
 from mupscale_cli.verification.result import Comparison, StoredCheck, TrainingVerification
 
-_PASSES = 3  # forward, backward to activations, backward to weights: each as many products as the first
+_PASSES = 3  # forward, backward to activations, backward to weights: each computes as many products
 Loss = Callable[[nn.Module, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two models with its optimizer."""
+class TrainingSetup:
+    """A model with its optimizer."""
 
     rule: OptimizerRule
     parameters: Mapping[str, nn.Parameter]
@@ -56,50 +56,50 @@ def verify_training(
     state: OptimizerTree | None = None,
     wide_state: OptimizerTree | None = None,
 ) -> TrainingVerification:
-    """Take optimizer steps on both models and compare losses and weights.
+    """Train both models for some optimizer steps, and compare losses and weights.
 
     Args:
-        narrow: in float64, with the weights of the source.
-        wide: in float64, with the weights of the widened checkpoint.
-        plan: of the weights.
-        loss: of a model on the batch of a step, the same for both.
-        steps: how many to take.
-        state: the narrow optimizer's; AdamW from a fresh start if None.
-        wide_state: the carried one, which is compared with what the plan makes of `state`.
+        narrow: model in float64 with the weights of the source.
+        wide: model in float64 with the weights of the widened checkpoint; they are replaced by the planned ones.
+        plan: plan of the weights.
+        loss: returns the loss of a model on the batch of a step, which is the same for both models.
+        steps: number of steps.
+        state: state of the narrow optimizer. Default: AdamW without a state.
+        wide_state: the carried state, which is compared with what the plan makes of `state`.
 
     Raises:
-        VerifyError: the model cannot be trained, or weights and plan do not belong together.
+        VerifyError: a model cannot be trained, or the plan does not match the weights.
     """
     for model in (narrow, wide):
-        _normalise_by_batch(model)
+        _use_batch_statistics(model)
     tensors = _by_parameter(plan, narrow, wide)
-    stored = [_settle_weight(tensor, before, after) for tensor, before, after in tensors.values()]
+    stored = [_replace_by_planned(tensor, before, after) for tensor, before, after in tensors.values()]
     groups, wide_groups = _groups(plan, state, wide_state, narrow)
-    before_state = dict(state.states) if state else {}
-    states, checks = _wide_states(plan, before_state, wide_state)
-    sides = (
-        _side(narrow, groups, before_state, dict(narrow.named_parameters())),
-        _side(wide, wide_groups, states, dict(wide.named_parameters())),
+    narrow_states = dict(state.states) if state else {}
+    wide_states, checks = _wide_states(plan, narrow_states, wide_state)
+    setups = (
+        _set_up(narrow, groups, narrow_states, dict(narrow.named_parameters())),
+        _set_up(wide, wide_groups, wide_states, dict(wide.named_parameters())),
     )
     allowed, reason = _tolerance(plan, steps)
-    felt = _Felt({name: before for name, (_, before, _) in tensors.items()}, allowed)
+    gradients = _GradientHistory({name: before for name, (_, before, _) in tensors.items()}, allowed)
     losses: list[tuple[float, float]] = []
     first: Comparison | None = None
     with everything_in(torch.float64):
         for step in range(steps):
-            losses.append(tuple(_step(side, loss, step) for side in sides))  # type: ignore[arg-type]
-            felt.note()
+            losses.append(tuple(_step(setup, loss, step) for setup in setups))  # type: ignore[arg-type]
+            gradients.update()
             deviations = [
-                _deviation(name, tensor, before, after, felt.only_rounding(name))
+                _deviation(name, tensor, before, after, gradients.only_rounding(name))
                 for name, (tensor, before, after) in tensors.items()
             ]
-            worst = max(deviations, key=lambda found: found.max_rel)
+            worst = max(deviations, key=lambda deviation: deviation.max_rel)
             first_loss = abs(losses[-1][0] - losses[-1][1]) / max(abs(losses[-1][0]), 1e-300)
             if first is None and not first_loss <= allowed:
                 first = replace(worst, what=f"{worst.what} (step {step + 1})")
     return TrainingVerification(
         steps=steps,
-        optimizer=_optimizer_text(sides[0].rule, groups[0][0]),
+        optimizer=_optimizer_text(setups[0].rule, groups[0][0]),
         losses=tuple(losses),
         weights=worst,
         stored=_worst_check([*stored, *checks]),
@@ -108,37 +108,46 @@ def verify_training(
         first_difference=first,
         tolerance=allowed,
         tolerance_reason=reason,
-        weights_tolerance=allowed * getattr(sides[0].optimizer, "condition", 1.0),
+        weights_tolerance=allowed * getattr(setups[0].optimizer, "condition", 1.0),
     )
 
 
 def _tolerance(plan: Plan, steps: int) -> tuple[float, str]:
     forward, reason = tolerance(plan, torch.float64)
-    return forward * _PASSES * steps, f"{reason}; {_PASSES} passes x {steps} steps of them"
+    return forward * _PASSES * steps, f"{reason}; times {_PASSES} passes and {steps} steps"
 
 
-# What is stored ------------------------------------------------------------------------------------
+# Stored values -------------------------------------------------------------------------------------
 
 
 def _by_parameter(
     plan: Plan, narrow: nn.Module, wide: nn.Module
 ) -> dict[str, tuple[TensorPlan, nn.Parameter, nn.Parameter]]:
+    """Return the plan, the narrow and the wide parameter for each parameter name of the wide model."""
     before, after = (dict(model.named_parameters(remove_duplicate=False)) for model in (narrow, wide))
     canonical = {id(parameter): name for name, parameter in wide.named_parameters()}
-    found = {}
+    matched = {}
     for tensor in (*plan.tensors, *plan.parameters):
         source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), before)
         target = name_in(wide, plan.recipe.parameter_name(tensor.target.name), after)
         if source is not None and target is not None:
-            found[canonical[id(after[target])]] = tensor, before[source], after[target]
-    strangers = set(canonical.values()) - found.keys()
-    if strangers:
-        raise VerifyError(f"the plan does not know the wide model's parameter `{min(strangers)}`")
-    return found
+            matched[canonical[id(after[target])]] = tensor, before[source], after[target]
+    unplanned = set(canonical.values()) - matched.keys()
+    if unplanned:
+        raise VerifyError(f"the wide model has a parameter `{min(unplanned)}` that is not in the plan")
+    return matched
 
 
 def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:
-    """C R(W) in float64, unrounded. Shapes as the plan has them."""
+    """Compute C R(W) (page `theory`) in float64, without rounding.
+
+    Args:
+        tensor: plan of the weight W.
+        narrow: W, of the plan's source shape.
+
+    Returns:
+        The wide weight, of the plan's target shape.
+    """
     exact = replace(rescale(tensor, lambda c, _: c), offset=tensor.offset)
     return _planned(exact, narrow)
 
@@ -149,8 +158,8 @@ def _planned(tensor: TensorPlan, narrow: Tensor) -> Tensor:
     return expand_whole(replace(tensor, source=spec, target=replace(tensor.target, dtype="F64")), source)
 
 
-def _settle_weight(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter) -> StoredCheck:
-    """Compare a stored weight with the planned one, and put the planned one in its place."""
+def _replace_by_planned(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter) -> StoredCheck:
+    """Compare a stored weight with the planned one, then replace it by the planned one, in place."""
     ideal = planned_weight(tensor, narrow)
     check = _check(tensor.target.name, DTYPES[tensor.target.dtype], ideal, wide)
     wide.data.copy_(ideal)
@@ -158,9 +167,9 @@ def _settle_weight(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter)
 
 
 def _check(name: str, dtype: DType, ideal: Tensor, stored: Tensor) -> StoredCheck:
-    """How far what is stored is from what was planned, in units of its type's rounding.
+    """Measure the distance of a stored tensor from the planned one in units in the last place of its type.
 
-    A share of an exact split is within one unit in the last place, which is two roundings.
+    A share of an exact split is off by up to one such unit, which is twice the unit roundoff.
     """
     unit = 2 * dtype.unit_roundoff
     error = (stored.detach().cpu().double() - ideal).abs()
@@ -179,7 +188,11 @@ def _worst_check(checks: Sequence[StoredCheck]) -> StoredCheck:
 def _groups(
     plan: Plan, state: OptimizerTree | None, wide_state: OptimizerTree | None, narrow: nn.Module
 ) -> tuple[list[tuple[Mapping[str, Any], Sequence[str]]], list[tuple[Mapping[str, Any], Sequence[str]]]]:
-    """Settings and names of both optimizers: the files' own, or what the rules make of the narrow one's."""
+    """Return the parameter groups of both optimizers as settings and parameter names.
+
+    They are read from the state files. Without them, the narrow optimizer has default settings, and the rules derive
+    the settings of the wide one.
+    """
     groups = list(state.groups) if state and state.groups else []
     if not groups:
         names = [name for name, _ in narrow.named_parameters()]
@@ -188,32 +201,31 @@ def _groups(
     if wide_state and wide_state.groups:
         return groups, list(wide_state.groups)
     keys_of = {name: entries.keys() for name, entries in (state.states if state else {}).items()}
-    scaled = scaled_by(plan)
-    made: list[WideGroup] = widen_groups(groups, keys_of, scaled)
-    return groups, [(group.settings, group.names) for group in made]
+    wide_groups: list[WideGroup] = widen_groups(groups, keys_of, scaled_by(plan))
+    return groups, [(group.settings, group.names) for group in wide_groups]
 
 
 def _wide_states(
     plan: Plan, states: Mapping[str, Mapping[str, Any]], carried: OptimizerTree | None
 ) -> tuple[dict[str, dict[str, Any]], list[StoredCheck]]:
-    """The planned state of every wide parameter, and how far the carried one is from it."""
+    """Return the planned state of every wide parameter, and the distance of the carried state from it."""
     names = ParameterNames(plan)
-    result: dict[str, dict[str, Any]] = {}
+    planned_states: dict[str, dict[str, Any]] = {}
     checks = []
     for parameter, entries in states.items():
         for tensor in names.find(parameter):
             wide = names.wide(parameter, tensor)
             for key, value in entries.items():
                 planned = _planned_state(tensor, key, value, set(entries))
-                result.setdefault(wide, {})[key] = planned
+                planned_states.setdefault(wide, {})[key] = planned
                 if carried is None or not isinstance(value, Tensor):
                     continue
-                found = carried.states.get(wide, {}).get(key)
-                if not isinstance(found, Tensor) or found.shape != planned.shape:
+                stored = carried.states.get(wide, {}).get(key)
+                if not isinstance(stored, Tensor) or stored.shape != planned.shape:
                     raise VerifyError(f"the carried state of `{wide}` has no `{key}` of shape {tuple(planned.shape)}")
-                if found.is_floating_point():
-                    checks.append(_check(f"{key} of {wide}", dtype_of(found.dtype), planned.double(), found))
-    return result, checks
+                if stored.is_floating_point():
+                    checks.append(_check(f"{key} of {wide}", dtype_of(stored.dtype), planned.double(), stored))
+    return planned_states, checks
 
 
 def _planned_state(tensor: TensorPlan, key: str, value: Any, keys: set[str]) -> Any:
@@ -225,31 +237,31 @@ def _planned_state(tensor: TensorPlan, key: str, value: Any, keys: set[str]) -> 
     return _planned(rescale(tensor, lambda c, m: state_scale(kind, c, m)), value)  # type: ignore[arg-type]
 
 
-def _side(
+def _set_up(
     model: nn.Module,
     groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]],
     states: Mapping[str, Mapping[str, Any]],
     parameters: Mapping[str, nn.Parameter],
-) -> Side:
-    """A model with an optimizer that has the given groups and state."""
-    known = {
-        name: parameters[found]
+) -> TrainingSetup:
+    """Make an optimizer for a model, with the given parameter groups and state."""
+    by_name = {
+        name: parameters[in_model]
         for name in (n for _, names in groups for n in names)
-        if (found := name_in(model, name, parameters)) is not None
+        if (in_model := name_in(model, name, parameters)) is not None
     }
-    missing = next((name for _, names in groups for name in names if name not in known), None)
+    missing = next((name for _, names in groups for name in names if name not in by_name), None)
     if missing:
-        raise VerifyError(f"the model has no parameter `{missing}`, which the optimizer has")
+        raise VerifyError(f"the optimizer has a parameter `{missing}` that the model lacks")
     settings, names = groups[0]
     inferred = infer_optimizer(settings, {key for name in names for key in states.get(name, ())})
     if inferred is None:
-        raise VerifyError("it cannot be told which optimizer the state belongs to")
-    made = [{**settings, "params": [known[name] for name in names]} for settings, names in groups]
-    optimizer = make_optimizer(*inferred, made)
+        raise VerifyError("cannot tell which optimizer the state belongs to")
+    torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in groups]
+    optimizer = make_optimizer(*inferred, torch_groups)
     for name, entries in states.items():
-        if name in known:
-            optimizer.state[known[name]] = {key: _as_float64(value) for key, value in entries.items()}
-    return Side(inferred[0], parameters, model, optimizer)
+        if name in by_name:
+            optimizer.state[by_name[name]] = {key: _as_float64(value) for key, value in entries.items()}
+    return TrainingSetup(inferred[0], parameters, model, optimizer)
 
 
 def _as_float64(value: Any) -> Any:
@@ -266,29 +278,30 @@ def _optimizer_text(rule: OptimizerRule, settings: Mapping[str, Any]) -> str:
 # Steps ---------------------------------------------------------------------------------------------
 
 
-def _normalise_by_batch(model: nn.Module) -> None:
-    """Have BatchNorm use the batch, as in training; dropout, which is random, stays off."""
+def _use_batch_statistics(model: nn.Module) -> None:
+    """Make BatchNorm normalize by the batch, as in training. Dropout stays off, since it is random."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
 
 
-def _step(side: Side, loss: Loss, step: int) -> float:
+def _step(setup: TrainingSetup, loss: Loss, step: int) -> float:
+    """Take an optimizer step; return the loss before it."""
     try:
-        value = loss(side.model, step)
-        side.optimizer.zero_grad()
+        value = loss(setup.model, step)
+        setup.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        side.optimizer.step()
+        setup.optimizer.step()
     except (RuntimeError, TypeError, ValueError) as error:
-        raise VerifyError(f"the model cannot be trained: {error}") from error
+        raise VerifyError(f"the model failed to train: {error}") from error
     return float(value.detach())
 
 
-class _Felt:
-    """Which elements of the narrow parameters have felt more of a gradient than rounding error.
+class _GradientHistory:
+    """Tracks which elements of the narrow parameters have had only rounding errors as gradients.
 
-    Where the loss does not depend on an element at all (a bias of attention's keys, over which softmax
-    divides out), its gradient is rounding error, and an optimizer that looks at signs moves it at random.
+    If the loss does not depend on an element (such as a bias of attention's keys, which cancels in the softmax), its
+    gradient is rounding error, and an optimizer that uses its sign moves the element at random.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], allowed: float) -> None:
@@ -297,8 +310,8 @@ class _Felt:
         self._real = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in parameters.items()}
         self._noise = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in parameters.items()}
 
-    def note(self) -> None:
-        """Look at the gradients of the step just taken."""
+    def update(self) -> None:
+        """Add the gradients of the step just taken."""
         sizes = {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
         limit = self._allowed * max((float(size.max()) for size in sizes.values()), default=0.0)
         for name, size in sizes.items():
@@ -306,12 +319,12 @@ class _Felt:
             self._noise[name] |= (size > 0) & (size <= limit)
 
     def only_rounding(self, name: str) -> Tensor:
-        """The elements of a parameter that have felt nothing else so far."""
+        """Return a mask of the elements of a parameter whose gradients have all been rounding errors so far."""
         return self._noise[name] & ~self._real[name]
 
 
 def _deviation(name: str, tensor: TensorPlan, narrow: Tensor, wide: Tensor, ignored: Tensor) -> Comparison:
-    """How far a wide parameter is from c R(narrow), without the elements to be ignored."""
+    """Measure the distance of a wide parameter from c R(narrow), except for the ignored elements."""
     ideal = planned_weight(tensor, narrow)
     errors = (wide.detach().cpu() - ideal).abs()
     if bool(ignored.any()):
@@ -322,12 +335,12 @@ def _deviation(name: str, tensor: TensorPlan, narrow: Tensor, wide: Tensor, igno
 
 
 def batch_loss(inputs: Callable[[int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
-    """A loss for any model: next-token cross-entropy where it takes tokens, else distance to random targets.
+    """Make a loss for any model: next-token cross-entropy if it takes tokens, else the distance to random targets.
 
     Args:
-        inputs: of a step.
-        output: the tensor of what a model returns.
-        seed: of the targets.
+        inputs: returns the inputs of a step.
+        output: returns the tensor to compute the loss from, given a model's output.
+        seed: random seed of the targets.
     """
 
     def loss(model: nn.Module, step: int) -> Tensor:

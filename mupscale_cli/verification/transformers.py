@@ -1,4 +1,4 @@
-"""The library that has the reference implementations of most architectures; it is an extra."""
+"""Importing transformers, the optional library with reference implementations of most architectures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mupscale_cli.errors import MupscaleError
 
 
 def import_transformers(missing: MupscaleError | None = None) -> Any:
-    """Import transformers without its warnings and progress bars.
+    """Import transformers and silence its warnings and progress bars.
 
     Args:
-        missing: what to raise where it is not installed; an error that names the extra if not given.
+        missing: error to raise if transformers is not installed. Default: one that names the extra.
 
     Raises:
-        MupscaleError: it is not installed.
+        MupscaleError: transformers is not installed.
     """
     try:
         transformers: Any = importlib.import_module("transformers")
@@ -24,5 +24,5 @@ def import_transformers(missing: MupscaleError | None = None) -> Any:
         raise missing or MupscaleError("transformers is not installed", hint="`pip install 'mupscale[hf]'`") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells what was asked for
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it logs every device map that it was given
     return transformers

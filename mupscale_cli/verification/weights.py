@@ -1,4 +1,4 @@
-"""Every stored tensor against source, rule and noise: no model, only files."""
+"""Comparing every stored byte with what the plan makes of the source; works on files and runs no model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mupscale_cli.text import shown
 from mupscale_cli.verification.result import CannotVerify, WeightsCheck
 
 Progress = Callable[[int], None]
-_MOST_SHOWN = 60  # characters of a value
+_MAX_SHOWN = 60  # characters of a value in a message
 
 
 def check_weights(
@@ -40,14 +40,14 @@ def check_weights(
     progress: Progress = lambda _: None,
     processes: int | None = 1,
 ) -> WeightsCheck:
-    """Widen again, and compare every byte with what is stored instead of writing it.
+    """Widen the source again; compare every byte with the stored weights instead of writing it.
 
     Args:
         narrow: the source.
-        wide: what it was widened to.
-        plan: how.
-        progress: called with the bytes of tensor data just compared.
-        processes: how many of this machine share the work, as for `widen`.
+        wide: its widening.
+        plan: plan of the widening.
+        progress: called with the number of bytes just compared.
+        processes: number of processes to use, as for `widen`.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -61,20 +61,20 @@ def check_state(
     progress: Progress = lambda _: None,
     processes: int | None = 1,
 ) -> WeightsCheck:
-    """Widen an optimizer's state again, and compare every byte and every setting with what is stored.
+    """Widen an optimizer's state again; compare every byte and every setting with the stored state.
 
     Args:
-        planned: the state that the narrow one becomes.
-        wide: what was stored.
-        progress: called with the bytes of tensor data just compared.
-        processes: how many of this machine share the work, as for `widen`.
+        planned: planned state, made from the narrow one.
+        wide: stored state.
+        progress: called with the number of bytes just compared.
+        processes: number of processes to use, as for `widen`.
 
     Raises:
-        CheckpointError: one of them cannot be read.
+        CheckpointError: one of the states cannot be read.
     """
-    found = _check(planned.tensors, planned.stored, wide.stored, progress, processes)
-    settings = _other_settings(planned.content, wide.content) if planned.content is not None else ()
-    return replace(found, differences=(*found.differences, *settings))
+    check = _check(planned.tensors, planned.stored, wide.stored, progress, processes)
+    settings = _differing_settings(planned.content, wide.content) if planned.content is not None else ()
+    return replace(check, differences=(*check.differences, *settings))
 
 
 def _check(
@@ -86,47 +86,49 @@ def _check(
 ) -> WeightsCheck:
     planned = {tensor.target.name: tensor for tensor in tensors}
     differences = [f"`{name}` is not in the plan" for name in wide if name not in planned]
-    known: list[TensorPlan] = []
+    comparable: list[TensorPlan] = []
     for name, tensor in planned.items():
         stored = wide.get(name)
         if stored is None:
             differences.append(f"`{name}` is missing")
         elif stored.spec != tensor.target:
             differences.append(
-                f"`{name}` is {stored.spec.dtype} {stored.spec.shape}, planned was "
+                f"`{name}` is {stored.spec.dtype} {stored.spec.shape}, expected "
                 f"{tensor.target.dtype} {tensor.target.shape}"
             )
         else:
-            known.append(tensor)
-    num_bytes = sum(tensor.target.num_bytes for tensor in known)
+            comparable.append(tensor)
+    num_bytes = sum(tensor.target.num_bytes for tensor in comparable)
     first: dict[str, int] = {}
     with forked(processes or worthwhile(num_bytes), progress) as forks:
-        for differing in forks.gather(_compared(known, narrow, wide, forks)):
-            for name, place in differing.items():
-                first[name] = min(place, first.get(name, place))
-    differences += [_described(planned[name], place) for name, place in first.items()]
-    return WeightsCheck(len(known), num_bytes, tuple(differences))
+        for offsets in forks.gather(_first_differences(comparable, narrow, wide, forks)):
+            for name, offset in offsets.items():
+                first[name] = min(offset, first.get(name, offset))
+    differences += [_describe(planned[name], offset) for name, offset in first.items()]
+    return WeightsCheck(len(comparable), num_bytes, tuple(differences))
 
 
-def _compared(
+def _first_differences(
     tensors: Sequence[TensorPlan],
     narrow: Mapping[str, ReadableTensor],
     wide: Mapping[str, ReadableTensor],
     forks: Forks,
 ) -> dict[str, int]:
-    """The first byte of each tensor that differs, in one process's part."""
-    allowing = NonFinite(is_allowed=True)  # whatever is there was written as it is, or shows as a difference
+    """Return the offset of the first differing byte of each tensor, in this process's share of the work."""
+    nonfinite = NonFinite(is_allowed=True)  # the source may have some; a stored one that it lacks is a difference
     part = range(*byte_share(tensors, forks))
-    with _Comparing(wide) as comparing:
-        write_tensors(tensors, narrow, comparing, progress=forks.advance, nonfinite=allowing, part=part)
-    return comparing.first
+    with _ComparingWriter(wide) as writer:
+        write_tensors(tensors, narrow, writer, progress=forks.advance, nonfinite=nonfinite, part=part)
+    return writer.first
 
 
-class _Comparing:
-    """A writer that compares, each thread with a reader of its own; a context manager that closes them.
+class _ComparingWriter:
+    """A writer that compares with stored tensors instead of writing; a context manager that closes its files.
+
+    Threads may share it: each gets its own reader.
 
     Attributes:
-        first: the first byte of each tensor that differs.
+        first: offset of the first differing byte of each tensor that differs.
     """
 
     def __init__(self, stored: Mapping[str, ReadableTensor]) -> None:
@@ -134,66 +136,69 @@ class _Comparing:
         self.first: dict[str, int] = {}
         self._readers = ExitStack()
         self._lock = threading.Lock()
-        self._own = threading.local()
+        self._of_thread = threading.local()
 
-    def __enter__(self) -> _Comparing:
+    def __enter__(self) -> _ComparingWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._readers.close()
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Compare pieces, one after the other, with a tensor's bytes from `start` on."""
+        """Compare consecutive pieces with a stored tensor's bytes from offset `start` on."""
         planned = b"".join(pieces)
-        found = self._read(name, start, len(planned))
-        if found != planned:
-            place = start + next(i for i, (a, b) in enumerate(zip(found, planned, strict=True)) if a != b)
+        stored = self._read(name, start, len(planned))
+        if stored != planned:
+            offset = start + next(i for i, (a, b) in enumerate(zip(stored, planned, strict=True)) if a != b)
             with self._lock:
-                self.first[name] = min(place, self.first.get(name, place))
+                self.first[name] = min(offset, self.first.get(name, offset))
 
     def _read(self, name: str, start: int, num_bytes: int) -> bytearray:
-        """Bytes that are stored; valid until the same thread reads more."""
-        own = self._own
-        if not hasattr(own, "reader"):
+        """Return stored bytes, valid until the next read of the same thread."""
+        local = self._of_thread
+        if not hasattr(local, "reader"):
             with self._lock:
-                own.reader, own.held = self._readers.enter_context(RowReader()), bytearray()
-        if len(own.held) != num_bytes:  # most blocks are of one size
-            own.held = bytearray(num_bytes)
-        own.reader.read(self.stored[name], start, memoryview(own.held))
-        held: bytearray = own.held
-        return held
+                local.reader, local.buffer = self._readers.enter_context(RowReader()), bytearray()
+        if len(local.buffer) != num_bytes:  # most blocks have the same size
+            local.buffer = bytearray(num_bytes)
+        local.reader.read(self.stored[name], start, memoryview(local.buffer))
+        buffer: bytearray = local.buffer
+        return buffer
 
 
-def _other_settings(planned: Any, found: Any, place: Place = ()) -> Iterator[str]:
-    """What differs of two nested mappings and sequences, tensors aside."""
-    if isinstance(planned, torch.Tensor) or isinstance(found, torch.Tensor):
-        return  # compared by themselves, or missing
-    if isinstance(planned, Mapping) and isinstance(found, Mapping):
-        for key in (*planned, *(key for key in found if key not in planned)):
+def _differing_settings(planned: Any, stored: Any, place: Place = ()) -> Iterator[str]:
+    """Yield the differences of two nested structures of mappings and sequences, except those of tensors."""
+    if isinstance(planned, torch.Tensor) or isinstance(stored, torch.Tensor):
+        return  # `_check` compares tensors, and reports missing ones
+    if isinstance(planned, Mapping) and isinstance(stored, Mapping):
+        for key in (*planned, *(key for key in stored if key not in planned)):
             inner = (*place, key)
-            if key in planned and key in found:
-                yield from _other_settings(planned[key], found[key], inner)
+            if key in planned and key in stored:
+                yield from _differing_settings(planned[key], stored[key], inner)
             else:
-                yield from _only_one((planned if key in planned else found)[key], inner, is_planned=key in planned)
-    elif isinstance(planned, (list, tuple)) and isinstance(found, (list, tuple)) and len(planned) == len(found):
-        for index, pair in enumerate(zip(planned, found, strict=True)):
-            yield from _other_settings(*pair, (*place, index))
-    elif planned != found and repr(planned) != repr(found):  # NaN is NaN here
-        yield f"`{place_name(place)}` is {shown(found, _MOST_SHOWN)}, planned was {shown(planned, _MOST_SHOWN)}"
+                yield from _one_sided((planned if key in planned else stored)[key], inner, is_planned=key in planned)
+    elif isinstance(planned, (list, tuple)) and isinstance(stored, (list, tuple)) and len(planned) == len(stored):
+        for index, pair in enumerate(zip(planned, stored, strict=True)):
+            yield from _differing_settings(*pair, (*place, index))
+    elif planned != stored and repr(planned) != repr(stored):  # NaN equals NaN here
+        yield f"`{place_name(place)}` is {shown(stored, _MAX_SHOWN)}, expected {shown(planned, _MAX_SHOWN)}"
 
 
-def _only_one(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
-    """Settings that only one of both has; an empty mapping, which distributed checkpoints do not keep, is none."""
+def _one_sided(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
+    """Yield the settings in a value that only one structure has.
+
+    An empty mapping is not a difference: distributed checkpoints do not keep it.
+    """
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _only_one(inner, (*place, key), is_planned=is_planned)
+            yield from _one_sided(inner, (*place, key), is_planned=is_planned)
     elif not isinstance(value, torch.Tensor):
         yield f"`{place_name(place)}` is {'missing' if is_planned else 'not in the plan'}"
 
 
-def _described(tensor: TensorPlan, byte: int) -> str:
-    """A difference by the index of its element."""
-    element, index = byte // DTYPES[tensor.target.dtype].size, []
+def _describe(tensor: TensorPlan, offset: int) -> str:
+    """Describe a difference at a byte offset by the index of its element."""
+    element, index = offset // DTYPES[tensor.target.dtype].size, []
     for size in reversed(tensor.target.shape):
         element, position = divmod(element, size)
         index.append(position)
@@ -201,29 +206,29 @@ def _described(tensor: TensorPlan, byte: int) -> str:
 
 
 def without_noise(plan: Plan) -> Plan:
-    """The same widening unperturbed, in one file."""
+    """Return a plan for the same widening without noise, in a single file."""
     tensors = [replace(tensor, noise=None) for tensor in plan.tensors]
     parameters = tuple(replace(tensor, noise=None) for tensor in plan.parameters)
     return replace(plan, shards=split_into_shards(tensors, None), parameters=parameters, perturbation=None)
 
 
 @contextmanager
-def unperturbed(narrow: Checkpoint, plan: Plan, beside: Path) -> Iterator[Checkpoint]:
-    """The checkpoint that the plan would make without its noise, for as long as the context lasts.
+def unperturbed_checkpoint(narrow: Checkpoint, plan: Plan, parent: Path) -> Iterator[Checkpoint]:
+    """Write the widened checkpoint without its noise; delete it when the context ends.
 
     Args:
         narrow: the source.
-        plan: of the widening; its noise is left away.
-        beside: a folder whose disk has room for it; where it cannot be written to, the system's temporary one is used.
+        plan: plan of the widening.
+        parent: folder to write in; the system's temporary folder is used if it is not writable.
 
     Raises:
-        CannotVerify: there is no room for it.
+        CannotVerify: the checkpoint cannot be written, for instance for lack of disk space.
     """
-    with scratch_folder(beside) as folder:
+    with scratch_folder(parent) as folder:
         try:
             write_shards(without_noise(plan).shards, narrow.tensors, folder, metadata={"format": "pt"})
             if plan.config is not None:
                 write_json(folder / CONFIG, plan.config)
         except OutputError as error:
-            raise CannotVerify(f"the model without its noise cannot be written to compare it: {error}") from error
+            raise CannotVerify(f"cannot write the model without its noise, to compare it: {error}") from error
         yield open_checkpoint(folder)

@@ -238,7 +238,7 @@ def test_tensors_that_are_missing_added_or_of_another_shape_are_named(saved, tmp
     found = verify_weights(tmp_path / "wide").differences
     assert "`strange` is not in the plan" in found
     assert "`lm_head.weight` is missing" in found
-    assert "`model.norm.weight` is F32 (5,), planned was F32 (96,)" in found
+    assert "`model.norm.weight` is F32 (5,), expected F32 (96,)" in found
 
 
 def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):

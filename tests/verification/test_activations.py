@@ -6,7 +6,7 @@ from torch import nn
 
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.verification.activations import name_in, recording, store_scaled
+from mupscale_cli.verification.activations import name_in, recording, round_scaled_tensors
 from mupscale_cli.verification.models import build_reference_model
 
 
@@ -15,7 +15,7 @@ def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved):
     plan = plan_widening(source, factor=2)
     model = build_reference_model(open_checkpoint(source), torch.float64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    store_scaled(model, plan)
+    round_scaled_tensors(model, plan)
     root = 2**0.5
     stored_embedding = (before["model.embed_tokens.weight"] / root).bfloat16().double()
     stored_norm = ((1 + before["model.norm.weight"]) / root - 1).bfloat16().double()

@@ -15,9 +15,9 @@ from mupscale_cli.verification.models import build_reference_model, build_user_m
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("net.py", "names no function"),
-        ("{folder}/net.py:", "names no function"),
-        (":build", "names no function"),
+        ("net.py", "does not name a function"),
+        ("{folder}/net.py:", "does not name a function"),
+        (":build", "does not name a function"),
         ("{folder}/net.py:make", "no function `make`"),
         ("{folder}/net.py:nn", "no function `nn`"),
         ("{folder}/absent.py:build", "absent.py"),
@@ -48,8 +48,8 @@ def test_a_model_option_takes_a_module_by_its_dotted_name(monkeypatch, tmp_path)
     [
         ("return {}", "dict"),
         ("return None", "NoneType"),
-        ("return nn.Linear(5, 8)", "does not fit"),
-        ("model = build0(config); model[0] = nn.Linear(5, 9); return model", "does not fit"),
+        ("return nn.Linear(5, 8)", "does not match"),
+        ("model = build0(config); model[0] = nn.Linear(5, 9); return model", "does not match"),
         ("model = build0(config); model.extra = nn.Linear(2, 2); return model", "extra"),
         ("return build0(config)[:3]", "4"),
     ],
@@ -65,7 +65,7 @@ def test_a_model_that_does_not_run_is_an_error(mlp, tmp_path):
     (tmp_path / "own.py").write_text(
         f"{MLP_MODULE}\nimport torch\ndef inputs(config, generator):\n    return torch.ones(2, 7)\n"
     )
-    with pytest.raises(VerifyError, match="cannot be run"):
+    with pytest.raises(VerifyError, match="failed to run"):
         widen(mlp[0], tmp_path / "wide.safetensors", 2, model=f"{tmp_path / 'own.py'}:build")
     assert torch.get_default_dtype() == torch.float32
 

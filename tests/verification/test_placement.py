@@ -51,13 +51,13 @@ def test_a_single_file_is_read_from_disk_for_as_long_as_its_model_lives(saved, t
 def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
     source = saved("Llama-untied")
     narrow, wide = (8 * 1.2 * parameters for parameters in plan_widening(source, factor=2).num_parameters)
-    for free, narrow_over in ((wide / 2.5, None), (narrow / 2, "disk")):
+    for free, narrow_offload in ((wide / 2.5, None), (narrow / 2, "disk")):
         monkeypatch.setattr(placement, "free_bytes", lambda _, free=free: free)
-        placed = placement.place(plan_widening(source, factor=2), "auto", "auto", can_offload=True)
-        assert (placed.narrow.over, placed.wide.over) == (narrow_over, "disk")
-        assert placed.dtype == torch.float64
+        placements = placement.choose_placements(plan_widening(source, factor=2), "auto", "auto", can_offload=True)
+        assert (placements.narrow.offload, placements.wide.offload) == (narrow_offload, "disk")
+        assert placements.dtype == torch.float64
         with pytest.raises(CannotVerify, match="GB free"):
-            placement.place(plan_widening(source, factor=2), "auto", "cpu", can_offload=True)
+            placement.choose_placements(plan_widening(source, factor=2), "auto", "cpu", can_offload=True)
     found = widen(source, tmp_path / "wide", 2).verification
     assert found.agrees
     assert found.device == "cpu, weights read from disk"
@@ -67,13 +67,13 @@ def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
 def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_on_disk(saved, tmp_path):
     found = widen(saved("SiglipVision-head"), tmp_path / "wide", 2, device="disk")
     assert found.verification is None
-    assert "not on one device" in found.skipped
+    assert "on one device" in found.skipped
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"device": "spread"}, "there is none"),
+        ({"device": "spread"}, "finds none"),
         ({"dtype": "float12"}, "float12"),
         ({"device": "abacus"}, "abacus"),
         ({"dtype": "int32"}, "int32"),
@@ -86,6 +86,6 @@ def test_options_that_cannot_be_met_are_named(options, says, saved, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["disk", "spread"])
-def test_training_is_on_one_device(device):
+def test_training_is_on_training_device(device):
     with pytest.raises(VerifyError, match="one device"):
-        placement.one_device(device)
+        placement.training_device(device)

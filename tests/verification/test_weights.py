@@ -64,7 +64,7 @@ def test_settings_of_a_state_are_compared(tmp_path):
     torch.save(state, tmp_path / "wide" / "optimizer.pt")
     found = verify_weights(tmp_path / "wide").state.differences
     assert "`state/3/exp_avg` is missing" in found
-    assert any(each.startswith("`param_groups/0/lr` is 0.006, planned was 0.003") for each in found)
+    assert any(each.startswith("`param_groups/0/lr` is 0.006, expected 0.003") for each in found)
     assert "`param_groups/1/eps` is missing" in found
     assert "`more` is not in the plan" in found
     assert not any("state/2" in each for each in found)
@@ -99,4 +99,4 @@ def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
         verify_weights(tmp_path / "wide")
     found = verify_weights(tmp_path / "wide", optimizer=Path("none"))
     assert found.state is None
-    assert found.as_record()["optimizer_state_skipped"] == found.without_state
+    assert found.as_record()["optimizer_state_skipped"] == found.state_skipped
