@@ -121,7 +121,7 @@ def test_a_perturbed_model_is_trained_without_its_noise(tmp_path):
 @pytest.mark.parametrize("method", ["net2net", "warmstart"])
 def test_methods_that_train_differently_say_so(method, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, method=method, verify=False)
-    with pytest.raises(VerifyError, match=f"a model that `{method}` made does not train as the narrow one"):
+    with pytest.raises(VerifyError, match=f"a model widened by `{method}` does not train like its source"):
         verify(tmp_path / "wide", steps=2)
 
 
