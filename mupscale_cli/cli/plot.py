@@ -96,10 +96,10 @@ def plot_steps(
 ) -> None:
     """Draw the training curves of `mupscale verify --steps`: both models' losses and their relative difference."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.reports.pictures.verification import draw_losses, losses, read_verification
+    from mupscale_cli.reports.pictures.verification import draw_losses, read_verification, step_losses
 
     document = read_verification(Path(source)) if _is_document(source) else _recorded_verification(source)
-    steps = losses(document, source)
+    steps = step_losses(document, source)
     _draw(lambda: draw_losses(steps, f"{source}: {len(steps.narrow)} steps of {steps.optimizer}"), out, as_json=as_json)
 
 

@@ -516,7 +516,7 @@ def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:
     if tensor.name_copies > 1:
         yield f"each such source tensor becomes {tensor.name_copies}; this one is a copy of `{tensor.source.name}`"
     elif tensor.source.name != tensor.target.name:
-        yield f"copied from `{tensor.source.name}`, with which the source shares it"
+        yield f"made from `{tensor.source.name}`, which the source shares with this tensor"
     if tensor.is_rounded:
         yield f"the scale is not exact in {tensor.target.dtype}, so each element is rounded once"
     if not plan.method.is_copying and tensor.is_changed:

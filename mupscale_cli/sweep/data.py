@@ -19,7 +19,7 @@ from mupscale_cli.errors import SweepError
 Tokens = NDArray[Any]
 _FORMATS = ".bin, .npy, .safetensors, .pt (token ids), .txt, .jsonl, or a folder of a Hugging Face dataset"
 _RAW_TYPES = {"uint16": np.uint16, "uint32": np.uint32}
-_HELD_OUT = 10  # one token in ten, at the end, is not trained on
+_HELD_OUT = 10  # the last 1/10 of the tokens is not trained on
 _MAX_HELD_OUT_SEQUENCES = 64
 _BYTES = 256  # vocabulary of a model that reads bytes
 

@@ -1,4 +1,4 @@
-"""Store the trials of a sweep, which survive their processes and are shared by several.
+"""Store the trials of a sweep: they outlive a killed process, and several processes share them.
 
 `trials.jsonl` is only appended to: its first line holds the settings that all trials share, every other line is a
 finished trial. A running trial holds a lock of the operating system, which is released however its process ends.
@@ -35,8 +35,8 @@ class Running:
     """
 
     point: Point
-    step: int = 0
-    loss: float | None = None
+    step: int
+    loss: float | None
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def test_formulas_have_the_values_of_the_plan(case, saved):
     """The recipe's layout, axis by axis, and the copy maps give the same numbers."""
     plan = plan_widening(saved(case), axes=CASES[case])
     for tensor in plan.tensors:
-        (found,) = explain_tensor(plan, tensor.target.name)
-        values = {(round(c, 12), m) for c, m in map(found.scales, found.parts)}
+        (explanation,) = explain_tensor(plan, tensor.target.name)
+        values = {(round(c, 12), m) for c, m in map(explanation.scales, explanation.parts)}
         assert values == {(round(c, 12), m) for c, m in tensor.parts}, tensor.target.name
 
 
@@ -60,8 +60,8 @@ def test_monomials_multiply_and_exponentiate():
     ],
 )
 def test_end_of_a_name_is_enough(name, kinds, count, saved):
-    found = explain_tensor(plan_widening(saved("Llama-tied"), factor=2), name)
-    assert (len(found), sum(len(each.names) for each in found)) == (kinds, count)
+    explanations = explain_tensor(plan_widening(saved("Llama-tied"), factor=2), name)
+    assert (len(explanations), sum(len(each.names) for each in explanations)) == (kinds, count)
 
 
 def test_name_of_no_tensor_or_too_many_is_refused(saved):
@@ -74,29 +74,29 @@ def test_name_of_no_tensor_or_too_many_is_refused(saved):
 
 
 def test_consequences_are_those_that_hparams_computes(saved):
-    (found,) = explain_tensor(plan_widening(saved("Llama-tied"), factor=4), "norm.weight")
-    (part,) = found.parts
-    by_optimizer = {name: each for each in found.consequences(part) for name in each.optimizers}
+    (explanation,) = explain_tensor(plan_widening(saved("Llama-tied"), factor=4), "norm.weight")
+    (part,) = explanation.parts
+    by_optimizer = {name: each for each in explanation.consequences(part) for name in each.optimizers}
     assert by_optimizer.keys() == OPTIMIZERS.keys() - {"muon"}  # accepts only matrices
     for name, each in by_optimizer.items():
-        expected = multipliers(OPTIMIZERS[name], *found.scales(part))
+        expected = multipliers(OPTIMIZERS[name], *explanation.scales(part))
         assert {key: getattr(expected, key) for key in each.formulas} == each.values
 
 
 def test_every_alternative_of_a_rule_is_explained():
-    found = explain_rule(load_recipe("llama"), "model.norm.weight")
-    assert [(each.when, each.layout) for each in found] == [
+    explanations = explain_rule(load_recipe("llama"), "model.norm.weight")
+    assert [(each.when, each.layout) for each in explanations] == [
         ("tied_readout", "embed | embed^-1"),
         ("otherwise", "embed"),
     ]
-    assert found[0].bare_factor(found[0].parts[0]) == ("1 / K", "K")
+    assert explanations[0].bare_factor(explanations[0].parts[0]) == ("1 / K", "K")
     assert [each.layout for each in explain_rule(load_recipe("llama"), "k_proj")] == ["(kv d), /embed"]
 
 
 def test_without_factors_formulas_in_k_are_shown(saved):
-    (found,) = explain_tensor(identity_plan(find_source(saved("Llama-tied")).checkpoint), "q_proj")
-    assert found.scales(found.parts[0]) is None
-    assert found.bare_factor(found.parts[0]) == ("1 / K", "K^2")
+    (explanation,) = explain_tensor(identity_plan(find_source(saved("Llama-tied")).checkpoint), "q_proj")
+    assert explanation.scales(explanation.parts[0]) is None
+    assert explanation.bare_factor(explanation.parts[0]) == ("1 / K", "K^2")
 
 
 # Command line ---------------------------------------------------------------------------------
@@ -112,8 +112,8 @@ def test_dry_run_explains_a_tensor(saved):
 
 def test_explanation_as_json(saved):
     line = ("widen", str(saved("Llama-tied")), "--factor", "4", "--dry-run", "--tensor", "q_proj", "--json")
-    (found,) = json.loads(run(*line).out)["tensors"]
-    (part,) = found["parts"]
+    (explanation,) = json.loads(run(*line).out)["tensors"]
+    (part,) = explanation["parts"]
     assert part["coefficient"] == {"formula": "1 / k(embed)", "value": 0.25}
     assert part["multiplicity"]["value"] == 16
     adam = next(each for each in part["hyperparameters"] if "adamw" in each["optimizers"])

@@ -16,10 +16,10 @@ FFN = 3 * 48 * 40
 @pytest.mark.parametrize("case", ["Llama-untied", "Llama-tied"])
 def test_flops_are_two_per_multiplying_weight(case, saved):
     """An embedding table does not multiply, except as a tied readout."""
-    found = guidance(plan_widening(saved(case), factor=2))
+    growth = guidance(plan_widening(saved(case), factor=2))
     narrow = 2 * (ATTENTION + FFN) + EMBEDDING  # two layers and the readout
-    assert found.flops == (2 * narrow, 2 * (4 * 2 * (ATTENTION + FFN) + 2 * EMBEDDING))
-    assert found.growth == pytest.approx(found.parameters[1] / found.parameters[0])
+    assert growth.flops == (2 * narrow, 2 * (4 * 2 * (ATTENTION + FFN) + 2 * EMBEDDING))
+    assert growth.growth == pytest.approx(growth.parameters[1] / growth.parameters[0])
 
 
 def test_only_large_growths_are_advised_against(saved):

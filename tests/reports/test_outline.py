@@ -20,8 +20,8 @@ def leaves(nodes, before=""):
 @pytest.mark.parametrize("case", ["Llama-tied", "Qwen3Moe-untied", "GPT2-tied", "Bart-tied", "Gemma3-images"])
 def test_every_tensor_is_in_one_leaf_of_its_kind(case, saved):
     plan = plan_widening(saved(case), factor=2)
-    found = [tensor for _, node in leaves(outline(plan)) for tensor in node.tensors]
-    assert sorted(tensor.target.name for tensor in found) == sorted(tensor.target.name for tensor in plan.tensors)
+    tensors = [tensor for _, node in leaves(outline(plan)) for tensor in node.tensors]
+    assert sorted(tensor.target.name for tensor in tensors) == sorted(tensor.target.name for tensor in plan.tensors)
     for _, node in leaves(outline(plan)):
         assert len({(t.rule, t.layout, t.source.shape, t.target.shape, t.parts) for t in node.tensors}) == 1
     assert sum(node.num_bytes[1] for node in outline(plan)) == plan.num_bytes
@@ -63,8 +63,8 @@ def test_tree_shows_shapes_layouts_and_scales(saved):
     table = tensors_tree(plan, stdout())
     assert [column.header for column in table.columns] == ["tensor", "shape", "layout", "c", "m", "bytes"]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
-    found = next(row for row in rows if "32x48" in row[1])
-    assert found[1:5] == ("32x48 -> 128x192", "(kv g d), /embed", "1/4", "16")
+    row = next(row for row in rows if "32x48" in row[1])
+    assert row[1:5] == ("32x48 -> 128x192", "(kv g d), /embed", "1/4", "16")
 
 
 def test_each_widened_axis_has_its_own_color(saved):

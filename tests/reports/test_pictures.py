@@ -18,9 +18,9 @@ from mupscale_cli.reports.pictures import canvas
 from mupscale_cli.reports.pictures.verification import (
     draw_errors,
     draw_losses,
-    losses,
     module_errors,
     read_verification,
+    step_losses,
 )
 from mupscale_cli.reports.pictures.weights import boundaries, choose_tensor, draw_weights, read_blocks
 from mupscale_cli.tasks.verify import replan_widening
@@ -82,13 +82,13 @@ def test_blocks_are_corners_of_the_stored_tensors(name, wide, saved):
     widening = replan_widening(wide)
     tensor = choose_tensor(widening.plan, name)
     blocks = read_blocks(widening, tensor, 30)
-    for file, found, key in (
+    for file, block, key in (
         (saved("Llama-tied"), blocks.narrow, tensor.source.name),
         (wide, blocks.wide, tensor.target.name),
     ):
         stored = load_file(file / "model.safetensors")[key].double()
         stored = stored if stored.dim() > 1 else stored[:, None]
-        assert torch.equal(found, stored[: found.shape[0], : found.shape[1]])
+        assert torch.equal(block, stored[: block.shape[0], : block.shape[1]])
     rows, columns = (torch.tensor(sources) for sources in blocks.sources)
     assert torch.equal(blocks.wide, tensor.coefficient * blocks.narrow[rows][:, columns])
 
@@ -108,9 +108,9 @@ def test_default_tensor_grows_in_both_dimensions(wide):
 
 
 def test_draw_errors_rings_modules_beyond_the_tolerance(verified):
-    found = module_errors(verified[0], "wide")
-    assert len(found.names) == verified[0]["modules_compared"] == 20
-    (panel,) = draw_errors(found, "title").axes
+    modules = module_errors(verified[0], "wide")
+    assert len(modules.names) == verified[0]["modules_compared"] == 20
+    (panel,) = draw_errors(modules, "title").axes
     dots = [line for line in panel.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in dots) == 20
     wrong = {**verified[0], "modules": [{"what": "a", "max_rel": "inf"}, {"what": "b", "max_rel": 0.0}]}
@@ -119,9 +119,9 @@ def test_draw_errors_rings_modules_beyond_the_tolerance(verified):
 
 
 def test_draw_losses_draws_both_curves_and_their_difference(verified):
-    found = losses(verified[0], "wide")
-    above, below = draw_losses(found, "title").axes
-    assert [list(line.get_ydata()) for line in above.lines] == [list(found.narrow), list(found.wide)]
+    curves = step_losses(verified[0], "wide")
+    above, below = draw_losses(curves, "title").axes
+    assert [list(line.get_ydata()) for line in above.lines] == [list(curves.narrow), list(curves.wide)]
     assert len(below.lines[0].get_ydata()) == 3
 
 
@@ -240,11 +240,11 @@ def test_report_is_self_contained(verified):
 
 
 def test_report_shows_the_verification(verified):
-    found, text = verified
+    verification, text = verified
     shown = " ".join(Page(text).text)
     assert "same function, and the same 3 steps" in shown
     assert "wide, widened from narrow" in shown
-    for comparison in found["comparisons"]:
+    for comparison in verification["comparisons"]:
         assert comparison["what"] in shown
         assert f"{comparison['max_rel']:.1e}" in shown
     assert "mupscale verify" in shown
@@ -276,7 +276,7 @@ def test_invalid_report_is_refused_before_the_verification(wide, tmp_path):
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs a browser")
 def test_report_renders_in_a_browser(verified, wide, tmp_path):
     """The browser shows three pictures, and nothing is wider than the window."""
-    browser = next(found for found in map(shutil.which, BROWSERS) if found)
+    browser = next(filter(None, map(shutil.which, BROWSERS)))
     page = tmp_path / "out.html"
     probe = (
         "<script>onload = () => { const sizes = [...document.querySelectorAll('svg')]"

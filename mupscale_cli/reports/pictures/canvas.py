@@ -1,4 +1,4 @@
-"""Share what all pictures need: matplotlib, colors, plain axes, and output files that appear when complete."""
+"""Set up matplotlib for all pictures: colors, plain axes, and output files that appear when complete."""
 
 from __future__ import annotations
 

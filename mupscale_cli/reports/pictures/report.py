@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli._version import __version__
 from mupscale_cli.errors import PictureError
 from mupscale_cli.reports.pictures.canvas import inline_svg
-from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, losses, module_errors
+from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, module_errors, step_losses
 from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
 from mupscale_cli.text import count_text
 
@@ -46,13 +46,13 @@ summary { cursor: pointer; }
 """
 
 
-def report(wide: str, record: Record, found: Verification, blocks: Blocks | None) -> str:
+def report(wide: str, record: Record, verification: Verification, blocks: Blocks | None) -> str:
     """Return the report of a verification.
 
     Args:
         wide: path of the wide checkpoint.
         record: record of its widening.
-        found: the verification, as `--json` prints it.
+        verification: the verification, as `--json` prints it.
         blocks: blocks of one tensor before and after, None to show none.
 
     Returns:
@@ -60,15 +60,15 @@ def report(wide: str, record: Record, found: Verification, blocks: Blocks | None
     """
     title = f"{_last(wide)}, widened from {_source(record)}"
     sections = [
-        _heading(title, found),
+        _heading(title, verification),
         _section("What was widened", _sizes(record), _facts(record)),
-        _section("What was compared", _comparisons(found), *_notes(found)),
-        *_pictures(wide, found, blocks),
+        _section("What was compared", _comparisons(verification), *_notes(verification)),
+        *_pictures(wide, verification, blocks),
         _section("Reproduce", _commands(wide)),
         _section(
             "All figures",
             _details("Record of the widening (mupscale.json)", record),
-            _details("Verification", found),
+            _details("Verification", verification),
         ),
     ]
     body = "\n".join(sections)
@@ -111,22 +111,22 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
     return f'<div class="scroll"><table>\n{body}\n</table></div>'
 
 
-def _heading(title: str, found: Verification) -> str:
-    verdict = verdict_text(found)
-    mark = "" if found["agrees"] else " bad"
-    where = f"{found['dtype']} on {found['device']}, {found['inputs']}"
+def _heading(title: str, verification: Verification) -> str:
+    verdict = verdict_text(verification)
+    mark = "" if verification["agrees"] else " bad"
+    where = f"{verification['dtype']} on {verification['device']}, {verification['inputs']}"
     return (
         f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
         f'<p class="gray">{_text(where)}</p>\n</header>'
     )
 
 
-def verdict_text(found: Verification) -> str:
+def verdict_text(verification: Verification) -> str:
     """Summarize a verification in a few words."""
-    keeps = found["keeps_function"]
-    if not found["agrees"]:
+    keeps = verification["keeps_function"]
+    if not verification["agrees"]:
         return "the models differ" if keeps else "the models do not differ as intended"
-    training = found["training"]
+    training = verification["training"]
     trained = f", and the same {training['steps']} steps" if training else ""
     return f"same function{trained}" if keeps else f"differs as intended{trained}"
 
@@ -156,15 +156,15 @@ def _facts(record: Record) -> str:
     return _table(("", "value"), rows)
 
 
-def _comparisons(found: Verification) -> str:
-    keeps, tolerance = found["keeps_function"], found["tolerance"]
+def _comparisons(verification: Verification) -> str:
+    keeps, tolerance = verification["keeps_function"], verification["tolerance"]
     rows: list[tuple[object, ...]] = []
-    for each in found["comparisons"]:
+    for each in verification["comparisons"]:
         wrong = keeps and not float(each["max_rel"]) <= tolerance
         row = (each["what"], _number(each["max_rel"]), _number(each["max_abs"]))
         rows.append(("!", *row) if wrong else row)
-    if worst := found["worst_module"]:
-        what = f"worst of {found['modules_compared']} modules, {worst['what']}"
+    if worst := verification["worst_module"]:
+        what = f"worst of {verification['modules_compared']} modules, {worst['what']}"
         rows.append((what, _number(worst["max_rel"]), _number(worst["max_abs"])))
     numbers = ("largest relative", "largest absolute")
     return _table(("compared", *numbers), rows, numbers)
@@ -174,21 +174,21 @@ def _number(value: object) -> str:
     return f"{float(str(value)):.1e}"
 
 
-def _notes(found: Verification) -> Iterable[str]:
-    if found["keeps_function"]:
-        yield _paragraph(f"tolerance {_number(found['tolerance'])} = {found['tolerance_reason']}")
-    if rounding := found["rounding"]:
+def _notes(verification: Verification) -> Iterable[str]:
+    if verification["keeps_function"]:
+        yield _paragraph(f"tolerance {_number(verification['tolerance'])} = {verification['tolerance_reason']}")
+    if rounding := verification["rounding"]:
         yield _paragraph(
-            f"storing {found['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
+            f"storing {verification['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
             f"{_number(rounding['max_rel'])}; the narrow model is rounded in the same way"
         )
-    if first := found["first_difference"]:
+    if first := verification["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
-    if plain := found["unperturbed"]:
+    if plain := verification["unperturbed"]:
         worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
         verdict = "same function" if plain["agrees"] else "the models differ"
         yield _paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
-    if weights := found["weights"]:
+    if weights := verification["weights"]:
         result = "every byte matches source, rule and noise" if weights["agrees"] else weights["differences"][0]
         yield _paragraph(f"weights: {weights['tensors']} tensors, {result}")
 
@@ -197,10 +197,10 @@ def _paragraph(text: str) -> str:
     return f"<p>{_text(text)}</p>"
 
 
-def _pictures(wide: str, found: Verification, blocks: Blocks | None) -> Iterable[str]:
-    without = ", without its noise" if found["unperturbed"] else ""
+def _pictures(wide: str, verification: Verification, blocks: Blocks | None) -> Iterable[str]:
+    without = ", without its noise" if verification["unperturbed"] else ""
     try:
-        modules = module_errors(found, wide)
+        modules = module_errors(verification, wide)
     except PictureError as error:
         yield _section("Module by module", _paragraph(error.message))
     else:
@@ -210,12 +210,12 @@ def _pictures(wide: str, found: Verification, blocks: Blocks | None) -> Iterable
             "model's output predicts, relative to the narrow output's largest magnitude."
         )
         yield _section("Module by module", _figure(figure, "modules", caption))
-    if training := found["training"]:
+    if training := verification["training"]:
         title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
         caption = (
             "Both models take the same optimizer steps in float64. The lower panel shows how far their losses differ."
         )
-        yield _section("Step by step", _figure(draw_losses(losses(found, wide), title), "steps", caption))
+        yield _section("Step by step", _figure(draw_losses(step_losses(verification, wide), title), "steps", caption))
     if blocks is not None:
         caption = (
             "Corners of one tensor before and after widening. Lines separate the copies of one unit, or of one run of "

@@ -74,32 +74,32 @@ def read_verification(file: Path) -> Verification:
     from mupscale_cli.record.types import Verification
 
     try:
-        found = parse_json(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PictureError(f"cannot read `{file}`: {error}") from error
     except ValueError as error:
         raise PictureError(f"`{file}` is not valid JSON: {error}") from error
-    if not isinstance(found, dict) or "tolerance" not in found or "comparisons" not in found:
+    if not isinstance(document, dict) or "tolerance" not in document or "comparisons" not in document:
         raise PictureError(
             f"`{file}` was not printed by `mupscale verify --json`",
             hint="`mupscale verify WIDE --json > verified.json`",
         )
-    if problem := mistake(found, json_schema(Verification)):
+    if problem := mistake(document, json_schema(Verification)):
         raise PictureError(f"the verification in `{file}` is damaged: {problem}")
-    return cast("Verification", found)
+    return cast("Verification", document)
 
 
-def module_errors(found: Verification, title: str) -> ModuleErrors:
+def module_errors(verification: Verification, title: str) -> ModuleErrors:
     """Extract the modules of a verification; those of a perturbed model are compared without its noise.
 
     Args:
-        found: the verification.
+        verification: the verification, as `--json` prints it.
         title: name of the checkpoint or file, for messages.
 
     Raises:
         PictureError: no modules were compared.
     """
-    compared = found["unperturbed"] or found
+    compared = verification["unperturbed"] or verification
     modules = compared.get("modules", [])
     names = tuple(module["what"] for module in modules)
     errors = tuple(float(module["max_rel"]) for module in modules)
@@ -112,35 +112,36 @@ def module_errors(found: Verification, title: str) -> ModuleErrors:
     return ModuleErrors(names, errors, tolerance, dtype)
 
 
-def losses(found: Verification | None, title: str) -> Losses:
+def step_losses(verification: Verification | None, title: str) -> Losses:
     """Extract the losses of a verification's optimizer steps.
 
     Args:
-        found: the verification, None if there was none.
+        verification: the verification, as `--json` prints it; None if there was none.
         title: name of the checkpoint or file, for messages.
 
     Raises:
         PictureError: no steps were taken.
     """
-    training = found["training"] if found else None
+    training = verification["training"] if verification else None
     if not training:
         raise PictureError(f"the verification of `{title}` has no steps", hint="run `mupscale verify WIDE --steps 20`")
     narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
     return Losses(narrow, wide, training["tolerance"], training["optimizer"], training["without_noise"])
 
 
-def draw_errors(found: ModuleErrors, title: str) -> Any:
+def draw_errors(modules: ModuleErrors, title: str) -> Any:
     """Draw the error of every module in execution order, and the tolerance; return a matplotlib figure."""
     figure = new_figure(8.5, 3.9)
     panel = figure.subplots()
     dress(panel)
     panel.set_yscale("log")
-    low, high = _log_limits([*found.errors, found.tolerance])
-    shown = [min(max(error, low * 1.2), high / 1.2) if not math.isnan(error) else high / 1.2 for error in found.errors]
-    kinds = list(dict.fromkeys(map(_kind, found.names)))
+    low, high = _log_limits([*modules.errors, modules.tolerance])
+    bottom, top = low * 1.2, high / 1.2
+    shown = [top if math.isnan(error) else min(max(error, bottom), top) for error in modules.errors]
+    kinds = list(dict.fromkeys(map(_kind, modules.names)))
     is_colored = len(kinds) <= _MAX_KINDS
     for number, kind in enumerate(kinds):
-        places = [index for index, name in enumerate(found.names) if _kind(name) == kind]
+        places = [index for index, name in enumerate(modules.names) if _kind(name) == kind]
         color = color_map("tab20")(number % 20) if is_colored else COOL
         panel.plot(
             places,
@@ -151,7 +152,7 @@ def draw_errors(found: ModuleErrors, title: str) -> Any:
             zorder=3,
             label=kind if is_colored else None,
         )
-    wrong = [place for place, error in enumerate(found.errors) if not error <= found.tolerance]
+    wrong = [place for place, error in enumerate(modules.errors) if not error <= modules.tolerance]
     if wrong:
         panel.plot(
             wrong,
@@ -165,16 +166,16 @@ def draw_errors(found: ModuleErrors, title: str) -> Any:
             zorder=4,
         )
     panel.axhline(
-        found.tolerance,
+        modules.tolerance,
         color=ACCENT,
         linewidth=1.4,
         linestyle=(0, (4, 3)),
         zorder=2,
-        label=f"tolerance {found.tolerance:.1e}",
+        label=f"tolerance {modules.tolerance:.1e}",
     )
     panel.set_ylim(low, high)
-    _layer_ticks(panel, found.names)
-    panel.set_ylabel(f"largest relative difference ({found.dtype})", color=GRAY, fontsize=9)
+    _layer_ticks(panel, modules.names)
+    panel.set_ylabel(f"largest relative difference ({modules.dtype})", color=GRAY, fontsize=9)
     figure.legend(loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
     heading(figure, title)
     return figure
@@ -203,28 +204,28 @@ def _layer(name: str) -> str:
     return ".".join(match.group(1).split(".")[-2:]) if match else name.rpartition(".")[2]
 
 
-def draw_losses(found: Losses, title: str) -> Any:
+def draw_losses(losses: Losses, title: str) -> Any:
     """Draw both models' losses and, below, their relative difference; return a matplotlib figure."""
     figure = new_figure(7.5, 4.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    steps = range(1, len(found.narrow) + 1)
+    steps = range(1, len(losses.narrow) + 1)
     dress(above)
-    above.plot(steps, found.narrow, color=GRAY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
-    wide = "wide, without its noise" if found.without_noise else "wide"
-    above.plot(steps, found.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
+    above.plot(steps, losses.narrow, color=GRAY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
+    wide = "wide, without its noise" if losses.without_noise else "wide"
+    above.plot(steps, losses.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
     above.set_ylabel("loss of the batch (nats)", color=GRAY, fontsize=9)
     above.legend(labelcolor=INK, fontsize=8, frameon=False)
     dress(below)
     below.set_yscale("log")
-    low, high = _log_limits([*found.differences, found.tolerance])
-    shown = [min(max(value, low * 1.2), high) for value in found.differences]
+    low, high = _log_limits([*losses.differences, losses.tolerance])
+    shown = [min(max(value, low * 1.2), high) for value in losses.differences]
     below.plot(steps, shown, color=COOL, marker="o", markersize=3, linewidth=1)
     below.axhline(
-        found.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {found.tolerance:.1e}"
+        losses.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {losses.tolerance:.1e}"
     )
     below.set_ylim(low, high)
     below.set_ylabel("relative difference", color=GRAY, fontsize=9)
-    below.set_xlabel(f"step of {found.optimizer}", color=GRAY, fontsize=9)
+    below.set_xlabel(f"step of {losses.optimizer}", color=GRAY, fontsize=9)
     below.legend(labelcolor=INK, fontsize=8, frameon=False)
     heading(figure, title)
     return figure
