@@ -13,7 +13,7 @@ from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.rules import OPTIMIZERS
-from mupscale_cli.optimizers.trainers import FORMS, document, render
+from mupscale_cli.optimizers.trainers import TRAINER_FORMATS, document, render
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
@@ -47,7 +47,9 @@ def hparams(
         bool | None,
         typer.Option("--decoupled/--l2", help="How weight decay works; the optimizer's default if not given."),
     ] = None,
-    form: Annotated[str, typer.Option("--format", metavar="FORM", help=f"One of {', '.join(FORMS)}.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORM", help=f"One of {', '.join(TRAINER_FORMATS)}.")
+    ] = "table",
     as_json: options.Json = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The same as YAML.")] = False,
 ) -> None:

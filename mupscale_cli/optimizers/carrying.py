@@ -13,8 +13,8 @@ from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.checkpoints.staging import copy_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.finding import SCHEDULER, open_optimizer, resumed_files
-from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState, Writing
+from mupscale_cli.optimizers.finding import SCHEDULER, companion_files, open_optimizer
+from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState, WriteOptions
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan
@@ -45,8 +45,8 @@ class CarriedState:
         """Write everything into the staged output; returns what the record says of it, for the first process."""
         from mupscale_cli.optimizers.scheduler import widen_scheduler
 
-        how = Writing(directory, self.name, progress, allow_nonfinite, ranks, self.max_shard_bytes)
-        written = self.state.write(how)
+        options = WriteOptions(directory, self.name, progress, allow_nonfinite, ranks, self.max_shard_bytes)
+        written = self.state.write(options)
         if written is None:
             return None
         for file in self.beside:
@@ -60,7 +60,9 @@ class CarriedState:
         return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
 
 
-def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int) -> CarriedState | None:
+def plan_carried_state(
+    options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int
+) -> CarriedState | None:
     """Find and plan it; None if there is none, or it is to be left.
 
     Args:
@@ -91,7 +93,7 @@ def plan_carried(options: StateOptions, source: Checkpoint, plan: Plan, max_shar
     beside: tuple[Path, ...] = ()
     scheduler = None
     if state.groups and path.parent == source.path:
-        beside = resumed_files(path.parent)
+        beside = companion_files(path.parent)
         scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
     limit = None if source.is_file else max_shard_bytes
     return CarriedState(opened, name, state, options.policy, beside, scheduler, options.key, limit)

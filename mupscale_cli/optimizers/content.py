@@ -10,11 +10,11 @@ import torch
 
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.optimizers.formats.torch_reading import blank
+from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.groups import WideGroup
-from mupscale_cli.optimizers.multipliers import Scaled
-from mupscale_cli.optimizers.nested import Place, at, place_name, walk
-from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, unwrapped
+from mupscale_cli.optimizers.multipliers import ScaledTensor
+from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
+from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
@@ -40,13 +40,13 @@ class WideContent:
     copied: tuple[str, ...]
 
 
-def scaled_by(plan: Plan) -> Callable[[str], list[Scaled]]:
+def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
     """What became of a parameter, by the name that its optimizer has for it."""
     names = ParameterNames(plan)
 
-    def find(parameter: str) -> list[Scaled]:
+    def find(parameter: str) -> list[ScaledTensor]:
         return [
-            Scaled(names.wide(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset)
+            ScaledTensor(names.wide_name(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset)
             for t in names.find(parameter)
         ]
 
@@ -67,7 +67,7 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     if key is not None:
         place = tuple(part for part in key.split(".") if part)
-        if not is_optimizer(at(content, place)):
+        if not is_optimizer(value_at(content, place)):
             raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`; it holds {found}")
         return place
     if is_optimizer(content):
@@ -104,7 +104,7 @@ def widen_content(
     Raises:
         MupscaleError: state and weights do not belong together.
     """
-    tree = parse_tree(at(content, root), names_of)
+    tree = parse_tree(value_at(content, root), names_of)
     made: dict[int, TensorPlan] = {}
     entries = [
         StateEntry(name, key, specs[id(value)])
@@ -115,15 +115,15 @@ def widen_content(
     states: dict[str, dict[str, Any]] = {}
     names = ParameterNames(plan)
     for state in plan_state(plan, entries, policy):
-        tensor = blank(state.tensor.target)
+        tensor = blank_tensor(state.tensor.target)
         made[id(tensor)] = state.tensor
         states.setdefault(state.parameter, {})[state.key] = tensor
     if policy != "reset":
         for name, state_values in tree.states.items():
             plain = {key: value for key, value in state_values.items() if not isinstance(value, torch.Tensor)}
             for tensor_plan in names.find(name) if plain else ():
-                states.setdefault(names.wide(name, tensor_plan), {}).update(plain)
-    optimizer, groups = render_tree(tree, states, scaled_by(plan))
+                states.setdefault(names.wide_name(name, tensor_plan), {}).update(plain)
+    optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
     copied: list[str] = []
     whole = _replaced(content, root, optimizer, (), _WeightFinder(names, plan, config, specs, made), copied)
     tensors = tuple(_placed(place, tensor, made, specs) for place, tensor in walk(whole))
@@ -165,11 +165,11 @@ class _WeightFinder:
         kept_together = {tensor.source.name: tensor for tensor in self.plan.parameters}
         spelt, result = {}, {}
         for name in mapping:
-            plain = unwrapped(name)
+            plain = strip_wrappers(name)
             if plain in kept_together:
                 result.update(self._made(name, self._in_memory(kept_together[plain], self.specs[id(mapping[name])])))
             else:
-                spelt[self.names.saved_as(plain)] = name
+                spelt[self.names.saved_name(plain)] = name
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in spelt.items()]
         if result:  # whose other form the recipe's rules are for
             specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in spelt)
@@ -192,9 +192,9 @@ class _WeightFinder:
         return result
 
     def _made(self, name: str, tensor: TensorPlan) -> dict[str, torch.Tensor]:
-        wide = blank(tensor.target)
+        wide = blank_tensor(tensor.target)
         self.made[id(wide)] = tensor
-        return {self.names.wide(name, tensor): wide}
+        return {self.names.wide_name(name, tensor): wide}
 
     def _in_memory(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
         """The plan of a parameter that the reference model keeps in another form than the checkpoint."""

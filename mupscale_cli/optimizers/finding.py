@@ -9,7 +9,7 @@ from typing import Any
 
 from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.base import Opening, OptimizerSource, StateFormat
+from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 from mupscale_cli.optimizers.formats.distributed import Distributed
 from mupscale_cli.optimizers.formats.safetensors import Safetensors
 from mupscale_cli.optimizers.formats.torch import Torch
@@ -36,7 +36,7 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
     return None if name is None else folder / f"{prefix}{name}"
 
 
-def resumed_files(folder: Path) -> tuple[Path, ...]:
+def companion_files(folder: Path) -> tuple[Path, ...]:
     """The files of a Trainer's checkpoint that a widened one takes along as they are.
 
     Raises:
@@ -81,4 +81,4 @@ def open_optimizer(
     found = next((each for each in FORMATS if each.recognizes(path)), None)
     if found is None:
         raise CheckpointError(f"there is no optimizer's state at `{path}`")
-    return found.open(Opening(path, config, key, allow_pickle))
+    return found.open(OpenOptions(path, config, key, allow_pickle))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, tensor_multipliers
+from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.rules import infer_optimizer
 
 _LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # the group's weight in the global norm of the gradient
 
 
-def split_alike(found: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
+def group_by_multipliers(found: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
     """Names with equal multipliers together, in the order in which each kind first appears."""
     groups: dict[Multipliers, list[str]] = {}
     for name, each in found.items():
@@ -22,7 +22,7 @@ def split_alike(found: Mapping[str, Multipliers]) -> list[tuple[Multipliers, lis
     return list(groups.items())
 
 
-def scaled_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str, Any]:
+def scale_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str, Any]:
     """A group's settings multiplied; those that it does not have are not invented.
 
     Args:
@@ -62,7 +62,7 @@ class WideGroup:
 def widen_groups(
     groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]],
     keys: Mapping[str, Iterable[str]],
-    scaled: Callable[[str], Sequence[Scaled]],
+    scaled: Callable[[str], Sequence[ScaledTensor]],
 ) -> list[WideGroup]:
     """The groups with which the wide model trains as the narrow one did.
 
@@ -86,7 +86,7 @@ def widen_groups(
             )
         tensors = {tensor.name: tensor for name in names for tensor in scaled(name)}
         by_name = {name: tensor_multipliers(tensor, *found, settings) for name, tensor in tensors.items()}
-        for multipliers, members in split_alike(by_name):
-            wide = scaled_settings(settings, multipliers)
+        for multipliers, members in group_by_multipliers(by_name):
+            wide = scale_settings(settings, multipliers)
             result.append(WideGroup(index, wide, tuple(members), multipliers))
     return result

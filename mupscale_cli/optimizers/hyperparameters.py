@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.groups import split_alike
-from mupscale_cli.optimizers.multipliers import Multipliers, Scaled, is_exact, tensor_multipliers
+from mupscale_cli.optimizers.groups import group_by_multipliers
+from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, is_exact, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import L2_DECAY, NORM_WEIGHT, OptimizerRule, optimizer_rule
 from mupscale_cli.text import listed
@@ -48,7 +48,7 @@ class Settings:
     decay: str = "matrices"
     adjust_lr: str | None = None
 
-    def decays(self, tensor: Scaled) -> bool:
+    def decays(self, tensor: ScaledTensor) -> bool:
         """Whether weight decay acts on a tensor."""
         return self.decay == "all" or (self.decay == "matrices" and len(tensor.wide_shape) > 1)
 
@@ -114,7 +114,7 @@ class Hyperparameters:
 
 
 def hyperparameters(
-    record: Growth, settings: Settings, proxy: Mapping[str, Scaled] = MappingProxyType({})
+    record: Growth, settings: Settings, proxy: Mapping[str, ScaledTensor] = MappingProxyType({})
 ) -> Hyperparameters:
     """Map the narrow run's hyperparameters to a widened model.
 
@@ -138,7 +138,7 @@ def hyperparameters(
     groups = []
     for is_decayed in (True, False):
         names = [name for name, tensor in tensors.items() if settings.decays(tensor) == is_decayed]
-        for found, members in split_alike({name: by_name[name] for name in names}):
+        for found, members in group_by_multipliers({name: by_name[name] for name in names}):
             scales = {tensors[name].parts for name in members}
             same = next(iter(scales)) if len(scales) == 1 else ()
             groups.append(
@@ -160,7 +160,7 @@ def hyperparameters(
     )
 
 
-def _from_proxy(tensor: Scaled, proxy: Mapping[str, Scaled]) -> Scaled:
+def _from_proxy(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> ScaledTensor:
     """A wide tensor as it follows from the proxy: coefficients and multiplicities of two widenings multiply."""
     if not proxy:
         return tensor
@@ -198,7 +198,7 @@ def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
     return f"^({'|'.join(exact)})$"
 
 
-def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
+def _warnings(tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
     tensors = list(tensors)
     found = []
     inexact = [tensor.name for tensor in tensors if not is_exact(tensor, rule)]
@@ -219,7 +219,9 @@ def _warnings(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings
     return (*found, *rule.caveats)
 
 
-def _advice(tensors: Iterable[Scaled], rule: OptimizerRule, settings: Settings, decoupled: bool) -> tuple[str, ...]:
+def _advice(
+    tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings, decoupled: bool
+) -> tuple[str, ...]:
     """Choices that large-scale studies found to break the transfer of learning rates across widths."""
     study = "arXiv 2404.05728"
     found = []

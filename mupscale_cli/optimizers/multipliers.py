@@ -30,7 +30,7 @@ class Multipliers:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledTensor:
     """What widening did to one tensor, as far as its training is concerned.
 
     Attributes:
@@ -76,7 +76,7 @@ def multipliers(
 
 
 def tensor_multipliers(
-    tensor: Scaled, rule: OptimizerRule, decoupled: bool, settings: Mapping[str, Any]
+    tensor: ScaledTensor, rule: OptimizerRule, decoupled: bool, settings: Mapping[str, Any]
 ) -> Multipliers:
     """The multipliers of one tensor.
 
@@ -96,6 +96,6 @@ def tensor_multipliers(
     return replace(found, lr=lr, weight_decay=1 / lr if decoupled else found.weight_decay)
 
 
-def is_exact(tensor: Scaled, rule: OptimizerRule) -> bool:
+def is_exact(tensor: ScaledTensor, rule: OptimizerRule) -> bool:
     """Whether one set of hyperparameters serves every part of a tensor."""
     return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1

@@ -15,7 +15,7 @@ _MAX_DEPTH = 64
 Place = tuple[Any, ...]  # the keys and indices that lead to a value
 
 
-def at(content: Any, place: Sequence[Any]) -> Any:
+def value_at(content: Any, place: Sequence[Any]) -> Any:
     """The value at a place in nested mappings, None where there is none."""
     for key in place:
         content = content.get(key) if isinstance(content, Mapping) else None
@@ -34,15 +34,15 @@ def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]
             yield from walk(value, (*place, index))
 
 
-def replaced(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
+def map_tensors(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
     """The same nested mappings and sequences with something else for each tensor."""
     if isinstance(content, torch.Tensor):
         return change(place, content)
     if isinstance(content, Mapping):
-        changed = {key: replaced(value, (*place, key), change) for key, value in content.items()}
+        changed = {key: map_tensors(value, (*place, key), change) for key, value in content.items()}
         return changed if type(content) is dict else type(content)(changed)  # type: ignore[call-arg]
     if isinstance(content, (list, tuple)):
-        changed_items = [replaced(value, (*place, index), change) for index, value in enumerate(content)]
+        changed_items = [map_tensors(value, (*place, index), change) for index, value in enumerate(content)]
         return changed_items if type(content) is list else type(content)(changed_items)
     return content
 

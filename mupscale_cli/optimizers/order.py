@@ -12,7 +12,7 @@ from mupscale_cli.checkpoints.config import architecture_of, check_depth
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.tree import Groups
 
-_SAY_NAMES = "save it from an optimizer that was made with `model.named_parameters()`, whose groups say the names"
+_SAVE_NAMES = "save it from an optimizer that was made with `model.named_parameters()`, whose groups say the names"
 
 
 def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
@@ -39,13 +39,13 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
             raise CheckpointError(
                 f"the optimizer's first group has {len(groups[0][1])} parameters, "
                 f"the Trainer would decay {len(decayed)}",
-                hint=_SAY_NAMES,
+                hint=_SAVE_NAMES,
             )
     if len(numbers) != len(order) or len(groups) > 2:
         raise CheckpointError(
             f"the optimizer has {len(numbers)} parameters in {len(groups)} groups, the model {len(order)}, "
             "and the groups do not say which is which",
-            hint=_SAY_NAMES,
+            hint=_SAVE_NAMES,
         )
     names = dict(zip(numbers, order, strict=True))
     for number, entries in states.items():
@@ -56,7 +56,7 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
                 raise CheckpointError(
                     f"the optimizer's parameter {number} should be `{names[number]}` of shape {shapes[names[number]]}, "
                     f"but its `{key}` has the shape {tuple(value.shape)}",
-                    hint=_SAY_NAMES,
+                    hint=_SAVE_NAMES,
                 )
     return names
 
@@ -71,7 +71,7 @@ def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch
     if model_class is None or not is_known or config is None:
         raise CheckpointError(
             "the optimizer numbers its parameters, and without a transformers model their names are not known",
-            hint=_SAY_NAMES,
+            hint=_SAVE_NAMES,
         )
     check_depth(config, num_parameters)
     try:
@@ -79,6 +79,6 @@ def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch
             model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAY_NAMES
+            f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAVE_NAMES
         ) from error
     return model

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mupscale_cli.optimizers.multipliers import Scaled
+from mupscale_cli.optimizers.multipliers import ScaledTensor
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Growth
 
 
-def scaled_tensors(record: Growth) -> tuple[Scaled, ...]:
+def scaled_tensors(record: Growth) -> tuple[ScaledTensor, ...]:
     """What the record says of every wide tensor, as far as its training is concerned, by its name in the model."""
     called = record["called"]
     return tuple(
-        Scaled(
+        ScaledTensor(
             called.get(name, name),
             tuple((part["coefficient"], part["multiplicity"]) for part in rule["parts"]),
             tuple(rule["shape"]),

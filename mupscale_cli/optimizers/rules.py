@@ -93,7 +93,7 @@ class OptimizerRule:
         marks: names of settings, or of state entries, which together tell its groups from those of the rules above
             it in the table. Empty: its groups cannot be told from another's.
         lacks: names of settings that its groups never have.
-        called: what a trainer's form calls it, by form; `torch` is a class that a training loop can make.
+        class_names: its class in each trainer's format; `torch` is a class that a training loop can import.
         exact: module and class that verification trains with, where torch has none or approximates.
         matrices_only: it takes no tensors but matrices.
         shape_factor: what its step is multiplied by for the shape (rows, columns) of a matrix, given the group.
@@ -112,7 +112,7 @@ class OptimizerRule:
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
-    called: Mapping[str, str] = field(default_factory=dict)
+    class_names: Mapping[str, str] = field(default_factory=dict)
     exact: str | None = None
     matrices_only: bool = False
     shape_factor: Callable[[tuple[int, ...], Mapping[str, Any]], float] | None = None
@@ -132,14 +132,14 @@ class OptimizerRule:
         """The rule of this optimizer, or of its twin, whose default is this kind of weight decay if one's is."""
         return self if self.twin is None or decoupled == self.decoupled else OPTIMIZERS[self.twin]
 
-    def looks_like(self, group: Mapping[str, Any], keys: Collection[str]) -> bool:
+    def matches(self, group: Mapping[str, Any], keys: Collection[str]) -> bool:
         """Whether a parameter group with such state entries can be this optimizer's."""
         present = {*group, *keys}
         return (
             bool(self.marks)
             and present.issuperset(self.marks)
             and present.isdisjoint(self.lacks)
-            and self.state.keys() >= _told_state(keys)
+            and self.state.keys() >= _distinctive_keys(keys)
         )
 
 
@@ -182,7 +182,7 @@ _TABLE = (
         settings={**_ADAM_SETTINGS, "amsgrad": False, "decoupled_weight_decay": True},
         implied=_AMSGRAD,
         marks=("betas", "eps"),
-        called={"torch": "torch.optim.AdamW", "torchtitan": "AdamW", "bsh": "MuAdamW"},
+        class_names={"torch": "torch.optim.AdamW", "torchtitan": "AdamW", "bsh": "MuAdamW"},
     ),
     OptimizerRule(
         title="Adam",
@@ -192,7 +192,7 @@ _TABLE = (
         twin="adamw",
         settings={**_ADAM_SETTINGS, "amsgrad": False, "decoupled_weight_decay": False},
         implied=_AMSGRAD,
-        called={"torch": "torch.optim.Adam", "torchtitan": "Adam", "bsh": "MuAdam"},
+        class_names={"torch": "torch.optim.Adam", "torchtitan": "Adam", "bsh": "MuAdam"},
     ),
     OptimizerRule(
         title="NAdam",
@@ -201,7 +201,7 @@ _TABLE = (
         eps=PER_GRADIENT,
         settings={**_ADAM_SETTINGS, "momentum_decay": 4e-3, "decoupled_weight_decay": False},
         marks=("momentum_decay",),
-        called={"torch": "torch.optim.NAdam"},
+        class_names={"torch": "torch.optim.NAdam"},
     ),
     OptimizerRule(
         title="RAdam",
@@ -209,7 +209,7 @@ _TABLE = (
         lr=Powers(c=1),
         eps=PER_GRADIENT,
         settings={**_ADAM_SETTINGS, "decoupled_weight_decay": False},
-        called={"torch": "torch.optim.RAdam"},
+        class_names={"torch": "torch.optim.RAdam"},
         caveats=("RAdam's first five steps are not normalised; exact only when its state is carried past them",),
     ),
     OptimizerRule(
@@ -219,7 +219,7 @@ _TABLE = (
         eps=PER_GRADIENT,
         settings=_ADAM_SETTINGS,
         marks=("betas", "eps", "exp_inf"),
-        called={"torch": "torch.optim.Adamax"},
+        class_names={"torch": "torch.optim.Adamax"},
     ),
     OptimizerRule(
         title="SGD",
@@ -227,7 +227,7 @@ _TABLE = (
         lr=Powers(c=2, m=1),
         settings={"lr": 1e-3, "momentum": 0.9, "dampening": 0, "weight_decay": 0.1, "nesterov": False},
         marks=("momentum", "dampening"),
-        called={"torch": "torch.optim.SGD"},
+        class_names={"torch": "torch.optim.SGD"},
     ),
     OptimizerRule(
         title="Lion",
@@ -247,7 +247,7 @@ _TABLE = (
         eps=PER_GRADIENT,
         settings={"lr": 1e-2, "lr_decay": 0, "eps": 1e-10, "weight_decay": 0.1, "initial_accumulator_value": 0},
         marks=("lr_decay", "initial_accumulator_value"),
-        called={"torch": "torch.optim.Adagrad"},
+        class_names={"torch": "torch.optim.Adagrad"},
     ),
     OptimizerRule(
         title="RMSprop",
@@ -258,7 +258,7 @@ _TABLE = (
         settings={"lr": 1e-3, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.1, "momentum": 0, "centered": False},
         implied={"grad_avg": {"centered": True}, "momentum_buffer": {"momentum": 0.9}},
         marks=("alpha", "centered"),
-        called={"torch": "torch.optim.RMSprop"},
+        class_names={"torch": "torch.optim.RMSprop"},
     ),
     OptimizerRule(
         title="Muon",
@@ -267,7 +267,7 @@ _TABLE = (
         decoupled=True,
         settings={"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5},
         marks=("ns_steps",),
-        called={"torch": "torch.optim.Muon"},
+        class_names={"torch": "torch.optim.Muon"},
         exact="mupscale_cli.optimizers.exact.ExactMuon",
         matrices_only=True,
         shape_factor=muon_shape_factor,
@@ -299,7 +299,7 @@ def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[Op
     """
     said = group.get("decoupled_weight_decay")
     for rule in reversed(OPTIMIZERS.values()):
-        if rule.looks_like(group, keys):
+        if rule.matches(group, keys):
             decoupled = rule.decoupled if said is None else bool(said)
             return rule.with_decay(decoupled), decoupled
     return None
@@ -324,7 +324,7 @@ def default_settings(keys: Collection[str]) -> dict[str, Any]:
     Args:
         keys: of the state of all parameters.
     """
-    told = _told_state(keys)
+    told = _distinctive_keys(keys)
     rule = _closest(OPTIMIZERS.values(), told) if told else OPTIMIZERS["adamw"]
     assert rule is not None
     settings = dict(rule.settings)
@@ -333,7 +333,7 @@ def default_settings(keys: Collection[str]) -> dict[str, Any]:
     return settings
 
 
-def _told_state(keys: Collection[str]) -> set[str]:
+def _distinctive_keys(keys: Collection[str]) -> set[str]:
     """Those keys of a state that some optimizer has and that not every one may have."""
     return {key for key in keys if any(key in rule.state for rule in OPTIMIZERS.values())}
 

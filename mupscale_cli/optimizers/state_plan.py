@@ -59,7 +59,7 @@ class ParameterNames:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
         for tensor in (*plan.tensors, *plan.parameters):
             self._tensors[tensor.source.name].append(tensor)
-        self._saved_as = {plan.recipe.parameter_name(name): name for name in self._tensors}
+        self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
         self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
@@ -73,14 +73,14 @@ class ParameterNames:
         if spelling is None:
             raise PlanError(
                 f"the optimizer has state for `{parameter}`, but the checkpoint has no such tensor",
-                hint=suggest(unwrapped(parameter), self._tensors)
+                hint=suggest(strip_wrappers(parameter), self._tensors)
                 or "they do not belong together; `--optimizer none` leaves the state",
             )
         return self._tensors[spelling]
 
     def _spelling(self, parameter: str) -> str | None:
-        name = unwrapped(parameter)
-        name = self.saved_as(name)
+        name = strip_wrappers(parameter)
+        name = self.saved_name(name)
         spellings = (
             name,
             *(name.removeprefix(prefix) for prefix in self._prefixes),
@@ -89,23 +89,23 @@ class ParameterNames:
         aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
         return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
 
-    def saved_as(self, parameter: str) -> str:
+    def saved_name(self, parameter: str) -> str:
         """The name under which the checkpoint has a parameter of the reference model; its own if that has no other."""
-        return self._saved_as.get(parameter, parameter)
+        return self._saved_names.get(parameter, parameter)
 
     def knows(self, parameter: str) -> bool:
         """Whether there is such a tensor."""
         return self._spelling(parameter) is not None
 
     @staticmethod
-    def wide(parameter: str, tensor: TensorPlan) -> str:
+    def wide_name(parameter: str, tensor: TensorPlan) -> str:
         """The name of a wide parameter, spelled as the optimizer spells the narrow one."""
         if tensor.source.name == tensor.target.name:
             return parameter
         return parameter.replace(tensor.source.name, tensor.target.name)
 
 
-def unwrapped(parameter: str) -> str:
+def strip_wrappers(parameter: str) -> str:
     """The name of a parameter without what DDP, FSDP, compilation and checkpointing add to it."""
     for wrapper in _WRAPPERS:
         parameter = parameter.replace(wrapper, "")
@@ -155,7 +155,7 @@ def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy
             hint="8-bit states have their scales elsewhere; convert them to float32 first",
         )
     for index, tensor in enumerate(tensors):
-        parameter = names.wide(entry.parameter, tensor)
+        parameter = names.wide_name(entry.parameter, tensor)
         name = entry.spec.name.replace(entry.parameter, parameter)
         yield StatePlan(parameter, entry.key, _state_tensor(tensor, entry.spec, name, kind, policy, index))
 

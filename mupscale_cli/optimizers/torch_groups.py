@@ -13,11 +13,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT, scaled_settings, split_alike
-from mupscale_cli.optimizers.multipliers import Scaled, tensor_multipliers
+from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, scale_settings
+from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import optimizer_rule
-from mupscale_cli.optimizers.state_plan import unwrapped
+from mupscale_cli.optimizers.state_plan import strip_wrappers
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.text import suggest
 
@@ -72,13 +72,13 @@ def param_groups(
     for is_decayed in (True, False):
         names = [n for n, p in parameters.items() if p.requires_grad and _decays(decay, n, p) == is_decayed]
         by_name = {name: tensor_multipliers(scaled[name], rule, is_decoupled, settings) for name in names}
-        for found, members in split_alike(by_name):
-            wide = scaled_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, found)
+        for found, members in group_by_multipliers(by_name):
+            wide = scale_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, found)
             groups.append({"params": [parameters[name] for name in members], "param_names": members, **wide})
     return groups
 
 
-def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Scaled]:
+def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, ScaledTensor]:
     """What the record of a widened checkpoint says of every parameter of a model, by its name there.
 
     Raises:
@@ -91,9 +91,9 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, Sca
     return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
 
 
-def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, Scaled], model: nn.Module) -> Scaled:
+def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor], model: nn.Module) -> ScaledTensor:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    plain = unwrapped(name)
+    plain = strip_wrappers(name)
     for spelling in (plain, plain.removeprefix(prefix), prefix + plain):
         if spelling in tensors:
             found = tensors[spelling]

@@ -14,7 +14,7 @@ import yaml
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
-from mupscale_cli.optimizers.multipliers import Scaled
+from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.text import listed, starred, suggest
@@ -28,7 +28,7 @@ _CLIPPING = (
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedSettings:
     """A form's text, and what it cannot say."""
 
     text: str
@@ -69,12 +69,12 @@ def document(found: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _json(found: Hyperparameters, _record: Growth) -> Rendered:
-    return Rendered(json.dumps(document(found), indent=2))
+def _json(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+    return RenderedSettings(json.dumps(document(found), indent=2))
 
 
-def _yaml(found: Hyperparameters, _record: Growth) -> Rendered:
-    return Rendered(yaml.safe_dump(document(found), sort_keys=False, width=10_000).rstrip())
+def _yaml(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+    return RenderedSettings(yaml.safe_dump(document(found), sort_keys=False, width=10_000).rstrip())
 
 
 def _arguments(found: Hyperparameters, group: Group) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def _arguments(found: Hyperparameters, group: Group) -> dict[str, Any]:
     return arguments
 
 
-def _torch(found: Hyperparameters, _record: Growth) -> Rendered:
-    name = found.rule.called.get("torch")
+def _torch(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+    name = found.rule.class_names.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in found.groups:
         arguments = {"pattern": group.pattern, **_arguments(found, group), "clip_weight": group.clip_weight}
@@ -108,30 +108,30 @@ def _torch(found: Hyperparameters, _record: Growth) -> Rendered:
     ]
     if name is not None:
         lines += ["", "", f"# optimizer = {name}(param_groups(model))"]
-    return Rendered("\n".join(lines))
+    return RenderedSettings("\n".join(lines))
 
 
-def _torchtitan(found: Hyperparameters, _record: Growth) -> Rendered:
-    name = found.rule.called.get("torchtitan")
+def _torchtitan(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+    name = found.rule.class_names.get("torchtitan")
     if name is None:
-        known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.called))
+        known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.class_names))
         raise PlanError(f"torchtitan has no {found.rule.name} whose groups are set by pattern", hint=f"known: {known}")
     groups = [
         f"    ParamGroupConfig(pattern={group.pattern!r}, optimizer_name={name!r}, "
         f"optimizer_kwargs={_arguments(found, group)!r}),"
         for group in found.groups
     ]
-    return Rendered("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
+    return RenderedSettings("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(found: Hyperparameters, _record: Growth) -> Rendered:
+def _nemo(found: Hyperparameters, _record: Growth) -> RenderedSettings:
     overrides = []
     for group in found.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
         if (group.multipliers.lr, decay) != (1.0, 1.0):
             overrides.append({"pattern": group.pattern, "lr_mult": group.multipliers.lr, "wd_mult": decay})
     text = yaml.safe_dump({"optimizer": {"param_group_overrides": overrides}}, sort_keys=False, width=10_000)
-    return Rendered(text.rstrip(), (*_eps(found), _CLIPPING))
+    return RenderedSettings(text.rstrip(), (*_eps(found), _CLIPPING))
 
 
 def _eps(found: Hyperparameters) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _eps(found: Hyperparameters) -> tuple[str, ...]:
     return (f"eps cannot be set for a group; the exact ones are {shown}, so take the smallest",)
 
 
-def _megatron(found: Hyperparameters, _record: Growth) -> Rendered:
+def _megatron(found: Hyperparameters, _record: Growth) -> RenderedSettings:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
@@ -157,10 +157,10 @@ def _megatron(found: Hyperparameters, _record: Growth) -> Rendered:
             f"min_lr=MIN_LR * {group.multipliers.lr!r}, wd_mult={decay!r}),"
         )
     note = "names are those of the checkpoint; Megatron's own model calls its parameters differently"
-    return Rendered("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
+    return RenderedSettings("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
 
 
-def _base_shapes(found: Hyperparameters, record: Growth) -> Rendered:
+def _base_shapes(found: Hyperparameters, record: Growth) -> RenderedSettings:
     tensors = scaled_tensors(record)
     shapes = {
         tensor.name: [n if n != w else None for n, w in zip(tensor.shape, tensor.wide_shape, strict=True)]
@@ -169,21 +169,21 @@ def _base_shapes(found: Hyperparameters, record: Growth) -> Rendered:
     rates = {name: group.multipliers.lr for group in found.groups for name in group.tensors}
     other = [tensor.name for tensor in tensors if rates[tensor.name] != _mup_rate(tensor)]
     missing = ["set it with `mup.set_base_shapes(model, FILE, rescale_params=False)`"]
-    if "bsh" not in found.rule.called:
+    if "bsh" not in found.rule.class_names:
         missing.append(f"compared with mup's Adam; {found.rule.name} is scaled otherwise")
     if other:
         shown = listed(other[:4])
         missing.append(f"mup gives other learning rates than the exact ones to {shown}")
-    return Rendered(yaml.safe_dump(shapes, sort_keys=False).rstrip(), (*missing, *_eps(found), _CLIPPING))
+    return RenderedSettings(yaml.safe_dump(shapes, sort_keys=False).rstrip(), (*missing, *_eps(found), _CLIPPING))
 
 
-def _mup_rate(tensor: Scaled) -> float:
+def _mup_rate(tensor: ScaledTensor) -> float:
     """What MuAdam multiplies the learning rate by: fan-in base over fan-in, of tensors with two infinite dimensions."""
     grown = [(n, w) for n, w in zip(tensor.shape, tensor.wide_shape, strict=True) if n != w]
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
 
-_RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], Rendered]] = {
+_RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], RenderedSettings]] = {
     "json": _json,
     "yaml": _yaml,
     "torch": _torch,  # parameter groups, as Python
@@ -192,14 +192,14 @@ _RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], Rendered]] = {
     "megatron": _megatron,  # Megatron Core's `config_overrides`
     "bsh": _base_shapes,  # of microsoft/mup
 }
-FORMS = ("table", *_RENDERERS)  # the table is for people
+TRAINER_FORMATS = ("table", *_RENDERERS)  # the table is for people
 
 
-def render(form: str, found: Hyperparameters, record: Growth) -> Rendered:
+def render(form: str, found: Hyperparameters, record: Growth) -> RenderedSettings:
     """Render hyperparameters in a trainer's form.
 
     Args:
-        form: one of `FORMS` other than `table`.
+        form: one of `TRAINER_FORMATS` other than `table`.
         found: the hyperparameters.
         record: mupscale.json, for shapes.
 
@@ -207,5 +207,5 @@ def render(form: str, found: Hyperparameters, record: Growth) -> Rendered:
         PlanError: the form is not known, or cannot say it at all.
     """
     if form not in _RENDERERS:
-        raise PlanError(f"there is no form `{form}`", hint=suggest(form, FORMS))
+        raise PlanError(f"there is no form `{form}`", hint=suggest(form, TRAINER_FORMATS))
     return _RENDERERS[form](found, record)

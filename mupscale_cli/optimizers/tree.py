@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.groups import WideGroup, widen_groups
-from mupscale_cli.optimizers.multipliers import Scaled
+from mupscale_cli.optimizers.multipliers import ScaledTensor
 
 Form = Literal["numbers", "names", "flat"]
 Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
@@ -117,7 +117,7 @@ def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
 
 
 def render_tree(
-    tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], scaled: Callable[[str], Sequence[Scaled]]
+    tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], scaled: Callable[[str], Sequence[ScaledTensor]]
 ) -> tuple[dict[Any, Any], list[WideGroup]]:
     """The widened state dict in the form of the narrow one.
 

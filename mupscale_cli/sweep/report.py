@@ -10,7 +10,7 @@ from typing import Any
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
-from mupscale_cli.optimizers.multipliers import Scaled
+from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial, evaluate_trials
@@ -105,7 +105,7 @@ class SweptHyperparameters:
     betas: tuple[float, float] | None
     eps: float | None
     warnings: tuple[str, ...]
-    proxy: Mapping[str, Scaled]
+    proxy: Mapping[str, ScaledTensor]
 
 
 def read_sweep(file: Path) -> SweptHyperparameters:

@@ -14,7 +14,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT
-from mupscale_cli.optimizers.state_plan import unwrapped
+from mupscale_cli.optimizers.state_plan import strip_wrappers
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.sweep.data import Split, Tokens
 from mupscale_cli.sweep.models import load_model
@@ -96,7 +96,7 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
     states = open_optimizer(file, checkpoint.config, key=recorded.get("key"), allow_pickle=True).load().states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, parameter in model.named_parameters():
-        plain = unwrapped(name)
+        plain = strip_wrappers(name)
         entries = next((states[s] for s in (plain, plain.removeprefix(prefix), prefix + plain) if s in states), None)
         if entries is None:
             continue

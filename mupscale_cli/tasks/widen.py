@@ -16,7 +16,7 @@ from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, output_exists, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
-from mupscale_cli.optimizers.carrying import plan_carried
+from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import identities, require_unchanged, source_files
 from mupscale_cli.record.making import hash_source_files, make_record
@@ -116,7 +116,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
 
 def _planned(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
     """Gather what is to be written."""
-    carried = plan_carried(options.state, source, plan, options.max_shard_size)
+    carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
     return Output(plan, source, carried, source.carried_files, options.allow_nonfinite)
 
 

@@ -18,7 +18,7 @@ _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 
 def optimizer_class(rule: OptimizerRule) -> Any:
     """Import the optimizer class of a rule: its exact implementation if it names one, else torch's."""
-    module, _, name = (rule.exact or rule.called["torch"]).rpartition(".")
+    module, _, name = (rule.exact or rule.class_names["torch"]).rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 

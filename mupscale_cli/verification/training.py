@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mupscale_cli.dtypes import DTYPES, DType, dtype_of
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizers.content import scaled_by
+from mupscale_cli.optimizers.content import scales_by_parameter
 from mupscale_cli.optimizers.groups import WideGroup, widen_groups
 from mupscale_cli.optimizers.multipliers import state_scale
 from mupscale_cli.optimizers.rules import OptimizerRule, default_settings, infer_optimizer, state_kind
@@ -201,7 +201,7 @@ def _groups(
     if wide_state and wide_state.groups:
         return groups, list(wide_state.groups)
     keys_of = {name: entries.keys() for name, entries in (state.states if state else {}).items()}
-    wide_groups: list[WideGroup] = widen_groups(groups, keys_of, scaled_by(plan))
+    wide_groups: list[WideGroup] = widen_groups(groups, keys_of, scales_by_parameter(plan))
     return groups, [(group.settings, group.names) for group in wide_groups]
 
 
@@ -214,7 +214,7 @@ def _wide_states(
     checks = []
     for parameter, entries in states.items():
         for tensor in names.find(parameter):
-            wide = names.wide(parameter, tensor)
+            wide = names.wide_name(parameter, tensor)
             for key, value in entries.items():
                 planned = _planned_state(tensor, key, value, set(entries))
                 planned_states.setdefault(wide, {})[key] = planned

@@ -18,7 +18,7 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers import finding
-from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState
+from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from training import trained
@@ -35,8 +35,8 @@ class Raw(StateFormat):
     def recognizes(self, path):
         return (path / "shapes.json").is_file()
 
-    def open(self, opening):
-        folder = opening.path
+    def open(self, options):
+        folder = options.path
         shapes = json.loads((folder / "shapes.json").read_text())
         specs = [TensorSpec(name, "F32", tuple(shape)) for name, shape in shapes.items()]
         return RawState(folder, {spec.name: StoredTensor(spec, folder / spec.name, 0) for spec in specs})
@@ -66,15 +66,15 @@ class RawState:
         entries = [StateEntry(*name.rsplit(".", 1), tensor.spec) for name, tensor in self.stored.items()]
         tensors = tuple(state.tensor for state in plan_state(plan, entries, policy))
 
-        def write(how):
-            folder = how.directory / how.name
+        def write(options):
+            folder = options.directory / options.name
             folder.mkdir()
             for tensor in tensors:
                 (folder / tensor.target.name).write_bytes(bytes(tensor.target.num_bytes))
             (folder / "shapes.json").write_text(json.dumps({t.target.name: t.target.shape for t in tensors}))
-            write_tensors(tensors, self.stored, RawWriter(folder), progress=how.progress)
-            written = Raw().open(Opening(folder, None))
-            return StateFile(how.name, {}, files_digest(written.files, segments_digest))
+            write_tensors(tensors, self.stored, RawWriter(folder), progress=options.progress)
+            written = Raw().open(OpenOptions(folder, None))
+            return StateFile(options.name, {}, files_digest(written.files, segments_digest))
 
         return WideState(tensors, self.stored, write, {"format": "raw"})
 

@@ -41,7 +41,7 @@ def added(monkeypatch):
         eps=Powers(c=-1, m=-1),
         settings={"lr": 1e-3, "damping": 0.9, "eps": 1e-3, "weight_decay": 0.1},
         marks=("damping",),
-        called={"torchtitan": "Rooted"},
+        class_names={"torchtitan": "Rooted"},
         exact=f"{__name__}.Rooted",
         caveats=("Rooted is made up",),
     )

@@ -9,7 +9,7 @@ import torch
 
 import mupscale_cli
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.multipliers import Scaled, multipliers, state_scale, tensor_multipliers
+from mupscale_cli.optimizers.multipliers import ScaledTensor, multipliers, state_scale, tensor_multipliers
 from mupscale_cli.optimizers.rules import (
     NORM_WEIGHT,
     OPTIMIZERS,
@@ -124,7 +124,7 @@ def test_products_that_cancel_are_exactly_one():
 
 
 def test_a_factor_for_the_shape_keeps_the_kind_of_decay():
-    tensor = Scaled("w", ((1 / K, K * K),), (8, 2), (8 * K, 2))
+    tensor = ScaledTensor("w", ((1 / K, K * K),), (8, 2), (8 * K, 2))
     rule = OPTIMIZERS["muon"]
     decoupled = tensor_multipliers(tensor, rule, True, {})
     assert decoupled.lr == pytest.approx(2 / math.sqrt(4 * K))

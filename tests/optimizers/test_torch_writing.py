@@ -7,15 +7,15 @@ import torch
 
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.formats.torch_files import blank_file
-from mupscale_cli.optimizers.formats.torch_reading import blank, read_torch_file
+from mupscale_cli.optimizers.formats.torch_files import write_blank_file
+from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, read_torch_file
 from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, write_checksums
 
 
 def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OutputError, match="PytorchStreamWriter"):
-        blank_file(tmp_path / "x.pt", {})
+        write_blank_file(tmp_path / "x.pt", {})
 
 
 def pieces(tensor):
@@ -24,13 +24,13 @@ def pieces(tensor):
 
 def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
-    content = {"a": [blank(specs[0])], "b": blank(specs[1]), "c": [1, "x"]}
-    blanks = blank_file(tmp_path / "x.pt", content)
-    with ArchiveWriter(blanks) as writer:
+    content = {"a": [blank_tensor(specs[0])], "b": blank_tensor(specs[1]), "c": [1, "x"]}
+    slots = write_blank_file(tmp_path / "x.pt", content)
+    with ArchiveWriter(slots) as writer:
         writer.write("a/0", 4, pieces(torch.full((4,), 2.0).bfloat16()))
         writer.write("a/0", 0, pieces(torch.full((2,), 1.0).bfloat16()))
         writer.write("b", 0, pieces(torch.tensor(7)))
-    write_checksums(blanks, [{name: checksum.stretches for name, checksum in writer.checksums.items()}])
+    write_checksums(slots, [{name: checksum.stretches for name, checksum in writer.checksums.items()}])
     found = torch.load(tmp_path / "x.pt", weights_only=True)
     assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
     assert (found["b"].item(), found["c"]) == (7, [1, "x"])
@@ -41,10 +41,10 @@ def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
 def test_a_file_stays_open_until_every_tensor_is_complete(tmp_path, monkeypatch):
     """Also where two threads see at once that one of them is."""
     specs = [TensorSpec("a", "I64", (2,)), TensorSpec("b", "I64", ())]
-    blanks = blank_file(tmp_path / "x.pt", {spec.name: blank(spec) for spec in specs})
+    slots = write_blank_file(tmp_path / "x.pt", {spec.name: blank_tensor(spec) for spec in specs})
     closed = []
     monkeypatch.setattr(ArchiveWriter, "_close", lambda _self, file, **_: closed.append(file.name))
-    with ArchiveWriter(blanks) as writer:
+    with ArchiveWriter(slots) as writer:
         writer.write("a", 0, pieces(torch.tensor([1, 2])))
         writer.write("a", 16, pieces(torch.tensor([], dtype=torch.int64)))  # the other thread, which looks later
         assert closed == []

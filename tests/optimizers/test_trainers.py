@@ -9,7 +9,7 @@ import yaml
 
 from cli_runner import run
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.optimizers.trainers import FORMS
+from mupscale_cli.optimizers.trainers import TRAINER_FORMATS
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED = "model.embed_tokens.weight"
@@ -21,7 +21,7 @@ def by_name_of(wide):
     return {name: group for group in found.groups for name in group.tensors}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TRAINER_FORMATS)
 def test_every_form_is_valid_in_its_language(form, wide):
     result = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", form)
     assert result.code == 0, result.err

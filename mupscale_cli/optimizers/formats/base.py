@@ -35,7 +35,7 @@ class StateFormat(Protocol):
     def recognizes(self, path: Path) -> bool:
         """Tell whether a file or folder is of this format, as far as that shows without reading much of it."""
 
-    def open(self, opening: Opening) -> OptimizerSource:
+    def open(self, options: OpenOptions) -> OptimizerSource:
         """Read what a state consists of, without its data.
 
         Raises:
@@ -44,7 +44,7 @@ class StateFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpenOptions:
     """Which state to open.
 
     Attributes:
@@ -95,7 +95,7 @@ class OptimizerSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Writing:
+class WriteOptions:
     """How a state is written.
 
     Attributes:
@@ -146,7 +146,7 @@ class WideState:
 
     tensors: tuple[TensorPlan, ...]
     stored: Mapping[str, ReadableTensor]
-    write: Callable[[Writing], StateFile | None]
+    write: Callable[[WriteOptions], StateFile | None]
     about: dict[str, Any]
     groups: tuple[tuple[int, float], ...] = ()
     copied: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.base import Opening, OptimizerSource, StateFormat
+from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 
 
 class Distributed(StateFormat):
@@ -19,17 +19,17 @@ class Distributed(StateFormat):
     def recognizes(self, path: Path) -> bool:
         return path.is_dir()
 
-    def open(self, opening: Opening) -> OptimizerSource:
-        path = opening.path
+    def open(self, options: OpenOptions) -> OptimizerSource:
+        path = options.path
         if not (path / ".metadata").is_file():
             raise CheckpointError(
                 f"`{path}` is not an optimizer's state: it has no .metadata of a distributed checkpoint"
             )
-        if not opening.allow_pickle:
+        if not options.allow_pickle:
             raise CheckpointError(
                 f"`{path}` is a torch distributed checkpoint, whose metadata are a pickle that could run code",
                 hint="if you trust where it comes from, add `--allow-pickle`; `--optimizer none` leaves it behind",
             )
         from mupscale_cli.optimizers.formats.distributed_files import open_distributed
 
-        return open_distributed(opening)
+        return open_distributed(options)

@@ -24,30 +24,30 @@ from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer
-from mupscale_cli.optimizers.formats.base import Opening
+from mupscale_cli.optimizers.formats.base import OpenOptions
 from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
-from mupscale_cli.optimizers.formats.torch_reading import blank, dtype_name
-from mupscale_cli.optimizers.formats.torch_writing import Blank, blanks_of, write_blank
+from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, dtype_name
+from mupscale_cli.optimizers.formats.torch_writing import TensorSlot, find_slots, save_blank
 from mupscale_cli.optimizers.formats.tree_state import TreeState
-from mupscale_cli.optimizers.nested import Place, check_structure, place_name, replaced
+from mupscale_cli.optimizers.nested import Place, check_structure, map_tensors, place_name
 
 
-def open_distributed(opening: Opening) -> TreeState:
+def open_distributed(options: OpenOptions) -> TreeState:
     """Read the structure of a distributed checkpoint. Its metadata are a pickle: code of it may run.
 
     Raises:
         CheckpointError: it cannot be read, or holds no optimizer's state.
     """
-    path = opening.path
+    path = options.path
     content, stored = _read(path)
     return TreeState(
         path,
         "distributed",
         content,
         stored,
-        locate_optimizer(content, opening.key, str(path)),
-        opening.config,
-        blank_folder,
+        locate_optimizer(content, options.key, str(path)),
+        options.config,
+        write_blank_folder,
         lambda: _load(path, content, stored),
     )
 
@@ -60,7 +60,7 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
             name: None for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)
         }
         if plain:
-            with alone():
+            with single_process():
                 load(plain, checkpoint_id=path, no_dist=True)
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from error
@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
         value = plain.get(name)
         if isinstance(kind, TensorStorageMetadata):
             spec = TensorSpec(place_name(place), dtype_name(kind.properties.dtype, name, path), tuple(kind.size))
-            value = blank(spec)
+            value = blank_tensor(spec)
             stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
         _put(content, place, value, path)
     check_structure(content, path)
@@ -104,7 +104,7 @@ def _chunks(
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """One process without a process group is meant, and no reason for a warning; errors are the user's to read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -148,24 +148,24 @@ def _listed(group: Any) -> Any:
     return {**group, **{key: [value[i] for i in range(len(value))] for key, value in indexed.items()}}
 
 
-def blank_folder(path: Path, content: Any) -> dict[str, Blank]:
+def write_blank_folder(path: Path, content: Any) -> dict[str, TensorSlot]:
     """Write a distributed checkpoint whose tensors have no data yet, and tell where they go, by their places."""
     writer, planner = _BlankWriter(path), DefaultSavePlanner()
-    with alone():
+    with single_process():
         save(content, storage_writer=writer, planner=planner, no_dist=True)
-    return {place_name(planner.mappings[key]): where for key, where in writer.blanks.items()}
+    return {place_name(planner.mappings[key]): where for key, where in writer.slots.items()}
 
 
 class _BlankWriter(FileSystemWriter):
     """Writes every tensor as a blank file of its own, everything else as it is.
 
     Attributes:
-        blanks: where the data of each tensor go, by its key.
+        slots: where the data of each tensor go, by its key.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.blanks: dict[str, Blank] = {}
+        self.slots: dict[str, TensorSlot] = {}
 
     def storage_meta(self) -> None:
         """Nothing: it would be a path of this machine and a random number, and two runs write the same bytes."""
@@ -187,9 +187,9 @@ class _BlankWriter(FileSystemWriter):
             tensor = item.tensor_data
             assert tensor is not None
             spec = TensorSpec(item.index.fqn, dtype_of(tensor.properties.dtype).name, tuple(tensor.size))
-            write_blank(file, blank(spec))
+            save_blank(file, blank_tensor(spec))
             if spec.num_bytes:
-                (self.blanks[spec.name],) = blanks_of(file)
+                (self.slots[spec.name],) = find_slots(file)
         size = file.stat().st_size
         return WriteResult(item.index, size, _StorageInfo(file.name, 0, size))
 
@@ -202,10 +202,10 @@ def _load(path: Path, content: Any, stored: Mapping[str, ChunkedTensor]) -> Any:
     """
     tensors = {name: _empty(tensor.spec) for name, tensor in stored.items()}
     by_key = {tensor.key: tensors[name] for name, tensor in stored.items()}
-    with alone():
+    with single_process():
         load(by_key, checkpoint_id=path, no_dist=True)
-    return replaced(content, (), lambda place, _: tensors[place_name(place)])
+    return map_tensors(content, (), lambda place, _: tensors[place_name(place)])
 
 
 def _empty(spec: TensorSpec) -> torch.Tensor:
-    return torch.empty(spec.shape, dtype=blank(spec).dtype)
+    return torch.empty(spec.shape, dtype=blank_tensor(spec).dtype)

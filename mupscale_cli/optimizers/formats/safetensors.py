@@ -12,7 +12,7 @@ from mupscale_cli.checkpoints.formats.safetensors import merged, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.base import Opening, StateFile, StateFormat, WideState, Writing
+from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState, WriteOptions
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, Shard, split_into_shards
@@ -33,8 +33,8 @@ class Safetensors(StateFormat):
     def recognizes(self, path: Path) -> bool:
         return path.suffix in (".safetensors", ".json") and path.is_file()
 
-    def open(self, opening: Opening) -> SafetensorsState:
-        path = opening.path
+    def open(self, options: OpenOptions) -> SafetensorsState:
+        path = options.path
         files = [path]
         if path.suffix == ".json":
             files = [path.parent / shard for shard in dict.fromkeys(weight_map(path).values())]
@@ -75,31 +75,31 @@ class SafetensorsState:
         states = plan_state(plan, self._entries(plan), policy)
         tensors = tuple(state.tensor for state in states)
 
-        def write(how: Writing) -> StateFile | None:
+        def write(options: WriteOptions) -> StateFile | None:
             from mupscale_cli.engine.shards import write_shards
 
-            stem = how.name.removesuffix(".index.json").removesuffix(".safetensors")
-            shards = split_into_shards(tensors, how.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
+            stem = options.name.removesuffix(".index.json").removesuffix(".safetensors")
+            shards = split_into_shards(tensors, options.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
             shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
             converted = write_shards(
                 shards,
                 self.stored,
-                how.directory,
+                options.directory,
                 metadata=self.metadata,
-                progress=how.progress,
-                allow_nonfinite=how.allow_nonfinite,
-                ranks=how.ranks,
+                progress=options.progress,
+                allow_nonfinite=options.allow_nonfinite,
+                ranks=options.ranks,
             )
             if converted is None:
                 return None
-            files = (how.directory / shard.file for shard in shards)
+            files = (options.directory / shard.file for shard in shards)
             about = converted.nonfinite, files_digest(files, lambda file: converted.digests[file.name])
             if len(shards) == 1:
                 return StateFile(f"{stem}.safetensors", *about)
             weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
             total = sum(shard.num_bytes for shard in shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(how.directory / f"{stem}{_INDEX}", index)
+            write_json(options.directory / f"{stem}{_INDEX}", index)
             return StateFile(f"{stem}{_INDEX}", *about)
 
         return WideState(tensors, self.stored, write, {"format": "safetensors"})

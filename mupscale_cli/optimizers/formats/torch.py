@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mupscale_cli.optimizers.formats.base import Opening, OptimizerSource, StateFormat
+from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 
 
 class Torch(StateFormat):
@@ -18,7 +18,7 @@ class Torch(StateFormat):
     def recognizes(self, path: Path) -> bool:
         return path.is_file()
 
-    def open(self, opening: Opening) -> OptimizerSource:
+    def open(self, options: OpenOptions) -> OptimizerSource:
         from mupscale_cli.optimizers.formats.torch_files import open_torch
 
-        return open_torch(opening)
+        return open_torch(options)

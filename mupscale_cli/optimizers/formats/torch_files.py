@@ -8,35 +8,35 @@ from typing import Any
 import torch
 
 from mupscale_cli.optimizers.content import locate_optimizer
-from mupscale_cli.optimizers.formats.base import Opening
+from mupscale_cli.optimizers.formats.base import OpenOptions
 from mupscale_cli.optimizers.formats.torch_reading import read_torch_file
-from mupscale_cli.optimizers.formats.torch_writing import Blank, blanks_of, write_blank
+from mupscale_cli.optimizers.formats.torch_writing import TensorSlot, find_slots, save_blank
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 
 
-def open_torch(opening: Opening) -> TreeState:
+def open_torch(options: OpenOptions) -> TreeState:
     """Read the structure of a training checkpoint of torch.save.
 
     Raises:
         CheckpointError: it cannot be read safely, or holds no optimizer's state.
     """
-    path = opening.path
+    path = options.path
     file = read_torch_file(path)
     return TreeState(
         path,
         "torch",
         file.content,
         {tensor.spec.name: tensor for tensor in file.tensors.values()},
-        locate_optimizer(file.content, opening.key, str(path)),
-        opening.config,
-        blank_file,
+        locate_optimizer(file.content, options.key, str(path)),
+        options.config,
+        write_blank_file,
         lambda: torch.load(path, weights_only=True, map_location="cpu"),
     )
 
 
-def blank_file(file: Path, content: Any) -> dict[str, Blank]:
+def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
     """Write a blank file, and tell where its tensors go, by their places."""
-    write_blank(file, content)
-    entries = {entry.offset: entry for entry in blanks_of(file)}
+    save_blank(file, content)
+    entries = {entry.offset: entry for entry in find_slots(file)}
     stored = read_torch_file(file).tensors.values()
     return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}

@@ -135,6 +135,6 @@ def dtype_name(dtype: torch.dtype, name: str, path: Path) -> str:
         raise CheckpointError(f"`{name}` in `{path}` has the data type {dtype}, which is not supported") from error
 
 
-def blank(spec: TensorSpec) -> torch.Tensor:
+def blank_tensor(spec: TensorSpec) -> torch.Tensor:
     """A tensor without data that stands for one in a structure to be written."""
     return torch.empty(spec.shape, dtype=DTYPES[spec.dtype].torch, device="meta")

@@ -27,15 +27,15 @@ from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.engine.finite import NonFinite, NonFiniteCounts
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.formats.base import Writing
+from mupscale_cli.optimizers.formats.base import WriteOptions
 from mupscale_cli.optimizers.formats.checksums import Checksum, Stretches
 from mupscale_cli.optimizers.formats.torch_reading import first_line
-from mupscale_cli.optimizers.nested import replaced
+from mupscale_cli.optimizers.nested import map_tensors
 from mupscale_cli.plan import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Blank:
+class TensorSlot:
     """Where the data of a tensor go.
 
     Attributes:
@@ -51,7 +51,7 @@ class Blank:
     checksums: tuple[int, int]
 
 
-def write_blank(file: Path, content: Any) -> None:
+def save_blank(file: Path, content: Any) -> None:
     """Write a new file of torch.save whose tensors have no data yet.
 
     Args:
@@ -63,13 +63,13 @@ def write_blank(file: Path, content: Any) -> None:
     """
     try:
         with output_errors(file), skip_data():
-            torch.save(replaced(content, (), lambda _, tensor: _Unwritten(tensor)), file)
+            torch.save(map_tensors(content, (), lambda _, tensor: _UnwrittenTensor(tensor)), file)
     except RuntimeError as error:  # torch's own writer reports a full disk this way
         raise OutputError(f"cannot write `{file}`: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
-class _Unwritten:
+class _UnwrittenTensor:
     """A blank tensor, saved as one of the CPU.
 
     What torch.save does with a FakeTensor, whose machinery takes longer to import than all the rest.
@@ -86,7 +86,7 @@ class _Unwritten:
         return torch._utils._rebuild_tensor_v2, (storage, 0, *shape, False, OrderedDict())  # noqa: SLF001
 
 
-def blanks_of(file: Path) -> list[Blank]:
+def find_slots(file: Path) -> list[TensorSlot]:
     """The data of every storage in a file of torch.save, in the order of its directory."""
     with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
         position = archive.start_dir
@@ -98,7 +98,7 @@ def blanks_of(file: Path) -> list[Blank]:
             behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
             local = start + info.file_size + 4 if behind else info.header_offset + 14
             if info.filename.rpartition("/")[0].endswith("/data"):
-                found.append(Blank(file, start, info.file_size, (local, position + 16)))
+                found.append(TensorSlot(file, start, info.file_size, (local, position + 16)))
             stream.seek(position + 28)
             position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
     return found
@@ -108,19 +108,19 @@ class ArchiveWriter:
     """Writes tensors to their places in blank files; a context manager.
 
     Attributes:
-        blanks: where each tensor goes.
+        slots: where each tensor goes.
         segments: the digest of each segment of each file that was written whole here, once the file is closed.
         checksums: those of their archives, of what was written here.
     """
 
-    def __init__(self, blanks: Mapping[str, Blank]) -> None:
-        self.blanks = blanks
+    def __init__(self, slots: Mapping[str, TensorSlot]) -> None:
+        self.slots = slots
         self.segments: dict[Path, Segments] = {}
         self.checksums: dict[str, Checksum] = {}
         self._open: dict[Path, PlacedFile] = {}
         self._unfinished: dict[Path, set[str]] = {}
-        for name, blank in blanks.items():
-            self._unfinished.setdefault(blank.file, set()).add(name)
+        for name, slot in slots.items():
+            self._unfinished.setdefault(slot.file, set()).add(name)
         self._lock = threading.Lock()
 
     def __enter__(self) -> ArchiveWriter:
@@ -132,21 +132,21 @@ class ArchiveWriter:
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
         """Write pieces one after the other from a tensor's byte `start` on; from several threads at once."""
-        blank = self.blanks[name]
+        slot = self.slots[name]
         with self._lock:
             checksum = self.checksums.setdefault(name, Checksum())
-            out = self._open.get(blank.file)
+            out = self._open.get(slot.file)
             if out is None:
-                out = self._open[blank.file] = PlacedFile(blank.file, "r+b")
-        out.write(blank.offset + start, pieces)
+                out = self._open[slot.file] = PlacedFile(slot.file, "r+b")
+        out.write(slot.offset + start, pieces)
         checksum.add(start, pieces)
-        if checksum.of(blank.num_bytes) is not None:
-            unfinished = self._unfinished[blank.file]
+        if checksum.of(slot.num_bytes) is not None:
+            unfinished = self._unfinished[slot.file]
             with self._lock:  # two threads may both see that a tensor is complete; one of them was the last
                 is_last = unfinished == {name}
                 unfinished.discard(name)
             if is_last:  # of the thousands that a distributed checkpoint may have, few are open
-                self._close(blank.file, is_synced=True)
+                self._close(slot.file, is_synced=True)
 
     def _close(self, file: Path, *, is_synced: bool) -> None:
         with self._open.pop(file) as out:
@@ -156,7 +156,7 @@ class ArchiveWriter:
 
 
 @dataclass(frozen=True)
-class Filled:
+class FillResult:
     """What is known of archives once they are filled.
 
     Attributes:
@@ -171,16 +171,16 @@ class Filled:
 def fill(
     tensors: Sequence[TensorPlan],
     stored: Mapping[str, ReadableTensor],
-    how: Writing,
-    make_blanks: Callable[[], Mapping[str, Blank]],
-) -> Filled | None:
+    options: WriteOptions,
+    write_blank_files: Callable[[], Mapping[str, TensorSlot]],
+) -> FillResult | None:
     """Make blank files and write tensors into them, this process its part.
 
     Args:
         tensors: what to write.
         stored: where the sources are, by name.
-        how: with which processes, and whom to tell.
-        make_blanks: writes the blank files, and tells where each tensor goes.
+        options: the processes that share the work, and the progress to report to.
+        write_blank_files: writes the blank files, and tells where each tensor goes.
 
     Returns:
         What is known of the output; None but for the first process.
@@ -190,28 +190,28 @@ def fill(
         OutputError: the disk refused.
         JobError: another process has ended.
     """
-    blanks = how.ranks.broadcast(make_blanks() if how.ranks.is_first else None)
-    assert blanks is not None
-    part = range(*how.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
-    nonfinite = NonFinite(is_allowed=how.allow_nonfinite)
-    with ArchiveWriter(blanks) as writer:
-        write_tensors(tensors, stored, writer, progress=how.progress, nonfinite=nonfinite, part=part)
+    slots = options.ranks.broadcast(write_blank_files() if options.ranks.is_first else None)
+    assert slots is not None
+    part = range(*options.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
+    nonfinite = NonFinite(is_allowed=options.allow_nonfinite)
+    with ArchiveWriter(slots) as writer:
+        write_tensors(tensors, stored, writer, progress=options.progress, nonfinite=nonfinite, part=part)
     checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
-    told = how.ranks.gather(_Told(checksums, writer.segments, nonfinite.found))
-    if not how.ranks.is_first:
+    results = options.ranks.gather(_PartialResult(checksums, writer.segments, nonfinite.found))
+    if not options.ranks.is_first:
         return None
     everything = NonFinite(is_allowed=True)
     segments: dict[Path, Segments] = {}
-    for one in told:
-        everything.merge(one.nonfinite)
-        for file, known in one.segments.items():
+    for result in results:
+        everything.merge(result.nonfinite)
+        for file, known in result.segments.items():
             segments[file] = {**segments.get(file, {}), **known}
-    write_checksums(blanks, [one.checksums for one in told])
-    return Filled(everything.counts, segments)
+    write_checksums(slots, [result.checksums for result in results])
+    return FillResult(everything.counts, segments)
 
 
 @dataclass(frozen=True)
-class _Told:
+class _PartialResult:
     """What a process tells the first one."""
 
     checksums: Mapping[str, Stretches]
@@ -219,30 +219,30 @@ class _Told:
     nonfinite: NonFiniteCounts
 
 
-def write_checksums(blanks: Mapping[str, Blank], parts: Iterable[Mapping[str, Stretches]]) -> None:
+def write_checksums(slots: Mapping[str, TensorSlot], parts: Iterable[Mapping[str, Stretches]]) -> None:
     """Put the checksums of tensors into their archives.
 
     Args:
-        blanks: where each tensor went.
+        slots: where each tensor went.
         parts: what every process knows of its checksum.
 
     Raises:
         OutputError: some of a tensor was never written, or the disk refused.
     """
-    checksums = {name: Checksum() for name in blanks}
+    checksums = {name: Checksum() for name in slots}
     for part in parts:
         for name, stretches in part.items():
             checksums[name].merge(stretches)
     by_file: dict[Path, list[str]] = {}
-    for name, blank in blanks.items():
-        by_file.setdefault(blank.file, []).append(name)
+    for name, slot in slots.items():
+        by_file.setdefault(slot.file, []).append(name)
     for file, names in by_file.items():
         with output_errors(file), open(file, "r+b", buffering=0) as stream:
             for name in names:
-                value = checksums[name].of(blanks[name].num_bytes)
+                value = checksums[name].of(slots[name].num_bytes)
                 if value is None:
                     raise OutputError(f"not all of `{name}` was written to `{file}`")
-                for place in blanks[name].checksums:
+                for place in slots[name].checksums:
                     _patch(stream, place, value)
             os.fsync(stream.fileno())
 

@@ -10,9 +10,9 @@ from typing import Any
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.optimizers.content import widen_content
-from mupscale_cli.optimizers.formats.base import StateFile, WideState, Writing
-from mupscale_cli.optimizers.formats.torch_writing import Blank, fill
-from mupscale_cli.optimizers.nested import Place, at, place_name, walk
+from mupscale_cli.optimizers.formats.base import StateFile, WideState, WriteOptions
+from mupscale_cli.optimizers.formats.torch_writing import TensorSlot, fill
+from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import Groups, OptimizerTree, parse_tree
@@ -40,7 +40,7 @@ class TreeState:
     stored: Mapping[str, ReadableTensor]
     root: Place
     config: Mapping[str, Any] | None
-    write_blank: Callable[[Path, Any], Mapping[str, Blank]]
+    write_blank: Callable[[Path, Any], Mapping[str, TensorSlot]]
     load_whole: Callable[[], Any]
 
     @property
@@ -48,19 +48,19 @@ class TreeState:
         return _files(self.path)
 
     def load(self) -> OptimizerTree:
-        return parse_tree(at(self.load_whole(), self.root), self._names)
+        return parse_tree(value_at(self.load_whole(), self.root), self._names)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
         specs = {id(tensor): self.stored[place_name(place)].spec for place, tensor in walk(self.content)}
         wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names)
 
-        def write(how: Writing) -> StateFile | None:
-            path = how.directory / how.name
-            filled = fill(wide.tensors, self.stored, how, lambda: self.write_blank(path, wide.content))
+        def write(options: WriteOptions) -> StateFile | None:
+            path = options.directory / options.name
+            filled = fill(wide.tensors, self.stored, options, lambda: self.write_blank(path, wide.content))
             if filled is None:
                 return None
             digest = files_digest(_files(path), lambda file: segments_digest(file, filled.segments.get(file, {})))
-            return StateFile(how.name, filled.nonfinite, digest)
+            return StateFile(options.name, filled.nonfinite, digest)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         about = {"format": self.format}
