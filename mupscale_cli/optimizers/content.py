@@ -14,7 +14,7 @@ from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
-from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
+from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, strip_wrappers
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims

@@ -32,7 +32,7 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer, widen_content
 from mupscale_cli.optimizers.finding import open_optimizer
-from mupscale_cli.optimizers.formats.torch_reading import blank
+from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.nested import check_structure, place_name, walk
 from mupscale_cli.optimizers.order import names_by_order
@@ -388,7 +388,7 @@ def as_content(value: Any) -> Any:
     if isinstance(value, dict):
         match value.get("tensor"):
             case [str() as dtype, list() as shape] if dtype in DTYPES and _is_shape(shape):
-                return blank(TensorSpec("x", dtype, tuple(shape)))
+                return blank_tensor(TensorSpec("x", dtype, tuple(shape)))
         return {int(k) if k.isdecimal() and k.isascii() and len(k) < 9 else k: as_content(v) for k, v in value.items()}
     return [as_content(item) for item in value] if isinstance(value, list) else value
 
