@@ -1,1 +1,1 @@
-"""Checkpoints on disk: what their headers say, reading rows, writing whole files at once."""
+"""Checkpoints on disk: reading headers and rows, writing shards, publishing finished outputs."""

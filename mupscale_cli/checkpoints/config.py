@@ -1,4 +1,4 @@
-"""What config.json says of the reference model, before anyone builds that."""
+"""Checks of config.json that need no model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ _IS_DEPTH = re.compile(r"^(n|num|encoder|decoder)_(\w+_)?(layers?|blocks?|stages
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The class of the reference model that a config names; None if it names none."""
+    """Return the class name of the reference model, the first of `architectures`; None if the config has none."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else None
 
 
 def check_depth(config: Mapping[str, Any], num_tensors: int) -> None:
-    """Refuse, before a model is built from a config, one of more layers than there are tensors.
+    """Refuse a config with more layers than the checkpoint has tensors, before a model is built from it.
+
+    Args:
+        config: the content of config.json; nested configs are checked too.
+        num_tensors: number of tensors in the checkpoint.
 
     Raises:
-        CheckpointError: it says so.
+        CheckpointError: a depth in the config exceeds the number of tensors.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -31,6 +35,6 @@ def check_depth(config: Mapping[str, Any], num_tensors: int) -> None:
         counts = value if isinstance(value, list) else [value]
         if _IS_DEPTH.search(key) and any(isinstance(count, (int, float)) and count > num_tensors for count in counts):
             raise CheckpointError(
-                f"config.json says `{key}`: {str(value)[:40]}, and there are only {num_tensors} tensors",
-                hint="config.json and the weights do not belong together",
+                f"config.json sets `{key}` to {str(value)[:40]}, but the checkpoint has only {num_tensors} tensors",
+                hint="config.json and the weights belong to different models; download or save the checkpoint again",
             )

@@ -1,8 +1,8 @@
-"""Digests of files, XXH3-128: against accidents, not against forgers.
+"""XXH3-128 digests of files. They detect accidents, not forgery.
 
-A source is hashed whole and in order, so that its digest is what `xxhsum -H2` prints. An output is hashed while it
-is written, in whatever order, by several threads and processes: it is cut into segments, and its digest is the
-XXH3-128 of theirs, one after the other. What no process wrote as a whole segment is read from the file in the end.
+A source file is hashed from start to end, so its digest is what `xxhsum -H2` prints. An output file is hashed while
+several threads and processes write it in any order: it is cut into segments, and its digest is the XXH3-128 of the
+concatenated segment digests. Segments that no process wrote as a whole are read back from the finished file.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from xxhash import xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 from mupscale_cli.checkpoints.header import header_without_record
 from mupscale_cli.errors import CheckpointError
 
-SEGMENT_BYTES = 256 << 10  # what is written at once
-Segments = Mapping[int, bytes]  # the digest of each, by its number
-_NONE: Segments = MappingProxyType({})
+SEGMENT_BYTES = 256 << 10
+Segments = Mapping[int, bytes]  # digests by segment number
+_NO_SEGMENTS: Segments = MappingProxyType({})
 _BLOCK_BYTES = 1 << 20
 
 
 def file_digest(file: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """The XXH3-128 of a file, as `xxhsum -H2` prints it.
+    """Return the XXH3-128 of a file in hexadecimal, as `xxhsum -H2` prints it.
 
     Args:
-        file: what is hashed.
-        progress: called with the bytes just read.
+        file: file to hash.
+        progress: called with the number of bytes just read.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read.
     """
     digest, block = xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
     try:
@@ -45,28 +45,28 @@ def file_digest(file: Path, progress: Callable[[int], None] = lambda _: None) ->
 
 
 def segment_digest(pieces: Iterable[memoryview]) -> bytes:
-    """The digest of a segment that comes in pieces, one after the other."""
+    """Return the digest of a segment, given as consecutive pieces."""
     digest = xxh3_128()
     for piece in pieces:
         digest.update(piece)
     return digest.digest()
 
 
-def segments_digest(file: Path, known: Segments = _NONE) -> str:
-    """The digest of an output by its segments, which begin at multiples of `SEGMENT_BYTES` of the file.
+def segments_digest(file: Path, known: Segments = _NO_SEGMENTS) -> str:
+    """Return the digest of an output file, computed from segments that start at multiples of `SEGMENT_BYTES`.
 
-    The header of a safetensors file may hold the record, which holds this digest. Such a header counts without it, and
-    the segments begin behind it.
+    The header of a safetensors file may contain the record, which in turn contains this digest. Such a header is
+    hashed without the record, and the segments begin after it.
 
     Args:
-        file: what is hashed.
-        known: digests of segments that were taken while they were written; the others are read.
+        file: file to hash.
+        known: digests of segments that were hashed while they were written; all others are read from the file.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read.
     """
-    said, start = header_without_record(file) if file.suffix == ".safetensors" else (b"", 0)
-    digests = [xxh3_128_digest(said)] if said else []
+    header, start = header_without_record(file) if file.suffix == ".safetensors" else (b"", 0)
+    digests = [xxh3_128_digest(header)] if header else []
     try:
         with open(file, "rb") as stream:
             for number in range(start // SEGMENT_BYTES, -(-os.fstat(stream.fileno()).st_size // SEGMENT_BYTES)):
@@ -81,15 +81,15 @@ def segments_digest(file: Path, known: Segments = _NONE) -> str:
     return xxh3_128_hexdigest(b"".join(digests))
 
 
-def files_digest(files: Iterable[Path], of: Callable[[Path], str] = file_digest) -> str:
-    """The digest of several files from theirs, in the order of their names; of one file its own.
+def files_digest(files: Iterable[Path], digest: Callable[[Path], str] = file_digest) -> str:
+    """Combine the digests of several files, sorted by name, into one; a single file keeps its own digest.
 
     Args:
-        files: what is hashed.
-        of: the digest of each.
+        files: files to hash.
+        digest: computes the digest of each file.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    digests = [of(file) for file in sorted(files)]
+    digests = [digest(file) for file in sorted(files)]
     return digests[0] if len(digests) == 1 else xxh3_128_hexdigest(bytes.fromhex("".join(digests)))

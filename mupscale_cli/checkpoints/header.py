@@ -1,8 +1,8 @@
-"""The header of a safetensors file: read and checked without its data, and written.
+"""Reading, checking and writing the header of a safetensors file, without its data.
 
-The format (huggingface/safetensors): eight bytes with the header's length, little-endian; a JSON
-object from tensor name to `dtype`, `shape` and `data_offsets` relative to the end of the header;
-then the data, without gaps.
+The format (huggingface/safetensors) starts with eight bytes for the header's length, little-endian. The header is a
+JSON object that maps tensor names to `dtype`, `shape` and `data_offsets`, which count from the end of the header. The
+data follow without gaps.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import BinaryIO, Protocol, TypeGuard
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError, is_printable
 
-METADATA_KEY = "mupscale"  # of the record, in the header of an output that is a single file
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-_ALIGNMENT = 4096  # data starts on a page, so that any way of writing it is aligned
+METADATA_KEY = "mupscale"  # holds the record when the output is a single file
+MAX_HEADER_BYTES = 100_000_000  # limit of the reference implementation
+_ALIGNMENT = 4096  # data start on a page boundary, which keeps direct and buffered writes aligned
 _LENGTH_BYTES = 8
-_MAX_NAME = 1000  # characters; names are matched with every rule of a recipe
+_MAX_NAME = 1000  # characters; each name is matched against every rule of a recipe
 _MAX_DIMS = 64
-_MAX_BYTES = 2**63  # of a tensor, as far as files can reach
+_MAX_BYTES = 2**63  # per tensor: file offsets are signed 64-bit integers
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Neighboring bytes of a tensor that are neighbors in a file too.
+    """Consecutive bytes of a tensor that are also consecutive in a file.
 
     Attributes:
-        file: the file that holds them.
-        offset: of the first one, from the start of the file.
-        num_bytes: how many.
+        file: file that contains them.
+        offset: offset of the first byte from the start of the file.
+        num_bytes: length in bytes.
     """
 
     file: Path
@@ -43,28 +43,28 @@ class ByteRange:
 
 
 class ReadableTensor(Protocol):
-    """A tensor whose bytes are in files."""
+    """A tensor whose bytes are stored in one or more files."""
 
     @property
     def spec(self) -> TensorSpec:
         """Name, data type and shape."""
 
     def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
-        """Where its bytes are, from byte `start` on, in their order.
+        """Locate `num_bytes` of the tensor from byte `start`, in order.
 
         Raises:
-            CheckpointError: some of them are nowhere.
+            CheckpointError: no file contains some of the bytes.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor whose bytes lie together.
+    """A tensor whose bytes are consecutive in one file.
 
     Attributes:
         spec: name, data type and shape.
-        file: the file that holds it.
-        offset: of its first byte, from the start of the file.
+        file: file that contains it.
+        offset: offset of its first byte from the start of the file.
     """
 
     spec: TensorSpec
@@ -72,13 +72,13 @@ class StoredTensor:
     offset: int
 
     def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
-        """Where its bytes are, from byte `start` on: in one place."""
+        """Locate `num_bytes` of the tensor from byte `start`: a single range."""
         return (ByteRange(self.file, self.offset + start, num_bytes),)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's tensors, in the order of their data, and its metadata."""
+    """The tensors of a file in data order, and its metadata."""
 
     tensors: tuple[StoredTensor, ...]
     metadata: dict[str, str]
@@ -88,8 +88,8 @@ def read_header(file: Path) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
-        CheckpointError: the file cannot be read or is not what its header says: truncated,
-            gaps or overlaps, sizes that contradict shapes, unknown data types.
+        CheckpointError: the file cannot be read, is truncated, or has gaps, overlaps, sizes that contradict shapes,
+            or unsupported data types.
     """
     with open_file(file) as stream:
         return parse_header(stream, file)
@@ -100,7 +100,7 @@ def open_file(file: Path) -> Iterator[BinaryIO]:
     """Open a file for reading.
 
     Raises:
-        CheckpointError: it cannot be read, now or within the context.
+        CheckpointError: the file cannot be opened, or reading fails inside the context.
     """
     try:
         with open(file, "rb") as stream:
@@ -110,25 +110,27 @@ def open_file(file: Path) -> Iterator[BinaryIO]:
 
 
 def parse_header(stream: BinaryIO, file: Path) -> Header:
-    """Read and check a header from wherever the file is; nothing behind it is read.
+    """Read and check a header from an open file, local or remote, without reading the data.
 
     Args:
-        stream: of the file.
-        file: what it is called.
+        stream: the open file; must be seekable.
+        file: its path, for messages and for the tensors' `file`.
 
     Raises:
-        CheckpointError: the file is not what its header says.
+        CheckpointError: the header is invalid or contradicts the file's size.
     """
     file_size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
-        raise _broken(file, f"its first eight bytes announce a header of {length} bytes in a file of {file_size}")
+        raise _broken(
+            file, f"its first eight bytes announce a header of {length} bytes, but the file has {file_size} bytes"
+        )
     text = stream.read(length)
     entries = _parse(text, file)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(file, "its metadata is not a mapping of texts")
+        raise _broken(file, "its metadata is not a mapping of strings")
     if not all(_is_unicode(text) for pair in metadata.items() for text in pair):
         raise _broken(file, "its metadata is not Unicode")
     start = _LENGTH_BYTES + length
@@ -139,7 +141,7 @@ def parse_header(stream: BinaryIO, file: Path) -> Header:
 
 
 def _broken(file: Path, what: str) -> CheckpointError:
-    hint = "the file is truncated or damaged, or not a safetensors file; download or save it again"
+    hint = "the file is truncated, damaged, or in another format; download or save it again"
     return CheckpointError(f"`{file}` is not a valid safetensors file: {what}", hint=hint)
 
 
@@ -147,7 +149,7 @@ def _parse(text: bytes, file: Path) -> dict[str, object]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         entries = dict(pairs)
         if len(entries) != len(pairs):
-            raise _broken(file, "its header names a tensor twice")
+            raise _broken(file, "its header has duplicate keys")
         return entries
 
     try:
@@ -161,7 +163,7 @@ def _parse(text: bytes, file: Path) -> dict[str, object]:
 
 def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
     if len(name) > _MAX_NAME or not is_printable(name):
-        raise _broken(file, f"a tensor's name is longer than {_MAX_NAME} characters or cannot be shown: {name[:80]!a}")
+        raise _broken(file, f"a tensor name is longer than {_MAX_NAME} characters or not printable: {name[:80]!a}")
     if not isinstance(entry, dict):
         raise _broken(file, f"the entry of `{name}` is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -169,18 +171,19 @@ def _stored(name: str, entry: object, file: Path, start: int) -> StoredTensor:
         raise _broken(file, f"`{name}` has no data type")
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"`{name}` in `{file}` has the data type {dtype[:20]}, which is not supported",
+            f"`{name}` in `{file}` has the unsupported data type {dtype[:20]}",
             hint=f"supported: {', '.join(DTYPES)}",
         )
     if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and len(shape) <= _MAX_DIMS):
         raise _broken(file, f"`{name}` has no valid shape and offsets")
     spec = TensorSpec(name, dtype, tuple(shape))
     if spec.num_bytes >= _MAX_BYTES:
-        raise _broken(file, f"`{name}` has a shape of more bytes than a file can have")
+        raise _broken(file, f"the shape of `{name}` takes more bytes than a file can hold")
     begin, end = offsets
     if end - begin != spec.num_bytes:
         raise _broken(
-            file, f"`{name}` has {end - begin} bytes of data, its shape {list(shape)} in {dtype} takes {spec.num_bytes}"
+            file,
+            f"`{name}` has {end - begin} bytes of data, but its shape {list(shape)} in {dtype} takes {spec.num_bytes}",
         )
     return StoredTensor(spec, file, start + begin)
 
@@ -190,7 +193,7 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written again: JSON may escape halves of surrogate pairs, which are no text."""
+    """Return whether a text can be encoded again: JSON may escape lone surrogates, which UTF-8 cannot represent."""
     return text.isascii() or text.encode(errors="replace").decode() == text
 
 
@@ -198,23 +201,23 @@ def _check_coverage(tensors: list[StoredTensor], file: Path, start: int, file_si
     position = start
     for tensor in tensors:
         if tensor.offset != position:
-            what = "a gap before" if tensor.offset > position else "an overlap at"
-            raise _broken(file, f"there is {what} the data of `{tensor.spec.name}`")
+            problem = "have a gap before" if tensor.offset > position else "overlap at"
+            raise _broken(file, f"its data {problem} `{tensor.spec.name}`")
         position += tensor.spec.num_bytes
     if position != file_size:
-        raise _broken(file, f"its tensors end at byte {position}, the file at byte {file_size}")
+        raise _broken(file, f"its tensors end at byte {position}, but the file ends at byte {file_size}")
 
 
 def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str], reserve: int = 0) -> bytes:
-    """The first bytes of a safetensors file that holds these tensors, in this order.
+    """Encode the start of a safetensors file up to its data.
 
     Args:
-        specs: the tensors; their data follow one another without gaps.
-        metadata: texts for the header's `__metadata__`.
-        reserve: bytes of blank space to leave at least, so that the metadata can be rewritten.
+        specs: tensors in data order; their data follow one another without gaps.
+        metadata: strings for the header's `__metadata__`.
+        reserve: minimum number of blank bytes, for metadata that are rewritten later.
 
     Returns:
-        The length and the header, padded with spaces to a whole number of pages.
+        The header's length and the header, padded with spaces to a whole number of pages.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -228,7 +231,7 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str], rese
 
 
 def pad_header(text: bytes, total: int) -> bytes:
-    """Length, header text and spaces, `total` bytes together.
+    """Return the header's length, its text and padding spaces, `total` bytes in all.
 
     Raises:
         ValueError: the text does not fit.
@@ -240,10 +243,13 @@ def pad_header(text: bytes, total: int) -> bytes:
 
 
 def header_without_record(file: Path) -> tuple[bytes, int]:
-    """What a header that holds the record says beside it, and where the data begin; nothing and 0 if it holds none.
+    """Return the header of a file without the record, and the offset of the data.
+
+    Returns:
+        The header as compact JSON and the offset in bytes; `(b"", 0)` if the header contains no record.
 
     Raises:
-        CheckpointError: the file cannot be read or has no header.
+        CheckpointError: the file cannot be read or has no valid header.
     """
     try:
         with open(file, "rb") as stream:
@@ -259,7 +265,11 @@ def header_without_record(file: Path) -> tuple[bytes, int]:
 
 
 def replace_metadata(file: Path, metadata: Mapping[str, str]) -> None:
-    """Rewrite the metadata of a file in place, within the header's blank space."""
+    """Rewrite the metadata of a file in place and flush it to disk; the header keeps its length.
+
+    Raises:
+        ValueError: the new metadata do not fit.
+    """
     with open(file, "r+b") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         entries = _parse(stream.read(length), file)

@@ -1,4 +1,4 @@
-"""What of an output is finished, noted beside it while it is written, so that a killed run can be continued."""
+"""Journals: lists of finished shards, kept with an unfinished output so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ JOURNAL = ".mupscale-journal.json"
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard that is complete and on the disk.
+    """A shard that is complete and on disk.
 
     Attributes:
-        file: its name.
-        digest: its hash.
-        stds: the standard deviation of the noise of each of its tensors that has some.
-        nonfinite: how many NaNs and infinities each of those holds, those that hold some.
-        overflowed: those of its tensors in which scaling made infinities.
+        file: file name.
+        digest: digest of the file, see `segments_digest`.
+        stds: standard deviation of the noise, by widened tensor with noise.
+        nonfinite: number of NaNs and infinities, by source tensor that contains any.
+        overflowed: widened tensors in which scaling turned finite values into infinities.
     """
 
     file: str
@@ -41,10 +41,10 @@ class Journal:
     """The finished shards of one output.
 
     Attributes:
-        directory: where they are.
-        fingerprint: of what is being made.
-        shards: those that are finished, by file.
-        name: of the file; every process of a job has one of its own.
+        directory: directory of the shards and the journal.
+        fingerprint: fingerprint of the planned output.
+        shards: finished shards by file name.
+        name: file name of the journal; each process of a job writes its own.
     """
 
     directory: Path
@@ -53,31 +53,31 @@ class Journal:
     name: str = JOURNAL
 
     def note(self, shard: FinishedShard) -> None:
-        """Add a shard that is on the disk.
+        """Add a finished shard and save the journal.
 
         Raises:
-            OutputError: the disk refused.
+            OutputError: the journal cannot be written.
         """
         self.shards[shard.file] = shard
         self.save()
 
     def save(self) -> None:
-        """Write it.
+        """Write the journal.
 
         Raises:
-            OutputError: the disk refused.
+            OutputError: the journal cannot be written.
         """
-        content = {"fingerprint": self.fingerprint, "shards": [asdict(done) for done in self.shards.values()]}
+        content = {"fingerprint": self.fingerprint, "shards": [asdict(shard) for shard in self.shards.values()]}
         replace_json(self.directory / self.name, content)
 
     def clear(self) -> None:
-        """Remove it and those of the other processes, when the output is complete."""
+        """Remove the journals of all processes once the output is complete."""
         for file in _files(self.directory):
             file.unlink(missing_ok=True)
 
 
 def journal_name(rank: int) -> str:
-    """What the journal of a process is called."""
+    """Return the file name of a process's journal."""
     return JOURNAL if rank == 0 else JOURNAL.replace(".json", f"-{rank}.json")
 
 
@@ -86,28 +86,28 @@ def _files(directory: Path) -> list[Path]:
 
 
 def fingerprint(*values: Any) -> str:
-    """A hash of plain values that say what is being made."""
+    """Return the SHA-256 of JSON values that define the output."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_journal(directory: Path) -> Journal | None:
-    """The journal of a folder, of all the processes that wrote there; None if it has none that can be read."""
-    found: Journal | None = None
+    """Read and merge the journals of all processes that wrote to a folder; None if there is no valid journal."""
+    journal: Journal | None = None
     for file in _files(directory):
         try:
             content = read_json(file)
-            shards = {shard["file"]: _finished(shard) for shard in content["shards"]}
-            if found is None:
-                found = Journal(directory, content["fingerprint"], shards)
-            elif content["fingerprint"] == found.fingerprint:
-                found.shards.update(shards)
+            shards = {entry["file"]: _parse_shard(entry) for entry in content["shards"]}
+            if journal is None:
+                journal = Journal(directory, content["fingerprint"], shards)
+            elif content["fingerprint"] == journal.fingerprint:
+                journal.shards.update(shards)
         except (CheckpointError, KeyError, TypeError):
             continue
-    return found
+    return journal
 
 
-def _finished(noted: Mapping[str, Any]) -> FinishedShard:
-    shard = FinishedShard(**noted)
+def _parse_shard(entry: Mapping[str, Any]) -> FinishedShard:
+    shard = FinishedShard(**entry)
     mappings = (shard.stds, shard.nonfinite)
     if not is_file_name(shard.file) or not all(isinstance(mapping, dict) for mapping in mappings):
         raise TypeError
@@ -115,11 +115,11 @@ def _finished(noted: Mapping[str, Any]) -> FinishedShard:
 
 
 def intact_shards(journal: Journal) -> dict[str, FinishedShard]:
-    """The shards that still are what the journal says."""
-    return {name: shard for name, shard in journal.shards.items() if _is_good(journal.directory, shard)}
+    """Return the shards whose files still match their digests."""
+    return {name: shard for name, shard in journal.shards.items() if _is_intact(journal.directory, shard)}
 
 
-def _is_good(directory: Path, shard: FinishedShard) -> bool:
+def _is_intact(directory: Path, shard: FinishedShard) -> bool:
     try:
         return segments_digest(directory / shard.file) == shard.digest
     except CheckpointError:

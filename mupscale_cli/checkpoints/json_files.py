@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, which may come from anywhere, and the file names in them."""
+"""Reading a checkpoint's JSON files, and the file names in them, without trusting their content."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.errors import CheckpointError, is_printable
 
-_MAX_JSON_BYTES = 100_000_000  # an index or a record names every tensor, as a header does
+_MAX_JSON_BYTES = 100_000_000  # an index or a record lists every tensor, like a header
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_JSON_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def is_file_name(text: object) -> bool:
-    """Whether a text names a file of a folder, on any system: no path, no drive, nothing that cannot be a name."""
+    """Return whether a text is a plain file name on every system: no path, no drive, only printable characters."""
     if not isinstance(text, str) or text in ("", ".", ".."):
         return False
     return is_printable(text) and not any(character in text for character in "/\\:")
@@ -27,12 +27,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: it cannot be read or is something else.
+        CheckpointError: the file cannot be read, is too large, or is not a valid JSON object.
     """
     limit = _MAX_CONFIG_BYTES if file.name.endswith(CONFIG) else _MAX_JSON_BYTES
     try:
         with open(file, "rb") as stream:
-            data = stream.read(limit + 1)  # what the file system says of its size need not be so
+            data = stream.read(limit + 1)  # the size that the file system reports may be wrong
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot read `{file}`: {error}") from error
@@ -46,10 +46,10 @@ def parse_object(text: str, file: Path) -> dict[str, Any]:
 
     Args:
         text: the JSON.
-        file: where it stands, for messages.
+        file: file that contains it, for messages.
 
     Raises:
-        CheckpointError: the text is something else, is nested too deep, or cannot be written again.
+        CheckpointError: the text is not a JSON object, is nested too deeply, or cannot be encoded again.
     """
     try:
         value = parse_json(text)
@@ -61,15 +61,15 @@ def parse_object(text: str, file: Path) -> dict[str, Any]:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise CheckpointError(f"`{file}` is not valid JSON: it holds half of a surrogate pair") from error
+            raise CheckpointError(f"`{file}` is not valid JSON: it contains half of a surrogate pair") from error
     return value
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON of limited nesting: the limit is ours, whatever that of Python is.
+    """Parse JSON with a nesting limit that does not depend on Python's recursion limit.
 
     Raises:
-        ValueError: the text is not JSON, or is nested deeper.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
     too_deep = f"nested deeper than {_MAX_JSON_DEPTH} levels"
     try:
@@ -82,7 +82,7 @@ def parse_json(text: str) -> Any:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether it is nested so little that what goes through it by recursion comes back."""
+    """Return whether a value is nested no deeper than the limit, so that recursive functions can process it."""
     level = [value]
     for _ in range(_MAX_JSON_DEPTH):
         level = [

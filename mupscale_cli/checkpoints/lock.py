@@ -1,4 +1,4 @@
-"""Locks that end with their process, however that ends."""
+"""File locks that the system releases when their process ends, even when it is killed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def try_lock(file: Path) -> FileLock | None:
-    """Lock a file, which is created if need be; None if another process has.
+    """Lock a file, creating it if necessary; return None if another process holds the lock.
 
-    On a file system without locks it always succeeds.
+    On a file system without locks this always succeeds.
 
     Raises:
         OSError: the file cannot be opened.
@@ -30,6 +30,6 @@ def try_lock(file: Path) -> FileLock | None:
 
 
 def release(lock: FileLock) -> None:
-    """Let go of a lock, and remove its file."""
+    """Release a lock and remove its file."""
     lock.release()
     Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files whose bytes arrive in any order, from several threads, and are written in large aligned pieces."""
+"""Files that several threads write in any order; the bytes reach the system in large aligned segments."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from typing import BinaryIO
 from mupscale_cli.checkpoints.digests import SEGMENT_BYTES, segment_digest
 from mupscale_cli.checkpoints.staging import output_errors
 
-# Segments are few large pages of the system's cache, but no huge ones: a virtual machine may have to get those from its
-# host, which takes back what is free of them; then writing takes up to ten times as long.
-# `tests/benchmarks/throughput.py` found their size and these limits.
-_MOST_SEGMENTS = 128  # that wait at once; beyond, the one that waited longest is written in parts
-_MOST_READY = 32  # that are full while another thread writes; beyond, one waits for it
-_SYNC_BYTES = 128 << 20  # that are put on the disk while others are written
+# A segment is a few large pages of the system's cache, but not a huge page: a virtual machine may have to request huge
+# pages from its host, which reclaims unused ones, and then writing takes up to ten times as long.
+# These values come from `tests/benchmarks/throughput.py`.
+_MAX_PARTIAL = 128  # incomplete segments in memory; beyond that, the least recently used one is written as it is
+_MAX_READY = 32  # complete segments queued while another thread writes; beyond that, threads wait
+_SYNC_BYTES = 128 << 20  # bytes between flushes to disk in the background
 _CAN_GATHER = hasattr(os, "pwritev")  # not on Windows
-_MAX_PIECES = 1024  # of one system call, on every system that has it
+_MAX_PIECES = 1024  # per system call, IOV_MAX on every system with pwritev
 
 
 class PlacedFile:
-    """Writes pieces of bytes at places of an open file, from several threads; a context manager that closes it.
+    """Writes bytes at any position of a file, from several threads. A context manager that closes the file.
 
-    A file is written in whole segments, of which each begins at a multiple of its size: the system's cache takes
-    such a one as one large page, where the same bytes cut anywhere else cost it up to three times the time. Bytes
-    that do not fill a segment wait for their neighbors. Since the system lets one thread at a time write to a file,
-    that one writes what the others have ready, and they go on. And since it takes the disk longer than the system's
-    cache, a thread of its own waits for the disk from time to time, so that less is left to wait for in the end.
+    Bytes are written in whole segments that start at multiples of the segment size. The system caches an aligned
+    segment as large pages; unaligned writes take up to three times as long. Incomplete segments wait in memory for the
+    rest of their bytes. The system lets only one thread write to a file at a time, so that thread also writes what the
+    others have queued, and they continue. Because the disk is slower than the cache, a background thread flushes the
+    file from time to time, which shortens the final `sync`.
 
-    Modes are those of `open`, and `shared` for one that other processes may have created and write to as well.
+    Args:
+        file: path of the file.
+        mode: a mode of `open`, or `shared` for a file that other processes may also create and write to.
 
     Attributes:
-        file: where it is.
-        segments: the digest of each segment that was written whole, by its number.
-        num_bytes: how many were written.
+        file: path of the file.
+        segments: digest of each segment that was written as a whole, by number.
+        num_bytes: number of bytes written.
     """
 
     def __init__(self, file: Path, mode: str) -> None:
@@ -50,9 +52,9 @@ class PlacedFile:
             opener = _create_if_absent if mode == "shared" else None
             mode = "r+b" if mode == "shared" else mode
             self.stream: BinaryIO = open(file, mode, buffering=0, opener=opener)  # type: ignore[assignment]  # noqa: SIM115
-        self._waiting = _Waiting()
+        self._partial = _PartialSegments()
         self._ready: deque[_Segment] = deque()
-        self._lock = threading.Lock()  # of the thread that writes
+        self._lock = threading.Lock()  # held by the thread that writes
         self._num_unsynced = 0
         self._syncing: Thread | None = None
         self._failure: OSError | None = None
@@ -64,50 +66,54 @@ class PlacedFile:
         self.stream.close()
 
     def write(self, position: int, pieces: Sequence[memoryview]) -> None:
-        """Write pieces one after the other from a byte on; the same piece may come several times.
+        """Write consecutive pieces, starting at byte `position` of the file; a piece may occur several times.
 
-        They may be changed afterwards. Not all of them are in the file before `sync`.
+        The caller may reuse the memory afterwards. The bytes may reach the file only with `sync`.
+
+        Raises:
+            OutputError: the system cannot write the file.
         """
-        for start, some in _by_segment(position, pieces):
-            is_whole = sum(map(len, some)) == SEGMENT_BYTES
+        for start, parts in _split_by_segment(position, pieces):
+            is_whole = sum(map(len, parts)) == SEGMENT_BYTES
             if is_whole:
-                self.segments[start // SEGMENT_BYTES] = segment_digest(some)
+                self.segments[start // SEGMENT_BYTES] = segment_digest(parts)
             if is_whole and self._lock.acquire(blocking=False):
-                with _released(self._lock):
-                    self._put(start, some)
+                with _release_after(self._lock):
+                    self._write_through(start, parts)
             else:
-                for segment in self._waiting.add(start, some):
+                for segment in self._partial.add(start, parts):
                     if segment.is_full and not is_whole:
                         self.segments[start // SEGMENT_BYTES] = segment_digest((segment.data,))
                     self._ready.append(segment)
-            self._put_ready(most=_MOST_READY)
+            self._write_ready(max_queued=_MAX_READY)
 
     def sync(self) -> None:
-        """Write what waits for its neighbors, and have all of it on the disk; while nothing else is written.
+        """Write all remaining bytes and flush the file to disk. No other thread may write at the same time.
 
         Raises:
-            OutputError: the disk refused something, now or before.
+            OutputError: the system could not write or flush the file, now or earlier.
         """
-        self._ready.extend(self._waiting.take_all())
-        self._put_ready(most=0)
+        self._ready.extend(self._partial.take_all())
+        self._write_ready(max_queued=0)
         if self._syncing is not None:
             self._syncing.join()
         with output_errors(self.file):
-            if self._failure is not None:  # the system tells it once
+            if self._failure is not None:  # the system reports a failure only once
                 raise self._failure
             os.fsync(self.stream.fileno())
 
-    def _put_ready(self, most: int) -> None:
-        """Write what is ready; a thread that writes already does that too, and is awaited if it is more than `most`."""
-        while self._ready and self._lock.acquire(blocking=len(self._ready) > most):
-            with _released(self._lock):
+    def _write_ready(self, max_queued: int) -> None:
+        """Write queued segments, or leave them to the thread that is writing unless more than `max_queued` wait."""
+        while self._ready and self._lock.acquire(blocking=len(self._ready) > max_queued):
+            with _release_after(self._lock):
                 while self._ready:
                     segment = self._ready.popleft()
                     for low, high in segment.filled:
-                        self._put(segment.start + low, (segment.data[low:high],))
-                    self._waiting.give_back(segment)
+                        self._write_through(segment.start + low, (segment.data[low:high],))
+                    self._partial.recycle(segment)
 
-    def _put(self, position: int, pieces: Sequence[memoryview]) -> None:
+    def _write_through(self, position: int, pieces: Sequence[memoryview]) -> None:
+        """Hand consecutive pieces to the system; the caller holds the lock."""
         with output_errors(self.file):
             if _CAN_GATHER:
                 _write_gathered(self.stream.fileno(), position, pieces)
@@ -120,10 +126,10 @@ class PlacedFile:
         self._num_unsynced += count
         if self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or not self._syncing.is_alive()):
             self._num_unsynced = 0
-            self._syncing = Thread(target=self._sync_some, args=(self.stream.fileno(),), daemon=True)
+            self._syncing = Thread(target=self._flush, args=(self.stream.fileno(),), daemon=True)
             self._syncing.start()
 
-    def _sync_some(self, handle: int) -> None:
+    def _flush(self, handle: int) -> None:
         try:
             os.fsync(handle)
         except OSError as error:
@@ -131,8 +137,8 @@ class PlacedFile:
 
 
 @contextmanager
-def _released(lock: threading.Lock) -> Iterator[None]:
-    """Release a lock in the end that has been acquired."""
+def _release_after(lock: threading.Lock) -> Iterator[None]:
+    """Release an acquired lock when the context ends."""
     try:
         yield
     finally:
@@ -140,12 +146,12 @@ def _released(lock: threading.Lock) -> Iterator[None]:
 
 
 class _Segment:
-    """Memory for a segment of a file.
+    """Memory for one segment of a file.
 
     Attributes:
-        data: its bytes.
-        start: of which place in the file.
-        filled: the parts of it that are there: from where to where, in order, with gaps between them.
+        data: bytes of the segment.
+        start: offset of the segment in the file.
+        filled: sorted, disjoint ranges of `data` that have been filled.
     """
 
     def __init__(self) -> None:
@@ -158,12 +164,12 @@ class _Segment:
         return self.filled == [(0, SEGMENT_BYTES)]
 
     def add(self, start: int, pieces: Sequence[memoryview]) -> None:
-        """Take consecutive pieces from a byte of the segment on."""
+        """Copy consecutive pieces into the segment, starting at its byte `start`."""
         end = start
         for piece in pieces:
             self.data[end : end + len(piece)] = piece
             end += len(piece)
-        first = last = bisect.bisect(self.filled, (start, end))  # there may be as many parts as rows
+        first = last = bisect.bisect(self.filled, (start, end))  # there may be as many ranges as rows
         if first and self.filled[first - 1][1] >= start:
             first -= 1
             start, end = self.filled[first][0], max(end, self.filled[first][1])
@@ -173,16 +179,16 @@ class _Segment:
         self.filled[first:last] = [(start, end)]
 
 
-class _Waiting:
-    """The segments of a file that are not full yet; for several threads."""
+class _PartialSegments:
+    """The incomplete segments of a file. Thread-safe."""
 
     def __init__(self) -> None:
-        self._segments: dict[int, _Segment] = {}  # by place, the one that was touched last at the end
+        self._segments: dict[int, _Segment] = {}  # by offset, most recently used last
         self._unused: list[_Segment] = []
         self._lock = threading.Lock()
 
     def add(self, position: int, pieces: Sequence[memoryview]) -> list[_Segment]:
-        """Take bytes of one segment, and give back what is to be written now: full, or waiting for too long."""
+        """Add bytes of one segment; return the segment to write now, a complete one or the least recently used."""
         start = position - position % SEGMENT_BYTES
         with self._lock:
             segment = self._segments.pop(start, None)
@@ -193,40 +199,40 @@ class _Waiting:
             if segment.is_full:
                 return [segment]
             self._segments[start] = segment
-            if len(self._segments) <= _MOST_SEGMENTS:
+            if len(self._segments) <= _MAX_PARTIAL:
                 return []
             return [self._segments.pop(next(iter(self._segments)))]
 
     def take_all(self) -> list[_Segment]:
-        """All of them, in the order of the file."""
+        """Remove and return all segments in file order."""
         with self._lock:
-            found = [self._segments[start] for start in sorted(self._segments)]
+            segments = [self._segments[start] for start in sorted(self._segments)]
             self._segments.clear()
-        return found
+        return segments
 
-    def give_back(self, segment: _Segment) -> None:
-        """Use a segment's memory again."""
+    def recycle(self, segment: _Segment) -> None:
+        """Make a segment's memory available for another one."""
         with self._lock:
             self._unused.append(segment)
 
 
-def _by_segment(position: int, pieces: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
-    """Consecutive pieces from a byte of a file on, cut where its segments end: first byte and pieces of each."""
-    some: list[memoryview] = []
+def _split_by_segment(position: int, pieces: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Cut consecutive pieces, which start at byte `position`, at segment borders; yield offset and pieces of each."""
+    parts: list[memoryview] = []
     start, left = position, SEGMENT_BYTES - position % SEGMENT_BYTES
     for piece in pieces:
         rest = piece
         while len(rest) >= left:
-            some.append(rest[:left])
-            yield start, some
-            rest, some = rest[left:], []
+            parts.append(rest[:left])
+            yield start, parts
+            rest, parts = rest[left:], []
             start += SEGMENT_BYTES - start % SEGMENT_BYTES
             left = SEGMENT_BYTES
         if rest:
-            some.append(rest)
+            parts.append(rest)
             left -= len(rest)
-    if some:
-        yield start, some
+    if parts:
+        yield start, parts
 
 
 def _create_if_absent(file: str, flags: int) -> int:
@@ -234,28 +240,28 @@ def _create_if_absent(file: str, flags: int) -> int:
 
 
 def _write_gathered(handle: int, position: int, pieces: Sequence[memoryview]) -> None:
-    """Write from where the pieces lie, many in a call, without putting them together in memory first."""
+    """Write many pieces per system call, directly from their memory."""
     for first in range(0, len(pieces), _MAX_PIECES):
-        some = pieces[first : first + _MAX_PIECES]
-        left = sum(map(len, some))
+        batch = pieces[first : first + _MAX_PIECES]
+        left = sum(map(len, batch))
         while left:
-            done = os.pwritev(handle, some, position)
-            position, left = position + done, left - done
+            count = os.pwritev(handle, batch, position)
+            position, left = position + count, left - count
             if left:
-                some = _after(some, done)
+                batch = _skip(batch, count)
 
 
-def _after(pieces: Sequence[memoryview], done: int) -> list[memoryview]:
-    """The pieces without their first bytes."""
+def _skip(pieces: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Drop the first `count` bytes of consecutive pieces."""
     for index, piece in enumerate(pieces):
-        if done < len(piece):
-            return [piece[done:], *pieces[index + 1 :]]
-        done -= len(piece)
+        if count < len(piece):
+            return [piece[count:], *pieces[index + 1 :]]
+        count -= len(piece)
     return []
 
 
 def _write_all(stream: BinaryIO, data: memoryview) -> None:
-    """Write all of it, however many calls the system makes of that."""
+    """Write all bytes, in as many calls as the system needs."""
     done = 0
     while done < len(data):
         done += stream.write(data[done:])

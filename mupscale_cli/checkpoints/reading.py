@@ -1,4 +1,4 @@
-"""A checkpoint as it lies on disk: its tensors, its config, what else belongs to it. Headers only."""
+"""Opening checkpoints: tensors, config and other files. Reads only headers and JSON, no tensor data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
 
 RECORD = "mupscale.json"
-FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # in the order in which they are asked
+FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
-# Text that a tokenizer, a processor or generation reads; what describes the narrow model itself
-# (its card, its training state) is not true of the wide one and stays behind.
+# Files that tokenizers, processors and generation read. Files that describe the narrow model itself, such as its card
+# and its training state, would be wrong for the wide one and are not copied.
 _CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".merges", ".spm")
 _CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _NOT_CARRIED = (
@@ -37,16 +37,16 @@ _NOT_CARRIED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A safetensors checkpoint; nothing of its data is in memory.
+    """A checkpoint whose headers have been read; tensor data stay on disk.
 
     Attributes:
-        path: the file or directory.
-        is_file: whether it was given as one safetensors file.
-        files: the safetensors files, in the order of the index.
-        tensors: every tensor by name, in the order of files and of data.
-        config: the content of config.json, None where there is none.
-        metadata: of the first file's header.
-        title: what it was asked for by, where that is not its path.
+        path: file or directory.
+        is_file: whether the checkpoint is a single weight file.
+        files: weight files in the order of the index.
+        tensors: all tensors by name, in file and data order.
+        config: content of config.json; None if there is none.
+        metadata: metadata of the first file.
+        title: name that the user passed if it is not the path, for instance a Hub id.
     """
 
     path: Path
@@ -58,8 +58,8 @@ class Checkpoint:
     title: str = ""
 
     @property
-    def shown(self) -> str:
-        """What messages call it."""
+    def display_name(self) -> str:
+        """The name of the checkpoint in messages."""
         return self.title or str(self.path)
 
     @property
@@ -72,7 +72,7 @@ class Checkpoint:
 
     @cached_property
     def record(self) -> dict[str, Any] | None:
-        """What `mupscale widen` noted when it made this checkpoint; None if it did not."""
+        """The record of `mupscale widen`; None if it did not write this checkpoint."""
         if self.is_file:
             text = self.metadata.get(METADATA_KEY)
             return parse_object(text, self.path) if text else None
@@ -81,16 +81,16 @@ class Checkpoint:
 
     @property
     def carried_files(self) -> tuple[Path, ...]:
-        """Files of a directory that a tokenizer or generation needs beside the weights.
+        """Files that tokenizers, processors and generation need, which are copied to the output.
 
         Raises:
-            CheckpointError: one is a link out of the directory.
+            CheckpointError: a file is a link that leads out of the directory.
         """
         return tuple(require_own_file(file) for file in self._other_files if is_carried(file.name))
 
     @property
     def skipped_files(self) -> tuple[Path, ...]:
-        """Files of a directory that are neither weights nor carried along."""
+        """Files that are neither weights nor copied to the output."""
         return tuple(file for file in self._other_files if not is_carried(file.name))
 
     @cached_property
@@ -102,30 +102,30 @@ class Checkpoint:
 
 
 def require_own_file(file: Path, root: Path | None = None) -> Path:
-    """A file of a checkpoint whose content is copied, which must be the checkpoint's own.
+    """Return a file whose content will be copied, after checking that it belongs to the checkpoint.
 
-    A folder may come from anywhere, and a link in it may lead to what is nobody's business but would be published
-    with the output. Links within the folder are fine, and those of the Hub's cache, to its `blobs` two folders up.
-    Weights may be links to anywhere: nothing that is not a tensor is taken from them.
+    An untrusted folder could contain a link to a private file, which would then be published with the output. Links
+    inside the folder are allowed, as are links of the Hub's cache to its `blobs` two folders up. Weight files may link
+    anywhere, since only tensors are read from them.
 
     Args:
-        file: whose content is copied.
-        root: the checkpoint's folder; the file's own if not given.
+        file: file to copy.
+        root: folder of the checkpoint. Default: the folder of the file.
 
     Raises:
-        CheckpointError: it is a link that leads elsewhere.
+        CheckpointError: the file is a link that leads out of the checkpoint.
     """
     folder, real = (root or file.parent).resolve(), file.resolve()
     if real.is_relative_to(folder) or real.parent == folder.parent.parent / "blobs":
         return file
     raise CheckpointError(
-        f"`{file}` is a link to `{real}`, which is not part of the checkpoint, and would be copied into the output",
-        hint="put the file itself in its place, or remove the link",
+        f"`{file}` links to `{real}`, which is outside the checkpoint and would be copied into the output",
+        hint="replace the link with the file itself, or remove it",
     )
 
 
 def is_carried(name: str) -> bool:
-    """Whether a file of a directory belongs to what a tokenizer or generation needs beside the weights."""
+    """Return whether tokenizers, processors or generation need a file, so that it is copied to the output."""
     file = PurePosixPath(name)
     if file.name in _NOT_CARRIED or file.name.startswith(".") or file.name.endswith(".index.json"):
         return False
@@ -133,32 +133,32 @@ def is_carried(name: str) -> bool:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the headers of a checkpoint: a weight file, or a directory of `save_pretrained`.
+    """Read the headers of a checkpoint: a weight file, or a directory written by `save_pretrained`.
 
     Raises:
-        CheckpointError: it is missing, is of no known format, or contradicts itself.
+        CheckpointError: the checkpoint does not exist, has an unsupported format, or contradicts itself.
     """
     if path.is_dir():
         return open_folder(Folder(path, frozenset(file.name for file in path.iterdir() if file.is_file())))
     if not path.is_file():
         raise CheckpointError(
-            f"there is no checkpoint at `{path}`",
-            hint="give a .safetensors file, a model directory, or a Hub id like org/name",
+            f"no checkpoint at `{path}`",
+            hint="pass a .safetensors file, a model directory, or a Hub id like org/name",
         )
-    found = next((each for each in FORMATS if each.recognizes(path)), None)
-    if found is None:
+    weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
+    if weights_format is None:
         raise _not_supported(path)
-    weights = found.read(Folder(path, frozenset()), (path,))
+    weights = weights_format.read(Folder(path, frozenset()), (path,))
     config = _config_beside(path)
     content = read_json(require_own_file(config)) if config.is_file() else None
     return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata)
 
 
 def open_folder(folder: Folder) -> Checkpoint:
-    """Read the headers of a directory of `save_pretrained`, wherever its weights are.
+    """Read the headers of a model directory; its weight files may be remote.
 
     Raises:
-        CheckpointError: it holds no weights of a known format, or contradicts itself.
+        CheckpointError: the directory contains no weights in a supported format, or contradicts itself.
     """
     path = folder.path
     for each in FORMATS:
@@ -169,18 +169,18 @@ def open_folder(folder: Folder) -> Checkpoint:
     for name in sorted(folder.names):
         if not any(each.recognizes(path / name) for each in FORMATS):
             raise _not_supported(path / name)
-    raise CheckpointError(f"`{path}` holds no safetensors weights")
+    raise CheckpointError(f"`{path}` contains no safetensors weights")
 
 
 def _config_beside(file: Path) -> Path:
-    """The config of a single file: `NAME.config.json`, as widening a file writes it, or config.json."""
+    """Return the config path of a single file: `NAME.config.json`, which widening writes, or else config.json."""
     own = file.with_suffix(".config.json")
     return own if own.is_file() else file.parent / CONFIG
 
 
 def _not_supported(file: Path) -> CheckpointError:
     return CheckpointError(
-        f"`{file}` is a pickle or another format that is not safetensors",
+        f"`{file}` is a pickle or another format, not safetensors",
         hint="convert it first: load it with transformers and call `save_pretrained(DIR)`, or "
         "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')`",
     )

@@ -1,4 +1,4 @@
-"""Reading rows of tensors from wherever their bytes lie."""
+"""Reading rows of tensors from their files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mupscale_cli.errors import CheckpointError
 
 
 class RowReader:
-    """Reads rows of tensors into buffers; keeps one file open at a time. A context manager."""
+    """Reads rows of tensors into buffers and keeps one file open at a time. A context manager."""
 
     def __init__(self) -> None:
         self._file: Path | None = None
@@ -28,24 +28,26 @@ class RowReader:
         self._file = self._stream = None
 
     def read(self, tensor: ReadableTensor, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes of a tensor from its byte `start` on.
+        """Fill a buffer with a tensor's bytes, starting at byte `start`.
 
         Raises:
-            CheckpointError: a file ends before its header says, as when it shrinks meanwhile.
+            CheckpointError: a file is shorter than its header says, for instance because it was truncated meanwhile.
         """
         done = 0
         for byte_range in tensor.byte_ranges(start, len(into)):
-            stream = self._opened(byte_range.file)
+            stream = self._open(byte_range.file)
             stream.seek(byte_range.offset)
             end = done + byte_range.num_bytes
             while done < end:
                 count = stream.readinto(into[done:end])  # type: ignore[attr-defined]
                 if not count:
-                    where = f"`{byte_range.file}` ended in the middle of `{tensor.spec.name}`"
-                    raise CheckpointError(f"{where}: it was changed while it was read")
+                    raise CheckpointError(
+                        f"`{byte_range.file}` ends in the middle of `{tensor.spec.name}`: "
+                        "the file was changed while it was read"
+                    )
                 done += count
 
-    def _opened(self, file: Path) -> BinaryIO:
+    def _open(self, file: Path) -> BinaryIO:
         if self._file != file or self._stream is None:
             self.close()
             self._stream = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)

@@ -1,4 +1,4 @@
-"""Temporary folders that a killed run does not leave for ever: the next one that makes such a folder removes them."""
+"""Temporary folders. Folders that a killed run left behind are removed by the next run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PREFIX = "mupscale-"
 
 
 @contextmanager
-def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A folder for as long as the context lasts.
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Create a temporary folder and remove it when the context ends.
 
-    It holds a lock while it is in use. Folders of that kind in the same place without one are what killed runs left.
+    The folder contains a lock while it is in use. Unlocked folders next to it were left behind by killed runs.
 
     Args:
-        beside: the folder in which it is made, under a hidden name; where there is none or it cannot be written to,
-            the system's temporary one.
+        parent: parent folder; the new folder's name is hidden there. Default: the system's temporary folder, which also
+            replaces a parent that is not writable.
     """
-    is_beside = beside is not None and os.access(beside, os.W_OK)
-    where = beside if beside is not None and is_beside else Path(tempfile.gettempdir())
-    prefix = f".{_PREFIX}" if is_beside else _PREFIX
-    _remove_left(where, prefix)
-    folder, lock = _locked(where, prefix)
+    is_inside = parent is not None and os.access(parent, os.W_OK)
+    where = parent if parent is not None and is_inside else Path(tempfile.gettempdir())
+    prefix = f".{_PREFIX}" if is_inside else _PREFIX
+    _remove_abandoned(where, prefix)
+    folder, lock = _create_locked(where, prefix)
     try:
         yield folder
     finally:
@@ -39,8 +39,8 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(where: Path, prefix: str) -> tuple[Path, FileLock]:
-    """A new folder with its lock; another one where a run beside this one took it for left before it was locked."""
+def _create_locked(where: Path, prefix: str) -> tuple[Path, FileLock]:
+    """Create a folder and lock it; retry if a concurrent run removed the folder before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
         lock = try_lock(folder / _LOCK)
@@ -48,10 +48,10 @@ def _locked(where: Path, prefix: str) -> tuple[Path, FileLock]:
             return folder, lock
 
 
-def _remove_left(where: Path, prefix: str) -> None:
+def _remove_abandoned(where: Path, prefix: str) -> None:
     for folder in where.glob(f"{prefix}*"):
         try:
-            if folder.is_symlink() or not (folder / _LOCK).is_file():  # not of this kind, or not locked yet
+            if folder.is_symlink() or not (folder / _LOCK).is_file():  # not a scratch folder, or not locked yet
                 continue
             lock = try_lock(folder / _LOCK)
         except OSError:  # another user's

@@ -1,4 +1,4 @@
-"""Output that appears under its final name only when it is complete and on the disk."""
+"""Staging: outputs appear under their final name only when they are complete and on disk."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _DISK_SLACK = 64 << 20  # headers, config, tokenizer
 
 
 class Staging:
-    """A directory beside the output under a temporary name; `publish` renames what is in it.
+    """A temporary directory next to the output; publishing renames it, or a file in it, to the final name.
 
-    Used as a context manager: whatever happens before `publish`, the final name is untouched, and the temporary
-    directory is removed unless `keep` says that it is worth something. A kill leaves it, under a name that says
-    what it is, and for `resume` to find.
+    A context manager. Until publishing, the final name stays untouched. If the context fails, the temporary directory
+    is removed unless `keep` returns true for the error. If the process is killed, the directory stays under a
+    recognizable name, and `resume` finds it.
 
     Attributes:
-        output: the final name.
-        directory: the temporary one.
-        keep: whether to leave it when an error passes, so that it can be resumed.
+        output: final path.
+        directory: temporary directory.
+        keep: decides from the error whether the directory is worth keeping for `--resume`.
     """
 
     def __init__(self, output: Path, *, overwrite: bool) -> None:
@@ -57,20 +57,24 @@ class Staging:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def resume(self, is_wanted: Callable[[Path], bool]) -> bool:
-        """Go on in what a killed run left, if it left something; before the context is entered.
+        """Continue in the directory of an earlier run, if there is one. Call this before entering the context.
 
         Args:
-            is_wanted: whether a folder holds what is to be made here.
+            is_wanted: whether a directory contains the same output.
+
+        Returns:
+            Whether there is a directory to continue.
 
         Raises:
-            OutputError: the other run is still at work.
+            OutputError: another run is still writing the output.
         """
         with output_errors(self.output):
             for folder in self._folders():
                 lock = try_lock(folder / LOCK)
                 if lock is None:
                     raise OutputError(
-                        f"another run is writing `{self.output}`", hint="wait for it, or stop it and try again"
+                        f"another run is writing `{self.output}`",
+                        hint="wait for it to finish, or stop it and try again",
                     )
                 if is_wanted(folder):
                     self.directory, self._lock = folder, lock
@@ -79,8 +83,8 @@ class Staging:
         return False
 
     def abandoned(self) -> dict[Path, int]:
-        """What killed runs left that nobody goes on with, and how many bytes; but for what cannot be looked into."""
-        found = {}
+        """Return unfinished outputs of earlier runs and their sizes in bytes; unreadable folders are skipped."""
+        sizes = {}
         for folder in self._folders():
             if folder == self.directory:
                 continue
@@ -88,23 +92,23 @@ class Staging:
                 lock = try_lock(folder / LOCK)
                 if lock is not None:
                     release(lock)
-                    found[folder] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            except OSError:  # another user's, or just removed: no reason to stop
+                    sizes[folder] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            except OSError:  # belongs to another user, or was just removed
                 continue
-        return found
+        return sizes
 
     def _folders(self) -> list[Path]:
-        """The temporary directories of this output, of whichever run."""
+        """Return the temporary directories of this output, from all runs."""
         folders = sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*"))
-        return [folder for folder in folders if not folder.is_symlink()]  # no run makes a link
+        return [folder for folder in folders if not folder.is_symlink()]  # runs never create links
 
-    def clear(self, *kept: str) -> None:
-        """Remove everything but some files."""
+    def clear(self, *keep: str) -> None:
+        """Remove everything from the directory except the named files and the lock."""
         with output_errors(self.output):
             for path in self.directory.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name not in (*kept, LOCK):
+                elif path.name not in (*keep, LOCK):
                     path.unlink()
 
     def _release(self) -> None:
@@ -112,7 +116,12 @@ class Staging:
             release(self._lock)
 
     def publish_directory(self) -> None:
-        """Give the staged directory its final name; an existing one is replaced if that was asked."""
+        """Rename the staged directory to its final name, replacing an existing one with `overwrite`.
+
+        Raises:
+            OutputExistsError: the output exists and may not be overwritten.
+            OutputError: the system cannot flush or rename it.
+        """
         with output_errors(self.output):
             self._release()
             for file in self.directory.iterdir():
@@ -127,57 +136,71 @@ class Staging:
             _sync(self.output.parent)
             shutil.rmtree(replaced, ignore_errors=True)
 
-    def publish_file(self, staged: str, beside: Mapping[str, Path]) -> None:
-        """Give a staged file its final name, after those that go beside it."""
+    def publish_file(self, staged: str, companions: Mapping[str, Path]) -> None:
+        """Move a staged file to its final name, after its companion files.
+
+        Args:
+            staged: name of the file in the staging directory.
+            companions: final paths of further files, by name in the staging directory.
+
+        Raises:
+            OutputExistsError: a file exists and may not be overwritten.
+            OutputError: the system cannot flush or move a file.
+        """
         with output_errors(self.output):
             self._release()
             for file in self.directory.iterdir():
                 _sync(file)
-            for file in (self.output, *beside.values()):
+            for file in (self.output, *companions.values()):
                 if file.exists() and not self.overwrite:
                     raise output_exists(file)
-            for name, final in beside.items():
+            for name, final in companions.items():
                 (self.directory / name).replace(final)
             (self.directory / staged).replace(self.output)
             _sync(self.output.parent)
 
 
 def output_exists(file: Path) -> OutputExistsError:
-    """What is told of something that stands where an output is to be."""
-    return OutputExistsError(f"`{file}` exists", hint="choose another name with `-o`, or replace it with `--overwrite`")
+    """Return the error for an output path that exists."""
+    return OutputExistsError(
+        f"`{file}` already exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
+    )
 
 
 def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bool) -> None:
-    """Refuse, before anything is read, an output that could not be published.
+    """Check that an output can be published, before any data is read.
+
+    Args:
+        output: final path.
+        source: path of the input checkpoint.
+        needed_bytes: size of the output in bytes.
+        overwrite: whether an existing checkpoint may be replaced.
 
     Raises:
-        OutputError: it exists, lies in the source or around it, is no checkpoint that could be
-            replaced, or the disk is too small.
+        OutputError: the output exists, overlaps the source, is not a checkpoint that may be replaced, cannot be
+            written, or does not fit on the disk.
     """
     real, real_source = _resolved(output), _resolved(source)
     if real == real_source:
         raise OutputError(f"output and input are both `{source}`", hint="choose another name with `-o`")
     if real_source.is_dir() and real.is_relative_to(real_source):
         raise OutputError(
-            f"the output `{output}` is inside of the input `{source}`", hint="choose a name outside of it with `-o`"
+            f"the output `{output}` is inside the input `{source}`", hint="choose a path outside it with `-o`"
         )
     if real_source.is_relative_to(real):
-        raise OutputError(
-            f"the input `{source}` is inside of the output `{output}`", hint="choose another name with `-o`"
-        )
+        raise OutputError(f"the input `{source}` is inside the output `{output}`", hint="choose another path with `-o`")
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise output_exists(output)
         _refuse_replacing(output, source)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise OutputError(
-            f"`{existing}` is not a directory that can be written to", hint="choose another place with `-o`"
-        )
+        raise OutputError(f"`{existing}` is not a writable directory", hint="choose another path with `-o`")
     free = shutil.disk_usage(existing).free
     if needed_bytes + _DISK_SLACK > free:
         raise OutputError(
-            f"not enough disk: the output takes {bytes_text(needed_bytes)}, `{existing}` has {bytes_text(free)} free",
+            f"not enough disk space: the output takes {bytes_text(needed_bytes)}, "
+            f"`{existing}` has {bytes_text(free)} free",
             hint="free some space, or write to another disk with `-o`",
         )
 
@@ -188,7 +211,7 @@ def _refuse_replacing(output: Path, source: Path) -> None:
         raise OutputError(f"`{output}` is not a {kind}, so `--overwrite` does not replace it")
     if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
         raise OutputError(
-            f"`{output}` was not written by mupscale (it holds no {RECORD}), so `--overwrite` does not replace it",
+            f"`{output}` was not written by mupscale (it has no {RECORD}), so `--overwrite` does not replace it",
             hint="remove it yourself, or choose another name with `-o`",
         )
 
@@ -198,7 +221,11 @@ def _resolved(path: Path) -> Path:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a new JSON file and flush it to the disk."""
+    """Write a new JSON file and flush it to disk.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+    """
     with output_errors(file), open(file, "x", encoding="utf-8") as stream:
         json.dump(content, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
@@ -207,7 +234,11 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def replace_json(file: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
+    """Replace a JSON file atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         write_json(temporary, content)
@@ -218,31 +249,42 @@ def replace_json(file: Path, content: Any) -> None:
 
 
 def copy_file(source: Path, directory: Path) -> None:
-    """Copy a file's content under its own name; what a symbolic link points to, not the link."""
+    """Copy a file into a directory under the same name, following symbolic links.
+
+    Raises:
+        OutputError: the file cannot be read or the copy cannot be written.
+    """
     with output_errors(directory / source.name):
         shutil.copyfile(source, directory / source.name)
 
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into a message for the user."""
+    """Turn an `OSError` inside the context into `OutputError`.
+
+    Args:
+        path: output path, for the message.
+
+    Raises:
+        OutputError: the operating system reported an error.
+    """
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write `{path}`: {error.strerror or error}", hint="nothing was left under the final name"
+            f"cannot write `{path}`: {error.strerror or error}", hint="no output was created under the final name"
         ) from error
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk, where the system can."""
+    """Flush a file or directory to disk if the system supports it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
-        return  # Windows opens no directories
+        return  # Windows cannot open directories
     try:
         os.fsync(handle)
     except OSError:
-        pass  # some file systems do not flush directories
+        pass  # some file systems cannot flush directories
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Safetensors files whose tensors are written in pieces, in any order, from several threads and processes."""
+"""Writing safetensors files in pieces, in any order, from several threads and processes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mupscale_cli.errors import OutputError
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """What a process has written of a file.
+    """One process's part of a file.
 
     Attributes:
-        num_bytes: of tensor data.
-        segments: the digest of each segment that it wrote whole.
+        num_bytes: bytes of tensor data written.
+        segments: digests of the segments that the process wrote as a whole.
     """
 
     num_bytes: int
@@ -29,11 +29,17 @@ class WrittenPart:
 
 
 class ShardWriter:
-    """Writes one safetensors file: the header first, then tensor data at its final place.
+    """Writes one safetensors file: the header first, then tensor data at its final position. A context manager.
+
+    Args:
+        file: path of the file.
+        specs: tensors of the file in data order.
+        metadata: strings for the header's `__metadata__`.
+        reserve: minimum number of blank bytes in the header.
+        is_shared: whether other processes write parts of the file at the same time.
 
     Attributes:
-        file: the file.
-        is_shared: whether other processes write parts of it at the same time.
+        offsets: offset of each tensor's data in the file, by name.
     """
 
     def __init__(
@@ -64,35 +70,36 @@ class ShardWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         assert self._out is not None
-        with output_errors(self.file), self._out as out:  # closing may fail too
+        with output_errors(self.file), self._out as out:  # closing can fail too
             if kind is None:
                 out.sync()
                 if not self.is_shared:
                     self._check_size()
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Write pieces one after the other from a tensor's byte `start` on; from several threads at once."""
+        """Write consecutive pieces of a tensor, starting at its byte `start`. Thread-safe."""
         assert self._out is not None
         self._out.write(self.offsets[name] + start, pieces)
 
     @property
     def written(self) -> WrittenPart:
-        """What was written here, once the context has ended."""
+        """The part that this writer has written; valid after the context has ended."""
         assert self._out is not None
         return WrittenPart(self._out.num_bytes - len(self._header), self._out.segments)
 
     def finish(self, parts: Iterable[WrittenPart]) -> str:
-        """Check the file, to which every process has written its part, and return its digest.
+        """Check that the parts of all processes make up the whole file, and return its digest.
 
         Raises:
-            OutputError: some of it was never written.
+            OutputError: a part of the file was never written.
         """
         parts = tuple(parts)
         self._check_size()
         if sum(part.num_bytes for part in parts) != self._size - len(self._header):
-            raise OutputError(f"not all of `{self.file}` was written")
+            raise OutputError(f"`{self.file}` is incomplete: some of its data was never written")
         return segments_digest(self.file, ChainMap(*(dict(part.segments) for part in parts)))
 
     def _check_size(self) -> None:
-        if self.file.stat().st_size != self._size:
-            raise OutputError(f"`{self.file}` has not the size that was planned")
+        size = self.file.stat().st_size
+        if size != self._size:
+            raise OutputError(f"`{self.file}` has {size} bytes, expected {self._size}")

@@ -76,7 +76,7 @@ def plan_carried_state(
     """
     path = options.find(source)
     if path is None:
-        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.shown}`"
+        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.display_name}`"
         _log.info("no optimizer state: %s", why)
         return None
     _log.info("optimizer state of %s, policy %s", path, options.policy)

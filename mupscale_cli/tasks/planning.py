@@ -51,7 +51,7 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         else "no recipe fits its tensors"
     )
     raise RecipeError(
-        f"`{checkpoint.shown}` has no config.json with a `model_type`, and {several}",
+        f"`{checkpoint.display_name}` has no config.json with a `model_type`, and {several}",
         hint="name one with `--recipe`, or put config.json beside it",
     )
 
@@ -109,9 +109,11 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
     _tell_reasons(plan)
     for name, asked in axes.items():
         if asked > 1 and not plan.factors.keys() & {name, *recipe.groups.get(name, ())}:
-            raise PlanError(f"no tensor of `{found.shown}` has the axis `{name}`")
+            raise PlanError(f"no tensor of `{found.display_name}` has the axis `{name}`")
     if not plan.factors:
-        raise PlanError(f"nothing is widened: no tensor of `{found.shown}` has one of the axes {', '.join(factors)}")
+        raise PlanError(
+            f"nothing is widened: no tensor of `{found.display_name}` has one of the axes {', '.join(factors)}"
+        )
     return plan
 
 

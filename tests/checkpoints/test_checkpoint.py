@@ -33,12 +33,12 @@ def test_a_file_finds_the_config_of_its_own_name_first(tmp_path):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({}, "no `weight_map`"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "not a safetensors file beside it"),
-        ({"weight_map": {"a": "..\\x.safetensors"}}, "not a safetensors file beside it"),
-        ({"weight_map": {"a": "s1.safetensors", "c": "s1.safetensors"}}, "says that `c` is in"),
-        ({"weight_map": {"a": "s1.safetensors"}}, "which `model.safetensors.index.json` does not name"),
-        ({"weight_map": {"a": "s1.safetensors", "b": "s1.safetensors", "d": "s2.safetensors"}}, "`a` is both in"),
+        ({}, "no valid `weight_map`"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not a safetensors file in the same folder"),
+        ({"weight_map": {"a": "..\\x.safetensors"}}, "not a safetensors file in the same folder"),
+        ({"weight_map": {"a": "s1.safetensors", "c": "s1.safetensors"}}, "places `c` in"),
+        ({"weight_map": {"a": "s1.safetensors"}}, "not listed in `model.safetensors.index.json`"),
+        ({"weight_map": {"a": "s1.safetensors", "b": "s1.safetensors", "d": "s2.safetensors"}}, "`a` is in both"),
     ],
 )
 def test_indices_that_do_not_belong(index, message, tmp_path):

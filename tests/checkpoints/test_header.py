@@ -55,13 +55,13 @@ def test_data_begin_on_a_page():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 1}', "twice"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 1}', "duplicate keys"),
         ('{"a": 1}', "not an object"),
         ('{"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}}', "no data type"),
         ('{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "no valid shape"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', "-4 bytes of data"),
         ('{"a": {"dtype": "F32", "shape": [99999999999999999999], "data_offsets": [0, 4]}}', "no valid shape"),
-        ('{"__metadata__": {"a": 1}}', "mapping of texts"),
+        ('{"__metadata__": {"a": 1}}', "mapping of strings"),
         ("\xff", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}} ', "end at byte"),

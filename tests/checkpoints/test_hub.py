@@ -182,8 +182,8 @@ def test_the_optimizers_state_is_downloaded_where_it_is_carried(hub, saved):
 @pytest.mark.parametrize(
     ("failure", "says"),
     [
-        (("GET /api/models", 401), ["does not know who asks", "hf auth login"]),
-        (("GET /api/models", 403), ["HTTP 403", "lacks this right"]),
+        (("GET /api/models", 401), ["not logged in to the Hub", "hf auth login"]),
+        (("GET /api/models", 403), ["HTTP 403", "needs read access"]),
         (("GET /api/models", 404), ["HTTP 404", "org/tiny", "check the name"]),
         (("GET /api/models", 429), ["too many requests", "HTTP 429", "wait"]),
         (("GET /api/models", 500), ["HTTP 500", "try again"]),
@@ -207,7 +207,7 @@ def test_what_the_hub_refuses_is_one_message(failure, says, hub, saved, tmp_path
 def test_a_file_that_vanishes_meanwhile(hub, saved):
     hub.add("org/tiny", content(saved("Llama-tied")))
     hub.fail("GET .*/resolve/.*model.safetensors", 404, X_Error_Code="EntryNotFound")
-    assert "changed meanwhile" in run("inspect", "org/tiny").err
+    assert "may have changed" in run("inspect", "org/tiny").err
 
 
 def test_the_client_tries_again_when_the_hub_is_busy(hub, saved):
@@ -226,7 +226,7 @@ def test_missing_private_and_gated_models_and_revisions(hub, saved, monkeypatch)
     hub.add("org/gated", files, gated=True)
     assert "has no revision `v9`" in run("inspect", "org/tiny@v9").err
     missing = run("inspect", "org/nothing").err
-    assert "neither a file nor a folder of that name, and no such model" in missing
+    assert "no file or folder has this name, and the model does not exist" in missing
     assert run("inspect", "org/secret").code == 0
     assert run("inspect", "org/gated").code == 0
     monkeypatch.delenv("HF_TOKEN")
@@ -238,7 +238,7 @@ def test_missing_private_and_gated_models_and_revisions(hub, saved, monkeypatch)
     gated = run("inspect", "org/gated")
     assert gated.code == 2
     assert "`org/gated` is gated" in gated.err
-    assert "ask for access" in gated.err
+    assert "request access" in gated.err
 
 
 def test_offline_mode_and_lost_connections_use_the_cache(hub, saved, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_offline_mode_and_lost_connections_use_the_cache(hub, saved, tmp_path, m
         assert "in the cache" in partly.err
         other = run("inspect", "org/other")
         assert other.code == 2
-        assert "it is no path" in other.err
+        assert "no such file or folder" in other.err
         assert ("HF_HUB_OFFLINE" in other.err) is setting, other.err
     utils.close_session()
 

@@ -21,7 +21,7 @@ SEGMENT, MOST = 16, 2
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(placed, "SEGMENT_BYTES", SEGMENT)
-    monkeypatch.setattr(placed, "_MOST_SEGMENTS", MOST)
+    monkeypatch.setattr(placed, "_MAX_PARTIAL", MOST)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_memory_is_bounded(tmp_path, written):
         for turn in range(4):
             for place in range(5):
                 out.write(place * SEGMENT + turn * 4, [memoryview(bytes([place]) * 4)])
-            assert len(out._waiting._segments) <= MOST
-        assert len(out._waiting._unused) <= 1
+            assert len(out._partial._segments) <= MOST
+        assert len(out._partial._unused) <= 1
         out.sync()
     assert (0, 4) in written
     assert (tmp_path / "file").read_bytes() == b"".join(bytes([place]) * SEGMENT for place in range(5))

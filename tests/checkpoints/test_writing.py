@@ -11,7 +11,7 @@ from mupscale_cli.errors import OutputError
 
 def test_a_shard_must_have_its_planned_size(tmp_path):
     specs = (TensorSpec("a", "F32", (2,)),)
-    with pytest.raises(OutputError, match="size"), ShardWriter(tmp_path / "x", specs, {}) as writer:
+    with pytest.raises(OutputError, match="bytes, expected"), ShardWriter(tmp_path / "x", specs, {}) as writer:
         writer.write("a", 0, (memoryview(b"1234"),))
     with ShardWriter(tmp_path / "y.safetensors", specs, {"format": "pt"}) as writer:
         writer.write("a", 4, (memoryview(torch.tensor([2.0]).numpy()).cast("B"),))

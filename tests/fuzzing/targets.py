@@ -321,7 +321,7 @@ class _Fake:
     """As much of a checkpoint as choosing a recipe looks at."""
 
     def __init__(self, config: dict[str, Any], specs: tuple[TensorSpec, ...]) -> None:
-        self.config, self.specs, self.shown = config, specs, "x"
+        self.config, self.specs, self.display_name = config, specs, "x"
         self.tensors = {spec.name: spec for spec in specs}
 
 

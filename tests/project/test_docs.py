@@ -265,7 +265,7 @@ def test_the_python_of_the_api_page_runs(sandbox, capsys):
     for text in blocks(MANUAL / "api.md", "python"):
         exec(compile(text, "api.md", "exec"), names)  # noqa: S102 (it is what the page tells to do)
     printed = capsys.readouterr().out
-    assert "there is no checkpoint at `nowhere`" in printed
+    assert "no checkpoint at `nowhere`" in printed
     assert "/me/wide" in printed
     assert "done widened" in printed
 

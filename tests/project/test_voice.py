@@ -46,7 +46,7 @@ BRITISH = (
     r"\b(un)?\w*(initiali|normali|optimi|parametri|reali|recogni|organi|summari|minimi|maximi|generali|speciali|locali"
     r"|seriali|tokeni|quanti|finali|utili|visuali|penali|equali)s(e|ed|es|ing|ation|ations|er|ers)\b"
     r"|\b(colour(s|ed|ing|less)?|neighbour(s|ing|hood)?|behaviours?|favour\w*|honour\w*)\b"
-    r"|\blicences?\b|\bcentres?\b|\bgrey\b|\bcancell(ed|ing)\b|\bmodell(ed|ing)\b|\blabell(ed|ing)\b|\bartefacts?\b"
+    r"|(?<!\")\blicences?\b|\bcentres?\b|\bgrey\b|\bcancell(ed|ing)\b|\bmodell(ed|ing)\b|\blabell(ed|ing)\b|\bartefacts?\b"
     r"|\blearnt\b|\bspelt\b|\bwhilst\b|\bamongst\b|\btowards\b"
 )
 # Classes that were named after a moment of their life rather than after what they are.
@@ -55,7 +55,6 @@ PRIVATE_NAMES = r"\bclass _?(Room|Told|Felt|Begun|Again|Own|Found)\b"
 PENDING_ROOMS = frozenset(
     {
         "root",
-        "checkpoints",
         "plan",
         "engine",
         "record",

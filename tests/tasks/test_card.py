@@ -69,7 +69,7 @@ def test_a_card_without_metadata_gets_them():
 
 
 def test_a_card_that_is_not_valid_is_refused():
-    with pytest.raises(HubError, match="metadata of the existing model card are not valid"):
+    with pytest.raises(HubError, match="existing model card has invalid metadata"):
         make_card("---\nlicense: [\n---\n", SECTION, FACTS, "wide")
 
 

@@ -223,7 +223,7 @@ def test_a_job_file_that_is_wrong_is_told_with_its_place(text, message, caret, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps:\n  - {widen: nowhere, factor: 2}", "step 1 (widen): there is no checkpoint"),
+        ("steps:\n  - {widen: nowhere, factor: 2}", "step 1 (widen): no checkpoint at"),
         (
             "steps:\n  - {widen: narrow, factor: 2}\n  - {widen: narrow, axis: ffn=2, output: narrow-x2}",
             "two steps write",

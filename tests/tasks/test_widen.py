@@ -220,7 +220,7 @@ def test_the_plan_is_what_is_written(saved, tmp_path):
 def test_a_config_beside_a_single_file_is_not_replaced_unasked(saved, tmp_path):
     source = saved("Llama-untied") / "model.safetensors"
     (tmp_path / "w.config.json").write_text("mine")
-    with pytest.raises(OutputError, match=r"w\.config\.json` exists"):
+    with pytest.raises(OutputError, match=r"w\.config\.json` already exists"):
         widen(source, tmp_path / "w.safetensors", 2, verify=False)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("w.config.json", "mine")]
     widen(source, tmp_path / "w.safetensors", 2, verify=False, overwrite=True)

@@ -1,1 +1,1 @@
-"""The formats of weights: each is one file here and one entry of `reading.FORMATS`."""
+"""Weight formats: each is one module here and one entry in `reading.FORMATS`."""

@@ -1,4 +1,4 @@
-"""What a format of weights has to know: which files it consists of, and how their headers are read."""
+"""The interface of a weight format: which files it consists of and how their headers are read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mupscale_cli.checkpoints.header import StoredTensor, open_file
 
 @dataclass(frozen=True)
 class Folder:
-    """A model directory, whose weights may be elsewhere, or a single file.
+    """A model directory, whose weight files may be remote, or a single file.
 
     Attributes:
-        path: the directory, where at least its JSON files are; or the file.
-        names: of all its files; none of a single file.
-        open: how one of its weight files is opened for reading, wherever that is; several may be open at once.
+        path: local directory with at least the JSON files; or the file.
+        names: names of all files in the directory, local or remote; empty for a single file.
+        open: opens a weight file for reading, local or remote; several may be open at once.
     """
 
     path: Path
@@ -28,36 +28,36 @@ class Folder:
 
 @dataclass(frozen=True)
 class Weights:
-    """Every tensor of some files by name, in the order of files and of data, and the first file's metadata."""
+    """All tensors of a set of weight files by name, in file and data order, and the metadata of the first file."""
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
 
 
 class WeightsFormat(Protocol):
-    """Finds and opens the weights of one format, by names and headers alone.
+    """Finds the weights of one format by file name and reads their headers.
 
     Attributes:
-        suffixes: what the names of its files usually end with.
-        indices: JSON files of a folder that say which weights are where, if it has some.
+        suffixes: usual file name suffixes.
+        indices: names of JSON files that map tensors to weight files.
     """
 
     suffixes: tuple[str, ...]
     indices: tuple[str, ...]
 
     def recognizes(self, file: Path) -> bool:
-        """Tell whether a file that was given by name is of this format, as far as its name shows."""
+        """Tell from its name whether a file may be of this format."""
 
     def files(self, folder: Folder) -> tuple[Path, ...]:
-        """Return the files that hold a folder's weights in this format, in their order; none if it has none.
+        """Return the weight files of a folder in this format, in order; empty if there are none.
 
         Raises:
-            CheckpointError: some are missing, or it cannot be told which ones are meant.
+            CheckpointError: a file is missing, or the choice of files is ambiguous.
         """
 
     def read(self, folder: Folder, files: tuple[Path, ...]) -> Weights:
         """Read the headers of weight files.
 
         Raises:
-            CheckpointError: a file is not valid, or they do not belong together.
+            CheckpointError: a file is invalid, or the files contradict each other.
         """

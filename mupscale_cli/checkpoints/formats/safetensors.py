@@ -1,4 +1,4 @@
-"""Weights as `save_pretrained` writes them: one safetensors file, or several with an index."""
+"""Safetensors weights as `save_pretrained` writes them: one file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mupscale_cli.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_THREADS = 8  # a large model of the Hub has a hundred files, each a round trip away
-_OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles, and formats of other frameworks
+_THREADS = 8  # a large model on the Hub has a hundred files, and each header costs a round trip
+_OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles and other frameworks' formats
 
 
 class Safetensors(WeightsFormat):
-    """`model.safetensors`, the shards of `model.safetensors.index.json`, or the only safetensors file of a folder."""
+    """Reads `model.safetensors`, the shards in `model.safetensors.index.json`, or a folder's only safetensors file."""
 
     suffixes = (".safetensors",)
     indices = (INDEX,)
 
     def recognizes(self, file: Path) -> bool:
-        return file.suffix not in _OTHERS  # a file of the Hub's cache may have no suffix at all
+        return file.suffix not in _OTHER_SUFFIXES  # files in the Hub's cache may have no suffix
 
     def files(self, folder: Folder) -> tuple[Path, ...]:
         path, names = folder.path, folder.names
@@ -35,7 +35,7 @@ class Safetensors(WeightsFormat):
             missing = [shard for shard in shards if shard not in names]
             if missing:
                 raise CheckpointError(
-                    f"`{path / INDEX}` names `{missing[0]}`, which is not there "
+                    f"`{path / INDEX}` lists `{missing[0]}`, which does not exist "
                     f"({len(missing)} of {len(shards)} shards are missing)",
                     hint="download the missing shards, or save the checkpoint again",
                 )
@@ -46,7 +46,7 @@ class Safetensors(WeightsFormat):
         if found:
             raise CheckpointError(
                 f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
-                hint="give one of the files by name, or save the model with its index",
+                hint="pass one of the files by name, or save the model with its index",
             )
         return ()
 
@@ -57,17 +57,21 @@ class Safetensors(WeightsFormat):
 
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, files))
-        tensors = merged(headers, folder.path)
+        tensors = merge_headers(headers, folder.path)
         if files[0].name != WEIGHTS and INDEX in folder.names:
             _check_index(folder.path / INDEX, tensors)
         return Weights(tensors, headers[0].metadata)
 
 
-def merged(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
-    """The tensors of several files by name.
+def merge_headers(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
+    """Collect the tensors of several files by name.
+
+    Args:
+        headers: headers of the files, in order.
+        path: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: there are none, or two of a name.
+        CheckpointError: there are no tensors, or two have the same name.
     """
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
@@ -75,41 +79,38 @@ def merged(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
             name = tensor.spec.name
             if name in tensors:
                 raise CheckpointError(
-                    f"`{name}` is both in `{tensors[name].file.name}` and in `{tensor.file.name}`",
+                    f"`{name}` is in both `{tensors[name].file.name}` and `{tensor.file.name}`",
                     hint="the shards do not belong together; save the checkpoint again",
                 )
             tensors[name] = tensor
     if not tensors:
-        raise CheckpointError(f"`{path}` holds no tensors")
+        raise CheckpointError(f"`{path}` contains no tensors")
     return tensors
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds each tensor, as an index says.
+    """Read the mapping from tensor names to file names in an index.
 
     Raises:
-        CheckpointError: it does not say it, or names what is not beside it.
+        CheckpointError: the mapping is missing or invalid, or lists a file outside the folder.
     """
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
-        raise CheckpointError(f"`{index}` has no `weight_map` from tensor to file")
-    for file in set(found.values()):
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping or not all(isinstance(file, str) for file in mapping.values()):
+        raise CheckpointError(f"`{index}` has no valid `weight_map` from tensor to file")
+    for file in set(mapping.values()):
         if not is_file_name(file) or not file.endswith(".safetensors"):
-            raise CheckpointError(f"`{index}` names `{file}`, which is not a safetensors file beside it")
-    return found
+            raise CheckpointError(f"`{index}` lists `{file}`, which is not a safetensors file in the same folder")
+    return mapping
 
 
 def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    said = weight_map(index)
-    for name, file in said.items():
+    mapping = weight_map(index)
+    hint = "the index and the shards do not belong together; save the checkpoint again"
+    for name, file in mapping.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(
-                f"`{index}` says that `{name}` is in `{file}`, but it is not",
-                hint="index and shards do not belong together; save the checkpoint again",
-            )
-    extra = next((name for name in tensors if name not in said), None)
+            raise CheckpointError(f"`{index}` places `{name}` in `{file}`, but it is not there", hint=hint)
+    extra = next((name for name in tensors if name not in mapping), None)
     if extra:
         raise CheckpointError(
-            f"`{tensors[extra].file}` holds `{extra}`, which `{index.name}` does not name",
-            hint="index and shards do not belong together; save the checkpoint again",
+            f"`{tensors[extra].file}` contains `{extra}`, which is not listed in `{index.name}`", hint=hint
         )

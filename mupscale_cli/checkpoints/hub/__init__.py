@@ -1,1 +1,1 @@
-"""Models on the Hugging Face Hub: read, downloaded, published. The one door to its client."""
+"""Reading, downloading and publishing models on the Hugging Face Hub. Only this package uses the Hub's client."""

@@ -1,4 +1,4 @@
-"""The progress bars of the Hub's client."""
+"""Progress bars of the Hub's client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bars(*, shown: bool) -> Iterator[None]:
-    """Let the client show its progress bars or not; what the user's environment says of them goes before."""
+    """Show or hide the client's progress bars inside the context; HF_HUB_DISABLE_PROGRESS_BARS takes precedence."""
     from huggingface_hub import constants, utils
 
     if shown or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:

@@ -1,4 +1,4 @@
-"""A model card as metadata and text: the README.md of a repository."""
+"""Model cards: the metadata and text of a repository's README.md."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Card:
     """A model card.
 
     Attributes:
-        metadata: its YAML header, by key and in order.
-        text: what follows the header.
+        metadata: its YAML header, keys in order.
+        text: text below the header.
     """
 
     metadata: Mapping[str, Any]
@@ -28,10 +28,10 @@ class Card:
 
 
 def parse_card(content: str) -> Card:
-    """Read a card, with or without a header.
+    """Parse a card, with or without a header.
 
     Raises:
-        HubError: the header is not valid.
+        HubError: the header is not valid YAML or not valid metadata.
     """
     from huggingface_hub import ModelCard
     from yaml import YAMLError
@@ -41,6 +41,6 @@ def parse_card(content: str) -> Card:
     except (ValueError, TypeError, YAMLError) as error:
         line = next(iter(str(error).splitlines()), "")
         raise HubError(
-            f"the metadata of the existing model card are not valid: {line}", hint="correct README.md, then push again"
+            f"the existing model card has invalid metadata: {line}", hint="fix README.md, then push again"
         ) from error
     return Card(card.data.to_dict(), card.text)

@@ -1,4 +1,4 @@
-"""How the Hub's client is set up here; of the token only where it comes from."""
+"""Settings of the Hub's client. They name the token's origin, never the token."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 @dataclass(frozen=True, slots=True)
 class HubSettings:
-    """What the environment says to the Hub's client.
+    """Settings of the Hub's client.
 
     Attributes:
-        home: HF_HOME, or what stands for it.
-        cache: where downloads are kept.
-        endpoint: without a user's name and password.
-        offline: whether nothing is downloaded.
-        token: where the token comes from, None where there is none; never the token.
+        home: HF_HOME or its default.
+        cache: folder of downloads.
+        endpoint: address of the Hub, without user name and password.
+        offline: whether offline mode is on.
+        token: origin of the token, never the token itself; None if there is no token.
     """
 
     home: Path
@@ -30,7 +30,7 @@ class HubSettings:
     token: str | None
 
     def as_record(self) -> dict[str, Any]:
-        """The settings as `--json` shows them."""
+        """Return the settings as `--json` prints them."""
         return {
             "hf_home": str(self.home),
             "cache": str(self.cache),
@@ -41,7 +41,7 @@ class HubSettings:
 
 
 def hub_settings() -> HubSettings:
-    """The settings that the client would use now."""
+    """Return the settings that the client would use now."""
     from huggingface_hub import constants, get_token
 
     token = None
@@ -59,7 +59,7 @@ def hub_settings() -> HubSettings:
 
 
 def _public(url: str) -> str:
-    """An address without what may be secret in it."""
+    """Return an address without user name, password and query."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -1,4 +1,4 @@
-"""What the Hub or its client refuses, as one message with a hint."""
+"""Errors of the Hub and its client, each as one message with a hint."""
 
 from __future__ import annotations
 
@@ -10,60 +10,66 @@ from mupscale_cli import errors
 from mupscale_cli.checkpoints.hub.ids import HubId
 from mupscale_cli.errors import HubError, MupscaleError
 
-_LOGIN = "`hf auth login`, or set HF_TOKEN"
-_AGAIN = "try again; what was transferred already is not transferred again"
+_LOGIN = "run `hf auth login`, or set HF_TOKEN"
+_RETRY = "try again; completed transfers are not repeated"
 _MAX_MESSAGE = 300
 
 
 @contextmanager
-def hub_errors(doing: str, model: HubId) -> Iterator[None]:
-    """Turn what the client raises into one message.
+def hub_errors(action: str, model: HubId) -> Iterator[None]:
+    """Turn exceptions of the Hub's client into `HubError`.
 
     Args:
-        doing: what was tried, as in "cannot {doing} `org/name`".
-        model: of the Hub.
+        action: attempted action, as in "cannot {action} `org/name`".
+        model: the model on the Hub.
 
     Raises:
-        HubError: whatever it was: no such model or revision, no access, no connection, a busy server.
+        HubError: the model or revision does not exist, access is denied, the connection failed, or the server is busy.
     """
     try:
         yield
     except MupscaleError:
         raise
-    # Of the connection, of files, for values that the client refuses, and for a broken transfer by Xet.
+    # Respectively: connection errors, file errors, values that the client rejects, and broken Xet transfers.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
-        raise hub_error(error, doing, model) from error
-    except KeyError as error:  # as when HF_ENDPOINT is something else
+        raise hub_error(error, action, model) from error
+    except KeyError as error:  # for instance when HF_ENDPOINT points to another kind of server
         raise HubError(
-            f"cannot {doing} `{model}`: the Hub's answer has no {error}", hint="is HF_ENDPOINT a Hub?"
+            f"cannot {action} `{model}`: the Hub's response has no {error}", hint="check that HF_ENDPOINT is a Hub"
         ) from error
 
 
 def transport_error() -> type[Exception]:
-    """What the client raises when there is no answer; its HTTP library has had several names."""
-    from huggingface_hub.errors import HfHubHTTPError  # a sixth of a second, which only commands on the Hub need
+    """Return the client's base exception for failed requests, which depends on its HTTP library (requests, httpx)."""
+    from huggingface_hub.errors import HfHubHTTPError  # takes a sixth of a second; only Hub commands need it
 
     return HfHubHTTPError.__bases__[0]
 
 
-def hub_error(error: BaseException, doing: str, model: HubId) -> HubError:
-    """The message for what the client raised."""
+def hub_error(error: BaseException, action: str, model: HubId) -> HubError:
+    """Return the error to show for an exception of the client.
+
+    Args:
+        error: exception that the client raised.
+        action: attempted action, as in "cannot {action} `org/name`".
+        model: the model on the Hub.
+    """
     from huggingface_hub import errors as hub
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, transport_error()):
-        return hub_error(error.__cause__, doing, model)  # of an upload, which names the file but not the reason
+        return hub_error(error.__cause__, action, model)  # a failed upload names the file but not the reason
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, hub.LocalEntryNotFoundError):
-        # Nothing cached either; the cause says why the Hub was not asked, or what it answered.
+        # The cache does not contain it either. The cause tells why the request failed or was not sent.
         cause = error.__cause__ or error.__context__
         if cause is not None and getattr(cause, "response", None) is not None:
-            return hub_error(cause, doing, model)
-        return _not_reached(doing, model, offline=_is_offline(), cached=False)
+            return hub_error(cause, action, model)
+        return _unreachable(action, model, offline=_is_offline(), is_cached=False)
     if isinstance(error, hub.OfflineModeIsEnabled):
-        return _not_reached(doing, model, offline=True)
+        return _unreachable(action, model, offline=True)
     if isinstance(error, hub.GatedRepoError):
-        return HubError(f"`{model}` is gated", hint=f"ask for access at its page on the Hub, then {_LOGIN}")
+        return HubError(f"`{model}` is gated", hint=f"request access on its Hub page, then {_LOGIN}")
     if isinstance(error, hub.DisabledRepoError):
         return HubError(f"`{model}` was disabled by the Hub")
     if isinstance(error, hub.RevisionNotFoundError):
@@ -71,55 +77,65 @@ def hub_error(error: BaseException, doing: str, model: HubId) -> HubError:
             f"`{model.repo}` has no revision `{model.revision or 'main'}`", hint="check its branches and tags"
         )
     if isinstance(error, hub.RepositoryNotFoundError):
-        path = "" if "push" in doing else "neither a file nor a folder of that name, and "
+        path = "" if "push" in action else "no file or folder has this name, and "
         return HubError(
-            f"cannot {doing} `{model}`: there is {path}no such model on the Hub, or no access to it",
+            f"cannot {action} `{model}`: {path}the model does not exist on the Hub or is not accessible",
             hint=f"check the name; for a private model, {_LOGIN}",
         )
     if isinstance(error, hub.EntryNotFoundError):
-        return HubError(f"cannot {doing} `{model}`: {_told(error)}", hint="was it changed meanwhile? try again")
+        return HubError(
+            f"cannot {action} `{model}`: {_message(error)}", hint="the repository may have changed; try again"
+        )
     if isinstance(status, int):
-        return _answered(status, error, doing, model)
+        return _http_error(status, error, action, model)
     if isinstance(error, transport_error()):
-        return _not_reached(doing, model, offline=False)
+        return _unreachable(action, model, offline=False)
     return HubError(
-        f"cannot {doing} `{model}`: {_told(error)}", hint=_AGAIN if isinstance(error, RuntimeError) else None
+        f"cannot {action} `{model}`: {_message(error)}", hint=_RETRY if isinstance(error, RuntimeError) else None
     )
 
 
-def _answered(status: int, error: BaseException, doing: str, model: HubId) -> HubError:
-    """The message for a status of HTTP."""
+def _http_error(status: int, error: BaseException, action: str, model: HubId) -> HubError:
+    """Return the error for an HTTP status."""
+    access = "write" if "push" in action else "read"
     hints = {
-        401: f"the token is missing, wrong or expired: {_LOGIN}",
-        403: "the token lacks this right: it needs to be one that may "
-        + ("write to it" if "push" in doing else "read it")
-        + f"; {_LOGIN}",
+        401: f"the token is missing, invalid or expired: {_LOGIN}",
+        403: f"the token needs {access} access to this repository; {_LOGIN}",
         404: "check the name",
-        409: "somebody changes it at the same time; try again",
-        412: "it was changed meanwhile; try again",
-        413: "a file is too large for the Hub; choose a smaller `--max-shard-size` when widening",
-        429: "the Hub limits how often it is asked; wait some minutes, or log in, then try again",
+        409: "the repository is being changed at the same time; try again",
+        412: "the repository has changed in the meantime; try again",
+        413: "a file is too large for the Hub; use a smaller `--max-shard-size` when widening",
+        429: "the Hub limits the request rate; wait a few minutes, or log in, then try again",
     }
     reasons = {
-        401: "the Hub does not know who asks",
-        403: "the Hub forbids it",
+        401: "not logged in to the Hub",
+        403: "access denied",
         429: "too many requests",
-        409: "a conflict",
+        409: "conflict",
     }
-    reason = reasons.get(status, "the Hub has a problem" if status >= 500 else "the Hub refuses")
-    said = _server_message(error)
-    hint = hints.get(status, f"{_AGAIN}; status.huggingface.co says whether it is known" if status >= 500 else None)
-    return HubError(f"cannot {doing} `{model}`: {reason} (HTTP {status}{': ' + said if said else ''})", hint=hint)
+    reason = reasons.get(status, "the Hub has a problem" if status >= 500 else "the Hub rejected the request")
+    message = _server_message(error)
+    hint = hints.get(status, f"{_RETRY}; see status.huggingface.co for known problems" if status >= 500 else None)
+    return HubError(
+        f"cannot {action} `{model}`: {reason} (HTTP {status}{': ' + message if message else ''})", hint=hint
+    )
 
 
-def _not_reached(doing: str, model: HubId, *, offline: bool, cached: bool | None = None) -> HubError:
-    """The message for a Hub that was not asked; `cached` says whether the cache could answer, if it was asked."""
-    reason = "offline mode does not ask the Hub (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
-    where = "" if cached is None else ", and it is not in the cache"
-    path = "" if "push" in doing else "it is no path, "
+def _unreachable(action: str, model: HubId, *, offline: bool, is_cached: bool | None = None) -> HubError:
+    """Return the error for a Hub that did not respond.
+
+    Args:
+        action: attempted action.
+        model: the model on the Hub.
+        offline: whether offline mode prevented the request.
+        is_cached: whether the cache contains the model; None if the cache was not searched.
+    """
+    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
+    where = "" if is_cached is None else ", and it is not in the cache"
+    path = "" if "push" in action else "no such file or folder, "
     hint = "unset HF_HUB_OFFLINE" if offline else "check the connection (HF_ENDPOINT, proxies)"
-    other = "" if "push" in doing else ", or give the path of a checkpoint"
-    return HubError(f"cannot {doing} `{model}`: {path}{reason}{where}", hint=hint + other)
+    alternative = "" if "push" in action else ", or pass the path of a checkpoint"
+    return HubError(f"cannot {action} `{model}`: {path}{reason}{where}", hint=hint + alternative)
 
 
 def _is_offline() -> bool:
@@ -132,19 +148,19 @@ def _server_message(error: BaseException) -> str:
     return _clean(str(getattr(error, "server_message", None) or ""))
 
 
-def _told(error: Any) -> str:
-    """The first line of an error, which with the Hub's own errors is the one that says something."""
+def _message(error: Any) -> str:
+    """Return the server's message, or the first line of the error."""
     return _server_message(error) or _clean(str(error))
 
 
 def _clean(text: str) -> str:
-    """One line without secrets."""
+    """Return the first non-empty line, shortened and without secrets."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return without_secrets(line)[:_MAX_MESSAGE].rstrip(".")
 
 
 def without_secrets(text: str) -> str:
-    """A text without tokens and passwords, the user's own token in any form included."""
+    """Return a text with tokens and passwords masked, including the user's own token."""
     from huggingface_hub import get_token
 
     token = get_token()

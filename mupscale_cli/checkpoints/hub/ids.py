@@ -1,4 +1,4 @@
-"""How a model of the Hub is named, and its files."""
+"""Names of models on the Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A model of the Hub: `org/name`, `org/name@revision`, `hf://org/name`."""
+    """A model on the Hub: `org/name`, `org/name@revision` or `hf://org/name`."""
 
     repo: str
     revision: str | None = None
@@ -26,12 +26,16 @@ class HubId:
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """A Hub id, if the text has the form of one."""
+    """Parse a Hub id; None if the text is not one."""
     match = _HUB_ID.fullmatch(text)
     return HubId(match["repo"], match["revision"]) if match else None
 
 
 def stated_sha256(file: Path) -> str | None:
-    """The SHA-256 that the Hub states of a large file, as its cache names it; None where the cache has no links."""
+    """Return the SHA-256 of a cached large file as the Hub states it: the name of the blob that the file links to.
+
+    Returns:
+        The digest in hexadecimal; None if the file is not a link into the cache's `blobs`.
+    """
     blob = file.resolve()
     return blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None

@@ -1,4 +1,4 @@
-"""Publishing on the Hub: what a repository has, what changes, and one commit that changes it."""
+"""Publishing on the Hub: comparing local files with a repository, and one commit that updates it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mupscale_cli.errors import HubError
 
 Status = Literal["new", "changed", "unchanged", "deleted"]
 _HASH_BYTES = 1 << 20
-# Weights of an earlier push: one that stayed beside the new ones would be loaded in their place.
+# Weights of an earlier push: if they stayed, they could be loaded instead of the new ones.
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -26,9 +26,9 @@ class LocalFile:
     """A file to publish.
 
     Attributes:
-        name: in the repository.
-        content: its path here, or its bytes.
-        num_bytes: its size.
+        name: path in the repository.
+        content: local path, or the bytes themselves.
+        num_bytes: size in bytes.
     """
 
     name: str
@@ -38,7 +38,13 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: its size, its hash as git has it and, for large files, its SHA-256."""
+    """A file in a repository.
+
+    Attributes:
+        num_bytes: size in bytes.
+        blob: SHA-1 of the git blob.
+        sha256: SHA-256 of a large file; None for small files.
+    """
 
     num_bytes: int
     blob: str
@@ -47,15 +53,15 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it is before a push.
+    """A repository before a push.
 
     Attributes:
         id: name and branch.
-        exists: whether there is one.
-        has_branch: whether it has the branch.
-        is_private: whether others cannot see it; None where there is none.
-        commit: of the branch, None where there is none.
-        files: of that commit.
+        exists: whether the repository exists.
+        has_branch: whether the branch exists.
+        is_private: whether the repository is private; None if it does not exist.
+        commit: latest commit of the branch; None if there is none.
+        files: files of that commit by path.
     """
 
     id: HubId
@@ -67,19 +73,19 @@ class Repository:
 
     @property
     def stale(self) -> tuple[str, ...]:
-        """Weight files that may be another model's."""
+        """Weight files that may belong to another model."""
         return tuple(name for name in sorted(self.files) if _WEIGHTS.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a push led to.
+    """The result of a push.
 
     Attributes:
-        url: of the repository, or of the pull request.
-        commit: that it made, or the one that has everything already.
-        pull_request: its number, None where there is none.
-        statuses: of every file.
+        url: address of the repository or the pull request.
+        commit: new commit, or the existing one if nothing changed.
+        pull_request: number of the pull request; None if there is none.
+        statuses: status of every file by path.
     """
 
     url: str
@@ -89,10 +95,10 @@ class Published:
 
 
 def read_repository(model: HubId) -> Repository:
-    """What a repository has.
+    """Read the state of a repository; one that does not exist is not an error.
 
     Raises:
-        HubError: it cannot be seen: gated, no connection, offline mode.
+        HubError: the repository cannot be read: it is gated, the connection failed, or offline mode is on.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -104,7 +110,7 @@ def read_repository(model: HubId) -> Repository:
             info = api.repo_info(model.repo, revision=model.revision)
         except RevisionNotFoundError:
             has_branch = False
-            info = api.repo_info(model.repo)  # a new branch begins with what the main one has
+            info = api.repo_info(model.repo)  # a new branch starts from the main one
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -125,38 +131,38 @@ def _files(repo: str, commit: str | None) -> dict[str, RemoteFile]:
 
 
 def require_login(model: HubId) -> None:
-    """Refuse a push before the work if nobody is logged in, or with a token that the Hub does not know.
+    """Check for a valid token before the work starts.
 
     Raises:
-        HubError: there is no token, or it is not valid.
+        HubError: there is no token, or the Hub rejects it.
     """
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
         raise HubError(
-            f"cannot push to `{model}`: there is no token",
-            hint="`hf auth login`, or set HF_TOKEN to one that may write",
+            f"cannot push to `{model}`: not logged in to the Hub",
+            hint="run `hf auth login`, or set HF_TOKEN to a token with write access",
         )
     with hub_errors("push to", model):
         HfApi().whoami()
 
 
 def file_statuses(files: Iterable[LocalFile], repository: Repository) -> dict[str, Status]:
-    """What a push would do to each file; reads those whose size alone does not tell."""
-    found: dict[str, Status] = {}
+    """Return what a push would do to each file, by path. Files of equal size are hashed to compare them."""
+    statuses: dict[str, Status] = {}
     for file in files:
-        there = repository.files.get(file.name)
-        found[file.name] = "new" if there is None else "unchanged" if _is_same(file, there) else "changed"
-    return {**found, **{name: "deleted" for name in repository.stale if name not in found}}
+        remote = repository.files.get(file.name)
+        statuses[file.name] = "new" if remote is None else "unchanged" if _is_same(file, remote) else "changed"
+    return {**statuses, **{name: "deleted" for name in repository.stale if name not in statuses}}
 
 
-def _is_same(file: LocalFile, there: RemoteFile) -> bool:
-    if file.num_bytes != there.num_bytes:
+def _is_same(file: LocalFile, remote: RemoteFile) -> bool:
+    if file.num_bytes != remote.num_bytes:
         return False
-    if there.sha256 is not None:
-        return _digest(file, hashlib.sha256()) == there.sha256
-    header = f"blob {file.num_bytes}\0".encode()  # as git hashes a file
-    return _digest(file, hashlib.sha1(header, usedforsecurity=False)) == there.blob
+    if remote.sha256 is not None:
+        return _digest(file, hashlib.sha256()) == remote.sha256
+    header = f"blob {file.num_bytes}\0".encode()  # git hashes a file with this header
+    return _digest(file, hashlib.sha1(header, usedforsecurity=False)) == remote.blob
 
 
 def _digest(file: LocalFile, digest: hashlib._Hash) -> str:
@@ -170,10 +176,17 @@ def _digest(file: LocalFile, digest: hashlib._Hash) -> str:
 
 
 def create_repository(repository: Repository, *, private: bool) -> Repository:
-    """Create the repository and the branch, as far as they are missing.
+    """Create the repository and the branch if they do not exist.
+
+    Args:
+        repository: state before the push.
+        private: whether to create the repository as private.
+
+    Returns:
+        The state afterwards.
 
     Raises:
-        HubError: that is not allowed.
+        HubError: the Hub refuses to create them.
     """
     from huggingface_hub import HfApi
 
@@ -187,23 +200,23 @@ def create_repository(repository: Repository, *, private: bool) -> Repository:
         if model.revision is not None and not repository.has_branch:
             api.create_branch(model.repo, branch=model.revision, exist_ok=True)
     created = read_repository(model)
-    # It may have come into being meanwhile, with files whose card was not read: those are not overwritten blindly.
+    # Someone else may have created it in the meantime. Without a parent commit, their files are not overwritten.
     return replace(created, commit=created.commit if repository.exists else None)
 
 
 def publish(files: Iterable[LocalFile], repository: Repository, *, message: str, create_pr: bool = False) -> Published:
-    """Publish files in one commit, so that a repository never has half of a model.
+    """Publish files in one commit; a repository never contains half a model.
 
-    Files that the repository has already are not sent, and neither is what an interrupted push had sent.
+    Unchanged files and files that an interrupted push has already uploaded are not sent again.
 
     Args:
-        files: what the repository is to have.
-        repository: as it is now.
-        message: of the commit.
-        create_pr: propose the commit as a pull request.
+        files: files that the repository should contain.
+        repository: its current state.
+        message: commit message.
+        create_pr: whether to propose the commit as a pull request.
 
     Raises:
-        HubError: the Hub refuses it, or the connection broke.
+        HubError: the Hub rejects the commit, or the connection fails.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -223,10 +236,10 @@ def publish(files: Iterable[LocalFile], repository: Repository, *, message: str,
             parent_commit=None if create_pr else repository.commit,
         )
         after = _files(model.repo, commit.oid)
-    found: dict[str, Status] = {}
+    statuses: dict[str, Status] = {}
     for name in sorted(names):
         before = repository.files.get(name)
-        found[name] = "new" if before is None else "unchanged" if before == after.get(name) else "changed"
-    found |= dict.fromkeys((operation.path_in_repo for operation in deletions), "deleted")
+        statuses[name] = "new" if before is None else "unchanged" if before == after.get(name) else "changed"
+    statuses |= dict.fromkeys((operation.path_in_repo for operation in deletions), "deleted")
     url = without_secrets(commit.pr_url or f"{api.endpoint}/{model.repo}")
-    return Published(url, commit.oid, int(commit.pr_num) if commit.pr_num else None, found)
+    return Published(url, commit.oid, int(commit.pr_num) if commit.pr_num else None, statuses)

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub: their headers by range requests, their files when they are needed."""
+"""Reading checkpoints on the Hub: headers with range requests, whole files only when they are needed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 
-_FIRST_BYTES = 1 << 16  # of a weight file; most headers are shorter, longer ones take a second request
+_FIRST_BYTES = 1 << 16  # size of the first request; most headers fit, longer ones take a second request
 _SERVER_ERROR = 500
 _CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model of the Hub at one commit, of which only what describes it was downloaded.
+    """A model on the Hub at one commit; only its config, index, record and headers have been read.
 
     Attributes:
-        id: what it was asked for by.
-        commit: that this is.
-        folder: of the cache; what is downloaded of it is here.
-        sizes: of all its files in bytes, by name; what the cache has where the Hub is not asked.
-        checkpoint: its headers.
-        is_cached: whether nothing but the cache could be asked.
+        id: id that the user passed.
+        commit: commit hash.
+        folder: the commit's folder in the cache.
+        sizes: sizes of its files in bytes, by path; only cached files if the Hub was not reachable.
+        checkpoint: the checkpoint, from its headers.
+        is_cached: whether only the cache was available.
     """
 
     id: HubId
@@ -45,46 +45,46 @@ class RemoteModel:
     is_cached: bool
 
     def needed(self, more: Collection[str] = ()) -> tuple[str, ...]:
-        """The files that widening reads: weights, config, tokenizer, and `more`."""
+        """Return the names of the files that widening reads: weights, config, tokenizer, and `more`."""
         own = {file.name for file in self.checkpoint.files} | {CONFIG, RECORD, *INDICES, *more}
         return tuple(sorted(name for name in self.sizes if name in own or ("/" not in name and is_carried(name))))
 
     def missing_bytes(self, more: Collection[str] = ()) -> int:
-        """How much of that is still to be downloaded."""
+        """Return how many bytes of the needed files still have to be downloaded."""
         return sum(self.sizes[name] for name in self.needed(more) if not (self.folder / name).exists())
 
 
 def open_remote(model: HubId) -> RemoteModel:
-    """Read config, index and headers of a model; nothing of its data.
+    """Read config, index and headers of a model on the Hub, but no tensor data.
 
     Raises:
-        HubError: there is no such model, no access to it, or no connection.
-        CheckpointError: it is no safetensors checkpoint, or contradicts itself.
+        HubError: the model does not exist, access is denied, or the connection fails.
+        CheckpointError: the model is not a safetensors checkpoint, or contradicts itself.
     """
     from huggingface_hub import snapshot_download
 
     with hub_errors("read", model), progress_bars(shown=False):
         folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, RECORD, *INDICES]))
         commit = folder.name
-        sizes = _listed(HubId(model.repo, commit))
+        sizes = _file_sizes(HubId(model.repo, commit))
     try:
         if sizes is None:
             cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             local = replace(open_checkpoint(folder), title=str(model))
             return RemoteModel(model, commit, folder, cached, local, is_cached=True)
         with hub_errors("read", model):
-            checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_opened, model, sizes)))
+            checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_open_file, model, sizes)))
     except HubError:
         raise
-    except CheckpointError as error:  # the cache's path says nothing to who asked for a model of the Hub
-        cached_only = " in the cache, as the Hub was not asked" if sizes is None else ""
+    except CheckpointError as error:  # show the model's name instead of the path in the cache
+        cached_only = " in the cache (the Hub was not contacted)" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
         raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
     return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
 
 
-def _listed(model: HubId) -> dict[str, int] | None:
-    """The sizes of a commit's files; None where the Hub cannot be asked, though the cache has the commit."""
+def _file_sizes(model: HubId) -> dict[str, int] | None:
+    """Return the sizes of a commit's files in bytes; None if the Hub cannot be reached and only the cache can serve."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -96,13 +96,13 @@ def _listed(model: HubId) -> dict[str, int] | None:
         if error.response.status_code < _SERVER_ERROR:
             raise
         return None
-    except transport_error():  # no answer at all
+    except transport_error():  # no response
         return None
     return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
 
 
-def _opened(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
-    """Open a file of the Hub, of which what is read is downloaded; or the file itself if the cache has it."""
+def _open_file(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
+    """Open a file from the cache, or one on the Hub, which downloads only the bytes that are read."""
     from huggingface_hub import HfFileSystem
 
     if file.is_file():
@@ -115,10 +115,11 @@ def _opened(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractConte
 
 
 def open_named(checkpoint: str | Path) -> Checkpoint:
-    """Open a checkpoint by path, or by its id on the Hub where there is no such path; headers only.
+    """Read the headers of a checkpoint, given by path or, if no such path exists, by Hub id.
 
     Raises:
-        CheckpointError: there is none, or it is not valid.
+        CheckpointError: the checkpoint does not exist or is invalid.
+        HubError: the model does not exist on the Hub, access is denied, or the connection fails.
     """
     path = Path(checkpoint)
     model = None if path.exists() else parse_hub_id(str(checkpoint))
@@ -126,14 +127,14 @@ def open_named(checkpoint: str | Path) -> Checkpoint:
 
 
 def download(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
-    """Download what widening needs of a model, as far as it is not in the cache.
+    """Download the files that widening reads, unless they are cached, and open the local copy.
 
     Args:
-        model: of the Hub.
-        more: names of files that are wanted beside weights, config and tokenizer.
+        model: the model on the Hub.
+        more: names of further files to download.
 
     Raises:
-        HubError: it cannot be downloaded.
+        HubError: a file cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -145,7 +146,7 @@ def download(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
 
 
 def read_card(model: HubId) -> str | None:
-    """The text of a model's card; None where it has none.
+    """Return the content of a model card; None if the model has none.
 
     Raises:
         HubError: the model cannot be read.

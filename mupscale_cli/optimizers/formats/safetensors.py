@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest
-from mupscale_cli.checkpoints.formats.safetensors import merged, weight_map
+from mupscale_cli.checkpoints.formats.safetensors import merge_headers, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.errors import CheckpointError
@@ -43,7 +43,7 @@ class Safetensors(StateFormat):
                 raise CheckpointError(f"`{path}` names {missing[0]}, which is not there")
         headers = [read_header(file) for file in files]
         # A state that was written to begin anew has no tensors.
-        stored = merged(headers, path) if any(header.tensors for header in headers) else {}
+        stored = merge_headers(headers, path) if any(header.tensors for header in headers) else {}
         return SafetensorsState(path, tuple(files), stored, {"format": "pt", **headers[0].metadata})
 
 

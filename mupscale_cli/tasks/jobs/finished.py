@@ -91,7 +91,7 @@ def find_changed_file(step: WidenStep, source: Source, found: Checkpoint) -> str
     """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
     record = read_record(found)
     if source.remote is None and (name := source_changed(record, source.checkpoint)):
-        return f"`{name}` of `{source.checkpoint.shown}` has changed"
+        return f"`{name}` of `{source.checkpoint.display_name}` has changed"
     if name := output_changed(record, found):
         return f"its `{name}` has changed"
     return _state_changed(step, source, found, record["optimizer_state"])
