@@ -228,8 +228,8 @@ def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
     if (state := result.record["optimizer_state"]) and state.get("copied"):
         output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
     _tell_nonfinite(result.record)
-    if result.left_files:
-        names = ", ".join(file.name for file in result.left_files)
+    if result.skipped_files:
+        names = ", ".join(file.name for file in result.skipped_files)
         output.note(f"left behind, as it describes the narrow model: {names}")
     summary.print_summary(console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation))
     summary.print_next(console, result, is_pushed=is_pushed)

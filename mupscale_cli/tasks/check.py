@@ -1,4 +1,4 @@
-"""Whether a recipe is right: what can be seen without running, and what a tiny random model shows."""
+"""Check a recipe: statically against a model's layers, and by widening a tiny random model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     from mupscale_cli.verification.result import Verification
 
-EXACT = 1e-10  # a forgotten `/` of a small model moves its logits by 5e-8 at least, rounding by 1e-14
-_MOST_LINKED = 3  # axes that move along with one
+EXACT = 1e-10  # a forgotten `/` moves the logits of a small model by at least 5e-8, rounding by 1e-14
+_MAX_LINKED = 3  # axes that are widened along with one
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One widening of a model that was tried.
+    """One trial widening of a model.
 
     Attributes:
-        factors: of the axes that were widened.
-        tie: where the factor of a tied readout went, None if it was the recipe's choice.
-        error: largest relative difference between both models' outputs; None where it came to no comparison.
-        problem: what went wrong, None if nothing did.
+        factors: factor of each widened axis.
+        tie: how a tied readout was treated; None for the recipe's default.
+        error: largest relative difference between the outputs of both models; None if they were not compared.
+        problem: what went wrong; None if nothing did.
     """
 
     factors: Mapping[str, int]
@@ -48,11 +48,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class RecipeCheck:
-    """What checking a recipe on one model found.
+    """The result of checking a recipe on one model.
 
     Attributes:
-        mistakes: of the recipe, seen without running it.
-        trials: widenings and their outcome.
+        mistakes: mistakes of the recipe that are visible without running it.
+        trials: trial widenings and their outcomes.
     """
 
     mistakes: tuple[str, ...]
@@ -64,7 +64,7 @@ class RecipeCheck:
 
     @property
     def worst(self) -> float:
-        """The largest difference of all trials."""
+        """The largest error of all trials; 0 if none compared the models."""
         return max((trial.error for trial in self.trials if trial.error is not None), default=0.0)
 
 
@@ -73,18 +73,17 @@ def check_model(
 ) -> RecipeCheck:
     """Check a recipe on a model that fits into memory many times over.
 
-    It is widened, from disk to disk, on every axis that there is by 2, on those that a bare factor
-    widens by 2 and by 3, on each axis alone by 2 and by 3, and in each way that a tied readout may be
-    treated; both models are compared in float64.
+    Widen the model from disk to disk and compare both models in float64: all axes together by 2, the axes of a
+    bare factor by 2 and by 3, each axis alone by 2 and by 3, and once for each way to treat a tied readout.
 
     Args:
         source: a small checkpoint.
-        recipe: name or file; found by the model if not given.
-        quick: only every axis together by 2.
-        model: `path/or/module.py:build` for an own model instead of transformers'.
+        recipe: name or file of the recipe. Default: chosen by the model.
+        quick: only widen all axes together by 2.
+        model: `path/or/module.py:build` of a user-defined model. Default: the model of transformers.
 
     Raises:
-        MupscaleError: the recipe and the model do not belong together.
+        MupscaleError: the recipe does not describe the model.
     """
     from mupscale_cli.engine.threads import one_thread
 
@@ -93,11 +92,12 @@ def check_model(
     with one_thread():
         mistakes = tuple(find_static_mistakes(source, plan.recipe, model))
         for factors, tie in _trials(source, plan, quick=quick):
-            trials.append(_try(source, recipe, factors, tie, model))
+            trials.append(_run_trial(source, recipe, factors, tie, model))
     return RecipeCheck(mistakes, tuple(trials))
 
 
 def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[str, int], str | None]]:
+    """Yield the factors and the treatment of a tied readout of each trial."""
     recipe = plan.recipe
     checkpoint = find_source(source).checkpoint
     everything = all_factors(recipe, checkpoint)
@@ -110,12 +110,12 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
     if quick:
         return
     yield dict.fromkeys(default, 3), None
-    seen = []
+    tried = []
     for axis in recipe.axis_names:
         for factor in (2, 3):
             factors = smallest_factors(recipe, checkpoint, axis, factor)
-            if factors is not None and factors not in seen:
-                seen.append(factors)
+            if factors is not None and factors not in tried:
+                tried.append(factors)
                 yield factors, None
     if plan.tie is not None and recipe.tie is not None:
         for way in recipe.tie.ways:
@@ -124,7 +124,10 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Mapping[
 
 
 def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Factors that widen every axis of a checkpoint by 2, and by more what others are tied to; None if none do."""
+    """Return factors that widen every axis of a checkpoint by 2, and linked axes by their product.
+
+    Return None if the config cannot express such a widening.
+    """
     narrow = identity_plan(checkpoint, recipe)
     factors = {name: 2 for name in recipe.axis_names if name in narrow.used and name not in recipe.fixed}
     for _ in recipe.links:
@@ -142,20 +145,24 @@ def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None
 
 
 def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: int) -> dict[str, int] | None:
-    """Factors that widen one axis, and beside it only what is tied to it; None where that cannot be.
+    """Return factors that widen one axis and as few linked axes as possible.
 
     Args:
-        recipe: the architecture.
-        checkpoint: of which some tensor must have the axis.
-        axis: the axis.
+        recipe: the recipe.
+        checkpoint: the checkpoint to widen.
+        axis: the axis to widen.
         factor: its factor.
+
+    Returns:
+        The factor of each axis; None if the axis is fixed, absent from the checkpoint or cannot be widened. If the
+        config refuses every combination, the first one that it refuses.
     """
     used = identity_plan(checkpoint, recipe).used
     others = [name for name in recipe.axis_names if name in used and name != axis and name not in recipe.fixed]
     if axis in recipe.fixed or axis not in used:
         return None
     refused = None
-    for count in range(_MOST_LINKED + 1):
+    for count in range(_MAX_LINKED + 1):
         for along in itertools.combinations(others, count):
             factors = dict.fromkeys((axis, *along), factor)
             try:
@@ -167,12 +174,12 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
             except PlanError:
                 continue
             except MupscaleError:
-                return factors  # the recipe's mistake, which trying it tells
+                return factors  # a mistake of the recipe, which a trial will show
             return factors if axis in plan.factors else None
     return refused
 
 
-def _try(
+def _run_trial(
     source: Path, recipe: str | Path | None, factors: Mapping[str, int], tie: str | None, model: str | None
 ) -> Trial:
     folder = Path(tempfile.mkdtemp(prefix="mupscale-"))
@@ -190,26 +197,26 @@ def _try(
 
 
 def _difference(found: Verification) -> str:
-    where = found.first_difference.what if found.first_difference else "none of the modules that were compared"
+    where = found.first_difference.what if found.first_difference else "none of the compared modules"
     return f"the models differ by {found.max_rel:.1e}; first module that differs: {where}"
 
 
 # Without running ----------------------------------------------------------------------------------
 
 
-def find_static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -> Iterator[str]:
-    """What a recipe says of a model's layers that their kind contradicts.
+def find_static_mistakes(source: Path, recipe: Recipe, user_model: str | None = None) -> Iterator[str]:
+    """Yield a message for each rule that contradicts the kind of a model's layer.
 
-    A layer sums over its inputs and over nothing else, so of the weight of a Linear layer the columns,
-    and only they, carry `/` on every axis that is widened.
+    A layer sums over its inputs only. In the weight of a Linear layer, exactly the columns therefore carry `/` on
+    every widened axis.
 
     Args:
         source: a small checkpoint.
-        recipe: the architecture.
-        own: `path/or/module.py:build` for an own model instead of transformers'.
+        recipe: the recipe to check.
+        user_model: `path/or/module.py:build` of a user-defined model. Default: the model of transformers.
 
     Raises:
-        MupscaleError: the recipe and the model do not belong together, or the model cannot be built.
+        MupscaleError: the recipe does not describe the model, or the model cannot be built.
     """
     import torch
 
@@ -217,27 +224,27 @@ def find_static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -
     from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
 
     checkpoint = find_source(source).checkpoint
-    if own is None:
+    if user_model is None:
         model = build_reference_model(checkpoint, torch.float32)
     else:
-        model = build_user_model(load_user_module(own)[1], checkpoint, torch.float32)
+        model = build_user_model(load_user_module(user_model)[1], checkpoint, torch.float32)
     factors = {axis: 1 if axis in recipe.fixed else 2 for axis in recipe.axis_names}
     plan = _loose_plan(recipe, checkpoint, factors)
     modules = dict(model.named_modules())
     shared = _shared(model)
-    told = set()
+    reported_rules = set()
     for tensor in plan.tensors:
         owner, _, kind = recipe.parameter_name(tensor.source.name).rpartition(".")
         name = name_in(model, owner, modules)
-        if name is None or kind != "weight" or tensor.rule in told:
+        if name is None or kind != "weight" or tensor.rule in reported_rules:
             continue
         inputs = _input_dimension(modules[name])
         if inputs is None or id(modules[name].weight) in shared:
             continue
         for position, dim in enumerate(tensor.dims):
-            wrong = _widened(dim, contracted=position != inputs)
-            if wrong:
-                told.add(tensor.rule)
+            is_wrong = _widened(dim, contracted=position != inputs)
+            if is_wrong:
+                reported_rules.add(tensor.rule)
                 layer = type(modules[name]).__name__
                 yield (
                     f"`{tensor.rule}`: {layer} sums over dimension {position}, which is widened without `/`: "
@@ -247,13 +254,13 @@ def find_static_mistakes(source: Path, recipe: Recipe, own: str | None = None) -
 
 
 def _loose_plan(recipe: Recipe, checkpoint: Checkpoint, factors: Mapping[str, int]) -> Plan:
-    """A plan of all axes at once, whatever they are tied to, and without asking the widened config."""
+    """Plan all axes at once, ignoring links between axes and the widened config."""
     loose = replace(recipe, links=(), config=())
     return make_plan(loose, checkpoint.specs, checkpoint.config, factors, None, check_config=False)
 
 
 def _shared(model: nn.Module) -> set[int]:
-    """Parameters that several modules own: what one sums over, another looks up."""
+    """Return ids of parameters that several modules own: one may sum over a dimension that another indexes."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -262,12 +269,12 @@ def _shared(model: nn.Module) -> set[int]:
 
 
 def _input_dimension(module: nn.Module) -> int | None:
-    """Which dimension of its weight a layer sums over; None for other modules."""
+    """Return the dimension of a layer's weight that it sums over; None for other modules."""
     from torch import nn
 
     if isinstance(module, nn.Linear):
         return 1
-    if type(module).__name__ == "Conv1D":  # of transformers, for GPT-2
+    if type(module).__name__ == "Conv1D":  # GPT-2's linear layer in transformers
         return 0
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1:
         return 1
@@ -275,7 +282,7 @@ def _input_dimension(module: nn.Module) -> int | None:
 
 
 def _widened(dim: DimMap, *, contracted: bool) -> bool:
-    """Whether a dimension has a widened axis that is, or is not, summed over."""
+    """Return whether a dimension has a widened axis that is summed over (`contracted`) or is not."""
     return any(
         digit.units.copies > 1 and digit.contracted == contracted for strip in dim.strips for digit in strip.digits
     )

@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine: versions, devices, memory, disk, extras, the Hub's settings."""
+"""Describe a machine for a bug report: versions, devices, memory, disk, extras and settings of the Hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKAGES = (
     "matplotlib",
     "accelerate",
 )
-# What each extra of the package adds, by the names of what is imported.
+# The modules that each extra of the package adds.
 EXTRAS = {
     "hf": ("transformers", "accelerate"),
     "plot": ("matplotlib",),
@@ -41,13 +41,13 @@ EXTRAS = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that torch computes on.
+    """A device of torch.
 
     Attributes:
-        name: as torch calls it: `cpu`, `cuda:0`.
-        about: what it is.
-        num_bytes: its memory, None where that is the machine's.
-        free_bytes: of that, None likewise.
+        name: torch's name for it, such as `cpu` or `cuda:0`.
+        about: a description.
+        num_bytes: its memory in bytes; None if it uses the machine's.
+        free_bytes: its free memory in bytes; None if it uses the machine's.
     """
 
     name: str
@@ -56,30 +56,30 @@ class Device:
     free_bytes: int | None = None
 
     def as_record(self) -> dict[str, Any]:
-        """The device as `--json` shows it."""
+        """Return the device as `--json` prints it."""
         return {"name": self.name, "about": self.about, "bytes": self.num_bytes, "free_bytes": self.free_bytes}
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A machine, as far as mupscale has to do with it.
+    """The parts of a machine that mupscale depends on.
 
     Attributes:
-        mupscale: its version.
-        place: where it is installed.
-        python: version and implementation.
-        system: the operating system and its architecture.
-        packages: the version of each package, None where it is not installed.
-        extras: whether all of each extra is there.
-        devices: what torch computes on; empty where torch cannot be imported.
-        torch_problem: why it cannot, None where it can.
-        num_cores: that this process may use.
-        memory: of the machine and what this process may still take, in bytes; None where the system does not tell.
-        folder: the current one.
-        disk: size and free bytes of its disk.
-        cache_disk: the same where the Hub's downloads go; None where that cannot be told.
-        hub: settings of its client.
-        recipes: how many are built in, and where.
+        mupscale: version of mupscale.
+        place: folder that mupscale is installed in.
+        python: version and implementation of Python.
+        system: operating system and architecture.
+        packages: version of each package; None if it is not installed.
+        extras: whether each extra is completely installed.
+        devices: devices of torch; empty if torch cannot be imported.
+        torch_problem: why torch cannot be imported; None if it can.
+        num_cores: number of cores that this process may use.
+        memory: total bytes of the machine and bytes free for this process; None if the system does not report them.
+        folder: the current folder.
+        disk: total and free bytes of the current folder's disk.
+        cache_disk: total and free bytes of the disk of the Hub's cache; None if unknown.
+        hub: settings of the Hub's client.
+        recipes: number and folder of the built-in recipes.
     """
 
     mupscale: str
@@ -99,10 +99,10 @@ class Environment:
     recipes: tuple[int, Path]
 
     def as_record(self) -> dict[str, Any]:
-        """The environment as `--json` shows it."""
+        """Return the environment as `--json` prints it."""
 
-        def space(found: tuple[int, int] | None) -> dict[str, int] | None:
-            return None if found is None else {"bytes": found[0], "free_bytes": found[1]}
+        def space(sizes: tuple[int, int] | None) -> dict[str, int] | None:
+            return None if sizes is None else {"bytes": sizes[0], "free_bytes": sizes[1]}
 
         return {
             "mupscale": self.mupscale,
@@ -126,7 +126,7 @@ class Environment:
 
 
 def inspect_environment() -> Environment:
-    """Look at this machine; imports torch."""
+    """Inspect this machine; imports torch."""
     hub = hub_settings()
     devices, problem = _devices()
     return Environment(
@@ -149,7 +149,7 @@ def inspect_environment() -> Environment:
 
 
 def shorten_home(path: Path) -> str:
-    """A path as it can be published: without the user's name where it is in the user's folder."""
+    """Return a path with `~` for the home folder, so that it can be published without the user's name."""
     try:
         inside = path.relative_to(Path.home())
     except (ValueError, RuntimeError):
@@ -172,23 +172,23 @@ def _is_installed(module: str) -> bool:
 
 
 def _devices() -> tuple[tuple[Device, ...], str | None]:
-    """What torch finds; a broken installation is what a bug report is often about."""
+    """Return torch's devices, or why torch does not work: bug reports are often about broken installations."""
     try:
         import torch
 
-        found = [
+        devices = [
             Device("cpu", f"{counted(torch.get_num_threads(), 'thread')}, {platform.processor() or platform.machine()}")
         ]
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            found.append(
+            devices.append(
                 Device(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}", total, free)
             )
         if torch.backends.mps.is_available():
-            found.append(Device("mps", "Apple GPU"))
-    except Exception as error:  # noqa: BLE001 (whatever is wrong with it is what is told)
+            devices.append(Device("mps", "Apple GPU"))
+    except Exception as error:  # noqa: BLE001 (the report shows any problem)
         return (), f"{type(error).__name__}: {error}"
-    return tuple(found), None
+    return tuple(devices), None
 
 
 def _num_cores() -> int:
@@ -198,7 +198,7 @@ def _num_cores() -> int:
 
 
 def _memory() -> tuple[int, int] | None:
-    """Memory of the machine, and what this process may still take of it."""
+    """Return the machine's memory and what is free for this process, in bytes; None if unknown."""
     free = free_memory()
     if free is None or not hasattr(os, "sysconf"):
         return None
@@ -209,7 +209,7 @@ def _memory() -> tuple[int, int] | None:
 
 
 def _disk(path: Path) -> tuple[int, int] | None:
-    """Size and free bytes of the disk of a path, or of the nearest folder above it that exists."""
+    """Return total and free bytes of a path's disk, looking at the nearest existing folder; None if unknown."""
     for folder in (path, *path.parents):
         if folder.exists():
             try:

@@ -1,4 +1,4 @@
-"""The options of widening, declared once for the Python API, the command line and job files. No torch."""
+"""Options of a widening, declared once for the Python API, the command line and job files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ class WidenOptions:
     """How to widen a checkpoint.
 
     Attributes:
-        output: path to write to; `NAME-x4` beside the input if not given.
+        output: output path. Default: `NAME-x4` next to the input.
         factor: target width over source width, for every axis that the recipe widens.
-        axes: factors of single axes, which override or add to `factor`.
-        recipe: name or file of the recipe; found by the checkpoint if not given.
-        tie: for a readout that shares the embedding, where its factor goes: `fold`, `config` or `untie`.
-        method: how the model grows, a key of `plan.methods.METHODS`.
-        noise: size of the noise that tells copies apart, relative to each tensor; the method's own if not given.
+        axes: factors of single axes; they override or add to `factor`.
+        recipe: name or file of the recipe. Default: chosen by the checkpoint.
+        tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
+        method: name of the method, a key of `plan.methods.METHODS`.
+        noise: size of the noise that makes copies differ, relative to each tensor. Default: the method's.
         noise_mode: `free` or `preserving`; see `plan.perturbation.Perturbation`.
         noise_scale: what `noise` is relative to: `spectral`, `rms`, `fan-in` or `init`.
-        seed: of the noise and of random copy maps.
-        shrink: for `warmstart`, by what the narrow weights are multiplied.
-        snr: for `hyperclone`, signal over noise in dB.
-        optimizer: path of the optimizer's state; `auto` finds it beside the checkpoint, `none` leaves it.
-        optimizer_policy: what becomes of its moments: `copy`, `reset-new` or `reset`.
-        key: dotted keys that lead to the state in a file that holds more.
+        seed: random seed for noise and random copy maps.
+        shrink: factor that `warmstart` multiplies the narrow weights by.
+        snr: signal-to-noise ratio of `hyperclone`, in dB.
+        optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
+        optimizer_policy: what to do with the moments: `copy`, `reset-new` or `reset`.
+        key: dotted keys that lead to the optimizer state inside a larger file.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
-        max_shard_size: largest file of a directory, in bytes.
+        max_shard_size: maximum size of a file in an output directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
-        allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
-        verify: check at the end that both models agree.
-        dtype: data type to verify in; see `VerifyOptions`.
-        device: device to verify on; see `VerifyOptions`.
-        model: `path/or/module.py:build` of a user-defined model, to verify with.
+        allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
+        verify: check that both models agree before publishing the output.
+        dtype: data type of the verification; see `VerifyOptions`.
+        device: device of the verification; see `VerifyOptions`.
+        model: `path/or/module.py:build` of a user-defined model for the verification.
 
     Raises:
-        PlanError: an option has no meaning, or does not go with another.
+        PlanError: an option has an invalid value or contradicts another.
     """
 
     output: str | Path | None = None
@@ -84,23 +84,24 @@ class WidenOptions:
 
     def __post_init__(self) -> None:
         if self.max_shard_size < 1:
-            raise PlanError(f"the largest shard size is {self.max_shard_size} bytes; it must be above 0")
-        _ = self.growth, self.state  # which refuse what has no meaning
+            raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
+        _ = self.growth, self.state  # raise if an option is invalid
 
     @property
     def growth(self) -> tuple[Method, Perturbation | None]:
-        """The method, and the noise that was asked for."""
+        """The method, and the noise to add to it (None for the method's own)."""
         method = make_method(self.method, seed=self.seed, shrink=self.shrink, snr=self.snr)
         has_details = (self.noise_mode, self.noise_scale) != (None, None)
         if self.snr is not None and (self.noise is not None or has_details):
             raise PlanError(
-                "`--snr` already says how large the noise is, and that it cancels; leave `--noise` and its options away"
+                "`--snr` conflicts with `--noise`, `--noise-mode` and `--noise-scale`",
+                hint="omit either; `--snr` already sets the size of the noise and makes it cancel",
             )
         if self.noise is None:
             if has_details:
                 raise PlanError(
-                    "`--noise-mode` and `--noise-scale` say how noise is added, but there is none",
-                    hint="give its size, for instance `--noise 0.1`",
+                    "`--noise-mode` and `--noise-scale` require `--noise`",
+                    hint="set the size of the noise, for instance `--noise 0.1`",
                 )
             return method, None
         usual = method.perturbation or Perturbation(self.noise)
@@ -109,22 +110,22 @@ class WidenOptions:
 
     @property
     def state(self) -> StateOptions:
-        """What becomes of the optimizer's state."""
+        """Options of the optimizer state."""
         return StateOptions(self.optimizer, cast("Policy", self.optimizer_policy), self.key, self.allow_pickle)
 
     @property
     def verification(self) -> VerifyOptions:
-        """How the output is verified."""
+        """Options of the verification."""
         return VerifyOptions(dtype=self.dtype, device=self.device, model=self.model, recipe=self.recipe)
 
 
 def called_with(
     options: Callable[Fields, Options],
 ) -> Callable[[Callable[[Subject, Options], Result]], Callable[Concatenate[Subject, Fields], Result]]:
-    """Let a function of a subject and its options be called with the fields of the options.
+    """Decorate a function of a subject and an options object such that it takes the options' fields as arguments.
 
-    What is written as `widen(checkpoint, call)` is called as `widen("tiny", factor=4, noise=0.1)`. The fields are
-    declared once, in their dataclass; type checkers, editors and `help()` see them all the same.
+    The function is defined as `widen(checkpoint, call)` and called as `widen("tiny", factor=4, noise=0.1)`. The
+    fields are declared only in their dataclass, but type checkers, editors and `help()` see them.
 
     Args:
         options: the dataclass.
@@ -137,17 +138,17 @@ def called_with(
         def called(subject: Subject, /, *arguments: Fields.args, **fields: Fields.kwargs) -> Result:
             return function(subject, options(*arguments, **fields))
 
-        own = inspect.signature(function)
-        subject, _ = own.parameters.values()
+        signature = inspect.signature(function)
+        subject, _ = signature.parameters.values()
         parameters = [subject.replace(kind=subject.POSITIONAL_ONLY), *inspect.signature(options).parameters.values()]
-        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return called
 
     return decorate
 
 
 def option_name(field: str) -> str:
-    """Return what the command line and job files call a field."""
+    """Return a field's name on the command line and in job files."""
     return "axis" if field == "axes" else field.replace("_", "-")
 
 
@@ -155,7 +156,7 @@ def parse_factor(text: str | None, option: str = "--factor") -> int | None:
     """Parse a factor as a whole number.
 
     Raises:
-        PlanError: it is not one.
+        PlanError: the text is not a whole number.
     """
     if text is None:
         return None
@@ -172,7 +173,7 @@ def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
     """Parse `NAME=K` texts as a mapping.
 
     Raises:
-        PlanError: one is not of that form, or an axis stands twice.
+        PlanError: a text does not have that form, or an axis occurs twice.
     """
     axes: dict[str, int] = {}
     for text in texts or ():
@@ -192,7 +193,7 @@ def parse_size(text: str) -> int:
     """Parse a size such as `5GB`, in bytes.
 
     Raises:
-        PlanError: it is none.
+        PlanError: the text is not a size.
     """
     digits = text.strip().upper().rstrip("BKMGT")
     unit = text.strip().upper()[len(digits) :]

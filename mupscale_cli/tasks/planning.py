@@ -1,4 +1,4 @@
-"""What is decided before a tensor is read: which source, which recipe, which plan."""
+"""Choose a recipe and plan a widening before any tensor is read."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _log = logging.getLogger(__name__)  # `-v` shows it
 
 
 def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
-    """The recipe for a checkpoint: by name, else by `model_type`, else by its tensors.
+    """Choose the recipe for a checkpoint by name, else by `model_type`, else by its tensors.
 
     Raises:
-        RecipeError: there is none, or several fit.
+        RecipeError: no recipe fits, or several do.
     """
     config = checkpoint.config or {}
     if name is not None:
-        _log.info("recipe %s, as it was asked for", name)
+        _log.info("recipe %s (requested)", name)
         return load_recipe(name, config)
     model_type = config.get("model_type")
     if isinstance(model_type, str):
-        found = recipe_for(config)
-        if found is not None:
-            _log.info("recipe %s, as config.json says `model_type: %s`", found, model_type)
-            return load_recipe(found, config)
+        built_in = recipe_for(config)
+        if built_in is not None:
+            _log.info("recipe %s (config.json: `model_type: %s`)", built_in, model_type)
+            return load_recipe(built_in, config)
         near = get_close_matches(model_type, model_types(), n=1, cutoff=0.8)
         raise RecipeError(
-            f"there is no recipe for the model type `{model_type}`" + (f"; did you mean `{near[0]}`?" if near else ""),
-            hint=f"draft one: `mupscale recipes infer {model_type} -o {model_type}.yaml`, and name it with `--recipe`; "
-            "so can you a built-in one whose shape it has, for instance `--recipe llama`",
+            f"no recipe for the model type `{model_type}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+            hint=f"draft one: `mupscale recipes infer {model_type} -o {model_type}.yaml`, and use it with `--recipe`; "
+            "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
         )
     names = tuple(checkpoint.tensors)
     fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
     if len(fitting) == 1:
-        _log.info("recipe %s, the only one whose rules fit the tensors' names", fitting[0].name)
+        _log.info("recipe %s (the only one with rules for these tensor names)", fitting[0].name)
         return fitting[0]
     several = (
         f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
@@ -52,7 +52,7 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     )
     raise RecipeError(
         f"`{checkpoint.display_name}` has no config.json with a `model_type`, and {several}",
-        hint="name one with `--recipe`, or put config.json beside it",
+        hint="name a recipe with `--recipe`, or add config.json next to the weights",
     )
 
 
@@ -68,14 +68,14 @@ def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:
 
 @called_with(WidenOptions)
 def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Plan:
-    """Plan a widening from headers and config alone; nothing is written, torch is not imported.
+    """Plan a widening from headers and config alone; write nothing and do not import torch.
 
     Args:
         checkpoint: a safetensors file, a model directory, or a Hub id.
-        options: the fields of `WidenOptions`, each an argument, as for `widen`.
+        options: the fields of `WidenOptions`, as separate arguments, as for `widen`.
 
     Raises:
-        MupscaleError: something the user can fix.
+        MupscaleError: the user can fix the problem.
 
     Example:
         >>> plan = plan_widening("tiny", factor=2)  # doctest: +SKIP
@@ -86,55 +86,55 @@ def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Pla
 
 
 def plan_source(source: Source, options: WidenOptions) -> Plan:
-    """Plan the widening of a checkpoint that was found.
+    """Plan the widening of an opened checkpoint.
 
     Raises:
-        MupscaleError: something the user can fix.
+        MupscaleError: the user can fix the problem.
     """
-    found = source.checkpoint
-    recipe = choose_recipe(found, options.recipe)
+    checkpoint = source.checkpoint
+    recipe = choose_recipe(checkpoint, options.recipe)
     axes = options.axes or {}
     factors = resolve_factors(recipe, options.factor, axes)
     method, perturbation = options.growth
     plan = make_plan(
         recipe,
-        found.specs,
-        found.config,
+        checkpoint.specs,
+        checkpoint.config,
         factors,
-        None if found.is_file else options.max_shard_size,
+        None if checkpoint.is_file else options.max_shard_size,
         options.tie,
         method=method,
         perturbation=perturbation,
     )
-    _tell_reasons(plan)
-    for name, asked in axes.items():
-        if asked > 1 and not plan.factors.keys() & {name, *recipe.groups.get(name, ())}:
-            raise PlanError(f"no tensor of `{found.display_name}` has the axis `{name}`")
+    _log_reasons(plan)
+    for name, factor in axes.items():
+        if factor > 1 and not plan.factors.keys() & {name, *recipe.groups.get(name, ())}:
+            raise PlanError(f"no tensor of `{checkpoint.display_name}` has the axis `{name}`")
     if not plan.factors:
         raise PlanError(
-            f"nothing is widened: no tensor of `{found.display_name}` has one of the axes {', '.join(factors)}"
+            f"nothing to widen: no tensor of `{checkpoint.display_name}` has any of the axes {', '.join(factors)}"
         )
     return plan
 
 
-def _tell_reasons(plan: Plan) -> None:
-    """Note why the plan is what it is."""
+def _log_reasons(plan: Plan) -> None:
+    """Log the reasons for the plan's decisions."""
     for axis in plan.axes:
         if axis.factor == 1 and axis.name in plan.recipe.fixed:
-            _log.info("axis %s stays: %s", axis.name, plan.recipe.fixed[axis.name])
+            _log.info("axis %s is not widened: %s", axis.name, plan.recipe.fixed[axis.name])
         elif axis.factor == 1 and axis.name not in plan.recipe.widen:
-            _log.info("axis %s stays: a bare factor does not widen it; `--axis %s=K` does", axis.name, axis.name)
+            _log.info("axis %s is not widened by a bare factor; `--axis %s=K` widens it", axis.name, axis.name)
     if plan.tie is not None:
-        _log.info("the readout shares the embedding; its factor goes by `--tie %s`", plan.tie)
+        _log.info("the readout shares the embedding; its factor is applied as by `--tie %s`", plan.tie)
     for tensor in plan.tensors:
         _log.debug("%s: rule %s, layout %s", tensor.target.name, tensor.rule, tensor.layout)
 
 
 def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = None) -> Plan:
-    """The plan that changes nothing: what a recipe knows of a checkpoint.
+    """Plan a checkpoint with every factor 1, to see how a recipe describes it.
 
     Raises:
-        MupscaleError: there is no recipe for it, or they contradict one another.
+        MupscaleError: no recipe fits, or the recipe contradicts the checkpoint.
     """
     chosen = recipe if isinstance(recipe, Recipe) else choose_recipe(checkpoint, recipe)
     factors = dict.fromkeys(chosen.axis_names, 1)
@@ -142,7 +142,7 @@ def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = N
 
 
 def output_path(source: Source, options: WidenOptions) -> Path:
-    """Return where to write: `NAME-x4` beside the input if not said, in the current folder for a model of the Hub."""
+    """Return the output path. Default: `NAME-x4` next to the input; in the current folder for a model on the Hub."""
     if options.output is not None:
         return Path(options.output)
     factors = [f"{name}{value}" for name, value in (options.axes or {}).items()]

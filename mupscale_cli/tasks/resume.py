@@ -1,4 +1,4 @@
-"""An output that a later run can continue if this one is killed."""
+"""Stage an output such that a later run can continue it if this one is killed."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from mupscale_cli.text import bytes_text
 def resumable(
     output: Output, target: Path, *, overwrite: bool, resume: bool, events: Events
 ) -> Iterator[tuple[Staging, Journal]]:
-    """Stage an output in a folder that outlives this process as soon as a shard in it is finished.
+    """Stage an output in a folder that outlives a killed process once it contains a finished shard.
 
     Args:
-        output: what is to be written.
-        target: its final name.
-        overwrite: replace what stands there when it is published.
-        resume: continue the run that was killed while it wrote the same; what it finished is checked first.
-        events: for progress, and for notes on what other killed runs left.
+        output: the output to write.
+        target: its final path.
+        overwrite: replace an existing output at that path when publishing.
+        resume: continue a killed run that wrote the same output, after checking its finished shards.
+        events: receive the progress, and notes about unfinished outputs of other runs.
 
     Yields:
-        The staged folder, and the journal of the shards that are finished in it.
+        The staged folder, and the journal of its finished shards.
 
     Raises:
         OutputError: another run is writing this output.
     """
     staging = Staging(target, overwrite=overwrite)
     wanted = _fingerprint(output)
-    found = _continued(staging, wanted) if resume else None
+    previous = _find_previous(staging, wanted) if resume else None
     with staging:
         staging.keep = partial(_is_worth_keeping, staging.directory, len(output.plan.shards))
         for folder, num_bytes in staging.abandoned().items():
             events.note(_abandoned_text(folder, num_bytes, resume=resume))
-        directory = staging.directory.absolute()  # other processes may work in another folder
-        journal = Journal(directory, wanted, {} if found is None else found.shards)
+        directory = staging.directory.absolute()  # other processes may have another working directory
+        journal = Journal(directory, wanted, {} if previous is None else previous.shards)
         if journal.shards:
             _drop_changed(journal, output, events)
         staging.clear(JOURNAL, *journal.shards)
@@ -51,7 +51,7 @@ def resumable(
 
 
 def _fingerprint(output: Output) -> str:
-    """Hash what says whether a run that was killed was making the same."""
+    """Hash everything that determines the bytes of an output, to recognize runs that write the same."""
     shards = [
         [
             shard.file,
@@ -62,55 +62,55 @@ def _fingerprint(output: Output) -> str:
     return fingerprint(output.record, shards)
 
 
-def _continued(staging: Staging, wanted: str) -> Journal | None:
+def _find_previous(staging: Staging, wanted: str) -> Journal | None:
     """Find the journal of the killed run to continue, and move the staging to its folder."""
 
     def is_wanted(folder: Path) -> bool:
-        found = read_journal(folder)
-        if found is None:  # it was killed before it had finished anything
+        journal = read_journal(folder)
+        if journal is None:  # the run was killed before it finished a shard
             shutil.rmtree(folder, ignore_errors=True)
-        return found is not None and found.fingerprint == wanted
+        return journal is not None and journal.fingerprint == wanted
 
     return read_journal(staging.directory) if staging.resume(is_wanted) else None
 
 
 def _drop_changed(journal: Journal, output: Output, events: Events) -> None:
-    """Keep only the finished shards that still are what the journal says."""
-    events.phase("checking what is finished", 0)
+    """Drop finished shards that have changed since from the journal."""
+    events.phase("checking finished shards", 0)
     done = intact_shards(journal)
-    events.note(_kept_text(len(done), len(journal.shards), len(output.plan.shards)))
+    events.note(_reused_text(len(done), len(journal.shards), len(output.plan.shards)))
     for name in journal.shards.keys() - done.keys():
         del journal.shards[name]
     journal.save()
 
 
 def _abandoned_text(folder: Path, num_bytes: int, *, resume: bool) -> str:
-    """What is said of a folder that a killed run left."""
-    why = "it was begun from another source or with other options" if resume else "`--resume` goes on with such a one"
-    return (
-        f"`{folder}` ({bytes_text(num_bytes)}) was left by a run that was killed; {why}; remove it if nobody needs it"
-    )
+    """Describe the unfinished output of an earlier run."""
+    what = f"`{folder}` ({bytes_text(num_bytes)}) is the unfinished output of a killed run"
+    if resume:
+        return f"{what} with another source or other options; remove it if you do not need it"
+    return f"{what}; continue it with `--resume`, or remove it"
 
 
-def _kept_text(num_good: int, num_noted: int, num_all: int) -> str:
-    """What is said of the files of a killed run that is continued."""
-    changed = num_noted - num_good
-    again = f"; {changed} more had changed since, and {'is' if changed == 1 else 'are'} made again" if changed else ""
-    return f"{num_good} of {num_all} files were finished before and are kept{again}"
+def _reused_text(num_good: int, num_recorded: int, num_all: int) -> str:
+    """Describe how many finished files of a killed run are reused."""
+    changed = num_recorded - num_good
+    rewritten = f"; rewriting {changed} that changed since" if changed else ""
+    return f"reusing {num_good} of {num_all} files from the interrupted run{rewritten}"
 
 
 def _is_worth_keeping(directory: Path, num_shards: int, error: BaseException) -> bool:
-    """Decide whether to leave what is finished for `--resume`; say so in the error, where that is for people."""
+    """Decide whether to keep the finished shards for `--resume`; if so, add that to the error's hint."""
     is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError))
     if is_final or isinstance(error, OutputExistsError) or num_shards == 1:
         return False
-    written = read_journal(directory)  # by all the processes that work there
+    written = read_journal(directory)  # includes the shards of other processes
     if written is None or not written.shards:
         return False
     count = f"{len(written.shards)} of {num_shards} files are finished and kept in `{directory}`"
-    what = f"{count}; the same command with `--resume` goes on from there"
+    resume_hint = f"{count}; repeat the command with `--resume` to continue"
     if isinstance(error, MupscaleError):
-        error.hint = what if isinstance(error, JobError) else f"free some space; {what}"
+        error.hint = resume_hint if isinstance(error, JobError) else f"free some space; {resume_hint}"
     elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-        error.resume_hint = what  # type: ignore[union-attr]  # for the command line to show
+        error.resume_hint = resume_hint  # type: ignore[union-attr]  # the command line prints it
     return True

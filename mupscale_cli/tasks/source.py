@@ -1,4 +1,4 @@
-"""What a task starts from: a checkpoint on this machine or on the Hub."""
+"""The source of a task: a checkpoint on this machine or on the Hub."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from mupscale_cli.record.making import Origin, relative_path
 
 @dataclass(frozen=True)
 class Source:
-    """A narrow checkpoint and the name that it was asked for by.
+    """A checkpoint and where it comes from.
 
     Attributes:
         checkpoint: its headers.
-        remote: of the Hub, None for a path.
-        is_here: whether its data are on this machine.
+        remote: its model on the Hub; None for a path.
+        is_local: whether its data are on this machine.
     """
 
     checkpoint: Checkpoint
     remote: RemoteModel | None = None
-    is_here: bool = True
+    is_local: bool = True
 
     @property
     def hub(self) -> HubId | None:
         return self.remote.id if self.remote else None
 
     def fetched(self, state: StateOptions | None = None) -> Source:
-        """The same with its data on this machine: of a model of the Hub what is needed is downloaded.
+        """Return the source with its data on this machine; download what is needed of a model on the Hub.
 
         Args:
-            state: what is done with the optimizer's state, which is downloaded if that needs it.
+            state: options of the optimizer state, which decide whether to download it.
 
         Raises:
-            HubError: it cannot be downloaded.
+            HubError: the download failed.
         """
-        if self.remote is None or self.is_here:
+        if self.remote is None or self.is_local:
             return self
         return Source(download(self.remote, self._state_names(state)), self.remote)
 
     def missing_bytes(self, state: StateOptions | None = None) -> int:
-        """How much `fetched` has to download."""
-        if self.remote is None or self.is_here:
+        """Return the number of bytes that `fetched` would download."""
+        if self.remote is None or self.is_local:
             return 0
         return self.remote.missing_bytes(self._state_names(state))
 
@@ -56,7 +56,7 @@ class Source:
         return state_names(self.remote.sizes) if state is not None and state.optimizer == "auto" else ()
 
     def find_state(self, options: StateOptions) -> str | None:
-        """The optimizer's state that would be carried, by its path or its name on the Hub."""
+        """Return the path of the optimizer state to widen, or its name on the Hub; None if there is none."""
         if self.remote is not None and options.optimizer == "auto":
             name = state_name(self.remote.sizes)
             return None if name is None else f"{self.remote.id}/{name}"
@@ -75,7 +75,7 @@ class Source:
         return path.stem if self.checkpoint.is_file else path.resolve().name
 
     def origin(self, output: Path, recipe: Recipe) -> Origin:
-        """Where everything came from, as seen from the output."""
+        """Return the origin of the source and the recipe, with paths relative to the output."""
         file = None if recipe.path is None else relative_path(recipe.path, output)
         if self.remote:
             return Origin(path="", repo=self.remote.id.repo, revision=self.remote.commit, recipe=file)
@@ -83,15 +83,16 @@ class Source:
 
 
 def find_source(checkpoint: str | Path | Source, *, headers_only: bool = False, with_state: bool = False) -> Source:
-    """Open a checkpoint by path, or by its id on the Hub where there is no such path.
+    """Open a checkpoint by its path or, if no such path exists, by its id on the Hub.
 
     Args:
-        checkpoint: a safetensors file, a model directory, or a Hub id; what was found already is returned as it is.
-        headers_only: of a model of the Hub, download nothing but what describes it.
-        with_state: of a model of the Hub, download the optimizer's state as well.
+        checkpoint: a safetensors file, a model directory, or a Hub id. A `Source` is returned unchanged.
+        headers_only: download only headers and config of a model on the Hub.
+        with_state: also download the optimizer state of a model on the Hub.
 
     Raises:
-        CheckpointError: there is none, or it is not valid.
+        CheckpointError: the checkpoint does not exist or is invalid.
+        HubError: the Hub does not provide the model.
     """
     if isinstance(checkpoint, Source):
         return checkpoint
@@ -100,5 +101,5 @@ def find_source(checkpoint: str | Path | Source, *, headers_only: bool = False, 
     if hub is None:
         return Source(open_checkpoint(path))
     remote = open_remote(hub)
-    source = Source(remote.checkpoint, remote, is_here=False)
+    source = Source(remote.checkpoint, remote, is_local=False)
     return source if headers_only else source.fetched(StateOptions() if with_state else None)

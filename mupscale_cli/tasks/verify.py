@@ -1,4 +1,4 @@
-"""What `mupscale verify` does, as a function: find both checkpoints, plan again, compare."""
+"""Verify a widened checkpoint: find its source, plan the widening again and compare, as `mupscale verify` does."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import OptimizerState, Record
 
 _log = logging.getLogger(__name__)  # `-v` shows it
-NO_STATE = Path("none")  # in place of an optimizer's state: it is left out
-_OTHER_SOURCE = "compare with what it was made from, which changed since or is elsewhere; or widen again"
+NO_STATE = Path("none")  # given as the path of the optimizer state: skip it
+_OTHER_SOURCE = "compare with the original, which may have moved or changed since, or widen again"
 
 
 @called_with(VerifyOptions)
 def verify(wide: str | Path, options: VerifyOptions) -> Verification:
     """Check that a widened checkpoint computes the same function as its source.
 
-    The figures are kept in the directory's mupscale.json, unless it is read-only.
+    Store the result in the directory's mupscale.json if that is writable.
 
     Args:
-        wide: a checkpoint that mupscale wrote.
-        options: the fields of `VerifyOptions`, each an argument.
+        wide: a checkpoint written by mupscale.
+        options: the fields of `VerifyOptions`, as separate arguments.
 
     Raises:
-        MupscaleError: one of them is missing or not what the record says.
+        MupscaleError: a checkpoint is missing or differs from its record.
 
     Example:
         >>> verify("tiny-x4", dtype="float64").agrees  # doctest: +SKIP
@@ -63,16 +63,16 @@ def verify(wide: str | Path, options: VerifyOptions) -> Verification:
         carried = widening.record["optimizer_state"]
         policy = carried["policy"] if carried else "copy"
         if policy != "copy":
-            training = replace(
-                training, start=f"a fresh start (the state was written with `{policy}`, and is not used)"
-            )
+            training = replace(training, start=f"a fresh start (the state was written with `{policy}` and is not used)")
         found = replace(found, training=training)
     if found.agrees and (changed := output_changed(widening.record, widening.wide)):
         raise CheckpointError(
-            f"`{changed}` of `{wide}` is not the file that was written, though the models agree",
-            hint="`mupscale verify --weights` names what differs",
+            f"`{changed}` of `{wide}` has changed since mupscale wrote it, although the models agree",
+            hint="`mupscale verify --weights` names the tensors that differ",
         )
-    _note(widening.wide, {**widening.record, "verification": {**found.as_record(), "options": options.as_record()}})
+    _store_result(
+        widening.wide, {**widening.record, "verification": {**found.as_record(), "options": options.as_record()}}
+    )
     return found
 
 
@@ -86,25 +86,25 @@ def verify_weights(
     events: Events = SILENT,
     processes: int | None = 1,
 ) -> WeightsCheck:
-    """Check that every byte of a widened checkpoint is what source, rule and noise make of it; no model is run.
+    """Check that every byte of a widened checkpoint matches source, rule and noise; run no model.
 
-    The optimizer's state is checked with it, where one was carried and the narrow one is there.
+    Check the optimizer state as well if one was widened with the weights.
 
     Args:
-        wide: a checkpoint that mupscale wrote.
-        narrow: its source; the one that its record names if not given.
-        recipe: name or file of the recipe; the one that the record names if not given.
-        optimizer: the narrow optimizer's state, if it does not lie beside the source; `none` leaves it out.
+        wide: a checkpoint written by mupscale.
+        narrow: its source. Default: the source named in its record.
+        recipe: name or file of the recipe. Default: the recipe named in the record.
+        optimizer: path of the narrow optimizer state, or `none` to skip it. Default: found next to the source.
         allow_pickle: read distributed checkpoints, whose metadata are a pickle.
-        events: for progress.
-        processes: how many of this machine share the work, as for `widen`.
+        events: receive the progress.
+        processes: number of local processes that share the work, as for `widen`.
 
     Raises:
-        MupscaleError: one of them is missing or not what the record says.
+        MupscaleError: a checkpoint is missing or differs from its record.
     """
     widening = replan_widening(wide, narrow, recipe, with_state=True)
 
-    state = _narrow_state(widening, optimizer)  # what is missing is told before anything is read
+    state = _narrow_state(widening, optimizer)  # report a missing state before reading the weights
     events.phase("comparing", widening.plan.num_bytes)
     found = check_weights(widening.narrow, widening.wide, widening.plan, events.advance, processes)
     if isinstance(state, Path):
@@ -113,16 +113,19 @@ def verify_weights(
 
 
 def _narrow_state(widening: RecordedWidening, optimizer: Path | None) -> Path | str | None:
-    """The narrow optimizer's state; why it is not compared, where nobody wants or has it; None where none was carried.
+    """Find the narrow optimizer state.
+
+    Returns:
+        Its path; or, as text, why to skip it; or None if no state was widened.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: it does not exist.
     """
     carried = widening.record["optimizer_state"]
     if carried is None:
         return None
     if optimizer == NO_STATE:
-        return "it was not asked for (`--optimizer none`)"
+        return "disabled by `--optimizer none`"
     if widening.is_published and not state_path(widening.wide, carried).exists():
         return "it was not published with the weights"
     before = optimizer or find_optimizer(widening.narrow)
@@ -134,7 +137,7 @@ def _narrow_state(widening: RecordedWidening, optimizer: Path | None) -> Path | 
 def _check_state(
     widening: RecordedWidening, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
 ) -> WeightsCheck:
-    """The optimizer's state against that of the source."""
+    """Compare the wide optimizer state with the narrow one."""
     carried = widening.record["optimizer_state"]
     assert carried is not None
     after, key = state_path(widening.wide, carried), carried.get("key")
@@ -144,23 +147,23 @@ def _check_state(
     wide = open_optimizer(after, widening.wide.config, key=key, allow_pickle=allow_pickle)
     if carried["source_digest"] != files_digest(narrow.files):
         raise CheckpointError(
-            f"`{before}` is not the optimizer's state that `{widening.wide.path}` was widened with", hint=_OTHER_SOURCE
+            f"`{before}` is not the optimizer state that was widened with `{widening.wide.path}`", hint=_OTHER_SOURCE
         )
     planned = narrow.widen(widening.plan, carried["policy"])
-    events.phase("comparing the optimizer's state", planned.num_bytes)
+    events.phase("comparing the optimizer state", planned.num_bytes)
     return check_state(planned, wide, events.advance, processes)
 
 
 @dataclass(frozen=True)
 class RecordedWidening:
-    """A widening that was done, planned once more.
+    """A finished widening, planned again from its record.
 
     Attributes:
-        wide: the checkpoint that was written.
+        wide: the widened checkpoint.
         narrow: its source.
-        plan: how the one was made of the other, with the noise as it was measured.
-        record: of the widening.
-        is_published: whether the checkpoint that was written came from the Hub.
+        plan: the plan, with the measured size of the noise.
+        record: the record of the widening.
+        is_published: whether the widened checkpoint came from the Hub.
     """
 
     wide: Checkpoint
@@ -178,17 +181,17 @@ def replan_widening(
     with_state: bool = False,
     hashed: bool = True,
 ) -> RecordedWidening:
-    """Find both checkpoints of a widening and plan it once more.
+    """Find both checkpoints of a widening and plan it again.
 
     Args:
-        wide: a checkpoint that mupscale wrote.
-        narrow: its source; the one that its record names if not given.
-        recipe: name or file of the recipe; the one that the record names if not given.
-        with_state: of models of the Hub, download the optimizer's state as well.
-        hashed: read all of the source, to be sure that it is what was widened; else only sizes are compared.
+        wide: a checkpoint written by mupscale.
+        narrow: its source. Default: the source named in its record.
+        recipe: name or file of the recipe. Default: the recipe named in the record.
+        with_state: also download the optimizer state of a model on the Hub.
+        hashed: hash the whole source to make sure that it has not changed, instead of comparing sizes only.
 
     Raises:
-        MupscaleError: one of them is missing or not what the record says.
+        MupscaleError: a checkpoint is missing or differs from its record.
     """
     found = find_source(wide, with_state=with_state)
     target = found.checkpoint
@@ -224,13 +227,13 @@ def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> Checkpo
 
 def _no_narrow_state(narrow: Checkpoint, carried: OptimizerState) -> CheckpointError:
     return CheckpointError(
-        f"the optimizer's state `{carried['file']}` is not beside `{narrow.path}`",
-        hint="give it with `--optimizer PATH`, or leave it out with `--optimizer none`",
+        f"no optimizer state `{carried['file']}` next to `{narrow.path}`",
+        hint="name it with `--optimizer PATH`, or skip it with `--optimizer none`",
     )
 
 
 def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
-    """The recipe by its name or, if it is not built in, by its file."""
+    """Return the name of the recipe or, if it is not built in, its file."""
     file = record["recipe"].get("file")
     return target.path.resolve().parent / file if file else record["recipe"]["name"]
 
@@ -238,7 +241,7 @@ def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
 def _states(
     widening: RecordedWidening, optimizer: Path | None, *, allow_pickle: bool
 ) -> tuple[OptimizerTree | None, OptimizerTree | None]:
-    """The optimizer's state of both checkpoints, where one was carried."""
+    """Load the optimizer states of both checkpoints; None for both if none was copied."""
     source, target, carried = widening.narrow, widening.wide, widening.record["optimizer_state"]
     if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
         return None, None
@@ -252,8 +255,8 @@ def _states(
     )
 
 
-def _note(target: Checkpoint, record: dict[str, Any]) -> None:
-    """Keep the figures in mupscale.json, where it can be written; the header of a single file is left alone."""
+def _store_result(target: Checkpoint, record: dict[str, Any]) -> None:
+    """Write the record to mupscale.json if that is writable; never change the header of a single file."""
     file = target.path / RECORD
     if not target.is_file and not file.is_symlink() and os.access(file, os.W_OK) and os.access(target.path, os.W_OK):
         replace_json(file, record)
@@ -264,7 +267,7 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
     if "repo" in where:
         return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
-    _log.info("the source is %s, as the record of %s says", path, target.path)
+    _log.info("source: %s (named in the record of %s)", path, target.path)
     if not path.exists():
         raise CheckpointError(
             f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"
@@ -273,24 +276,24 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
 
 
 def newest_widened(folder: Path) -> Path:
-    """The checkpoint in a folder that mupscale wrote last.
+    """Return the checkpoint in a folder that mupscale wrote last.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the folder has no widened checkpoint.
     """
-    found = [file.parent for file in folder.glob(f"*/{RECORD}")]
+    widened = [file.parent for file in folder.glob(f"*/{RECORD}")]
     for file in folder.glob("*.safetensors"):
         try:
             if METADATA_KEY in read_header(file).metadata:
-                found.append(file)
+                widened.append(file)
         except CheckpointError:
-            continue  # a broken file is not what was asked for
-    if not found:
-        raise CheckpointError("there is no widened checkpoint in this folder", hint="name it: `mupscale verify WIDE`")
-    return max(found, key=_written_at)
+            continue  # ignore broken files
+    if not widened:
+        raise CheckpointError("no widened checkpoint in this folder", hint="name it: `mupscale verify WIDE`")
+    return max(widened, key=_written_at)
 
 
 def _written_at(path: Path) -> float:
-    """When the weights were written; the record is younger once it was verified again."""
+    """Return when the weights were written, in seconds since the epoch; `verify` rewrites only the record."""
     files = path.glob("*.safetensors") if path.is_dir() else (path,)
     return max((file.stat().st_mtime for file in files), default=0.0)

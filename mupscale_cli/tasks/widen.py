@@ -1,4 +1,4 @@
-"""What `mupscale widen` does, as functions: find, plan, convert, verify, publish."""
+"""Widen a checkpoint: find, plan, write, verify and publish it, as `mupscale widen` does."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Widened:
     """The result of `widen`.
 
     Attributes:
-        output: the file or directory that was written.
-        plan: what was done.
-        record: the content of its mupscale.json.
-        verification: how equivalence was checked, None where it was not.
-        skipped: why it was not verified, None where it was.
-        left_files: files of the source that were left behind.
+        output: the written file or directory.
+        plan: the executed plan.
+        record: the content of mupscale.json.
+        verification: the result of the verification; None if there was none.
+        skipped: why there was no verification; None if there was one.
+        skipped_files: files of the source that were not copied.
     """
 
     output: Path
@@ -48,21 +48,21 @@ class Widened:
     record: dict[str, Any]
     verification: Verification | None
     skipped: str | None
-    left_files: tuple[Path, ...] = ()
+    skipped_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class WidenCall(WidenOptions):
-    """What a call of `widen` may say: what to make, and how to go about it.
+    """The arguments of `widen`: what to make, and how to run.
 
     Attributes:
-        resume: continue where a run that was killed stopped: its finished shards are checked, and not made again.
-        plan: the plan, if it was made before.
-        events: for progress.
-        ranks: the processes that share the work, each of which calls this with the same arguments; all of them
-            return the same. See `ranks.joined`.
-        processes: how many processes of this machine write the output: this one, and others that it forks; None for
-            as many as are worth it. Fork only where no other thread of yours is at work.
+        resume: continue a killed run: check its finished shards and write only the others.
+        plan: the plan. Default: planned by this call.
+        events: receive the progress.
+        ranks: the processes that share the work. Each must call `widen` with the same arguments; all return the same
+            result. See `ranks.join_ranks`.
+        processes: number of local processes that write the output, including this one; the others are forked. None
+            chooses it by the size of the output. Values other than 1 require that no other thread is running.
     """
 
     _: KW_ONLY
@@ -75,18 +75,18 @@ class WidenCall(WidenOptions):
 
 @called_with(WidenCall)
 def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
-    """Widen a checkpoint: weights, config and everything else that loading it needs.
+    """Widen a checkpoint: weights, config and everything else needed to load it.
 
-    The output appears under its name only when it is complete, flushed and, unless that was
-    declined or is not possible, verified. A model that turns out different is not published.
+    The output appears under its name only when it is complete, flushed and verified, unless verification is disabled
+    or impossible. If the two models differ, the output is discarded.
 
     Args:
-        checkpoint: a safetensors file, a model directory, or a Hub id. A file gives a file (with
-            `NAME.config.json` beside it where there is a config), a directory gives a directory.
-        call: the fields of `WidenOptions` and `WidenCall`, each an argument.
+        checkpoint: a safetensors file, a model directory, or a Hub id. A file is widened to a file (and
+            `NAME.config.json` next to it if there is a config), a directory to a directory.
+        call: the fields of `WidenOptions` and `WidenCall`, as separate arguments.
 
     Raises:
-        MupscaleError: something the user can fix; nothing was left under the output's name.
+        MupscaleError: the user can fix the problem; nothing exists under the output's name.
 
     Example:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
@@ -95,40 +95,40 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     source = find_source(checkpoint, headers_only=True)
     plan = call.plan or plan_source(source, call)
     target = output_path(source, call)
-    if not source.is_here:  # what can be refused by the headers is refused before anything is downloaded
+    if not source.is_local:  # refuse before the download what the headers suffice to refuse
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)
-    output = _planned(source.checkpoint, plan, call)
+    output = _plan_output(source.checkpoint, plan, call)
     check_output(
         target,
         output.source.path,
         needed_bytes=0 if call.resume else output.num_bytes,
         overwrite=call.overwrite,
     )
-    if output.source.is_file and not call.overwrite and (config := beside(target, CONFIG)).exists():
+    if output.source.is_file and not call.overwrite and (config := companion_path(target, CONFIG)).exists():
         raise output_exists(config)
     before = identities(output.source)
-    files = call.ranks.broadcast(_hashed(source, call.events) if call.ranks.is_first else None)
+    files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
     outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
-    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.left_files)
+    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
 
 
-def _planned(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
-    """Gather what is to be written."""
+def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
+    """Add the optimizer state and further files to a plan of weights."""
     carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
     return Output(plan, source, carried, source.carried_files, options.allow_nonfinite)
 
 
-def _hashed(source: Source, events: Events) -> dict[str, dict[str, Any]]:
+def _hash_source(source: Source, events: Events) -> dict[str, dict[str, Any]]:
     """Hash the files that the output is made from."""
-    found = source.checkpoint
-    events.phase("hashing the source", sum(file.stat().st_size for file in source_files(found)))
-    return hash_source_files(found, events.advance, is_remote=source.remote is not None)
+    checkpoint = source.checkpoint
+    events.phase("hashing the source", sum(file.stat().st_size for file in source_files(checkpoint)))
+    return hash_source_files(checkpoint, events.advance, is_remote=source.remote is not None)
 
 
 class _Outcome(NamedTuple):
-    """What the first process tells the others in the end."""
+    """The result that the first process sends to the others."""
 
     record: dict[str, Any]
     verification: Verification | None
@@ -136,9 +136,9 @@ class _Outcome(NamedTuple):
 
 
 def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[str, tuple[int, ...]]) -> _Outcome:
-    """Do what the first process does: begin the output, write its part, verify the whole, publish it."""
-    begun = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
-    with begun as (staging, journal):
+    """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
+    staged_output = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
+    with staged_output as (staging, journal):
         record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
         assert record is not None
         require_unchanged(output.source, before)
@@ -153,13 +153,13 @@ def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[str, tu
 
 
 def _follow(output: Output, call: WidenCall) -> _Outcome:
-    """Do what every other process does: write its part where the first one says, and hear how it ended."""
+    """Run any other process: write a share of the output that the first process stages, and receive the result."""
     write(output, call.ranks.broadcast(None), call.events, call.ranks, call.processes)
     return call.ranks.broadcast(None)
 
 
 def _write_companions(output: Output, directory: Path) -> None:
-    """Write the config, the index and the files that a tokenizer or generation needs."""
+    """Write the config, the index and the files for the tokenizer and for generation."""
     plan = output.plan
     if plan.config is not None:
         write_json(directory / CONFIG, plan.config)
@@ -173,23 +173,23 @@ def _write_companions(output: Output, directory: Path) -> None:
 
 
 def _verify(source: Checkpoint, plan: Plan, directory: Path, call: WidenCall) -> tuple[Verification | None, str | None]:
-    """Verify the staged output, or say why that is not possible."""
+    """Verify the staged output; return the result, or why there is none."""
     if not call.verify:
-        return None, "it was not asked for (--no-verify)"
-    from mupscale_cli.verification.comparing import verify_checkpoints  # which imports torch
+        return None, "disabled by `--no-verify`"
+    from mupscale_cli.verification.comparing import verify_checkpoints  # imports torch
     from mupscale_cli.verification.result import CannotVerify
 
     call.events.phase("verifying", 0)
     staged = open_checkpoint(directory)
     try:
-        # What is written meanwhile goes when the staged folder goes, however this ends.
+        # Temporary files go into the staged folder, which is removed even if this fails.
         return verify_checkpoints(source, staged, plan, call.verification, directory), None
     except CannotVerify as reason:
         return None, str(reason)
 
 
 def _publish(staging: Staging, plan: Plan, source: Checkpoint, record: dict[str, Any]) -> None:
-    """Give the staged output its final name, with its record."""
+    """Add the record to the staged output and give it its final name."""
     if not source.is_file:
         write_json(staging.directory / RECORD, record)
         staging.publish_directory()
@@ -197,9 +197,9 @@ def _publish(staging: Staging, plan: Plan, source: Checkpoint, record: dict[str,
     (shard,) = plan.shards
     replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
     names = (file.name for file in staging.directory.iterdir() if file.name not in (shard.file, LOCK))
-    staging.publish_file(shard.file, {name: beside(staging.output, name) for name in names})
+    staging.publish_file(shard.file, {name: companion_path(staging.output, name) for name in names})
 
 
-def beside(target: Path, name: str) -> Path:
-    """What a file beside a single output is called: `NAME.config.json`, `NAME.optimizer.pt`."""
+def companion_path(target: Path, name: str) -> Path:
+    """Return the path of a companion of a single-file output, such as `NAME.config.json`."""
     return target.with_name(f"{target.stem}.{name}")

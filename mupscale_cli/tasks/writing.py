@@ -1,4 +1,4 @@
-"""Weights and optimizer state of an output, written by one process or by several."""
+"""Write the weights and optimizer state of an output, with one process or several."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mupscale_cli.errors import JobError
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.plan import Plan
 
-_RECORD_RESERVE = 8192  # bytes left in the header of a single file for the figures of its verification
-_NAME_RESERVE = 40  # and for a number beside the name of a tensor: the size of its noise, how much of it is not finite
+_RECORD_RESERVE = 8192  # bytes reserved in the header of a single file for the figures of its verification
+_NAME_RESERVE = 40  # bytes for a number after a tensor's name: the size of its noise, the count of nonfinite elements
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is to be written.
+    """Everything that a widening writes.
 
     Attributes:
-        plan: of the weights.
-        source: the checkpoint that they are made from.
-        carried: the optimizer's state that goes along, None where there is none.
-        companions: further files of the source that are copied.
-        allow_nonfinite: copy NaNs and infinities, and count them; else they are refused.
-        record: the content of mupscale.json as far as it is known before anything is written.
+        plan: plan of the weights.
+        source: the narrow checkpoint.
+        carried: the optimizer state to widen; None if there is none.
+        companions: further files of the source to copy.
+        allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
+        record: the content of mupscale.json that is known before writing.
     """
 
     plan: Plan
@@ -46,8 +46,8 @@ class Output:
         return self.plan.num_bytes + (self.carried.state.num_bytes if self.carried else 0)
 
     @property
-    def left_files(self) -> tuple[Path, ...]:
-        """Files of the source that are left behind."""
+    def skipped_files(self) -> tuple[Path, ...]:
+        """Files of the source that are not copied."""
         carried = self.carried.files if self.carried else ()
         return tuple(file for file in self.source.skipped_files if file not in carried)
 
@@ -55,59 +55,61 @@ class Output:
 def write(
     output: Output, journal: Journal, events: Events, ranks: Ranks, processes: int | None
 ) -> dict[str, Any] | None:
-    """Write weights and state, or this process's part of them.
+    """Write weights and optimizer state, or this process's share of them.
 
     Args:
-        output: what all the processes of the job write.
-        journal: of what is finished already, in the folder to write to.
-        events: for progress.
-        ranks: the processes of the job.
-        processes: how many to fork here, this one among them, where the job has no other; None for as many as are
-            worth it.
+        output: what all processes write together.
+        journal: the finished shards, in the folder to write to.
+        events: receive the progress.
+        ranks: the processes of a distributed job.
+        processes: number of local processes, including this one, if the job has only one process. None chooses it by
+            the size of the output.
 
     Returns:
-        The record of the whole; None but for the first process.
+        The record of the whole output in the first process, None in the others.
 
     Raises:
-        JobError: the folder is not there for this process.
+        JobError: this process does not see the folder to write to.
     """
     from mupscale_cli.engine.processes import forked, worthwhile
 
     if not journal.directory.is_dir():
         raise JobError(
-            f"`{journal.directory}` is not there for process {ranks.rank}",
-            hint="the processes of a job need a file system that all of them share",
+            f"process {ranks.rank} does not see `{journal.directory}`",
+            hint="write to a file system that all processes of the job share",
         )
     if not ranks.is_alone:
-        return _write_part(output, journal, events, ranks, told=ranks)
+        return _write_part(output, journal, events, ranks, reporting=ranks)
     with forked(processes or worthwhile(output.num_bytes), events.advance) as forks:
-        own = replace(events if forks.is_first else SILENT, advance=forks.advance)
-        return _write_part(output, journal, own, forks, told=ALONE)
+        own_events = replace(events if forks.is_first else SILENT, advance=forks.advance)
+        return _write_part(output, journal, own_events, forks, reporting=ALONE)
 
 
-def _write_part(output: Output, journal: Journal, events: Events, ranks: Ranks, told: Ranks) -> dict[str, Any] | None:
-    """Write one process's part.
+def _write_part(
+    output: Output, journal: Journal, events: Events, ranks: Ranks, reporting: Ranks
+) -> dict[str, Any] | None:
+    """Write one process's share.
 
     Args:
-        output: what all the processes write.
-        journal: of what is finished already, in the folder to write to.
-        events: for progress.
+        output: what all processes write together.
+        journal: the finished shards, in the folder to write to.
+        events: receive the progress.
         ranks: the processes that share the work.
-        told: those of them that each report their own progress; one process where the first reports for all.
+        reporting: the processes that report their own progress; `ALONE` if the first one reports for all.
 
     Returns:
-        The record of the whole; None but for the first process.
+        The record of the whole output in the first process, None in the others.
     """
     from mupscale_cli.engine.shards import byte_share, write_shards
 
     plan, source, carried = output.plan, output.source, output.carried
-    own = journal if ranks.is_first else replace(journal, shards={}, name=journal_name(ranks.rank))
+    own_journal = journal if ranks.is_first else replace(journal, shards={}, name=journal_name(ranks.rank))
     todo = [tensor for shard in plan.shards if shard.file not in journal.shards for tensor in shard.tensors]
-    first, last = byte_share(todo, told)
-    part = "" if told.is_alone else f", part {told.rank + 1} of {told.size}"
+    first, last = byte_share(todo, reporting)
+    part = "" if reporting.is_alone else f", part {reporting.rank + 1} of {reporting.size}"
     events.phase(f"widening{part}", last - first)
     metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
-    converted = write_shards(
+    written = write_shards(
         plan.shards,
         source.tensors,
         journal.directory,
@@ -115,29 +117,29 @@ def _write_part(output: Output, journal: Journal, events: Events, ranks: Ranks, 
         progress=events.advance,
         reserve=_record_reserve(output) if source.is_file else 0,
         done=journal.shards,
-        finished=own.note,
+        finished=own_journal.note,
         allow_nonfinite=output.allow_nonfinite,
         ranks=ranks,
     )
     state = {}
     if carried is not None:
-        first, last = told.share(carried.state.num_bytes)
+        first, last = reporting.share(carried.state.num_bytes)
         events.phase(f"optimizer state{part}", last - first)
         state["optimizer_state"] = carried.write(journal.directory, events.advance, ranks, output.allow_nonfinite)
-    if converted is None:
+    if written is None:
         return None
     return {
         **output.record,
-        "written": {file: {"digest": digest} for file, digest in converted.digests.items()},
-        "noise": converted.stds,
-        "nonfinite": converted.nonfinite,
-        "overflowed": list(converted.overflowed),
+        "written": {file: {"digest": digest} for file, digest in written.digests.items()},
+        "noise": written.stds,
+        "nonfinite": written.nonfinite,
+        "overflowed": list(written.overflowed),
         **state,
     }
 
 
 def _record_reserve(output: Output) -> int:
-    """Return the bytes to leave in the header of a single file for what is known only once it is written."""
+    """Return the bytes to reserve in the header of a single file for figures that are known after writing it."""
     tensors = output.plan.tensors
     noisy = [tensor for tensor in tensors if tensor.noise is not None]
     named = [*noisy, *(2 * tensors if output.allow_nonfinite else ())]

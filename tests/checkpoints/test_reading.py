@@ -40,7 +40,7 @@ def test_everything_that_loading_needs_goes_along_and_the_rest_is_told(saved, tm
     assert set(listing(tmp_path / "wide")) == own | CARRIED.keys()
     for name, content in CARRIED.items():
         assert (tmp_path / "wide" / name).read_text() == content
-    assert {file.name for file in widened.left_files} == LEFT.keys()
+    assert {file.name for file in widened.skipped_files} == LEFT.keys()
 
 
 def test_links_as_in_a_cache_are_followed(saved, tmp_path):

@@ -77,7 +77,7 @@ def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):
     assert plain.out == verbose.out == debug.out
     assert plain.err == ""
     assert "recipe llama, as config.json says `model_type: llama`" in verbose.err
-    assert "axis d stays: rotary" in verbose.err
+    assert "axis d is not widened: rotary" in verbose.err
     assert "rule {prefix}layers" not in verbose.err
     assert "rule {prefix}layers" in debug.err
     assert run(*plan).err == ""  # it does not stay

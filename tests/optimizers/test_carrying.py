@@ -43,7 +43,7 @@ def test_state_is_left_when_asked(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
     result = widen(source, tmp_path / "wide", 2, verify=False, optimizer="none")
     assert not (tmp_path / "wide" / "optimizer.pt").exists()
-    assert [file.name for file in result.left_files] == ["optimizer.pt"]
+    assert [file.name for file in result.skipped_files] == ["optimizer.pt"]
     assert result.record["optimizer_state"] is None
 
 

@@ -263,15 +263,15 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
         (["--snr", "10"], "`--snr` belongs to `--method hyperclone`, not to `mupscale`"),
         (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0; it is a number from 0 to 1"),
         (["--method", "hyperclone", "--snr", "nan"], "`--snr` is nan"),
-        (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` already says how large the noise is"),
+        (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` conflicts with"),
         (
             ["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"],
             "not possible with `--method warmstart`",
         ),
-        (["--noise-mode", "preserving"], "say how noise is added, but there is none"),
+        (["--noise-mode", "preserving"], "require `--noise`"),
         (["--noise", "-1"], "the noise is -1"),
         (["--noise", "1e30"], "a number from 0 to 1000"),
-        (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` already says how large"),
+        (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` conflicts with"),
         (["--noise", "1", "--noise-scale", "loud"], "`--noise-scale loud` is not known"),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch
         ("steps:\n  - {widen: narrow, noise: much}", "`much` is not a number", "^^^^"),
         ("steps:\n  - {widen: narrow, verify: maybe}", "neither `true` nor `false`", "^^^^^"),
         ("steps:\n  - {widen: narrow, max-shard-size: 2 cats}", "is not a size", "^^^^^^"),
-        ("steps:\n  - {widen: narrow, noise-mode: free}", "but there is none", "^^^^^"),
+        ("steps:\n  - {widen: narrow, noise-mode: free}", "require `--noise`", "^^^^^"),
         ("steps:\n  - {widen: narrow, method: magic}", "magic", "^^^^^"),
         ("steps:\n  - {push: narrow}", "does not say where to", "^^^^"),
         ("defaults: {widden: {}}\nsteps:\n  - {widen: narrow}", "`defaults` has no `widden`", "^^^^^^"),

@@ -168,7 +168,7 @@ def test_a_finished_shard_that_changed_is_made_again(saved, tmp_path, undisturbe
     widen(source, target, 2, max_shard_size=SHARD, verify=False, resume=True, events=Events(note=notes.append))
     same_but_record(contents(target), undisturbed)
     (note,) = notes
-    pattern = r"\d of \d+ files were finished before and are kept; 1 more had changed since, and is made again"
+    pattern = r"reusing \d of \d+ files from the interrupted run; rewriting 1 that changed since"
     assert re.fullmatch(pattern, note)
 
 
@@ -193,8 +193,8 @@ def test_another_plan_is_not_resumed(saved, tmp_path):
     widen(source, target, 2, max_shard_size=SHARD, verify=False, overwrite=True, events=events)
     other, unused = notes  # of a folder that stays where it is
     assert str(folder) in other
-    assert "was begun from another source or with other options" in other
-    assert "`--resume` goes on with such a one" in unused
+    assert "with another source or other options" in other
+    assert "continue it with `--resume`" in unused
     assert folder.is_dir()
 
 

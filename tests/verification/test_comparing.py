@@ -355,7 +355,7 @@ def test_with_an_architecture_that_transformers_lacks_it_is_skipped(tmp_path):
 
 
 def test_when_it_was_not_asked_for_it_is_skipped(saved, tmp_path):
-    is_skipped(saved("Llama-tied"), tmp_path / "wide", "not asked for", verify=False)
+    is_skipped(saved("Llama-tied"), tmp_path / "wide", "disabled by", verify=False)
 
 
 def test_an_own_model_needs_no_transformers(monkeypatch, mlp, tmp_path):
