@@ -76,7 +76,7 @@ def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):
     plain, verbose, debug = run(*plan), run(*plan, "-v"), run(*plan, "--debug")
     assert plain.out == verbose.out == debug.out
     assert plain.err == ""
-    assert "recipe llama, as config.json says `model_type: llama`" in verbose.err
+    assert "recipe llama (config.json: `model_type: llama`)" in verbose.err
     assert "axis d is not widened: rotary" in verbose.err
     assert "rule {prefix}layers" not in verbose.err
     assert "rule {prefix}layers" in debug.err

@@ -1,4 +1,4 @@
-"""Job files: what they may say, what is planned, done, and not done again."""
+"""Job files are read, planned and run; finished steps are skipped."""
 
 import json
 import os
@@ -23,7 +23,7 @@ steps:
   - widen: narrow
     axis: {ffn: 3}
     output: wide/ffn
-  - widen: wide/ffn        # what the step before writes
+  - widen: wide/ffn        # the output of the previous step
     factor: 2
     noise: 0.1
     noise-mode: preserving
@@ -35,7 +35,7 @@ steps:
 
 @pytest.fixture
 def folder(saved, tmp_path, monkeypatch):
-    """A folder with a narrow model; the current one."""
+    """The current folder, with a narrow model."""
     shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -48,7 +48,7 @@ def job(folder, text, *arguments):
     return result, [step["status"] for step in document.get("steps", ())], document
 
 
-def test_a_family_is_planned_made_and_not_made_again(folder):
+def test_a_family_is_planned_and_written_once(folder):
     result, statuses, document = job(folder, FAMILY, "--dry-run")
     assert (result.code, statuses) == (0, ["to do"] * 4)
     assert {path.name for path in folder.iterdir()} == {"narrow", "job.yaml"}
@@ -73,7 +73,7 @@ def test_a_family_is_planned_made_and_not_made_again(folder):
     assert "complete, from the same input with the same options" in shown
 
 
-def test_other_options_are_no_reason_to_replace_but_with_overwrite(folder):
+def test_an_output_with_other_options_is_replaced_only_with_overwrite(folder):
     text = "steps:\n  - {widen: narrow, factor: 2, output: wide, verify: false}\n"
     assert job(folder, text)[1] == ["done"]
     changed = text.replace("factor: 2", "factor: 3")
@@ -86,7 +86,7 @@ def test_other_options_are_no_reason_to_replace_but_with_overwrite(folder):
     assert job(folder, changed.replace("false", "false, noise: 0.1, overwrite: true"))[1] == ["done"]
 
 
-def test_what_follows_from_another_input_is_made_again(folder, saved):
+def test_outputs_of_a_changed_input_are_rewritten(folder, saved):
     text = (
         "steps:\n  - {widen: narrow, factor: 2, output: wide, overwrite: true, verify: false}\n"
         "  - {widen: wide, axis: ffn=2, output: wider, overwrite: true, verify: false}\n"
@@ -95,15 +95,15 @@ def test_what_follows_from_another_input_is_made_again(folder, saved):
     data = bytearray((folder / "narrow" / "model.safetensors").read_bytes())
     data[-100] ^= 1
     (folder / "narrow" / "model.safetensors").write_bytes(data)
-    assert job(folder, text)[1] == ["done", "done"]  # by its digest, though nothing else tells
+    assert job(folder, text)[1] == ["done", "done"]  # only the digest differs
     data = bytearray((folder / "wider" / "model.safetensors").read_bytes())
     data[-100] ^= 1
     (folder / "wider" / "model.safetensors").write_bytes(data)
     assert job(folder, text)[1] == ["skipped", "done"]
 
 
-def test_a_state_that_changed_since_is_noticed(tmp_path, monkeypatch):
-    """By its content: the files keep their times."""
+def test_a_changed_optimizer_state_is_noticed(tmp_path, monkeypatch):
+    """The content changes, the times of the files do not."""
     source = save_state(tmp_path / "narrow", "torch")
     monkeypatch.chdir(tmp_path)
     step = "steps:\n  - widen: narrow\n    factor: 2\n    verify: false\n"
@@ -111,7 +111,7 @@ def test_a_state_that_changed_since_is_noticed(tmp_path, monkeypatch):
     assert job(tmp_path, step)[1] == ["skipped"]
     for path, message in (
         (tmp_path / "narrow-x2", "its `optimizer.pt` has changed"),
-        (source, "the optimizer's state `narrow/optimizer.pt` has changed"),
+        (source, "the optimizer state `narrow/optimizer.pt` has changed"),
     ):
         file = path / "optimizer.pt"
         before, times = file.read_bytes(), file.stat()
@@ -126,7 +126,7 @@ def test_a_state_that_changed_since_is_noticed(tmp_path, monkeypatch):
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_an_output_that_was_not_verified_is_verified_alone(folder):
+def test_an_unverified_output_is_verified_without_rewriting_it(folder):
     text = "steps:\n  - {widen: narrow, factor: 2, output: wide, verify: false}\n"
     job(folder, text)
     before = (folder / "wide" / "model.safetensors").stat().st_mtime_ns
@@ -136,7 +136,7 @@ def test_an_output_that_was_not_verified_is_verified_alone(folder):
     assert (folder / "wide" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_first_failure_is_the_last_step(folder):
+def test_steps_after_a_failure_are_not_run(folder):
     (folder / "wrong.yaml").write_text(
         'extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n'
     )
@@ -153,7 +153,7 @@ def test_the_first_failure_is_the_last_step(folder):
     assert "not run" in shown.out
 
 
-def test_a_push_is_done_once(hub, saved, tmp_path):
+def test_a_push_runs_once(hub, saved, tmp_path):
     shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     text = "steps:\n  - {widen: narrow, factor: 2}\n  - {push: narrow-x2, to: me/wide, private: true}\n"
     assert job(tmp_path, text, "--dry-run")[1] == ["to do", "to do"]
@@ -165,7 +165,7 @@ def test_a_push_is_done_once(hub, saved, tmp_path):
     assert job(tmp_path, text)[1] == ["skipped", "skipped"]
 
 
-def test_a_model_of_the_hub_lands_beside_the_job_file(hub, saved, tmp_path):
+def test_a_model_of_the_hub_is_written_next_to_the_job_file(hub, saved, tmp_path):
     hub.add("org/tiny", {file.name: file.read_bytes() for file in saved("Llama-tied").iterdir()})
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "a.yaml").write_text("steps:\n  - {widen: org/tiny, factor: 2, verify: false}\n")
@@ -176,7 +176,7 @@ def test_a_model_of_the_hub_lands_beside_the_job_file(hub, saved, tmp_path):
     assert json.loads(run("run", "jobs/a.yaml", "--json").out)["steps"][0]["status"] == "skipped"
 
 
-def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch):
+def test_a_full_disk_is_reported_before_any_step_runs(folder, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     text = "steps:\n  - {widen: narrow, factor: 2}\n"
@@ -185,7 +185,7 @@ def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch
     assert "NOT enough room" in run("run", "job.yaml", "--dry-run").out
     result, _, error = job(folder, text)
     assert result.code == 2
-    assert "not enough disk" in error["message"]
+    assert "not enough disk space" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch
         ("step: []", "a job file has no `step`", "^^^^"),
         ("version: 9\nsteps: []", "reads version 1", "^"),
         ("steps: []", "needs a list of `steps`", None),
-        ("steps:\n  - narrow", "a step says what it does", None),
-        ("steps:\n  - {widden: narrow}", "says not what it does", None),
+        ("steps:\n  - narrow", "this step has no action", None),
+        ("steps:\n  - {widden: narrow}", "this step has no action", None),
         ("steps:\n  - {widen: narrow, fctor: 2}", "`widen` has no `fctor`", "^^^^^"),
         ("steps:\n  - {widen: narrow, --factor: 2}", "`widen` has no `--factor`", "^^^^^^^^"),
         ("steps:\n  - {widen: narrow, factor: 1.5}", "a factor is a whole number", "^^^"),
@@ -206,12 +206,12 @@ def test_a_disk_without_room_is_told_before_anything_is_done(folder, monkeypatch
         ("steps:\n  - {widen: narrow, max-shard-size: 2 cats}", "is not a size", "^^^^^^"),
         ("steps:\n  - {widen: narrow, noise-mode: free}", "require `--noise`", "^^^^^"),
         ("steps:\n  - {widen: narrow, method: magic}", "magic", "^^^^^"),
-        ("steps:\n  - {push: narrow}", "does not say where to", "^^^^"),
+        ("steps:\n  - {push: narrow}", "`push` has no destination", "^^^^"),
         ("defaults: {widden: {}}\nsteps:\n  - {widen: narrow}", "`defaults` has no `widden`", "^^^^^^"),
         ("steps: &a\n  - *a", "anchors and aliases are not part of a job file", None),
     ],
 )
-def test_a_job_file_that_is_wrong_is_told_with_its_place(text, message, caret, tmp_path):
+def test_mistakes_in_a_job_file_are_reported_with_their_place(text, message, caret, tmp_path):
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(RunError) as caught:
         read_job(tmp_path / "job.yaml")
@@ -233,14 +233,14 @@ def test_a_job_file_that_is_wrong_is_told_with_its_place(text, message, caret, t
         ("steps:\n  - {widen: narrow, factor: 2, output: narrow}", "mupscale did not write it"),
     ],
 )
-def test_steps_that_cannot_be_done_are_told_before_anything_is(text, message, folder):
+def test_impossible_steps_are_reported_before_any_step_runs(text, message, folder):
     result, _, error = job(folder, text)
     assert result.code == 2
     assert message in error["message"]
     assert {path.name for path in folder.iterdir()} == {"narrow", "job.yaml"}
 
 
-def test_a_step_has_the_options_of_its_command():
+def test_a_step_accepts_the_options_of_its_command():
     given = {}
     for command, parameter in options_of():
         given.setdefault(command, set()).update(
@@ -257,7 +257,7 @@ def test_a_step_has_the_options_of_its_command():
     assert set(OPTIONS["push"]) == given["push"] - shared | {"to"}
 
 
-def test_planning_a_job_is_a_function_on_values(folder):
+def test_plan_job_plans_a_step_from_the_plan_of_an_earlier_one(folder):
     steps = (WidenStep("narrow", WidenOptions(factor=2)), WidenStep("narrow-x2", WidenOptions(axes={"ffn": 2})))
     planned = plan_job(steps)
     assert [step.status for step in planned.steps] == ["to do", "to do"]

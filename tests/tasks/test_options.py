@@ -112,7 +112,7 @@ def test_a_misspelled_option_is_refused_before_anything_is_done():
 
 
 def test_options_that_contradict_one_another_are_refused_before_anything_is_done():
-    with pytest.raises(PlanError, match="there is none"):
+    with pytest.raises(PlanError, match="require `--noise`"):
         WidenOptions(noise_mode="free")
     with pytest.raises(PlanError, match="no optimizer policy"):
         WidenOptions(optimizer_policy="melt")

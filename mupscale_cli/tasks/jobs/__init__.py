@@ -1,7 +1,7 @@
-"""What `mupscale run` does, as functions: a list of widenings, verifications and pushes, planned and done in order.
+"""Plan and run a list of widenings, verifications and pushes, as `mupscale run` does.
 
-A step whose output is there, complete and made from the same input with the same options is not done again:
-mupscale.json says from what and how an output was made, and has the digests of both sides.
+A step is skipped if its output is complete and was made from the same input with the same options. mupscale.json
+records the input, the options and the digests of both sides.
 """
 
 from mupscale_cli.tasks.jobs.planning import plan_job

@@ -1,4 +1,4 @@
-"""A job file as YAML: the steps of `mupscale run`, with the options that the commands have, under their names."""
+"""Read the YAML job file of `mupscale run`: steps with the options of their commands."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Read = Callable[[Node, Path], Any]
 
 
 def read_job(file: Path) -> tuple[Step, ...]:
-    """The steps of a job file; its relative paths are those of its folder.
+    """Read the steps of a job file; relative paths in it are relative to its folder.
 
     Raises:
-        RunError: it cannot be read, or says something that is not understood; with file, line and caret.
+        RunError: the file cannot be read or has a mistake, shown with file, line and caret.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -42,20 +42,25 @@ def read_job(file: Path) -> tuple[Step, ...]:
     steps = document.get("steps")
     if not isinstance(steps, Items) or not steps.nodes:
         where = document if steps is None else steps
-        raise where.error("a job file needs a list of `steps`", hint="`steps:`, then `- widen: CKPT` and its options")
-    places = _Places(file.parent, set())
-    return tuple(_step(node, defaults, places) for node in steps.nodes)
+        raise where.error("a job file needs a list of `steps`", hint="add `steps:`, then `- widen: CKPT`")
+    paths = _JobPaths(file.parent, set())
+    return tuple(_step(node, defaults, paths) for node in steps.nodes)
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where the paths of a job file are: its folder, and the folders that its steps write to."""
+class _JobPaths:
+    """Resolve the paths of a job file.
+
+    Attributes:
+        folder: the folder of the file.
+        written: folders that earlier steps write to.
+    """
 
     folder: Path
     written: set[Path]
 
-    def located(self, name: str) -> str:
-        """A checkpoint's path as seen from here; a Hub id, of which there is no such folder, stays what it is."""
+    def locate(self, name: str) -> str:
+        """Return the path of a checkpoint, relative to the current folder; return a Hub id unchanged."""
         path = self.folder / name
         is_here = path.exists() or path.parent in self.written or path.parent.is_dir()
         return str(path) if is_here or parse_hub_id(name) is None else name
@@ -66,7 +71,7 @@ class _Places:
 
 def _text(node: Node, _folder: Path) -> str:
     if not isinstance(node, Text) or node.is_null:
-        raise node.error("expected a text")
+        raise node.error("expected text")
     return node.value
 
 
@@ -100,7 +105,7 @@ def _factor(node: Node, folder: Path) -> int | None:
 
 
 def _axes(node: Node, folder: Path) -> dict[str, int]:
-    """`{ffn: 4}`, `ffn=4`, or a list of such texts."""
+    """Read `{ffn: 4}`, `ffn=4`, or a list of `ffn=4`."""
     if isinstance(node, Entries):
         return parse_axes([f"{key.value}={_text(value, folder)}" for key, value in node])
     texts = node.nodes if isinstance(node, Items) else (node,)
@@ -116,7 +121,7 @@ def _path(node: Node, folder: Path) -> Path:
 
 
 def _recipe(node: Node, folder: Path) -> str:
-    """A file, or the name of a built-in recipe."""
+    """Read the path of a recipe file, or the name of a built-in recipe."""
     text = _text(node, folder)
     return str(folder / text) if text.endswith((".yaml", ".yml")) or (folder / text).is_file() else text
 
@@ -133,7 +138,7 @@ def _model(node: Node, folder: Path) -> str:
 
 # Steps -----------------------------------------------------------------------------------------
 
-# What a step may say beside its kind: the fields of its options, under the names that the command has for them.
+# The options of each kind of step, by the field that they set, and how to read them.
 _COMPARING: Mapping[str, Read] = {"dtype": _text, "device": _text, "model": _model}
 _FIELDS: Mapping[str, Mapping[str, Read]] = {
     "widen": {
@@ -190,29 +195,29 @@ def _check_keys(entries: Entries, known: tuple[str, ...], what: str) -> None:
 
 
 def _defaults(node: Node | None, folder: Path) -> dict[str, dict[str, Any]]:
-    """Options for every step of a kind."""
+    """Read the default options of each kind of step."""
     if node is None:
         return {}
     if not isinstance(node, Entries):
-        raise node.error("`defaults` has options for each kind of step", hint="for instance `widen: {noise: 0.1}`")
+        raise node.error("`defaults` needs options by kind of step", hint="for instance `widen: {noise: 0.1}`")
     _check_keys(node, tuple(OPTIONS), "`defaults`")
-    found = {}
-    for kind, given in node:
-        if not isinstance(given, Entries):
-            raise given.error(f"expected the options of every `{kind.value}`", hint="for instance `{noise: 0.1}`")
-        found[kind.value] = _values(given, kind.value, folder)
-    return found
+    defaults = {}
+    for kind, options in node:
+        if not isinstance(options, Entries):
+            raise options.error(f"expected options of `{kind.value}`", hint="for instance `{noise: 0.1}`")
+        defaults[kind.value] = _values(options, kind.value, folder)
+    return defaults
 
 
 def _values(entries: Entries, kind: str, folder: Path) -> dict[str, Any]:
-    """The options of a step, by field."""
+    """Read the options of a step, by field."""
     _check_keys(entries, tuple(OPTIONS[kind]), f"`{kind}`")
     fields = ((OPTIONS[kind][key.value], node) for key, node in entries)
     return {field: _read(_FIELDS[kind][field], node, folder) for field, node in fields}
 
 
 def _read(read: Read, node: Node, folder: Path) -> Any:
-    """A value; what is wrong with it is told with its place."""
+    """Read a value; report errors with its place."""
     try:
         return read(node, folder)
     except RunError:
@@ -221,27 +226,27 @@ def _read(read: Read, node: Node, folder: Path) -> Any:
         raise node.error(error.message, hint=error.hint) from error
 
 
-def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], places: _Places) -> Step:
-    folder = places.folder
+def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], paths: _JobPaths) -> Step:
+    folder = paths.folder
     if not isinstance(node, Entries):
-        raise node.error("a step says what it does", hint=f"for instance `- widen: CKPT`; known: {', '.join(OPTIONS)}")
+        raise node.error("this step has no action", hint=f"write `- widen: CKPT`; known actions: {', '.join(OPTIONS)}")
     kinds = [key for key, _ in node if key.value in OPTIONS]
-    # `verify` is both a step and an option of `widen`, which then stands first.
+    # `verify` is both a step and an option of `widen`; in the latter case, `widen` is the step.
     kind = next((key for key in kinds if key.value != "verify"), kinds[0] if kinds else None)
     if kind is None:
-        raise node.error("this step says not what it does", hint=f"known: {', '.join(OPTIONS)}")
+        raise node.error("this step has no action", hint=f"known actions: {', '.join(OPTIONS)}")
     subject = node.get(kind.value)
     assert subject is not None
     rest = Entries(tuple(pair for pair in node if pair[0] is not kind), node.origin)
     own = _values(rest, kind.value, folder)
     given = {**defaults.get(kind.value, {}), **own}
-    name = places.located(_text(subject, folder))
+    name = paths.locate(_text(subject, folder))
     try:
         if kind.value == "widen":
             step = _widen(name, given, folder)
-            places.written.add(Path(step.options.output or name).parent)
+            paths.written.add(Path(step.options.output or name).parent)
             return step
-        return _verify(name, given, places) if kind.value == "verify" else _push(name, given)
+        return _verify(name, given, paths) if kind.value == "verify" else _push(name, given)
     except RunError:
         raise
     except MupscaleError as error:
@@ -252,17 +257,17 @@ def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep
     return WidenStep(checkpoint, WidenOptions(**given), folder)
 
 
-def _verify(wide: str, given: Mapping[str, Any], places: _Places) -> VerifyStep:
+def _verify(wide: str, given: Mapping[str, Any], paths: _JobPaths) -> VerifyStep:
     if given.get("weights") and given.get("steps"):
-        raise RunError("`weights` runs no model, `steps` trains two; give one of them")
+        raise RunError("`weights` and `steps` conflict: `weights` runs no model", hint="remove one of them")
     chosen = {name: value for name, value in given.items() if name != "weights"}
     if "narrow" in given:
-        chosen["narrow"] = places.located(given["narrow"])
+        chosen["narrow"] = paths.locate(given["narrow"])
     return VerifyStep(wide, VerifyOptions(**chosen), given.get("weights", False))
 
 
 def _push(wide: str, given: Mapping[str, Any]) -> PushStep:
     if "to" not in given:
-        raise MupscaleError("`push` does not say where to", hint="add `to: ORG/NAME`")
+        raise MupscaleError("`push` has no destination", hint="add `to: ORG/NAME`")
     chosen = {name: value for name, value in given.items() if name != "to"}
     return PushStep(wide, given["to"], PushOptions(**chosen))

@@ -1,4 +1,4 @@
-"""What stands there already: whether an output or a verification is what a step asks for."""
+"""Tell whether an existing output or verification is the one that a step would make."""
 
 from __future__ import annotations
 
@@ -20,54 +20,65 @@ if TYPE_CHECKING:
 
 
 def reason_to_write(step: WidenStep, source: Source, plan: Plan, target: Path, made: Mapping[Path, Plan]) -> str | None:
-    """Why the output is not there, complete and as asked, by its record and headers; None if it is."""
+    """Return why a step has to write its output; None if its record and headers show that it is complete.
+
+    Args:
+        step: the step.
+        source: the narrow checkpoint.
+        plan: the plan of the step.
+        target: the output.
+        made: plans of the outputs that earlier steps will write, by their resolved paths.
+
+    Raises:
+        CheckpointError: the existing output or its record is damaged.
+    """
     if not target.exists():
-        return "not there yet"
+        return "does not exist yet"
     if source.checkpoint.path.resolve() in made:
-        return "its input is made anew"
-    found = open_checkpoint(target)
-    if found.record is None:
+        return "its input is rewritten"
+    output = open_checkpoint(target)
+    if output.record is None:
         return "mupscale did not write it"
-    return _difference(step, source, plan, found, check_record(found.record, target))
+    return _difference(step, source, plan, output, check_record(output.record, target))
 
 
-def _difference(step: WidenStep, source: Source, plan: Plan, found: Checkpoint, record: Record) -> str | None:
-    """What a finished output was made with that this step does not ask for, or the other way round."""
+def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint, record: Record) -> str | None:
+    """Return how a finished output differs from the one that a step would write; None if it does not."""
     factors = {axis.name: axis.factor for axis in plan.axes}
-    noted = {name: axis["factor"] for name, axis in record["axes"].items()}
-    if noted != factors:
-        return f"it was widened by {_factors_text(noted)}, not by {_factors_text(factors)}"
+    recorded_factors = {name: axis["factor"] for name, axis in record["axes"].items()}
+    if recorded_factors != factors:
+        return f"it was widened by {_factors_text(recorded_factors)}, not by {_factors_text(factors)}"
     wanted = {
         "recipe": plan.recipe.digest,
         "tie": plan.tie,
         "method": plan.method.as_record(),
         "noise": plan.perturbation.as_record() if plan.perturbation else None,
     }
-    has = {
+    recorded = {
         "recipe": record["recipe"]["sha256"],
         "tie": record["tie"],
         "method": record["method"],
         "noise": record["perturbation"],
     }
     for name, value in wanted.items():
-        if has[name] != value:
-            return f"its {name} is another one"
+        if recorded[name] != value:
+            return f"its {name} differs"
     if source.remote is not None:
         origin = record["source"]
         if (origin.get("repo"), origin.get("revision")) != (source.remote.id.repo, source.remote.commit):
-            return f"it was made from another source than {source.remote.id} at {source.remote.commit}"
-    if {spec.name: spec for spec in found.specs} != {tensor.target.name: tensor.target for tensor in plan.tensors}:
-        return "it has other tensors"
-    if not found.is_file and {file.name for file in found.files} != {shard.file for shard in plan.shards}:
-        return "its files are of another size"
-    return _state_difference(step, source, found, record)
+            return f"it was not made from {source.remote.id} at {source.remote.commit}"
+    if {spec.name: spec for spec in output.specs} != {tensor.target.name: tensor.target for tensor in plan.tensors}:
+        return "its tensors differ"
+    if not output.is_file and {file.name for file in output.files} != {shard.file for shard in plan.shards}:
+        return "it is split into different files"
+    return _state_difference(step, source, output, record)
 
 
 def _factors_text(factors: Mapping[str, int]) -> str:
     return " ".join(f"{name}=x{factor}" for name, factor in factors.items() if factor > 1)
 
 
-def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record: Record) -> str | None:
+def _state_difference(step: WidenStep, source: Source, output: Checkpoint, record: Record) -> str | None:
     carried = record["optimizer_state"]
     wanted = source.find_state(step.options.state)
     if (carried is None) != (wanted is None):
@@ -75,67 +86,73 @@ def _state_difference(step: WidenStep, source: Source, found: Checkpoint, record
     if carried is None or wanted is None:
         return None
     if (carried["policy"], carried.get("key")) != (step.options.state.policy, step.options.state.key):
-        return "its optimizer state was carried in another way"
-    if source.remote is None and _age(Path(wanted)) > max(file.stat().st_mtime for file in found.files):
-        return f"the optimizer's state `{wanted}` is newer"
+        return "its optimizer state was widened with other options"
+    if source.remote is None and _modified_at(Path(wanted)) > max(file.stat().st_mtime for file in output.files):
+        return f"the optimizer state `{wanted}` is newer"
     return None
 
 
-def _age(path: Path) -> float:
-    """When the youngest file of a state was written."""
+def _modified_at(path: Path) -> float:
+    """Return when the newest file of an optimizer state was written, in seconds since the epoch."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return max((file.stat().st_mtime for file in files), default=0.0)
 
 
-def find_changed_file(step: WidenStep, source: Source, found: Checkpoint) -> str | None:
-    """Which file of the source or of the output is not what it was; of a commit of the Hub nothing changes."""
-    record = read_record(found)
+def find_changed_file(step: WidenStep, source: Source, output: Checkpoint) -> str | None:
+    """Return which file of the source or of the output has changed since the widening; None if none has.
+
+    A commit of the Hub cannot change and is not hashed.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    record = read_record(output)
     if source.remote is None and (name := source_changed(record, source.checkpoint)):
         return f"`{name}` of `{source.checkpoint.display_name}` has changed"
-    if name := output_changed(record, found):
+    if name := output_changed(record, output):
         return f"its `{name}` has changed"
-    return _state_changed(step, source, found, record["optimizer_state"])
+    return _state_changed(step, source, output, record["optimizer_state"])
 
 
-def _state_changed(step: WidenStep, source: Source, found: Checkpoint, carried: OptimizerState | None) -> str | None:
+def _state_changed(step: WidenStep, source: Source, output: Checkpoint, carried: OptimizerState | None) -> str | None:
     if carried is None:
         return None
-    path = state_path(found, carried)
+    path = state_path(output, carried)
     key, allow_pickle = step.options.state.key, step.options.state.allow_pickle
     if not path.exists():
         return f"its `{path.name}` is gone"
-    written = open_optimizer(path, found.config, key=key, allow_pickle=allow_pickle)
+    written = open_optimizer(path, output.config, key=key, allow_pickle=allow_pickle)
     if files_digest(written.files, segments_digest) != carried["digest"]:
         return f"its `{path.name}` has changed"
     before = step.options.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
         state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
         if files_digest(state.files) != carried["source_digest"]:
-            return f"the optimizer's state `{before}` has changed"
+            return f"the optimizer state `{before}` has changed"
     return None
 
 
-def is_recorded(step: VerifyStep, found: Checkpoint) -> bool:
-    """Whether the record says that this very verification was done, and went well."""
-    noted = check_record(found.record, found.path)["verification"] if found.record else None
-    if step.weights or noted is None:
+def is_recorded(step: VerifyStep, output: Checkpoint) -> bool:
+    """Return whether the record contains a successful verification with the options of this step."""
+    verification = check_record(output.record, output.path)["verification"] if output.record else None
+    if step.weights or verification is None:
         return False
-    return noted["agrees"] and noted.get("options") == step.options.as_record()
+    return verification["agrees"] and verification.get("options") == step.options.as_record()
 
 
 def is_still_verified(step: VerifyStep) -> bool:
-    """Whether the record has this verification, and neither side has changed since."""
-    found = open_checkpoint(Path(step.wide))
-    if not is_recorded(step, found):
+    """Return whether the record contains this verification and no file has changed since."""
+    output = open_checkpoint(Path(step.wide))
+    if not is_recorded(step, output):
         return False
-    record = read_record(found)
-    if output_changed(record, found):
+    record = read_record(output)
+    if output_changed(record, output):
         return False
     origin = record["source"]
     if step.options.narrow is not None:
         narrow = Path(step.options.narrow)
     elif "path" in origin:
-        narrow = found.path.resolve().parent / origin["path"]
+        narrow = output.path.resolve().parent / origin["path"]
     else:
         return True  # a commit of the Hub
     return narrow.exists() and source_changed(record, open_checkpoint(narrow)) is None

@@ -1,4 +1,4 @@
-"""What each step of a job will do, decided from headers alone."""
+"""Plan the steps of a job from headers alone."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ _FLOAT64 = 8  # bytes
 
 
 def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
-    """Decide what a job will do, from headers alone; nothing is written, torch is not imported.
+    """Plan a job from headers alone; write nothing and do not import torch.
 
-    A step may start from what an earlier one writes: it is planned by that one's plan.
+    A step may start from the output of an earlier one, whose plan describes it.
 
     Args:
-        steps: in the order in which they are done.
-        overwrite: replace outputs that were made from something else, or otherwise.
+        steps: the steps, in the order to run them in.
+        overwrite: replace outputs that were made from another source or with other options.
 
     Raises:
-        MupscaleError: a step cannot be done as asked, or the steps contradict one another.
+        MupscaleError: a step is impossible, or two steps contradict each other.
     """
-    made: dict[Path, Plan] = {}  # what earlier steps will have written, by its real path
-    planned: list[PlannedStep] = []
+    made: dict[Path, Plan] = {}  # plans of the outputs of earlier steps, by their resolved paths
+    planned_steps: list[PlannedStep] = []
     taken: set[Path] = set()
     for number, step in enumerate(steps, 1):
         try:
             if isinstance(step, WidenStep):
-                one = _plan_widen(_replacing(step) if overwrite else step, made)
-                real = one.target.resolve()
+                planned = _plan_widen(_replacing(step) if overwrite else step, made)
+                real = planned.target.resolve()
                 if real in taken:
-                    raise RunError(f"two steps write `{one.target}`", hint="give one of them another `output`")
+                    raise RunError(f"two steps write `{planned.target}`", hint="give one of them another `output`")
                 taken.add(real)
-                if one.status == "to do":
-                    assert one.plan is not None
-                    made[real] = one.plan
+                if planned.status == "to do":
+                    assert planned.plan is not None
+                    made[real] = planned.plan
             elif isinstance(step, VerifyStep):
-                one = _plan_verify(step, made)
+                planned = _plan_verify(step, made)
             else:
-                one = _plan_push(step, made)
+                planned = _plan_push(step, made)
         except MupscaleError as error:
             error.message = f"step {number} ({step.kind}): {error.message}"
             error.args = (error.message,)
             raise
-        planned.append(one)
-    return JobPlan(tuple(planned), tuple(_disks(planned)))
+        planned_steps.append(planned)
+    return JobPlan(tuple(planned_steps), tuple(_disks(planned_steps)))
 
 
 def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
@@ -71,8 +71,8 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     if why is not None and target.exists():
         if not options.overwrite:
             raise RunError(
-                f"`{target}` is there, but is not what this step makes: {why}",
-                hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
+                f"`{target}` exists, but this step would write something else: {why}",
+                hint="replace it with `overwrite: true` in the step or with `--overwrite`, or choose another `output`",
             )
         check_output(target, source.checkpoint.path, needed_bytes=0, overwrite=True)
     factors = " ".join(f"{axis.name}=x{axis.factor}" for axis in plan.axes if axis.factor > 1)
@@ -91,20 +91,20 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
 
 
 def _replacing(step: WidenStep) -> WidenStep:
-    """Return the step that also replaces what was made from something else, or otherwise."""
+    """Return the step with `overwrite` set."""
     return replace(step, options=replace(step.options, overwrite=True))
 
 
 def _source(checkpoint: str, made: Mapping[Path, Plan]) -> Source:
-    """The checkpoint that a step starts from, as it is or as an earlier step will have written it."""
+    """Open the checkpoint that a step starts from, or describe it if an earlier step will write it."""
     path = Path(checkpoint)
     if (plan := made.get(path.resolve())) is not None:
-        return Source(_future(path, plan))
+        return Source(_future_checkpoint(path, plan))
     return find_source(checkpoint, headers_only=True)
 
 
-def _future(path: Path, plan: Plan) -> Checkpoint:
-    """A checkpoint that is not there yet."""
+def _future_checkpoint(path: Path, plan: Plan) -> Checkpoint:
+    """Describe the checkpoint that a plan will write."""
     is_file = path.suffix == ".safetensors"
     tensors = {
         tensor.target.name: StoredTensor(tensor.target, path if is_file else path / shard.file, 0)
@@ -116,7 +116,7 @@ def _future(path: Path, plan: Plan) -> Checkpoint:
 
 
 def _state_bytes(step: WidenStep, source: Source, plan: Plan) -> int:
-    """About what the optimizer's state will take: it grows as the parameters do."""
+    """Estimate the size of the wide optimizer state in bytes; it grows as the parameters do."""
     if (source.remote is None and not source.checkpoint.path.exists()) or step.options.optimizer == "none":
         return 0
     path = None if source.remote is not None else step.options.state.find(source.checkpoint)
@@ -151,27 +151,27 @@ def _plan_push(step: PushStep, made: Mapping[Path, Plan]) -> PlannedStep:
     future = made.get(path.resolve())
     if future is None and not path.exists():
         raise CheckpointError(
-            f"there is no checkpoint at `{step.wide}`, and no earlier step writes it",
-            hint="steps are done in their order",
+            f"no checkpoint at `{step.wide}`, and no earlier step writes it",
+            hint="steps run in their order: move the `widen` step up",
         )
-    return PlannedStep(step, f"{step.wide} as {repository}", "to do", "asks the Hub what it has", path)
+    return PlannedStep(step, f"{step.wide} as {repository}", "to do", "compares with the repository when it runs", path)
 
 
-def _disks(planned: list[PlannedStep]) -> Iterator[Disk]:
-    """What is needed of every file system that is written to."""
+def _disks(steps: Sequence[PlannedStep]) -> Iterator[Disk]:
+    """Yield the space that the steps need on each file system."""
     needed: dict[int, tuple[Path, int, int]] = {}
-    for one in planned:
-        if not one.disk_bytes:
+    for planned in steps:
+        if not planned.disk_bytes:
             continue
-        place = next(parent for parent in one.target.resolve().parents if parent.exists())
+        place = next(parent for parent in planned.target.resolve().parents if parent.exists())
         device = place.stat().st_dev
-        _, before, begun = needed.get(device, (place, 0, 0))
-        needed[device] = (needed.get(device, (place, 0, 0))[0], before + one.disk_bytes, begun + _begun(one.target))
-    for place, total, begun in needed.values():
-        yield Disk(place, total, shutil.disk_usage(place).free + begun)
+        place, total, reused = needed.get(device, (place, 0, 0))
+        needed[device] = (place, total + planned.disk_bytes, reused + _partial_bytes(planned.target))
+    for place, total, reused in needed.values():
+        yield Disk(place, total, shutil.disk_usage(place).free + reused)
 
 
-def _begun(target: Path) -> int:
-    """Bytes that a killed run has left of an output, which is continued."""
+def _partial_bytes(target: Path) -> int:
+    """Return the bytes that a killed run has already written of an output."""
     parts = target.parent.glob(f".{target.name}.partial-*/*") if target.parent.exists() else ()
     return sum(file.stat().st_size for file in parts if file.is_file())

@@ -1,4 +1,4 @@
-"""The steps of a job, done one after the other."""
+"""Run the steps of a job, one after the other."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)  # `-v` shows it
 
 @dataclass(frozen=True)
 class JobEvents:
-    """What a caller wants to be told while a job runs.
+    """Callbacks for the progress of a job.
 
     Attributes:
-        begin: called with the number of a step (from 1) and the step, before it is done.
-        working: makes the context of a step's work, which has the events of its progress.
+        begin: called with the number of a step, from 1, and the step before it runs.
+        working: returns the context that a step runs in; the context provides the events of its progress.
     """
 
     begin: Callable[[int, PlannedStep], None] = lambda _number, _planned: None
@@ -41,104 +41,104 @@ class JobEvents:
 
 
 def run_job(job: JobPlan, events: JobEvents = JobEvents(), *, processes: int | None = 1) -> Iterator[StepResult]:
-    """Do the steps of a job in their order; what came of each is yielded as it is done.
+    """Run the steps of a job in order; yield the result of each one when it ends.
 
-    The first step that fails, or whose models differ, is the last: those after it are yielded as `not run`.
+    Stop after the first step that fails or whose models differ, and yield the remaining steps as `not run`.
 
     Args:
-        job: what `plan_job` planned.
-        events: for progress.
-        processes: how many write an output or compare its weights, as for `widen`.
+        job: the job as planned by `plan_job`.
+        events: receive the progress.
+        processes: number of processes that write an output or compare its weights, as for `widen`.
 
     Raises:
-        RunError: a disk has no room for what is to be written.
-        HubError: something is to be pushed, and there is no token.
+        RunError: a disk has too little free space for the outputs.
+        HubError: a step pushes to the Hub, but there is no token.
     """
     for disk in job.disks:
         if not disk.has_room:
             raise RunError(
-                f"not enough disk: the outputs take {bytes_text(disk.needed)}, `{disk.place}` has "
+                f"not enough disk space: the outputs take {bytes_text(disk.needed)}, `{disk.place}` has "
                 f"{bytes_text(disk.free)} free",
                 hint="free some space, or write to another disk",
             )
-    for one in job.steps:  # before the work, not after it
-        if isinstance(one.step, PushStep):
-            require_login(push_target(one.step.target, one.step.options))
+    for planned in job.steps:  # require the login before the work, not after it
+        if isinstance(planned.step, PushStep):
+            require_login(push_target(planned.step.target, planned.step.options))
     has_stopped = False
-    for number, one in enumerate(job.steps, 1):
+    for number, planned in enumerate(job.steps, 1):
         if has_stopped:
-            yield StepResult(one, "not run", "an earlier step did not go well")
+            yield StepResult(planned, "not run", "an earlier step failed")
             continue
-        events.begin(number, one)
+        events.begin(number, planned)
         try:
             with events.working() as work:
-                result = _do(one, work, processes)
+                result = _run_step(planned, work, processes)
         except MupscaleError as error:
-            result = StepResult(one, "failed", error.message, error=error)
+            result = StepResult(planned, "failed", error.message, error=error)
         has_stopped = result.status in ("failed", "differs")
         yield result
 
 
-def _do(one: PlannedStep, events: Events, processes: int | None) -> StepResult:
-    if isinstance(one.step, WidenStep):
-        return _do_widen(one, one.step, events, processes)
-    if isinstance(one.step, VerifyStep):
-        return _do_verify(one, one.step, events, processes)
-    return _do_push(one, one.step)
+def _run_step(planned: PlannedStep, events: Events, processes: int | None) -> StepResult:
+    if isinstance(planned.step, WidenStep):
+        return _run_widen(planned, planned.step, events, processes)
+    if isinstance(planned.step, VerifyStep):
+        return _run_verify(planned, planned.step, events, processes)
+    return _run_push(planned, planned.step)
 
 
-def _do_widen(one: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
+def _run_widen(planned: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
     source = find_source(step.checkpoint, headers_only=True)
     plan = plan_source(source, step.options)
-    if one.target.exists():
-        why = reason_to_write(step, source, plan, one.target, {})
-        why = why or find_changed_file(step, source, open_checkpoint(one.target))
+    if planned.target.exists():
+        why = reason_to_write(step, source, plan, planned.target, {})
+        why = why or find_changed_file(step, source, open_checkpoint(planned.target))
         if why is None:
-            _log.info("%s is complete: its digests and those of its source are what its record says", one.target)
-            return _verified_before(one, step)
+            _log.info("%s is complete: its digests and those of its source match its record", planned.target)
+            return _result_of_finished(planned, step)
         if not step.options.overwrite:
             raise RunError(
-                f"`{one.target}` is there, but is not what this step makes: {why}",
-                hint="`overwrite: true` in the step, or `--overwrite`, replaces it; or choose another `output`",
+                f"`{planned.target}` exists, but this step would write something else: {why}",
+                hint="replace it with `overwrite: true` in the step or with `--overwrite`, or choose another `output`",
             )
-        _log.info("%s is made anew: %s", one.target, why)
+        _log.info("rewriting %s: %s", planned.target, why)
     result = widen(
         source.fetched(step.options.state),
-        **{**vars(step.options), "output": one.target},
+        **{**vars(step.options), "output": planned.target},
         resume=True,
         plan=plan,
         events=events,
         processes=processes,
     )
-    found = result.verification
-    if found is not None and not found.agrees:
-        return StepResult(one, "differs", "the models differ; nothing was written", result, found)
-    return StepResult(one, "done", "widened", result, found)
+    verification = result.verification
+    if verification is not None and not verification.agrees:
+        return StepResult(planned, "differs", "the models differ; nothing was written", result, verification)
+    return StepResult(planned, "done", "widened", result, verification)
 
 
-def _verified_before(one: PlannedStep, step: WidenStep) -> StepResult:
-    """A finished output; verified now where it is to be and was not."""
-    noted = (open_checkpoint(one.target).record or {}).get("verification") or {}
-    if not step.options.verify or noted.get("agrees") is True:
-        return StepResult(one, "skipped", "complete, from the same input with the same options")
+def _result_of_finished(planned: PlannedStep, step: WidenStep) -> StepResult:
+    """Return the result of a finished output; verify it first if the step asks for that and it is not verified."""
+    recorded = (open_checkpoint(planned.target).record or {}).get("verification") or {}
+    if not step.options.verify or recorded.get("agrees") is True:
+        return StepResult(planned, "skipped", "complete, from the same input with the same options")
     from mupscale_cli.tasks.verify import verify
     from mupscale_cli.verification.result import CannotVerify
 
     try:
-        found = verify(one.target, **vars(replace(step.options.verification, narrow=step.checkpoint)))
+        verification = verify(planned.target, **vars(replace(step.options.verification, narrow=step.checkpoint)))
     except CannotVerify as reason:
-        return StepResult(one, "skipped", f"complete; not verified: {reason.message}")
-    if not found.agrees:
-        return StepResult(one, "differs", "the models differ", None, found)
-    return StepResult(one, "done", "was complete, and is now verified", None, found)
+        return StepResult(planned, "skipped", f"complete; not verified: {reason.message}")
+    if not verification.agrees:
+        return StepResult(planned, "differs", "the models differ", None, verification)
+    return StepResult(planned, "done", "was complete; verified now", None, verification)
 
 
-def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> StepResult:
+def _run_verify(planned: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> StepResult:
     from mupscale_cli.tasks.verify import verify, verify_weights
 
-    found: Verification | WeightsCheck
+    verification: Verification | WeightsCheck
     if step.weights:
-        found = verify_weights(
+        verification = verify_weights(
             step.wide,
             step.options.narrow,
             recipe=step.options.recipe,
@@ -149,19 +149,19 @@ def _do_verify(one: PlannedStep, step: VerifyStep, events: Events, processes: in
         )
     else:
         if Path(step.wide).exists() and is_still_verified(step):
-            return StepResult(one, "skipped", "verified with the same options")
+            return StepResult(planned, "skipped", "verified with the same options")
         events.phase("verifying", 0)
-        found = verify(step.wide, **vars(step.options))
-    if not found.agrees:
-        return StepResult(one, "differs", "the models differ", verification=found)
-    return StepResult(one, "done", "as planned", verification=found)
+        verification = verify(step.wide, **vars(step.options))
+    if not verification.agrees:
+        return StepResult(planned, "differs", "the models differ", verification=verification)
+    return StepResult(planned, "done", "verified", verification=verification)
 
 
-def _do_push(one: PlannedStep, step: PushStep) -> StepResult:
+def _run_push(planned: PlannedStep, step: PushStep) -> StepResult:
     prepared = prepare_push(step.wide, step.target, step.options)
     for warning in prepared.warnings:
         _log.warning("warning: %s", warning)
     if prepared.repository.commit and all(status == "unchanged" for status in prepared.statuses().values()):
-        return StepResult(one, "skipped", "the repository has all of it")
+        return StepResult(planned, "skipped", "the repository is up to date")
     published = prepared.send()
-    return StepResult(one, "done", "published", url=published.url)
+    return StepResult(planned, "done", "published", url=published.url)

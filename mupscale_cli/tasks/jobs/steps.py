@@ -1,4 +1,4 @@
-"""What a job is made of: its steps, what is planned of each, and what came of it."""
+"""The types of a job: steps, planned steps and results."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class WidenStep:
     """A widening.
 
     Attributes:
-        checkpoint: what is widened.
-        options: as for `widen`.
-        folder: where models of the Hub go, if the options do not say.
+        checkpoint: path or Hub id of the checkpoint to widen.
+        options: options of `widen`.
+        folder: output folder for models on the Hub if the options have no output path.
     """
 
     checkpoint: str
@@ -41,8 +41,8 @@ class VerifyStep:
     """A verification.
 
     Attributes:
-        wide: what is verified.
-        options: as for `verify`.
+        wide: path or Hub id of the checkpoint to verify.
+        options: options of `verify`.
         weights: compare every byte and run no model, as `verify_weights` does.
     """
 
@@ -54,7 +54,7 @@ class VerifyStep:
 
 @dataclass(frozen=True)
 class PushStep:
-    """A publication; its attributes are the arguments of `prepare_push`."""
+    """A push to the Hub; its attributes are the arguments of `prepare_push`."""
 
     wide: str
     target: str
@@ -67,18 +67,18 @@ Step = Union[WidenStep, VerifyStep, PushStep]
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step, and what is known of it before anything is done.
+    """A step and its plan.
 
     Attributes:
-        step: what to do.
-        title: the same in words.
-        status: `to do`, or `skipped` where its output is there.
-        reason: why.
-        plan: of a widening.
-        target: what it works on or writes.
-        disk_bytes: what it writes.
-        download_bytes: what it fetches from the Hub.
-        memory_bytes: what it takes at most, as far as that is known.
+        step: the step.
+        title: the step in words.
+        status: `to do`, or `skipped` if its output exists and is complete.
+        reason: why it has this status.
+        target: the path that it writes, verifies or pushes.
+        plan: the plan of a widening; None for other steps.
+        disk_bytes: bytes that it writes.
+        download_bytes: bytes that it downloads from the Hub.
+        memory_bytes: estimate of its peak memory.
     """
 
     step: Step
@@ -94,12 +94,12 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Disk:
-    """What a job needs of a file system.
+    """The space that a job needs on a file system.
 
     Attributes:
-        place: a directory on it.
-        needed: bytes of everything that is to be written there.
-        free: bytes, those that a killed run has written already among them.
+        place: a directory on the file system.
+        needed: bytes that the job writes there.
+        free: free bytes, including those that a killed run has already written.
     """
 
     place: Path
@@ -113,7 +113,12 @@ class Disk:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job that is planned; nothing is done."""
+    """A planned job.
+
+    Attributes:
+        steps: its steps.
+        disks: the file systems that it writes to.
+    """
 
     steps: tuple[PlannedStep, ...]
     disks: tuple[Disk, ...]
@@ -129,16 +134,16 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
+    """The result of a step.
 
     Attributes:
         planned: the step.
         status: `done`, `skipped`, `differs`, `failed` or `not run`.
-        reason: in words.
-        widened: of a widening that was done.
-        verification: of a step that verified.
-        url: of a push.
-        error: why it failed.
+        reason: why it has this status.
+        widened: result of a widening; None for other steps and if nothing was written.
+        verification: result of a verification; None if there was none.
+        url: address of a pushed repository or pull request; None for other steps.
+        error: the error that made it fail; None if it did not.
     """
 
     planned: PlannedStep
@@ -151,7 +156,7 @@ class StepResult:
 
 
 def exit_code(results: Sequence[StepResult]) -> int:
-    """The exit code of a job: that of the first step that did not go well."""
+    """Return the exit code of a job: that of the first step that failed or whose models differ, else 0."""
     for result in results:
         if result.error is not None:
             return result.error.exit_code
