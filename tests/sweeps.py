@@ -7,6 +7,7 @@ from cli_runner import Result, run
 VOCAB = 50
 SHORT = ("--steps", "3", "--batch-size", "2", "--length", "8")
 OWN = ("--command", "train {checkpoint} {lr}")
+words = str.split  # splits a command line whose words have no spaces
 
 
 def sweep(*arguments: object) -> Result:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mupscale_cli.tasks.widen import widen
-from sweeps import SHORT, VOCAB, sweep
+from sweeps import SHORT, VOCAB, sweep, words
 from training import save_training
 
 # Its loss is a parabola in log2(lr), slightly lower with noise 0.1 and with more width.
@@ -75,18 +75,7 @@ def swept(tokens, tmp_path_factory):
         narrow,
         "--data",
         tokens,
-        "--lr",
-        "1e-3,3e-3",
-        "--noise",
-        "0,0.1",
-        "--factor",
-        "2,3",
-        "--target",
-        "8",
-        "--weight-decay",
-        "0.1",
-        "--seeds",
-        "2",
+        *words("--lr 1e-3,3e-3 --noise 0,0.1 --factor 2,3 --target 8 --weight-decay 0.1 --seeds 2"),
         *SHORT,
     )
     return narrow, arguments, sweep(*arguments)

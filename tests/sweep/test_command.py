@@ -8,7 +8,7 @@ import pytest
 
 from cli_runner import run
 from mupscale_cli.sweep.command import fill, parse_command
-from sweeps import sweep
+from sweeps import sweep, words
 
 
 def test_command_trains_every_point(trainer, tmp_path, saved):
@@ -17,14 +17,7 @@ def test_command_trains_every_point(trainer, tmp_path, saved):
         saved("Llama-untied"),
         "--command",
         command,
-        "--noise",
-        "0,0.1",
-        "--factor",
-        "2",
-        "--factor",
-        "4",
-        "--seeds",
-        "2",
+        *words("--noise 0,0.1 --factor 2 --factor 4 --seeds 2"),
         "-o",
         tmp_path / "s",
     )

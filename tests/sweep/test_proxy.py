@@ -12,7 +12,7 @@ from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config
 from mupscale_cli.sweep.settings import Training
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.widen import widen
-from sweeps import OWN, SHORT, sweep
+from sweeps import OWN, SHORT, sweep, words
 
 
 def narrowed(directory, ratio, axes=None):
@@ -71,16 +71,7 @@ def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
         narrow,
         "--data",
         tokens,
-        "--proxy",
-        "2",
-        "--proxy-steps",
-        "2",
-        "--lr",
-        "1e-3,2e-3",
-        "--noise",
-        "0.1",
-        "-f",
-        "2",
+        *words("--proxy 2 --proxy-steps 2 --lr 1e-3,2e-3 --noise 0.1 -f 2"),
         "-o",
         tmp_path / "s",
         "--no-picture",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cli_runner import run
-from sweeps import OWN, SHORT, sweep
+from sweeps import OWN, SHORT, sweep, words
 
 
 def test_sweep_prints_a_table_and_writes_json_and_picture(swept):
@@ -92,10 +92,7 @@ def test_invalid_input_is_refused(arguments, message, tmp_path, saved):
 
 @pytest.mark.parametrize(
     ("module", "hint"),
-    [
-        ("matplotlib", "pip install 'mupscale[sweep]'"),
-        ("transformers", "pip install 'mupscale[sweep]'"),
-    ],
+    [("matplotlib", "pip install 'mupscale[sweep]'"), ("transformers", "pip install 'mupscale[sweep]'")],
 )
 def test_missing_library_is_reported(module, hint, tokens, tmp_path, saved, monkeypatch):
     source = saved("Llama-untied")
@@ -105,12 +102,7 @@ def test_missing_library_is_reported(module, hint, tokens, tmp_path, saved, monk
         str(source),
         "--data",
         str(tokens),
-        "--lr-steps",
-        "1",
-        "--noise",
-        "0",
-        "-f",
-        "2",
+        *words("--lr-steps 1 --noise 0 -f 2"),
         "-o",
         str(tmp_path / "s"),
         *SHORT,

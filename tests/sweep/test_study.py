@@ -13,7 +13,7 @@ from cli_runner import run
 from helpers import build, randomise
 from mupscale_cli.sweep.grid import make_grid
 from mupscale_cli.sweep.study import TRIALS, Running, Study
-from sweeps import OWN, sweep
+from sweeps import OWN, sweep, words
 
 
 def start(*arguments):
@@ -39,15 +39,7 @@ def test_killed_sweep_continues(trainer, tmp_path, saved, monkeypatch):
         saved("Llama-untied"),
         "--command",
         trainer(log="log", sleep=0.1),
-        "--lr",
-        "1e-3",
-        "--lr-steps",
-        "3",
-        "--noise",
-        "0.1,0.2",
-        "--factor",
-        "2",
-        "--no-picture",
+        *words("--lr 1e-3 --lr-steps 3 --noise 0.1,0.2 --factor 2 --no-picture"),
     )
     first = start(*arguments, "-o", tmp_path / "s")
     until(lambda: len(lines(log)) >= 3)
@@ -71,12 +63,7 @@ def test_processes_share_the_trials(trainer, tmp_path, saved):
         saved("Llama-untied"),
         "--command",
         trainer(log=log, sleep=0.1),
-        "--lr-steps",
-        "5",
-        "--noise",
-        "0,0.1",
-        "--factor",
-        "2",
+        *words("--lr-steps 5 --noise 0,0.1 --factor 2"),
         "-o",
         tmp_path / "s",
         "--json",
@@ -97,10 +84,7 @@ def test_grid_can_grow_and_shrink(trainer, tmp_path, saved):
         saved("Llama-untied"),
         "--command",
         trainer(log=log),
-        "--noise",
-        "0.1",
-        "--factor",
-        "2",
+        *words("--noise 0.1 --factor 2"),
         "-o",
         tmp_path / "s",
         "--no-picture",
@@ -115,18 +99,7 @@ def test_grid_can_grow_and_shrink(trainer, tmp_path, saved):
 
 
 def test_changed_setting_is_refused(trainer, tmp_path, saved):
-    arguments = (
-        saved("Llama-untied"),
-        "--lr-steps",
-        "1",
-        "--noise",
-        "0",
-        "-f",
-        "2",
-        "-o",
-        tmp_path / "s",
-        "--no-picture",
-    )
+    arguments = (saved("Llama-untied"), *words("--lr-steps 1 --noise 0 -f 2"), "-o", tmp_path / "s", "--no-picture")
     sweep(*arguments, "--command", trainer())
     result = run("sweep", *map(str, arguments), "--command", trainer(limit=1))
     assert result.code == 2

@@ -11,7 +11,7 @@ from mupscale_cli.sweep.data import read_tokens, split
 from mupscale_cli.sweep.settings import Training
 from mupscale_cli.sweep.training import evaluate, schedule, train
 from mupscale_cli.tasks.widen import widen
-from sweeps import SHORT, VOCAB, sweep
+from sweeps import SHORT, VOCAB, sweep, words
 from training import save_training
 
 
@@ -45,12 +45,7 @@ def test_diverged_trial_is_a_result(tokens, tmp_path, saved):
         saved("Llama-untied"),
         "--data",
         tokens,
-        "--lr",
-        "1e-3,1e18",
-        "--noise",
-        "0",
-        "--factor",
-        "2",
+        *words("--lr 1e-3,1e18 --noise 0 --factor 2"),
         "-o",
         tmp_path / "s",
         "--no-picture",
