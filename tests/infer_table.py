@@ -1,10 +1,9 @@
-"""Infer a recipe for every model type of transformers, and write what came of it to a table.
+"""Infer a recipe for every model type of transformers, and write the results to a table.
 
     python tests/infer_table.py causal-lm -o infer-results.json
-    python tests/infer_table.py causal-lm --again failed      # those once more that failed
+    python tests/infer_table.py causal-lm --again failed      # repeat the types that failed
 
-Each type has a process of its own and a time limit, two at a time; what is in the file already is not
-done again.
+Each type runs in its own process with a time limit, two at a time. Types with a result in the file are skipped.
 """
 
 from __future__ import annotations
@@ -24,15 +23,13 @@ warnings.filterwarnings("ignore")
 import torch
 torch.set_num_threads(1)
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.shapes import InferError
+from mupscale_cli.infer.errors import InferError, TinyError
 from mupscale_cli.infer.infer import infer
-from mupscale_cli.infer.tiny import TinyError
 notes = []
 try:
     result = infer(sys.argv[1], sys.argv[2], note=notes.append)
-    fixed = {name: reason for name, reason in result.fixed.items()}
-    axes = [idea.name for idea in result.draft.axes.ideas if idea.name not in fixed] if result.draft else ["c"]
-    outcome = {"status": "verified", "error": result.worst, "axes": axes, "fixed": fixed, "text": result.text,
+    axes = result.draft.movable if result.draft else ["c"]
+    outcome = {"status": "verified", "error": result.worst, "axes": axes, "fixed": result.fixed, "text": result.text,
                "tied": bool(result.draft and result.draft.tied),
                "untied": not result.draft or result.draft.untied is not None}
 except TinyError as error:
@@ -49,7 +46,7 @@ print("RESULT" + json.dumps({**outcome, "notes": notes}))
 
 
 def types(task: str) -> list[str]:
-    """The model types of a mapping whose configs are not made of other configs."""
+    """Return the model types of a task, except those whose config contains other configs."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto as auto
 
@@ -63,13 +60,13 @@ def types(task: str) -> list[str]:
 
 
 def one(model_type: str, task: str, limit: float) -> dict[str, Any]:
-    """Infer one type in a process of its own."""
+    """Infer one model type in its own process; `limit` is in seconds."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", ONE, model_type, task], capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"status": "failed", "reason": f"not done after {limit:.0f} s"}
+        return {"status": "failed", "reason": f"not finished after {limit:.0f} s"}
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     if line is None:
         return {"status": "failed", "reason": f"the process ended: {done.stderr[-300:]}"}
@@ -77,8 +74,8 @@ def one(model_type: str, task: str, limit: float) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as markdown."""
-    rows = ["| type | status | error | axes | fixed or why not |", "|---|---|---|---|---|"]
+    """Format results as a markdown table."""
+    rows = ["| type | status | error | axes | fixed axes, or reason |", "|---|---|---|---|---|"]
     for name, result in sorted(results.items()):
         error = f"{result['error']:.0e}" if "error" in result else ""
         why = ", ".join(result.get("fixed", {})) or (result.get("reason", "").splitlines() or [""])[0][:160]
@@ -88,12 +85,19 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Infer the missing types of a task, and write all results as JSON and as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task")
-    parser.add_argument("-o", "--output", type=Path, default=Path("infer-results.json"))
-    parser.add_argument("--again", nargs="*", default=[], help="statuses or types to do once more")
-    parser.add_argument("--limit", type=float, default=90.0, help="seconds for each type")
-    parser.add_argument("--only", nargs="*", help="only these types")
+    parser.add_argument("task", help="causal-lm, masked-lm, seq2seq-lm or image-classification.")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("infer-results.json"),
+        help="Results as JSON. Default: infer-results.json.",
+    )
+    parser.add_argument("--again", nargs="*", default=[], help="Repeat the types with these names or statuses.")
+    parser.add_argument("--limit", type=float, default=90.0, help="Time limit for each type, in seconds. Default: 90.")
+    parser.add_argument("--only", nargs="*", help="Run only these types.")
     options = parser.parse_args()
     every = json.loads(options.output.read_text()) if options.output.exists() else {}
     results: dict[str, dict[str, Any]] = every.setdefault(options.task, {})

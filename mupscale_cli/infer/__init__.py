@@ -1,1 +1,1 @@
-"""Drafting a recipe for an architecture that has none, by building it tiny and trying."""
+"""Draft a recipe for an architecture that has none: build the architecture tiny and experiment with it."""

@@ -1,4 +1,4 @@
-"""An architecture as something that builds models from configs: transformers' or the user's own."""
+"""Architectures that build models from configs: those of transformers, and functions of the user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.infer.tiny import Task, config_class, model_class, randomise, use_eager
+from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager
+from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.precision import everything_in
@@ -26,93 +28,82 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Architecture(Protocol):
-    """What drafting a recipe needs of an architecture.
+    """What drafting a recipe needs from an architecture.
 
     Attributes:
-        name: for people.
-        config: of the tiny model, as config.json has it.
+        name: its name in messages.
+        config: the config of the tiny model, as in config.json.
     """
 
     name: str
     config: Config
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """A model in float64 and evaluation mode; whatever it raises, the config is not possible."""
+        """Build a model in float64 and evaluation mode; any error means that the config is impossible."""
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        """Names and shapes of the tensors on disk."""
+        """Return the shape of every tensor on disk, by name."""
 
-    def stored(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors as they are on disk."""
+    def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a model as its checkpoint stores them."""
 
     def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The model of a config with the tensors of a disk in it; `model` is one that may be used again."""
+        """Return a model of the config with these tensors from disk; it may be `model` itself."""
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
-        """A checkpoint; returns what `mupscale widen` is given."""
+        """Save a checkpoint and return the path that `mupscale widen` takes."""
 
     def run(self, model: nn.Module) -> Tensor:
-        """What the model computes for inputs that depend on the architecture alone."""
+        """Run the model on inputs that depend only on the architecture, and return its output."""
 
 
 @dataclass
-class Reference:
-    """An architecture of transformers."""
+class TransformersArchitecture:
+    """A model type of transformers with one of its heads."""
 
     name: str
     task: Task
     config: Config
-    direct: bool = False  # the disk has the names and shapes of the memory
-
-    def __post_init__(self) -> None:
-        model = self.build(self.config)
-        memory = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        disk = {name: tuple(tensor.shape) for name, tensor in self.stored(model).items()}
-        self.direct = all(memory.get(name) == shape for name, shape in disk.items())
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         with everything_in(torch.float64):
-            model: nn.Module = self._class(self._config(config))
+            model: nn.Module = self._class(self._config_object(config))
         return model.to(torch.float64).eval()
 
-    def _config(self, config: Mapping[str, Any]) -> Any:
-        made = config_class(self.name).from_dict(json.loads(json.dumps(config)))
-        use_eager(made)
-        return made
+    def _config_object(self, config: Mapping[str, Any]) -> Any:
+        config_object = config_class(self.name).from_dict(json.loads(json.dumps(config)))
+        use_eager(config_object)
+        return config_object
 
     @property
     def _class(self) -> Any:
         return model_class(self.name, self.task)
 
+    @cached_property
+    def _tiny_shapes(self) -> tuple[Shapes, Shapes]:
+        """Shapes of the tiny model: in memory, and on disk."""
+        model = self.build(self.config)
+        return _shapes(model.state_dict()), _shapes(self.disk_tensors(model))
+
+    @cached_property
+    def _is_direct(self) -> bool:
+        """Whether tensors have the same names and shapes on disk as in memory."""
+        memory, disk = self._tiny_shapes
+        return disk.items() <= memory.items()
+
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        if not self.direct:
-            return {name: tuple(tensor.shape) for name, tensor in self.stored(self.build(config)).items()}
+        if not self._is_direct:
+            return _shapes(self.disk_tensors(self.build(config)))
         try:
             with torch.device("meta"):
-                model = self._class(self._config(config))
+                model = self._class(self._config_object(config))
         except (RuntimeError, NotImplementedError, TypeError):
             model = self.build(config)
-        base = self._names
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        return {name: shape for name, shape in shapes.items() if name in base or name not in self._memory}
+        memory, disk = self._tiny_shapes
+        shapes = _shapes(model.state_dict())
+        return {name: shape for name, shape in shapes.items() if name in disk or name not in memory}
 
-    @property
-    def _names(self) -> frozenset[str]:
-        self._remember()
-        return self.__dict__["_disk_names"]  # type: ignore[no-any-return]
-
-    @property
-    def _memory(self) -> frozenset[str]:
-        self._remember()
-        return self.__dict__["_memory_names"]  # type: ignore[no-any-return]
-
-    def _remember(self) -> None:
-        if "_disk_names" not in self.__dict__:
-            model = self.build(self.config)
-            self.__dict__["_disk_names"] = frozenset(self.stored(model))
-            self.__dict__["_memory_names"] = frozenset(model.state_dict())
-
-    def stored(self, model: nn.Module) -> dict[str, Tensor]:
+    def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
             model.save_pretrained(folder)  # type: ignore[operator]
             tensors: dict[str, Tensor] = {}
@@ -123,7 +114,7 @@ class Reference:
         return tensors
 
     def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-        if self.direct:
+        if self._is_direct:
             _, unexpected = model.load_state_dict(dict(tensors), strict=False)
             if unexpected:
                 raise VerifyError(f"the model has no {unexpected[:3]}")
@@ -150,12 +141,12 @@ class Reference:
         return filled
 
     def _write_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        made = self._config(config)
-        made.architectures = [self._class.__name__]
-        made.save_pretrained(directory)
+        config_object = self._config_object(config)
+        config_object.architectures = [self._class.__name__]
+        config_object.save_pretrained(directory)
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
-        del config  # the model has it
+        del config  # the model holds it
         model.save_pretrained(directory)  # type: ignore[operator]
         return directory
 
@@ -166,22 +157,22 @@ class Reference:
 
 
 @dataclass
-class Own:
+class UserArchitecture:
     """An architecture that the user's function builds."""
 
     name: str
     module: ModuleType
-    make: Callable[[Config], nn.Module]
+    build_model: Callable[[Config], nn.Module]
     config: Config
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         with everything_in(torch.float64):
-            return self.make(dict(config)).to(torch.float64).eval()
+            return self.build_model(dict(config)).to(torch.float64).eval()
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        return {name: tuple(tensor.shape) for name, tensor in self.stored(self.build(config)).items()}
+        return _shapes(self.disk_tensors(self.build(config)))
 
-    def stored(self, model: nn.Module) -> dict[str, Tensor]:
+    def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         seen = set()
         for name, tensor in model.state_dict().items():
@@ -197,20 +188,21 @@ class Own:
 
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(self.stored(model), directory / "model.safetensors")
+        save_file(self.disk_tensors(model), directory / "model.safetensors")
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return directory
 
     def run(self, model: nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         with everything_in(torch.float64), torch.no_grad():
-            return output_tensor(self._call(model, generator))
+            inputs = user_inputs(self.module, self.config, None, generator, model)
+            return output_tensor(model(*inputs.arguments, **inputs.keywords))
 
-    def _call(self, model: nn.Module, generator: torch.Generator) -> Any:
-        inputs = user_inputs(self.module, self.config, None, generator, model)
-        return model(*inputs.arguments, **inputs.keywords)
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def random_model(architecture: Architecture, seed: int = 0) -> nn.Module:
-    """The tiny model of an architecture, everything random."""
-    return randomise(architecture.build(architecture.config), seed)
+    """Build the tiny model of an architecture with random parameters and buffers."""
+    return randomize(architecture.build(architecture.config), seed)

@@ -1,4 +1,4 @@
-"""How an architecture computes a size that its config leaves out."""
+"""Find how an architecture computes a size that its config leaves out."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from typing import Any
 def derived_size(
     measure: Callable[[Mapping[str, Any]], int], config: Mapping[str, Any], key: str, others: Sequence[str]
 ) -> str | None:
-    """An expression for the size that is used where a key is absent.
+    """Return an expression for the size that an architecture uses if a key is absent.
 
     Args:
-        measure: the size under a config; whatever it raises, the key cannot be absent.
-        config: of the tiny model.
+        measure: returns the size under a config; any error means that the config is impossible.
+        config: the config of the tiny model.
         key: the key to leave out.
-        others: keys that the size may be computed from.
+        others: keys that may determine the size.
 
     Returns:
-        A product of keys over at most one other, with a whole factor; None where it is no such thing.
+        A product of keys with an integer factor, divided by at most one key. None if the key is required or the size
+        has no such expression.
     """
     without = {name: value for name, value in config.items() if name != key}
     try:
         size = measure(without)
-    except Exception:  # noqa: BLE001 (it cannot be absent)
+    except Exception:  # noqa: BLE001 (the key is required)
         return None
-    above, below = [], []
+    numerator, denominator = [], []
     for other in others:
         value = config.get(other)
         if other == key or type(value) is not int:
             continue
         try:
             doubled = measure({**without, other: 2 * value})
-        except Exception:  # noqa: BLE001, S112 (it does not depend on what cannot move alone)
+        except Exception:  # noqa: BLE001, S112 (a key that cannot move alone does not determine the size)
             continue
         if doubled == 2 * size:
-            above.append(other)
+            numerator.append(other)
         elif 2 * doubled == size:
-            below.append(other)
+            denominator.append(other)
         elif doubled != size:
             return None
-    if not above:
+    if not numerator:
         return None
-    top, bottom = math.prod(config[name] for name in above), math.prod(config[name] for name in below)
-    if size * bottom % top or len(below) > 1:
+    above, below = (math.prod(config[name] for name in names) for names in (numerator, denominator))
+    if size * below % above or len(denominator) > 1:
         return None
-    factor = size * bottom // top
-    product = " * ".join(([str(factor)] if factor != 1 else []) + above)
-    return f"{product} // {below[0]}" if below else product
+    factor = size * below // above
+    product = " * ".join(([str(factor)] if factor != 1 else []) + numerator)
+    return f"{product} // {denominator[0]}" if denominator else product

@@ -1,4 +1,4 @@
-"""What a size is made of: finite differences over doubled axes give it as a multilinear polynomial."""
+"""Sizes of tensors as polynomials of the axes, found by doubling axes and taking finite differences."""
 
 from __future__ import annotations
 
@@ -8,35 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.architecture import Architecture, Shapes
-
-Config = dict[str, Any]
-
-
-class InferError(MupscaleError):
-    """An architecture for which no recipe could be drafted, or only one that does not hold.
-
-    Args:
-        axes: those that are in the way, where it is known.
-    """
-
-    def __init__(
-        self, message: str, *, axes: frozenset[str] = frozenset(), excerpt: str | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, excerpt=excerpt, hint=hint)
-        self.axes = axes
+from mupscale_cli.infer.architecture import Architecture, Config, Shapes
+from mupscale_cli.infer.errors import InferError, first_line
 
 
 @dataclass(frozen=True, slots=True)
-class Idea:
-    """An axis to be tried: the config keys that move with it.
+class CandidateAxis:
+    """An axis to try, and the config keys that move with it.
 
     Attributes:
-        name: of the axis.
-        size: units in the tiny model.
-        keys: by which power of the axis' factor each key is multiplied.
-        key: the key that gives the axis its name.
+        name: the axis' name in the recipe.
+        size: number of units in the tiny model.
+        keys: config keys, each with the power of the axis' factor that multiplies it.
+        key: the config key that counts the axis' units.
     """
 
     name: str
@@ -47,7 +31,7 @@ class Idea:
 
 @dataclass(frozen=True, slots=True)
 class Monomial:
-    """`count` times the product of some axes; no axes for a constant."""
+    """The product of some axes, times `count`. A constant has no axes."""
 
     axes: tuple[str, ...]
     count: int
@@ -56,22 +40,22 @@ class Monomial:
 Polynomial = tuple[Monomial, ...]
 
 
-def varied(config: Mapping[str, Any], ideas: Iterable[Idea], factors: Mapping[str, int]) -> Config:
-    """The config with every key multiplied as the axes ask; whole numbers stay whole where they can."""
+def scaled_config(config: Mapping[str, Any], axes: Iterable[CandidateAxis], factors: Mapping[str, int]) -> Config:
+    """Multiply the config keys of each axis by powers of its factor; integers stay integers where possible."""
     changed = dict(config)
-    for idea in ideas:
-        factor = factors.get(idea.name, 1)
+    for axis in axes:
+        factor = factors.get(axis.name, 1)
         if factor == 1:
             continue
-        for key, power in idea.keys:
-            changed[key] = scaled(changed[key], factor, power)
+        for key, power in axis.keys:
+            changed[key] = scaled_value(changed[key], factor, power)
     return changed
 
 
-def scaled(value: Any, factor: int, power: int) -> Any:
-    """A config value times factor ** power, item by item in a list."""
+def scaled_value(value: Any, factor: int, power: int) -> Any:
+    """Return value * factor ** power; a list is scaled item by item, and only numbers change."""
     if isinstance(value, list):
-        return [scaled(item, factor, power) for item in value]
+        return [scaled_value(item, factor, power) for item in value]
     if value is None or isinstance(value, (bool, str)):
         return value
     if power > 0:
@@ -80,52 +64,49 @@ def scaled(value: Any, factor: int, power: int) -> Any:
     return int(exact) if isinstance(value, int) and exact.is_integer() else exact
 
 
-class Measure:
-    """The shapes on disk for any set of doubled axes; built once each."""
+class DoubledShapes:
+    """Shapes on disk for any set of doubled axes. Each set is built once."""
 
-    def __init__(self, architecture: Architecture, ideas: tuple[Idea, ...]) -> None:
+    def __init__(self, architecture: Architecture, axes: Iterable[CandidateAxis]) -> None:
         self.architecture = architecture
-        self.ideas = {idea.name: idea for idea in ideas}
+        self.axes = tuple(axes)
         self.known: dict[frozenset[str], Shapes] = {}
 
-    def shapes(self, doubled: frozenset[str]) -> Shapes:
-        """Names and shapes on disk.
+    def shapes(self, doubled: frozenset[str] = frozenset()) -> Shapes:
+        """Return the shape of every tensor on disk, by name.
 
         Raises:
-            InferError: the architecture refuses these axes together.
+            InferError: the architecture cannot be built with these axes doubled.
         """
         if doubled not in self.known:
-            config = varied(self.architecture.config, self.ideas.values(), dict.fromkeys(doubled, 2))
+            config = scaled_config(self.architecture.config, self.axes, dict.fromkeys(doubled, 2))
             try:
                 self.known[doubled] = self.architecture.shapes(config)
-            except Exception as error:  # whatever the architecture refuses it with
-                what = (str(error).strip().splitlines() or [repr(error)])[0]
-                raise InferError(
-                    f"{' and '.join(sorted(doubled))} cannot be doubled together: {what}", axes=doubled
-                ) from error
+            except Exception as error:  # architectures raise anything
+                names = " and ".join(sorted(doubled))
+                raise InferError(f"cannot double {names} together: {first_line(error)}", axes=doubled) from error
         return self.known[doubled]
 
 
 def subsets(items: Iterable[str]) -> list[frozenset[str]]:
-    """Every subset, the small ones first."""
+    """Return every subset, smaller ones first."""
     items = sorted(items)
     return [frozenset(some) for size in range(len(items) + 1) for some in itertools.combinations(items, size)]
 
 
-def polynomial(size: Callable[[frozenset[str]], int], axes: Iterable[str], units: Mapping[str, int]) -> Polynomial:
-    """A size as a sum of products of axes.
+def fit_polynomial(size: Callable[[frozenset[str]], int], axes: Iterable[str], units: Mapping[str, int]) -> Polynomial:
+    """Express a size as a sum of products of axes.
 
-    With f(S) the size where the axes in S are doubled, a multilinear f is the sum over sets T of
-    g(T) 2^|T n S|. Its finite differences over S are the sum of g(T) over all T that contain S,
-    from which g follows by inclusion and exclusion.
+    Let f(S) be the size with the axes in S doubled. A multilinear f is the sum over sets T of g(T) 2^|T n S|.
+    Its finite difference over S is the sum of g(T) over all T that contain S. Inclusion and exclusion give g.
 
     Args:
-        size: f.
-        axes: those that the size depends on.
+        size: the function f.
+        axes: the axes that the size depends on.
         units: the undoubled size of each axis.
 
     Raises:
-        ValueError: the size is not such a sum with whole counts.
+        ValueError: the size is not a sum of such products with non-negative integer counts.
     """
     sets = subsets(axes)
     differences = {

@@ -1,7 +1,7 @@
-"""Architectures whose widths are lists, one entry a stage: all of them grow together, as one axis that varies.
+"""Draft a recipe for an architecture whose widths are lists with one entry per stage, as in image models.
 
-Convolutional and hierarchical image models. Every dimension that doubles when all widths are doubled
-is the axis; what is summed over follows from its place, and widening from disk to disk decides.
+All stages grow together, as one axis whose size varies. Each dimension that doubles when all widths are doubled is
+this axis. Its position tells whether the layer sums over it, and widening from disk to disk proves the result.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.architecture import Reference, random_model
-from mupscale_cli.infer.shapes import InferError
-from mupscale_cli.infer.tiny import Task, TinyError, TinyModel, build, config_class, tiny_model
+from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture, random_model
+from mupscale_cli.infer.errors import InferError, TinyError
+from mupscale_cli.infer.tiny import Task, TinyModel, build, tiny_model
+from mupscale_cli.infer.tiny_configs import config_class
+from mupscale_cli.infer.trials import TOLERANCE
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import starred
 
-_SMALLEST = 8
-_EXACT = 1e-9
-Shapes = Mapping[str, tuple[int, ...]]
+_SMALLEST = 8  # the smallest width of a tiny model, and of what may be a width
 
 
 def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, version: str) -> tuple[str, float]:
     """Draft and prove a recipe for an architecture whose widths are lists.
 
     Args:
-        model_type: as in config.json.
-        task: which head the models have.
+        model_type: the model type, as in config.json.
+        task: the task, which selects the model's head.
         flags: a config.json whose flags are kept.
-        version: of the library that has the architecture, for the header.
+        version: the library that has the architecture, with its version.
 
     Returns:
         The recipe's text, and the largest relative difference of its proof.
 
     Raises:
-        MupscaleError: it cannot be built, or no layout holds.
+        MupscaleError: the model cannot be built, or no layout is exact.
     """
-    tiny = _model(model_type, task, flags)
-    architecture = Reference(model_type, task, tiny.config)
+    tiny = _small_model(model_type, task, flags)
+    architecture = TransformersArchitecture(model_type, task, tiny.config)
     shapes = architecture.shapes(architecture.config)
     keys = [key for key in tiny.config if _is_width(architecture, shapes, key)]
     if not keys:
@@ -51,31 +51,31 @@ def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, v
         file = Path(folder) / "recipe.yaml"
         source = architecture.save(random_model(architecture), architecture.config, Path(folder) / "narrow")
         for with_queries in (False, True):
-            body = _text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
+            body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
             file.write_text(body, encoding="utf-8")
             error = _prove(source, file, Path(folder))
             if error is not None:
                 return _header(model_type, head, version, error) + body, error
     raise InferError(
-        f"`{model_type}`: the widths of all stages together do not widen exactly",
-        hint="write a recipe by hand; `recipes/resnet.yaml` is one of this kind",
+        f"`{model_type}` does not widen exactly when all stages grow together",
+        hint="write a recipe by hand; `recipes/resnet.yaml` is an example of this kind",
     )
 
 
-def _model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -> TinyModel:
-    """A tiny model, or one of the default size where sizes that are made small do not fit together."""
-    small = _small_lists(model_type)
+def _small_model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -> TinyModel:
+    """Build a tiny model, or one with default sizes and small stages if the tiny sizes do not fit together."""
+    small = _small_stages(model_type)
     try:
         return tiny_model(model_type, task, flags=flags, overrides=small)
     except TinyError:
         try:
             return build(model_type, task, small)
-        except Exception as error:  # a config may ask for anything
-            raise TinyError(f"`{model_type}` cannot be built: {error}") from error
+        except Exception as error:  # transformers raises anything
+            raise TinyError(f"cannot build `{model_type}`: {error}") from error
 
 
-def _small_lists(model_type: str) -> dict[str, Any]:
-    """Widths in lists, divided so that the smallest is small."""
+def _small_stages(model_type: str) -> dict[str, Any]:
+    """Divide lists of widths so that their smallest entry is small."""
     found = {}
     for key, value in config_class(model_type)().to_dict().items():
         if _is_list_of_sizes(value) and not NO_WIDTHS.fullmatch(key):
@@ -91,15 +91,15 @@ def _is_list_of_sizes(value: object) -> bool:
     return all(type(size) is int and size >= _SMALLEST for size in value)
 
 
-def _is_width(architecture: Reference, shapes: Shapes, key: str) -> bool:
-    """Whether doubling a key doubles dimensions, of the same tensors, and none that slides over an image."""
+def _is_width(architecture: TransformersArchitecture, shapes: Shapes, key: str) -> bool:
+    """Return whether doubling a key widens tensors, keeps their names, and leaves kernels over an image alone."""
     value = architecture.config[key]
     if NO_WIDTHS.fullmatch(key) or not (_is_list_of_sizes(value) or (type(value) is int and value >= _SMALLEST)):
         return False
     try:
         wide = architecture.shapes(_doubled(architecture.config, [key]))
-    except Exception:  # noqa: BLE001 (whatever a config makes of a size that it does not like)
-        return _is_list_of_sizes(value)  # such lists may only move together with others
+    except Exception:  # noqa: BLE001 (architectures raise anything)
+        return _is_list_of_sizes(value)  # such a list may only move together with others
     changed = [(before, wide[name]) for name, before in shapes.items() if name in wide and wide[name] != before]
     return (
         wide.keys() == shapes.keys()
@@ -116,12 +116,21 @@ def _doubled(config: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
 
 
 def _layouts(narrow: Shapes, wide: Shapes, *, with_queries: bool) -> Iterator[tuple[str, str]]:
-    """The layout of every tensor: `c` where it doubles, summed over where a weight has its inputs."""
+    """Yield each tensor's layout: dimensions that double are `c`, or `/c` for the inputs of a weight.
+
+    Args:
+        narrow: shapes of the tiny model.
+        wide: shapes with all widths doubled.
+        with_queries: scale queries for heads that grow.
+
+    Raises:
+        InferError: a tensor changes in another way than by doubling dimensions.
+    """
     for name, shape in narrow.items():
         target = wide.get(name, ())
         ratios = [b // a if a and b % a == 0 else 0 for a, b in zip(shape, target, strict=False)]
         if len(target) != len(shape) or not set(ratios) <= {1, 2}:
-            raise InferError(f"`{name}` has the shape {shape}, and {target} where all widths are doubled")
+            raise InferError(f"`{name}` has the shape {shape}, and {target} when all widths are doubled")
         is_weight = len(shape) > 1 and not LOOKED_UP.fullmatch(name) and name.endswith("weight")
         dims = [
             ("/c" if is_weight and place == 1 else "c") if ratio == 2 else "." for place, ratio in enumerate(ratios)
@@ -130,23 +139,24 @@ def _layouts(narrow: Shapes, wide: Shapes, *, with_queries: bool) -> Iterator[tu
         yield name, ", ".join(dims) + scale if dims else "keep"
 
 
-def _text(model_type: str, head: str, keys: list[str], layouts: Mapping[str, str]) -> str:
+def _recipe_text(model_type: str, head: str, keys: list[str], layouts: Mapping[str, str]) -> str:
     lines = [
         f"about: drafted for {model_type} ({head}); the widths of all stages grow together",
         *("", "match:", f"  model_type: [{model_type}]", ""),
         *("axes:", "  c: {size: varies, about: widths of every stage}", "", "widen: [c]", ""),
         *("config:", *(f"  {key}: {key} | c" for key in keys), "", "tensors:"),
     ]
-    patterns: dict[str, set[str]] = {}
+    choices: dict[str, set[str]] = {}
     for name, layout in layouts.items():
-        patterns.setdefault(starred(name), set()).add(layout)
-    told = set()
+        choices.setdefault(starred(name), set()).add(layout)
+    rules: dict[str, str] = {}
     for name, layout in layouts.items():
         pattern = starred(name)
-        pattern = pattern if len(patterns[pattern]) == 1 else name  # layers of several kinds under one name
-        if pattern not in told:
-            told.add(pattern)
-            lines.append(f'  "{pattern}?": ' + (layout if layout == "keep" else f'"{layout}"'))
+        # Layers of different kinds may share a pattern; their tensors are listed by name.
+        rules.setdefault(pattern if len(choices[pattern]) == 1 else name, layout)
+    lines += (
+        f'  "{pattern}?": ' + (layout if layout == "keep" else f'"{layout}"') for pattern, layout in rules.items()
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -158,11 +168,11 @@ def _header(model_type: str, head: str, version: str, error: float) -> str:
 
 
 def _prove(source: Path, recipe: Path, folder: Path) -> float | None:
-    """The largest difference for factors 2 and 3; None where it does not hold."""
+    """Return the largest difference for the factors 2 and 3, or None if the recipe is not exact."""
     errors = []
     for factor in (2, 3):
         try:
-            found = widen(
+            verification = widen(
                 source,
                 folder / f"wide{factor}",
                 factor,
@@ -172,7 +182,7 @@ def _prove(source: Path, recipe: Path, folder: Path) -> float | None:
             ).verification
         except MupscaleError:
             return None
-        if found is None or not found.max_rel < _EXACT:
+        if verification is None or not verification.max_rel < TOLERANCE:
             return None
-        errors.append(found.max_rel)
+        errors.append(verification.max_rel)
     return max(errors)

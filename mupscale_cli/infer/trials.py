@@ -1,4 +1,4 @@
-"""Trying a set of choices: widen the tiny model in memory and compare what both compute."""
+"""Try a set of choices: widen the tiny model in memory and compare what both models compute."""
 
 from __future__ import annotations
 
@@ -17,21 +17,30 @@ from mupscale_cli.architecture.layouts import Layout, parse_layout
 from mupscale_cli.engine.expand import expand
 from mupscale_cli.infer.architecture import Architecture
 from mupscale_cli.infer.axes import Axes
-from mupscale_cli.infer.candidates import Choice, Group, layout_text
-from mupscale_cli.infer.shapes import Idea, varied
+from mupscale_cli.infer.errors import first_line
+from mupscale_cli.infer.groups import last_norm, split_last
+from mupscale_cli.infer.layouts import Choice, Group, layout_text
+from mupscale_cli.infer.shapes import CandidateAxis, scaled_config
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import map_dim, power_scale
 from mupscale_cli.text import NUMBER_IN_NAME
 
 TOLERANCE = 1e-9
+_MAX_CACHED_MODELS = 24
+_MAX_CACHED_TENSORS = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that is assumed: a choice for each group, and config keys that move along with an axis."""
+    """A complete set of assumptions.
+
+    Attributes:
+        choices: the layout of each group.
+        keys: config keys that move with an axis, each as axis, key and power.
+    """
 
     choices: tuple[Choice, ...]
-    keys: tuple[tuple[str, str, int], ...] = ()  # axis, config key, power
+    keys: tuple[tuple[str, str, int], ...] = ()
 
     def with_choice(self, index: int, choice: Choice) -> State:
         return replace(self, choices=(*self.choices[:index], choice, *self.choices[index + 1 :]))
@@ -39,13 +48,13 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How two models compare.
+    """How the wide model compares with the tiny one.
 
     Attributes:
-        error: largest difference of the outputs over the largest output; infinite where the wide one did not run.
-        progress: how many modules, in the order in which they run, agreed before the first that did not.
-        first: the first module that did not agree, None where all did.
-        problem: why the wide model did not run.
+        error: the largest difference of the outputs relative to the largest output; infinite if the wide model fails.
+        progress: the number of modules, in order of execution, that agree before the first that differs.
+        first: the first module that differs, or None.
+        problem: why the wide model failed, or None.
     """
 
     error: float
@@ -60,7 +69,7 @@ class Outcome:
 
 @dataclass
 class Recording:
-    """What a model computed: the outputs of its containers and norms, and which modules ran, in order."""
+    """The outputs of a model's containers and norms, and the modules that ran, in order."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
@@ -68,7 +77,7 @@ class Recording:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[Recording]:
-    """Record while the model runs; a module that runs twice is recorded the first time."""
+    """Record what runs inside the context. For a module that runs twice, the first output counts."""
     recording = Recording()
     handles = []
 
@@ -93,84 +102,72 @@ def recorded(model: nn.Module) -> Iterator[Recording]:
             handle.remove()
 
 
-class Laboratory:
-    """The tiny model, and trials of what widens it."""
+class TrialRunner:
+    """Widens the tiny model under different assumptions, and compares each wide model with it.
+
+    Args:
+        architecture: the architecture.
+        axes: its axes.
+        groups: its tensors in groups. The tensors of the last norm are split off.
+        model: the tiny model, with random values.
+    """
 
     def __init__(self, architecture: Architecture, axes: Axes, groups: tuple[Group, ...], model: nn.Module) -> None:
         self.architecture = architecture
         self.axes = axes
-        self.groups = groups
-        self.tensors = architecture.stored(model)
+        self.tensors = architecture.disk_tensors(model)
         narrow = architecture.fill(architecture.build(architecture.config), architecture.config, self.tensors)
         with recorded(narrow) as self.narrow:
-            self.logits = architecture.run(narrow)
+            self.output = architecture.run(narrow)
+        self.last_norm = last_norm(groups, self.narrow.order)
+        self.groups = split_last(groups, self.last_norm)
         self.num_trials = 0
-        self.models: dict[str, nn.Module | None] = {}
-        self.layouts: dict[str, Layout] = {}
-        self.wide: dict[Any, list[tuple[str, Tensor]]] = {}
-
-    def config(self, state: State, factors: Mapping[str, int]) -> dict[str, Any]:
-        """The config of the wide model."""
-        ideas = [
-            *self.axes.ideas,
-            *(Idea(axis, 1, ((key, power),), key) for axis, key, power in state.keys),
-        ]
-        return varied(self.architecture.config, ideas, factors)
-
-    def all_factors(self, factors: Mapping[str, int]) -> dict[str, int]:
-        """With those of the aliases."""
-        known = {idea.name: factors.get(idea.name, 1) for idea in self.axes.ideas}
-        for alias, product in self.axes.aliases.items():
-            known[alias] = math.prod(known[name] for name in product)
-        return known
+        self._models: dict[str, nn.Module] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._wide_tensors: dict[Any, list[tuple[str, Tensor]]] = {}
 
     def evaluate(self, state: State, factors: Mapping[str, int]) -> Outcome:
         """Widen by the factors of some axes and compare."""
         self.num_trials += 1
-        config = self.config(state, factors)
+        config = self._wide_config(state, factors)
+        all_factors = self.axes.with_aliases({axis.name: factors.get(axis.name, 1) for axis in self.axes.candidates})
         try:
             model = self._model(config)
-            tensors = self._widened(state, factors)
+            tensors = self._widen_tensors(state, all_factors)
             model = self.architecture.fill(model, config, tensors)
             with recorded(model) as wide:
-                logits = self.architecture.run(model)
-        except Exception as error:  # noqa: BLE001 (whatever the architecture refuses it with)
-            return Outcome(math.inf, -1, None, (str(error).strip().splitlines() or [repr(error)])[0])
-        return self._compare(logits, wide, self.all_factors(factors))
+                output = self.architecture.run(model)
+        except Exception as error:  # noqa: BLE001 (architectures raise anything)
+            return Outcome(math.inf, -1, None, first_line(error))
+        return self._compare(output, wide, all_factors)
+
+    def _wide_config(self, state: State, factors: Mapping[str, int]) -> dict[str, Any]:
+        moving_keys = (CandidateAxis(axis, 1, ((key, power),), key) for axis, key, power in state.keys)
+        return scaled_config(self.architecture.config, (*self.axes.candidates, *moving_keys), factors)
 
     def _model(self, config: dict[str, Any]) -> nn.Module:
         key = repr(sorted(config.items(), key=lambda item: item[0]))
-        if key not in self.models:
-            if len(self.models) > 24:
-                self.models.clear()
-            self.models[key] = self.architecture.build(config)
-        found = self.models[key]
-        assert found is not None
-        return found
+        if key not in self._models:
+            if len(self._models) > _MAX_CACHED_MODELS:
+                self._models.clear()
+            self._models[key] = self.architecture.build(config)
+        return self._models[key]
 
-    def _widened(self, state: State, factors: Mapping[str, int]) -> dict[str, Tensor]:
-        known = self.all_factors(factors)
-        axes = {name: Axis(name, size, known[name]) for name, size in self._sizes.items()}
-        key = tuple(sorted(known.items()))
+    def _widen_tensors(self, state: State, factors: Mapping[str, int]) -> dict[str, Tensor]:
+        axes = {name: Axis(name, size, factors[name]) for name, size in self.axes.tiny_sizes.items()}
+        key = tuple(sorted(factors.items()))
         tensors: dict[str, Tensor] = {}
         for index, (group, choice) in enumerate(zip(self.groups, state.choices, strict=True)):
-            if (index, choice, key) not in self.wide:
-                if len(self.wide) > 4000:
-                    self.wide.clear()
-                self.wide[index, choice, key] = list(self._expanded(group, choice, axes))
-            tensors.update(self.wide[index, choice, key])
+            if (index, choice, key) not in self._wide_tensors:
+                if len(self._wide_tensors) > _MAX_CACHED_TENSORS:
+                    self._wide_tensors.clear()
+                self._wide_tensors[index, choice, key] = list(self._widen_group(group, choice, axes))
+            tensors.update(self._wide_tensors[index, choice, key])
         return tensors
 
-    @property
-    def _sizes(self) -> dict[str, int]:
-        sizes = dict(self.axes.units)
-        for alias, product in self.axes.aliases.items():
-            sizes[alias] = math.prod(sizes[name] for name in product)
-        return sizes
-
-    def _expanded(self, group: Group, choice: Choice, axes: Mapping[str, Axis]) -> Iterator[tuple[str, Tensor]]:
+    def _widen_group(self, group: Group, choice: Choice, axes: Mapping[str, Axis]) -> Iterator[tuple[str, Tensor]]:
         text = layout_text(group, choice)
-        layout = self.layouts.setdefault(text, parse_layout(text))
+        layout = self._layouts.setdefault(text, parse_layout(text))
         copies = [axes[axis].factor for _, axis in group.name_axes]
         for name in group.names:
             source = self.tensors[name].contiguous()
@@ -188,55 +185,60 @@ class Laboratory:
                 target = source
             else:
                 expand(source, target, [dim.strips for dim in maps])
-            for digits in itertools.product(*map(range, copies)):
-                yield renamed(name, group.name_axes, copies, digits), target
+            for indices in itertools.product(*map(range, copies)):
+                yield copy_name(name, group.name_axes, copies, indices), target
 
-    def _compare(self, logits: Tensor, wide: Recording, known: Mapping[str, int]) -> Outcome:
-        embed, factor = self._sizes.get("embed"), known.get("embed", 1)
+    def _compare(self, output: Tensor, wide: Recording, factors: Mapping[str, int]) -> Outcome:
+        embed, factor = self.axes.tiny_sizes.get("embed"), factors.get("embed", 1)
         progress, first = 0, None
-        for name, output in self.narrow.outputs.items():
-            other = wide.outputs.get(name)
-            expected = _expected(output, other, embed, factor)
-            if other is None or expected is None:
+        for name, narrow_output in self.narrow.outputs.items():
+            wide_output = wide.outputs.get(name)
+            expected = _expected_output(narrow_output, wide_output, embed, factor)
+            if wide_output is None or expected is None:
                 continue
-            if not relative(expected, other) < TOLERANCE:
+            if not relative_error(expected, wide_output) < TOLERANCE:
                 first = name
                 break
             progress += 1
-        if logits.shape != self.logits.shape:
-            return Outcome(math.inf, progress, first, f"the output has the shape {tuple(logits.shape)}")
-        return Outcome(relative(self.logits, logits), progress, first)
+        if output.shape != self.output.shape:
+            return Outcome(math.inf, progress, first, f"the output has the shape {tuple(output.shape)}")
+        return Outcome(relative_error(self.output, output), progress, first)
 
 
-def renamed(name: str, places: tuple[tuple[int, str], ...], copies: list[int], digits: tuple[int, ...]) -> str:
-    """The name of one copy of a tensor whose name counts axes."""
+def copy_name(name: str, places: tuple[tuple[int, str], ...], copies: list[int], indices: tuple[int, ...]) -> str:
+    """Return the name of one copy of a tensor.
+
+    Args:
+        name: the tensor's name.
+        places: the axes in the name, each with the position of the number that it counts.
+        copies: the number of copies along each of these axes.
+        indices: which copy, along each of these axes.
+    """
     if not places:
         return name
-    numbers = {position: (copy, digit) for (position, _), copy, digit in zip(places, copies, digits, strict=True)}
+    numbers = {position: (copy, index) for (position, _), copy, index in zip(places, copies, indices, strict=True)}
     counter = itertools.count()
 
     def number(match: re.Match[str]) -> str:
-        copy, digit = numbers.get(next(counter), (1, 0))
-        return str(int(match.group()) * copy + digit)
+        copy, index = numbers.get(next(counter), (1, 0))
+        return str(int(match.group()) * copy + index)
 
     return NUMBER_IN_NAME.sub(number, name)
 
 
-def relative(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest expected value; infinite for what is not finite."""
+def relative_error(expected: Tensor, actual: Tensor) -> float:
+    """Return the largest difference over the largest expected value, or infinity for values that are not finite."""
     size = expected.abs().max().item() if expected.numel() else 0.0
-    error = (expected - found).abs().max().item() if expected.numel() else 0.0
+    error = (expected - actual).abs().max().item() if expected.numel() else 0.0
     return error / size if size > 0 and math.isfinite(error / size) else (0.0 if error == 0 else math.inf)
 
 
-def _expected(narrow: Tensor, wide: Tensor | None, embed: int | None, factor: int) -> Tensor | None:
-    """What a container of the wide model should return, None where that cannot be told."""
+def _expected_output(narrow: Tensor, wide: Tensor | None, embed: int | None, factor: int) -> Tensor | None:
+    """Return what a module of the wide model should compute, or None if the shapes do not determine it."""
     if wide is None or narrow.dim() != wide.dim():
         return None
     if factor > 1 and narrow.shape[-1] == embed:
         expected = narrow.repeat_interleave(factor, -1)
         return expected if expected.shape == wide.shape else None
-    if narrow.shape != wide.shape:
-        return None
-    # Beside a widened residual stream, what has not grown may still be an inner thing of a module.
-    return narrow
+    # Outputs that are not the residual stream must not change.
+    return narrow if narrow.shape == wide.shape else None

@@ -1,4 +1,4 @@
-"""What configs and models call things: the keys, axes and modules whose names tell their meaning."""
+"""The names that configs and models use: keys, axes and modules whose names reveal their meaning."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-HIDDEN, HEADS = 48, 4  # of a tiny model
+HIDDEN, HEADS = 48, 4  # hidden size and number of heads of a tiny model
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a config key counts.
+    """The meaning of a config key.
 
     Attributes:
-        counts: the short name of an axis, or of what is none, such as `layers`; empty if it has no short name.
-        keys: a pattern of keys.
-        sizes: for a tiny model; of several keys of one kind each takes the next, so that they differ.
+        counts: the short name of the things that the key counts: an axis, or something else such as `layers`. It is
+            empty if there is no short name.
+        keys: a regular expression of the keys.
+        sizes: sizes for a tiny model. Of several keys with this meaning, each takes the next size, so that they differ.
     """
 
     counts: str
@@ -26,7 +27,7 @@ class Meaning:
 
 _FEED_FORWARD = (40, 28, 36, 44, 52, 60)
 _RANKS = (20, 18, 14, 22)
-# The first that fits a key decides. Multiples are where architectures ask for them.
+# The first pattern that matches a key decides. Some sizes are multiples because architectures require that.
 _MEANINGS = tuple(
     Meaning(*row)
     for row in (
@@ -85,7 +86,11 @@ _MEANINGS = tuple(
         ),
         ("", r".*(intermediate_(size|dim)|ffn_(dim|size|hidden_size)|d_ff|dim_ff|dff|mlp_dim)", _FEED_FORWARD),
         ("", r".*(n_inner|d_inner|inner_dim|feedforward\w*|mlp_hidden\w*)", _FEED_FORWARD),
-        ("", r"n_group|num_group|num_expert_groups?", (2,)),  # of several groups, copies of experts change the best
+        (
+            "",
+            r"n_group|num_group|num_expert_groups?",
+            (2,),
+        ),  # with several groups, copies of experts would change which groups are chosen
         ("", r"topk_group", (1,)),
         ("", r".*(num|n)_shared_experts?", (1,)),
         ("chosen", r".*(top_?k(?:_\w+)?|experts_per_tok(en)?|.*_per_tok(en)?)|moe_k", (2,)),
@@ -102,16 +107,16 @@ _MEANINGS = tuple(
         ("x", r"expand|mamba_expand"),
     )
 )
-_NOTHING = Meaning("", "")
+_UNKNOWN = Meaning("", "")
 
-# Keys that count something else than units of a layer: positions, layers, tokens, groups of experts.
+# Keys that do not count units of a layer, but positions, layers, tokens or groups of experts.
 NO_UNITS = re.compile(
     r".*(vocab|position|layer(s|_types)?$|_ids?$|token|window|kernel|seed|length|seq|chunk|block|num_labels|patch|"
     r"image|channels|stride|depth|period|interval|offset|_step$|version|max_|_every|num_beams|num_return|rope_theta|"
     r"pretraining_tp|axial|num_buckets|distance|iter|n_ctx|_freq|conv|group_size|rotary|_layer_num|dense|"
     r"topk|top_k|per_tok|languages|type_vocab|num_hash|n_special|n_langs|local_size|nextn|mtp|_idx|index$|scale$).*"
 )
-# Keys of lists that are not the widths of stages.
+# Keys whose lists are not the widths of stages.
 NO_WIDTHS = re.compile(r".*(head|depth|layer|patch|image|label|channel|kernel|stride|group|ratio|_id|window).*")
 TOKEN_IDS = re.compile(r".*(_id|_ids|token_index|_token)$")
 # Keys that a tiny model leaves as they are.
@@ -120,8 +125,8 @@ KEPT = re.compile(
 )
 EXPERTS_PER_TOKEN = re.compile(r".*(per_tok|top_k|topk)(?!.*group).*")
 
-HEAD_SIZES = ("d", "nope", "rope", "p")  # axes inside of one head
-# Axes that a bare factor leaves alone: copies of them are asked for by name.
+HEAD_SIZES = ("d", "nope", "rope", "p")  # axes inside one head
+# Axes that a bare factor does not widen. They must be named.
 BY_NAME = re.compile(r"g|d|e|n|r|p|dv|ldk|ldv|nope|rope|.*rank.*|.*lora.*|.*head_dim.*|.*experts.*")
 ABOUT = {
     "embed": "the residual stream",
@@ -136,7 +141,7 @@ ABOUT = {
     "n": "states of one channel",
 }
 
-# Names of modules: what attention compares and mixes, and not what it returns.
+# Modules that compute what attention compares and mixes, as opposed to its output.
 INNER = re.compile(
     r"(q|k|v|qkv|kv|query|key|value|query_key_value|c_attn|qkv_proj|[qkv]_proj|kv_proj|wqkv|w_pack|[qkv]_lin|att_proj|"
     r"(query|key|value)_proj|wq|wk|wv|q_a_proj|q_b_proj|kv_b_proj|to_[qkv]|[qkv]_attn|g_proj|gate_proj|query_global|"
@@ -146,17 +151,17 @@ INNER = re.compile(
 INNER_NORM = re.compile(r"(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
 QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|wq|to_q|q_b_proj|q_attn|query_global)", re.IGNORECASE)
 FUSED = re.compile(r"(c_attn|qkv|qkv_proj|query_key_value|wqkv|w_pack|in_proj\w*|att_proj)", re.IGNORECASE)
-# Tables whose rows are looked up and not multiplied.
+# Tables whose rows are looked up rather than multiplied.
 LOOKED_UP = re.compile(r".*(position|token|embedding|table)s?(\.weight)?$")
 
 
 def module_of(tensor: str) -> str:
-    """The module that a tensor belongs to, without those around it: `q_proj` of `attn.q_proj.weight`."""
+    """Return the name of a tensor's module without its parents: `q_proj` for `attn.q_proj.weight`."""
     owner, _, leaf = tensor.rpartition(".")
     return owner.rpartition(".")[2] if leaf in ("weight", "bias") else leaf
 
 
 @cache
 def meaning(key: str) -> Meaning:
-    """Say what a config key counts, going by its name; nothing with a short name or a size if it is not known."""
-    return next((each for each in _MEANINGS if re.fullmatch(each.keys, key)), _NOTHING)
+    """Return the meaning of a config key by its name. An unknown key has an empty meaning."""
+    return next((each for each in _MEANINGS if re.fullmatch(each.keys, key)), _UNKNOWN)

@@ -1,4 +1,4 @@
-"""What the names of config keys and modules mean."""
+"""The meanings of the names of config keys and modules."""
 
 import pytest
 
@@ -23,17 +23,17 @@ from mupscale_cli.infer.vocabulary import QUERY, meaning, module_of
         ("num_experts_per_tok", "chosen", 2),
         ("num_hidden_layers", "layers", 4),
         ("vocab_size", "vocab", 53),
-        ("colour", "", None),
+        ("temperature", "", None),
     ],
 )
-def test_the_meaning_of_keys(key, counts, size):
-    found = meaning(key)
-    assert (found.counts, next(iter(found.sizes), None)) == (counts, size)
+def test_meaning_of_config_keys(key, counts, size):
+    known = meaning(key)
+    assert (known.counts, next(iter(known.sizes), None)) == (counts, size)
 
 
 @pytest.mark.parametrize(
     ("tensor", "module"), [("h.0.attn.q_proj.weight", "q_proj"), ("h.0.attn.in_proj_bias", "in_proj_bias"), ("w", "w")]
 )
-def test_the_module_of_a_tensor(tensor, module):
+def test_module_of_tensor(tensor, module):
     assert module_of(tensor) == module
     assert bool(QUERY.fullmatch(module)) == (module == "q_proj")

@@ -61,7 +61,6 @@ PENDING_ROOMS = frozenset(
         "optimizers",
         "verification",
         "tasks",
-        "infer",
         "cli",
     }
 )

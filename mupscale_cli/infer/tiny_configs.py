@@ -1,0 +1,200 @@
+"""Configs for tiny models: every size small, and sizes different from each other where the architecture allows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mupscale_cli.infer.errors import TinyError
+from mupscale_cli.infer.vocabulary import HEADS, HIDDEN, KEPT, TOKEN_IDS, meaning
+from mupscale_cli.verification.transformers import import_transformers
+
+_SMALL = 16  # smaller values of unknown keys stay
+_UNKNOWN_SIZES = (16, 24, 32, 12, 20)  # for large values of unknown keys
+_MAX_LAYERS = 40
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+_LAYER_KINDS = (  # mixtures come first, so that the tiny model has every kind of layer
+    ("linear_attention", "full_attention"),
+    ("mamba", "attention"),
+    ("mamba", "full_attention"),
+    ("conv", "full_attention"),
+    ("mamba", "hybrid"),
+    ("sliding_attention", "full_attention"),
+    ("full_attention",),
+)
+
+
+def config_class(model_type: str) -> Any:
+    """Return the config class of a model type.
+
+    Raises:
+        TinyError: transformers does not have this model type.
+    """
+    transformers = import_transformers()
+    try:
+        return transformers.CONFIG_MAPPING[model_type]
+    except KeyError as error:
+        raise TinyError(f"transformers {transformers.__version__} has no model type `{model_type}`") from error
+
+
+def default_config(model_type: str) -> dict[str, Any]:
+    """Return the defaults of a model type's config, without the keys that every config has.
+
+    Raises:
+        TinyError: the model type is unknown, or its config has no defaults.
+    """
+    transformers = import_transformers()
+    common = set(transformers.PretrainedConfig().to_dict()) - {*_TOKENS, "tie_word_embeddings"}
+    config = config_class(model_type)
+    try:
+        values = config().to_dict()
+    except Exception as error:  # configs raise anything
+        raise TinyError(f"cannot create a default config of `{model_type}`: {error}") from error
+    return {key: value for key, value in values.items() if key not in common}
+
+
+def tiny_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose a small size for every key of a config whose name or value shows that it is a size.
+
+    Of several keys with the same meaning, each takes the next size, so that they differ.
+    """
+    sizes: dict[str, Any] = {}
+    used: dict[tuple[int, ...], int] = {}
+    for key, value in config.items():
+        size = _tiny_size(key, value, used)
+        if size is not None:
+            sizes[key] = size
+    return sizes
+
+
+def _tiny_size(key: str, value: object, used: dict[tuple[int, ...], int]) -> Any:
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return None
+    if TOKEN_IDS.match(key):
+        return _TOKENS.get(key, 3) if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, (bool, float, str, list, dict)) or KEPT.match(key):
+        return None
+    sizes = meaning(key).sizes
+    if sizes:
+        if value is None and not re.search(r"head_dim|kv_heads|key_value_heads|inner", key):
+            return None
+        is_one = isinstance(value, int) and value <= 1 and meaning(key).counts not in ("vocab", "positions")
+        if is_one and not key.endswith(("_group", "n_groups")):
+            return None
+    elif isinstance(value, int) and value > _SMALL:
+        sizes = _UNKNOWN_SIZES
+    else:
+        return None
+    index = used.get(sizes, 0)
+    used[sizes] = index + 1
+    return sizes[index % len(sizes)]
+
+
+def tiny_configs(
+    model_type: str, flags: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield settings for a tiny config, those with the most distinct sizes first.
+
+    Args:
+        model_type: a model type of transformers.
+        flags: a config.json; its flags are kept and its sizes replaced.
+        overrides: settings that replace all others.
+
+    Raises:
+        TinyError: the model type is unknown, or its config has no defaults.
+    """
+    defaults = default_config(model_type)
+    known = {key: value for key, value in (flags or {}).items() if key in defaults}
+    config = {**defaults, **known}
+    kept = {key: value for key, value in known.items() if _is_flag(value)}
+    sizes = {**kept, **{key: size for key, size in tiny_sizes(config).items() if kept.get(key) not in (0, 1)}}
+    num_layers = next((sizes[key] for key in sizes if meaning(key).counts == "layers"), 4)
+    full_depth = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
+    sizes.update(_layer_lists(config, full_depth, num_layers))
+    head_settings = list(_head_settings(config, defaults, sizes))
+    seen = []
+    for structure in ({}, *_structures(config, sizes, num_layers)):
+        for heads in head_settings:
+            settings = {**sizes, **heads, **structure, **(overrides or {})}
+            if settings not in seen:
+                seen.append(settings)
+                yield settings
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, (bool, str, float)) or value in (0, 1)
+
+
+def _head_settings(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield alternatives for the number and size of heads, starting with the tiny sizes as they are."""
+    head_sizes = [key for key in sizes if meaning(key).counts == "d"]
+    settings: list[dict[str, Any]] = [{}]
+    if head_sizes:
+        settings.append(dict.fromkeys(head_sizes, HIDDEN // HEADS))
+        if any(defaults.get(key) is None for key in head_sizes):
+            settings.append(dict.fromkeys(head_sizes))
+    yield from settings
+    ungrouped = {key: HEADS for key in sizes if meaning(key).counts == "kv"}
+    if ungrouped:
+        yield from ({**heads, **ungrouped} for heads in settings)
+    if "expand" in config or "mamba_expand" in config:
+        yield dict.fromkeys(head_sizes, 2 * HIDDEN // HEADS)
+    if "attention_hidden_size" in sizes:
+        yield {"attention_hidden_size": HIDDEN}
+
+
+def _layer_lists(config: Mapping[str, Any], full_depth: object, num_layers: int) -> dict[str, Any]:
+    """Shorten lists with one entry per layer to the tiny depth, keeping every kind of entry if it fits."""
+    lists: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value and all(str(name).isdigit() for name in value):
+            lists[key] = {}  # exceptions for single layers, most of them beyond the tiny depth
+        if not isinstance(value, list) or len(value) != full_depth or not value:
+            continue
+        if all(type(item) is int and item > _SMALL for item in value):
+            lists[key] = [(tiny_sizes({key: value[0]}).get(key, _SMALL))] * num_layers
+        elif all(isinstance(item, (str, int)) for item in value):
+            kinds = list(dict.fromkeys(value))
+            lists[key] = (kinds * num_layers)[:num_layers] if len(kinds) <= num_layers else value[:num_layers]
+    return lists
+
+
+def _structures(config: Mapping[str, Any], sizes: Mapping[str, Any], num_layers: int) -> Iterator[dict[str, Any]]:
+    """Yield settings that some architectures require: kinds of layers, experts, a larger hidden size."""
+    experts = {
+        key: meaning(key).sizes[0]
+        for key, value in config.items()
+        if value is None and meaning(key).sizes and re.search("expert|per_tok", key)
+    }
+    if experts:
+        yield experts
+    for key in config:
+        if re.fullmatch(r"layer_types|layers_block_type|layers_types|block_types", key):
+            for kinds in _LAYER_KINDS:
+                yield {key: (list(kinds) * num_layers)[:num_layers]}
+                if experts:
+                    yield {key: (list(kinds) * num_layers)[:num_layers], **experts}
+        if re.fullmatch(r"attn_layer_ind\w+|full_attn_ids\w*|attn_layers", key):
+            yield {key: [1]}
+    if "rope_parameters" in config:
+        rope = {"rope_type": "default", "rope_theta": 10000.0}
+        yield {"rope_parameters": {kind: rope for kinds in _LAYER_KINDS for kind in kinds}}
+    indexed = {
+        key: next(iter(meaning(key).sizes), 2)
+        for key, value in config.items()
+        if value is None and key.startswith("index")
+    }
+    if indexed:
+        yield indexed
+    languages = config.get("languages")
+    if "default_language" in config and isinstance(languages, list) and languages:
+        yield {"default_language": languages[0]}
+    yield {"is_decoder": True}
+    yield dict.fromkeys((key for key, size in sizes.items() if size == HIDDEN), 64)
+    depths = {key: config[key] for key in sizes if meaning(key).counts == "layers" and type(config[key]) is int}
+    lists = {key: value for key, value in config.items() if isinstance(value, list)}
+    if depths and all(depth <= _MAX_LAYERS for depth in depths.values()):
+        yield {**depths, **lists}

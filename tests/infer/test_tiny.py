@@ -1,0 +1,45 @@
+"""Tiny models and their configs."""
+
+import pytest
+
+from mupscale_cli.infer import tiny
+from mupscale_cli.infer.errors import TinyError
+from mupscale_cli.infer.tiny import tiny_model
+from mupscale_cli.infer.tiny_configs import tiny_sizes
+
+
+def test_tiny_sizes_follow_the_names_of_keys():
+    sizes = tiny_sizes(
+        {
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "intermediate_size": 11008,
+            "dropout": 0.1,
+            "moe_intermediate_size": 100,
+            "use_cache": True,
+            "eos_token_id": 77,
+        }
+    )
+    assert "dropout" not in sizes
+    assert "use_cache" not in sizes
+    assert sizes["intermediate_size"] != sizes["moe_intermediate_size"]
+    assert all(size <= 64 for size in sizes.values())
+
+
+def test_tiny_model_keeps_the_flags_of_a_config():
+    config = {"model_type": "llama", "hidden_size": 4096, "attention_bias": True, "num_hidden_layers": 32}
+    model = tiny_model("llama", flags=config).model
+    assert "model.layers.0.self_attn.q_proj.bias" in model.state_dict()
+    assert model.config.hidden_size < 100
+
+
+def test_tiny_model_refuses_an_unknown_type():
+    with pytest.raises(TinyError, match="no model type `nothing`"):
+        tiny_model("nothing")
+
+
+def test_tiny_model_refuses_a_model_that_stays_large(monkeypatch):
+    """The parts of composite models keep their sizes. Building them would exhaust memory."""
+    monkeypatch.setattr(tiny, "_MAX_PARAMETERS", 1000)
+    with pytest.raises(TinyError, match=r"cannot build a tiny `llama`: .* it still has 0 M parameters"):
+        tiny_model("llama")
