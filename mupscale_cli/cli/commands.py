@@ -1,4 +1,4 @@
-"""Every command, as one application."""
+"""The application with all commands."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from mupscale_cli.cli import (
     verify,
     widen,
 )
-from mupscale_cli.cli.failures import message_of, tell_scripts
+from mupscale_cli.cli.failures import print_error_document, usage_message
 from mupscale_cli.cli.overview import SETTINGS, root
 from mupscale_cli.errors import MupscaleError
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not name
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only its subclass
 
 
 class _Group(TyperGroup):
-    """The root of the commands; a command line that cannot be understood is an error document as well."""
+    """Root of the commands, which prints a usage error as a JSON document as well."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except _UsageError as error:  # typer shows it, and ends with 2
-            tell_scripts(MupscaleError(message_of(error)), "UsageError")
+        except _UsageError as error:  # typer prints it and exits with 2
+            print_error_document(MupscaleError(usage_message(error)), "UsageError")
             raise
 
 
@@ -57,14 +57,14 @@ app.command("help")(manual.show_page)
 app.command("schema")(manual.show_schema)
 
 
-def _share_options(commands: typer.Typer) -> None:
-    """Give every command what every command has, in one place."""
+def _add_verbosity(commands: typer.Typer) -> None:
+    """Give every command the options `--quiet`, `--verbose` and `--debug`."""
     for command in commands.registered_commands:
         assert command.callback is not None
-        command.callback = options.with_shared(command.callback)
+        command.callback = options.with_verbosity(command.callback)
     for group in commands.registered_groups:
         assert group.typer_instance is not None
-        _share_options(group.typer_instance)
+        _add_verbosity(group.typer_instance)
 
 
-_share_options(app)
+_add_verbosity(app)

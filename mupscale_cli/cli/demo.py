@@ -1,4 +1,4 @@
-"""`mupscale demo`: the first thing that a newcomer sees, made of nothing but the real commands."""
+"""`mupscale demo`: a first look at mupscale, made of its real commands."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ _NOISE = 0.1
 
 def demo(
     context: typer.Context,
-    directory: Annotated[Path, typer.Option("--output", "-o", help="A new directory for the models.")] = Path(
+    directory: Annotated[Path, typer.Option("--output", "-o", help="New directory for the models.")] = Path(
         "mupscale-demo"
     ),
     as_json: options.Json = False,
 ) -> None:
-    """Train a small model, widen it, and verify that the wide one computes the same. Under a minute."""
+    """Train a small model, widen it, and verify that both compute the same. Takes under a minute."""
     if directory.exists():
-        raise OutputError(f"`{directory}` exists", hint="remove it, or choose another name with `-o`")
+        raise OutputError(f"`{directory}` already exists", hint="remove it, or choose another directory with `-o`")
     from mupscale_cli.engine.threads import one_thread
 
     console = output.report(as_json=as_json)
     with one_thread():
         document = _show(_Shell(context, console, as_json), directory)
-    console.print(f"\nThe models are in {directory}. Next: the same with your own checkpoint.", markup=False)
+    console.print(
+        f"\nThe models are in {directory}. Next, try your own checkpoint: mupscale help tutorial", markup=False
+    )
     if as_json:
         output.print_document("demo", {"directory": str(directory), **document})
 
 
 @dataclass
 class _Shell:
-    """Shows commands and runs them; under `--json` it keeps the documents that they print."""
+    """Prints commands and runs them; under `--json`, collects the documents that they print."""
 
     context: typer.Context
     console: Console
@@ -54,7 +56,7 @@ class _Shell:
     documents: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, line: str) -> None:
-        """Run a command through the same parser as any other."""
+        """Run a command line in this process, through the real parser."""
         self.console.print(f"[bold cyan]$[/] {line}", soft_wrap=True)
         group = self.context.find_root().command
         printed = io.StringIO()
@@ -70,15 +72,15 @@ class _Shell:
 def _show(shell: _Shell, directory: Path) -> dict[str, Any]:
     console = shell.console
     narrow, wide = directory / "tiny", directory / "tiny-x4"
-    _heading(console, "1. Train a small language model: Llama's shape, grouped queries, tied embeddings")
+    _heading(console, "1. Train a small Llama with grouped queries and tied embeddings")
     trained = _train(console, narrow)
     _heading(console, "2. Make it four times as wide")
     shell.run(f"mupscale widen {shlex.quote(str(narrow))} --factor 4")
-    _heading(console, "3. Compare the two models again, as anyone could who was given both")
+    _heading(console, "3. Verify again: anyone who has both models can")
     shell.run(f"mupscale verify {shlex.quote(str(wide))}")
-    _heading(console, "4. Let both continue a sentence")
+    _heading(console, "4. Generate text with both")
     texts = _compare_texts(console, narrow, wide)
-    _heading(console, "5. Go on training: the optimizer's state was widened too")
+    _heading(console, "5. Continue training: the optimizer state was widened too")
     losses = _continue(shell, narrow, wide)
     return {"trained": trained, "commands": shell.documents, "prompt": _PROMPT, "texts": texts, "losses": losses}
 
@@ -95,66 +97,58 @@ def _train(console: Console, directory: Path) -> dict[str, Any]:
     progress_console = output.stderr()
     with Progress(*columns, console=progress_console, transient=True, disable=not progress_console.is_terminal) as bar:
         task = bar.add_task("training", total=training.STEPS, loss=float("nan"))
-        found = training.train(directory, lambda step, loss: bar.update(task, completed=step, loss=loss))
+        trained = training.train(directory, lambda step, loss: bar.update(task, completed=step, loss=loss))
     console.print(
-        f"{output.count_text(found.num_parameters)} parameters, loss {found.first_loss:.2f} -> {found.last_loss:.2f} "
-        f"nats a byte in {training.STEPS} steps, {time.monotonic() - started:.0f} s; saved in {directory}",
+        f"{output.count_text(trained.num_parameters)} parameters, loss {trained.first_loss:.2f} -> "
+        f"{trained.last_loss:.2f} nats per byte in {training.STEPS} steps, {time.monotonic() - started:.0f} s; "
+        f"saved in {directory}",
         markup=False,
     )
     return {
-        "parameters": found.num_parameters,
+        "parameters": trained.num_parameters,
         "steps": training.STEPS,
-        "first_loss": found.first_loss,
-        "last_loss": found.last_loss,
+        "first_loss": trained.first_loss,
+        "last_loss": trained.last_loss,
     }
 
 
 def _continue(shell: _Shell, narrow: Path, wide: Path) -> dict[str, list[float]]:
-    """The same batches for the narrow model, the wide one, and the wide one with some noise."""
+    """Train the narrow model, the wide one, and a wide one with noise on the same batches; return their losses."""
     from mupscale_cli.tasks.demo.training import CONTINUED, continue_training
 
     console = shell.console
-    apart = wide.with_name(f"{wide.name}-noisy")
+    noisy = wide.with_name(f"{wide.name}-noisy")
     shell.run(
         f"mupscale widen {shlex.quote(str(narrow))} --factor 4 --noise {_NOISE} --no-verify "
-        f"-o {shlex.quote(str(apart))}"
+        f"-o {shlex.quote(str(noisy))}"
     )
     console.print()
     with console.status("training all three"):
-        before = continue_training(narrow, widened=False)
-        after = continue_training(wide, widened=True)
-        noisy = continue_training(apart, widened=True)
+        losses = {path.name: continue_training(path, widened=path != narrow) for path in (narrow, wide, noisy)}
     columns = ("tiny", "tiny-x4", "difference", f"tiny-x4 with --noise {_NOISE}")
-    result = output.table("step", *columns, right=("step", *columns))
+    table = output.table("step", *columns, right=("step", *columns))
     for step in sorted({0, 1, CONTINUED // 4, CONTINUED // 2, CONTINUED - 1}):
-        losses = before[step], after[step], noisy[step]
-        result.add_row(
-            str(step + 1),
-            f"{losses[0]:.6f}",
-            f"{losses[1]:.6f}",
-            f"{abs(losses[0] - losses[1]):.0e}",
-            f"{losses[2]:.6f}",
-        )
-    console.print(result)
+        before, after, with_noise = (run[step] for run in losses.values())
+        table.add_row(str(step + 1), f"{before:.6f}", f"{after:.6f}", f"{abs(before - after):.0e}", f"{with_noise:.6f}")
+    console.print(table)
     console.print(
-        "\nWithout noise the wide model takes the steps that the narrow one would have taken (the difference is "
-        "float32 rounding; `mupscale verify --steps 20` shows it in float64). Copies stay copies, so noise has to "
-        "tell them apart before the new capacity is used: that costs something "
-        "at first, and pays over more steps than these.",
+        "\nWithout noise, the wide model takes the same steps as the narrow one. The difference is float32 rounding; "
+        "`mupscale verify --steps 20` compares them in float64. But copies then stay copies. Noise makes them differ, "
+        "and training can use the new capacity. It raises the loss at first and pays off over more steps than these.",
         markup=False,
     )
-    return {path.name: losses for path, losses in ((narrow, before), (wide, after), (apart, noisy))}
+    return losses
 
 
 def _compare_texts(console: Console, *directories: Path) -> dict[str, str]:
     from mupscale_cli.tasks.demo.training import continue_text
 
-    found = {}
+    texts = {}
     for directory in directories:
         text = continue_text(directory, _PROMPT, _SAMPLE_BYTES).replace("\n", " ")
         lines = textwrap.wrap(text, max(40, min(console.width, 100) - 12))
         for number, line in enumerate(lines):
             console.print(f"[bold]{directory.name if number == 0 else '':<10}[/]", end="")
             console.print(line, markup=False)
-        found[directory.name] = text
-    return found
+        texts[directory.name] = text
+    return texts

@@ -14,55 +14,54 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: options.Json = False) -> None:
-    """Show versions, devices, memory, disk and settings, to paste into a bug report.
+    """Print versions, devices, memory, disk and settings for a bug report.
 
-    It holds no secrets: of a token only whether there is one, and no user's name in paths.
+    The output holds no secrets: it only says whether there is a Hub token, and paths omit the user's name.
     """
     from mupscale_cli.tasks.doctor import inspect_environment
 
-    found = inspect_environment()
+    environment = inspect_environment()
     if as_json:
-        output.print_document("doctor", found.as_record())
+        output.print_document("doctor", environment.as_record())
         return
     result = output.table("", "")
     result.show_header = False
-    for name, text in _lines(found):
+    for name, text in _rows(environment):
         result.add_row(name, Text(text))
     output.stdout().print(result)
 
 
-def _lines(found: Environment) -> list[tuple[str, str]]:
-    """What is told, line by line."""
+def _rows(environment: Environment) -> list[tuple[str, str]]:
+    """Return the table's rows as names and values."""
     from mupscale_cli.tasks.doctor import shorten_home
 
-    missing = [name for name, is_there in found.extras.items() if not is_there]
-    there = [name for name, is_there in found.extras.items() if is_there]
-    extras = ", ".join(there) or "none"
+    missing = [name for name, is_installed in environment.extras.items() if not is_installed]
+    extras = ", ".join(name for name in environment.extras if name not in missing) or "none"
     if missing:
-        extras += f"; not: {', '.join(missing)} (pip install 'mupscale[{','.join(missing)}]')"
-    count, folder = found.recipes
-    hub = found.hub
-    lines = [
-        ("mupscale", f"{found.mupscale}, in {shorten_home(found.place)}"),
-        ("python", found.python),
-        ("system", f"{found.system}, {output.counted(found.num_cores, 'core')}"),
-        *((name, text or "not installed") for name, text in found.packages.items()),
+        extras += f"; missing: {', '.join(missing)} (pip install 'mupscale[{','.join(missing)}]')"
+    count, folder = environment.recipes
+    hub = environment.hub
+    rows = [
+        ("mupscale", f"{environment.mupscale}, in {shorten_home(environment.place)}"),
+        ("python", environment.python),
+        ("system", f"{environment.system}, {output.counted(environment.num_cores, 'core')}"),
+        *((name, text or "not installed") for name, text in environment.packages.items()),
         ("extras", extras),
-        *((device.name, device.about + _space(device.num_bytes, device.free_bytes)) for device in found.devices),
+        *((device.name, device.about + _space(device.num_bytes, device.free_bytes)) for device in environment.devices),
     ]
-    if found.torch_problem is not None:
-        lines.append(("torch", f"cannot be used: {found.torch_problem}"))
-    if found.memory is not None:
-        lines.append(("memory", _space(*found.memory).removeprefix(", ")))
-    lines += [
-        ("disk", f"{shorten_home(found.folder)}{_space(*found.disk)}"),
+    if environment.torch_problem is not None:
+        rows.append(("torch", f"cannot be used: {environment.torch_problem}"))
+    if environment.memory is not None:
+        rows.append(("memory", _space(*environment.memory).removeprefix(", ")))
+    rows += [
+        ("disk", f"{shorten_home(environment.folder)}{_space(*environment.disk)}"),
         ("recipes", f"{count} in {shorten_home(folder)}"),
         ("HF_HOME", shorten_home(hub.home)),
-        ("hub cache", shorten_home(hub.cache) + (_space(*found.cache_disk) if found.cache_disk else "")),
+        ("hub cache", shorten_home(hub.cache) + (_space(*environment.cache_disk) if environment.cache_disk else "")),
         ("hub", f"{hub.endpoint}{', offline' if hub.offline else ''}"),
         ("hub token", hub.token or "none"),
     ]
-    return [(name, " ".join(text.split())) for name, text in lines]
+    return [(name, " ".join(text.split())) for name, text in rows]
 
 
 def _space(num_bytes: int | None, free: int | None) -> str:

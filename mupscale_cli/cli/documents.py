@@ -1,4 +1,4 @@
-"""What `--json` prints of recipes, and of trying them."""
+"""Build the JSON documents of recipes and of checking them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A recipe tried on one model.
+class ModelTrial:
+    """The outcome of trying a recipe on one model.
 
     Attributes:
-        label: which model.
-        checked: what that found; None where it came to nothing.
-        problem: why it came to nothing.
+        label: description of the model.
+        checked: the widenings that were tried and their errors; None if the check could not run.
+        problem: why the check could not run.
     """
 
     label: str
@@ -34,12 +34,12 @@ class Tried:
 
 
 def recipe_document(recipe: Recipe, growing: Mapping[str, Sequence[str]], costs: Mapping[str, str]) -> dict[str, Any]:
-    """A recipe as plain values.
+    """Return the JSON document of a recipe.
 
     Args:
-        recipe: which.
-        growing: the parts of a model that grow with each axis.
-        costs: what twice of each axis makes of a checkpoint; empty without one.
+        recipe: the recipe.
+        growing: the parts of a model that grow with each axis, by axis.
+        costs: the effect of doubling each axis on a checkpoint's size, by axis; empty without a checkpoint.
     """
     tie = recipe.tie
     return {
@@ -77,36 +77,36 @@ def recipe_document(recipe: Recipe, growing: Mapping[str, Sequence[str]], costs:
     }
 
 
-def check_document(recipe: Recipe, num_tensors: int | None, tried: Sequence[Tried]) -> dict[str, Any]:
-    """What checking a recipe found.
+def check_document(recipe: Recipe, num_tensors: int | None, trials: Sequence[ModelTrial]) -> dict[str, Any]:
+    """Return the JSON document of a recipe's check.
 
     Args:
-        recipe: which.
-        num_tensors: of the checkpoint that it was held against; None without one.
-        tried: the models that it was tried on.
+        recipe: the recipe.
+        num_tensors: number of tensors of the checkpoint that was compared with the recipe; None without one.
+        trials: the models that the recipe was tried on.
     """
     return {
         "recipe": recipe.name,
         "file": recipe.file,
-        "right": all(one.passed for one in tried),
+        "right": all(trial.passed for trial in trials),
         "axes": len(recipe.axes),
         "rules": len(recipe.tensors),
         "tensors": num_tensors,
-        "models": [_tried_document(one) for one in tried],
+        "models": [_trial_document(trial) for trial in trials],
     }
 
 
-def _tried_document(one: Tried) -> dict[str, Any]:
-    checked = one.checked
+def _trial_document(trial: ModelTrial) -> dict[str, Any]:
+    checked = trial.checked
     return {
-        "model": one.label,
-        "right": one.passed,
-        "problem": one.problem,
+        "model": trial.label,
+        "right": trial.passed,
+        "problem": trial.problem,
         "mistakes": list(checked.mistakes) if checked else [],
         "worst": _plain(checked.worst) if checked else None,
         "trials": [
-            {"factors": dict(trial.factors), "tie": trial.tie, "error": _plain(trial.error), "problem": trial.problem}
-            for trial in (checked.trials if checked else ())
+            {"factors": dict(one.factors), "tie": one.tie, "error": _plain(one.error), "problem": one.problem}
+            for one in (checked.trials if checked else ())
         ],
     }
 

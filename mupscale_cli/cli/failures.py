@@ -1,4 +1,4 @@
-"""Errors as documents: what scripts are told under `--json`."""
+"""Print errors as JSON documents under `--json`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from mupscale_cli.errors import MupscaleError
 
 
-def tell_scripts(error: MupscaleError, kind: str, code: int | None = None) -> None:
-    """Under `--json` an error is a document, too."""
+def print_error_document(error: MupscaleError, kind: str, code: int | None = None) -> None:
+    """Print the JSON document of an error, if `--json` is given.
+
+    Args:
+        error: the error.
+        kind: name of its class, or of the class of its cause.
+        code: exit code. Default: the error's own.
+    """
     if is_given("--json"):
         from mupscale_cli.cli import output
 
@@ -26,12 +32,12 @@ def tell_scripts(error: MupscaleError, kind: str, code: int | None = None) -> No
 
 
 def is_given(flag: str, words: Sequence[str] | None = None) -> bool:
-    """Whether a flag is on the command line, also on one that could not be parsed."""
+    """Tell whether a flag is on the command line, even on one that cannot be parsed."""
     words = sys.argv[1:] if words is None else words
     return flag in (words[: words.index("--")] if "--" in words else words)
 
 
-def message_of(error: Exception) -> str:
-    """What typer says of a usage error."""
-    formatted = getattr(error, "formatmessage_of", None)
-    return str(formatted() if formatted is not None else error).rstrip(".")
+def usage_message(error: Exception) -> str:
+    """Return typer's message for a usage error, without its full stop."""
+    format_message = getattr(error, "format_message", None)
+    return str(format_message() if format_message is not None else error).rstrip(".")

@@ -26,34 +26,38 @@ if TYPE_CHECKING:
 def hparams(
     wide: Annotated[str, typer.Argument(help="A widened checkpoint.", autocompletion=complete_widened)],
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the narrow run; needed unless --from-sweep says it.")
+        float | None, typer.Option(help="Learning rate of the narrow run. Required without `--from-sweep`.")
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(OPTIMIZERS)}. [default: adamw]")
+        str | None, typer.Option(metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)}. Default: adamw.")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of the narrow run. [default: 0]")] = None,
-    eps: Annotated[float | None, typer.Option(help="Of the narrow run. [default: 1e-8]")] = None,
-    betas: Annotated[str | None, typer.Option(metavar="B1,B2", help="Carried as they are.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the narrow run. Default: 0.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Epsilon of the narrow run. Default: 1e-8.")] = None,
+    betas: Annotated[
+        str | None, typer.Option(metavar="B1,B2", help="Decay rates of the narrow run's moments; widening keeps them.")
+    ] = None,
     from_sweep: Annotated[
         Path | None,
         typer.Option(
             "--from-sweep",
             metavar="FILE",
-            help="The sweep.json of `mupscale sweep`: what is not given here is what it found.",
+            help="The sweep.json of `mupscale sweep`. Its values replace the defaults of the options above.",
         ),
     ] = None,
-    decay: Annotated[str, typer.Option(metavar="WHICH", help="What is decayed: matrices, all or none.")] = "matrices",
+    decay: Annotated[
+        str, typer.Option(metavar="WHICH", help="Which parameters decay: matrices, all or none.")
+    ] = "matrices",
     decoupled: Annotated[
         bool | None,
-        typer.Option("--decoupled/--l2", help="How weight decay works; the optimizer's default if not given."),
+        typer.Option("--decoupled/--l2", help="Kind of weight decay. Default: the optimizer's."),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORM", help=f"One of {', '.join(TRAINER_FORMATS)}.")
+        str, typer.Option("--format", metavar="FORM", help=f"Output format: {', '.join(TRAINER_FORMATS)}.")
     ] = "table",
     as_json: options.Json = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="The same as YAML.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the JSON document as YAML.")] = False,
 ) -> None:
-    """Show the hyperparameters with which a widened model trains as the narrow one did."""
+    """Print the hyperparameters to continue training a widened model with."""
     record = read_record(find_source(wide, headers_only=True).checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
     settings = _settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay)
@@ -62,18 +66,18 @@ def hparams(
     if form == "table":
         _print_table(result)
     elif form == "json":
-        told = {} if swept is None else {"sweep": _sweep_document(swept)}
-        output.print_document("hparams", {**document(result), **told})
+        sweep = {} if swept is None else {"sweep": _sweep_document(swept)}
+        output.print_document("hparams", {**document(result), **sweep})
     else:
         rendered = render(form, result, record)
-        print(rendered.text)  # noqa: T201 (the result, as it is)
+        print(rendered.text)  # noqa: T201 (must not be wrapped or styled)
         for missing in rendered.missing:
             output.note(f"{form}: {missing}")
     if form != "table":
         for warning in result.warnings:
             output.warn(warning)
     if swept is not None:
-        _tell_sweep(swept, settings, record)
+        _print_sweep(swept, settings, record)
 
 
 def _settings(
@@ -86,15 +90,15 @@ def _settings(
     decoupled: bool | None,
     decay: str,
 ) -> Settings:
-    """The narrow run's hyperparameters: what is given, else what the sweep found, else the defaults.
+    """Choose the narrow run's hyperparameters: from the options, else from the sweep, else the defaults.
 
     Raises:
-        PlanError: nothing says the learning rate.
+        PlanError: neither an option nor a sweep sets the learning rate.
     """
     if lr is None and swept is None:
         raise PlanError(
-            "the learning rate of the narrow run is not given",
-            hint="`--lr 3e-4`, or `--from-sweep sweep.json` with what `mupscale sweep` found",
+            "the learning rate of the narrow run is missing",
+            hint="add `--lr 3e-4`, or `--from-sweep sweep.json` with the result of `mupscale sweep`",
         )
     given = {
         "lr": lr,
@@ -105,9 +109,9 @@ def _settings(
     }
     chosen: dict[str, Any] = {}
     for name, value in given.items():
-        said = value if value is not None else getattr(swept, name, None)
-        if said is not None:
-            chosen[name] = said
+        setting = value if value is not None else getattr(swept, name, None)
+        if setting is not None:
+            chosen[name] = setting
     return Settings(**chosen, decoupled=decoupled, decay=decay)
 
 
@@ -121,8 +125,8 @@ def _sweep_document(swept: SweptHyperparameters) -> dict[str, Any]:
     }
 
 
-def _tell_sweep(swept: SweptHyperparameters, settings: Settings, record: Record) -> None:
-    """What of the sweep no group can say: the noise with which the checkpoint is to be widened."""
+def _print_sweep(swept: SweptHyperparameters, settings: Settings, record: Record) -> None:
+    """Print the sweep's learning rate and noise, and warn if the checkpoint was widened with other noise."""
     noise = record["perturbation"] or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
     is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)
     options_text = f"--noise {swept.noise:g}" + (
@@ -130,28 +134,28 @@ def _tell_sweep(swept: SweptHyperparameters, settings: Settings, record: Record)
         if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
         else f" --noise-mode {swept.noise_mode} --noise-scale {swept.noise_scale}"
     )
-    other = "" if settings.lr == swept.lr else f", here it is {settings.lr:g}"
+    other = "" if settings.lr == swept.lr else f"; `--lr` sets {settings.lr:g}"
     output.note(f"the sweep found lr {swept.lr:g}{other}" + ("" if is_same else f"; widen with `{options_text}`"))
     if not is_same:
         output.warn(
-            f"this model was widened with {noise['mode']} noise {noise['size']:g}, the sweep found "
+            f"this model was widened with {noise['mode']} noise {noise['size']:g}, but the sweep found "
             f"{swept.noise_mode} noise {swept.noise:g}"
         )
     for warning in swept.warnings:
         output.warn(warning)
 
 
-def _print_table(found: Hyperparameters) -> None:
+def _print_table(result: Hyperparameters) -> None:
     console = output.stdout()
-    decay = ("weight decay",) if found.settings.weight_decay else ()
+    decay = ("weight decay",) if result.settings.weight_decay else ()
     columns = ("n", "c", "m", "lr", "eps", *decay, "clip weight")
-    result = output.table("tensors", *columns, right=columns)
-    prefix = _common_prefix([name for group in found.groups for name in group.tensors])
-    for group in found.groups:
+    table = output.table("tensors", *columns, right=columns)
+    prefix = _common_prefix([name for group in result.groups for name in group.tensors])
+    for group in result.groups:
         c, m = (output.number_text(group.scales[0]), str(group.scales[1])) if group.scales else ("", "")
         names = dict.fromkeys(starred(name.removeprefix(prefix)) for name in group.tensors)
         decayed = (f"{group.weight_decay:.4g}",) if decay else ()
-        result.add_row(
+        table.add_row(
             escape("\n".join(names)),
             str(len(group.tensors)),
             c,
@@ -161,22 +165,22 @@ def _print_table(found: Hyperparameters) -> None:
             *decayed,
             output.number_text(group.clip_weight),
         )
-    console.print(result)
+    console.print(table)
     console.print()
-    for key, formula in found.formulas.items():
+    for key, formula in result.formulas.items():
         console.print(f"{key:<12} = {formula}", markup=False)
     console.print(
-        "\nSchedules multiply each group's lr and carry over; betas and step counts stay. Clip by the weighted norm, "
-        "the square root of the sum of clip weight x squared norm (mupscale_cli.clip_grad_norm_).",
+        "\nSchedules multiply each group's lr, so they carry over; betas and step counts stay. Clip gradients by the "
+        "weighted norm, sqrt(sum of clip weight x squared norm), as mupscale_cli.clip_grad_norm_ does.",
         markup=False,
     )
-    for warning in found.warnings:
+    for warning in result.warnings:
         console.print(f"[bold yellow]warning:[/] {escape(warning)}")
-    for advice in found.advice:
+    for advice in result.advice:
         console.print(f"[bold]advice:[/] {escape(advice)}")
 
 
 def _common_prefix(names: list[str]) -> str:
-    """What all names begin with, up to a dot: it tells nothing."""
+    """Return the first part of the names, with its dot, if all share it."""
     first, _, _ = names[0].partition(".")
     return f"{first}." if all(name.startswith(f"{first}.") for name in names) else ""

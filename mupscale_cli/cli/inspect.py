@@ -14,18 +14,18 @@ def inspect(
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what is in a checkpoint: recipe, axes, tensors, and how it came to be."""
+    """Show what is in a checkpoint: its recipe, axes and tensors, and how it was made."""
     source = find_source(checkpoint, headers_only=True)
-    found = source.checkpoint
-    record = None if found.record is None else check_record(found.record, found.path)
-    plan = planning.identity_plan(found, recipe)
+    header = source.checkpoint
+    record = None if header.record is None else check_record(header.record, header.path)
+    plan = planning.identity_plan(header, recipe)
     if tensor is not None:
         factors = None if record is None else {name: axis["factor"] for name, axis in record["axes"].items()}
         explain.show_tensor(plan, tensor, factors, as_json=as_json)
         return
     if as_json:
         document = render.plan_document(plan, "")
-        path = str(source.hub or found.path)
+        path = str(source.hub or header.path)
         output.print_document("inspect", {**document, "output": None, "path": path, "record": record})
         return
     console = output.stdout()
@@ -34,8 +34,8 @@ def inspect(
     console.print(tree.tensors_tree(plan, console))
     console.print(
         f"\nrecipe {plan.recipe.name}, {output.count_text(plan.num_parameters[0])} parameters, "
-        f"{len(found.tensors)} tensors, "
-        f"{output.bytes_text(found.num_bytes)} in {output.counted(len(found.files), 'file')}",
+        f"{len(header.tensors)} tensors, "
+        f"{output.bytes_text(header.num_bytes)} in {output.counted(len(header.files), 'file')}",
         markup=False,
     )
     if record is not None:

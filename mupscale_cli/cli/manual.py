@@ -1,4 +1,4 @@
-"""`mupscale help` and `mupscale schema`: the manual's pages, and the schemas of the JSON documents."""
+"""`mupscale help` and `mupscale schema`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import typer
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.pages import KINDS, page_text, page_titles
 
-_READABLE = 100  # columns; longer lines are hard to follow
+_MAX_WIDTH = 100  # columns; longer lines of prose are hard to read
 
 
 def show_page(
-    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="A page of the manual; none: all.")] = None,
+    topic: Annotated[
+        str | None, typer.Argument(metavar="[TOPIC]", help="Page of the manual. Default: list all pages.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a page of the manual, or list them. Markdown where the output is no terminal."""
+    """Show a page of the manual, or list all pages. Prints Markdown if the output is not a terminal."""
     if topic is None:
         _list_pages(as_json=as_json)
         return
@@ -29,7 +31,7 @@ def show_page(
     elif console.is_terminal:
         from rich.markdown import Markdown
 
-        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _READABLE))
+        console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, _MAX_WIDTH))
     else:
         sys.stdout.write(text)
 
@@ -45,14 +47,16 @@ def _list_pages(*, as_json: bool) -> None:
         for page in pages:
             result.add_row(kind if page == pages[0] else "", page, titles[page])
     output.stdout().print(result)
-    output.note("\n`mupscale help PAGE` shows a page; `mupscale COMMAND --help` lists the options of a command")
+    output.note("\n`mupscale help PAGE` shows a page; `mupscale COMMAND --help` lists a command's options")
 
 
 def show_schema(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A document; none: all of them.")] = None,
-    as_json: options.Json = False,  # noqa: ARG001 (a schema is JSON in any case)
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a document. Default: list all documents.")
+    ] = None,
+    as_json: options.Json = False,  # noqa: ARG001 (the output is always JSON)
 ) -> None:
-    """Print the JSON Schema of a document that `--json` prints, or the names and versions of all."""
+    """Print the JSON Schema of a document that `--json` prints, or list all documents."""
     from mupscale_cli.record.documents import VERSIONS, load_schema
 
     content = VERSIONS if name is None else load_schema(name)

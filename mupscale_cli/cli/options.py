@@ -1,11 +1,11 @@
-"""Options that several commands share, and how their texts become values."""
+"""Define the options that several commands share, and parse their values."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,18 +15,16 @@ from mupscale_cli.errors import Interrupted, PlanError, Terminated
 from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS
 from mupscale_cli.plan.perturbation import MODES, SCALES
 
-if TYPE_CHECKING:
-    pass
-
 Checkpoint = Annotated[
     str,
     typer.Argument(
-        help="A safetensors file, a model directory, or a Hub id (org/name, org/name@revision).",
+        help="A safetensors file, a model directory, or a model on the Hub (org/name or org/name@revision).",
         autocompletion=complete_checkpoint,
     ),
 ]
 Factor = Annotated[
-    str | None, typer.Option("--factor", "-f", metavar="K", help="Target width over source width, a whole number.")
+    str | None,
+    typer.Option("--factor", "-f", metavar="K", help="How many times as wide the model becomes; a whole number."),
 ]
 AxisFactors = Annotated[
     list[str] | None,
@@ -34,7 +32,7 @@ AxisFactors = Annotated[
         "--axis",
         "-a",
         metavar="NAME=K",
-        help="The factor of one axis; overrides or adds to --factor. Repeatable.",
+        help="Factor of one axis; overrides `--factor` for this axis. Repeatable.",
         autocompletion=complete_axis,
     ),
 ]
@@ -44,7 +42,7 @@ RecipeName = Annotated[
         "--recipe",
         "-r",
         metavar="NAME|FILE",
-        help="The recipe; found by the checkpoint if not given.",
+        help="Recipe to use. Default: the one that fits the checkpoint.",
         autocompletion=complete_recipe,
     ),
 ]
@@ -53,70 +51,81 @@ Tie = Annotated[
     typer.Option(
         "--tie",
         metavar="fold|config|untie",
-        help="Where the factor of a readout goes that shares the embedding: into the norm before it, into a key of "
-        "the config, or into a tensor of its own. Not given: the recipe's choice.",
+        help="Where to put the factor 1/k of a readout that shares the embedding's tensor: into the norm before it, "
+        "into a key of the config, or into a tensor of its own. Default: the recipe's first choice.",
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no tables: only what a script would use, and warnings.")
+    bool,
+    typer.Option("--quiet", "-q", help="Print no progress and no tables, only warnings, errors and what scripts use."),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell the reasons for what is decided, on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tell everything, and show where an error happened.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Explain decisions on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Log everything on stderr, and print tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 MethodName = Annotated[
     str,
-    typer.Option("--method", "-m", metavar="NAME", help=f"One of {', '.join(METHODS)}; `mupscale` keeps everything."),
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="NAME",
+        help=f"How to make new units: {', '.join(METHODS)}. `mupscale` keeps function and training exactly.",
+    ),
 ]
 Shrink = Annotated[
     float | None,
-    typer.Option(metavar="NUMBER", help=f"warmstart: by what the narrow weights are multiplied; {DEFAULT_SHRINK}."),
+    typer.Option(metavar="NUMBER", help=f"warmstart: factor of the narrow weights. Default: {DEFAULT_SHRINK}."),
 ]
 Snr = Annotated[
-    float | None, typer.Option(metavar="DB", help="hyperclone: signal over noise in dB; without it no noise.")
+    float | None, typer.Option(metavar="DB", help="hyperclone: signal-to-noise ratio in dB. Default: no noise.")
 ]
 NoiseSize = Annotated[
     float | None,
-    typer.Option("--noise", metavar="T", help="Noise that tells copies apart, relative to each tensor, such as 0.1."),
+    typer.Option("--noise", metavar="T", help="Amount of noise that makes copies differ, such as 0.1. Default: none."),
 ]
 NoiseMode = Annotated[
     str | None,
-    typer.Option(metavar="|".join(MODES), help="preserving: noise that cancels, so that the function stays the same."),
+    typer.Option(
+        metavar="|".join(MODES),
+        help="Kind of noise. preserving: it cancels, so the function stays the same. Default: free.",
+    ),
 ]
 NoiseScale = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(SCALES),
-        help="What T is relative to: a matrix's spectral norm, the root mean square, 1/sqrt(fan_in), or a fresh "
-        "initialisation.",
+        help="Unit of T: the matrix's spectral norm, the tensor's root mean square, 1/sqrt(fan_in), or the standard "
+        "deviation of a fresh initialization. Default: spectral.",
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of noise and of random maps.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Random seed for noise and random maps.")]
 VerifyDtype = Annotated[
     str,
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="Run both models in float64, float32, bfloat16 or float16. auto: float64 where it fits.",
+        help="Data type to run both models in: float64, float32, bfloat16 or float16. auto: float64 if it fits.",
     ),
 ]
 VerifyDevice = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where to run them, as torch names it; `spread` over all GPUs, or `disk`: weights are read when they are "
-        "needed. auto: the GPU if there is one; what does not fit is spread, or read from disk.",
+        help="Device to run both models on, such as cuda:1. spread: all GPUs. disk: read weights when they are "
+        "needed. auto: the GPU, if any; a model that does not fit is spread or read from disk.",
     ),
 ]
 VerifyModel = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="FILE:FUNCTION", help="Your own model: a function from the config to an nn.Module."
+        "--model", metavar="FILE:FUNCTION", help="Your own model class: a function from the config to an nn.Module."
     ),
 ]
 OptimizerState = Annotated[
     str,
     typer.Option(
-        "--optimizer", metavar="PATH|none", help="The optimizer's state. auto: beside the checkpoint if it is there."
+        "--optimizer",
+        metavar="PATH|none",
+        help="Optimizer state to widen. auto: the state next to the checkpoint, if any.",
     ),
 ]
 OptimizerPolicy = Annotated[
@@ -124,41 +133,47 @@ OptimizerPolicy = Annotated[
     typer.Option(
         "--optimizer-policy",
         metavar="POLICY",
-        help="copy its moments to all copies, `reset-new` only to the first of them, or reset them all.",
+        help="What to do with optimizer state. copy: widen it. reset-new: keep it for the first copy of each unit "
+        "only. reset: start from zero.",
     ),
 ]
 StateKey = Annotated[
     str | None,
-    typer.Option("--key", metavar="NAME", help="Where in PATH the optimizer's state is, for instance `optimizer`."),
+    typer.Option("--key", metavar="NAME", help="Key of the optimizer state inside PATH, such as `optimizer`."),
 ]
 AllowPickle = Annotated[
     bool,
     typer.Option(
-        "--allow-pickle", help="Read distributed checkpoints, whose metadata are a pickle that could run code."
+        "--allow-pickle",
+        help="Read distributed checkpoints. Their metadata is a pickle, which can run code: trust the files first.",
     ),
 ]
 
 
-Private = Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Propose the commit as a pull request.")]
-CommitMessage = Annotated[str | None, typer.Option("--commit-message", metavar="TEXT", help="Of the commit.")]
+Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request with the commit.")]
+CommitMessage = Annotated[
+    str | None,
+    typer.Option(
+        "--commit-message", metavar="TEXT", help='Commit message. Default: "Upload NAME, widened by mupscale".'
+    ),
+]
 WithOptimizer = Annotated[
-    bool, typer.Option("--with-optimizer", help="Publish the optimizer's state, and what resuming needs, as well.")
+    bool, typer.Option("--with-optimizer", help="Also publish the optimizer state and the files that resuming needs.")
 ]
 
+_VERBOSITY = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
 
-_SHARED = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
 
-
-def with_shared(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options that every command has: `--quiet`, `--verbose` and `--debug`."""
+def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options `--quiet`, `--verbose` and `--debug`, and turn interruptions into errors."""
 
     @functools.wraps(command)
-    def spoken(*args: Any, **given: Any) -> None:
-        voice = output.Voice(**{name: given.pop(name) for name in _SHARED})
-        with output.speaking(voice):
+    def wrapper(*args: Any, **values: Any) -> None:
+        verbosity = output.Verbosity(**{name: values.pop(name) for name in _VERBOSITY})
+        with output.use_verbosity(verbosity):
             try:
-                command(*args, **given)
+                command(*args, **values)
             except KeyboardInterrupt as stop:
                 kept = getattr(stop, "resume_hint", "nothing was written")
                 raise Interrupted(f"interrupted; {kept}") from stop
@@ -167,29 +182,29 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
                     raise
                 kept = getattr(stop, "resume_hint", None)
                 raise Terminated(f"terminated; {kept}" if kept else "terminated") from stop
-            except BrokenPipeError as error:  # as when piped into `head`
-                output.hang_up()
+            except BrokenPipeError as error:  # for example piped into `head`
+                output.discard_stdout()
                 raise typer.Exit(141) from error
 
     signature = inspect.signature(command, eval_str=True)
-    more = [
+    flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-        for name, option in _SHARED.items()
+        for name, option in _VERBOSITY.items()
     ]
-    parameters = [*signature.parameters.values(), *more]
-    spoken.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    spoken.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return spoken
+    parameters = [*signature.parameters.values(), *flags]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
 
 
 def parse_betas(text: str) -> tuple[float, float]:
-    """The decay rates of an optimizer's moments.
+    """Parse the decay rates of an optimizer's moments, such as `0.9,0.95`.
 
     Raises:
-        PlanError: they are not two numbers.
+        PlanError: the text is not two numbers.
     """
     try:
         first, second = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise PlanError(f"`--betas {text}` is not two numbers", hint="for instance `--betas 0.9,0.95`") from error
+        raise PlanError(f"`--betas {text}` is not two numbers", hint="for example `--betas 0.9,0.95`") from error
     return first, second

@@ -1,4 +1,4 @@
-"""What people see: results on stdout, everything else on stderr, readable without colour."""
+"""Print results on stdout and everything else on stderr, readable without color."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from mupscale_cli.cli.progress import shown
+from mupscale_cli.cli.progress import show_progress
 from mupscale_cli.cli.tables import OpenTable
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import launched_ranks
@@ -24,11 +24,11 @@ from mupscale_cli.text import bytes_text, count_text, counted, number_text
 
 __all__ = [
     "OpenTable",
-    "Voice",
+    "Verbosity",
     "bytes_text",
     "count_text",
     "counted",
-    "hang_up",
+    "discard_stdout",
     "is_quiet",
     "note",
     "number_text",
@@ -36,24 +36,24 @@ __all__ = [
     "print_error",
     "progress",
     "report",
-    "speaking",
     "stderr",
     "stdout",
     "table",
+    "use_verbosity",
     "warn",
 ]
 
-_PIPED_WIDTH = 1000  # a pipe has no width; wide enough that no table or line is cut
+_PIPE_WIDTH = 1000  # columns; no table is that wide, so nothing is wrapped in a pipe
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """How much a command says beside its result.
+class Verbosity:
+    """How much a command prints in addition to its result.
 
     Attributes:
-        quiet: nothing but results, warnings and errors.
-        verbose: the reasons for what it decides, on stderr.
-        debug: everything that it notes, and tracebacks.
+        quiet: print only results, warnings and errors.
+        verbose: explain decisions on stderr.
+        debug: print every log record, and the tracebacks of errors.
     """
 
     quiet: bool = False
@@ -61,21 +61,21 @@ class Voice:
     debug: bool = False
 
 
-_voice: ContextVar[Voice] = ContextVar("voice", default=Voice())  # noqa: B039 (it is frozen)
+_verbosity: ContextVar[Verbosity] = ContextVar("verbosity", default=Verbosity())  # noqa: B039 (it is frozen)
 
 
 @contextmanager
-def speaking(voice: Voice) -> Iterator[None]:
-    """Speak like this for a while; a command that another one runs is no louder than that one.
+def use_verbosity(chosen: Verbosity) -> Iterator[None]:
+    """Set the verbosity inside the context. A command that another command runs inherits that command's flags.
 
-    Reasons are what the library notes with `logging` below `mupscale_cli`.
+    With `verbose` and `debug`, the records of the logger `mupscale_cli` are printed.
     """
-    outer = _voice.get()
-    inner = Voice(voice.quiet or outer.quiet, voice.verbose or outer.verbose, voice.debug or outer.debug)
-    logger, handler = logging.getLogger("mupscale_cli"), _Reasons()
-    level, is_heard = logger.level, (inner.verbose or inner.debug) and not (outer.verbose or outer.debug)
-    token = _voice.set(inner)
-    if is_heard:
+    outer = _verbosity.get()
+    inner = Verbosity(chosen.quiet or outer.quiet, chosen.verbose or outer.verbose, chosen.debug or outer.debug)
+    logger, handler = logging.getLogger("mupscale_cli"), _StderrHandler()
+    level, is_new = logger.level, (inner.verbose or inner.debug) and not (outer.verbose or outer.debug)
+    token = _verbosity.set(inner)
+    if is_new:
         logger.setLevel(logging.DEBUG if inner.debug else logging.INFO)
         logger.addHandler(handler)
     try:
@@ -83,57 +83,57 @@ def speaking(voice: Voice) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        _voice.reset(token)
+        _verbosity.reset(token)
 
 
-class _Reasons(logging.Handler):
-    """Shows what the library notes, as lines on stderr."""
+class _StderrHandler(logging.Handler):
+    """Prints log records as dim lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stderr().print(record.getMessage(), style="dim", markup=False, soft_wrap=True)
 
 
 def is_quiet() -> bool:
-    """Whether only what a script would use is to be printed."""
-    return _voice.get().quiet
+    """Tell whether `--quiet` is given."""
+    return _verbosity.get().quiet
 
 
 def stdout() -> Console:
-    """The console for results: what was asked for."""
+    """Return the console for the result that the user requested."""
     return _console(sys.stdout.isatty(), stderr=False)
 
 
 def report(*, as_json: bool = False) -> Console:
-    """The console for what a command tells of what it did; silent under `--quiet`, and where a document says it."""
+    """Return the console for a command's report of its work. It is silent under `--quiet` and `--json`."""
     return _console(sys.stdout.isatty(), stderr=False, quiet=as_json or is_quiet())
 
 
 def stderr() -> Console:
-    """The console for progress, warnings and errors."""
+    """Return the console for progress, warnings and errors."""
     return _console(sys.stderr.isatty(), stderr=True)
 
 
 def _console(is_terminal: bool, *, stderr: bool, quiet: bool = False) -> Console:
-    """A console as wide as its terminal, or as COLUMNS says."""
+    """Return a console as wide as COLUMNS or, without it, the terminal."""
     columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPED_WIDTH
+    width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPE_WIDTH
     return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, quiet=quiet)
 
 
 def print_document(name: str, document: Mapping[str, Any]) -> None:
-    """One JSON document, and nothing else, on stdout; it says its name and its version."""
+    """Print a JSON document on stdout, with the name and version of its schema first."""
     from mupscale_cli.record.documents import document_head
 
     sys.stdout.write(json.dumps({**document_head(name), **document}, indent=2, ensure_ascii=False) + "\n")
 
 
-def hang_up() -> None:
-    """Nobody reads stdout any more; say nothing about it when the process ends."""
+def discard_stdout() -> None:
+    """Redirect stdout to nowhere, so that Python does not fail to flush a closed pipe when the process ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(error: MupscaleError) -> None:
-    """What failed and where, then after a blank line what to do."""
+    """Print what failed and where and, after a blank line, the hint."""
     console, ranks = stderr(), launched_ranks()
     where = "" if ranks.is_alone else f" in process {ranks.rank} of {ranks.size}"
     console.print(f"[bold red]error{where}:[/] {escape(error.message)}")
@@ -144,27 +144,27 @@ def print_error(error: MupscaleError) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people beside the result."""
+    """Print a line on stderr, unless `--quiet` is given."""
     if not is_quiet():
         stderr().print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """What to know before the result is relied on; `--quiet` does not silence it."""
+    """Print a warning on stderr, even under `--quiet`."""
     stderr().print(f"warning: {text}", markup=False)
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> OpenTable:
-    """A table without a box, whose cells break between words and behind the dots of names."""
+    """Return a table without a box. Its cells wrap between words and after the dots of names."""
     return OpenTable(*columns, right=right)
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Events]:
-    """Events that show a bar on a terminal, and lines otherwise."""
+    """Yield events that show a progress bar on a terminal, and lines elsewhere."""
     if quiet or is_quiet():
         yield SILENT
         return
     console = stderr()
-    with shown(console, live=console.is_terminal and not console.is_dumb_terminal) as events:
+    with show_progress(console, live=console.is_terminal and not console.is_dumb_terminal) as events:
         yield events

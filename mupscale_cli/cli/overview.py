@@ -1,4 +1,4 @@
-"""The list of commands, without the commands: what `mupscale --help` shows, in a fraction of the time."""
+"""Show the list of commands without importing them, which makes `mupscale --help` fast."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "rich_markup_mode": "markdown",
 }
-# The first lines of the commands' own help, in their order; a test holds them together.
+# First lines of the commands' own help, in order; a test compares the two.
 SUMMARIES = {
     "widen": "Widen a checkpoint: weights, optimizer state, config, and everything that loading it needs.",
-    "verify": "Check that the wide model computes the same function as the narrow one. Exit code 1 if not.",
-    "inspect": "Show what is in a checkpoint: recipe, axes, tensors, and how it came to be.",
-    "hparams": "Show the hyperparameters with which a widened model trains as the narrow one did.",
+    "verify": "Check that the wide model computes the same function as the narrow one. Exits with 1 if it does not.",
+    "inspect": "Show what is in a checkpoint: its recipe, axes and tensors, and how it was made.",
+    "hparams": "Print the hyperparameters to continue training a widened model with.",
     "sweep": "Find learning rate and noise on small widened models, for the large one.",
-    "push": "Publish a widened checkpoint on the Hub, with a model card that says how it came to be.",
-    "run": "Do the steps of a job file in their order: widenings, verifications, pushes. What is done is not done "
-    "again.",
-    "demo": "Train a small model, widen it, and verify that the wide one computes the same. Under a minute.",
-    "doctor": "Show versions, devices, memory, disk and settings, to paste into a bug report.",
-    "help": "Show a page of the manual, or list them. Markdown where the output is no terminal.",
-    "schema": "Print the JSON Schema of a document that `--json` prints, or the names and versions of all.",
-    "recipes": "The architectures that mupscale knows.",
+    "push": "Publish a widened checkpoint on the Hub, with a model card that says how it was made.",
+    "run": "Run the steps of a job file in order: widenings, verifications, pushes. Skips finished steps.",
+    "demo": "Train a small model, widen it, and verify that both compute the same. Takes under a minute.",
+    "doctor": "Print versions, devices, memory, disk and settings for a bug report.",
+    "help": "Show a page of the manual, or list all pages. Prints Markdown if the output is not a terminal.",
+    "schema": "Print the JSON Schema of a document that `--json` prints, or list all documents.",
+    "recipes": "List, explain, check and draft recipes, which describe architectures.",
     "plot": "Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
 }
 
 
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Widen a trained network without retraining it: the wide model computes the same function.
 
-    New here? `mupscale demo` trains a small model, widens it and verifies it, in under a minute.
+    New here? `mupscale demo` trains a small model, widens it and verifies it in under a minute.
     `mupscale help` lists the pages of the manual.
     """
     if version:
@@ -44,13 +43,13 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def overview() -> typer.Typer:
-    """An application whose commands are names and first lines."""
+    """Return an application whose commands have a name and a summary, but do nothing."""
     app = typer.Typer(**SETTINGS)
     app.callback(invoke_without_command=True)(root)
     for name, summary in SUMMARIES.items():
-        app.command(name, help=summary)(_nothing)
+        app.command(name, help=summary)(_do_nothing)
     return app
 
 
-def _nothing() -> None:
-    """What a command of the overview does."""
+def _do_nothing() -> None:
+    """Stand in for a command."""

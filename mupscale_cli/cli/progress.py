@@ -1,7 +1,7 @@
-"""How far a command is: one bar of bytes with speed and time left, and a line for each phase that is done.
+"""Show the progress of a command: bytes, speed and time left.
 
-On a terminal the bar is for the phase that runs, and leaves its line when it ends. Elsewhere, as in a log, a phase says
-its line when it begins, and one that takes long says how far it is now and then, so that nobody takes it for dead.
+On a terminal, the current phase has a bar, and a finished phase leaves a line. Elsewhere, for example in a log, a phase
+prints a line when it starts, and a long phase prints its progress once a minute.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from rich.text import Text
 from mupscale_cli.engine.events import Events
 from mupscale_cli.text import bytes_text, time_text
 
-SILENCE = 60.0  # seconds after which a log hears of a long phase
+LOG_INTERVAL = 60.0  # seconds between two lines of a long phase in a log
 _NAME_WIDTH = 16
 _FIGURES_WIDTH = 52  # 999.9 MB of 999.9 GB, 999.9 MB/s, 59 min 59 s left
 
 
 @contextmanager
-def shown(console: Console, *, live: bool, clock: Callable[[], float] = time.monotonic) -> Iterator[Events]:
-    """Events that are shown.
+def show_progress(console: Console, *, live: bool, clock: Callable[[], float] = time.monotonic) -> Iterator[Events]:
+    """Yield events that print progress on a console.
 
     Args:
-        console: where.
-        live: whether it is a terminal on which a bar can move.
-        clock: the time in seconds.
+        console: the console.
+        live: whether the console can redraw a bar.
+        clock: returns the time in seconds.
     """
     if not live:
-        lines = _Lines(console, clock)
+        lines = _LogLines(console, clock)
         yield Events(lines.phase, lines.advance, lines.note)
         return
     width = max(8, min(40, console.width - _NAME_WIDTH - _FIGURES_WIDTH))
@@ -44,7 +44,7 @@ def shown(console: Console, *, live: bool, clock: Callable[[], float] = time.mon
 
 
 class _Figures(ProgressColumn):
-    """Bytes, speed and time left; of a phase without bytes, how long it has been going on."""
+    """Renders bytes, speed and time left or, for a phase without bytes, the elapsed time."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -56,7 +56,7 @@ class _Figures(ProgressColumn):
 
 
 class _Bars:
-    """One bar at a time; lives as long as they are shown."""
+    """Shows a bar for the current phase."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -74,7 +74,7 @@ class _Bars:
         self._progress.console.print(text, markup=False, soft_wrap=True)
 
     def end(self) -> None:
-        """Leave a line of the phase that ends."""
+        """Replace the bar of the current phase by a line."""
         if self._current is None:
             return
         task = next(task for task in self._progress.tasks if task.id == self._current)
@@ -90,26 +90,26 @@ def _done_text(num_bytes: int, seconds: float) -> str:
     return f"{bytes_text(num_bytes)} in {time_text(seconds)}{speed}" if num_bytes else time_text(seconds)
 
 
-class _Lines:
-    """A line when a phase begins, and now and then one of how far it is."""
+class _LogLines:
+    """Prints a line when a phase starts, and its progress every `LOG_INTERVAL` seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console = console
         self._clock = clock
         self._name, self._total, self._done = "", 0, 0
-        self._began = self._told = 0.0
+        self._started = self._last_line = 0.0
 
     def phase(self, name: str, total: int) -> None:
         self._name, self._total, self._done = name, total, 0
-        self._began = self._told = self._clock()
+        self._started = self._last_line = self._clock()
         self._print(f"{name} ({bytes_text(total)})" if total else name)
 
     def advance(self, count: int) -> None:
         self._done += count
         now = self._clock()
-        if self._total and now - self._told >= SILENCE:
-            self._told = now
-            speed = self._done / (now - self._began)
+        if self._total and now - self._last_line >= LOG_INTERVAL:
+            self._last_line = now
+            speed = self._done / (now - self._started)
             left = time_text(max(0, self._total - self._done) / speed)
             self._print(
                 f"{self._name}: {self._done / self._total:.0%}, {bytes_text(self._done)} of "

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from mupscale_cli.checkpoints.reading import Checkpoint
 
-app = typer.Typer(no_args_is_help=True, help="The architectures that mupscale knows.")
+app = typer.Typer(no_args_is_help=True, help="List, explain, check and draft recipes, which describe architectures.")
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe or a file.", autocompletion=complete_recipe)
+    str, typer.Argument(metavar="NAME|FILE", help="Built-in recipe or recipe file.", autocompletion=complete_recipe)
 ]
 
 
@@ -46,7 +46,7 @@ def list_recipes(as_json: options.Json = False) -> None:
         ]
         output.print_document("recipes", {"recipes": rows})
         return
-    result = output.table("recipe", "model types", "axes", "what")
+    result = output.table("recipe", "model types", "axes", "description")
     for recipe in recipes:
         types = ", ".join(recipe.model_types) or "(no config)"
         result.add_row(recipe.name, types, " ".join(recipe.axis_names), recipe.about)
@@ -59,7 +59,9 @@ def show_recipe(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT]", help="Tell what each axis costs in this checkpoint.", autocompletion=complete_checkpoint
+            metavar="[CKPT]",
+            help="Checkpoint to compute each axis's cost for.",
+            autocompletion=complete_checkpoint,
         ),
     ] = None,
     tensor: explain.TensorName = None,
@@ -84,17 +86,19 @@ def show_recipe(
     console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
     axes = output.table("axis", "what it is, what widens it, what grows with it")
     for axis in found.axes:
-        axes.add_row(axis.name, escape("\n".join(_in_words(found, axis, costs.get(axis.name)))))
+        axes.add_row(axis.name, escape("\n".join(_axis_lines(found, axis, costs.get(axis.name)))))
     console.print(axes)
     for name, members in found.groups.items():
         console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
     for link in found.links:
-        console.print(f"\n{link.axis} = {link.text.value}: the config ties them, so they move together", markup=False)
+        console.print(
+            f"\n{link.axis} = {link.text.value}: the config links these axes, so they widen together", markup=False
+        )
     if found.tie is not None:
         ways = [
             f"{way:<6} {_WAYS[way]}{' (the default)' if way == found.tie.ways[0] else ''}" for way in found.tie.ways
         ]
-        console.print("\nwhere the readout shares the embedding, --tie chooses who takes its 1/k:", markup=False)
+        console.print("\nif the readout shares the embedding, --tie chooses what takes its factor 1/k:", markup=False)
         console.print(*(f"  {way}" for way in ways), sep="\n", markup=False)
     console.print()
     rules = output.table("tensors", "layout", "when")
@@ -111,23 +115,24 @@ def show_recipe(
 
 _WAYS = {
     "fold": "the norm before it",
-    "config": "a key of the config, exactly",
-    "untie": "the readout itself, as a tensor of its own; the model grows by one embedding",
+    "config": "a key of the config, without rounding",
+    "untie": "the readout, as a tensor of its own; the model grows by one embedding",
 }
 
 
-def _in_words(recipe: Recipe, axis: AxisRule, cost: str | None) -> Iterator[str]:
+def _axis_lines(recipe: Recipe, axis: AxisRule, cost: str | None) -> Iterator[str]:
+    """Yield lines that describe an axis."""
     yield f"{axis.about}: {axis.text.value}"
     if axis.name in recipe.fixed:
         yield f"never widened: {recipe.fixed[axis.name]}"
     else:
         by = "--factor, or " if axis.name in recipe.widen else ""
-        yield f"{by}--axis {axis.name}=K" + (f"; x2 makes {cost}" if cost else "")
+        yield f"{by}--axis {axis.name}=K" + (f"; x2 gives {cost}" if cost else "")
     yield f"grows {', '.join(_growing(recipe, axis.name))}"
 
 
 def _growing(recipe: Recipe, axis: str) -> list[str]:
-    """The parts of a model that have an axis, by the last word of their tensors' names."""
+    """Return the parts of a model that have an axis, by the last part of their tensors' names."""
     names: dict[str, None] = {}
     for rule in recipe.tensors:
         layouts = [choice.value for choice in rule.choices if isinstance(choice.value, Layout)]
@@ -142,7 +147,7 @@ def _growing(recipe: Recipe, axis: str) -> list[str]:
 
 
 def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
-    """What twice of each axis, with what is tied to it, makes of a checkpoint's number of parameters."""
+    """Describe the effect of doubling each axis, with its linked axes, on a checkpoint's number of parameters."""
     costs = {}
     for axis in recipe.axis_names:
         factors = smallest_factors(recipe, checkpoint, axis, 2)
@@ -150,8 +155,8 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
             continue
         resolved = resolve_factors(recipe, None, factors)
         before, after = make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None).num_parameters
-        along = ", ".join(name for name in factors if name != axis)
-        costs[axis] = f"{after / before:.3g} times the parameters" + (f", together with {along}" if along else "")
+        linked = ", ".join(name for name in factors if name != axis)
+        costs[axis] = f"{after / before:.3g} times the parameters" + (f", together with {linked}" if linked else "")
     return costs
 
 
@@ -162,7 +167,7 @@ def check_recipe(
         str | None,
         typer.Argument(
             metavar="[CKPT]",
-            help="A checkpoint whose tensors it must know; nothing is run.",
+            help="Checkpoint whose tensors the recipe must describe. Runs no model.",
             autocompletion=complete_checkpoint,
         ),
     ] = None,
@@ -171,26 +176,28 @@ def check_recipe(
         typer.Option(
             "--model-type",
             metavar="TYPE",
-            help="Try it on tiny random models of this type. Repeatable. Not given: the types that the recipe names.",
+            help="Try the recipe on tiny random models of this type. Repeatable. Default: the recipe's own types.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="FILE:FUNCTION", help="Your own model class, with which to try it on CKPT, a small one."
+            "--model",
+            metavar="FILE:FUNCTION",
+            help="Your own model class, to try the recipe on a small CKPT.",
         ),
     ] = None,
-    run: Annotated[bool, typer.Option(help="Try it on tiny random models, which needs transformers.")] = True,
+    run: Annotated[bool, typer.Option(help="Try the recipe on tiny random models. Needs transformers.")] = True,
     as_json: options.Json = False,
 ) -> None:
-    """Check a recipe: for itself, against a checkpoint, and by widening small models in every way.
+    """Check a recipe: its text, against a checkpoint, and by widening small models in every way.
 
-    Exit code 0 if nothing is wrong, 1 if a model shows a mistake, 2 if the recipe cannot be read.
+    Exits with 0 if nothing is wrong, 1 if a model shows a mistake, 2 if the recipe cannot be read.
     """
     if model is not None and checkpoint is None:
-        raise MupscaleError("`--model` needs a checkpoint to load", hint="give a small one, as safetensors")
+        raise MupscaleError("`--model` needs a checkpoint to load", hint="add CKPT, a small safetensors checkpoint")
     source = None
-    if checkpoint is not None:  # of a model of the Hub the headers are enough, unless it is to be run
+    if checkpoint is not None:  # download whole files from the Hub only to run the model
         source = find_source(checkpoint, headers_only=model is None).checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.report(as_json=as_json)
@@ -202,20 +209,20 @@ def check_recipe(
         tensors = output.counted(num_tensors, "tensor")
         console.print(f"{checkpoint}: {tensors}, each matches one rule and has its shape", markup=False)
         if model is None and not model_type:
-            output.note("nothing was run; `--model-type` tries the recipe on tiny models, `--model` on this one")
-    tried = []
+            output.note("no model was run; `--model-type` tries the recipe on tiny models, `--model` on this one")
+    trials = []
     if source is not None and model is not None:
-        tried.append(_try_on(recipe, source.path, str(checkpoint), console, model))
+        trials.append(_try_on(recipe, source.path, str(checkpoint), console, model))
     types = model_type or ([] if source is not None else list(found.model_types))
     for name in types if run else ():
-        tried += _try_on_tiny(recipe, name, console)
+        trials += _try_on_tiny(recipe, name, console)
     if as_json:
-        output.print_document("recipe-check", documents.check_document(found, num_tensors, tried))
-    if not all(one.passed for one in tried):
+        output.print_document("recipe-check", documents.check_document(found, num_tensors, trials))
+    if not all(trial.passed for trial in trials):
         raise typer.Exit(1)
 
 
-def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[documents.Tried]:
+def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[documents.ModelTrial]:
     """Try a recipe on tiny random models of a type, tied and untied."""
     from mupscale_cli.infer.tiny import task_of, tiny_model
 
@@ -227,15 +234,15 @@ def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[doc
             yield _try_on(recipe, source, label, console)
 
 
-def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> documents.Tried:
-    """Try a recipe on one model and tell what came of it."""
+def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> documents.ModelTrial:
+    """Try a recipe on one model and print the outcome."""
     from mupscale_cli.tasks.check import check_model
 
     try:
         checked = check_model(source, recipe, model=model)
     except MupscaleError as error:
         console.print(f"{label}: {error.message}", markup=False, soft_wrap=True)
-        return documents.Tried(label, None, error.message)
+        return documents.ModelTrial(label, None, error.message)
     for mistake in checked.mistakes:
         console.print(f"{label}: {mistake}", markup=False, soft_wrap=True)
     for trial in checked.trials:
@@ -243,10 +250,10 @@ def _try_on(recipe: str, source: Path, label: str, console: Console, model: str 
             factors = " ".join(f"{name}={factor}" for name, factor in trial.factors.items())
             console.print(f"{label}: {factors}: {trial.problem}", markup=False, soft_wrap=True)
     wrong = sum(trial.problem is not None for trial in checked.trials)
-    tried = output.counted(len(checked.trials), "widening")
-    outcome = f"{wrong} of {tried} wrong" if wrong else f"{tried}, all equal within {checked.worst:.0e}"
+    widenings = output.counted(len(checked.trials), "widening")
+    outcome = f"{wrong} of {widenings} wrong" if wrong else f"{widenings}, all equal within {checked.worst:.0e}"
     console.print(f"{label}: {outcome}", markup=False)
-    return documents.Tried(label, checked)
+    return documents.ModelTrial(label, checked)
 
 
 @app.command("infer")
@@ -255,54 +262,54 @@ def infer_recipe(
         str,
         typer.Argument(
             metavar="MODEL_TYPE|CONFIG|FILE:FUNCTION",
-            help="A model type of transformers, a config.json (or its folder), or your own function from a config to "
-            "an nn.Module.",
+            help="Model type of transformers, a config.json (or its folder), or your own function from a config to an "
+            "nn.Module.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the recipe here. Default: stdout.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file. Default: stdout.")
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The config, as JSON, of a small model for FILE:FUNCTION. Default: `config`, a dict in its module.",
+            help="JSON config of a small model for FILE:FUNCTION. Default: the dict `config` in its module.",
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: what there is."),
+        typer.Option(help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: the model type's."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Draft a recipe for an architecture that has none, and prove it on tiny random models."""
+    """Draft a recipe for an architecture that has none, and test it on tiny random models."""
     from mupscale_cli.infer.infer import infer_target
     from mupscale_cli.infer.tiny import TASKS
 
     if task is not None and task not in TASKS:
-        raise MupscaleError(f"there is no task `{task}`", hint=f"known: {', '.join(TASKS)}")
+        raise MupscaleError(f"unknown task `{task}`", hint=f"known: {', '.join(TASKS)}")
     if out is not None and out.exists() and not overwrite:
-        raise OutputError(f"`{out}` exists already", hint="give another name, or `--overwrite`")
-    found = infer_target(target, task, config, note=output.note)
-    for axis, reason in found.fixed.items():
-        output.note(f"not widened: {axis}: {reason}")
-    output.note(f"verified from disk to disk in float64: largest relative difference {found.worst:.1e}")
+        raise OutputError(f"`{out}` already exists", hint="choose another `--output`, or add `--overwrite`")
+    draft = infer_target(target, task, config, note=output.note)
+    for axis, reason in draft.fixed.items():
+        output.note(f"axis {axis} is fixed: {reason}")
+    output.note(f"verified on saved checkpoints in float64: largest relative difference {draft.worst:.1e}")
     document = {
         "target": target,
         "output": None if out is None else str(out),
-        "recipe": found.text,
-        "fixed": dict(found.fixed),
-        "worst": found.worst,
+        "recipe": draft.text,
+        "fixed": dict(draft.fixed),
+        "worst": draft.worst,
     }
     if out is not None:
-        _write_recipe(out, found.text)
-        own = f" --model {target}" if ":" in target else ""
-        output.note(f"written to {out}; use it with `mupscale widen CKPT --recipe {out}{own}`")
+        _write_recipe(out, draft.text)
+        model = f" --model {target}" if ":" in target else ""
+        output.note(f"wrote {out}; use it with `mupscale widen CKPT --recipe {out}{model}`")
     if as_json:
         output.print_document("recipe-draft", document)
     elif out is None:
-        sys.stdout.write(found.text)
+        sys.stdout.write(draft.text)
 
 
 def _write_recipe(out: Path, text: str) -> None:

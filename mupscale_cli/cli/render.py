@@ -1,4 +1,4 @@
-"""Tables of plans and verifications for people, and the same as documents for scripts."""
+"""Print plans and verifications, and build the documents of plans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN_DIFFERENCES = 5
 
 
 def axes_table(plan: Plan) -> Table:
-    """Every axis: size, what it is and, in a plan that widens, its factor."""
+    """Return a table of the axes: size, description and, in a plan that widens, factor and wide size."""
     about = {rule.name: rule.about for rule in plan.recipe.axes}
     styles = axis_styles(plan)
     change = ("factor", "wide") if plan.factors else ()
@@ -44,16 +44,17 @@ def axes_table(plan: Plan) -> Table:
 
 
 def print_plan(console: Console, plan: Plan, output: str) -> None:
-    """What a widening will do."""
+    """Print a plan: axes, tensors, config changes and sizes."""
     before, after = plan.num_parameters
     console.print(axes_table(plan))
     console.print()
     console.print(tensors_tree(plan, console))
     console.print()
     for change in plan.config_changes:
-        console.print(f"config.json  {change.key}: {change.before} -> {change.after}", markup=False)
+        before_text = "(absent)" if change.before is None else change.before
+        console.print(f"config.json  {change.key}: {before_text} -> {change.after}", markup=False)
     if plan.omitted:
-        console.print(f"left out     {', '.join(plan.omitted)}", markup=False)
+        console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:
         console.print(f"rounded      {', '.join(tensor.target.name for tensor in plan.rounded)}", markup=False)
         if advice := untying_advice(plan):
@@ -68,7 +69,7 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
 
 
 def growth_text(method: Method, noise: Perturbation | None) -> str | None:
-    """By which method and with which noise a model grows; None where that is the plain method."""
+    """Describe method and noise; return None for plain copies without noise."""
     if method.name == MUPSCALE.name and noise is None:
         return None
     options = (f", {option} {getattr(method, option):.15g}" for option in method.recorded)
@@ -82,24 +83,24 @@ _SCALES = {
     "spectral": "each matrix's spectral norm",
     "rms": "each tensor's root mean square",
     "fan-in": "1/sqrt(fan_in)",
-    "init": "a fresh initialisation",
+    "init": "the standard deviation of a fresh initialization",
 }
 
 
 def print_guidance(console: Console, plan: Plan) -> None:
-    """What this growth is, in the terms of those who measured when growing pays."""
-    found = guidance(plan)
+    """Print how much the model grows, with advice from published measurements."""
+    advice = guidance(plan)
     console.print(
-        f"\ngrowth: {found.growth:.3g} times the parameters, {count_text(found.flops[0])} -> "
-        f"{count_text(found.flops[1])} FLOPs a token forward",
+        f"\ngrowth: {advice.growth:.3g} times the parameters, {count_text(advice.flops[0])} -> "
+        f"{count_text(advice.flops[1])} FLOPs per token of a forward pass",
         markup=False,
     )
-    for line in found.advice:
+    for line in advice.advice:
         console.print(f"  {line}", markup=False)
 
 
 def plan_document(plan: Plan, output: str) -> dict[str, Any]:
-    """The plan for scripts."""
+    """Return the JSON document of a plan."""
     before, after = plan.num_parameters
     return {
         "recipe": plan.recipe.name,
@@ -134,7 +135,7 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
 
 
 def record_text(record: Record) -> str:
-    """How a widened checkpoint came to be, from its mupscale.json.
+    """Describe how a widened checkpoint was made, from its mupscale.json.
 
     Raises:
         PlanError: this version does not know the method.
@@ -147,158 +148,168 @@ def record_text(record: Record) -> str:
     return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
 
 
-def _verified_text(found: VerificationFigures | None) -> str:
-    """What the last verification said."""
-    if found is None:
+def _verified_text(figures: VerificationFigures | None) -> str:
+    """Describe the last verification."""
+    if figures is None:
         return "not verified"
-    compared = found["unperturbed"] or found
+    compared = figures["unperturbed"] or figures
     worst = max(float(comparison["max_rel"]) for comparison in compared["comparisons"])
-    figure = f"largest relative difference {worst:.1e} in {found['dtype']}"
-    if not found["agrees"]:
-        return f"its last verification FAILED, {figure}"
-    if compared is found and not found["keeps_function"]:
-        return f"as planned another function, {figure}"
-    return f"verified{' without its noise' if compared is not found else ''}, {figure}"
+    difference = f"largest relative difference {worst:.1e} in {figures['dtype']}"
+    if not figures["agrees"]:
+        return f"the last verification FAILED, {difference}"
+    if compared is figures and not figures["keeps_function"]:
+        return f"differs as intended, {difference}"
+    return f"verified{' without noise' if compared is not figures else ''}, {difference}"
 
 
 def untying_advice(plan: Plan) -> str | None:
-    """What to do about a readout's factor that is rounded, where something can be done."""
+    """Return advice if a tied readout's factor is rounded and another `--tie` avoids that."""
     if plan.tie == "fold" and plan.rounded and plan.recipe.tie and "untie" in plan.recipe.tie.ways:
-        return "`--tie untie` rounds no norm, with a readout of its own"
+        return "`--tie untie` avoids this rounding; it gives the readout a tensor of its own"
     return None
 
 
-def print_verification(console: Console, found: Verification) -> None:
-    """What was compared, how closely it agrees, and what that is held against."""
+def print_verification(console: Console, verification: Verification) -> None:
+    """Print what was compared, the differences, the tolerance and the verdict."""
     result = table("compared", "largest relative", "largest absolute", right=("largest relative", "largest absolute"))
-    for comparison in found.comparisons:
-        style = None if comparison.max_rel <= found.tolerance or not found.keeps_function else "bold red"
+    for comparison in verification.comparisons:
+        style = None if comparison.max_rel <= verification.tolerance or not verification.keeps_function else "bold red"
         result.add_row(escape(comparison.what), f"{comparison.max_rel:.1e}", f"{comparison.max_abs:.1e}", style=style)
-    if found.worst_module is not None:
-        worst = found.worst_module
-        what = f"worst of {found.num_modules} modules (`{worst.what}`)"
+    if verification.worst_module is not None:
+        worst = verification.worst_module
+        what = f"worst of {verification.num_modules} modules (`{worst.what}`)"
         result.add_row(escape(what), f"{worst.max_rel:.1e}", f"{worst.max_abs:.1e}")
     console.print(result)
-    if found.keeps_function:
-        console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
-    if found.rounding is not None:
+    if verification.keeps_function:
+        console.print(f"tolerance {verification.tolerance:.1e} = {verification.tolerance_reason}", markup=False)
+    if verification.rounding is not None:
         console.print(
-            f"storing {counted(found.rounded_tensors, 'scaled tensor')} rounds, which moves the logits by "
-            f"{found.rounding.max_rel:.1e}; above, the narrow model is rounded alike",
+            f"storing {counted(verification.rounded_tensors, 'scaled tensor')} rounds values, which changes the "
+            f"logits by {verification.rounding.max_rel:.1e}; above, the narrow model is rounded in the same way",
             markup=False,
         )
-    where = f"{found.dtype} on {found.device}, {found.inputs}"
-    if found.training is not None:
-        _print_training(console, found.training)
-    if found.weights is not None:
-        print_weights(console, found.weights)
-    if found.unperturbed is not None:
-        _print_unperturbed(console, found.unperturbed)
-    if not found.keeps_function:
-        _print_other_function(console, found)
+    where = f"{verification.dtype} on {verification.device}, {verification.inputs}"
+    if verification.training is not None:
+        _print_training(console, verification.training)
+    if verification.weights is not None:
+        print_weights(console, verification.weights)
+    if verification.unperturbed is not None:
+        _print_unperturbed(console, verification.unperturbed)
+    if not verification.keeps_function:
+        _print_other_function(console, verification)
         return
-    if found.agrees:
-        trained = f", and the same {found.training.steps} steps" if found.training else ""
-        trained += " without its noise" if found.training and found.training.without_noise else ""
+    if verification.agrees:
+        trained = f", same {verification.training.steps} steps" if verification.training else ""
+        trained += " without noise" if verification.training and verification.training.without_noise else ""
         console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
         return
-    console.print(f"[bold red]{_verdict(found)}[/] ({escape(where)})")
-    if found.first_difference is not None:
-        first = found.first_difference
+    console.print(f"[bold red]{_verdict(verification)}[/] ({escape(where)})")
+    if verification.first_difference is not None:
+        first = verification.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
 
 
-def _verdict(found: Verification) -> str:
-    only_stored = found.training is not None and found.training.steps_agree and found.first_difference is None
-    return "what is stored is not what was planned" if only_stored else "the models differ"
+def _verdict(verification: Verification) -> str:
+    training = verification.training
+    only_stored = training is not None and training.steps_agree and verification.first_difference is None
+    return "stored values differ from the plan" if only_stored else "the models differ"
 
 
-def why_not(found: Verification) -> str:
-    """What is wrong with models that do not agree, in a line."""
-    if found.weights is not None and not found.weights.agrees:
-        return "; ".join(found.weights.differences)
-    if not found.keeps_function:
-        return "not what was planned"
-    training = found.training
+def failure_text(verification: Verification) -> str:
+    """Return one line that says why a verification failed."""
+    if verification.weights is not None and not verification.weights.agrees:
+        return "; ".join(verification.weights.differences)
+    if not verification.keeps_function:
+        return _DIFFERS_FROM_PLAN
+    training = verification.training
     if training is not None and training.steps_agree and not training.is_stored_correctly:
-        return f"{_verdict(found)}: `{training.stored.what}`"
-    first = found.first_difference or (training.first_difference if training is not None else None)
+        return f"{_verdict(verification)}: `{training.stored.what}`"
+    first = verification.first_difference or (training.first_difference if training is not None else None)
     where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
-    return f"{_verdict(found)}{where}"
+    return f"{_verdict(verification)}{where}"
 
 
-def _print_other_function(console: Console, found: Verification) -> None:
-    """The last word on a model that is not meant to be equal."""
-    where = f"{found.dtype} on {found.device}, {found.inputs}"
-    if found.agrees:
-        console.print(f"[bold green]as planned[/]: another function, by {found.max_rel:.1e} relative ({escape(where)})")
+def _print_other_function(console: Console, verification: Verification) -> None:
+    """Print the verdict on a model that is meant to compute another function."""
+    where = f"{verification.dtype} on {verification.device}, {verification.inputs}"
+    if verification.agrees:
+        console.print(f"[bold green]{intended_difference(verification)}[/] ({escape(where)})")
     else:
-        console.print(f"[bold red]not what was planned[/] ({escape(where)})")
+        console.print(f"[bold red]{_DIFFERS_FROM_PLAN}[/] ({escape(where)})")
 
 
-def _print_unperturbed(console: Console, found: Verification) -> None:
-    """The same comparison without the noise."""
-    worst = f"{found.max_rel:.1e} relative, tolerance {found.tolerance:.1e} = {found.tolerance_reason}"
-    if found.agrees:
-        console.print(f"without its noise: same function, {worst}", markup=False)
+_DIFFERS_FROM_PLAN = "the wide model differs from the plan"
+
+
+def intended_difference(verification: Verification) -> str:
+    """Return how far apart two models are that are meant to differ."""
+    return f"differs as intended: {verification.max_rel:.1e} relative"
+
+
+def _print_unperturbed(console: Console, verification: Verification) -> None:
+    """Print the comparison with the model without its noise."""
+    tolerance = f"{verification.tolerance:.1e} = {verification.tolerance_reason}"
+    worst = f"{verification.max_rel:.1e} relative, tolerance {tolerance}"
+    if verification.agrees:
+        console.print(f"without noise: same function, {worst}", markup=False)
         return
-    console.print(f"without its noise the models differ: {worst}", style="bold red", markup=False)
-    if found.first_difference is not None:
-        first = found.first_difference
+    console.print(f"without noise, the models differ: {worst}", style="bold red", markup=False)
+    if verification.first_difference is not None:
+        first = verification.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
 
 
-def print_weights(console: Console, found: WeightsCheck) -> None:
-    """Whether every byte is what was planned."""
-    _print_bytes(console, "weights", found)
-    if found.state is not None:
-        _print_bytes(console, "optimizer state", found.state)
-    elif found.state_skipped is not None:
-        console.print(f"optimizer state: not compared: {found.state_skipped}", markup=False, soft_wrap=True)
+def print_weights(console: Console, check: WeightsCheck) -> None:
+    """Print the comparison of every byte of weights and optimizer state."""
+    _print_bytes(console, "weights", check)
+    if check.state is not None:
+        _print_bytes(console, "optimizer state", check.state)
+    elif check.state_skipped is not None:
+        console.print(f"optimizer state: not compared: {check.state_skipped}", markup=False, soft_wrap=True)
 
 
-def _print_bytes(console: Console, what: str, found: WeightsCheck) -> None:
-    for difference in found.differences[:_SHOWN_DIFFERENCES]:
+def _print_bytes(console: Console, what: str, check: WeightsCheck) -> None:
+    for difference in check.differences[:_SHOWN_DIFFERENCES]:
         console.print(f"{what}: {difference}", style="bold red", markup=False)
-    more = len(found.differences) - _SHOWN_DIFFERENCES
+    more = len(check.differences) - _SHOWN_DIFFERENCES
     if more > 0:
         console.print(f"{what}: and {more} more", style="bold red", markup=False)
-    if not found.differences and not found.num_tensors:
-        console.print(f"{what}: has no tensors, as planned", markup=False)
-    elif not found.differences:
+    if not check.differences and not check.num_tensors:
+        console.print(f"{what}: no tensors, as planned", markup=False)
+    elif not check.differences:
         console.print(
-            f"{what}: {counted(found.num_tensors, 'tensor')}, {bytes_text(found.num_bytes)}, each byte what source, "
-            "rule and noise make it",
+            f"{what}: {counted(check.num_tensors, 'tensor')}, {bytes_text(check.num_bytes)}, every byte matches "
+            "source, rule and noise",
             markup=False,
         )
 
 
-def _print_training(console: Console, found: TrainingVerification) -> None:
-    """Losses of both models side by side, and how far what was trained is apart."""
-    heading = "wide loss without noise" if found.without_noise else "wide loss"
+def _print_training(console: Console, training: TrainingVerification) -> None:
+    """Print the losses of both models side by side, and the differences after training."""
+    heading = "wide loss without noise" if training.without_noise else "wide loss"
     columns = ("step", "narrow loss", heading, "relative difference")
     result = table(*columns, right=columns)
-    shown = range(found.steps) if found.steps <= _SHOWN_STEPS else [*range(_SHOWN_STEPS - 1), found.steps - 1]
+    shown = range(training.steps) if training.steps <= _SHOWN_STEPS else [*range(_SHOWN_STEPS - 1), training.steps - 1]
     for step in shown:
-        narrow, wide = found.losses[step]
+        narrow, wide = training.losses[step]
         difference = abs(narrow - wide) / abs(narrow) if narrow else abs(wide)
         result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
     console.print()
     console.print(result)
     console.print(
-        f"{found.steps} steps of {found.optimizer} from {found.start} in float64: losses differ by "
-        f"{found.max_rel:.1e}, weights by {found.weights.max_rel:.1e} (`{found.weights.what}`)",
+        f"{training.steps} steps of {training.optimizer} from {training.start} in float64: losses differ by "
+        f"{training.max_rel:.1e}, weights by {training.weights.max_rel:.1e} (`{training.weights.what}`)",
         markup=False,
     )
-    console.print(f"tolerance {found.tolerance:.1e} = {found.tolerance_reason}", markup=False)
-    stored, place = "weights and state" if found.carried else "weights", "units in the last place"
-    if found.is_stored_correctly:
-        text = f"stored {stored} are within {found.stored.units:.2g} {place} of c R(W) (`{found.stored.what}`)"
+    console.print(f"tolerance {training.tolerance:.1e} = {training.tolerance_reason}", markup=False)
+    stored, ulps = "weights and state" if training.carried else "weights", "units in the last place"
+    if training.is_stored_correctly:
+        text = f"stored {stored} are within {training.stored.units:.2g} {ulps} of c R(W) (`{training.stored.what}`)"
         console.print(text, markup=False)
     else:
-        text = f"the stored `{found.stored.what}` is not c R(W): {found.stored.units:.2g} {place} off, tolerance 1"
+        text = f"stored `{training.stored.what}` is {training.stored.units:.2g} {ulps} from c R(W), tolerance 1"
         console.print(text, style="bold red", markup=False)
-    if not found.agrees and found.first_difference is not None:
-        first = found.first_difference
-        text = f"first update that went wrong: `{first.what}`, off by {first.max_rel:.1e} relative"
+    if not training.agrees and training.first_difference is not None:
+        first = training.first_difference
+        text = f"first update that differs: `{first.what}`, by {first.max_rel:.1e} relative"
         console.print(text, style="bold red", markup=False)

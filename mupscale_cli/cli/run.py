@@ -19,21 +19,22 @@ _STYLES = {"done": "bold green", "skipped": "green", "differs": "bold red", "fai
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file: YAML with a list of steps.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file: YAML with a list of steps.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, and what it needs of disk and memory; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan with its disk and memory needs. Writes nothing.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that were made from something else, or otherwise.")
+        bool,
+        typer.Option("--overwrite", help="Replace outputs made from other sources or with other options."),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Do the steps of a job file in their order: widenings, verifications, pushes. What is done is not done again.
+    """Run the steps of a job file in order: widenings, verifications, pushes. Skips finished steps.
 
-    `mupscale help pipelines` describes job files. Exit code 1 if models differ, 2 if a step fails.
+    `mupscale help pipelines` describes job files. Exits with 1 if models differ, 2 if a step fails.
     """
     from mupscale_cli.tasks.jobs import JobEvents, exit_code, plan_job, run_job
-    from mupscale_cli.tasks.jobs.file import read_job  # only here, as every other command would wait for it
+    from mupscale_cli.tasks.jobs.file import read_job  # imported late: it slows the start of other commands
 
     job = plan_job(read_job(file), overwrite=overwrite)
     if dry_run:
@@ -44,13 +45,13 @@ def run(
         return
     results: list[StepResult] = []
     try:
-        events = JobEvents(lambda number, one: _tell(number, one, len(job.steps)), output.progress)
-        for done in run_job(job, events, processes=None):
-            results.append(done)  # noqa: PERF402 (what is done is known when the rest is interrupted)
+        events = JobEvents(lambda number, step: _announce(number, step, len(job.steps)), output.progress)
+        for result in run_job(job, events, processes=None):
+            results.append(result)  # noqa: PERF402 (keeps the results of finished steps if a later one is interrupted)
     except KeyboardInterrupt as error:
         if not as_json:
             _print_results(results)
-        raise Interrupted("interrupted; what is done is kept, and the same command goes on") from error
+        raise Interrupted("interrupted; finished steps are kept, and the same command continues") from error
     code = exit_code(tuple(results))
     if as_json:
         output.print_document("run", _document(file, job, tuple(results)))
@@ -63,8 +64,8 @@ def run(
         raise typer.Exit(code)
 
 
-def _tell(number: int, one: PlannedStep, count: int) -> None:
-    output.note(f"[{number}/{count}] {one.step.kind} {one.title}")
+def _announce(number: int, planned: PlannedStep, count: int) -> None:
+    output.note(f"[{number}/{count}] {planned.step.kind} {planned.title}")
 
 
 def _print_plan(job: JobPlan) -> None:
@@ -72,73 +73,76 @@ def _print_plan(job: JobPlan) -> None:
 
     console = output.stdout()
     right = ("", "parameters", "disk", "memory")
-    result = output.table("", "step", "what", "parameters", "disk", "memory", "status", right=right)
-    for number, one in enumerate(job.steps, 1):
-        memory = output.bytes_text(round(one.memory_bytes)) if one.status == "to do" and one.memory_bytes else ""
-        size = output.bytes_text(one.disk_bytes) if one.disk_bytes else ""
-        status = f"{one.status}: {one.reason}"
-        result.add_row(str(number), one.step.kind, escape(one.title), _growth(one), size, memory, escape(status))
-    console.print(result)
+    table = output.table("", "step", "what", "parameters", "disk", "memory", "status", right=right)
+    for number, planned in enumerate(job.steps, 1):
+        disk = output.bytes_text(planned.disk_bytes) if planned.disk_bytes else ""
+        needs_memory = planned.status == "to do" and planned.memory_bytes
+        memory = output.bytes_text(round(planned.memory_bytes)) if needs_memory else ""
+        status = escape(f"{planned.status}: {planned.reason}")
+        table.add_row(str(number), planned.step.kind, escape(planned.title), _growth(planned), disk, memory, status)
+    console.print(table)
     console.print()
-    for disk in job.disks:
-        amounts = f"{output.bytes_text(disk.needed)} needed, {output.bytes_text(disk.free)} free"
-        room = "has room" if disk.has_room else "has NOT enough room"
-        console.print(f"disk     {amounts}: {disk.place} {room}", markup=False, soft_wrap=True)
+    for space in job.disks:
+        amounts = f"{output.bytes_text(space.needed)} needed, {output.bytes_text(space.free)} free"
+        shortage = "" if space.has_room else ": NOT enough"
+        console.print(f"disk     {amounts} at {space.place}{shortage}", markup=False, soft_wrap=True)
     if job.download_bytes:
         console.print(f"download {output.bytes_text(job.download_bytes)} into the Hub's cache", markup=False)
     if job.memory_bytes:
         free = free_memory()
-        has = "" if free is None else f", {output.bytes_text(free)} free"
-        why = "; to verify in float64, what does not fit is read from disk" if job.memory_bytes > WIDENING_BYTES else ""
+        available = "" if free is None else f", {output.bytes_text(free)} free"
+        verifies = job.memory_bytes > WIDENING_BYTES
+        fallback = "; verification reads a model that does not fit from disk" if verifies else ""
         needed = output.bytes_text(round(job.memory_bytes))
-        console.print(f"memory   {needed} at most{has}{why}", markup=False, soft_wrap=True)
+        console.print(f"memory   at most {needed} needed{available}{fallback}", markup=False, soft_wrap=True)
 
 
-def _growth(one: PlannedStep) -> str:
-    if one.plan is None:
+def _growth(planned: PlannedStep) -> str:
+    if planned.plan is None:
         return ""
-    before, after = one.plan.num_parameters
+    before, after = planned.plan.num_parameters
     return f"{output.count_text(before)} -> {output.count_text(after)}"
 
 
 def _print_results(results: list[StepResult]) -> None:
-    result = output.table("", "step", "what", "parameters", "equivalence", "outcome", right=("", "parameters"))
-    for number, done in enumerate(results, 1):
-        style = _STYLES[done.status]
-        outcome = f"[{style}]{done.status}[/]" + escape(f": {done.url or done.reason}")
-        result.add_row(
+    table = output.table("", "step", "what", "parameters", "equivalence", "outcome", right=("", "parameters"))
+    for number, result in enumerate(results, 1):
+        style = _STYLES[result.status]
+        outcome = f"[{style}]{result.status}[/]" + escape(f": {result.url or result.reason}")
+        table.add_row(
             str(number),
-            done.planned.step.kind,
-            escape(done.planned.title),
-            _growth(done.planned),
-            _compared(done),
+            result.planned.step.kind,
+            escape(result.planned.title),
+            _growth(result.planned),
+            _equivalence(result),
             outcome,
         )
-    output.report().print(result)
+    output.report().print(table)
 
 
-def _compared(done: StepResult) -> str:
-    found = done.verification
-    if found is None:
+def _equivalence(result: StepResult) -> str:
+    verification = result.verification
+    if verification is None:
         return ""
-    from mupscale_cli.verification.result import WeightsCheck  # torch is there, as something was verified
+    from mupscale_cli.verification.result import WeightsCheck  # verifying has imported torch already
 
-    if isinstance(found, WeightsCheck):
-        return "every byte" if found.agrees else f"{len(found.differences)} differ"
-    compared = found.unperturbed or found
-    return f"{compared.max_rel:.1e} in {found.dtype}" + (" without its noise" if compared is not found else "")
+    if isinstance(verification, WeightsCheck):
+        return "every byte" if verification.agrees else f"{len(verification.differences)} differ"
+    compared = verification.unperturbed or verification
+    noise = "" if compared is verification else " without noise"
+    return f"{compared.max_rel:.1e} in {verification.dtype}{noise}"
 
 
 def _document(file: Path, job: JobPlan, results: tuple[StepResult, ...]) -> dict[str, Any]:
     from mupscale_cli.engine.memory import free_memory
     from mupscale_cli.tasks.jobs import exit_code
 
-    by_step = {id(done.planned): done for done in results}
+    by_step = {id(result.planned): result for result in results}
     return {
         "file": str(file),
         "dry_run": not results,
         "exit_code": exit_code(results),
-        "steps": [_step_document(number, one, by_step.get(id(one))) for number, one in enumerate(job.steps, 1)],
+        "steps": [_step_document(number, step, by_step.get(id(step))) for number, step in enumerate(job.steps, 1)],
         "disks": [
             {"place": str(disk.place), "needed": disk.needed, "free": disk.free, "has_room": disk.has_room}
             for disk in job.disks
@@ -148,22 +152,22 @@ def _document(file: Path, job: JobPlan, results: tuple[StepResult, ...]) -> dict
     }
 
 
-def _step_document(number: int, one: PlannedStep, done: StepResult | None) -> Mapping[str, Any]:
-    before, after = one.plan.num_parameters if one.plan else (None, None)
-    error = done.error if done else None
+def _step_document(number: int, planned: PlannedStep, result: StepResult | None) -> Mapping[str, Any]:
+    before, after = planned.plan.num_parameters if planned.plan else (None, None)
+    error = result.error if result else None
     return {
         "number": number,
-        "kind": one.step.kind,
-        "title": one.title,
-        "status": done.status if done else one.status,
-        "reason": done.reason if done else one.reason,
-        "target": str(one.target),
-        "parameters": None if one.plan is None else {"before": before, "after": after},
-        "disk_bytes": one.disk_bytes,
-        "download_bytes": one.download_bytes,
-        "memory_bytes": round(one.memory_bytes),
-        "verification": done.verification.as_record() if done and done.verification else None,
-        "url": done.url if done else None,
+        "kind": planned.step.kind,
+        "title": planned.title,
+        "status": result.status if result else planned.status,
+        "reason": result.reason if result else planned.reason,
+        "target": str(planned.target),
+        "parameters": None if planned.plan is None else {"before": before, "after": after},
+        "disk_bytes": planned.disk_bytes,
+        "download_bytes": planned.download_bytes,
+        "memory_bytes": round(planned.memory_bytes),
+        "verification": result.verification.as_record() if result and result.verification else None,
+        "url": result.url if result else None,
         "error": None
         if error is None
         else {"error": type(error).__name__, "message": error.message, "hint": error.hint},

@@ -1,4 +1,4 @@
-"""What a widening came to, to be pasted into a report: before and after, equivalence, what comes next."""
+"""Print the summary of a widening: sizes before and after, equivalence, and the next commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.cli import output
+from mupscale_cli.cli import output, render
 from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
@@ -22,18 +22,22 @@ from mupscale_cli.text import time_text
 if TYPE_CHECKING:
     from mupscale_cli.verification.result import Verification
 
-_POLICIES = {"copy": "state widened", "reset-new": "state widened, of new units anew", "reset": "begins anew"}
-_SECTIONS = ("", "text_config", "thinker_config.text_config")  # of the config, that may have the language model's
+_POLICIES = {
+    "copy": "state widened",
+    "reset-new": "state widened; new units start from zero",
+    "reset": "state reset to zero",
+}
+_SECTIONS = ("", "text_config", "thinker_config.text_config")  # of the config that may describe the language model
 
 
 def print_summary(console: Console, result: Widened, seconds: float, growth: str | None) -> None:
-    """Print it.
+    """Print the summary of a widening.
 
     Args:
-        console: where to.
-        result: of the widening.
-        seconds: that it took.
-        growth: method and noise, None for the plain method.
+        console: the console.
+        result: the result of the widening.
+        seconds: how long it took.
+        growth: description of method and noise; None for plain copies.
     """
     plan = result.plan
     sizes = output.table("", "narrow", "wide", "", right=("narrow", "wide"))
@@ -49,7 +53,7 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
 
 
 def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
-    """The commands that one may want now, ready to be copied."""
+    """Print the commands that usually come next, ready to be copied."""
     console.print("\nnext", style="bold")
     for line, why in _next(result, is_pushed=is_pushed):
         console.print(f"  {line}  [dim]# {why}[/]", soft_wrap=True)
@@ -79,7 +83,7 @@ def _times(before: Any, after: Any) -> str:
 
 
 def _config_value(plan: Plan, axis: str) -> tuple[Any, Any] | None:
-    """What the config says of an axis, before and after, under the first key of that meaning; None if it has none."""
+    """Return an axis's size before and after, from the first config key that holds it; None if there is none."""
     before = {change.key: change.before for change in plan.config_changes}
     for section in _SECTIONS:
         found = look_up(section, plan.config or {}) if section else plan.config
@@ -101,25 +105,25 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")
 
 
-def _equivalence(found: Verification) -> Text:
-    where = f"{found.dtype} on {found.device}"
-    compared = found.unperturbed or found
+def _equivalence(verification: Verification) -> Text:
+    where = f"{verification.dtype} on {verification.device}"
+    compared = verification.unperturbed or verification
     figure = f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
-    if not found.keeps_function:
-        plain = f"; without its noise {figure}" if found.unperturbed else ""
-        return Text(f"as planned another function, by {found.max_rel:.1e} relative{plain} ({where})")
-    modules = f", {found.num_modules} modules" if found.num_modules else ""
+    if not verification.keeps_function:
+        plain = f"; same function without noise: {figure}" if verification.unperturbed else ""
+        return Text(f"{render.intended_difference(verification)}{plain} ({where})")
+    modules = f", {verification.num_modules} modules" if verification.num_modules else ""
     return Text(f"same function: {figure} ({where}{modules})")
 
 
 def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     wide = shlex.quote(str(result.output))
     if result.verification is None and result.record.get("nonfinite"):
-        yield f"mupscale verify {wide} --weights", "whether every tensor is what the rules say"
+        yield f"mupscale verify {wide} --weights", "check every byte against source and rules"
     elif result.verification is None:
-        yield f"mupscale verify {wide}", "whether both compute the same; `--model FILE:FUNCTION` for your own class"
-    yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "with which hyperparameters to train on"
+        yield f"mupscale verify {wide}", "compare both models; add `--model FILE:FUNCTION` for your own class"
+    yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "hyperparameters to continue training with"
     if result.plan.trains_alike and result.verification is not None:
-        yield f"mupscale verify {wide} --steps 20", "both models take the same steps"
+        yield f"mupscale verify {wide} --steps 20", "check that both models take the same training steps"
     if not is_pushed:
-        yield f"mupscale push {wide} ORG/NAME", "publish it"
+        yield f"mupscale push {wide} ORG/NAME", "publish it on the Hub"

@@ -1,4 +1,4 @@
-"""A plan as a tree: layers that are alike folded, shapes before and after, each axis in a colour of its own."""
+"""Show a plan as a tree: similar layers folded, shapes before and after, one color per axis."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mupscale_cli.cli.tables import Hanging, OpenTable
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.reports.outline import Node, outline
 
-_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
+_COLORS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 _GUIDES = (
     "\u251c\u2500 ",
     "\u2502  ",
     "\u2514\u2500 ",
     "   ",
-)  # a child, what is beside its own; the last child, likewise
+)  # before a child, before its descendants; the same for the last child
 _ASCII_GUIDES = ("|- ", "|  ", "`- ", "   ")
 _INDENT = "  "
 
 
 def axis_styles(plan: Plan) -> dict[str, str]:
-    """The colour of each axis that can be seen: those that are widened, or in a plan that widens none, all."""
+    """Return the colors of the widened axes or, in a plan that widens none, of all."""
     names = [axis.name for axis in plan.axes if axis.name in plan.used and (axis.factor > 1 or not plan.factors)]
-    return dict(zip(names, cycle(_COLOURS), strict=False))
+    return dict(zip(names, cycle(_COLORS), strict=False))
 
 
 def tensors_tree(plan: Plan, console: Console) -> OpenTable:
-    """Every tensor in its module: shapes, layout, what widening multiplies it by, bytes of the output."""
+    """Return a table with the tree of tensors: shapes, layout, coefficient, multiplicity, bytes of the output."""
     several = len({tensor.target.dtype for tensor in plan.tensors}) > 1
     kind, change = ("type",) if several else (), ("c", "m") if plan.factors else ()
     result = table("tensor", "shape", "layout", *kind, *change, "bytes", right=("c", "m", "bytes"))
@@ -63,7 +63,7 @@ def _distinct(texts: Iterator[str]) -> str:
 def _lines(
     nodes: Sequence[Node], before: str, guides: Sequence[str], *, is_root: bool
 ) -> Iterator[tuple[Node, Hanging]]:
-    """Every node with its name behind the lines that lead to it."""
+    """Yield every node with its name after the guide lines that lead to it."""
     for number, node in enumerate(nodes):
         is_last = number == len(nodes) - 1
         own, beside = ("", "") if is_root else (guides[2:] if is_last else guides[:2])
@@ -74,7 +74,7 @@ def _lines(
 
 
 def layout_text(layout: str, styles: Mapping[str, str]) -> Text:
-    """A layout with its axes in their colours, and without the part of a composite model where all are of one."""
+    """Color a layout's axes, and omit the name of a composite model's part if all axes share it."""
     if layout == "keep":
         return Text(layout)
     text, position = Text(), 0
@@ -83,30 +83,30 @@ def layout_text(layout: str, styles: Mapping[str, str]) -> Text:
     part = f"{parts.pop()}." if len(parts) == 1 else ""
     for name, (start, end) in named:
         text.append(layout[position:start])
-        written = layout[start:end]
-        text.append(written.removeprefix(part), style=styles.get(name, ""))
+        text.append(layout[start:end].removeprefix(part), style=styles.get(name, ""))
         position = end
     return text.append(layout[position:])
 
 
 def shape_text(tensor: TensorPlan, styles: Mapping[str, str]) -> Text:
-    """`64x48 -> 256x192`, each size in the colour of the first of its axes that has one."""
+    """Return `64x48 -> 256x192`, with each size in the color of its first colored axis."""
     before, after = tensor.source.shape, tensor.target.shape
-    colours = _dim_styles(tensor, styles)
-    text = _sizes(before, colours)
-    return text if before == after else text + Text(" -> ", style="dim") + _sizes(after, colours)
+    colors = _dim_styles(tensor, styles)
+    text = _sizes(before, colors)
+    return text if before == after else text + Text(" -> ", style="dim") + _sizes(after, colors)
 
 
-def _sizes(shape: Sequence[int], colours: Sequence[str]) -> Text:
-    sizes = [Text(str(size), style=colour) for size, colour in zip(shape, colours, strict=True)]
+def _sizes(shape: Sequence[int], colors: Sequence[str]) -> Text:
+    sizes = [Text(str(size), style=color) for size, color in zip(shape, colors, strict=True)]
     return Text("x").join(sizes) if sizes else Text("scalar")
 
 
 def _dim_styles(tensor: TensorPlan, styles: Mapping[str, str]) -> list[str]:
+    """Return the color of each dimension."""
     if tensor.layout == "keep":
         return [""] * len(tensor.source.shape)
-    found = []
+    colors = []
     for dim in parse_layout(tensor.layout).dims:
         refs = axis_refs(Layout((dim,), (), 0, dim.span))
-        found.append(next((styles[ref.name] for ref in refs if isinstance(ref, AxisRef) and ref.name in styles), ""))
-    return found
+        colors.append(next((styles[ref.name] for ref in refs if isinstance(ref, AxisRef) and ref.name in styles), ""))
+    return colors

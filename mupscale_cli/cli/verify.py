@@ -20,7 +20,8 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="[NARROW] [WIDE]",
-            help="NARROW: the source that WIDE records. WIDE: the newest widened checkpoint here.",
+            help="The two checkpoints. Default for NARROW: the source that WIDE records; for WIDE: the newest widened "
+            "checkpoint in the current folder.",
             autocompletion=complete_checkpoint,
         ),
     ] = None,
@@ -28,21 +29,29 @@ def verify(
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
     recipe: options.RecipeName = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs.")] = 0,
     steps: Annotated[
-        int, typer.Option(min=0, help="Also take so many optimizer steps on both, with the carried state, in float64.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also train both models for N optimizer steps in float64, from the widened state, and compare.",
+        ),
     ] = 0,
     optimizer: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="The narrow optimizer's state, if not beside NARROW; none: leave it out."),
+        typer.Option(
+            metavar="PATH",
+            help="Optimizer state of the narrow model. Default: the state next to NARROW. none: skip it.",
+        ),
     ] = None,
     allow_pickle: options.AllowPickle = False,
     weights: Annotated[
         bool,
         typer.Option(
             "--weights",
-            help="Run no model: compare every byte, also of the optimizer's state, with what "
-            "source, rule and noise make of it.",
+            help="Run no model. Compare every byte of weights and optimizer state with the result of source, rule and "
+            "noise.",
         ),
     ] = False,
     report: Annotated[
@@ -50,30 +59,30 @@ def verify(
         typer.Option(
             "--report",
             metavar="FILE.html",
-            help="Also write a report with pictures: one HTML file that needs nothing else. Needs `mupscale[plot]`.",
+            help="Also write a report with pictures as one self-contained HTML file. Needs `mupscale[plot]`.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check that the wide model computes the same function as the narrow one. Exit code 1 if not."""
+    """Check that the wide model computes the same function as the narrow one. Exits with 1 if it does not."""
     from mupscale_cli.tasks import verify as task
 
     given = checkpoints or []
     if len(given) > 2:
-        raise MupscaleError(f"`verify` takes a narrow and a wide checkpoint, not {len(given)}")
+        raise MupscaleError(f"`verify` takes at most two checkpoints, NARROW and WIDE; {len(given)} are given")
     wide = given[-1] if given else str(task.newest_widened(Path()))
     if not given:
-        output.note(f"verifying {wide}, the newest widened checkpoint here")
+        output.note(f"verifying {wide}, the newest widened checkpoint in this folder")
     narrow = given[0] if len(given) == 2 else None
     if weights and steps:
-        raise MupscaleError("`--weights` runs no model, `--steps` trains two; give one of them")
+        raise MupscaleError("`--weights` runs no model, but `--steps` trains two", hint="omit one of them")
     if report is not None:
         check_report(report, weights=weights, overwrite=overwrite)
     if weights:
-        _weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
+        _verify_weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
         return
-    found = task.verify(
+    result = task.verify(
         wide,
         narrow,
         dtype=dtype,
@@ -86,39 +95,41 @@ def verify(
         allow_pickle=allow_pickle,
     )
     if as_json:
-        output.print_document("verify", {"wide": wide, **found.as_document()})
+        output.print_document("verify", {"wide": wide, **result.as_document()})
     else:
-        render.print_verification(output.report(), found)
-    if report is not None:  # of models that differ, it is wanted most
-        write_report(report, wide, narrow, found)
-    if not found.agrees:
-        _tell_quietly(render.why_not(found))
-        raise typer.Exit(1)
+        render.print_verification(output.report(), result)
+    if report is not None:  # also if the models differ: that is when it is needed most
+        write_report(report, wide, narrow, result)
+    if not result.agrees:
+        _fail(render.failure_text(result))
 
 
-def _tell_quietly(why: str) -> None:
-    """What is wrong, where no report says it."""
+def _fail(reason: str) -> None:
+    """Exit with 1; under `--quiet`, which silences the report, print the reason first."""
     if output.is_quiet():
-        output.stderr().print(why, markup=False, soft_wrap=True)
+        output.stderr().print(reason, markup=False, soft_wrap=True)
+    raise typer.Exit(1)
 
 
 def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
-    """Refuse a report that could not be written, before anything is verified.
+    """Check before a verification that its report can be written.
 
     Raises:
-        MupscaleError: it has nothing to show, exists, or cannot be drawn.
+        MupscaleError: the report would be empty, exists, or cannot be drawn.
     """
     from mupscale_cli.reports.pictures.canvas import check_file, check_matplotlib
 
     if weights:
-        raise MupscaleError("`--report` shows what models compute, and `--weights` runs none; give one of them")
+        raise MupscaleError("`--report` shows what models compute, but `--weights` runs none", hint="omit one of them")
     if file.suffix.lower() not in (".html", ".htm"):
-        raise MupscaleError(f"the report `{file}` is a HTML file", hint="end its name in .html")
+        raise MupscaleError(
+            f"the report `{file}` does not end in .html", hint=f"for example `--report {file.stem}.html`"
+        )
     check_file(file, overwrite=overwrite)
     check_matplotlib()
 
 
-def write_report(file: Path, wide: str, narrow: str | None, found: Verification) -> None:
+def write_report(file: Path, wide: str, narrow: str | None, verification: Verification) -> None:
     """Write the report of a verification."""
     from mupscale_cli.reports.pictures.canvas import publish, style
     from mupscale_cli.reports.pictures.report import report
@@ -128,23 +139,22 @@ def write_report(file: Path, wide: str, narrow: str | None, found: Verification)
     widening = replan_widening(wide, narrow, hashed=False)
     blocks = read_blocks(widening, choose_tensor(widening.plan, None))
     with style():
-        publish(file, report(wide, widening.record, found.as_document(), blocks).encode())
+        publish(file, report(wide, widening.record, verification.as_document(), blocks).encode())
     output.note(f"wrote {file}")
 
 
-def _weights(
+def _verify_weights(
     wide: str, narrow: str | None, recipe: str | None, optimizer: Path | None, *, allow_pickle: bool, as_json: bool
 ) -> None:
     from mupscale_cli.tasks import verify as task
 
     with output.progress() as events:
-        found = task.verify_weights(
+        result = task.verify_weights(
             wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events, processes=None
         )
     if as_json:
-        output.print_document("verify-weights", {"wide": wide, **found.as_record()})
+        output.print_document("verify-weights", {"wide": wide, **result.as_record()})
     else:
-        render.print_weights(output.report(), found)
-    if not found.agrees:
-        _tell_quietly("\n".join((*found.differences, *(found.state.differences if found.state else ()))))
-        raise typer.Exit(1)
+        render.print_weights(output.report(), result)
+    if not result.agrees:
+        _fail("\n".join((*result.differences, *(result.state.differences if result.state else ()))))

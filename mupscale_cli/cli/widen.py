@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def widen(
     checkpoint: options.Checkpoint,
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to; NAME-x4 beside the input if not given.")
+        Path | None, typer.Option("--output", "-o", help="Output path. Default: NAME-x4 next to the input.")
     ] = None,
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
@@ -48,30 +48,32 @@ def widen(
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
     allow_pickle: options.AllowPickle = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan. Writes nothing.")] = False,
     tensor: explain.TensorName = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of a directory.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a weight file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a killed run stopped; what it finished is checked.")
+        bool, typer.Option("--resume", help="Continue a run that was killed. Checks its finished files and keeps them.")
     ] = False,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Copy NaNs and infinities as they are, and say where they are.")
+        bool,
+        typer.Option("--allow-nonfinite", help="Copy NaNs and infinities and report them, instead of failing."),
     ] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="That write the output; one for each core, up to 4, if not given."),
+        typer.Option(min=1, metavar="N", help="Number of processes that write. Default: one per core, up to 4."),
     ] = None,
-    verify: Annotated[bool, typer.Option(help="Check at the end that both models agree.")] = True,
+    verify: Annotated[bool, typer.Option(help="Verify that both models agree before the output appears.")] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
     push_to_hub: Annotated[
-        str | None, typer.Option("--push-to-hub", metavar="ORG/NAME", help="Then publish it, as `mupscale push` does.")
+        str | None,
+        typer.Option("--push-to-hub", metavar="ORG/NAME", help="Then publish the output as `mupscale push` does."),
     ] = None,
     private: options.Private = False,
     push_revision: Annotated[
-        str | None, typer.Option("--push-revision", metavar="BRANCH", help="The branch to publish to.")
+        str | None, typer.Option("--push-revision", metavar="BRANCH", help="Branch to publish to. Default: main.")
     ] = None,
     create_pr: options.CreatePr = False,
     commit_message: options.CommitMessage = None,
@@ -83,7 +85,7 @@ def widen(
     `mupscale widen tiny --factor 4` writes `tiny-x4`; `--axis ffn=8` widens one axis differently.
     """
     if dry_run and not launched_ranks().is_first:
-        return  # the first one shows the plan for all
+        return  # the first process shows the plan
     with nullcontext(ALONE) if dry_run else join_ranks() as ranks:
         with ranks.fail_together():
             chosen = WidenOptions(
@@ -112,11 +114,11 @@ def widen(
                 model=model,
             )
             if processes is not None and not ranks.is_alone:
-                raise PlanError("torchrun has started the processes", hint="leave `--processes` away")
+                raise PlanError("torchrun sets the number of processes", hint="omit `--processes`")
             pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
             if push_to_hub is None and pushing != PushOptions():
                 raise PlanError(
-                    "the options of a push are given, but not where to", hint="add `--push-to-hub ORG/NAME`"
+                    "there are options of a push, but no repository to push to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = find_source(checkpoint, headers_only=True)
@@ -124,15 +126,16 @@ def widen(
             target = output_path(source, chosen)
             if tensor is not None and not dry_run:
                 raise PlanError(
-                    "`--tensor` explains a tensor of the plan", hint="add `--dry-run`; or `mupscale inspect CKPT`"
+                    "`--tensor` explains a tensor and widens nothing",
+                    hint="add `--dry-run`, or run `mupscale inspect CKPT --tensor NAME`",
                 )
             if dry_run:
                 _show_plan(source, plan, tensor, chosen.state, target, repository, as_json=as_json)
                 return
-            if repository is not None:  # before the work, not after it
+            if repository is not None:  # fail now rather than after the work
                 require_login(repository)
             began = time.monotonic()
-            source = _fetched(source, chosen, plan, target)
+            source = _fetch(source, chosen, plan, target)
         with output.progress(quiet=not ranks.is_first) as events:
             result = task.widen(
                 source,
@@ -144,7 +147,7 @@ def widen(
                 processes=processes,
             )
     failed = result.verification is not None and not result.verification.agrees
-    if not ranks.is_first:  # which says it all
+    if not ranks.is_first:  # the first process reports for all
         raise typer.Exit(1 if failed else 0)
     if not as_json:
         _report(result, time.monotonic() - began, is_pushed=push_to_hub is not None)
@@ -158,12 +161,12 @@ def widen(
             "widen", {"output": None if failed else str(target), **result.record, "pushed": None, **(pushed or {})}
         )
     if failed:
-        output.note("nothing was written; `--no-verify` writes it all the same")
+        output.note("nothing was written; `--no-verify` skips verification and writes the output")
         raise typer.Exit(1)
 
 
-def _fetched(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> Source:
-    """The source on this machine; before the progress bar begins, as the Hub's client has bars of its own."""
+def _fetch(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> Source:
+    """Download missing files of the source, before our progress bar starts: the Hub's client shows its own."""
     if missing := source.missing_bytes(chosen.state):
         check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=chosen.overwrite)
         output.note(f"downloading {source.hub} ({output.bytes_text(missing)})")
@@ -180,7 +183,7 @@ def _show_plan(
     *,
     as_json: bool,
 ) -> None:
-    """What would be done, or what would become of one tensor."""
+    """Print the plan, or explain one tensor of it."""
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
@@ -190,23 +193,23 @@ def _show_plan(
     console = output.stdout()
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
-    carried = "left" if state.optimizer == "none" else source.find_state(state) or "none found"
-    console.print(f"optimizer state: {carried}", markup=False, soft_wrap=True)
+    found = "not widened" if state.optimizer == "none" else source.find_state(state) or "none found"
+    console.print(f"optimizer state: {found}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
-        console.print(f"to download: {output.bytes_text(missing)}", markup=False)
+        console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:
-        console.print(f"then published as {repository}", markup=False)
+        console.print(f"publish as: {repository}", markup=False)
 
 
 def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[str, Any]:
-    """Publish what was written; what goes wrong does not undo the widening."""
-    again = push_command.command_line(str(wide), target, chosen)
+    """Publish the output; if this fails, the output stays."""
+    retry_command = push_command.command_line(str(wide), target, chosen)
     try:
         prepared = prepare_push(wide, target, chosen)
-        push_command.tell_warnings(prepared)
-        published = push_command.send(prepared, again)
+        push_command.print_warnings(prepared)
+        published = push_command.send(prepared, retry_command)
     except HubError as error:
-        output.note(f"{wide} is written; only its publication failed, which `{again}` repeats")
+        output.note(f"{wide} is written, but publishing it failed; to retry, run `{retry_command}`")
         raise error from error
     if not quiet:
         push_command.print_published(published)
@@ -214,7 +217,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
 
 
 def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
-    """What was done, how it was verified and, at the end, what of it one would tell others."""
+    """Print the axes, the verification, notes, the summary and the next commands."""
     console = output.report()
     console.print(render.axes_table(result.plan))
     console.print()
@@ -226,21 +229,21 @@ def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
             return
         console.print()
     if (state := result.record["optimizer_state"]) and state.get("copied"):
-        output.note(f"copied from {state['file']} as they are: {', '.join(state['copied'])}")
-    _tell_nonfinite(result.record)
+        output.note(f"copied unchanged from {state['file']}: {', '.join(state['copied'])}")
+    _note_nonfinite(result.record)
     if result.skipped_files:
         names = ", ".join(file.name for file in result.skipped_files)
-        output.note(f"left behind, as it describes the narrow model: {names}")
+        output.note(f"not copied, because it describes only the narrow model: {names}")
     summary.print_summary(console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation))
     summary.print_next(console, result, is_pushed=is_pushed)
 
 
-def _tell_nonfinite(record: dict[str, Any]) -> None:
-    """Which tensors hold NaNs and infinities, and how many."""
+def _note_nonfinite(record: dict[str, Any]) -> None:
+    """Report NaNs and infinities that were copied or produced, by tensor."""
     state = record["optimizer_state"] or {}
-    for what, counts in (("the source", record["nonfinite"]), ("its optimizer's state", state.get("nonfinite"))):
+    for place, counts in (("the source", record["nonfinite"]), ("the optimizer state", state.get("nonfinite"))):
         if counts:
             named = ", ".join(f"{name} ({count})" for name, count in counts.items())
-            output.note(f"values of {what} that are not finite were copied as they are: {named}")
+            output.note(f"NaNs or infinities of {place} were copied unchanged: {named}")
     if record["overflowed"]:
-        output.note(f"scaling made infinities in {', '.join(record['overflowed'])}")
+        output.note(f"scaling overflowed to infinity in {', '.join(record['overflowed'])}")

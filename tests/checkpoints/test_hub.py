@@ -60,7 +60,7 @@ def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_pa
     planned = run("widen", "hf://org/tiny@main", "--factor", "2", "--dry-run")
     assert planned.code == 0, planned.err
     assert "23.9 k -> 89.2 k parameters" in planned.out
-    assert "to download: 99.0 kB" in planned.out
+    assert "download: 99.0 kB" in planned.out
     cached = tmp_path / "cache" / "models--org--tiny" / "snapshots" / commit
     assert {file.name for file in cached.iterdir()} == {"config.json"}
     result = run("widen", "org/tiny", "--factor", "2")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from cli_runner import run
-from mupscale_cli.cli.render import print_verification, why_not
+from mupscale_cli.cli.render import failure_text, print_verification
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.verification.result import StoredCheck
 
@@ -64,11 +64,11 @@ def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, w
     found = replace(found, training=replace(found.training, stored=stored))
     console = Console(file=io.StringIO(), width=200)
     print_verification(console, found)
-    said = console.file.getvalue()
-    assert "the stored `exp_avg of model.norm.weight` is not c R(W): 5.6e+02 units in the last place off" in said
-    assert "what is stored is not what was planned" in said
-    assert "the models differ" not in said
-    assert why_not(found) == "what is stored is not what was planned: `exp_avg of model.norm.weight`"
+    shown = console.file.getvalue()
+    assert "stored `exp_avg of model.norm.weight` is 5.6e+02 units in the last place from c R(W)" in shown
+    assert "stored values differ from the plan" in shown
+    assert "the models differ" not in shown
+    assert failure_text(found) == "stored values differ from the plan: `exp_avg of model.norm.weight`"
 
 
 def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):

@@ -30,7 +30,7 @@ def plain(text):
 
 def test_a_log_has_one_line_for_each_phase():
     log, clock = console(), Clock()
-    with progress.shown(log, live=False, clock=clock) as events:
+    with progress.show_progress(log, live=False, clock=clock) as events:
         events.phase("widening", 2_000_000)
         for _ in range(10):
             clock.now += 1
@@ -41,7 +41,7 @@ def test_a_log_has_one_line_for_each_phase():
 
 def test_a_log_hears_of_a_long_phase_now_and_then():
     log, clock = console(), Clock()
-    with progress.shown(log, live=False, clock=clock) as events:
+    with progress.show_progress(log, live=False, clock=clock) as events:
         events.phase("widening", 10_000_000_000)
         for _ in range(100):
             clock.now += 1.5
@@ -56,7 +56,7 @@ def test_a_log_hears_of_a_long_phase_now_and_then():
 def test_a_terminal_has_one_bar_and_keeps_a_line_of_each_phase():
     for width in (80, 200):
         terminal, clock = console(width, force_terminal=True), Clock()
-        with progress.shown(terminal, live=True, clock=clock) as events:
+        with progress.show_progress(terminal, live=True, clock=clock) as events:
             events.phase("widening", 2_000_000)
             for _ in range(4):
                 clock.now += 1
@@ -103,7 +103,7 @@ def test_the_summary_says_before_and_after(saved, tmp_path):
         assert re.search(line, summary), line
     assert not any(line.endswith(" ") for line in result.out.splitlines())
     assert "\x1b" not in result.out + result.err
-    assert result.err == "widening (1.4 MB)\nverifying\n"
+    assert result.err == "hashing the source (99.5 kB)\nwidening (1.4 MB)\nverifying\n"
 
 
 def test_the_summary_of_what_is_not_verified_and_has_no_config(tmp_path):
@@ -111,12 +111,14 @@ def test_the_summary_of_what_is_not_verified_and_has_no_config(tmp_path):
     assert re.search(r"equivalence  not verified: ", result.out)
     assert re.search(r"growth       method mupscale; free noise 0\.1", result.out)
     assert "heads" not in result.out
-    assert f"  mupscale verify {tmp_path / 'net-x2.safetensors'}  # whether both compute the same" in result.out
+    assert f"  mupscale verify {tmp_path / 'net-x2.safetensors'}  # compare both models" in result.out
 
 
 def test_the_summary_names_the_optimizers_state_and_noise_keeps_its_own_words(saved, tmp_path):
     result = run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "w"), "--noise", "0.1")
-    assert re.search(r"equivalence  as planned another function, by .*; without its noise largest relative", result.out)
+    assert re.search(
+        r"equivalence  differs as intended: .* relative; same function without noise: largest relative", result.out
+    )
 
 
 def test_a_model_that_differs_has_no_summary(saved, tmp_path):

@@ -326,7 +326,7 @@ def test_inspect_says_how_the_last_verification_ended(saved, tmp_path):
     tensors["lm_head.weight"] *= 2
     save_file(tensors, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
     assert run("verify", path).code == 1
-    assert "its last verification FAILED" in run("inspect", path).out
+    assert "the last verification FAILED" in run("inspect", path).out
 
 
 def test_noise_that_a_type_cannot_hold_is_told(tmp_path):

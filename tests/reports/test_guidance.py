@@ -44,7 +44,7 @@ def test_copies_without_noise_are_advised_to_add_it(saved):
 def test_dry_run_prints_the_guidance(saved):
     path = str(saved("Llama-untied"))
     text = run("widen", path, "-f", "2", "--dry-run").out
-    assert "FLOPs a token forward" in text
+    assert "FLOPs per token of a forward pass" in text
     assert "arXiv 2605.13405" in text
     document = json.loads(run("widen", path, "-f", "2", "--noise", "0.1", "--dry-run", "--json").out)
     assert document["growth"]["parameters"] > 3

@@ -266,8 +266,8 @@ def test_invalid_report_is_refused_before_the_verification(wide, tmp_path):
     (tmp_path / "there.html").write_text("mine")
     for arguments, message in (
         (("--report", str(tmp_path / "there.html")), "exists"),
-        (("--report", "out.pdf"), "end its name in .html"),
-        (("--report", "out.html", "--weights"), "give one of them"),
+        (("--report", "out.pdf"), "does not end in .html"),
+        (("--report", "out.html", "--weights"), "omit one of them"),
     ):
         result = run("verify", str(wide), *arguments)
         assert (result.code, message in result.err) == (2, True)

@@ -63,4 +63,4 @@ def test_a_torch_that_is_broken_is_told(monkeypatch):
 
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("mupscale_cli.tasks.doctor._is_installed", lambda name: name != "matplotlib")
-    assert "extras           hf; not: plot, sweep (pip install 'mupscale[plot,sweep]')" in run("doctor").out
+    assert "extras           hf; missing: plot, sweep (pip install 'mupscale[plot,sweep]')" in run("doctor").out

@@ -115,7 +115,7 @@ def test_what_is_there_is_not_sent_again(hub, wide):
     hub.forget()
     again = run("push", "wide", "me/wide")
     assert again.code == 0, again.err
-    assert "nothing has changed" in again.out
+    assert "nothing to update" in again.out
     assert not hub.asked("PUT|POST .*/commit/")
     assert hub.repos["me/wide"].refs["main"] == before
     note(wide, verification={**VERIFIED, "dtype": "float32"})
@@ -168,7 +168,7 @@ def test_ctrl_c_during_a_push(hub, wide, monkeypatch):
     monkeypatch.setattr(HfApi, "create_commit", interrupt)
     result = run("push", "wide", "me/wide", "--private")
     assert result.code == 130
-    assert "interrupted; what was sent is kept: `mupscale push wide me/wide --private` goes on" in result.err
+    assert "files already sent are kept, and `mupscale push wide me/wide --private` continues" in result.err
 
 
 def test_offline_mode_publishes_nothing(hub, wide, monkeypatch):
@@ -290,7 +290,7 @@ def test_the_folders_of_who_widened_it_are_not_published(hub, saved, tmp_path):
     assert "../" in (tmp_path / "deep" / "wide" / "mupscale.json").read_text()
     assert run("push", "deep/wide", "me/wide").code == 0
     assert "../" not in hub.files("me/wide")["mupscale.json"].decode()
-    assert "nothing has changed" in run("push", "deep/wide", "me/wide").out
+    assert "nothing to update" in run("push", "deep/wide", "me/wide").out
 
 
 def test_what_is_not_a_widened_model_is_not_published(hub, saved, wide):
@@ -382,7 +382,7 @@ def test_widening_can_end_with_a_push(hub, saved):
         "a b",
     )
     assert failed.code == 2
-    assert "w3 is written; only its publication failed" in failed.err
+    assert "w3 is written, but publishing it failed" in failed.err
     assert "`mupscale push w3 me/w3 --private --commit-message 'a b'` repeats" in failed.err
 
 

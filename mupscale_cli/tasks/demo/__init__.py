@@ -1,1 +1,1 @@
-"""A small model that is trained on the spot, so that everything can be seen on real input."""
+"""The small language model of `mupscale demo`, trained on the spot."""

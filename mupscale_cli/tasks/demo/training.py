@@ -1,4 +1,4 @@
-"""Training a small causal language model on the text beside this module."""
+"""Train a small causal language model on the text in corpus.txt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEARNING_RATE = 5e-3
 _WARMUP = 20
 _DECAY = 0.1
 _BETAS = (0.9, 0.95)
-_CONTINUED_RATE = 1e-3  # constant, so that what is compared is easy to see
+_CONTINUED_RATE = 1e-3  # constant, which makes losses easy to compare
 STEPS = 600
 CONTINUED = 20
 
@@ -48,9 +48,9 @@ class Trained:
     """A trained model.
 
     Attributes:
-        first_loss: of the first step, in nats a byte.
-        last_loss: mean of the last ten steps.
-        num_parameters: of the model.
+        first_loss: loss of the first step, in nats per byte.
+        last_loss: mean loss of the last ten steps, in nats per byte.
+        num_parameters: number of the model's parameters.
     """
 
     first_loss: float
@@ -59,19 +59,17 @@ class Trained:
 
 
 def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
-    """Train the demo model for `STEPS` steps and save it with its tokenizer, as `save_pretrained` does.
+    """Train the demo model for `STEPS` steps; save model, tokenizer and optimizer state.
 
     Args:
-        directory: where to.
-        progress: called after each step with its number and its loss.
+        directory: the output directory.
+        progress: called after each step with the step's number and loss.
 
     Raises:
         MupscaleError: transformers is not installed.
     """
     transformers = import_transformers(
-        MupscaleError(
-            "the demo builds its model with transformers, which is not installed", hint="pip install 'mupscale[hf]'"
-        )
+        MupscaleError("transformers, which the demo needs, is not installed", hint="pip install 'mupscale[hf]'")
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -87,7 +85,7 @@ def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
 
 
 def continue_text(directory: Path, prompt: str, num_bytes: int) -> str:
-    """What the model in a directory writes after a prompt, taking the likeliest byte each time."""
+    """Continue a prompt with a saved model by greedy decoding; return the prompt and the text."""
     transformers = import_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
@@ -97,11 +95,11 @@ def continue_text(directory: Path, prompt: str, num_bytes: int) -> str:
 
 
 def continue_training(directory: Path, *, widened: bool) -> list[float]:
-    """Go on with a model and the optimizer's state beside it; the losses of `CONTINUED` steps.
+    """Train a saved model for `CONTINUED` more steps from its optimizer state; return the losses in nats per byte.
 
     Args:
-        directory: of the model.
-        widened: whether it was widened, so that its groups follow from its record.
+        directory: directory of the model and its optimizer.pt.
+        widened: whether the model was widened, so that its parameter groups come from its record.
     """
     transformers = import_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
@@ -117,7 +115,7 @@ def continue_training(directory: Path, *, widened: bool) -> list[float]:
 
 
 def _batches(count: int) -> Iterator[Tensor]:
-    """Random pieces of the text, as bytes."""
+    """Yield batches of random excerpts, one token per byte; shape (`_BATCH`, `_CONTEXT`)."""
     tokens = torch.tensor(list(_CORPUS.read_bytes()))
     for _ in range(count):
         starts = torch.randint(len(tokens) - _CONTEXT, (_BATCH, 1))
@@ -143,7 +141,7 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Callabl
 
 
 def _schedule(step: int) -> float:
-    """Linear warm-up, then half a cosine down to a tenth."""
+    """Return a step's share of the learning rate: linear warmup, then a cosine decay to a tenth."""
     if step < _WARMUP:
         return (step + 1) / _WARMUP
     done = (step - _WARMUP) / (STEPS - _WARMUP)
@@ -151,9 +149,9 @@ def _schedule(step: int) -> float:
 
 
 def _tokenizer(transformers: Any) -> Any:
-    """One token for each byte, numbered by the byte."""
+    """Return a tokenizer that maps each byte to the token of the same number."""
     tokenizers: Any = importlib.import_module("tokenizers")
-    # The printable stand-ins that byte-level tokenizers use for the 256 bytes, in the order of the bytes.
+    # Byte-level tokenizers represent each of the 256 bytes by a printable character.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     stand_ins = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
