@@ -26,7 +26,6 @@ def card_section(record: Record, name: str) -> str:
     Args:
         record: the model's mupscale.json.
         name: the model's name without its organization.
-
     """
     paragraphs = [
         BEGIN,
@@ -100,16 +99,16 @@ def _growth(record: Record) -> str:
 
 
 def _equivalence(record: Record) -> Iterable[str]:
-    found = record["verification"]
-    if found is None:
+    verification = record["verification"]
+    if verification is None:
         yield "**Not verified**: the two models have not been compared. `mupscale verify` compares them."
         return
-    base = found["unperturbed"]
-    if base is not None and not found["keeps_function"]:
+    base = verification["unperturbed"]
+    if base is not None and not verification["keeps_function"]:
         yield "The noise changes the function. These figures are for the model without its noise."
-    elif not found["keeps_function"]:
+    elif not verification["keeps_function"]:
         yield "This method changes the function on purpose. The figures say by how much the models differ."
-    shown = base or found
+    shown = base or verification
     yield (
         f"`mupscale verify` ran both models in {shown['dtype']} on {shown['inputs']}"
         + (f" and compared {shown['modules_compared']} modules." if shown["modules_compared"] else ".")
@@ -125,10 +124,10 @@ def _equivalence(record: Record) -> Iterable[str]:
             f"- {shown['rounded_tensors']} tensors were rounded to their data type, which moves the outputs by "
             f"{_error(shown['rounding']['max_rel'])}"
         )
-    if found["weights"]:
-        lines.append(f"- every byte of {found['weights']['tensors']} tensors matches source, rule and noise")
-    if found["training"]:
-        training = found["training"]
+    if verification["weights"]:
+        lines.append(f"- every byte of {verification['weights']['tensors']} tensors matches source, rule and noise")
+    if verification["training"]:
+        training = verification["training"]
         lines.append(
             f"- {training['steps']} steps of {training['optimizer']} on both models: losses differ by at most "
             f"{_error(training['max_rel'])}"
@@ -141,7 +140,7 @@ def _error(value: float | str) -> str:
 
 
 def _hyperparameters(record: Record) -> Iterable[str]:
-    found = hyperparameters(record, Settings(lr=1.0, weight_decay=1.0, eps=1.0))
+    result = hyperparameters(record, Settings(lr=1.0, weight_decay=1.0, eps=1.0))
     yield (
         "With AdamW, the model trains as the narrow one did if each group uses the values of the narrow run multiplied "
         "by these:"
@@ -154,7 +153,7 @@ def _hyperparameters(record: Record) -> Iterable[str]:
             number_text(group.multipliers.weight_decay) if group.is_decayed else "",
             number_text(group.clip_weight),
         )
-        for group in found.groups
+        for group in result.groups
     ]
     yield _table(("tensors", "lr", "eps", "weight decay", "clip weight"), rows)
     yield (
@@ -162,7 +161,7 @@ def _hyperparameters(record: Record) -> Iterable[str]:
         "the same. Clip by the square root of the sum of clip weight x squared norm. `mupscale hparams` covers other "
         "optimizers and the formats of trainers."
     )
-    for warning in found.warnings:
+    for warning in result.warnings:
         yield f"Note: {warning}."
 
 
@@ -190,14 +189,14 @@ def reproducing_command(record: Record, name: str) -> str:
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
     if record["tie"]:
         words += ["--tie", record["tie"]]
-    words += _growing(record)
+    words += _growth_options(record)
     state = record["optimizer_state"]
     if state and state["policy"] != "copy":
         words += ["--optimizer-policy", state["policy"]]
     return shlex.join([*words, "-o", name])
 
 
-def _growing(record: Record) -> list[str]:
+def _growth_options(record: Record) -> list[str]:
     """Return the options that select method and noise."""
     method, noise = record["method"], record["perturbation"]
     words = [] if method["name"] == "mupscale" else ["--method", method["name"]]

@@ -1,4 +1,4 @@
-"""What `mupscale push` does, as functions: which files, which card, compare, publish."""
+"""Publish a widened checkpoint on the Hub with its model card, as `mupscale push` does."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How to publish.
+    """Options of a push.
 
     Attributes:
-        private: make a new repository private.
-        revision: the branch; made if it is not there.
+        private: create the repository as private if it does not exist.
+        revision: the branch to push to; created if it does not exist.
         create_pr: propose the commit as a pull request.
-        commit_message: its title, and what follows it.
-        with_optimizer: publish the optimizer's state and what resuming needs.
+        commit_message: title and description of the commit.
+        with_optimizer: also publish the optimizer state and other files needed to resume training.
     """
 
     private: bool = False
@@ -55,15 +55,15 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class Push:
-    """A push that is prepared; nothing was sent.
+    """A prepared push.
 
     Attributes:
-        wide: the checkpoint.
-        repository: as it is.
-        files: that it is to have, the card among them.
+        wide: the checkpoint to publish.
+        repository: the current state of the repository.
+        files: the files to publish, including the card.
         card: the text of the card.
-        warnings: what to know before.
-        options: how to publish.
+        warnings: warnings for the user.
+        options: the options of the push.
     """
 
     wide: Path
@@ -74,14 +74,14 @@ class Push:
     options: PushOptions
 
     def statuses(self) -> dict[str, Status]:
-        """What it would do to each file."""
+        """Return what the push does to each file."""
         return file_statuses(self.files, self.repository)
 
     def send(self) -> Published:
-        """Do it.
+        """Publish the files in one commit.
 
         Raises:
-            HubError: the Hub refuses it, or the connection broke; the same again goes on from there.
+            HubError: the Hub refuses the commit, or the connection breaks; calling `send` again continues the upload.
         """
         message = self.options.commit_message or f"Upload {self.repository.id.name}, widened by mupscale"
         repository = create_repository(self.repository, private=self.options.private)
@@ -89,40 +89,40 @@ class Push:
 
 
 def push_target(text: str, options: PushOptions) -> HubId:
-    """The repository to publish to.
+    """Parse the repository and branch to publish to.
 
     Raises:
-        HubError: the name is none, or the options contradict one another.
+        HubError: the name is invalid, or the options contradict each other.
     """
     model = parse_hub_id(text)
     if model is None:
         raise HubError(f"`{text}` is not the name of a model on the Hub", hint="write ORG/NAME")
     if model.revision and options.revision and model.revision != options.revision:
-        raise HubError(f"`{text}` and `--revision {options.revision}` name two branches")
+        raise HubError(f"`{text}` and `--revision {options.revision}` name different branches")
     revision = options.revision or model.revision
     if options.create_pr and revision not in (None, "main"):
         raise HubError(
-            f"`--create-pr` proposes a change of main, not of `{revision}`",
-            hint="leave out one of them; `--revision refs/pr/N` adds to the pull request N",
+            f"`--create-pr` proposes a change to main, not to `{revision}`",
+            hint="omit one of them; `--revision refs/pr/N` adds to the pull request N",
         )
     return HubId(model.repo, revision)
 
 
 def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptions()) -> Push:
-    """Decide what a push would publish; asks the Hub what it has, sends nothing.
+    """Prepare a push: compare the checkpoint with the repository and write the card. Send nothing.
 
     Args:
-        wide: a checkpoint that mupscale wrote, here.
-        target: `ORG/NAME`.
-        options: how to publish.
+        wide: path of a checkpoint written by mupscale.
+        target: `ORG/NAME` of the repository.
+        options: options of the push.
 
     Raises:
-        CheckpointError: mupscale did not write it, or it is known to differ from its source.
-        HubError: the Hub cannot be asked.
+        CheckpointError: mupscale did not write the checkpoint, or its last verification failed.
+        HubError: the Hub does not answer, or refuses access.
     """
     model = push_target(target, options)
     checkpoint = open_checkpoint(Path(wide))
-    record = _own_record(checkpoint)
+    record = _publishable_record(checkpoint)
     repository = read_repository(model)
     warnings = list(_warnings(record, repository, options, is_file=checkpoint.is_file))
     files = push_files(checkpoint, record, with_optimizer=options.with_optimizer)
@@ -142,48 +142,52 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     return Push(Path(wide), repository, everything, card, tuple(warnings), options)
 
 
-def _own_record(checkpoint: Checkpoint) -> Record:
+def _publishable_record(checkpoint: Checkpoint) -> Record:
     record = read_record(checkpoint, hint="`hf upload` publishes any folder")
     if record["verification"] and not record["verification"]["agrees"]:
         raise CheckpointError(
-            f"the last verification of `{checkpoint.path}` found that it differs from its source",
-            hint="`mupscale verify` shows where; a model that is not what its card says is not published",
+            f"`{checkpoint.path}` differs from its source according to its last verification",
+            hint="`mupscale verify` shows where they differ",
         )
     return record
 
 
 def _warnings(record: Record, repository: Repository, options: PushOptions, *, is_file: bool) -> list[str]:
-    found = []
+    warnings = []
     if not record["verification"]:
-        found.append("nobody has verified this model, and its card says so; `mupscale verify` first")
+        warnings.append("this model is not verified, and its card says so; run `mupscale verify` first")
     if options.private and repository.is_private is False:
-        found.append(f"`{repository.id.repo}` exists and is public; `--private` does not change that")
+        warnings.append(f"`{repository.id.repo}` already exists and is public; `--private` does not change that")
     if is_file and (path := record["source"].get("path", "")) != published_record(record)["source"].get("path", ""):
-        found.append(f"the file's own metadata name the path of its source, `{path}`; those of a directory do not")
+        warnings.append(f"the metadata of the safetensors file contain the path of its source, `{path}`")
     if options.with_optimizer and not record["optimizer_state"]:
-        found.append("`--with-optimizer`: no optimizer state was widened with this model")
-    return found
+        warnings.append("`--with-optimizer` has no effect: no optimizer state was widened with this model")
+    return warnings
 
 
 def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) -> tuple[LocalFile, ...]:
-    """The files of a checkpoint that belong on the Hub, under the names that they have there.
+    """Return the files of a checkpoint to publish, with their names on the Hub.
 
     Args:
-        checkpoint: that mupscale wrote.
+        checkpoint: a checkpoint written by mupscale.
         record: its mupscale.json.
-        with_optimizer: the optimizer's state, and what resuming needs, as well.
+        with_optimizer: include the optimizer state and other files needed to resume training.
+
+    Raises:
+        CheckpointError: a file is a link to a place outside of the checkpoint.
     """
     state = record["optimizer_state"]
-    local = _of_file(checkpoint) if checkpoint.is_file else _of_directory(checkpoint)
-    own = state_names(local, state["file"]) if state else ()
-    left = () if with_optimizer else own
-    kept = {
-        name: path for name, path in local.items() if name not in left and (name in own or _is_model(name, checkpoint))
+    local = _single_file_files(checkpoint) if checkpoint.is_file else _directory_files(checkpoint)
+    state_files = state_names(local, state["file"]) if state else ()
+    published = {
+        name: path
+        for name, path in local.items()
+        if (with_optimizer if name in state_files else _is_model(name, checkpoint))
     }
-    for path in kept.values():
+    for path in published.values():
         if path.suffix != ".safetensors":
             require_own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
-    files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(kept.items())]
+    files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(published.items())]
     public = published_record(record)
     if checkpoint.is_file or public != record:
         content = (json.dumps(public, indent=2) + "\n").encode()
@@ -192,7 +196,7 @@ def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) 
 
 
 def published_record(record: Record) -> Record:
-    """A record without the folders of source and recipe, which mean nothing elsewhere and are nobody's business."""
+    """Return a record without the folders of source and recipe, which are private and meaningless elsewhere."""
     result, source, recipe = record.copy(), record["source"], record["recipe"]
     if "path" in source:
         result["source"] = {**source, "path": _file_name(source["path"])}
@@ -202,51 +206,51 @@ def published_record(record: Record) -> Record:
 
 
 def _file_name(path: str) -> str:
-    """The last part of a path of any system."""
+    """Return the last part of a path, with separators of any system."""
     return PurePosixPath(path.replace("\\", "/")).name
 
 
-def _of_directory(checkpoint: Checkpoint) -> dict[str, Path]:
+def _directory_files(checkpoint: Checkpoint) -> dict[str, Path]:
     folder = checkpoint.path
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def _of_file(checkpoint: Checkpoint) -> dict[str, Path]:
-    """What lies beside a single file as `NAME.config.json` is `config.json` on the Hub."""
+def _single_file_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Return a single file and its companions by their names on the Hub: `NAME.config.json` becomes `config.json`."""
     file = checkpoint.path
-    beside = {path.name.removeprefix(f"{file.stem}."): path for path in file.parent.glob(f"{file.stem}.*")}
-    beside.pop("safetensors", None)
-    return {WEIGHTS: file, **{name: path for name, path in beside.items() if path.is_file()}}
+    companions = {path.name.removeprefix(f"{file.stem}."): path for path in file.parent.glob(f"{file.stem}.*")}
+    companions.pop("safetensors", None)
+    return {WEIGHTS: file, **{name: path for name, path in companions.items() if path.is_file()}}
 
 
 def _is_model(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether a file is what mupscale wrote for loading the model."""
+    """Return whether mupscale wrote a file for loading the model."""
     if checkpoint.is_file:
         return name in (WEIGHTS, CONFIG)
-    own = {file.name for file in (*checkpoint.files, *checkpoint.carried_files)} | {CONFIG, RECORD}
+    written = {file.name for file in (*checkpoint.files, *checkpoint.carried_files)} | {CONFIG, RECORD}
     if len(checkpoint.files) > 1:
-        own.add(INDEX)
-    return name in own
+        written.add(INDEX)
+    return name in written
 
 
 def _existing_card(checkpoint: Checkpoint, repository: Repository) -> str | None:
-    """The card beside the weights, which its author wants there, or else the repository's."""
-    own = checkpoint.path / CARD
-    if not checkpoint.is_file and own.is_file():
-        return own.read_text(encoding="utf-8", errors="replace")
+    """Return the card next to the weights or, if there is none, the card of the repository."""
+    local = checkpoint.path / CARD
+    if not checkpoint.is_file and local.is_file():
+        return local.read_text(encoding="utf-8", errors="replace")
     if CARD not in repository.files:
         return None
     return read_card(HubId(repository.id.repo, repository.commit))
 
 
 def _source_facts(checkpoint: Checkpoint, record: Record) -> tuple[dict[str, Any], str | None]:
-    """What the source's card says of licence and task, and a warning where it could not be read."""
+    """Return license and task from the source's card, and a warning if the card cannot be read."""
     source = record["source"]
     if "repo" in source:
         try:
             return inherited_facts(read_card(HubId(source["repo"], source["revision"]))), None
         except HubError as error:
-            return {}, f"the card of the source could not be read, so no licence is inherited: {error.message}"
+            return {}, f"cannot read the card of the source, so no license is inherited: {error.message}"
     narrow = checkpoint.path.resolve().parent / source["path"]
     card = (narrow if narrow.is_dir() else narrow.parent) / CARD
     return inherited_facts(card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None), None

@@ -60,7 +60,6 @@ PENDING_ROOMS = frozenset(
         "record",
         "optimizers",
         "verification",
-        "tasks",
         "cli",
     }
 )

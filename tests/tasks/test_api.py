@@ -1,4 +1,4 @@
-"""The public functions: what a script imports, on paths and plain values."""
+"""The public functions, called with paths and plain values."""
 
 import inspect
 import subprocess
@@ -20,13 +20,13 @@ def test_every_public_name_is_documented_and_typed(name):
         assert inspect.Parameter.empty not in (*annotations, signature.return_annotation)
 
 
-def test_all_names_come_with_a_star():
+def test_a_star_import_has_all_names():
     names = {}
     exec("from mupscale_cli import *", names)  # noqa: S102 (there is no other way to write it in a function)
     assert set(mupscale.__all__) <= names.keys()
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_raises_an_attribute_error():
     assert not hasattr(mupscale, "widden")
     with pytest.raises(AttributeError, match="widden"):
         mupscale.widden  # noqa: B018
@@ -63,7 +63,7 @@ def test_recipes_are_loaded_by_name_or_file(tmp_path):
         lambda folder: mupscale.load_recipe(folder / "absent.yaml"),
     ],
 )
-def test_what_a_user_can_fix_is_one_kind_of_error_with_a_message(call, tmp_path):
+def test_problems_that_a_user_can_fix_raise_one_kind_of_error(call, tmp_path):
     with pytest.raises(mupscale.MupscaleError) as caught:
         call(tmp_path)
     assert caught.value.message

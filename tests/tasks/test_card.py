@@ -1,4 +1,4 @@
-"""The model card: a section made from the record alone, in a card whose other text stays."""
+"""The model card: a section that depends on the record alone, within the text of others."""
 
 import json
 import shlex
@@ -28,20 +28,20 @@ def metadata(card):
         (f"Above.\n\n{BEGIN}\nold\n{END}\n\nBelow.\n", True, f"Above.\n\n{SECTION}\n\nBelow.\n"),
     ],
 )
-def test_a_section_is_put_in_or_replaced(before, had_one, after):
+def test_a_section_is_added_or_replaced(before, had_one, after):
     assert has_section(before) is had_one
     assert with_section(before, SECTION) == after
     assert has_section(after)
     assert with_section(after, SECTION) == after
 
 
-def test_marks_in_the_wrong_order_are_no_section():
+def test_markers_in_the_wrong_order_are_not_a_section():
     card = f"{END} {BEGIN}"
     assert not has_section(card)
     assert with_section(card, SECTION) == f"{card}\n\n{SECTION}\n"
 
 
-def test_a_new_card_has_a_title_and_what_is_known():
+def test_a_new_card_has_a_title_and_metadata():
     card = make_card(None, SECTION, FACTS, "wide")
     assert metadata(card) == {
         "base_model": "org/tiny",
@@ -54,7 +54,7 @@ def test_a_new_card_has_a_title_and_what_is_known():
     assert metadata(make_card(" \n", SECTION, CardFacts(), "wide")) == {"tags": ["mupscale", "model-growth"]}
 
 
-def test_a_card_with_a_section_is_that_of_the_last_widening():
+def test_a_second_widening_replaces_the_section():
     first = make_card("---\nlicense: bsd\nextra: {a: 1}\n---\n# Mine\n", SECTION, CardFacts("org/old"), "wide")
     again = make_card(first, SECTION, FACTS, "wide")
     found = metadata(again)
@@ -68,7 +68,7 @@ def test_a_card_without_metadata_gets_them():
     assert "# Mine\n\n" + BEGIN in card
 
 
-def test_a_card_that_is_not_valid_is_refused():
+def test_an_invalid_card_is_refused():
     with pytest.raises(HubError, match="existing model card has invalid metadata"):
         make_card("---\nlicense: [\n---\n", SECTION, FACTS, "wide")
 
@@ -101,7 +101,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_command_makes_the_same_again(way, saved, tmp_path, monkeypatch):
+def test_the_command_reproduces_the_output(way, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     narrow = str(saved("Llama-tied"))
     assert run("widen", narrow, *WAYS[way], "-o", "first", "--no-verify").code == 0

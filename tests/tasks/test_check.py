@@ -1,4 +1,4 @@
-"""Recipes that are wrong are found out, whatever is wrong with them."""
+"""`check_model` finds the mistakes of wrong recipes."""
 
 import re
 from pathlib import Path
@@ -25,16 +25,16 @@ TENSORS = re.compile(r"^tensors:\n", re.MULTILINE)
 
 
 def full_text(name):
-    """A recipe with what it extends written out: its own tensors, then those of its parent that it does not replace."""
+    """Return the text of a recipe and the name of the recipe that it extends, if any."""
     text = (BUILT_IN / f"{name}.yaml").read_text()
     parent = re.search(r"^extends: (\w+)\n", text, re.MULTILINE)
     return text, parent and parent[1]
 
 
 def mutations(text, fixed):
-    """Every text that lacks one `/`, one exponent or one axis of a layout; with what is missing.
+    """Yield every text that lacks one `/`, one exponent or one axis of a layout, with a description of the change.
 
-    Axes that are never widened may be written `.`, so they are left alone.
+    Skip axes that are never widened: their layout may as well be `.`.
     """
     start = TENSORS.search(text).end()
     body = text[start:]
@@ -88,7 +88,7 @@ def test_every_mutation_is_noticed(name, saved, tmp_path):
 
 
 def _unused(lines, what, name, saved):
-    """Whether the line that was changed is a rule, or an alternative, that this model does not follow."""
+    """Return whether the changed line is a rule, or an alternative, that does not apply to this model."""
     from mupscale_cli.tasks.planning import identity_plan
 
     number = int(re.match(r"line (\d+)", what)[1])
@@ -118,14 +118,14 @@ def test_static_mistakes_are_named(saved, tmp_path):
     assert "Linear does not sum over dimension 0, which has a `/`: `/ffn, /embed`" in str(checked.mistakes)
 
 
-def test_a_key_that_the_config_section_forgets_is_told(saved, tmp_path):
+def test_a_key_missing_from_the_config_section_is_reported(saved, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text((BUILT_IN / "llama.yaml").read_text().replace("  intermediate_size: ffn\n", ""))
     checked = check_model(saved("Llama-untied"), file, quick=True)
     assert "makes the axis `ffn` 40, the widened tensors make it 80" in checked.trials[0].problem
 
 
-def test_the_smallest_factors_take_along_what_is_tied(saved):
+def test_smallest_factors_include_linked_axes(saved):
     def factors(case, axis):
         checkpoint = find_source(saved(case)).checkpoint
         return smallest_factors(load_recipe(case.partition("-")[0].lower()), checkpoint, axis, 3)
@@ -145,7 +145,7 @@ def test_the_command_on_a_built_in_recipe():
     assert re.fullmatch(r"arcee, tied: 12 widenings, all equal within \de-1[45]", tied)
 
 
-def test_the_command_on_an_own_model(tmp_path):
+def test_the_command_on_a_user_defined_model(tmp_path):
     (tmp_path / "net.py").write_text(MLP_MODULE)
     source = save_mlp(tmp_path / "net.safetensors")
     result = run("recipes", "check", "mlp", str(source), "--model", f"{tmp_path / 'net.py'}:build")
@@ -159,7 +159,7 @@ def test_the_command_on_an_own_model(tmp_path):
     assert run("recipes", "check", "mlp", "--model", "net.py:build").code == 2
 
 
-def test_the_command_ends_with_1_for_a_wrong_recipe(tmp_path):
+def test_the_command_exits_with_1_for_a_wrong_recipe(tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text((BUILT_IN / "llama.yaml").read_text().replace('"embed, /ffn"', '"embed, ffn"'))
     result = run("recipes", "check", str(file), "--model-type", "llama")
@@ -168,7 +168,7 @@ def test_the_command_ends_with_1_for_a_wrong_recipe(tmp_path):
     assert "first module that differs: model.layers.0.mlp.down_proj" in result.out
 
 
-def test_the_command_without_running():
+def test_the_command_with_no_run():
     result = run("recipes", "check", "llama", "--no-run")
     assert result.code == 0
     assert result.out == "llama: 5 axes, 18 rules, no mistakes in the text\n"

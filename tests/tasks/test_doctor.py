@@ -1,4 +1,4 @@
-"""`mupscale doctor`: what a bug report needs, and nothing that must not be in one."""
+"""`mupscale doctor` prints what a bug report needs, without secrets."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from mupscale_cli.tasks.doctor import shorten_home
 SECRET = "hf_aVerySecretToken"  # noqa: S105 (it stands for one)
 
 
-def test_it_says_what_runs_here():
+def test_doctor_describes_this_machine():
     shown_lines = run("doctor").out.splitlines()
     found = {line.split()[0]: line for line in shown_lines}
     assert found["mupscale"].split()[1].rstrip(",") == mupscale_cli.__version__
@@ -22,7 +22,7 @@ def test_it_says_what_runs_here():
     assert not any(line.endswith(" ") for line in shown_lines)
 
 
-def test_the_same_for_scripts():
+def test_doctor_prints_json():
     found = json.loads(run("doctor", "--json").out)
     assert found["schema_version"] == 1
     assert found["packages"]["torch"] == torch.__version__
@@ -49,18 +49,18 @@ def test_a_password_in_the_endpoint_is_not_shown(monkeypatch):
     assert json.loads(run("doctor", "--json").out)["hub"]["endpoint"] == "https://hub.example:8080/hf"
 
 
-def test_the_users_name_is_not_in_paths():
+def test_paths_do_not_contain_the_name_of_the_user():
     assert shorten_home(Path.home() / "runs" / "x") == str(Path("~/runs/x"))
     assert shorten_home(Path("/data/x")) == str(Path("/data/x"))
 
 
-def test_a_torch_that_is_broken_is_told(monkeypatch):
+def test_a_broken_torch_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run("doctor")
     assert result.code == 0
     assert "cannot be used: ModuleNotFoundError" in result.out
 
 
-def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
+def test_missing_packages_are_named_with_their_extra(monkeypatch):
     monkeypatch.setattr("mupscale_cli.tasks.doctor._is_installed", lambda name: name != "matplotlib")
     assert "extras           hf; missing: plot, sweep (pip install 'mupscale[plot,sweep]')" in run("doctor").out

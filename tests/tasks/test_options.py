@@ -1,4 +1,4 @@
-"""Each option is declared once, and the Python API, the command and job files all have it."""
+"""Every option is declared once and available in the Python API, the command and job files."""
 
 import inspect
 import pydoc
@@ -16,7 +16,7 @@ from mupscale_cli.tasks.jobs.file import read_job
 from mupscale_cli.tasks.options import WidenOptions, called_with, option_name
 from mupscale_cli.verification.options import VerifyOptions
 
-# A text of each option of `widen`, what it means, and what has to stand beside it.
+# A text for each option of `widen`, its value, and further options that it requires.
 WIDEN = {
     "output": ("/out", Path("/out"), {}),
     "factor": ("3", 3, {}),
@@ -56,16 +56,16 @@ VERIFY = {
 
 
 def words(given):
-    """What the command line says for what is given."""
+    """Return the command line for given options."""
     for name, value in given.items():
         option = option_name(name)
         yield from (f"--{option}", value) if isinstance(value, str) else (f"--{option}" if value else f"--no-{option}",)
 
 
 def in_a_job(folder, kind, given):
-    """The options of a step that says what is given."""
-    said = "".join(f"    {option_name(name)}: {str(value).lower()}\n" for name, value in given.items())
-    (folder / "job.yaml").write_text(f"steps:\n  - {kind}: /x\n{said}")
+    """Return the options of a job's step with given options."""
+    options = "".join(f"    {option_name(name)}: {str(value).lower()}\n" for name, value in given.items())
+    (folder / "job.yaml").write_text(f"steps:\n  - {kind}: /x\n{options}")
     (step,) = read_job(folder / "job.yaml")
     return step.options
 
@@ -106,12 +106,12 @@ def test_an_option_of_verify_is_in_the_api_the_command_and_job_files(field, tmp_
     assert {field} <= inspect.signature(mupscale_cli.verify).parameters.keys()
 
 
-def test_a_misspelled_option_is_refused_before_anything_is_done():
+def test_a_misspelled_option_is_refused_before_any_work():
     with pytest.raises(TypeError, match="nois"):
         mupscale_cli.widen("nowhere", nois=0.1)
 
 
-def test_options_that_contradict_one_another_are_refused_before_anything_is_done():
+def test_contradictory_options_are_refused_before_any_work():
     with pytest.raises(PlanError, match="require `--noise`"):
         WidenOptions(noise_mode="free")
     with pytest.raises(PlanError, match="no optimizer policy"):

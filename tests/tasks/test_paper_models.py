@@ -1,4 +1,4 @@
-"""The models of the method's own experiments: recipes for standard and maximal update parametrisation."""
+"""The models of the method's own experiments: recipes for standard and maximal update parametrization."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_resnet18(mup, factor, tmp_path):
 
 
 @pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
-def test_groups_of_a_tied_model_whichever_of_its_names_was_saved(kept, tmp_path):
+def test_groups_of_a_tied_model_under_either_saved_name(kept, tmp_path):
     """`save_model` keeps the readout's name, training loops the embedding's."""
     config = {**GPT, "bias": False, "model_type": "nanogpt"}
     model = randomise(paper_models.build_gpt(config))

@@ -1,4 +1,4 @@
-"""Publishing on the Hub, with the real client: what is sent, when, under which names, and what goes wrong."""
+"""Push to a Hub with the real client: files, names, commits and failures."""
 
 import hashlib
 import json
@@ -40,14 +40,14 @@ SOURCE_CARD = (
 
 
 def note(folder, **changes):
-    """Change the record of a directory."""
+    """Change entries of a directory's record."""
     file = folder / "mupscale.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2))
 
 
 @pytest.fixture
 def wide(hub, saved, tmp_path):
-    """A directory widened from a model of the Hub, with a record that says verified."""
+    """A directory widened from a model of the Hub, with a record of a verification."""
     files = {file.name: file.read_bytes() for file in saved("Llama-tied").iterdir()}
     hub.add("org/tiny", {**files, "tokenizer.json": b"{}", "README.md": SOURCE_CARD})
     result = run("widen", "org/tiny", "-f", "2", "--no-verify", "-o", "wide", "--max-shard-size", "200KB")
@@ -70,7 +70,7 @@ PUSHED = {
 }
 
 
-def test_a_repository_is_made_and_filled_in_one_commit(hub, wide, tmp_path):
+def test_a_new_repository_is_filled_in_one_commit(hub, wide, tmp_path):
     result = run("push", "wide", "me/wide", "--private", "--commit-message", "wider")
     assert result.code == 0, result.err
     assert f"published: {hub.url}/me/wide" in result.out
@@ -100,7 +100,7 @@ def test_a_repository_is_made_and_filled_in_one_commit(hub, wide, tmp_path):
         assert secret not in card
 
 
-def test_the_command_of_the_card_makes_the_same_files_again(hub, wide):
+def test_the_command_in_the_card_reproduces_the_files(hub, wide):
     assert run("push", "wide", "me/wide").code == 0
     card = hub.files("me/wide")["README.md"].decode()
     command = card.partition("```sh\nmupscale ")[2].partition("\n```")[0].split()
@@ -109,7 +109,7 @@ def test_the_command_of_the_card_makes_the_same_files_again(hub, wide):
         assert (wide.parent / "again" / name).read_bytes() == (wide / name).read_bytes()
 
 
-def test_what_is_there_is_not_sent_again(hub, wide):
+def test_unchanged_files_are_not_sent_again(hub, wide):
     assert run("push", "wide", "me/wide").code == 0
     before = hub.repos["me/wide"].refs["main"]
     hub.forget()
@@ -140,10 +140,10 @@ def test_a_dry_run_shows_files_and_card_and_sends_nothing(hub, wide):
     assert found == {name: "changed" if name in changed else "unchanged" for name in PUSHED - {".gitattributes"}}
     assert document["commit"] is None
     assert "**Not verified**" in document["card"]
-    assert "nobody has verified" in document["warnings"][0]
+    assert "not verified" in document["warnings"][0]
 
 
-def test_an_interrupted_push_goes_on_where_it_was(hub, wide):
+def test_an_interrupted_push_continues(hub, wide):
     first, second = (hashlib.sha256((wide / shard).read_bytes()).hexdigest() for shard in SHARDS)
     hub.fail(f"PUT /lfs/{second}", 503)
     broken = run("push", "wide", "me/wide")
@@ -161,7 +161,7 @@ def test_an_interrupted_push_goes_on_where_it_was(hub, wide):
     assert set(hub.files("me/wide")) == PUSHED
 
 
-def test_ctrl_c_during_a_push(hub, wide, monkeypatch):
+def test_ctrl_c_during_a_push_names_the_command_that_continues(hub, wide, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -196,7 +196,7 @@ def test_pull_requests_and_branches(hub, wide):
     assert "`--create-pr`" in refused.err
 
 
-def test_an_existing_card_keeps_what_it_says(hub, wide):
+def test_the_text_of_an_existing_card_is_kept(hub, wide):
     theirs = "---\nlicense: mit\ntags:\n- mine\nbase_model: other/base\n---\n# Mine\n\nText.\n"
     hub.add("me/wide", {"README.md": theirs.encode()})
     assert run("push", "wide", "me/wide", "--private").code == 0
@@ -207,7 +207,7 @@ def test_an_existing_card_keeps_what_it_says(hub, wide):
     assert "base_model_relation" not in card
     assert card.index("- mine") < card.index("- mupscale")
     assert "# Mine\n\nText.\n\n" + BEGIN in card
-    # What is written around the section stays, the section is made again.
+    # The text around the section stays; the section is replaced.
     edited = card.replace(END, END + "\n\nAfter.\n").replace("1.3e-15", "9.9e-99")
     repo = hub.repos["me/wide"]
     hub.add("me/wide", {**hub.files("me/wide"), "README.md": edited.encode()})
@@ -228,7 +228,7 @@ def test_an_existing_card_keeps_what_it_says(hub, wide):
     assert "the existing model card has invalid metadata" in broken.err
 
 
-def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, wide):
+def test_weights_of_an_earlier_push_are_deleted(hub, wide):
     hub.add("me/wide", {"model.safetensors": b"old", "model-00001-of-00009.safetensors": b"old", "other.txt": b"x"})
     document = json.loads(run("push", "wide", "me/wide", "--dry-run", "--json").out)
     found = {file["path"]: file["status"] for file in document["files"]}
@@ -237,7 +237,7 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, wide):
     assert set(hub.files("me/wide")) == (PUSHED - {".gitattributes"}) | {"other.txt"}
 
 
-def test_the_optimizers_state_is_published_on_request(hub, wide):
+def test_the_optimizer_state_is_published_on_request(hub, wide):
     torch.save({}, wide / "optimizer.pt")
     for name in ("scheduler.pt", "rng_state.pth", "trainer_state.json", "notes.md"):
         (wide / name).write_text("x")
@@ -270,7 +270,7 @@ def test_a_single_file_is_published_as_a_directory(hub, tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_a_model_that_transformers_does_not_know_claims_no_library(hub, tmp_path):
+def test_a_model_unknown_to_transformers_names_no_library(hub, tmp_path):
     save_mlp(tmp_path / "mlp.safetensors")
     (tmp_path / "mlp.yaml").write_text(
         "about: layers\naxes: {a: {size: from shapes, about: x}}\nwiden: [a]\n"
@@ -285,7 +285,7 @@ def test_a_model_that_transformers_does_not_know_claims_no_library(hub, tmp_path
     assert "--recipe mlp.yaml --noise 0.1 --noise-mode free --noise-scale spectral -o mlp" in card
 
 
-def test_the_folders_of_who_widened_it_are_not_published(hub, saved, tmp_path):
+def test_local_folders_are_not_published(hub, saved, tmp_path):
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", "deep/wide").code == 0
     assert "../" in (tmp_path / "deep" / "wide" / "mupscale.json").read_text()
     assert run("push", "deep/wide", "me/wide").code == 0
@@ -293,7 +293,7 @@ def test_the_folders_of_who_widened_it_are_not_published(hub, saved, tmp_path):
     assert "nothing to update" in run("push", "deep/wide", "me/wide").out
 
 
-def test_what_is_not_a_widened_model_is_not_published(hub, saved, wide):
+def test_only_widened_models_are_published(hub, saved, wide):
     refused = run("push", str(saved("Llama-tied")), "me/wide")
     assert refused.code == 2
     assert "was not written by mupscale" in refused.err
@@ -302,7 +302,7 @@ def test_what_is_not_a_widened_model_is_not_published(hub, saved, wide):
     assert refused.code == 2
     assert "differs from its source" in refused.err
     assert "is not the name of a model" in run("push", "wide", "wide").err
-    assert "name two branches" in run("push", "wide", "me/wide@a", "--revision", "b").err
+    assert "name different branches" in run("push", "wide", "me/wide@a", "--revision", "b").err
     assert not hub.requests
 
 
@@ -320,7 +320,7 @@ def test_what_is_not_a_widened_model_is_not_published(hub, saved, wide):
         (("POST .*/commit/", 412), ["has changed in the meantime"]),
     ],
 )
-def test_what_the_hub_refuses_is_one_message(failure, says, hub, wide):
+def test_a_refusal_by_the_hub_is_one_message(failure, says, hub, wide):
     hub.fail(*failure)
     result = run("push", "wide", "me/wide")
     assert result.code == 2
@@ -330,7 +330,7 @@ def test_what_the_hub_refuses_is_one_message(failure, says, hub, wide):
     assert TOKEN not in result.err + result.out
 
 
-def test_organisations_of_others_and_repositories_made_meanwhile(hub, wide):
+def test_forbidden_organizations_and_repositories_created_concurrently(hub, wide):
     assert "HTTP 403" in run("push", "wide", "theirs/wide").err
     hub.add("me/wide", {"a.txt": b"a"})
     made = create_repository(Repository(HubId("me/wide")), private=True)  # the answer to creating it is 409
@@ -338,7 +338,7 @@ def test_organisations_of_others_and_repositories_made_meanwhile(hub, wide):
     assert set(made.files) == {"a.txt"}
 
 
-def test_a_change_by_others_during_the_push_is_not_overwritten(hub, wide):
+def test_a_concurrent_commit_is_not_overwritten(hub, wide):
     assert run("push", "wide", "me/wide").code == 0
     (wide / "tokenizer.json").write_text("[]")
     before = hub.files("me/wide")
@@ -416,5 +416,5 @@ def test_a_push_that_cannot_work_is_refused_before_the_widening(hub, saved, tmp_
         (["optimizer/readme", "scheduler.pt"], []),
     ],
 )
-def test_the_files_of_an_optimizers_state(names, found):
+def test_state_names_finds_the_files_of_an_optimizer_state(names, found):
     assert list(state_names(names)) == found

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or starved: nothing half-done under the final name, and a way to go on."""
+"""Killed, interrupted and starved runs leave nothing under the final name and can be resumed."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from mupscale_cli.tasks.widen import widen
 
 SHARD = 30_000
 MOST = 3 if sys.platform == "linux" else 1  # processes that share the writing
-# A child that tells when it begins to write, and is slow at it, so that it can be stopped at any moment of that.
+# A child that prints a line for each block and writes slowly, so that the test can stop it at any moment.
 CHILD = """
 import sys, time
 from mupscale_cli.cli import main
@@ -43,7 +43,7 @@ main.main()
 """
 
 
-# After some blocks no file may grow beyond a header, as on a disk that is full.
+# After some blocks, no file may grow beyond a header, as on a full disk.
 FULL = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -93,7 +93,7 @@ def copied(saved, tmp_path):
 
 
 def same_but_record(found, expected):
-    """The record names the source by a relative path, which the folders of tests do not share."""
+    """Check that two outputs are equal except for the record, which contains a relative path of the source."""
     assert {**found, "mupscale.json": ""} == {**expected, "mupscale.json": ""}
 
 
@@ -102,7 +102,7 @@ def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, sav
     for seed in seeds:
         target = tmp_path / f"wide{seed}"
         moments = random.Random(seed)
-        for _ in range(3):  # resuming is killed, too
+        for _ in range(3):  # kill resumed runs as well
             process = start(saved("Llama-tied"), target, "--resume", "--processes", str(moments.randint(1, MOST)))
             process.stdout.readline()
             time.sleep(moments.random() * 0.15)
@@ -118,7 +118,7 @@ def test_a_killed_run_leaves_nothing_and_is_resumed_to_the_same_bytes(seeds, sav
 
 
 def stop_after(num_shards):
-    """Events that interrupt when so many bytes have been written."""
+    """Return events that interrupt the run after a number of written shards."""
     phases, seen = [], []
 
     def advance(count):
@@ -137,7 +137,7 @@ def interrupted(source, target):
     return folder, error.value
 
 
-def test_finished_shards_are_not_made_again(saved, tmp_path, undisturbed, monkeypatch):
+def test_finished_shards_are_not_rewritten(saved, tmp_path, undisturbed, monkeypatch):
     source, target = saved("Llama-tied"), tmp_path / "wide"
     folder, error = interrupted(source, target)
     assert "--resume" in error.resume_hint
@@ -157,7 +157,7 @@ def test_finished_shards_are_not_made_again(saved, tmp_path, undisturbed, monkey
     same_but_record(contents(target), undisturbed)
 
 
-def test_a_finished_shard_that_changed_is_made_again(saved, tmp_path, undisturbed):
+def test_a_changed_finished_shard_is_rewritten(saved, tmp_path, undisturbed):
     source, target = saved("Llama-tied"), tmp_path / "wide"
     folder, _ = interrupted(source, target)
     shard = min(folder.glob("*.safetensors"))
@@ -172,7 +172,7 @@ def test_a_finished_shard_that_changed_is_made_again(saved, tmp_path, undisturbe
     assert re.fullmatch(pattern, note)
 
 
-def test_shards_of_a_source_that_changed_are_made_again(saved, tmp_path, copied):
+def test_shards_of_a_changed_source_are_rewritten(saved, tmp_path, copied):
     source, target = copied("Llama-tied"), tmp_path / "wide"
     interrupted(source, target)
     tensors = load_file(source / "model.safetensors")
@@ -191,14 +191,14 @@ def test_another_plan_is_not_resumed(saved, tmp_path):
     widen(source, tmp_path / "again", 3, max_shard_size=SHARD, verify=False)
     assert contents(target) == contents(tmp_path / "again")
     widen(source, target, 2, max_shard_size=SHARD, verify=False, overwrite=True, events=events)
-    other, unused = notes  # of a folder that stays where it is
+    other, unused = notes  # both about the folder that stays
     assert str(folder) in other
     assert "with another source or other options" in other
     assert "continue it with `--resume`" in unused
     assert folder.is_dir()
 
 
-def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monkeypatch):
+def test_an_unreadable_unfinished_output_is_ignored(saved, tmp_path, monkeypatch):
     folder, _ = interrupted(saved("Llama-tied"), tmp_path / "wide")
     locked = target_module.try_lock
 
@@ -214,16 +214,16 @@ def test_a_folder_that_cannot_be_looked_into_stops_nobody(saved, tmp_path, monke
 
 @pytest.mark.parametrize("processes", [1, MOST])
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
-def test_a_stopped_run_says_how_to_go_on(stop, code, processes, saved, tmp_path, undisturbed):
+def test_a_stopped_run_says_how_to_resume(stop, code, processes, saved, tmp_path, undisturbed):
     target = tmp_path / "wide"
     process = start(saved("Llama-tied"), target, "--quiet", "--processes", str(processes), pause=0.1)
     while not any(list(folder.glob(".mupscale-journal*.json")) for folder in partial(target)):
         assert process.stdout.readline()
     process.send_signal(stop)
-    _, told = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == code
-    assert "Traceback" not in told
-    assert "--resume" in told
+    assert "Traceback" not in errors
+    assert "--resume" in errors
     assert not target.exists()
     result = run("widen", *arguments(saved("Llama-tied"), target, "--resume"))
     assert result.code == 0, result.err
@@ -237,30 +237,30 @@ def test_two_runs_at_once_do_not_share_a_folder(saved, tmp_path):
     second = run("widen", *arguments(source, target, "--resume"))
     assert second.code == 2
     assert "another run is writing" in second.err
-    third = run("widen", *arguments(source, target))  # without it, each works by itself and the first to end wins
+    third = run("widen", *arguments(source, target))  # without --resume, both write and the first to finish wins
     assert third.code == 0
-    _, told = first.communicate()
-    assert first.returncode == 2, told
-    assert "exists" in told
+    _, errors = first.communicate()
+    assert first.returncode == 2, errors
+    assert "exists" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["wide"]
 
 
 @pytest.mark.skipif(not hasattr(os, "pwritev"), reason="the limit is one of POSIX")
 @pytest.mark.parametrize("processes", [1, MOST])
-def test_a_disk_that_fills_is_reported_and_what_is_finished_is_kept(processes, saved, tmp_path, undisturbed):
+def test_finished_shards_are_kept_when_the_disk_is_full(processes, saved, tmp_path, undisturbed):
     target = tmp_path / "wide"
     process = start(saved("Llama-tied"), target, "--processes", str(processes), code=FULL, pause=0)
-    _, told = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 2
-    assert "cannot write" in told
+    assert "cannot write" in errors
     assert not target.exists()
     assert partial(target)
-    assert "--resume" in told
+    assert "--resume" in errors
     widen(saved("Llama-tied"), target, 2, max_shard_size=SHARD, verify=False, resume=True)
     same_but_record(contents(target), undisturbed)
 
 
-def test_a_source_that_shrinks_while_it_is_read_is_reported(copied, tmp_path):
+def test_a_source_that_shrinks_during_reading_is_reported(copied, tmp_path):
     source = copied("Llama-tied")
 
     def shrink(_count):
@@ -273,7 +273,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_reported(copied, tmp_path):
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_a_target_that_cannot_be_written_is_refused(saved, tmp_path):
+def test_an_unwritable_output_path_is_refused(saved, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="written to"):
         widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
@@ -287,7 +287,7 @@ def test_a_lock_ends_with_its_holder(tmp_path):
     release(try_lock(tmp_path / "lock"))
 
 
-def test_verify_notices_a_changed_file(copied, tmp_path):
+def test_verify_reports_a_changed_file(copied, tmp_path):
     source, target = copied("Llama-tied"), tmp_path / "wide"
     widen(source, target, 2, verify=False)
     replace_metadata(target / "model.safetensors", {"format": "pt", "by": "someone"})  # which no output depends on

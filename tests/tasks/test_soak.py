@@ -1,7 +1,7 @@
-"""A user's day in miniature: widen, verify, be interrupted, be killed, go on, over all recipes, and nothing piles up.
+"""A user's day in miniature: widen, verify, interrupt, kill and resume over all recipes, and nothing piles up.
 
-`MUPSCALE_SOAK_SECONDS` says how long (120 if not given; every recipe has its turn however short it is),
-`MUPSCALE_SOAK_SEED` which day.
+`MUPSCALE_SOAK_SECONDS` sets the duration (default: 120; every recipe gets one turn in any case),
+`MUPSCALE_SOAK_SEED` the random seed.
 """
 
 import gc
@@ -45,7 +45,7 @@ SHARDS = (20_000, 50_000, 200_000, 5 * 10**9)
 
 @dataclass
 class Day:
-    """What was done, and where.
+    """The counts and folders of a day.
 
     Attributes:
         folder: in which everything happens.
@@ -61,7 +61,7 @@ class Day:
 
 
 def cases():
-    """One model of every recipe that a model type leads to, by the recipe's name."""
+    """Save one model for each recipe that has a model type; return them by the recipe's name."""
     import transformers
 
     found = {}
@@ -86,7 +86,7 @@ def model(day, recipe, case):
 
 
 def settings(day, source):
-    """Random factors, method, noise and size of files, as arguments of `widen` and as the command line has them."""
+    """Choose factors, method, noise and shard size at random; return arguments of `widen` and of the command."""
     moments = day.moments
     while True:
         method = moments.choice(("mupscale", "mupscale", "mupscale", "net2net", "hyperclone", "warmstart"))
@@ -118,7 +118,7 @@ def settings(day, source):
 
 
 def is_loadable(config):
-    """Whether transformers takes a config: its Llama wants a hidden size that is a multiple of the number of heads."""
+    """Return whether transformers accepts a config: its Llama requires a hidden size divisible by the heads."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
@@ -138,7 +138,7 @@ def options(chosen):
 
 
 def contents(path):
-    """Hashes of the files of an output, without the figures of its verification."""
+    """Hash the files of an output without the figures of its verification."""
     found = {}
     for file in sorted(path.rglob("*")):
         data = file.read_bytes() if file.is_file() else b""
@@ -153,12 +153,12 @@ def partial(target):
 
 
 def several(day):
-    """A random number of processes, where there may be more than one."""
+    """Choose a random number of processes, or 1 if forking is not supported."""
     return day.moments.randint(1, 3) if sys.platform == "linux" else 1
 
 
 def cycle(day, source):
-    """Widen once, undisturbed or not, and compare what there is with what should be."""
+    """Widen once, undisturbed or not, and check the output."""
     chosen, work = settings(day, source), day.folder / "work"
     target = work / "wide"
     with_verify = day.moments.random() < 0.3
@@ -186,7 +186,7 @@ def cycle(day, source):
 
 
 def interrupt(day, source, target, chosen, with_verify):
-    """Stop in this process, after a random number of bytes or when verification begins."""
+    """Interrupt this process after a random number of bytes or when verification starts."""
     total = plan_widening(source, **chosen).num_bytes
     limit, seen = day.moments.randrange(total), []
 
@@ -222,8 +222,8 @@ def kill(day, source, target, chosen, with_verify):
             break
     time.sleep(day.moments.random() * (12 if with_verify else 0.1))
     process.kill()
-    _, told = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), told
+    _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors
     day.done["killed while verifying"] += with_verify and process.returncode != 0
     day.done["killed while writing"] += not with_verify and process.returncode != 0
     day.done["left to resume"] += bool(partial(target))
@@ -231,7 +231,7 @@ def kill(day, source, target, chosen, with_verify):
 
 
 def file_cycle(day, source):
-    """The same for a single file without a config."""
+    """Widen a single file without a config and check the output."""
     target = day.folder / "work" / "net.safetensors"
     widen(source, target, day.moments.choice((2, 3, 4)), recipe="mlp", noise=0.1, verify=False)
     assert verify_weights(target).agrees
@@ -241,7 +241,7 @@ def file_cycle(day, source):
 
 
 def held(temporary):
-    """What a process holds on to: descriptors, threads, temporary files; and its memory in bytes."""
+    """Count descriptors, threads and temporary files of this process; return them and its memory in bytes."""
     gc.collect()
     return_freed_memory()
     descriptors = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]

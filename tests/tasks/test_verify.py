@@ -1,4 +1,4 @@
-"""Verifying what lies on the disk: the source that the record names, its changes, and which checkpoint is meant."""
+"""Verify checkpoints on disk: find the source, notice changes, choose the newest checkpoint."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from mupscale_cli.verification.result import CannotVerify
 
 @pytest.fixture(scope="module")
 def widened_pair(saved, tmp_path_factory):
-    """A folder with `narrow` and `wide`, which was not verified yet."""
+    """A folder with `narrow` and an unverified `wide`."""
     folder = tmp_path_factory.mktemp("pair")
     shutil.copytree(saved("Llama-tied"), folder / "narrow")
     widen(folder / "narrow", folder / "wide", 3, verify=False)
@@ -26,13 +26,13 @@ def widened_pair(saved, tmp_path_factory):
 
 @pytest.fixture
 def pair(widened_pair, tmp_path):
-    """A copy of it of the test's own."""
+    """A copy of the pair for one test."""
     return shutil.copytree(widened_pair, tmp_path / "pair")
 
 
 @pytest.fixture
 def mlp_pair(tmp_path):
-    """Two single files, and the option that builds the model for them."""
+    """A pair of single files and the option that builds their model."""
     (tmp_path / "net.py").write_text(MLP_MODULE)
     widen(save_mlp(tmp_path / "mlp.safetensors"), factor=2)
     return tmp_path / "mlp-x2.safetensors", f"{tmp_path / 'net.py'}:build"
@@ -61,7 +61,7 @@ def test_the_record_is_enough_to_verify(pair):
     assert found.max_rel < 1e-12
 
 
-def test_a_pair_that_moved_together_finds_itself(pair, tmp_path, monkeypatch):
+def test_a_pair_that_moved_together_is_verified(pair, tmp_path, monkeypatch):
     (tmp_path / "disk" / "models").mkdir(parents=True)
     pair.rename(tmp_path / "disk" / "models" / "moved")
     assert verify(tmp_path / "disk" / "models" / "moved" / "wide").agrees
@@ -69,7 +69,7 @@ def test_a_pair_that_moved_together_finds_itself(pair, tmp_path, monkeypatch):
     assert verify(".").agrees
 
 
-def test_a_widened_one_that_moved_alone_asks_for_its_source(pair, tmp_path):
+def test_a_wide_checkpoint_that_moved_alone_has_no_source(pair, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     wide = (pair / "wide").rename(tmp_path / "elsewhere" / "wide")
     with pytest.raises(CheckpointError, match="mupscale verify NARROW WIDE"):
@@ -77,7 +77,7 @@ def test_a_widened_one_that_moved_alone_asks_for_its_source(pair, tmp_path):
     assert verify(wide, pair / "narrow").agrees
 
 
-def test_the_source_of_another_folder_is_found_from_anywhere(saved, tmp_path, monkeypatch):
+def test_the_source_in_another_folder_is_found_from_anywhere(saved, tmp_path, monkeypatch):
     shutil.copytree(saved("Llama-tied"), tmp_path / "in" / "narrow")
     monkeypatch.chdir(tmp_path / "in")
     widen("narrow", tmp_path / "out" / "deep" / "wide", 2, verify=False)
@@ -86,7 +86,7 @@ def test_the_source_of_another_folder_is_found_from_anywhere(saved, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_source_that_changed_is_named(name, pair):
+def test_a_changed_source_is_named(name, pair):
     file = pair / "narrow" / name
     data = bytearray(file.read_bytes())
     if name == "config.json":
@@ -100,13 +100,13 @@ def test_a_source_that_changed_is_named(name, pair):
         verify(pair / "wide", pair / "narrow")
 
 
-def test_a_source_that_was_only_touched_is_the_same(pair):
+def test_a_touched_source_is_unchanged(pair):
     for file in (pair / "narrow").iterdir():
         os.utime(file, (1, 1))
     assert verify(pair / "wide").agrees
 
 
-def test_what_is_no_part_of_the_model_may_change(pair):
+def test_files_that_are_not_part_of_the_model_may_change(pair):
     (pair / "narrow" / "README.md").write_text("news")
     (pair / "narrow" / "generation_config.json").unlink()
     assert verify(pair / "wide").agrees
@@ -117,7 +117,7 @@ def test_another_model_is_not_the_source(pair, saved):
         verify(pair / "wide", saved("Llama-untied"))
 
 
-def test_a_checkpoint_without_record_was_not_widened(pair):
+def test_a_checkpoint_without_a_record_is_refused(pair):
     with pytest.raises(CheckpointError, match="was not written by mupscale"):
         verify(pair / "narrow")
     (pair / "wide" / "mupscale.json").unlink()
@@ -137,13 +137,13 @@ def test_a_record_of_another_format_is_refused(version, pair):
     [{"axes": {}}, {"axes": {"embed": {}}}, {"axes": None}, {"recipe": {}}, {"source": {}}, {"source": None}],
     ids=str,
 )
-def test_a_damaged_record_is_an_error_for_people(values, pair):
+def test_a_damaged_record_is_an_error_for_users(values, pair):
     change_record(pair / "wide", **values)
     with pytest.raises(MupscaleError):
         verify(pair / "wide")
 
 
-def test_a_recipe_of_the_users_own_is_found_again(saved, tmp_path):
+def test_a_user_recipe_is_found_again(saved, tmp_path):
     pair = tmp_path / "pair"
     shutil.copytree(saved("Llama-tied"), pair / "narrow")
     (pair / "mine.yaml").write_text("extends: llama\n")
@@ -157,7 +157,7 @@ def test_a_recipe_of_the_users_own_is_found_again(saved, tmp_path):
 
 
 def test_a_source_below_a_link_is_found(pair, tmp_path):
-    """The record leads from where the output is, not from the link that it was reached by."""
+    """Paths in the record are relative to the output itself, not to a link to it."""
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "wide").symlink_to(pair / "wide", target_is_directory=True)
     assert verify(tmp_path / "links" / "wide").agrees
@@ -166,14 +166,14 @@ def test_a_source_below_a_link_is_found(pair, tmp_path):
 # Findings -------------------------------------------------------------------------------------
 
 
-def test_a_weight_that_was_changed_afterwards_is_found(pair):
+def test_a_changed_weight_is_found(pair):
     change_weights(pair / "wide", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.001))
     found = verify(pair / "wide")
     assert not found.agrees
     assert found.first_difference.what == "model.layers.1.mlp.up_proj"
 
 
-def test_a_weight_that_is_missing_is_not_made_up(pair):
+def test_a_missing_weight_is_an_error(pair):
     change_weights(pair / "wide", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(VerifyError, match="up_proj"):
         verify(pair / "wide")
@@ -186,13 +186,13 @@ def test_a_config_that_does_not_fit_the_weights_is_an_error(pair):
         verify(pair / "wide")
 
 
-def test_without_a_reference_there_is_a_reason(mlp_pair):
+def test_a_missing_reference_model_is_reported(mlp_pair):
     with pytest.raises(CannotVerify, match="--model"):
         verify(mlp_pair[0])
 
 
 @pytest.mark.parametrize("spoil", [False, True])
-def test_the_figures_are_kept_in_the_record_and_nothing_else_is_touched(spoil, pair):
+def test_the_result_is_stored_in_the_record_and_nowhere_else(spoil, pair):
     if spoil:
         change_weights(pair / "wide", lambda tensors: tensors["model.norm.weight"].mul_(2))
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
@@ -207,8 +207,8 @@ def test_the_figures_are_kept_in_the_record_and_nothing_else_is_touched(spoil, p
     assert found.agrees is not spoil
 
 
-def test_a_link_in_place_of_the_record_is_not_written_through(pair, tmp_path):
-    """The Hub's cache holds links to blobs that others share."""
+def test_a_linked_record_is_not_overwritten(pair, tmp_path):
+    """The Hub's cache contains links to shared blobs."""
     blob = (pair / "wide" / "mupscale.json").rename(tmp_path / "blob")
     (pair / "wide" / "mupscale.json").symlink_to(blob)
     before = blob.read_bytes()
@@ -217,7 +217,7 @@ def test_a_link_in_place_of_the_record_is_not_written_through(pair, tmp_path):
     assert (pair / "wide" / "mupscale.json").is_symlink()
 
 
-def test_a_single_file_is_verified_by_its_header_and_left_as_it_is(mlp_pair):
+def test_a_single_file_is_verified_and_not_changed(mlp_pair):
     wide, model = mlp_pair
     before = wide.read_bytes()
     assert verify(wide, model=model).agrees
@@ -239,7 +239,7 @@ def stamp(path, time):
 
 
 def test_the_newest_is_by_weights_and_not_by_record(widened_pair, tmp_path):
-    """Verifying an old checkpoint again renews its record, and does not make it the newest."""
+    """Verifying an old checkpoint updates its record but does not make it the newest."""
     for number, name in enumerate(("b", "c", "a")):
         stamp(shutil.copytree(widened_pair / "wide", tmp_path / name), 1000 + number)
     assert newest_widened(tmp_path) == tmp_path / "a"
@@ -259,7 +259,7 @@ def test_the_newest_may_be_a_file_or_a_directory(widened_pair, mlp_pair, tmp_pat
     assert newest_widened(tmp_path) == file
 
 
-def test_what_was_not_widened_or_is_broken_is_passed_over(widened_pair, tmp_path):
+def test_broken_and_unwidened_checkpoints_are_ignored(widened_pair, tmp_path):
     wide = shutil.copytree(widened_pair / "wide", tmp_path / "wide")
     stamp(wide, 1000)
     shutil.copytree(widened_pair / "narrow", tmp_path / "narrow")

@@ -1,4 +1,4 @@
-"""Widening from disk to disk: what is written, under which names, what goes along, and what is left when it fails."""
+"""Widen from disk to disk: files, names, companions, and what a failure leaves."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from mupscale_cli.tasks.widen import widen
 from outputs import KIB, digests, listing, metadata_of, repeated, shards_of
 
 
-def test_one_file_in_is_one_file_out_with_its_config_beside(saved, tmp_path):
+def test_a_single_file_is_widened_to_a_file_and_a_config(saved, tmp_path):
     shutil.copy(saved("Llama-tied") / "model.safetensors", tmp_path / "tiny.safetensors")
     shutil.copy(saved("Llama-tied") / "config.json", tmp_path / "tiny.config.json")
     widened = widen(tmp_path / "tiny.safetensors", factor=2, max_shard_size=1)
@@ -38,7 +38,7 @@ def test_one_file_in_is_one_file_out_with_its_config_beside(saved, tmp_path):
     assert json.loads((tmp_path / "tiny-x2-x2.config.json").read_text())["hidden_size"] == 192
 
 
-def test_one_file_without_config_is_one_file_out(tmp_path):
+def test_a_single_file_without_a_config_is_widened_to_a_file(tmp_path):
     widened = widen(save_mlp(tmp_path / "mlp.safetensors"), factor=2)
     assert listing(tmp_path) == ["mlp-x2.safetensors", "mlp.safetensors"]
     after = load_file(widened.output)
@@ -46,7 +46,7 @@ def test_one_file_without_config_is_one_file_out(tmp_path):
     assert metadata_of(widened.output)["format"] == "pt"
 
 
-def test_other_metadata_of_a_file_do_not_get_in_the_way(tmp_path):
+def test_other_metadata_of_a_file_are_ignored(tmp_path):
     save_file(
         mlp_tensors(), tmp_path / "mlp.safetensors", metadata={"format": "pt", "mupscaler": "{", "note": "x" * 9999}
     )
@@ -63,7 +63,7 @@ def test_other_metadata_of_a_file_do_not_get_in_the_way(tmp_path):
         (None, {"g": 3, "embed": 2}, "narrow-g3-embed2"),
     ],
 )
-def test_the_name_of_the_output_tells_the_factors(factor, axes, name, saved, tmp_path):
+def test_the_name_of_the_output_contains_the_factors(factor, axes, name, saved, tmp_path):
     source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     assert widen(source, factor=factor, axes=axes, verify=False).output == tmp_path / name
     assert (tmp_path / name / "model.safetensors").is_file()
@@ -79,7 +79,7 @@ def test_the_output_of_the_current_folder_is_named_after_it(saved, tmp_path, mon
 
 
 def spoil_expansion(monkeypatch):
-    """A program whose every output is wrong."""
+    """Make every program compute wrong values."""
     from mupscale_cli.engine import streaming
 
     def wrong(*arguments, **options):
@@ -96,7 +96,7 @@ def test_a_model_that_differs_is_not_published(saved, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_differs_does_not_replace_a_right_one(saved, tmp_path, monkeypatch):
+def test_a_model_that_differs_does_not_replace_a_correct_one(saved, tmp_path, monkeypatch):
     widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
     before = digests(tmp_path / "wide")
     spoil_expansion(monkeypatch)
@@ -105,7 +105,7 @@ def test_a_model_that_differs_does_not_replace_a_right_one(saved, tmp_path, monk
     assert listing(tmp_path) == ["wide"]
 
 
-def test_a_file_that_differs_is_not_published_nor_its_config(saved, tmp_path, monkeypatch):
+def test_neither_a_file_that_differs_nor_its_config_is_published(saved, tmp_path, monkeypatch):
     shutil.copy(saved("Llama-tied") / "model.safetensors", tmp_path / "tiny.safetensors")
     shutil.copy(saved("Llama-tied") / "config.json", tmp_path / "tiny.config.json")
     spoil_expansion(monkeypatch)
@@ -115,7 +115,7 @@ def test_a_file_that_differs_is_not_published_nor_its_config(saved, tmp_path, mo
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, OSError])
 @pytest.mark.parametrize("phase", ["widening", "verifying"])
-def test_whatever_stops_it_leaves_nothing(stop, phase, saved, tmp_path):
+def test_a_stopped_widening_leaves_nothing(stop, phase, saved, tmp_path):
     def raise_in(name, _total):
         if name == phase:
             raise stop
@@ -157,7 +157,7 @@ def test_the_source_is_never_touched(saved, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_a_source_that_is_replaced_while_it_is_read_is_refused(file, saved, tmp_path):
+def test_a_source_replaced_during_reading_is_refused(file, saved, tmp_path):
     source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
 
     def replace_in(name, _total):
@@ -186,12 +186,12 @@ def test_factors_are_refused_before_anything_is_written(factor, axes, says, save
     assert not list(tmp_path.iterdir())
 
 
-def test_a_shard_size_of_nothing_is_refused(saved):
+def test_a_shard_size_of_0_is_refused(saved):
     with pytest.raises(PlanError, match="shard size"):
         plan_widening(saved("Llama-tied"), factor=2, max_shard_size=0)
 
 
-def test_progress_is_told_by_phases_and_adds_up(saved, tmp_path):
+def test_progress_is_reported_by_phases_and_adds_up(saved, tmp_path):
     phases, counts = [], {}
 
     def advance(count):
@@ -204,7 +204,7 @@ def test_progress_is_told_by_phases_and_adds_up(saved, tmp_path):
     assert dict(phases)["widening"] == widened.plan.num_bytes == counts["widening"]
 
 
-def test_the_plan_is_what_is_written(saved, tmp_path):
+def test_the_output_matches_the_plan(saved, tmp_path):
     plan = plan_widening(saved("Olmo2-tied"), factor=2, axes={"ffn": 3}, max_shard_size=50 * KIB)
     widened = widen(saved("Olmo2-tied"), tmp_path / "wide", plan=plan, verify=False)
     assert widened.plan is plan
@@ -217,7 +217,7 @@ def test_the_plan_is_what_is_written(saved, tmp_path):
     assert json.loads((tmp_path / "wide" / "config.json").read_text()) == plan.config
 
 
-def test_a_config_beside_a_single_file_is_not_replaced_unasked(saved, tmp_path):
+def test_an_existing_config_next_to_a_single_file_is_not_replaced(saved, tmp_path):
     source = saved("Llama-untied") / "model.safetensors"
     (tmp_path / "w.config.json").write_text("mine")
     with pytest.raises(OutputError, match=r"w\.config\.json` already exists"):
