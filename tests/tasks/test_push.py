@@ -263,7 +263,7 @@ def test_a_single_file_is_published_as_a_directory(hub, tmp_path):
     assert json.loads(files["config.json"])["hidden_size"] == 96
     assert json.loads(files["mupscale.json"])["axes"]["embed"]["factor"] == 2
     assert json.loads(files["mupscale.json"])["source"]["path"] == "model.safetensors"
-    assert "name the path of its source, `narrow/model.safetensors`" in result.err
+    assert "contain the path of its source, `narrow/model.safetensors`" in result.err
     card = files["README.md"].decode()
     assert "license: other" in card
     assert "base_model" not in card
