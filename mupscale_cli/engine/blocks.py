@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from mupscale_cli.plan.copies import FRESH, CopyMap, part_of
+from mupscale_cli.plan.copies import FRESH, CopyMap, submap
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip
 
 
@@ -118,7 +118,7 @@ def _pieces(digit: Digit, budget: int) -> Iterator[_Piece]:
     if units.is_regular:
         for start in range(0, units.size, budget):
             count = min(budget, units.size - start)
-            inner = part_of(units, count)
+            inner = submap(units, count)
             copies = 1 if units.order == "interleaved" else units.copies
             first = start * units.unit_step
             runs = [Run(first + copy * units.copy_step, 0, inner.wide_size) for copy in range(copies)]

@@ -100,7 +100,7 @@ def share_views(target: Tensor, strips: Sequence[Sequence[Strip]]) -> list[list[
     views = []
     for combination in itertools.product(*strips):
         pairs = list(zip(combination, target.stride(), strict=True))
-        digits = [digit.inside(1, stride) for strip, stride in pairs for digit in strip.digits]
+        digits = [digit.outside(1, stride) for strip, stride in pairs for digit in strip.digits]
         start = int(target.storage_offset()) + sum(strip.wide_offset * stride for strip, stride in pairs)
         places = _places(target, start, digits)
         copies = (range(digit.units.copies) for digit in digits if digit.contracted and digit.units.copies > 1)
@@ -122,7 +122,7 @@ def _expand_strided(
     strides, wide_strides = source.stride(), target.stride()
     for combination in itertools.product(*strips):
         digits = [
-            digit.inside(stride, wide_stride)
+            digit.outside(stride, wide_stride)
             for strip, stride, wide_stride in zip(combination, strides, wide_strides, strict=True)
             for digit in strip.digits
         ]

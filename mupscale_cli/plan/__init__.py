@@ -1,4 +1,4 @@
-"""Everything that a widening decides: Recipe x tensor specs x factors -> Plan. No torch, no data."""
+"""Planning a widening: Recipe x tensor specs x factors -> Plan. Does not import torch or read data."""
 
 from mupscale_cli.plan.factors import resolve_factors
 from mupscale_cli.plan.make import make_plan

@@ -1,4 +1,4 @@
-"""The axes of a checkpoint and their sizes."""
+"""Finding the axes of a checkpoint and their sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
-from mupscale_cli.plan.conditions import Values, evaluated
+from mupscale_cli.plan.conditions import Values, evaluate_located
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import LayoutError, solve_size
 from mupscale_cli.text import shown
@@ -26,7 +26,22 @@ def find_axes(
     factors: Mapping[str, int],
     used: frozenset[str],
 ) -> dict[str, Axis]:
-    """The axes with their sizes, from the config or, where the recipe says so, from the shapes."""
+    """Return every axis with its size and factor.
+
+    Sizes come from the config or, if the recipe says so, from the shapes of the tensors.
+
+    Args:
+        recipe: recipe of the architecture.
+        specs: tensors of the checkpoint.
+        layouts: chosen layout of each tensor by its name.
+        matches: matched rule of each tensor by its name.
+        values: names and values, as `environment` returns them.
+        factors: factor of every axis.
+        used: axes that occur in some tensor; the others keep factor 1.
+
+    Raises:
+        RecipeError: the size of an axis is missing, is not a whole number, or contradicts the number of tensors.
+    """
     sizes = sizes_from_config(recipe, values, used)
     uneven = {rule.name for rule in recipe.axes if rule.uneven}
     axes = {
@@ -44,7 +59,7 @@ def find_axes(
             try:
                 names, solved = solve_size(dim, axes, size)
             except LayoutError:
-                continue  # told with the tensor's name when its dimensions are mapped
+                continue  # `TensorPlanner` reports it with the tensor's name
             if solved is not None and len(names) == 1 and names <= open_names:
                 name = names.pop()
                 axes[name] = replace(axes[name], size=solved)
@@ -57,43 +72,55 @@ def find_axes(
         if (axes[name].size or 0) > len(matches):
             rule = next(rule for rule in recipe.axes if rule.name == name)
             raise rule.text.error(
-                f"the config makes the axis `{name}` {axes[name].size}, which counts tensors, and there are "
-                f"{len(matches)} tensors",
-                hint="config and tensors disagree, or this is not the recipe for them",
+                f"the axis `{name}` counts tensors and has size {axes[name].size} in the config, "
+                f"but the checkpoint has {len(matches)} tensors",
+                hint="check that config.json and the recipe belong to these tensors",
             )
     if open_names:
         rule = next(rule for rule in recipe.axes if rule.name in open_names)
-        raise rule.text.error(f"no tensor of the checkpoint tells the size of the axis `{rule.name}`")
+        raise rule.text.error(f"cannot infer the size of the axis `{rule.name}` from the shapes of the tensors")
     return axes
 
 
 def sizes_from_config(
     recipe: Recipe, values: Values, used: frozenset[str], *, lax: bool = False
 ) -> dict[str, int | None]:
-    """The size of every axis that the config tells; `lax` also 0, which a config that does not fit may give."""
+    """Return the size of every axis by name, None if the config does not give it.
+
+    Args:
+        recipe: recipe of the architecture.
+        values: names and values, as `environment` returns them.
+        used: axes that occur in some tensor.
+        lax: whether to accept 0 as the size of a used axis, which a widened config can give.
+
+    Raises:
+        RecipeError: the size of a used axis is missing or is not a whole number above 0.
+    """
     sizes: dict[str, int | None] = {}
     known = dict(values)
     for rule in recipe.axes:
         if rule.size in ("shapes", "varies"):
             sizes[rule.name] = None
             continue
-        size = evaluated(rule.size, known, rule.text.error)  # type: ignore[arg-type]
-        if not size and rule.name not in used:  # some architectures say 0 of what they do not have
+        size = evaluate_located(rule.size, known, rule.text.error)  # type: ignore[arg-type]
+        if not size and rule.name not in used:  # some architectures give size 0 to parts that they do not have
             sizes[rule.name] = None
             continue
         if isinstance(size, float) and size.is_integer():
             size = int(size)
         if type(size) is not int or size < (0 if lax else 1):
             raise rule.text.error(
-                f"the config makes the axis `{rule.name}` {shown(size)}, expected a whole number above 0",
-                hint=None if size is not None else "the config lacks the key; is this the right recipe?",
+                f"the axis `{rule.name}` has size {shown(size)} in the config, expected a whole number above 0"
+                if size is not None
+                else f"the config lacks a key that gives the size of the axis `{rule.name}`",
+                hint=None if size is not None else "check that the recipe belongs to this model",
             )
         sizes[rule.name] = known[rule.name] = size
     return sizes
 
 
 def used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match]) -> frozenset[str]:
-    """The axes that some tensor of the checkpoint has."""
+    """Return the axes that occur in the layout or the name of some tensor."""
     seen = {id(choice): choice.value for choice in layouts.values() if isinstance(choice.value, Layout)}
     in_layouts = (ref.name for layout in seen.values() for ref in axis_refs(layout) if isinstance(ref, AxisRef))
     in_names = (name for match in matches.values() for part in match.rule.pattern.axes for name in part.names)
@@ -101,7 +128,7 @@ def used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match]) 
 
 
 def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
-    """How many tensors each axis in a name counts."""
+    """Return the number of tensors that each axis in a name counts."""
     counts: dict[str, int] = defaultdict(int)
     for match in matches.values():
         for part in match.rule.pattern.axes:

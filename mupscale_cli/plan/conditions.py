@@ -1,4 +1,4 @@
-"""What the expressions of a recipe see, and which alternative holds."""
+"""Evaluating the expressions of a recipe, and choosing among its alternatives."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ Values = dict[str, Any]
 
 
 def environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] = (), tie: str | None = None) -> Values:
-    """What expressions see: config keys, the recipe's defaults where they are absent or null, its definitions.
+    """Return the names that expressions can use, with their values.
 
-    `tensors` is the list of the checkpoint's tensors, `tie` what is done about a shared readout.
+    These are the config's keys, the recipe's defaults for keys that are absent or null, the recipe's definitions,
+    `tensors` (the names of the checkpoint's tensors) and `tie` (how a shared readout is scaled).
+
+    Args:
+        recipe: recipe of the architecture.
+        config: config.json, or an empty mapping.
+        names: names of the checkpoint's tensors.
+        tie: a key of `TIES`, or None.
+
+    Raises:
+        RecipeError: a definition cannot be evaluated.
     """
     values: Values = {key: value for key, value in config.items() if value is not None}
     for key, default in recipe.defaults.items():
@@ -25,20 +35,20 @@ def environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] 
             values[key] = default
     values |= {"tensors": list(names), "tie": tie}
     for name, expression, text in recipe.definitions:
-        values[name] = evaluated(expression, values, text.error)
+        values[name] = evaluate_located(expression, values, text.error)
     return values
 
 
-def evaluated(expression: Expression, values: Values, error: Any) -> Any:
-    """The value of an expression.
+def evaluate_located(expression: Expression, values: Values, error: Any) -> Any:
+    """Evaluate an expression of a recipe; an error shows its place in the file.
 
     Args:
-        expression: of the recipe.
-        values: what it sees.
-        error: makes the error for the text that it stands in.
+        expression: an expression of the recipe.
+        values: names and values, as `environment` returns them.
+        error: makes an error that points to the text of the expression.
 
     Raises:
-        RecipeError: it has none.
+        RecipeError: the expression cannot be evaluated.
     """
     try:
         return evaluate(expression, values)
@@ -47,18 +57,22 @@ def evaluated(expression: Expression, values: Values, error: Any) -> Any:
 
 
 def choose(choices: Sequence[Choice[T]], values: Values, match: Match | None = None) -> Choice[T]:
-    """The first alternative that holds.
+    """Return the first alternative whose condition is true.
 
     Args:
-        choices: in the order of the recipe.
-        values: what conditions see.
-        match: the tensor that it is for, if it is for one.
+        choices: alternatives in the order of the recipe.
+        values: names and values, as `environment` returns them.
+        match: the tensor to choose for, named in the error.
 
     Raises:
-        RecipeError: none holds.
+        RecipeError: no condition is true.
     """
     for choice in choices:
-        if choice.when is None or choice.condition is None or evaluated(choice.when, values, choice.condition.error):
+        if choice.when is None or choice.condition is None:
             return choice
-    what = f"for `{match.groups.string}` " if match else ""
-    raise choices[-1].text.error(f"no alternative holds {what}with this config", hint="add one without `when`")
+        if evaluate_located(choice.when, values, choice.condition.error):
+            return choice
+    where = f" to `{match.groups.string}`" if match else ""
+    raise choices[-1].text.error(
+        f"no alternative applies{where} with this config", hint="add an alternative without `when`"
+    )

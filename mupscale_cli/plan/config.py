@@ -1,4 +1,4 @@
-"""The config of the wide model, and whether it means what the tensors are."""
+"""Widening the config, and checking that it describes the widened tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.errors import ConfigError, PlanError
 from mupscale_cli.plan.axes import sizes_from_config
-from mupscale_cli.plan.conditions import Values, choose, evaluated
+from mupscale_cli.plan.conditions import Values, choose, evaluate_located
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.plan.types import ConfigChange
@@ -20,7 +20,18 @@ from mupscale_cli.text import shown
 def widen_config(
     recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis]
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
-    """The config of the wide model, and what changed."""
+    """Return the config of the wide model and its changes.
+
+    Args:
+        recipe: recipe of the architecture; its `config` section has the rules.
+        config: config.json of the source.
+        values: names and values of the source, as `environment` returns them.
+        axes: every axis by name.
+
+    Raises:
+        RecipeError: a rule cannot be evaluated.
+        PlanError: a section of the config is not an object.
+    """
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
     widened = copy.deepcopy(dict(config))
     changes = []
@@ -30,52 +41,73 @@ def widen_config(
         for name in path:
             section, new_section = section.get(name) or {}, new_section.setdefault(name, {})
             if not isinstance(section, Mapping) or not isinstance(new_section, dict):
-                raise PlanError(f"config.json: `{name}` is {shown(section)}, expected an object with `{key}`")
+                raise PlanError(f"`{name}` in config.json is {shown(section)}, expected an object with `{key}`")
         if rule.optional and key not in section:
             continue
         choice = choose(rule.choices, values)
         expression, powers = choice.value
-        after = _scaled(evaluated(expression, known, choice.text.error), power_scale(powers, axes), choice)
+        after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             new_section[key] = after
     return widened, tuple(changes)
 
 
-def _scaled(value: Any, scale: float, choice: Choice[Any]) -> Any:
+def _scale(value: Any, scale: float, choice: Choice[Any]) -> Any:
     if scale == 1 or value is None:
         return value
     if isinstance(value, list):
-        return [_scaled(item, scale, choice) for item in value]
+        return [_scale(item, scale, choice) for item in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise choice.text.error(f"`{shown(value)}` in the config cannot be scaled")
+        raise choice.text.error(f"cannot scale `{shown(value)}` in the config, which is not a number")
     try:
         scaled = value * scale
     except OverflowError as error:
-        raise choice.text.error("the value in the config is too large to be scaled") from error
+        raise choice.text.error("the value in the config is too large to scale") from error
     return int(scaled) if isinstance(value, int) and float(scaled).is_integer() else scaled
 
 
 def check_sizes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis], used: frozenset[str]) -> None:
-    """Whoever reads the new config must derive the sizes that the new tensors have."""
+    """Check that the axes have the same sizes in the widened config as in the widened tensors.
+
+    Args:
+        recipe: recipe of the architecture.
+        wide_values: names and values of the widened config, as `environment` returns them.
+        axes: every axis by name.
+        used: axes that occur in some tensor.
+
+    Raises:
+        ConfigError: an axis has another size in the config.
+    """
     sizes = sizes_from_config(recipe, wide_values, used, lax=True)
     for rule in recipe.axes:
         expected = axes[rule.name].wide_size
         if rule.name in used and sizes[rule.name] not in (None, expected):
             error = rule.text.error(
-                f"the widened config makes the axis `{rule.name}` {sizes[rule.name]}, "
-                f"the widened tensors make it {expected}"
+                f"the axis `{rule.name}` has size {sizes[rule.name]} in the widened config, "
+                f"but {expected} in the widened tensors"
             )
             raise ConfigError(
                 error.message,
                 excerpt=error.excerpt,
-                hint="widen the axes that the config ties to it as well; or, if the recipe is yours, set in its "
-                "`config` section what the axis is computed from",
+                hint="also widen the axes that the config links to it; in a recipe of your own, let the `config` "
+                "section change the keys that give its size",
             )
 
 
 def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:
-    """The new config must not mean another structure, as embeddings that grow as wide as the residual stream do."""
+    """Check that the widened config chooses the same layouts as the source's config.
+
+    It could choose others, for instance when embeddings become as wide as the residual stream.
+
+    Args:
+        layouts: chosen layout of each tensor by its name.
+        matches: matched rule of each tensor by its name.
+        wide_values: names and values of the widened config, as `environment` returns them.
+
+    Raises:
+        ConfigError: the widened config chooses another layout for a tensor.
+    """
     checked: set[int] = set()
     for name, match in matches.items():
         if id(match.rule) in checked:
@@ -84,7 +116,7 @@ def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Matc
         wide = choose(match.rule.choices, wide_values, match)
         if wide is not layouts[name]:
             error = match.rule.text.error(
-                f"with the widened config, `{name}` would be `{wide.text.value}` instead of "
-                f"`{layouts[name].text.value}`: that config means another structure"
+                f"the widened config describes another structure: `{name}` would be `{wide.text.value}` instead of "
+                f"`{layouts[name].text.value}`"
             )
-            raise ConfigError(error.message, excerpt=error.excerpt, hint="widen by another factor")
+            raise ConfigError(error.message, excerpt=error.excerpt, hint="use another factor")

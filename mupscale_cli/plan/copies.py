@@ -1,8 +1,8 @@
 """Copy maps: which old unit each new unit of an axis copies. Pure Python, no tensors.
 
-The method's own map copies every unit the same number of times, side by side. Others lay the copies
-end to end, choose at random what is copied, or leave new units without a source; expansion,
-perturbation and verification know maps and not methods.
+The map of the method `mupscale` copies every unit the same number of times, side by side. Other maps repeat the units
+end to end, copy randomly drawn units, or leave new units without a source. Expansion, perturbation and verification
+depend on maps, not on methods.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from functools import cached_property
 from typing import Literal
 
 Order = Literal["interleaved", "tiled"]
-FRESH = -1  # the source of a new unit that copies none
+FRESH = -1  # source of a new unit that is not a copy
 
 
 @dataclass(frozen=True)
 class CopyMap:
-    """Which old unit each new unit of an axis copies.
+    """A map from the new units of an axis to the old units that they copy.
 
     Attributes:
-        size: old units.
-        copies: new units over old ones.
-        order: `interleaved`: unit i becomes `i*copies ... i*copies+copies-1`, so that units which belong together
-            (the query heads of one key/value head, the channels of one normalisation group) stay together; the
-            convention of arXiv 2602.10545. `tiled`: the units are repeated as a whole; that of arXiv 2409.12903.
-        sources: for an irregular map, the old unit of each new one, or `FRESH`; overrides `order`.
+        size: number of old units.
+        copies: number of new units divided by the number of old ones.
+        order: `interleaved`: unit i becomes `i*copies ... i*copies+copies-1`, which keeps related units together (the
+            query heads of a key/value head, the channels of a normalization group); the convention of arXiv
+            2602.10545. `tiled`: all units are repeated end to end; the convention of arXiv 2409.12903.
+        sources: old unit of each new unit, or `FRESH`, for an irregular map; overrides `order`.
     """
 
     size: int
@@ -41,12 +41,12 @@ class CopyMap:
 
     @property
     def is_regular(self) -> bool:
-        """Whether the copies of all units lie at the same distances, so that strides describe them."""
+        """Whether strides describe the positions of all copies."""
         return self.sources is None
 
     @property
     def unit_step(self) -> int:
-        """Distance between the first copies of two neighbouring units, in new units."""
+        """Distance between the first copies of two adjacent units, in new units."""
         return self.copies if self.order == "interleaved" else 1
 
     @property
@@ -56,7 +56,7 @@ class CopyMap:
 
     @cached_property
     def all_sources(self) -> tuple[int, ...]:
-        """The old unit of each new one."""
+        """The old unit of each new unit, or `FRESH`."""
         if self.sources is not None:
             return self.sources
         if self.order == "interleaved":
@@ -65,16 +65,16 @@ class CopyMap:
 
     @cached_property
     def positions(self) -> tuple[tuple[int, ...], ...]:
-        """The copies of each old unit, in order."""
-        found: list[list[int]] = [[] for _ in range(self.size)]
+        """The new units that copy each old unit, in ascending order."""
+        copies: list[list[int]] = [[] for _ in range(self.size)]
         for position, source in enumerate(self.all_sources):
             if source != FRESH:
-                found[source].append(position)
-        return tuple(map(tuple, found))
+                copies[source].append(position)
+        return tuple(map(tuple, copies))
 
     @property
     def fresh(self) -> tuple[int, ...]:
-        """The new units that copy none."""
+        """The new units that are not copies."""
         return tuple(position for position, source in enumerate(self.sources or ()) if source == FRESH)
 
     @property
@@ -84,20 +84,20 @@ class CopyMap:
 
 
 def padded_map(size: int, factor: int) -> CopyMap:
-    """Return the map that keeps the old units where they are and lets fresh ones follow."""
+    """Return the map that appends fresh units to the old ones."""
     return CopyMap(size, factor, sources=(*range(size), *(FRESH,) * (size * (factor - 1))))
 
 
 def drawn_map(axis: Axis, size: int, seed: int) -> CopyMap:
-    """Return the map that keeps the old units and draws what the new ones copy (Net2Net, arXiv 1511.05641).
+    """Return the map that keeps the old units and appends copies of randomly drawn ones (Net2Net, arXiv 1511.05641).
 
-    Places where one axis has one size get one map. An axis whose units may be copied unequally often is drawn with
-    replacement.
+    The map depends on nothing but the seed, the axis and its size, so all tensors with this axis get the same one.
+    Units are drawn with replacement if they may be copied unequally often.
 
     Args:
-        axis: that grows.
-        size: old units.
-        seed: of the draws.
+        axis: axis to widen.
+        size: number of old units.
+        seed: random seed.
     """
     if axis.uneven:
         drawn = [_draw(seed, axis.name, size, unit) % size for unit in range(size, size * axis.factor)]
@@ -111,20 +111,20 @@ def _shuffled(seed: int, axis: str, size: int, turn: int) -> list[int]:
 
 
 def _draw(seed: int, axis: str, size: int, number: int) -> int:
-    """Draw a random number that no version of anything changes."""
+    """Draw a random number that is the same in every version of Python and its libraries."""
     return int.from_bytes(hashlib.sha256(f"{seed} {axis} {size} {number}".encode()).digest()[:8], "little")
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where the copies of a unit lie: side by side, where a subclass does not say otherwise."""
+    """The positions of a unit's copies: side by side, unless a subclass overrides `copy_map`."""
 
     def copy_map(self, axis: Axis, size: int) -> CopyMap:
-        """Return the copy map of an axis that grows; a function of the arguments alone.
+        """Return the copy map of a widened axis; must be a pure function.
 
         Args:
-            axis: that grows.
-            size: old units.
+            axis: axis to widen.
+            size: number of old units.
         """
         return CopyMap(size, axis.factor)
 
@@ -134,14 +134,14 @@ INTERLEAVED = Arrangement()
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A set of interchangeable units, and by how much it is widened.
+    """A set of interchangeable units with its factor.
 
     Attributes:
-        name: as the recipe declares it.
-        size: units in the source; None where the size varies from place to place.
-        factor: target size over source size, a whole number >= 1.
-        arrangement: where the copies lie.
-        uneven: whether nothing averages over the axis, so that units may be copied unequally often.
+        name: name in the recipe.
+        size: number of units in the source; None if it differs between tensors.
+        factor: size in the target divided by size in the source, a whole number >= 1.
+        arrangement: positions of the copies.
+        uneven: whether units may be copied unequally often, since no layer averages over the axis.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Axis:
         return None if self.size is None else self.size * self.factor
 
     def copy_map(self, size: int | None = None) -> CopyMap:
-        """Its map, at a place where it has `size` units."""
+        """Return the copy map of the axis in a dimension with `size` units. Default: the axis' own size."""
         units = self.size if size is None else size
         assert units is not None
         if self.factor == 1:
@@ -163,6 +163,9 @@ class Axis:
         return self.arrangement.copy_map(self, units)
 
 
-def part_of(units: CopyMap, count: int) -> CopyMap:
-    """The map of `count` neighbouring units of a regular map, with all their copies where they lie together."""
+def submap(units: CopyMap, count: int) -> CopyMap:
+    """Return the map of `count` adjacent units of a regular map.
+
+    It includes their copies if these are adjacent as well, that is, if the map is interleaved.
+    """
     return replace(units, size=count) if units.order == "interleaved" else CopyMap(count)

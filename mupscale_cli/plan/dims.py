@@ -1,8 +1,8 @@
-"""Layouts made concrete: which element of the wide tensor copies which element of the narrow one.
+"""Maps of dimensions: which element of the narrow tensor each element of the wide tensor copies.
 
-A dimension is a sum of strips, a strip a mixed-radix counter whose digits are axes. Both sides of
-the copy are then strided views, and widening a tensor is one strided copy for each combination of
-strips, whatever the architecture. Pure Python, no tensors.
+A dimension is a sequence of strips. A strip is a mixed-radix counter whose digits are axes, so source and target of a
+copy are strided views. Widening a tensor is one strided copy per combination of strips, for every architecture.
+Pure Python, no tensors.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from mupscale_cli.plan.copies import Axis, CopyMap
 
 
 class LayoutError(ValueError):
-    """A dimension whose size is not what its layout says."""
+    """A dimension whose size contradicts its layout; the message completes a sentence about the dimension."""
 
 
 @dataclass(frozen=True, slots=True)
 class Digit:
-    """One axis inside a dimension.
+    """An axis in a dimension.
 
     Attributes:
-        units: the axis' units and their copies.
-        contracted: the layer sums over the axis, so the copies share the element's value.
+        units: copy map of the axis.
+        contracted: whether the layer sums over the axis, so that copies share the element's value.
         stride: distance between two old units in the source, in elements of the dimension.
-        wide_stride: distance between two new units in the target.
-        power: copies of a unit that has n of them are multiplied by n ** power; beside what is summed over.
-        averaged: the layer sums over the axis and divides by its size itself, so that copies are whole.
+        wide_stride: distance between two new units in the target, in elements of the dimension.
+        power: exponent p; the copies of a unit with n copies are multiplied by n ** p, in addition to sharing.
+        averaged: whether the layer averages over the axis, so that copies keep the element's value.
     """
 
     units: CopyMap
@@ -40,14 +40,14 @@ class Digit:
     power: float = 0.0
     averaged: bool = False
 
-    def inside(self, stride: int, wide_stride: int) -> Digit:
-        """The same digit in front of others that span `stride` and `wide_stride` elements."""
-        return replace(self, stride=self.stride * stride, wide_stride=self.wide_stride * wide_stride)
+    def outside(self, size: int, wide_size: int) -> Digit:
+        """Return the digit in front of faster ones that span `size` source and `wide_size` target elements."""
+        return replace(self, stride=self.stride * size, wide_stride=self.wide_stride * wide_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A part of a dimension that is a pure product of digits, slowest first, with its own scale."""
+    """A part of a dimension that is a product of digits, slowest first, with its own scale."""
 
     offset: int
     wide_offset: int
@@ -56,21 +56,21 @@ class Strip:
 
     @property
     def pieces(self) -> int:
-        """Into how many shares the layer's sum over this strip splits one element."""
+        """Number of shares into which the layer's sum over this strip splits an element."""
         return math.prod(digit.units.copies for digit in self.digits if digit.contracted)
 
     @property
     def multiplicity(self) -> int:
-        """How many copies of one element there are along this dimension."""
+        """Number of copies of an element along this dimension."""
         return math.prod(digit.units.copies for digit in self.digits)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Strips that fill one contiguous part of a dimension and share their first `num_shared` digits.
+    """Strips that fill a contiguous part of a dimension and share their first `num_shared` digits.
 
-    `[a + b]` is two regions of one strip; `(kv [a + b])` is one region whose two strips share `kv`.
-    Cutting a shared digit cuts source and target into contiguous blocks.
+    `[a + b]` consists of two regions with one strip each; `(kv [a + b])` is one region with two strips that share
+    `kv`. Splitting a shared digit splits source and target into contiguous blocks.
     """
 
     strips: tuple[Strip, ...]
@@ -81,7 +81,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class DimMap:
-    """One dimension of a tensor before and after."""
+    """A dimension of a tensor before and after the widening."""
 
     size: int
     wide_size: int
@@ -93,7 +93,7 @@ class DimMap:
 
 
 def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
-    """The product of factor(axis) ** exponent: exact where it is a whole number or its inverse."""
+    """Return the product of factor(axis) ** exponent, computed from whole numbers if every exponent is 1 or -1."""
     exact = math.prod(axes[power.axis].factor for power in powers if power.exponent == 1)
     inverse = math.prod(axes[power.axis].factor for power in powers if power.exponent == -1)
     others = math.prod(
@@ -103,44 +103,49 @@ def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
 
 
 def solve_size(dim: Dim, axes: Mapping[str, Axis], size: int) -> tuple[set[str], int | None]:
-    """Find the one size that a dimension leaves open.
+    """Solve for the unknown size in a dimension.
 
-    The size of a dimension is linear in any one axis: `a + b x`. So an axis without a size (read
-    off the shapes, or varying from place to place) and `.` follow from the size of the dimension.
+    The size of a dimension is linear in the size of any one axis, `a + b x`. The size of a dimension therefore gives
+    the size of `.` or of an axis whose size is not known yet.
+
+    Args:
+        dim: layout of the dimension.
+        axes: every axis by name; unknown sizes are None.
+        size: size of the dimension in the source, in elements.
 
     Returns:
-        The names of the axes left open (empty for `.`), and their size; None where nothing is open,
-        or too much to be solved.
+        The names of the axes without a size (empty for `.`), and the solution; None if there is no unknown, or too
+        many.
 
     Raises:
-        LayoutError: no whole size fits, or the sizes that are known do not give `size`.
+        LayoutError: the solution is not a whole number, or there is no unknown and the layout gives another size.
     """
     constant, slope, open_names = _linear(dim, axes)
     if slope == 0:
         if constant != size:
-            raise LayoutError(f"is {constant}, not {size}")
+            raise LayoutError(f"should have size {constant} instead of {size}")
         return set(), None
     if slope is None or len(open_names) > 1:
         return open_names, None
     if size <= constant or (size - constant) % slope:
-        raise LayoutError(f"of size {size} cannot be divided that way")
+        raise LayoutError(f"cannot have size {size}")
     return open_names, (size - constant) // slope
 
 
 def size_of(dim: Dim, axes: Mapping[str, Axis]) -> int:
-    """The size of a dimension of which nothing is open.
+    """Return the size of a dimension whose axes all have known sizes.
 
     Raises:
-        LayoutError: something is.
+        LayoutError: a size is not known.
     """
     constant, slope, _ = _linear(dim, axes)
     if slope != 0:
-        raise LayoutError("has parts whose size nothing tells")
+        raise LayoutError("has parts of unknown size")
     return constant
 
 
 def _linear(dim: Dim, axes: Mapping[str, Axis]) -> tuple[int, int | None, set[str]]:
-    """Constant and slope of a dimension's size in what is open, and the names that are open."""
+    """Return a and b of a dimension's size a + b x, b None if it is not linear, and the names of the unknown axes."""
     match dim:
         case Fixed():
             return (0, 1, set()) if dim.size is None else (dim.size, 0, set())
@@ -164,24 +169,24 @@ def _plus(left: _Linear, right: _Linear) -> _Linear:
 def _times(left: _Linear, right: _Linear) -> _Linear:
     names = left[2] | right[2]
     if left[1] is None or right[1] is None or (left[1] and right[1]):
-        return 0, None, names  # not linear
+        return 0, None, names
     return left[0] * right[0], left[0] * right[1] + left[1] * right[0], names
 
 
 def map_dim(dim: Dim, axes: Mapping[str, Axis], size: int) -> DimMap:
-    """The map of one dimension of a tensor.
+    """Map a dimension of a tensor.
 
     Args:
-        dim: what the recipe says of it.
-        axes: the axes by name, with factors; sizes may be None where they vary.
-        size: the dimension's size in the source.
+        dim: layout of the dimension in the recipe.
+        axes: every axis by name, with its factor; its size is None if it differs between tensors.
+        size: size of the dimension in the source, in elements.
 
     Raises:
-        LayoutError: the size contradicts the axes.
+        LayoutError: the size contradicts the axes, or does not determine all sizes.
     """
     names, open_size = solve_size(dim, axes, size)
     if names and open_size is None:
-        raise LayoutError(f"leaves the sizes of {', '.join(sorted(names))} open")
+        raise LayoutError(f"does not determine the sizes of {', '.join(sorted(names))}")
     builder = _Builder(axes, open_size)
     if not isinstance(dim, Concatenation):
         part = builder.part(dim)
@@ -189,14 +194,14 @@ def map_dim(dim: Dim, axes: Mapping[str, Axis], size: int) -> DimMap:
     part = builder.part(dim)
     regions, offset, wide_offset = [], 0, 0
     for segment in dim.segments:
-        inner = builder.part(segment.dim).moved(offset, wide_offset, power_scale(segment.powers, axes))
+        inner = builder.part(segment.dim).shifted(offset, wide_offset, power_scale(segment.powers, axes))
         regions.append(inner.region())
         offset, wide_offset = offset + inner.size, wide_offset + inner.wide_size
     return DimMap(part.size, part.wide_size, tuple(regions))
 
 
 def keep_dims(shape: Iterable[int]) -> tuple[DimMap, ...]:
-    """The maps of a tensor that is copied as it is; it may be empty."""
+    """Return the maps of a tensor that is copied unchanged; it may be empty."""
     strips = [(size, Strip(0, 0, (Digit(CopyMap(size), contracted=False),))) for size in shape]
     return tuple(DimMap(size, size, (Region((strip,), 1, size, size),)) for size, strip in strips)
 
@@ -208,7 +213,7 @@ class _Part:
     strips: tuple[Strip, ...]
     num_shared: int
 
-    def moved(self, offset: int, wide_offset: int, scale: float) -> _Part:
+    def shifted(self, offset: int, wide_offset: int, scale: float) -> _Part:
         strips = tuple(
             Strip(strip.offset + offset, strip.wide_offset + wide_offset, strip.digits, strip.scale * scale)
             for strip in self.strips
@@ -251,7 +256,7 @@ class _Builder:
             Strip(
                 slow.offset * inner.size + fast.offset,
                 slow.wide_offset * inner.wide_size + fast.wide_offset,
-                tuple(digit.inside(inner.size, inner.wide_size) for digit in slow.digits) + fast.digits,
+                tuple(digit.outside(inner.size, inner.wide_size) for digit in slow.digits) + fast.digits,
                 slow.scale * fast.scale,
             )
             for slow in outer.strips
@@ -264,18 +269,18 @@ class _Builder:
         strips: list[Strip] = []
         size = wide_size = 0
         for segment in dim.segments:
-            part = self.part(segment.dim).moved(size, wide_size, power_scale(segment.powers, self.axes))
+            part = self.part(segment.dim).shifted(size, wide_size, power_scale(segment.powers, self.axes))
             strips += part.strips
             size, wide_size = size + part.size, wide_size + part.wide_size
         return _Part(size, wide_size, tuple(strips), num_shared=0)
 
 
 def _merge(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
-    """Neighbours that are copied as they stand, and lie end to end, become one digit."""
+    """Merge adjacent digits that are copied unchanged and are contiguous in source and target."""
     merged: list[Digit] = []
     for digit in digits:
         last = merged[-1] if merged else None
-        if last and _is_kept(last) and _is_kept(digit) and _is_around(last, digit):
+        if last and _is_unchanged(last) and _is_unchanged(digit) and _are_contiguous(last, digit):
             units = CopyMap(last.units.size * digit.units.size)
             merged[-1] = Digit(units, False, digit.stride, digit.wide_stride)
         else:
@@ -283,11 +288,11 @@ def _merge(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
     return tuple(merged)
 
 
-def _is_kept(digit: Digit) -> bool:
+def _is_unchanged(digit: Digit) -> bool:
     return digit.units.copies == 1 and digit.units.is_regular
 
 
-def _is_around(outer: Digit, inner: Digit) -> bool:
-    """Whether a step of the outer digit is all the units of the inner one, and nothing beside them."""
+def _are_contiguous(outer: Digit, inner: Digit) -> bool:
+    """Return whether one step of the outer digit spans exactly the units of the inner one."""
     size = inner.units.size
     return outer.stride == size * inner.stride and outer.wide_stride == size * inner.wide_stride

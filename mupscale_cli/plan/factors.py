@@ -1,4 +1,4 @@
-"""The factor of every axis, as it was asked for."""
+"""Resolving `--factor` and `--axis` to the factor of every axis."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ MAX_FACTOR = 4096
 
 
 def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int]) -> dict[str, int]:
-    """The factor of every axis: `factor` for those that the recipe widens, then the named ones.
+    """Return the factor of every axis.
+
+    Args:
+        recipe: recipe of the architecture.
+        factor: factor of the axes that the recipe widens by default.
+        axes: factors of single axes or groups of axes by name; they override `factor`.
 
     Raises:
-        PlanError: an unknown or fixed axis, a factor below 1 or above `MAX_FACTOR`, nothing widened, or linked axes
-            moved apart.
+        PlanError: an axis is unknown or fixed, a factor is below 1 or above `MAX_FACTOR`, every factor is 1, or the
+            factors of linked axes contradict each other.
     """
     for name, value in (("--factor", factor), *((f"--axis {axis}", value) for axis, value in axes.items())):
         if value is not None and not 1 <= value <= MAX_FACTOR:
-            said = value if abs(value) < 10**18 else "a number of many digits"  # Python does not write thousands
-            raise PlanError(f"`{name}` is {said}; a factor is a whole number from 1 to {MAX_FACTOR}")
+            shown = value if abs(value) < 10**18 else "huge"  # Python refuses to convert thousands of digits
+            raise PlanError(f"`{name}` is {shown}, expected a whole number from 1 to {MAX_FACTOR}")
     for name in axes:
         if name not in recipe.axis_names and name not in recipe.groups:
             near = suggest(name, (*recipe.groups, *recipe.axis_names))
@@ -39,26 +44,26 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
     factors.update({name: value for name, value in axes.items() if name not in recipe.groups})
     for name, reason in recipe.fixed.items():
         if factors[name] != 1:
-            raise PlanError(f"the axis `{name}` of `{recipe.name}` cannot be widened: {reason}")
+            raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
     if all(value == 1 for value in factors.values()):
         raise PlanError(
             "nothing is widened: the factor is 1 on every axis",
-            hint="give `--factor 2`, or `--axis NAME=2` for one axis",
+            hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
     for link in recipe.links:
         product = math.prod(factors[name] for name in link.product)
         if factors[link.axis] != product:
             terms = " x ".join(f"{name} {factors[name]}" for name in link.product)
             raise PlanError(
-                f"linked axes are moved apart: in `{recipe.name}`, {link.axis} is {link.text.value}, "
-                f"but the factors are {link.axis} {factors[link.axis]} against {terms}",
-                hint=_together(recipe, factors, link),
+                f"the factors of linked axes do not match: in `{recipe.name}`, {link.axis} is {link.text.value}, "
+                f"but the factors are {link.axis} {factors[link.axis]} and {terms}",
+                hint=_suggest_factors(recipe, factors, link),
             )
     return factors
 
 
-def _together(recipe: Recipe, factors: Mapping[str, int], link: Link) -> str:
-    """Factors that the link allows, as near as can be to those that were asked for."""
+def _suggest_factors(recipe: Recipe, factors: Mapping[str, int], link: Link) -> str:
+    """Suggest factors that satisfy a link and are close to the requested ones."""
     product = math.prod(factors[name] for name in link.product)
     changed = dict(factors)
     movable = next((name for name in link.product if name not in recipe.fixed), link.axis)
@@ -66,5 +71,5 @@ def _together(recipe: Recipe, factors: Mapping[str, int], link: Link) -> str:
         changed[link.axis] = product
     else:
         changed[movable] = factors[link.axis]
-    asked = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
-    return f"for instance `{asked}`" if asked else f"leave {link.axis} as it is"
+    options = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
+    return f"for instance, `{options}`" if options else f"do not widen {link.axis}"

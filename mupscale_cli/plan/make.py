@@ -1,4 +1,4 @@
-"""Recipe x tensor specs x factors -> Plan."""
+"""Making a plan from a recipe, tensor specs and factors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan.axes import find_axes, used_axes
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
-from mupscale_cli.plan.methods import MUPSCALE, Method, perturbation_of
+from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
-from mupscale_cli.plan.tied import TIE_KEY, reading_shared, resolve_tie, untied_tensors, with_untied
+from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
 from mupscale_cli.plan.types import ConfigChange, Plan, TensorPlan
 
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
@@ -35,30 +35,30 @@ def make_plan(
     method: Method = MUPSCALE,
     perturbation: Perturbation | None = None,
 ) -> Plan:
-    """Plan a widening from headers alone.
+    """Plan a widening from the headers of a checkpoint.
 
     Args:
-        recipe: the architecture.
-        specs: every tensor of the checkpoint, in the order in which they are to be written.
-        config: config.json, None where there is none.
-        factors: of every axis, as `resolve_factors` gives them.
-        max_shard_bytes: largest output file, in bytes of tensor data; None for a single file.
-        tie: what to do about a readout that shares the embedding; the recipe's first way if not given.
-        check_config: whether the widened config must give every axis its new size.
-        method: by which it grows.
-        perturbation: noise to add; the method's own if not given.
+        recipe: recipe of the architecture.
+        specs: every tensor of the checkpoint, in the order of writing.
+        config: config.json; None if the checkpoint has none.
+        factors: factor of every axis, as `resolve_factors` returns them.
+        max_shard_bytes: maximum size of an output file, in bytes of tensor data; None for a single file.
+        tie: how to scale a readout that shares the embedding. Default: the first way that the recipe allows.
+        check_config: whether to check that the widened config gives every axis its new size.
+        method: method of growing.
+        perturbation: noise to add. Default: the method's own.
 
     Raises:
-        RecipeError: the recipe and the checkpoint contradict one another.
-        PlanError: the checkpoint cannot be widened as asked.
+        RecipeError: the recipe contradicts the checkpoint.
+        PlanError: the checkpoint cannot be widened in this way.
     """
     _refuse_quantized(config)
     names = [spec.name for spec in specs]
     tie = resolve_tie(recipe, config or {}, names, tie)
-    said_tied = (config or {}).get(TIE_KEY)
+    tied_before = (config or {}).get(TIE_KEY)
     shared = untied_tensors(recipe, names) if tie == "untie" else {}
     if tie == "untie":
-        config = with_untied(config or {})
+        config = untie_config(config or {})
         by_name = {spec.name: spec for spec in specs}
         specs = [*specs, *(replace(by_name[source], name=name) for name, source in shared.items())]
     matches = match_rules(recipe, [spec.name for spec in specs])
@@ -67,11 +67,11 @@ def make_plan(
     used = used_axes(layouts, matches)
     axes = find_axes(recipe, specs, layouts, matches, values, factors, used)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
-    noise = perturbation_of(method, perturbation)
+    noise = choose_perturbation(method, perturbation)
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
     omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
     tensors = [
-        reading_shared(plan, shared)
+        read_shared(plan, shared)
         for spec in specs
         if spec.name not in omitted
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
@@ -83,7 +83,7 @@ def make_plan(
         check_sizes(recipe, wide_values, axes, used)
         check_layouts(layouts, matches, wide_values)
     if tie == "untie":
-        changes = (*changes, ConfigChange(TIE_KEY, said_tied, False))
+        changes = (*changes, ConfigChange(TIE_KEY, tied_before, False))
     return Plan(
         recipe,
         tuple(axes.values()),
@@ -103,8 +103,7 @@ def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
     for key in _QUANTIZED_KEYS:
         if config and config.get(key):
             raise PlanError(
-                f"config.json has a `{key}`: the weights are quantized and packed, "
-                f"so rows and columns are not its units",
+                f"cannot widen quantized weights (config.json has a `{key}`): their packed elements are not units",
                 hint="dequantize the model first, or widen the checkpoint that it was quantized from",
             )
 

@@ -1,7 +1,7 @@
-"""The methods of growing a network. No torch, no data.
+"""Methods of growing a network. Does not import torch or read data.
 
-A method is a subclass of `Method` and an entry of `METHODS`: where its copies lie, by what it shrinks the narrow
-weights, which noise belongs to it, the options that it has, and what it promises.
+A method is a subclass of `Method` and an entry of `METHODS`. It defines copy maps, a factor that shrinks the narrow
+weights, the method's own noise, its options, and whether function and training are kept.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from mupscale_cli.plan.copies import Arrangement, Axis, CopyMap, drawn_map, padd
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.text import suggest
 
-DEFAULT_SHRINK = 0.4  # that of arXiv 2411.07340; for few steps more is kept by 1 (tests/experiments/README.md)
-# Relative to trained weights, which are larger than what they began with: half was better than all at every shrinkage
-# in tests/experiments/README.md.
-_FRESH = 0.5
+DEFAULT_SHRINK = 0.4  # of arXiv 2411.07340; if there are few steps, 1 is better (tests/experiments/README.md)
+# Relative to trained weights, which are larger than initial ones: 0.5 was better than 1 for every shrink factor in
+# tests/experiments/README.md.
+_FRESH_NOISE = 0.5
 
 
 @dataclass(frozen=True)
 class Method(Arrangement):
-    """How a network grows. The fields of a subclass are the options of its method.
+    """A method of growing. The fields of a subclass are the method's options.
 
     Attributes:
-        name: its key in `METHODS`.
-        is_copying: whether every new unit copies an old one, so that the unperturbed function is the narrow model's.
-        draws_unevenly: whether its maps copy some units more often than others, where the architecture allows it.
-        recorded: the options that mupscale.json notes; the method is made from them again to verify.
-        seed: of random copy maps and of the method's own noise.
+        name: key in `METHODS`.
+        is_copying: whether every new unit copies an old one; the function is then kept, except for noise.
+        draws_unevenly: whether its maps copy some units more often than others if the architecture allows it.
+        recorded: names of the options in mupscale.json, from which a verification makes the method again.
+        seed: random seed of copy maps and of the method's own noise.
     """
 
     name: ClassVar[str]
@@ -42,34 +42,34 @@ class Method(Arrangement):
 
     @property
     def shrink(self) -> float:
-        """By what matrices of the narrow model are multiplied (dimensionless)."""
+        """Factor of the narrow model's matrices (dimensionless)."""
         return 1.0
 
     @property
     def perturbation(self) -> Perturbation | None:
-        """The noise that belongs to the method, where the user asked for no other."""
+        """The method's own noise, which is used unless the user requests another."""
         return None
 
     def trains_alike(self, axes: Iterable[Axis]) -> bool:
-        """Whether the unperturbed wide model takes the steps that the narrow one would take."""
+        """Return whether the wide model, without noise, takes the same optimizer steps as the narrow one."""
         is_uneven = self.draws_unevenly and any(axis.uneven and axis.factor > 1 for axis in axes)
         return self.is_copying and not is_uneven
 
     def as_record(self) -> dict[str, Any]:
-        """What mupscale.json says of it."""
+        """Return the object that mupscale.json contains."""
         return {"name": self.name, **{option: getattr(self, option) for option in self.recorded}}
 
 
 @dataclass(frozen=True)
 class Mupscale(Method):
-    """Copies side by side; function and training are those of the narrow model (arXiv 2602.10545)."""
+    """Puts the copies of a unit side by side; keeps function and training (arXiv 2602.10545)."""
 
     name = "mupscale"
 
 
 @dataclass(frozen=True)
 class Net2Net(Method):
-    """Copies of units drawn at random; the function is that of the narrow model (arXiv 1511.05641)."""
+    """Draws the units to copy at random; keeps the function (arXiv 1511.05641)."""
 
     name = "net2net"
     draws_unevenly = True
@@ -81,10 +81,11 @@ class Net2Net(Method):
 
 @dataclass(frozen=True)
 class HyperClone(Method):
-    """Copies end to end, with noise that cancels if asked for (arXiv 2409.12903).
+    """Repeats all units of an axis end to end; noise is optional and cancels in the function (arXiv 2409.12903).
 
     Attributes:
-        snr: ratio of signal to noise in dB: 10 log10 of mean squares of weight and noise; None for no noise.
+        snr: signal-to-noise ratio in dB, 10 log10(mean square of the weight / mean square of the noise); None for
+            no noise.
     """
 
     name = "hyperclone"
@@ -92,8 +93,8 @@ class HyperClone(Method):
 
     def __post_init__(self) -> None:
         if self.snr is not None and not math.isfinite(self.snr):
-            raise PlanError(f"`--snr` is {self.snr}; it is a number of dB, for instance 20")
-        _ = self.perturbation  # which refuses a size that is a slip
+            raise PlanError(f"`--snr` is {self.snr}, expected a number of dB such as 20")
+        _ = self.perturbation  # raises an error if the noise is too large
 
     @property
     def perturbation(self) -> Perturbation | None:
@@ -105,10 +106,10 @@ class HyperClone(Method):
 
 @dataclass(frozen=True)
 class WarmStart(Method):
-    """Narrow weights shrunk and padded with fresh units; another function (arXiv 2411.07340).
+    """Shrinks the narrow weights and adds fresh units; does not keep the function (arXiv 2411.07340).
 
     Attributes:
-        shrink: by what the narrow weights are multiplied, from 0 to 1.
+        shrink: factor of the narrow weights, from 0 to 1.
     """
 
     name = "warmstart"
@@ -118,11 +119,11 @@ class WarmStart(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.shrink <= 1:
-            raise PlanError(f"`--shrink` is {self.shrink}; it is a number from 0 to 1")
+            raise PlanError(f"`--shrink` is {self.shrink}, expected a number from 0 to 1")
 
     @property
     def perturbation(self) -> Perturbation | None:
-        return Perturbation(_FRESH, "free", "init", self.seed)
+        return Perturbation(_FRESH_NOISE, "free", "init", self.seed)
 
     def copy_map(self, axis: Axis, size: int) -> CopyMap:
         return padded_map(size, axis.factor)
@@ -137,18 +138,18 @@ def make_method(name: str, *, seed: int = 0, **options: float | None) -> Method:
 
     Args:
         name: a key of `METHODS`.
-        seed: of random copy maps and of the method's own noise.
-        options: of single methods, such as `shrink`; None where one is not given.
+        seed: random seed of copy maps and of the method's own noise.
+        options: options of single methods, such as `shrink`; None is the same as omitting the option.
 
     Raises:
-        PlanError: there is no such method, or an option does not belong to it.
+        PlanError: the method is unknown, or an option is invalid or belongs to another method.
     """
     if name not in METHODS:
-        raise PlanError(f"there is no method `{name}`", hint=suggest(name, METHODS) or f"known: {', '.join(METHODS)}")
+        raise PlanError(f"unknown method `{name}`", hint=suggest(name, METHODS) or f"known: {', '.join(METHODS)}")
     given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - _options(METHODS[name]):
         owners = ", ".join(other for other, method in METHODS.items() if option in _options(method))
-        raise PlanError(f"`--{option}` belongs to `--method {owners}`, not to `{name}`")
+        raise PlanError(f"`--{option}` works only with `--method {owners}`, not with `{name}`")
     return METHODS[name](seed=seed, **given)
 
 
@@ -156,16 +157,17 @@ def _options(method: type[Method]) -> set[str]:
     return {field.name for field in fields(method)}
 
 
-def perturbation_of(method: Method, asked: Perturbation | None) -> Perturbation | None:
-    """The noise of a widening: what was asked for, else what belongs to the method; None where there is none.
+def choose_perturbation(method: Method, requested: Perturbation | None) -> Perturbation | None:
+    """Return the requested noise, else the method's own; None for no noise.
 
     Raises:
-        PlanError: what was asked for cannot be had with the method.
+        PlanError: the method does not support the requested noise.
     """
-    if asked is not None and asked.mode == "preserving" and not method.is_copying:
+    if requested is not None and requested.mode == "preserving" and not method.is_copying:
         raise PlanError(
-            f"`--noise-mode preserving` is not possible with `--method {method.name}`",
-            hint="its new units copy none, so there is nothing over whose copies noise could cancel",
+            f"`--noise-mode preserving` does not work with `--method {method.name}`, "
+            "whose new units are not copies over which noise could cancel",
+            hint="use `--noise-mode free`",
         )
-    chosen = asked or method.perturbation
+    chosen = requested or method.perturbation
     return chosen if chosen is not None and chosen.size > 0 else None

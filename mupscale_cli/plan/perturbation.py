@@ -1,7 +1,7 @@
-"""What tells copies apart: how large the noise is, and which tensors get it. No torch, no data.
+"""Noise that makes copies differ. Does not import torch or read data.
 
-Exact copies have equal gradients and never separate, so the new capacity would stay unused. Noise of
-size `t` relative to each tensor breaks the symmetry (design.md section 2, "Perturbation").
+Exact copies have equal gradients and never diverge, so the new capacity would remain unused. Noise of size `t` relative
+to each tensor breaks this symmetry (page `noise`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ MODES: tuple[Mode, ...] = ("free", "preserving")
 SCALES: tuple[Scale, ...] = ("spectral", "rms", "fan-in", "init")
 
 
-_LARGEST = 1000  # times the weights; what is larger is a slip
+_MAX_SIZE = 1000  # relative to the weights; a larger number is a mistake
 
 
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """Noise that is added to a widened model: W'' = W' + t s Z.
+    """Noise to add to a widened model: W'' = W' + t s Z, see page `noise`.
 
     Attributes:
-        size: t, relative to each tensor (dimensionless), so that one number serves all and transfers across widths.
-        mode: `free` adds it as it is; `preserving` centres it over the copies of what a layer sums over, so that
-            the function stays the same while gradients differ.
-        scale: what s is: `spectral`, so that the noise of a matrix has t times its spectral norm; `rms`, t times its
-            root mean square; `fan-in`, t / sqrt(fan_in) (arXiv 2602.10545); `init`, t times the root mean square of
-            the narrow tensor as muP carries an initialisation to the new width.
-        seed: of the noise; the same seed gives the same noise.
+        size: t, relative to each tensor (dimensionless); one number suits all tensors and transfers across widths.
+        mode: `free` adds the noise unchanged; `preserving` centers it over the copies that a layer sums, so the
+            function stays the same but the gradients of copies differ.
+        scale: definition of s. With `spectral`, the noise of a matrix has t times its spectral norm; with `rms`, t
+            times its root mean square. With `fan-in`, t s = t / sqrt(fan_in) (arXiv 2602.10545). With `init`, t s is
+            t times the root mean square of the narrow tensor, scaled to the new width as muP scales initial weights.
+        seed: random seed; the same seed gives the same noise.
     """
 
     size: float
@@ -42,30 +42,32 @@ class Perturbation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.size <= _LARGEST:
-            raise PlanError(f"the noise is {self.size:g}; its size is a number from 0 to {_LARGEST}, for instance 0.1")
+        if not 0 <= self.size <= _MAX_SIZE:
+            raise PlanError(
+                f"the size of the noise is {self.size:g}, expected a number from 0 to {_MAX_SIZE} such as 0.1"
+            )
         for option, value, known in (("mode", self.mode, MODES), ("scale", self.scale, SCALES)):
             if value not in known:
-                raise PlanError(f"`--noise-{option} {value}` is not known", hint=f"known: {', '.join(known)}")
+                raise PlanError(f"unknown `--noise-{option} {value}`", hint=f"known: {', '.join(known)}")
 
     def as_record(self) -> dict[str, Any]:
-        """What mupscale.json says of it."""
+        """Return the object that mupscale.json contains."""
         return {"size": self.size, "mode": self.mode, "scale": self.scale, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The noise of one tensor.
+    """Noise of one tensor.
 
     Attributes:
-        perturbation: what was asked for.
-        name: of the wide tensor without optional prefixes; the noise is a function of it and of the seed.
-        shape: of the wide tensor.
-        is_matrix: whether two or more of its dimensions grow; else it is like a vector (embeddings, readouts).
-        fan_in: how many wide elements each output of the layer sums.
+        perturbation: size, mode and scale of the noise.
+        name: name of the wide tensor without optional prefixes; it seeds the noise together with the seed.
+        shape: shape of the wide tensor.
+        is_matrix: whether two or more dimensions grow; otherwise it scales like a vector (embeddings, readouts).
+        fan_in: number of wide elements that each output of the layer sums.
         coefficient: c of the tensor.
-        num_shares: over how many copies of an input a layer's sum is split.
-        std: t s, once it is known.
+        num_shares: number of copies over which the layer's sum is split.
+        std: standard deviation t s, once it is measured.
     """
 
     perturbation: Perturbation
@@ -79,27 +81,27 @@ class Noise:
 
     @property
     def norm(self) -> Norm | None:
-        """The norm of the wide tensor that its size depends on."""
+        """The norm of the wide tensor that determines the size of the noise; None if there is none."""
         scale = self.perturbation.scale
         if scale == "fan-in":
             return None
         return "spectral" if scale == "spectral" and self.is_matrix else "rms"
 
     def std_for(self, norm: float) -> float:
-        """The standard deviation of the noise, t s.
+        """Return the standard deviation of the noise, t s, in units of the tensor's elements.
 
         A Gaussian matrix of standard deviation s has a spectral norm of about s (sqrt(rows) + sqrt(columns))
-        (Davidson & Szarek 2001, theorem II.13), which for `spectral` is made t times that of the weight.
+        (Davidson & Szarek 2001, theorem II.13). With `spectral`, this is t times the weight's spectral norm.
 
         Args:
-            norm: the norm that `self.norm` names; any number where it names none.
+            norm: value of the norm that `self.norm` names; ignored if it is None.
         """
         size, scale = self.perturbation.size, self.perturbation.scale
         if scale == "fan-in":
-            # A readout whose 1/k is in the weights is muP's with its multiplier folded in.
+            # If a readout's 1/k is in its weights, muP's multiplier is folded into them.
             return size / math.sqrt(self.fan_in) * (1.0 if self.is_matrix else abs(self.coefficient))
         if self.norm == "spectral":
             rows = self.shape[0]
             return size * norm / (math.sqrt(rows) + math.sqrt(math.prod(self.shape) / rows))
-        # Copying divides a matrix by its shares, muP's initialisation by their root.
+        # Copying divides a matrix by its number of shares, muP's initialization by the square root of it.
         return size * norm * (math.sqrt(self.num_shares) if scale == "init" and self.is_matrix else 1.0)

@@ -1,4 +1,4 @@
-"""Which tensor is written to which file."""
+"""Distributing tensors over output files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 def split_into_shards(
     tensors: Sequence[TensorPlan], max_bytes: int | None, pattern: str = "model{suffix}.safetensors"
 ) -> tuple[Shard, ...]:
-    """Distribute tensors over files, in their order.
+    """Distribute tensors over files and keep their order.
 
     Args:
-        tensors: what is written.
-        max_bytes: largest file, in bytes of tensor data; None for a single one.
-        pattern: of the names of the files.
+        tensors: plans of the tensors to write.
+        max_bytes: maximum size of a file, in bytes of tensor data; None for a single file.
+        pattern: pattern of the file names.
     """
     by_name: dict[str, Any] = {tensor.target.name: tensor for tensor in tensors}
     split = split_state_dict_into_shards_factory(

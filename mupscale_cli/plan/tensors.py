@@ -1,4 +1,4 @@
-"""How each tensor of the output is made."""
+"""Planning each tensor of the output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mupscale_cli.plan.methods import Method
 from mupscale_cli.plan.perturbation import Noise, Perturbation
 from mupscale_cli.plan.types import TensorPlan
 
-_MAX_TENSORS = 10**6  # that one becomes, where axes count tensors
+_MAX_TENSORS = 10**6  # that one tensor may become if an axis in its name is widened
 
 
 class TensorPlanner:
-    """Plans tensors; rules and shapes repeat in every layer, so their maps are kept."""
+    """Plans tensors, and caches the maps of dimensions, since rules and shapes repeat in every layer."""
 
     def __init__(
         self, axes: Mapping[str, Axis], method: Method, perturbation: Perturbation | None, prefixes: Sequence[str]
@@ -36,6 +36,17 @@ class TensorPlanner:
         self.maps: dict[tuple[str, str, tuple[int, ...]], tuple[DimMap, ...]] = {}
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
+        """Plan the output tensors that a tensor becomes; several if an axis in its name is widened.
+
+        Args:
+            spec: the tensor of the checkpoint.
+            match: its rule in the recipe.
+            choice: the layout to use; not `omit`.
+
+        Raises:
+            RecipeError: the layout contradicts the tensor.
+            PlanError: the tensor cannot be widened.
+        """
         layout = choice.value
         rule = match.rule.pattern.text
         if layout == "keep":
@@ -56,17 +67,17 @@ class TensorPlanner:
                 layout.offset,
             )
         for copied in self._name_copies(plan, match):
-            finished = self._grown(copied)
-            _check_dtype(finished)
-            yield finished
+            planned = self._apply_method(copied)
+            _check_dtype(planned)
+            yield planned
 
     def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
-        """Plans of the reference model's parameters that are tensors of the checkpoint in another form."""
-        found: dict[str, TensorPlan] = {}
+        """Plan the reference model's parameters that the checkpoint stores in another form."""
+        plans: dict[str, TensorPlan] = {}
         for spec in specs:
             for name, choice in recipe.other_parameters(spec.name):
                 layout = choice.value
-                if name in found or not isinstance(layout, Layout):
+                if name in plans or not isinstance(layout, Layout):
                     continue
                 try:
                     shape = tuple(size_of(dim, self.axes) for dim in layout.dims)
@@ -77,36 +88,36 @@ class TensorPlanner:
                 wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
                 scale = power_scale(layout.powers, self.axes)
                 plan = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
-                found[name] = self._grown(plan)
-        return tuple(found.values())
+                plans[name] = self._apply_method(plan)
+        return tuple(plans.values())
 
-    def _grown(self, plan: TensorPlan) -> TensorPlan:
-        """A tensor's plan with what the method does beside copying: noise, shrinkage, values of fresh units."""
+    def _apply_method(self, plan: TensorPlan) -> TensorPlan:
+        """Add the effects of the method other than copying: noise, shrinking and the values of fresh units."""
         growing = sum(any(s.multiplicity > 1 for s in dim.strips) for dim in plan.dims) + (plan.name_copies > 1)
         if not growing or DTYPES[plan.source.dtype].kind != "float":
             return plan
         if sum(size > 1 for size in plan.target.shape) < 2:  # gains and biases get no noise
             if self.method.is_copying:
                 return plan
-            # What a gain or a variance begins with is 1, a bias or a mean with 0.
-            begins_at_one = plan.target.name.endswith((".weight", "running_var"))
-            return replace(plan, fresh=plan.scale - plan.offset if begins_at_one else 0.0)
+            # The initial value of gains and variances is 1, that of biases and means 0.
+            starts_at_one = plan.target.name.endswith((".weight", "running_var"))
+            return replace(plan, fresh=plan.scale - plan.offset if starts_at_one else 0.0)
         is_matrix, c = growing > 1, plan.parts[0][0]
         shrink = 1.0
         if not self.method.is_copying:
-            # The 1/k of a readout is muP's multiplier; within a matrix it is a share, of which fresh units take none.
+            # The 1/k of a readout is muP's multiplier. In a matrix it is a share, and fresh units take no share.
             shrink = self.method.shrink * (1.0 if is_matrix else c / plan.scale)
         return replace(plan, noise=self._noise(plan, is_matrix=is_matrix), shrink=shrink)
 
     def _noise(self, plan: TensorPlan, *, is_matrix: bool) -> Noise | None:
         pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
-        asked = self.perturbation
-        if asked is None or (asked.mode == "preserving" and pieces == 1):
+        perturbation = self.perturbation
+        if perturbation is None or (perturbation.mode == "preserving" and pieces == 1):
             return None
-        # Files that call the same weights by other prefixes, as training checkpoints do, must get the same noise.
+        # Training checkpoints use other prefixes for the same weights, which must get the same noise.
         prefix = next((prefix for prefix in self.prefixes if plan.target.name.startswith(prefix)), "")
         return Noise(
-            asked,
+            perturbation,
             plan.target.name.removeprefix(prefix),
             plan.target.shape,
             is_matrix,
@@ -118,7 +129,8 @@ class TensorPlanner:
     def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):
             raise choice.text.error(
-                f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, this layout {len(layout.dims)}"
+                f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, "
+                f"but this layout has {len(layout.dims)}"
             )
         maps = []
         for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
@@ -129,15 +141,15 @@ class TensorPlanner:
             except LayoutError as problem:
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
                 raise choice.text.error(
-                    f"`{spec.name}` has the shape {_shape(spec.shape)}, but dimension {position}, "
+                    f"`{spec.name}` has shape {_shape(spec.shape)}, but dimension {position}, "
                     f"`{_excerpt(choice.text.value, dim)}`, {problem}",
                     dim.span,
-                    hint=f"config and tensors disagree, or this is not the recipe for them; {sizes}",
+                    hint=f"check that config.json and the recipe belong to these tensors; {sizes}",
                 ) from problem
         return tuple(maps)
 
     def _name_copies(self, plan: TensorPlan, match: Match) -> Iterable[TensorPlan]:
-        """One plan for each tensor that the axes in the name turn the source into."""
+        """Yield one plan for each tensor that the source becomes by the axes in its name."""
         parts = match.rule.pattern.axes
         if not parts:
             yield plan
@@ -161,26 +173,25 @@ class TensorPlanner:
             )
 
     def _indices(self, part: NameAxis, plan: TensorPlan, match: Match) -> Iterable[int]:
-        """The numbers that the copies of a tensor have, where its own counts the axes of `part`."""
+        """Yield the numbers in the names of a tensor's copies, given that its own counts the axes of `part`."""
         rest, digits = int(match.groups[part.group]), []
         axes = [self.axes[name] for name in part.names]
         for axis in reversed(axes[1:]):
             if axis.size is None:
-                raise match.rule.text.error(f"the axis `{axis.name}` has no one size, so it cannot count tensors")
+                raise match.rule.text.error(f"the axis `{axis.name}` has no single size, so it cannot count tensors")
             rest, digit = divmod(rest, axis.size)
             digits.append(digit)
         if axes[0].size is not None and rest >= axes[0].size:
             size = math.prod(axis.size or 1 for axis in axes)
             raise match.rule.text.error(
-                f"`{plan.source.name}` is beyond the {size} that `{{{' '.join(part.names)}}}` has"
+                f"`{plan.source.name}` has a number beyond the size of `{{{' '.join(part.names)}}}`, {size}"
             )
         digits = [rest, *reversed(digits)]
         for axis in axes:
             if axis.factor > 1 and not self.method.is_copying:
                 raise PlanError(
-                    f"the axis `{axis.name}` counts tensors, and `--method {self.method.name}` has nothing to make new "
-                    "ones of",
-                    hint=f"leave it with `--axis {axis.name}=1`, or take another method",
+                    f"`--method {self.method.name}` cannot widen the axis `{axis.name}`, which counts tensors",
+                    hint=f"keep its size with `--axis {axis.name}=1`, or use another method",
                 )
         for chosen in itertools.product(
             *(self._positions(axis, digit) for axis, digit in zip(axes, digits, strict=True))
@@ -192,24 +203,24 @@ class TensorPlanner:
 
     @staticmethod
     def _positions(axis: Axis, unit: int) -> tuple[int, ...]:
-        """The new numbers of a unit of an axis that counts tensors."""
-        if axis.size is None:  # copies of what has no number of its own stay together
+        """Return the new numbers of a unit of an axis that counts tensors."""
+        if axis.size is None:  # the copies of a unit stay together
             return tuple(range(unit * axis.factor, (unit + 1) * axis.factor))
         return axis.copy_map().positions[unit]
 
 
 def name_prefixes(recipe: Recipe) -> tuple[str, ...]:
-    """What may stand before the names of tensors, longest first."""
+    """Return the prefixes that names of tensors can have, longest first."""
     return tuple(
         sorted({value for words in recipe.prefixes for value in words.values() if value}, key=len, reverse=True)
     )
 
 
 def _fan_in(plan: TensorPlan) -> int:
-    """How many wide elements the layer sums for each output; 1 for a table in which rows are looked up."""
+    """Return the number of wide elements that the layer sums for each output; 1 for an embedding table."""
     first, *others = plan.dims
     kernel = math.prod(dim.wide_size for dim in others[1:])
-    if _is_summed(first):  # stored as inputs x outputs
+    if _is_summed(first):  # stored as (inputs, outputs)
         return first.wide_size * kernel
     is_summed = any(map(_is_summed, others))
     is_lookup = not is_summed and all(strip.multiplicity == 1 for strip in first.strips)
@@ -226,14 +237,12 @@ def _check_dtype(plan: TensorPlan) -> None:
         return
     if kind == "packed":
         raise PlanError(
-            f"`{plan.source.name}` is {plan.source.dtype}, whose scales are stored elsewhere; "
-            "such weights are not widened",
+            f"cannot widen `{plan.source.name}`: it is {plan.source.dtype}, whose scales are stored elsewhere",
             hint="dequantize the model to bfloat16 first",
         )
     if plan.is_scaled:
         raise PlanError(
-            f"`{plan.source.name}` is {plan.source.dtype}, but its rule scales it; "
-            "integers that stand for weights are packed",
+            f"cannot scale `{plan.source.name}`: it is {plan.source.dtype}, so its weights are packed as integers",
             hint="dequantize the model to bfloat16 first",
         )
 

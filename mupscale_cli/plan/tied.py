@@ -1,4 +1,4 @@
-"""Readouts that share the embedding: what is done about them."""
+"""Handling readouts that share the embedding's tensor."""
 
 from __future__ import annotations
 
@@ -8,54 +8,66 @@ from typing import Any
 
 from mupscale_cli.architecture.types import TIES, Recipe
 from mupscale_cli.errors import PlanError
-from mupscale_cli.plan.conditions import environment, evaluated
+from mupscale_cli.plan.conditions import environment, evaluate_located
 from mupscale_cli.plan.types import TensorPlan
 
 TIE_KEY = "tie_word_embeddings"
 
 
-def resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str], asked: str | None) -> str | None:
-    """What is done about a readout that shares the embedding; None where there is none."""
-    if asked is not None and asked not in TIES:
-        raise PlanError(f"`--tie {asked}`: there is no such way", hint=f"known: {', '.join(TIES)}")
+def resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str], requested: str | None) -> str | None:
+    """Choose how to scale a readout that shares the embedding.
+
+    Args:
+        recipe: recipe of the architecture.
+        config: config.json, or an empty mapping.
+        names: names of the checkpoint's tensors.
+        requested: a key of `TIES`. Default: the first way that the recipe allows.
+
+    Returns:
+        A key of `TIES`, or None if the readout does not share the embedding.
+
+    Raises:
+        PlanError: the requested way is unknown, or the recipe or the checkpoint does not allow it.
+    """
+    if requested is not None and requested not in TIES:
+        raise PlanError(f"unknown `--tie {requested}`", hint=f"known: {', '.join(TIES)}")
     rule = recipe.tie
-    shares = rule is not None and evaluated(rule.when, environment(recipe, config, names), rule.text.error)
+    shares = rule is not None and evaluate_located(rule.when, environment(recipe, config, names), rule.text.error)
     if rule is None or not shares:
-        if asked is not None:
+        if requested is not None:
             raise PlanError(
-                f"`--tie {asked}`: the readout of this checkpoint does not share the embedding, so it takes its factor "
-                "itself"
+                f"`--tie {requested}` does not apply: the readout of this checkpoint does not share the embedding",
+                hint="omit `--tie`",
             )
         return None
-    if asked is not None and asked not in rule.ways:
+    if requested is not None and requested not in rule.ways:
         raise PlanError(
-            f"`--tie {asked}` is not possible with `{recipe.name}`",
-            hint=f"this architecture allows: {', '.join(rule.ways)}",
+            f"the recipe `{recipe.name}` does not allow `--tie {requested}`", hint=f"allowed: {', '.join(rule.ways)}"
         )
-    return asked or rule.ways[0]
+    return requested or rule.ways[0]
 
 
 def untied_tensors(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
-    """The tensors to write where the checkpoint has one for several, and whose data they take."""
+    """Map the name of each missing tied tensor to the name of the tensor whose data it shares."""
     assert recipe.tie is not None
     present = frozenset(names)
-    found = {}
+    sources = {}
     for prefixes in recipe.prefixes:
         for name, source in recipe.tie.shares:
             if source.format_map(prefixes) in present and name.format_map(prefixes) not in present:
-                found[name.format_map(prefixes)] = source.format_map(prefixes)
-    return found
+                sources[name.format_map(prefixes)] = source.format_map(prefixes)
+    return sources
 
 
-def with_untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that says that embedding and readout are two tensors, in every section that said something of it."""
+def untie_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Set `tie_word_embeddings` to false at the top level and in every section that has the key."""
     nested = {
-        key: with_untied(value) for key, value in config.items() if isinstance(value, Mapping) and TIE_KEY in value
+        key: untie_config(value) for key, value in config.items() if isinstance(value, Mapping) and TIE_KEY in value
     }
     return {**config, **nested, TIE_KEY: False}
 
 
-def reading_shared(plan: TensorPlan, shared: Mapping[str, str]) -> TensorPlan:
-    """A plan that reads the tensor which the checkpoint has."""
+def read_shared(plan: TensorPlan, shared: Mapping[str, str]) -> TensorPlan:
+    """Make the plan of an untied tensor read the tensor that the checkpoint has."""
     name = shared.get(plan.source.name)
     return plan if name is None else replace(plan, source=replace(plan.source, name=name))

@@ -1,4 +1,4 @@
-"""What a widening decides: for every tensor, every file and the config. No torch, no data."""
+"""The plan of a widening: every decision about tensors, files and config. Does not import torch or read data."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from mupscale_cli.plan.perturbation import Noise, Perturbation
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """How one tensor of the output is made: W' = c R(W), design.md section 2.
+    """Plan of one output tensor: W' = c R(W), see page `theory`.
 
     Attributes:
-        source: the tensor that is read.
-        target: the tensor that is written.
-        rule: the pattern of the rule that it follows.
-        layout: the layout of that rule, as text.
-        dims: the map of each dimension.
-        scale: of the whole tensor, beyond what its summed axes divide by.
-        offset: o where the layer uses o + w; the scale acts on o + w.
-        name_copies: how many tensors the source becomes, where an axis is in the name.
-        piece: which share of the split this tensor is, where the layer sums over such an axis.
-        name_pieces: into how many shares the axes in the name split an element.
-        first_only: the first share takes the whole element and the others are zero.
-        noise: what is added in the end, if anything.
-        shrink: by what the source is multiplied beyond c, by methods that do not keep the function.
-        fresh: the value of elements that copy none, before noise.
+        source: the tensor to read.
+        target: the tensor to write.
+        rule: pattern of the recipe's rule for the tensor.
+        layout: layout of that rule, as text.
+        dims: map of each dimension.
+        scale: scale of the whole tensor, in addition to the division by copies of summed axes.
+        offset: o in a layer that uses o + w instead of w; the scale applies to o + w.
+        name_copies: number of tensors that the source becomes; above 1 if an axis in its name is widened.
+        piece: index of this tensor's share, if the layer sums over an axis in the name.
+        name_pieces: number of shares into which the axes in the name split an element.
+        first_only: whether the first share is the whole element and the others are zero.
+        noise: noise to add at the end.
+        shrink: factor of the source in addition to c; methods that keep the function have 1.
+        fresh: value of elements without a source, before noise.
     """
 
     source: TensorSpec
@@ -55,9 +55,9 @@ class TensorPlan:
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:
-        """Coefficient c and multiplicity m of each part of the tensor, distinct ones only.
+        """Coefficient c and multiplicity m of each part of the tensor, without duplicates.
 
-        A tensor has one part unless it concatenates segments that are widened differently.
+        A tensor has one part, unless it concatenates segments that are widened differently.
         """
         strips = itertools.product(*(dim.strips for dim in self.dims))
         return tuple(
@@ -74,12 +74,12 @@ class TensorPlan:
 
     @property
     def coefficient(self) -> float | None:
-        """c, what one copy of an element is multiplied by; None where parts differ."""
+        """c, the factor of each copy of an element; None if the parts differ."""
         return self.parts[0][0] if len({c for c, _ in self.parts}) == 1 else None
 
     @property
     def multiplicity(self) -> int | None:
-        """m, how many copies an element has; None where parts differ."""
+        """m, the number of copies of an element; None if the parts differ."""
         return self.parts[0][1] if len({m for _, m in self.parts}) == 1 else None
 
     @property
@@ -92,7 +92,7 @@ class TensorPlan:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether scaling rounds: splitting over copies is exact, other scales than 2^n are not."""
+        """Whether scaling rounds. Splitting over copies is exact; scaling by other numbers than 2^n is not."""
         scales = {
             self.scale * math.prod(strip.scale for strip in combination)
             for combination in itertools.product(*(dim.strips for dim in self.dims))
@@ -114,7 +114,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """A key of config.json before and after; `before` is None where the key was absent."""
+    """A changed key of config.json with its old and new value; `before` is None if the key was absent."""
 
     key: str
     before: Any
@@ -123,21 +123,21 @@ class ConfigChange:
 
 @dataclass(frozen=True)
 class Plan:
-    """A complete widening. After it there are no decisions, only copying.
+    """A complete plan of a widening; carrying it out requires no further decisions.
 
     Attributes:
-        recipe: what it follows.
+        recipe: recipe of the architecture.
         axes: every axis with its factor.
-        shards: the output files.
-        config: the widened config, None where the checkpoint has none.
-        config_changes: what differs from the source's config.
-        omitted: tensors that the recipe leaves out.
-        tie: for a readout that shares the embedding, where its factor went: `fold`, `config` or `untie`.
-        parameters: of the reference model, as far as they are tensors of the checkpoint in another
-            form: experts that it keeps together and saves one by one.
-        used: the axes that some tensor has.
-        method: by which it grows.
-        perturbation: the noise that is added, None where there is none.
+        shards: output files.
+        config: the widened config; None if the checkpoint has none.
+        config_changes: differences between the source's config and the widened one.
+        omitted: tensors that the recipe omits.
+        tie: how a readout that shares the embedding is scaled: `fold`, `config` or `untie`; None if it does not.
+        parameters: parameters of the reference model that the checkpoint stores in another form, such as
+            experts that the model keeps in one tensor and the checkpoint in several.
+        used: axes that occur in some tensor.
+        method: method of growing.
+        perturbation: noise to add; None for no noise.
     """
 
     recipe: Recipe
@@ -158,52 +158,57 @@ class Plan:
 
     @property
     def factors(self) -> dict[str, int]:
-        """The factor of every axis that is widened."""
+        """Factors of the widened axes by name."""
         return {axis.name: axis.factor for axis in self.axes if axis.factor > 1}
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of tensor data in the output."""
+        """Size of the output's tensor data in bytes."""
         return sum(shard.num_bytes for shard in self.shards)
 
     @property
     def keeps_function(self) -> bool:
-        """Whether the wide model is to compute what the narrow one does."""
+        """Whether the wide model computes the same function as the narrow one."""
         return self.method.is_copying and (self.perturbation is None or self.perturbation.mode == "preserving")
 
     @property
     def trains_alike(self) -> bool:
-        """Whether the unperturbed wide model takes the steps that the narrow one would take."""
+        """Whether the wide model, without noise, takes the same optimizer steps as the narrow one."""
         return self.method.trains_alike(self.axes)
 
     @property
     def num_parameters(self) -> tuple[int, int]:
-        """Elements of floating-point tensors before and after."""
+        """Number of elements in floating-point tensors, before and after."""
         floats = [tensor for tensor in self.tensors if DTYPES[tensor.target.dtype].kind == "float"]
         sources = {tensor.source.name: tensor.source for tensor in floats}
         return sum(spec.num_elements for spec in sources.values()), sum(t.target.num_elements for t in floats)
 
     @property
     def untied(self) -> tuple[str, ...]:
-        """Tensors of the output that share another one's data in the source."""
+        """Names of output tensors that share the data of another tensor in the source."""
         if self.tie != "untie":
             return ()
         return tuple(t.target.name for t in self.tensors if t.target.name != t.source.name and t.name_copies == 1)
 
     @property
     def rounded(self) -> tuple[TensorPlan, ...]:
-        """Tensors whose scale is not exact in their data type."""
+        """Tensors whose scaling rounds."""
         return tuple(tensor for tensor in self.tensors if tensor.is_rounded)
 
 
 def with_noise(plan: Plan, stds: Mapping[str, float]) -> Plan:
-    """A plan whose noise has the sizes that were measured, by the names of the wide tensors."""
+    """Return the plan with measured noise.
+
+    Args:
+        plan: a plan whose noise has no standard deviations yet.
+        stds: standard deviation of the noise by the name of the wide tensor, in units of its elements.
+    """
     if not stds:
         return plan
 
-    def sized(tensor: TensorPlan) -> TensorPlan:
+    def measured(tensor: TensorPlan) -> TensorPlan:
         std = stds.get(tensor.target.name)
         return tensor if tensor.noise is None or std is None else replace(tensor, noise=replace(tensor.noise, std=std))
 
-    shards = tuple(replace(shard, tensors=tuple(map(sized, shard.tensors))) for shard in plan.shards)
+    shards = tuple(replace(shard, tensors=tuple(map(measured, shard.tensors))) for shard in plan.shards)
     return replace(plan, shards=shards)

@@ -191,8 +191,8 @@ def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_
     [
         ({"size": -0.1}, r"the noise is -0\.1"),
         ({"size": float("nan")}, "the noise is nan"),
-        ({"size": 0.1, "mode": "loud"}, "`--noise-mode loud` is not known"),
-        ({"size": 0.1, "scale": "max"}, "`--noise-scale max` is not known"),
+        ({"size": 0.1, "mode": "loud"}, "unknown `--noise-mode loud`"),
+        ({"size": 0.1, "scale": "max"}, "unknown `--noise-scale max`"),
     ],
 )
 def test_what_is_no_noise(settings, message):

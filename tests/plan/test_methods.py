@@ -258,10 +258,10 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "net3net"], "there is no method `net3net`"),
-        (["--shrink", "0.5"], "`--shrink` belongs to `--method warmstart`, not to `mupscale`"),
-        (["--snr", "10"], "`--snr` belongs to `--method hyperclone`, not to `mupscale`"),
-        (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0; it is a number from 0 to 1"),
+        (["--method", "net3net"], "unknown method `net3net`"),
+        (["--shrink", "0.5"], "`--shrink` works only with `--method warmstart`, not with `mupscale`"),
+        (["--snr", "10"], "`--snr` works only with `--method hyperclone`, not with `mupscale`"),
+        (["--method", "warmstart", "--shrink", "2"], "`--shrink` is 2.0, expected a number from 0 to 1"),
         (["--method", "hyperclone", "--snr", "nan"], "`--snr` is nan"),
         (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` conflicts with"),
         (
@@ -272,7 +272,7 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
         (["--noise", "-1"], "the noise is -1"),
         (["--noise", "1e30"], "a number from 0 to 1000"),
         (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` conflicts with"),
-        (["--noise", "1", "--noise-scale", "loud"], "`--noise-scale loud` is not known"),
+        (["--noise", "1", "--noise-scale", "loud"], "unknown `--noise-scale loud`"),
     ],
 )
 def test_options_that_make_no_sense(arguments, message, saved, tmp_path):
@@ -283,7 +283,7 @@ def test_options_that_make_no_sense(arguments, message, saved, tmp_path):
 
 
 def test_padding_makes_no_new_tensors(saved):
-    with pytest.raises(PlanError, match="the axis `experts` counts tensors, and `--method warmstart` has nothing"):
+    with pytest.raises(PlanError, match="`--method warmstart` cannot widen the axis `experts`, which counts tensors"):
         plan_widening(saved("Mixtral-untied"), factor=2, axes={"experts": 2}, method="warmstart")
 
 

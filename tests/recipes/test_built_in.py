@@ -84,7 +84,7 @@ def test_stack_of_linear_layers_without_config(tmp_path):
 
 def test_a_config_that_would_mean_another_structure_is_refused(saved):
     """Embeddings of 16 that grow to the 48 of the residual stream would have no projection any more."""
-    with pytest.raises(ConfigError, match="means another structure"):
+    with pytest.raises(ConfigError, match="describes another structure"):
         plan_widening(saved("Electra-tied"), axes={"pe": 3})
     assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
 
