@@ -26,7 +26,9 @@ def resolve_factors(recipe: Recipe, factor: int | None, axes: Mapping[str, int])
     """
     for name, value in (("--factor", factor), *((f"--axis {axis}", value) for axis, value in axes.items())):
         if value is not None and not 1 <= value <= MAX_FACTOR:
-            shown = value if abs(value) < 10**18 else "huge"  # Python refuses to convert thousands of digits
+            shown = (
+                value if abs(value) < 10**18 else "a number of many digits"
+            )  # Python refuses to convert thousands of digits
             raise PlanError(f"`{name}` is {shown}, expected a whole number from 1 to {MAX_FACTOR}")
     for name in axes:
         if name not in recipe.axis_names and name not in recipe.groups:

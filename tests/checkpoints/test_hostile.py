@@ -421,8 +421,10 @@ def test_what_only_its_own_code_could_build_is_not_built_and_that_is_said(change
     (narrow / "config.json").write_text(json.dumps({**own_code(narrow, touched), **change}))
     widened = widen(narrow, tmp_path / "wide", 2, recipe="llama")
     assert widened.verification is None
-    assert "`auto_map`) is not run" in widened.skipped
-    assert "`auto_map`) is not run" in refused("verify", tmp_path / "wide", "--recipe", "llama")
+    assert "does not run the checkpoint's own code, `auto_map`" in widened.skipped
+    assert "does not run the checkpoint's own code, `auto_map`" in refused(
+        "verify", tmp_path / "wide", "--recipe", "llama"
+    )
     assert not touched.exists()
 
 

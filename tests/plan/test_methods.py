@@ -266,7 +266,7 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
         (["--method", "hyperclone", "--snr", "9", "--noise", "0.1"], "`--snr` conflicts with"),
         (
             ["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"],
-            "not possible with `--method warmstart`",
+            "does not work with `--method warmstart`",
         ),
         (["--noise-mode", "preserving"], "require `--noise`"),
         (["--noise", "-1"], "the noise is -1"),

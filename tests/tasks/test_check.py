@@ -122,7 +122,8 @@ def test_a_key_missing_from_the_config_section_is_reported(saved, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text((BUILT_IN / "llama.yaml").read_text().replace("  intermediate_size: ffn\n", ""))
     checked = check_model(saved("Llama-untied"), file, quick=True)
-    assert "the axis `ffn` has size 40 in the widened config, but 80 in the widened tensors" in checked.trials[0].problem
+    problem = checked.trials[0].problem
+    assert "the axis `ffn` has size 40 in the widened config, but 80 in the widened tensors" in problem
 
 
 def test_smallest_factors_include_linked_axes(saved):
