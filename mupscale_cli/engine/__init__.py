@@ -1,1 +1,1 @@
-"""A plan turned into bytes: expand, split, noise, blocks, streaming; threads, processes, ranks."""
+"""Executing a plan: reading, expanding, splitting and adding noise block by block, and sharing the work."""

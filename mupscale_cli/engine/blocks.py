@@ -1,8 +1,8 @@
-"""Cutting a tensor's rows into blocks that are read, expanded and written one at a time. No tensors.
+"""Cutting a tensor's rows into blocks that are read, expanded and written one at a time. Uses no torch.
 
-A block is contiguous rows of the source and contiguous rows of the target. It is cut on the
-slowest axis of the rows whose units fit the budget, so its memory does not depend on the tensor.
-Rows of a block that repeat others are expanded once and written several times.
+A block maps contiguous rows of the source to contiguous rows of the target. Rows are cut on the slowest axis whose
+units fit the budget, so a block's memory does not depend on the size of the tensor. Rows of a block that are equal are
+expanded once and written several times.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighboring rows of a block, and where in the target they go.
+    """Consecutive rows of a block that go to consecutive rows of the target.
 
     Attributes:
-        row: of the target, for the first of them.
-        first: the first of them, in the block.
-        count: how many.
+        row: first row in the target.
+        first: first row in the block.
+        count: number of rows.
     """
 
     row: int
@@ -32,7 +32,7 @@ class Run:
     count: int
 
 
-Place = tuple[Run, ...]  # where one copy of a block goes
+Place = tuple[Run, ...]  # destination of one copy of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Block:
     """Rows that are expanded together.
 
     Attributes:
-        row: first row of the source.
-        num_rows: rows of the source.
-        num_wide_rows: rows of the target, at each place.
-        strips: the map from one to the other, relative to the block.
-        groups: the places of its copies in the target. Those of one group are shares of a split over axes
-            that were cut apart, in the order of the shares; those of different groups repeat one another.
+        row: first row in the source.
+        num_rows: number of rows in the source.
+        num_wide_rows: number of rows of each copy in the target.
+        strips: map from source rows to target rows, relative to the block.
+        groups: places of the block's copies in the target. The places of a group hold the shares of a split, in order;
+            different groups are identical copies.
     """
 
     row: int
@@ -56,7 +56,7 @@ class Block:
 
     @property
     def num_rows_written(self) -> int:
-        """Rows of the target at all places together."""
+        """Number of target rows over all places."""
         return sum(run.count for group in self.groups for place in group for run in place)
 
 
@@ -64,10 +64,9 @@ def row_blocks(dim: DimMap, wide_row_bytes: int, max_bytes: int) -> Iterator[Blo
     """Cut a dimension into blocks.
 
     Args:
-        dim: the map of the rows.
-        wide_row_bytes: bytes of one row of the target.
-        max_bytes: largest size of a block of the target; exceeded only where the copies of a
-            single row are larger.
+        dim: map of the rows.
+        wide_row_bytes: bytes per row of the target.
+        max_bytes: maximum size of a block in the target; exceeded only if the copies of a single row are larger.
     """
     for region in dim.regions:
         yield from _region_blocks(region, wide_row_bytes, max_bytes)
@@ -78,7 +77,7 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
     base = min(strip.offset for strip in region.strips)
     wide_base = min(strip.wide_offset for strip in region.strips)
     if not shared or region.wide_size * wide_row_bytes <= max_bytes:
-        strips = tuple(_moved(strip, base, wide_base, strip.digits) for strip in region.strips)
+        strips = tuple(_shifted(strip, base, wide_base, strip.digits) for strip in region.strips)
         whole = Run(wide_base, 0, region.wide_size)
         yield Block(base, region.size, region.wide_size, strips, (((whole,),),))
         return
@@ -91,7 +90,7 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
     for chosen in itertools.product(*(_single_units(digit) for digit in outer)):
         for piece in pieces:
             parts = (*chosen, piece)
-            units = _freshened(piece.inner) if any(part.inner.fresh for part in chosen) else piece.inner
+            units = _as_fresh(piece.inner) if any(part.inner.fresh for part in chosen) else piece.inner
             scale = math.prod(len(part.places) ** digit.power for part, digit in zip(parts, shared, strict=False))
             yield Block(
                 row=base + sum(part.unit * digit.stride for part, digit in zip(parts, shared, strict=False)),
@@ -104,7 +103,14 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Neighboring units of a digit: the first, their number and map, and the places of their copies, in new units."""
+    """Consecutive units of a digit.
+
+    Attributes:
+        unit: first unit in the source.
+        num_units: number of source units.
+        inner: map of the units.
+        places: places of their copies, in target units.
+    """
 
     unit: int
     num_units: int
@@ -113,7 +119,7 @@ class _Piece:
 
 
 def _pieces(digit: Digit, budget: int) -> Iterator[_Piece]:
-    """The units of a digit in pieces of at most `budget`."""
+    """Cut the units of a digit into pieces of at most `budget` units."""
     units = digit.units
     if units.is_regular:
         for start in range(0, units.size, budget):
@@ -130,13 +136,13 @@ def _pieces(digit: Digit, budget: int) -> Iterator[_Piece]:
 
 
 def _is_scattered(digit: Digit) -> bool:
-    """Whether units of an irregular map can be expanded together: nothing depends on how often each is copied."""
+    """Return whether units of an irregular map can be expanded together: no value depends on the number of copies."""
     most = max(map(len, digit.units.positions), default=0)
     return (not digit.contracted or most <= 1) and (not digit.power or digit.units.is_even)
 
 
 def _scattered(units: CopyMap, budget: int) -> Iterator[_Piece]:
-    """Units that are expanded together, with the first copies of all of them, then the second ones, and so on."""
+    """Yield pieces of units that are expanded together; place k of a piece holds the units' copies number k."""
     for start in range(0, units.size, budget):
         positions = units.positions[start : start + budget]
         turns = max(map(len, positions))
@@ -148,11 +154,11 @@ def _scattered(units: CopyMap, budget: int) -> Iterator[_Piece]:
     for begin in range(0, len(units.fresh), min(budget, units.size)):
         fresh = units.fresh[begin : begin + min(budget, units.size)]
         runs = _runs((position, i) for i, position in enumerate(fresh))
-        yield _Piece(0, len(fresh), _freshened(CopyMap(len(fresh))), (runs,))
+        yield _Piece(0, len(fresh), _as_fresh(CopyMap(len(fresh))), (runs,))
 
 
 def _runs(pairs: Iterable[tuple[int, int]]) -> Place:
-    """New units and the ones of a block that go there; neighbors in both are one run."""
+    """Merge pairs of target unit and block unit into runs that are consecutive in both."""
     runs: list[Run] = []
     for position, unit in pairs:
         last = runs[-1] if runs else None
@@ -164,26 +170,26 @@ def _runs(pairs: Iterable[tuple[int, int]]) -> Place:
 
 
 def _single_units(digit: Digit) -> Iterator[_Piece]:
-    """The units of a digit one by one, each at the places of its copies; new ones have none to copy."""
+    """Yield each unit of a digit with the places of its copies, then each new unit that copies none."""
     for unit, positions in enumerate(digit.units.positions):
         yield _Piece(unit, 1, CopyMap(1), tuple((Run(position, 0, 1),) for position in positions))
     for position in digit.units.fresh:
         yield _Piece(0, 1, CopyMap(1, sources=(FRESH,)), ((Run(position, 0, 1),),))
 
 
-def _freshened(units: CopyMap) -> CopyMap:
-    """A map of the same sizes that copies nothing, as inside of a new unit of an outer axis."""
+def _as_fresh(units: CopyMap) -> CopyMap:
+    """Return a map of the same sizes that copies nothing, for the inside of a new unit of an outer axis."""
     return replace(units, sources=(FRESH,) * units.wide_size)
 
 
 def _unit_rows(digit: Digit) -> int:
-    """Rows of the target that lie together for each unit."""
+    """Return how many consecutive rows of the target belong to one unit."""
     together = digit.units.copies if digit.units.is_regular and digit.units.order == "interleaved" else 1
     return digit.wide_stride * together
 
 
 def _groups(parts: tuple[_Piece, ...], digits: tuple[Digit, ...], wide_base: int) -> Iterator[tuple[Place, ...]]:
-    """Every choice of places over digits that are not summed; in each, all places over those that are."""
+    """Yield one group for each choice of places over digits that are not summed, with all places over summed digits."""
     *outer, (cut, cut_digit) = zip(parts, digits, strict=False)
     rows = {
         is_summed: [
@@ -195,43 +201,43 @@ def _groups(parts: tuple[_Piece, ...], digits: tuple[Digit, ...], wide_base: int
     }
     places = [_in_rows(place, cut_digit.wide_stride) for place in cut.places]
     shares = [places] if cut_digit.contracted else [[place] for place in places]
-    for some in itertools.product(*rows[False]):
-        for together in shares:
+    for copy_rows in itertools.product(*rows[False]):
+        for cut_places in shares:
             yield tuple(
-                _moved_place(place, wide_base + sum(some) + sum(others))
-                for others in itertools.product(*rows[True])
-                for place in together
+                _shift_place(place, wide_base + sum(copy_rows) + sum(share_rows))
+                for share_rows in itertools.product(*rows[True])
+                for place in cut_places
             )
 
 
 def _in_rows(place: Place, stride: int) -> Place:
-    """A place in rows of the target instead of new units."""
+    """Convert a place from target units to target rows."""
     return tuple(Run(run.row * stride, run.first * stride, run.count * stride) for run in place)
 
 
-def _moved_place(place: Place, by: int) -> Place:
+def _shift_place(place: Place, by: int) -> Place:
     return tuple(replace(run, row=run.row + by) for run in place)
 
 
 def _inner(strip: Strip, level: int, units: CopyMap, base: int, wide_base: int, scale: float) -> Strip:
     digits = (replace(strip.digits[level], units=units), *strip.digits[level + 1 :])
-    return _moved(strip, base, wide_base, digits, scale)
+    return _shifted(strip, base, wide_base, digits, scale)
 
 
-def _moved(strip: Strip, base: int, wide_base: int, digits: tuple[Digit, ...], scale: float = 1.0) -> Strip:
+def _shifted(strip: Strip, base: int, wide_base: int, digits: tuple[Digit, ...], scale: float = 1.0) -> Strip:
     return Strip(strip.offset - base, strip.wide_offset - wide_base, digits, strip.scale * scale)
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
-    """A block of rows without those that repeat others, and how to write it.
+class DistinctRows:
+    """The distinct rows of a block, and how to write the whole block from them.
 
     Attributes:
-        strips: the map from the block's old rows to the rows that differ.
-        num_rows: how many differ.
-        num_wide_rows: of the block.
-        order: for every row of the block, which of those that differ it is.
-        runs: the same as first row and number of rows of each run of neighbors.
+        strips: map from the block's source rows to the distinct rows.
+        num_rows: number of distinct rows.
+        num_wide_rows: number of rows of the block in the target.
+        order: index of the distinct row, for every row of the block.
+        runs: `order` as runs of consecutive rows: first distinct row and count.
     """
 
     strips: tuple[Strip, ...]
@@ -241,7 +247,7 @@ class Repeats:
     runs: tuple[tuple[int, int], ...]
 
     def within(self, first: int, count: int) -> tuple[tuple[int, int], ...]:
-        """The runs of `count` of the block's rows, from row `first` on."""
+        """Return the runs that cover rows `first` to `first + count` of the block."""
         if (first, count) == (0, self.num_wide_rows):
             return self.runs
         clipped: list[tuple[int, int]] = []
@@ -254,20 +260,20 @@ class Repeats:
         return tuple(clipped)
 
 
-def all_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
-    """A block of which every row is expanded, as noise wants it."""
-    return Repeats(strips, num_wide_rows, num_wide_rows, tuple(range(num_wide_rows)), ((0, num_wide_rows),))
+def all_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> DistinctRows:
+    """Treat every row of a block as distinct, which noise requires."""
+    return DistinctRows(strips, num_wide_rows, num_wide_rows, tuple(range(num_wide_rows)), ((0, num_wide_rows),))
 
 
 @lru_cache(maxsize=64)
-def without_repeats(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
-    """Leave out the rows of a block that equal others whatever the data.
+def distinct_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> DistinctRows:
+    """Find the rows of a block that are distinct for any data.
 
-    Those are the copies of an axis that the layer does not sum over; shares of a sum may differ.
+    Copies along an axis that the layer does not sum over are equal. Shares of a sum may differ.
 
     Args:
-        strips: the map of the block's rows, which covers it.
-        num_wide_rows: rows of the block.
+        strips: map of the block's rows; covers the whole block.
+        num_wide_rows: number of rows of the block in the target.
     """
     order, dense, base = [0] * num_wide_rows, [], 0
     for strip in strips:
@@ -286,7 +292,7 @@ def without_repeats(strips: tuple[Strip, ...], num_wide_rows: int) -> Repeats:
             order[place] = row
         dense.append(replace(strip, wide_offset=base, digits=tuple(digits)))
         base += span
-    return Repeats(tuple(dense), base, num_wide_rows, tuple(order), tuple(_row_runs(order)))
+    return DistinctRows(tuple(dense), base, num_wide_rows, tuple(order), tuple(_row_runs(order)))
 
 
 def _repeats(digit: Digit) -> bool:
@@ -294,7 +300,7 @@ def _repeats(digit: Digit) -> bool:
 
 
 def _row_runs(order: list[int]) -> list[tuple[int, int]]:
-    """Neighboring rows that stay neighbors, as first row and count."""
+    """Merge consecutive row indices into runs of first row and count."""
     runs: list[tuple[int, int]] = []
     for row in order:
         if runs and row == sum(runs[-1]):

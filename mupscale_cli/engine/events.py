@@ -1,4 +1,4 @@
-"""What a caller hears of work that takes a while."""
+"""Progress events of long-running work."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Events:
-    """What a caller wants to be told while it works; every field may be left as it is.
+    """Callbacks for progress; each one does nothing by default.
 
     Attributes:
-        phase: called with a name and a number of bytes when a phase begins.
-        advance: called with the bytes just done.
-        note: called with what is good to know beside the result.
+        phase: called with a name and a total number of bytes when a phase starts.
+        advance: called with the number of bytes just processed.
+        note: called with a message that is worth showing next to the result.
     """
 
     phase: Callable[[str, int], None] = lambda _name, _total: None

@@ -1,4 +1,4 @@
-"""Widening the elements of a tensor: scale, split over what is summed, copy. Pure."""
+"""Widening the elements of a tensor: scaling, splitting over summed axes, copying. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from mupscale_cli.plan.copies import FRESH, CopyMap
 from mupscale_cli.plan.dims import Digit, Strip
 
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
-_MOST_COPIES = 64  # that are written one by one (`tests/benchmarks/throughput.py`)
+_MAX_SINGLE_COPIES = 64  # copies written one at a time; more are broadcast (`tests/benchmarks/throughput.py`)
 
 
 def element_dtype(dtype: DType) -> torch.dtype:
-    """The torch type in which a tensor is expanded: elements that are only copied need only their type's width."""
+    """Return the torch type in which a tensor is expanded; types that are only copied become integers of their size."""
     return dtype.torch if dtype.kind == "float" else INTEGERS[dtype.size]
 
 
 def scale_elements(values: Tensor, scale: float, offset: int) -> Tensor:
-    """`scale * (offset + values) - offset`, rounded once to the type of `values`."""
+    """Return `scale * (offset + values) - offset`, rounded once to the type of `values`."""
     if scale == 1:
         return values
     if offset == 0 and float(torch.tensor(scale, dtype=values.dtype)) == scale:
-        return values * scale  # a product of two numbers of the type, which is rounded once too
+        return values * scale  # the scale is a number of the type, so the product is rounded only once
     if offset == 0:
         return (values.to(torch.float64) * scale).to(values.dtype)  # adding 0 would lose the sign of -0
     return ((values.to(torch.float64) + offset) * scale - offset).to(values.dtype)
 
 
 def effective_elements(values: Tensor, scale: float, offset: int) -> Tensor:
-    """What `values` became by being stored scaled: the scale's rounding, undone in float64.
+    """Return the values that the scaled and rounded elements represent exactly, in float64.
 
-    Equal to `values` where the scale is a power of two and there is no offset.
+    They equal `values` if the scale is a power of two and there is no offset.
     """
     if scale == 1:
         return values.to(torch.float64)
@@ -58,18 +58,18 @@ def expand(
     first_only: bool = False,
     fresh: float = 0.0,
 ) -> None:
-    """Fill `target` with the widened elements of `source`: W' = c R(W).
+    """Fill `target` with the widened elements of `source`: W' = c R(W) (page `theory`).
 
     Args:
         source: contiguous, of the narrow shape.
         target: contiguous, of the wide shape and the same type; every element is written.
-        strips: the strips of each dimension.
-        scale: of the whole tensor, beyond the strips' own and what summed axes divide by.
-        offset: o where the layer uses o + w.
-        piece: where the tensor itself is one of `num_pieces` shares, which.
-        num_pieces: into how many shares others beside this tensor split an element.
-        first_only: the first share takes the whole element and the others are zero.
-        fresh: the value of elements that copy none.
+        strips: strips of each dimension.
+        scale: scale of the whole tensor, on top of the strips' scales and the division over summed axes.
+        offset: o, if the layer uses o + w.
+        piece: index of this tensor if `num_pieces` tensors split each element among them.
+        num_pieces: number of tensors that split each element.
+        first_only: whether the first share takes the whole element and the others are zero.
+        fresh: value of elements that copy none.
     """
     if is_regular(strips):
         how = give_first if first_only else split
@@ -80,22 +80,22 @@ def expand(
 
 
 def is_regular(strips: Sequence[Sequence[Strip]]) -> bool:
-    """Whether all copies lie in strides.
+    """Return whether strided views can address all copies.
 
     Args:
-        strips: of each dimension.
+        strips: strips of each dimension.
     """
     return all(digit.units.is_regular for dim in strips for strip in dim for digit in strip.digits)
 
 
 def share_views(target: Tensor, strips: Sequence[Sequence[Strip]]) -> list[list[Tensor]]:
-    """Views of a widened tensor, which cover it: for each combination of strips one a share, in their order.
+    """Return views that cover a widened tensor: for each combination of strips, one view per share, in order.
 
-    Shares of one element stand at the same place of their views.
+    The shares of an element have the same index in their views.
 
     Args:
         target: contiguous, of the wide shape.
-        strips: the strips of each dimension, which are regular.
+        strips: strips of each dimension; must be regular.
     """
     views = []
     for combination in itertools.product(*strips):
@@ -118,7 +118,7 @@ def _expand_strided(
     num_pieces: int,
     split: Callable[[Tensor, int], Splits],
 ) -> None:
-    """Regular maps: one strided copy for each combination of strips."""
+    """Expand regular maps with one strided copy for each combination of strips."""
     strides, wide_strides = source.stride(), target.stride()
     for combination in itertools.product(*strips):
         digits = [
@@ -149,7 +149,7 @@ def _expand_indexed(
     split: Callable[[Tensor, Tensor], Shares],
     fresh: float,
 ) -> None:
-    """Any map: for every new index of every dimension, the old one, and its number among the shares."""
+    """Expand any map by looking up, for every target index of every dimension, its source index and its share."""
     values, scales = source, torch.ones((), dtype=torch.float64)
     number, total = torch.tensor(piece), torch.tensor(num_pieces)
     is_fresh = torch.tensor(False)
@@ -173,15 +173,15 @@ def _expand_indexed(
 
 @dataclass(frozen=True, slots=True)
 class DimIndex:
-    """A dimension of the target, element by element; every tensor has its wide size.
+    """The map of a dimension, element by element. Each tensor has the wide size.
 
     Attributes:
-        source: the old element that each copies.
-        group: the first element of those which share an old one between them, itself where none does.
-        num_shares: how many share it.
-        share: the number of this one among them.
-        scale: of the element, beyond what sharing divides by.
-        is_fresh: whether it copies none.
+        source: source element that each target element copies.
+        group: first target element among those that share the same source element.
+        num_shares: number of elements that share it.
+        share: index of this element among them.
+        scale: scale of the element, on top of the division among shares.
+        is_fresh: whether the element copies none.
     """
 
     source: Tensor
@@ -193,24 +193,24 @@ class DimIndex:
 
 
 def dim_index(strips: Sequence[Strip], wide_size: int) -> DimIndex:
-    """The index of a dimension whose strips cover it.
+    """Build the index of a dimension.
 
     Args:
-        strips: of the dimension, or of a block of it.
-        wide_size: its elements in the target.
+        strips: strips that cover the dimension, or a block of it.
+        wide_size: number of target elements.
     """
     integers = [torch.zeros(wide_size, dtype=torch.int64) for _ in range(4)]
     scale, is_fresh = torch.ones(wide_size, dtype=torch.float64), torch.zeros(wide_size, dtype=torch.bool)
     for strip in strips:
-        place, *found = _strip_index(strip)
-        for whole, part in zip((*integers, scale, is_fresh), found, strict=True):
+        place, *parts = _strip_index(strip)
+        for whole, part in zip((*integers, scale, is_fresh), parts, strict=True):
             whole[place] = part
     source, group, num_shares, share = integers
     return DimIndex(source, group, num_shares, share, scale, is_fresh)
 
 
 def _strip_index(strip: Strip) -> list[Tensor]:
-    """For each new element of a strip: its place, then the fields of `DimIndex`."""
+    """Return the target index of each element of a strip, followed by the fields of `DimIndex`."""
     place, source, group = (torch.tensor([start]) for start in (strip.wide_offset, strip.offset, strip.wide_offset))
     num_shares, share = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     scale, is_fresh = torch.full((1,), strip.scale, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
@@ -229,7 +229,7 @@ def _strip_index(strip: Strip) -> list[Tensor]:
 
 
 def _outer(slow: Tensor, fast: Tensor) -> Tensor:
-    """Every sum of an outer and an inner value, the inner ones fastest; `or` of flags."""
+    """Return all sums (for flags: disjunctions) of an outer and an inner value; the inner index varies fastest."""
     pairs = slow[:, None] | fast if slow.dtype == torch.bool else slow[:, None] + fast
     return pairs.flatten()
 
@@ -240,7 +240,7 @@ def _times(slow: Tensor, fast: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _unit_index(units: CopyMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each new unit: its source, the first copy of that, how many there are, and the number of this one."""
+    """Return, for each target unit: its source, the source's first copy, the number of copies, and this one's index."""
     first, count, number = [0] * units.wide_size, [1] * units.wide_size, [0] * units.wide_size
     for copies in units.positions:
         for place, position in enumerate(copies):
@@ -253,13 +253,13 @@ def _unit_index(units: CopyMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def effective_source(
     source: Tensor, strips: Sequence[Sequence[Strip]], *, scale: float = 1.0, offset: int = 0
 ) -> Tensor:
-    """The narrow tensor, in float64, that the widened one stands for exactly.
+    """Return the narrow tensor, in float64, that the widened and rounded one represents exactly.
 
     Args:
-        source: contiguous, of the narrow shape, in the type that it is stored in.
-        strips: the strips of each dimension.
-        scale: of the whole tensor.
-        offset: o where the layer uses o + w.
+        source: contiguous, of the narrow shape and the stored type.
+        strips: strips of each dimension.
+        scale: scale of the whole tensor.
+        offset: o, if the layer uses o + w.
     """
     result = torch.empty(source.shape, dtype=torch.float64)
     strides = result.stride()
@@ -285,7 +285,7 @@ def _copy(
     num_pieces: int,
     split: Callable[[Tensor, int], Splits],
 ) -> None:
-    """Copy elements, or their shares, to all places of the target that belong to them."""
+    """Copy elements or their shares to all their positions in the target."""
     summed = [digit for digit in digits if digit.contracted and digit.units.copies > 1]
     inner_pieces = math.prod(digit.units.copies for digit in summed)
     total = inner_pieces * num_pieces
@@ -303,23 +303,24 @@ def _copy(
 
 
 def _copy_to(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> None:
-    """Copy elements to all their places."""
+    """Copy elements to all their positions."""
     if digits and _copy_as_wider(target, start, values, digits):
         return
     places, spread = _places(target, start, digits), _spread(values, digits)
     copies = [range(digit.units.copies) for digit in digits]
-    if math.prod(map(len, copies)) > _MOST_COPIES:
+    if math.prod(map(len, copies)) > _MAX_SINGLE_COPIES:
         places.copy_(spread)
         return
-    for chosen in itertools.product(*copies):  # one by one, since torch is slow where the innermost stride is 0
+    for chosen in itertools.product(*copies):  # one at a time, since torch is slow when the innermost stride is 0
         to = tuple(part for copy in chosen for part in (slice(None), copy))
         places[to].copy_(spread[(slice(None), 0) * len(digits)])
 
 
 def _copy_as_wider(target: Tensor, start: int, values: Tensor, digits: Sequence[Digit]) -> bool:
-    """Write copies that lie side by side as one wider integer, if they do and there is such a type.
+    """Write adjacent copies as one wider integer: the element's bits times 1 + 2^bits + 2^(2 bits) + ...
 
-    That integer is the element, as an unsigned one, times 1 + 2^bits + 2^(2 bits) ...
+    Returns:
+        Whether the copies were written; false if they are not adjacent or no integer type is wide enough.
     """
     size, copies = target.element_size(), digits[-1].units.copies
     wider = INTEGERS.get(size * copies)
@@ -337,19 +338,19 @@ def _copy_as_wider(target: Tensor, start: int, values: Tensor, digits: Sequence[
 
 
 def _places(target: Tensor, start: int, digits: Sequence[Digit]) -> Tensor:
-    """A view of the target with two dimensions for each digit: its units and their copies."""
+    """Return a view of the target with two dimensions per digit: units and copies."""
     sizes = [size for digit in digits for size in (digit.units.size, digit.units.copies)]
     strides = [d.wide_stride * step for d in digits for step in (d.units.unit_step, d.units.copy_step)]
     return target.as_strided(sizes, strides, start)
 
 
 def _spread(values: Tensor, digits: Sequence[Digit]) -> Tensor:
-    """Elements with a dimension of size 1 after each digit, to be broadcast over its copies."""
+    """Insert a dimension of size 1 after each digit, to broadcast over its copies."""
     return values.reshape([size for digit in digits for size in (digit.units.size, 1)])
 
 
 def _select(view: Tensor, digits: Sequence[Digit], copies: Sequence[int]) -> Tensor:
-    """One copy of each summed digit, all copies of the others."""
+    """Select one copy of each summed digit and all copies of the others."""
     remaining = list(copies)
     index: list[slice | int] = []
     for digit in digits:

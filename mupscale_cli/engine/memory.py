@@ -1,4 +1,4 @@
-"""How much memory each kind of work takes, and how much this process may still take. No torch."""
+"""Estimates of the memory that tasks need, and the memory that is available. Uses no torch."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WIDENING_BYTES = 500_000_000  # bytes, whatever the model's size: blocks, buffers and torch itself
-_OVERHEAD = 1.2  # activations, and what loading holds beside the weights
-_TRAINING_COPIES = 6  # weights, gradients, up to three entries of state, and what one step holds
-_M_MMAP_THRESHOLD = -3  # malloc.h
+WIDENING_BYTES = 500_000_000  # for a model of any size: blocks, buffers and torch itself
+_OVERHEAD = 1.2  # activations, and temporary memory while loading
+_TRAINING_COPIES = 6  # weights, gradients, up to three state entries, and temporary memory of a step
+_M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 def inference_bytes(num_parameters: int, element_bytes: int) -> float:
-    """Memory to run a model, in bytes.
+    """Return the memory that running a model takes, in bytes.
 
     Args:
-        num_parameters: of the model; of two that are compared, one is loaded at a time.
-        element_bytes: of the type that it runs in.
+        num_parameters: number of parameters. When two models are compared, only one is loaded at a time.
+        element_bytes: bytes per parameter in the type that the model runs in.
     """
     return _OVERHEAD * num_parameters * element_bytes
 
 
 def training_bytes(num_parameters: int) -> int:
-    """Memory to train models side by side in float64, in bytes; `num_parameters` is that of all of them."""
+    """Return the memory that training in float64 takes, in bytes.
+
+    Args:
+        num_parameters: total number of parameters of all models that are trained at the same time.
+    """
     return _TRAINING_COPIES * num_parameters * 8
 
 
 def free_memory() -> int | None:
-    """Bytes that the machine, a container and the shell's limit on data leave; None where the system does not tell."""
-    return min((*_of_machine(), *_of_container(), *_of_shell()), default=None)
+    """Return the available memory in bytes, limited by machine, container and `ulimit -d`; None if unknown."""
+    return min((*_machine_bytes(), *_container_bytes(), *_ulimit_bytes()), default=None)
 
 
 def return_freed_memory() -> None:
-    """Have freed blocks of more than a megabyte given back to the system at once, where that can be asked for.
+    """Make the allocator return freed blocks of more than a megabyte to the system immediately, if it can.
 
-    The allocator of the GNU C library begins to keep blocks once such sizes have been freed (mallopt(3),
-    M_MMAP_THRESHOLD), up to 32 MB; a model whose layers come and go then takes the memory of many layers.
+    The GNU C library raises its threshold for keeping freed blocks up to 32 MB once blocks of that size have been freed
+    (mallopt(3), M_MMAP_THRESHOLD). A model that loads and frees its layers would then occupy the memory of many layers.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -47,7 +51,7 @@ def return_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def _of_machine() -> Iterator[int]:
+def _machine_bytes() -> Iterator[int]:
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         yield int(fields["MemAvailable"].split()[0]) * 1024
@@ -56,8 +60,11 @@ def _of_machine() -> Iterator[int]:
             yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _of_container() -> Iterator[int]:
-    """Of control groups of both versions; a container sees its own group at the root, others under its name."""
+def _container_bytes() -> Iterator[int]:
+    """Yield what control groups (v1 and v2) leave, read under the group's own path and at the root.
+
+    Inside a container, the container's group is at the root; elsewhere it is under its path.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -65,38 +72,38 @@ def _of_container() -> Iterator[int]:
     for line in lines:
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers in ("", "memory"):
-            files = _FIRST if controllers else _SECOND
+            files = _CGROUP_V1 if controllers else _CGROUP_V2
             for folder in dict.fromkeys((files.root / group.strip("/"), files.root)):
-                yield from files.left(folder)
+                yield from files.available(folder)
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """What a version of control groups calls its files."""
+class _ControlGroupFiles:
+    """The file names of a version of control groups."""
 
     root: Path
     limit: str
     usage: str
 
-    def left(self, folder: Path) -> Iterator[int]:
-        """What a group may still take. Pages of files count as used, but are given back when memory is short."""
+    def available(self, folder: Path) -> Iterator[int]:
+        """Yield the bytes that a group may still allocate; cached file pages count as available."""
         try:
             limit, usage = ((folder / name).read_text(encoding="ascii").strip() for name in (self.limit, self.usage))
             statistics = dict(
                 line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
             )
-            of_files = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
+            cached = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
             if limit != "max":
-                yield max(0, int(limit) - int(usage) + of_files)
+                yield max(0, int(limit) - int(usage) + cached)
         except (OSError, ValueError):
             return
 
 
-_FIRST = _Files(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes")
-_SECOND = _Files(Path("/sys/fs/cgroup"), "memory.max", "memory.current")
+_CGROUP_V1 = _ControlGroupFiles(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes")
+_CGROUP_V2 = _ControlGroupFiles(Path("/sys/fs/cgroup"), "memory.max", "memory.current")
 
 
-def _of_shell() -> Iterator[int]:
+def _ulimit_bytes() -> Iterator[int]:
     try:
         import resource
     except ImportError:  # Windows
@@ -107,7 +114,7 @@ def _of_shell() -> Iterator[int]:
 
 
 def _data_bytes() -> int:
-    """What counts against the limit on a process's data; 0 where the system does not tell."""
+    """Return how many bytes count against the process's data limit; 0 if unknown."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))

@@ -1,4 +1,4 @@
-"""Noise added to blocks of widened tensors; a function of tensor name, seed and element, and of nothing else."""
+"""Adding noise to blocks of widened tensors. The noise depends only on tensor name, seed and element."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mupscale_cli.engine.random import fill_normal, noise_key
 from mupscale_cli.plan.dims import Strip
 from mupscale_cli.plan.perturbation import Noise
 
-_CHUNK = 1 << 17  # elements at a time: what they need fits a cache (`tests/benchmarks/noise.py`)
+_CHUNK = 1 << 17  # elements at a time, so that the working set fits the cache (`tests/benchmarks/noise.py`)
 _WIDE = {torch.float64: torch.float64, torch.float32: torch.float64}
 
 
@@ -27,18 +27,18 @@ def add_noise(
     columns: Sequence[Sequence[Strip]],
     places: Sequence[Place],
 ) -> None:
-    """Fill `out` with a block of a widened tensor and its noise, rounded once.
+    """Fill `out` with a block of a widened tensor plus noise, rounded once.
 
-    Preserving noise leaves the sum of an element's shares as it is, up to one rounding.
+    Function-preserving noise does not change the sum of an element's shares, up to one rounding (page `noise`).
 
     Args:
-        stack: (places, rows, ...), the block at each of its places; shares of one split.
-        out: of the same shape and type.
-        noise: of the tensor.
-        std: of the noise.
-        strips: the map of the block's rows.
-        columns: the maps of every other dimension.
-        places: where in the tensor they go; rows that go nowhere are left as they happen to be.
+        stack: (places, rows, ...), the block at each of its places, which hold the shares of one split.
+        out: of the same shape and type as `stack`.
+        noise: noise of the tensor.
+        std: standard deviation of the noise.
+        strips: map of the block's rows.
+        columns: maps of all other dimensions.
+        places: positions in the tensor; rows of `out` without a position are not filled.
     """
     key = noise_key(noise.perturbation.seed, noise.name)
     row_size = stack[0, 0].numel()
@@ -58,7 +58,7 @@ def add_noise(
 
 
 def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
-    """Values with noise, a chunk at a time; in float32, or in float64 where they are."""
+    """Add noise a chunk at a time, in float64 for float64 tensors and in float32 for all others."""
     chunk, wide = torch.empty(2, min(_CHUNK, len(values)))
     for begin in range(0, len(values), _CHUNK):
         part, place = values[begin : begin + _CHUNK], target[begin : begin + _CHUNK]
@@ -67,11 +67,11 @@ def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) 
         if values.dtype == torch.float64:
             torch.add(part, normal, out=place)
         else:
-            place.copy_(normal.add_(wide[: len(part)].copy_(part)))  # types one at a time, which is faster
+            place.copy_(normal.add_(wide[: len(part)].copy_(part)))  # converting first is faster than mixed types
 
 
 def _preserve_strided(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:
-    """Regular maps: share by share, each a strided view."""
+    """Add preserving noise for regular maps, one strided view per share."""
     views = [[share_views(tensor[place], dims) for place in range(len(stack))] for tensor in (stack, normal, out)]
     for parts in zip(*(zip(*places, strict=True) for places in views), strict=True):
         chunks = ([_chunks(share) for place in part for share in place] for part in parts)
@@ -80,24 +80,24 @@ def _preserve_strided(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence
 
 
 def _chunks(view: Tensor) -> Sequence[Tensor]:
-    """A view in parts of about a chunk."""
+    """Split a view into parts of about a chunk."""
     parts = -(-view.numel() // _CHUNK)
     dim = next((dim for dim, size in enumerate(view.shape) if size >= parts), 0)
     return view.tensor_split(parts, dim)
 
 
 def _preserve(shares: Sequence[Tensor], normal: Sequence[Tensor], results: Sequence[Tensor], *, std: float) -> None:
-    """Fill results with the shares of elements and noise that adds up to nothing over those of one.
+    """Fill `results` with shares plus noise whose sum over the shares of an element is zero.
 
-    The mean over K shares is taken away, which leaves (1 - 1/K) of the variance; that is made up for. The last share
-    takes what the others have not, noise and rounding.
+    Subtracting the mean over K shares leaves (1 - 1/K) of the variance, so the noise is scaled up accordingly. The last
+    share is whatever makes the sum exact: its own noise and the rounding errors of the others.
     """
     count, dtype = len(shares), shares[0].dtype
     if count == 1:
         results[0].copy_(shares[0])
         return
     wide = _WIDE.get(dtype, torch.float32)
-    planes = [plane.contiguous() for plane in normal]  # so that what follows runs over neighbors
+    planes = [plane.contiguous() for plane in normal]  # contiguous memory makes the following operations faster
     mean = sum(planes[1:], start=planes[0]) / count
     *exact, missing = (share.to(wide, memory_format=torch.contiguous_format, copy=True) for share in shares)
     for share, plane, result in zip(exact, planes, results, strict=False):
@@ -108,7 +108,7 @@ def _preserve(shares: Sequence[Tensor], normal: Sequence[Tensor], results: Seque
 
 
 def _preserve_indexed(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:
-    """Any map, whose elements may have different numbers of shares: the same by sums over indices."""
+    """Add preserving noise for any map, whose elements may have different numbers of shares, with sums over indices."""
     index = [dim_index(strips, size) for strips, size in zip(dims, stack.shape[1:], strict=True)]
     place = torch.arange(len(stack))
     along = [[-1 if other == position else 1 for other in range(stack.dim())] for position in range(stack.dim())]

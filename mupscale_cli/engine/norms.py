@@ -1,4 +1,4 @@
-"""The size of a tensor's noise: the norm of the wide tensor, measured on rows of the narrow one."""
+"""The size of a tensor's noise, derived from the wide tensor's norm, which is measured on the narrow tensor."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from mupscale_cli.plan.dims import DimMap
 
 Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, columns), in the stored type
 
-_MEASURED = 1 << 18  # elements read at a time; fixed, since the order of a sum decides about its last bit
+_READ_ELEMENTS = 1 << 18  # elements per block; fixed, because the order of summation affects the last bit
 _VECTORS, _PASSES = 8, 4  # of the block Krylov method
-_DIRECT = _VECTORS * _PASSES  # columns up to which a matrix is diagonalised instead
-_DIGITS = 12  # binary ones that a size keeps, so that another machine's last bit makes no other noise
+_DIRECT = _VECTORS * _PASSES  # matrices with at most this many columns are diagonalized instead
+_DIGITS = 12  # binary digits of the result, so that last-bit differences between machines do not change the noise
 
 
 def measured_std(tensor: TensorPlan, rows: Rows) -> float:
-    """The standard deviation of a tensor's noise, from the source.
+    """Measure the source to find the standard deviation of a tensor's noise.
 
     Args:
-        tensor: whose plan has noise.
-        rows: reads rows of the source; every other dimension is flattened.
+        tensor: a plan with noise.
+        rows: reads rows of the source, with all other dimensions flattened into columns.
+
+    Returns:
+        The standard deviation, rounded to 12 binary digits; NaN or infinity if the source is not finite.
     """
     noise = tensor.noise
     assert noise is not None
@@ -37,7 +40,7 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
     rows_by, columns_by = _amplitude(tensor.dims[0]), torch.ones(1)
     for dim in tensor.dims[1:]:
         columns_by = (columns_by[:, None] * _amplitude(dim)).flatten()
-    scaled = _Scaled(rows, rows_by, columns_by)
+    scaled = _ScaledMatrix(rows, rows_by, columns_by)
     norm = (
         math.sqrt(scaled.sum_of_squares() / math.prod(noise.shape)) if noise.norm == "rms" else scaled.spectral_norm()
     )
@@ -45,10 +48,10 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
 
 
 def _amplitude(dim: DimMap) -> Tensor:
-    """By what each old element of a dimension counts in a norm of the wide tensor: c sqrt(m).
+    """Return the factor c sqrt(m) of each source element of a dimension in the norms of the wide tensor.
 
-    A block of copies is c E W F with E and F of m orthogonal columns' worth each, so the norms of the wide
-    tensor are those of the narrow one with its elements multiplied by c sqrt(m).
+    A block of copies is c E W F, where E and F repeat rows and columns m times, so E^T E = F F^T = m I. The norms of
+    the wide tensor are therefore those of the narrow one with elements multiplied by c sqrt(m) for each dimension.
     """
     result = torch.empty(dim.size)
     for strip in dim.strips:
@@ -60,37 +63,38 @@ def _amplitude(dim: DimMap) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Scaled:
-    """A matrix that is read in blocks of rows: diag(rows_by) W diag(columns_by)."""
+class _ScaledMatrix:
+    """The matrix A = diag(rows_by) W diag(columns_by), read in blocks of rows."""
 
     rows: Rows
     rows_by: Tensor
     columns_by: Tensor
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some rows of W in float32, and what they are multiplied by."""
-        count = max(1, _MEASURED // len(self.columns_by))
+        """Yield blocks of rows of W in float32, (rows, columns), with the factors of the rows."""
+        count = max(1, _READ_ELEMENTS // len(self.columns_by))
         for start in range(0, len(self.rows_by), count):
             by = self.rows_by[start : start + count]
             yield self.rows(start, len(by)).to(torch.float32), by
 
     def sum_of_squares(self) -> float:
-        """Over all elements."""
+        """Return the sum of squares of all elements of A."""
         weights = self.columns_by.square()
         return sum(float((block.square_() @ weights * by.square()).double().sum()) for block, by in self._blocks())
 
     def _gram(self, vectors: Tensor) -> Tensor:
-        """A^T A times vectors (columns, vectors), in one pass over the rows."""
-        # Transposed, since a few rows times a block is several times as fast as a block times a few columns.
+        """Multiply vectors, (columns, vectors), by A^T A in one pass over the rows."""
+        # Transposed: a few rows times a block is several times faster than a block times a few columns.
         total, scaled = torch.zeros_like(vectors.T), vectors.T * self.columns_by
         for block, by in self._blocks():
             total += (scaled @ block.T * by.square()) @ block
         return (total * self.columns_by).T
 
     def spectral_norm(self) -> float:
-        """The largest singular value, to about one percent from below, in a few passes over the rows.
+        """Return the largest singular value of A, at most about one percent too small, in a few passes over the rows.
 
-        Block Krylov iteration with a Rayleigh-Ritz step (Musco & Musco 2015, algorithm 2); exact for few columns.
+        Uses block Krylov iteration with a Rayleigh-Ritz step (Musco & Musco 2015, algorithm 2). The result is exact for
+        matrices of up to 32 columns.
         """
         size = len(self.columns_by)
         if size <= _DIRECT:
@@ -104,13 +108,13 @@ class _Scaled:
             images.append(self._gram(vectors))
             vectors = images[-1]
         left, values, right = torch.linalg.svd(torch.cat(basis, 1).double(), full_matrices=False)
-        kept = values > 1e-4 * values[0]  # of matrices of low rank the basis repeats itself
-        mapped = torch.cat(images, 1).double() @ right.T[:, kept] / values[kept]
-        return _root_of_largest(left[:, kept].T @ mapped)
+        independent = values > 1e-4 * values[0]  # for matrices of low rank, the basis is linearly dependent
+        mapped = torch.cat(images, 1).double() @ right.T[:, independent] / values[independent]
+        return _root_of_largest(left[:, independent].T @ mapped)
 
 
 def _root_of_largest(gram: Tensor) -> float:
-    """The root of the largest eigenvalue of a symmetric matrix; NaN where the matrix is not finite."""
+    """Return the square root of a symmetric matrix's largest eigenvalue; NaN if the matrix is not finite."""
     if not bool(torch.isfinite(gram).all()):
         return math.nan
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
@@ -118,6 +122,6 @@ def _root_of_largest(gram: Tensor) -> float:
 
 def _rounded(value: float) -> float:
     if not math.isfinite(value):
-        return value  # whoever reads the tensor next says what is wrong with it
+        return value  # reported when the tensor is read (`NonFinite`) or gets its noise (`check_noisy`)
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(mantissa * (1 << _DIGITS)), exponent - _DIGITS)

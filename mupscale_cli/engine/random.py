@@ -1,7 +1,7 @@
-"""Normal random numbers that are a function of key and position, and of nothing else.
+"""Normal random numbers that depend only on a key and a position.
 
-The generator hashes a counter, so any stretch of a sequence can be made on its own: whatever the blocks, shards or
-processes, an element gets the same number.
+The generator hashes a counter, so any part of a sequence can be computed on its own. An element gets the same number
+for any division into blocks, shards and processes.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 17  # elements made at a time: what they need fits a cache (`tests/benchmarks/noise.py`)
-_LANES = 4  # numbers from each 64-bit word
-_GAMMA = -0x61C8864680B583EB  # by which SplitMix64's state grows
+_CHUNK = 1 << 17  # elements at a time, so that the working set fits the cache (`tests/benchmarks/noise.py`)
+_LANES = 4  # numbers per 64-bit word
+_GAMMA = -0x61C8864680B583EB  # increment of SplitMix64's state
 
 
 def noise_key(seed: int, name: str) -> int:
-    """The key of a tensor's noise: 64 bits, signed as torch has them."""
+    """Return the key of a tensor's noise: 64 bits as a signed integer, like torch's int64."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def fill_normal(out: Tensor, key: int, start: int, std: float = 1.0) -> None:
-    """Fill a tensor with the normal numbers `start`, `start + 1`, ... of a key.
+    """Fill a tensor with the normal numbers `start`, `start + 1`, ... of a key's sequence.
 
-    Each 64-bit word of SplitMix64 (Steele, Lea, Flood 2014) at its counter gives four 16-bit numbers, each
-    of which picks one of 65536 equally likely quantiles of the normal distribution (up to 4.2 standard
-    deviations; mean 0 and variance 1 exactly). Integer arithmetic and a table: the same everywhere.
+    Each 64-bit output of SplitMix64 (Steele, Lea, Flood 2014) gives four 16-bit numbers. Each of them selects one of
+    65536 equally likely quantiles of the normal distribution (up to 4.2 standard deviations; mean 0 and variance 1
+    exactly). Integer arithmetic and a table give the same numbers on every machine.
 
     Args:
         out: one-dimensional, contiguous, float32.
-        key: of the sequence.
-        start: number of the first element.
+        key: key of the sequence.
+        start: position of the first number in the sequence.
         std: standard deviation.
     """
-    quantiles = _quantiles() * std  # the table is small beside what is looked up in it
-    index = torch.empty(min(_CHUNK, len(out)), dtype=torch.int64)  # by smaller integers torch is slower
+    quantiles = _quantiles() * std  # cheap: the table is much smaller than `out`
+    index = torch.empty(min(_CHUNK, len(out)), dtype=torch.int64)  # torch is slower with smaller integers
     for begin in range(0, len(out), _CHUNK):
         end = min(begin + _CHUNK, len(out))
         first, last = start + begin, start + end
@@ -47,7 +47,7 @@ def fill_normal(out: Tensor, key: int, start: int, std: float = 1.0) -> None:
 
 
 def _words(key: int, start: int, count: int) -> Tensor:
-    """SplitMix64's outputs number `start` ... of the state that begins at `key`; at most a chunk."""
+    """Return `count` outputs of SplitMix64 from number `start`, for the initial state `key`; at most a chunk."""
     words = _counters()[:count] + _signed(key + start * _GAMMA)
     shifted = torch.empty_like(words)
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, None)):
@@ -60,20 +60,20 @@ def _words(key: int, start: int, count: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _counters() -> Tensor:
-    """What SplitMix64 adds to its state for the words of a chunk."""
+    """Return the increments of SplitMix64's state for the words of a chunk."""
     return torch.arange(1, _CHUNK // _LANES + 2).mul_(_GAMMA)
 
 
 def _signed(value: int) -> int:
-    """A whole number modulo 2^64, as torch has them."""
+    """Reduce an integer modulo 2^64 to the range of torch's int64."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 @lru_cache(maxsize=1)
 def _quantiles() -> Tensor:
-    """The normal distribution's quantiles at the midpoints of 2^16 equal parts, of variance 1; the upper half first.
+    """Return the normal distribution's quantiles at the midpoints of 2^16 equal parts, scaled to variance 1.
 
-    A lane that is read as a number without a sign finds what it found as one with a sign in the order of quantiles.
+    The upper half comes first, because lanes are signed numbers that are read as unsigned indices.
     """
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     values: Tensor = torch.special.ndtri(middles)

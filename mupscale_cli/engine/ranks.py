@@ -1,6 +1,6 @@
-"""The processes of one job, as torchrun starts them: which of them this is, and what they tell one another.
+"""Ranks: the processes of a job that torchrun has started, and the communication between them.
 
-Imports torch only where there are several.
+Imports torch only if there are several processes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 from mupscale_cli.errors import JobError, MupscaleError
 
 T = TypeVar("T")
-_LAUNCHED = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PATIENCE = timedelta(days=7)  # others wait while the first one verifies; torchrun ends them when one has failed
+_TORCHRUN_VARIABLES = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TIMEOUT = timedelta(days=7)  # other processes wait while the first one verifies; torchrun ends them on a failure
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One of several processes that do the same job.
+    """The position of this process among those that share a job.
 
     Attributes:
-        rank: number of this one, from 0 on.
-        size: how many there are.
+        rank: index of this process, from 0.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that prepares and publishes."""
+        """Whether this process prepares and publishes the output."""
         return self.rank == 0
 
     @property
@@ -41,26 +41,26 @@ class Ranks:
         return self.size == 1
 
     def share(self, total: int) -> tuple[int, int]:
-        """The part of this one of something that is divided evenly: from where and to where."""
+        """Return the start and the end of this process's even share of `total`."""
         return total * self.rank // self.size, total * (self.rank + 1) // self.size
 
     def broadcast(self, value: T | None) -> T:
-        """What the first one gives, for all of them.
+        """Return the first process's value in every process.
 
         Raises:
             JobError: another process has ended.
         """
         if self.is_alone:
-            return value  # type: ignore[return-value]  # the only one is the first
+            return value  # type: ignore[return-value]  # the only process is the first
         import torch.distributed as dist
 
         values: list[Any] = [value]
-        with _together():
+        with _job_errors():
             dist.broadcast_object_list(values, src=0)
         return values[0]  # type: ignore[no-any-return]
 
     def gather(self, value: T) -> list[T]:
-        """What every one gives, in their order, for the first one; an empty list for the others.
+        """Return the values of all processes in the first one, in rank order; an empty list in the others.
 
         Raises:
             JobError: another process has ended.
@@ -70,17 +70,17 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Any] | None = [None] * self.size if self.is_first else None
-        with _together():
+        with _job_errors():
             dist.gather_object(value, values, dst=0)
         return values or []
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """What every process does alike: where it fails in some, all end, and one says why.
+        """Run the block in every process; if it fails in any, end all of them and report the error once.
 
         Raises:
-            MupscaleError: what failed, in the first of the processes in which it did.
-            SystemExit: in the others.
+            MupscaleError: the error of the first process that failed, in that process.
+            SystemExit: another process failed.
             JobError: another process has ended.
         """
         failed: MupscaleError | None = None
@@ -100,26 +100,26 @@ ALONE = Ranks()
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Which process of its job this is, by what torchrun says; nothing is told to the others."""
-    if not all(environment.get(name) for name in _LAUNCHED):
+    """Return this process's rank from torchrun's environment variables, without contacting the other processes."""
+    if not all(environment.get(name) for name in _TORCHRUN_VARIABLES):
         return ALONE
     return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
 @contextmanager
 def join_ranks(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """The job that this process belongs to, for as long as the context lasts; one of its own without torchrun.
+    """Connect to the other processes of the job inside the context; without torchrun, the process is alone.
 
     Raises:
-        JobError: the others cannot be reached.
+        JobError: the other processes cannot be reached.
     """
     if launched_ranks(environment).is_alone:
         yield ALONE
         return
     import torch.distributed as dist
 
-    with _together():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+    with _job_errors():
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
@@ -127,12 +127,12 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What goes wrong between processes, as an error for people."""
+def _job_errors() -> Iterator[None]:
+    """Turn communication errors inside the context into `JobError`."""
     try:
         yield
     except RuntimeError as error:
         raise JobError(
-            f"another process of this job has ended, or cannot be reached: {str(error).splitlines()[0]}",
-            hint="its own message says why; nothing was published",
+            f"another process of this job has ended or cannot be reached: {str(error).splitlines()[0]}",
+            hint="see the error of that process; nothing was published",
         ) from error

@@ -1,4 +1,4 @@
-"""Files of widened tensors: all of them, or one process's part."""
+"""Writing shards of widened tensors: all of them, or one process's part."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.engine.streaming import BLOCK_BYTES, Progress, write_tensors
 from mupscale_cli.plan import Shard, TensorPlan
 
-_NOISE_COST = 5  # how many times as long as copying it takes to make a tensor's noise (`tests/benchmarks/noise.py`)
+_NOISE_COST = 5  # time to write a tensor with noise, relative to one without (`tests/benchmarks/noise.py`)
 
 
 @dataclass(frozen=True)
 class WrittenShards:
-    """What is known of a plan's output once it is written.
+    """Facts about an output that are known once its shards are written.
 
     Attributes:
-        stds: the standard deviation of the noise of every tensor that has some.
-        digests: of every shard, by its file.
-        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        overflowed: tensors in which scaling made infinities.
+        stds: standard deviation of the noise, by widened tensor with noise.
+        digests: digest of every shard, by file name.
+        nonfinite: number of NaNs and infinities, by source tensor that contains any.
+        overflowed: widened tensors in which scaling turned finite values into infinities.
     """
 
     stds: dict[str, float]
@@ -47,42 +47,42 @@ def write_shards(
     progress: Progress = lambda _: None,
     block_bytes: int = BLOCK_BYTES,
     done: Mapping[str, FinishedShard] = MappingProxyType({}),
-    finished: Callable[[FinishedShard], None] = lambda _: None,
+    on_finished: Callable[[FinishedShard], None] = lambda _: None,
     allow_nonfinite: bool = False,
     ranks: Ranks = ALONE,
 ) -> WrittenShards | None:
-    """Write files: all of them, or one process's part of them, which takes about as long as those of the others.
+    """Write shards, or this process's part of them; all parts take about the same time.
 
     Args:
-        shards: what to write.
-        tensors: where the source's tensors are.
-        directory: where the files are written.
-        metadata: for the header of each file.
-        reserve: blank bytes to leave in each header.
+        shards: shards to write.
+        tensors: tensors of the source by name.
+        directory: output directory.
+        metadata: metadata for the header of each file.
+        reserve: minimum number of blank bytes in each header.
         progress: called with the bytes of tensor data just written.
-        block_bytes: size of a block of the output; memory is a few times that.
-        done: shards that are there already.
-        finished: called with each shard when it is on the disk.
-        allow_nonfinite: copy NaNs and infinities, and count them.
-        ranks: the processes that share the work; each calls this with the same arguments.
+        block_bytes: size of a block of the output in bytes; memory use is a few times that.
+        done: shards that are already finished, by file name.
+        on_finished: called with each shard once it is on disk.
+        allow_nonfinite: whether to copy and count NaNs and infinities instead of refusing them.
+        ranks: the processes that share the work; each calls this function with the same arguments.
 
     Returns:
-        What is known of the output; None but for the first process.
+        Facts about the output in the first process, None in the others.
 
     Raises:
-        CheckpointError: the source changed while it was read, or holds what is not finite.
-        OutputError: the disk refused.
+        CheckpointError: the source changed while it was read, or contains values that are not finite.
+        OutputError: a file cannot be written.
         JobError: another process has ended.
     """
     todo = [shard for shard in shards if shard.file not in done]
     begin, end = byte_share([tensor for shard in todo for tensor in shard.tensors], ranks)
     whole: list[FinishedShard] = []
-    parts: dict[str, _Part] = {}
+    parts: dict[str, _PartialShard] = {}
     position = 0
     for shard in todo:
         low, high = max(begin - position, 0), min(end - position, shard.num_bytes)
         position += shard.num_bytes
-        # A file of empty tensors is the first one's.
+        # The first process writes shards that have only empty tensors.
         is_whole = (low, high) == (0, shard.num_bytes) if shard.num_bytes else ranks.is_first
         if low >= high and not is_whole:
             continue
@@ -99,31 +99,36 @@ def write_shards(
                 part=range(low, high),
             )
         if is_whole:
-            whole.append(_finished(shard, writer, [_Part(writer.written, stds, nonfinite.found)]))
-            finished(whole[-1])
+            whole.append(_finish(shard, writer, [_PartialShard(writer.written, stds, nonfinite.snapshot)]))
+            on_finished(whole[-1])
         else:
-            parts[shard.file] = _Part(writer.written, stds, nonfinite.found)
-    told = ranks.gather(_Told(whole, parts))
+            parts[shard.file] = _PartialShard(writer.written, stds, nonfinite.snapshot)
+    reports = ranks.gather(_RankReport(whole, parts))
     if not ranks.is_first:
         return None
-    known = {shard.file: shard for shard in (*done.values(), *(each for one in told for each in one.whole))}
+    finished = {shard.file: shard for shard in (*done.values(), *(each for report in reports for each in report.whole))}
     for shard in todo:
-        if shard.file not in known:
+        if shard.file not in finished:
             writer = _writer(shard, directory, metadata, reserve, is_shared=True)
-            some = [one.parts[shard.file] for one in told if shard.file in one.parts]
-            known[shard.file] = _finished(shard, writer, some)
-            finished(known[shard.file])
-    return _converted([known[shard.file] for shard in shards])
+            shared = [report.parts[shard.file] for report in reports if shard.file in report.parts]
+            finished[shard.file] = _finish(shard, writer, shared)
+            on_finished(finished[shard.file])
+    return _summarize([finished[shard.file] for shard in shards])
 
 
 def byte_share(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
-    """Which bytes of all these tensors together are one process's: from where and to where, by the time they take."""
+    """Return the start and the end of a process's share of the tensors' bytes, such that all shares take equal time.
+
+    Args:
+        tensors: all tensors to write, in order.
+        ranks: this process.
+    """
     costs = [tensor.target.num_bytes * (_NOISE_COST if tensor.noise is not None else 1) for tensor in tensors]
     ends = [0, *itertools.accumulate(costs)]
     starts = [0, *itertools.accumulate(tensor.target.num_bytes for tensor in tensors)]
 
     def position(cost: int) -> int:
-        last = bisect.bisect_left(ends, cost)  # the first tensor that is done with so much
+        last = bisect.bisect_left(ends, cost)  # index of the tensor in which this cost is reached, plus one
         if last == 0:
             return 0
         size, whole = starts[last] - starts[last - 1], costs[last - 1]
@@ -134,8 +139,8 @@ def byte_share(tensors: Sequence[TensorPlan], ranks: Ranks) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one process knows of a file of which it wrote a part."""
+class _PartialShard:
+    """One process's part of a shard."""
 
     written: WrittenPart
     stds: dict[str, float]
@@ -143,11 +148,11 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a process tells the first one: files that it wrote alone, and parts of others."""
+class _RankReport:
+    """A process's report to the first one: shards that it wrote alone, and its parts of shared ones by file name."""
 
     whole: list[FinishedShard]
-    parts: dict[str, _Part]
+    parts: dict[str, _PartialShard]
 
 
 def _writer(
@@ -157,8 +162,8 @@ def _writer(
     return ShardWriter(directory / shard.file, specs, metadata, reserve, is_shared=is_shared)
 
 
-def _finished(shard: Shard, writer: ShardWriter, parts: Sequence[_Part]) -> FinishedShard:
-    """A file of which each process that worked on it wrote a part."""
+def _finish(shard: Shard, writer: ShardWriter, parts: Sequence[_PartialShard]) -> FinishedShard:
+    """Check a shard and combine what is known about its parts."""
     nonfinite = NonFinite(is_allowed=True)
     for part in parts:
         nonfinite.merge(part.nonfinite)
@@ -167,7 +172,7 @@ def _finished(shard: Shard, writer: ShardWriter, parts: Sequence[_Part]) -> Fini
     return FinishedShard(shard.file, digest, stds, nonfinite.counts, nonfinite.overflowed)
 
 
-def _converted(shards: Sequence[FinishedShard]) -> WrittenShards:
+def _summarize(shards: Sequence[FinishedShard]) -> WrittenShards:
     stds = {name: std for shard in shards for name, std in shard.stds.items()}
     counts = {name: count for shard in shards for name, count in shard.nonfinite.items()}
     overflowed = tuple(name for shard in shards for name in shard.overflowed)

@@ -1,4 +1,4 @@
-"""Tensors one block of rows at a time: read, expand, hand on, on several threads."""
+"""Streaming tensors: reading, expanding and writing one block of rows at a time, on several threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.blocks import Block, Place, Run, all_rows, row_blocks, without_repeats
+from mupscale_cli.engine.blocks import Block, Place, Run, all_rows, distinct_rows, row_blocks
 from mupscale_cli.engine.expand import element_dtype, expand
 from mupscale_cli.engine.finite import NonFinite, check_noisy
 from mupscale_cli.engine.noise import add_noise
@@ -28,17 +28,17 @@ from mupscale_cli.plan.dims import DimMap, Strip, keep_dims
 
 
 class Writer(Protocol):
-    """Something that takes the bytes of tensors at their places, from several threads."""
+    """Receives the bytes of tensors. Thread-safe."""
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Take pieces, one after the other, as a tensor's bytes from `start` on; the same may come several times."""
+        """Write consecutive pieces of a tensor, starting at its byte `start`; a piece may occur several times."""
 
 
-# Found with `tests/benchmarks/throughput.py` and, for noise, `tests/benchmarks/noise.py`.
-BLOCK_BYTES = 4 << 20  # of the target; what a block needs fits a cache, and a large model is still few blocks
-_SHORT_ROW = 1 << 10  # bytes; such rows are expanded for each of their places
-_SHORT_RUN = 1 << 14  # bytes of neighboring rows that are handed to the system by themselves
-_NOISY = 4  # noise is made in wider types, so its blocks are so many times smaller
+# These values come from `tests/benchmarks/throughput.py` and, for noise, `tests/benchmarks/noise.py`.
+BLOCK_BYTES = 4 << 20  # of the target: small enough for the cache, large enough that a model has few blocks
+_SHORT_ROW = 1 << 10  # bytes; shorter rows are expanded for each of their copies
+_SHORT_RUN = 1 << 14  # bytes; if runs of rows are shorter on average, rows are repeated in memory before writing
+_NOISY = 4  # blocks with noise are this many times smaller, because noise is computed in wider types
 Progress = Callable[[int], None]
 (_ONE_ROW,) = keep_dims((1,))
 
@@ -53,37 +53,37 @@ def write_tensors(
     nonfinite: NonFinite | None = None,
     part: range | None = None,
 ) -> dict[str, float]:
-    """Read, expand and write tensors, a block at a time on each thread.
+    """Read, expand and write tensors, one block at a time on each thread.
 
     Args:
-        tensors: what to write.
-        stored: where the sources are, by name.
-        writer: takes the bytes.
+        tensors: tensors to write, in output order.
+        stored: tensors of the source by name.
+        writer: receives the bytes.
         progress: called with the bytes just written.
-        block_bytes: size of a block of the output.
-        nonfinite: takes note of NaNs and infinities; they are refused if not given.
-        part: of the bytes of all these tensors together, those blocks that begin there; everything if not given.
+        block_bytes: size of a block of the output in bytes.
+        nonfinite: counts or refuses NaNs and infinities. Default: refuse them.
+        part: range in the concatenated bytes of all tensors; blocks that start in it are written. Default: all.
 
     Returns:
-        The standard deviation of the noise of every tensor that has some.
+        The standard deviation of the noise, by name of each written tensor with noise.
 
     Raises:
-        CheckpointError: the source changed while it was read, or holds what is not finite.
-        OutputError: the disk refused.
+        CheckpointError: the source changed while it was read, or contains values that are not finite.
+        OutputError: a file cannot be written.
     """
     nonfinite = nonfinite or NonFinite(is_allowed=False)
     work = _Work(stored, writer, progress, nonfinite)
     noises: dict[str, _TensorNoise] = {}
     with ExitStack() as stack:
-        rooms = [_Room(stack.enter_context(RowReader())) for _ in range(num_workers())]
-        jobs = _jobs(_Needed.of(tensors, part), block_bytes, noises, ahead=len(rooms))
-        work_through(jobs, [partial(_do, room=room, work=work) for room in rooms])
+        workspaces = [_Workspace(stack.enter_context(RowReader())) for _ in range(num_workers())]
+        jobs = _jobs(_tensor_parts(tensors, part), block_bytes, noises, ahead=len(workspaces))
+        work_through(jobs, [partial(_run_job, workspace=workspace, work=work) for workspace in workspaces])
     return {name: noise.std for name, noise in noises.items()}
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is the same for every job."""
+    """What all jobs share."""
 
     stored: Mapping[str, ReadableTensor]
     writer: Writer
@@ -92,55 +92,55 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """A tensor of which something is to be written.
+class _TensorPart:
+    """A tensor to write, at least in part.
 
     Attributes:
         tensor: its plan.
-        blocks: those blocks that begin at these bytes of it.
+        blocks: range of the tensor's bytes; blocks that start in it are written.
     """
 
     tensor: TensorPlan
     blocks: range
 
-    @classmethod
-    def of(cls, tensors: Iterable[TensorPlan], part: range | None) -> list[_Needed]:
-        """The tensors that a part of all of their bytes together touches; all if it is not given."""
-        needed, position = [], 0
-        for tensor in tensors:
-            size = tensor.target.num_bytes
-            low, high = (0, size) if part is None else (max(part.start - position, 0), min(part.stop - position, size))
-            position += size
-            if low < high:
-                needed.append(cls(tensor, range(low, high)))
-        return needed
+
+def _tensor_parts(tensors: Iterable[TensorPlan], part: range | None) -> list[_TensorPart]:
+    """Return the tensors that overlap a range of their concatenated bytes; all tensors if there is no range."""
+    parts, position = [], 0
+    for tensor in tensors:
+        size = tensor.target.num_bytes
+        low, high = (0, size) if part is None else (max(part.start - position, 0), min(part.stop - position, size))
+        position += size
+        if low < high:
+            parts.append(_TensorPart(tensor, range(low, high)))
+    return parts
 
 
 @dataclass(frozen=True)
-class _Measuring:
-    """A tensor whose noise is to be sized, which takes reading it."""
+class _MeasureJob:
+    """Measures the source of a tensor to find the size of its noise."""
 
     noise: _TensorNoise
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A block of a tensor."""
+class _BlockJob:
+    """Writes a block of a tensor."""
 
     tensor: TensorPlan
     block: Block
     noise: _TensorNoise | None
 
 
-class _Room:
-    """What one thread works with: a reader, and memory that it uses again and again."""
+class _Workspace:
+    """The reader and the scratch buffers of one thread."""
 
     def __init__(self, reader: RowReader) -> None:
         self.reader = reader
         self._buffers: dict[str, bytearray] = {}
 
-    def blank(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> tuple[memoryview, torch.Tensor]:
-        """Bytes for a use, and the tensor that they are; valid until it is asked again for the same use."""
+    def scratch(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> tuple[memoryview, torch.Tensor]:
+        """Return a scratch buffer as bytes and as a tensor of the given shape; valid until the next call for `use`."""
         size = math.prod(shape) * dtype.itemsize
         if len(self._buffers.get(use, b"")) < size:
             self._buffers[use] = bytearray(size)
@@ -150,36 +150,36 @@ class _Room:
     def rows(
         self, tensor: TensorPlan, stored: ReadableTensor, start: int, count: int
     ) -> tuple[memoryview, torch.Tensor]:
-        """Rows of the source: their bytes, and the same as a tensor, (rows, columns)."""
+        """Read rows of the source; return them as bytes and as a tensor, (rows, columns)."""
         dtype = DTYPES[tensor.source.dtype]
         columns = math.prod(dim.size for dim in tensor.dims[1:])
-        data, rows = self.blank("source", (count, columns), element_dtype(dtype))
+        data, rows = self.scratch("source", (count, columns), element_dtype(dtype))
         self.reader.read(stored, start * columns * dtype.size, data)
         return data, rows
 
 
 def _jobs(
-    needed: Sequence[_Needed], block_bytes: int, noises: dict[str, _TensorNoise], ahead: int
-) -> Iterator[_Job | _Measuring]:
-    """Every block; before those of a tensor with noise its measuring, some tensors ahead, so that nobody waits for it.
+    parts: Sequence[_TensorPart], block_bytes: int, noises: dict[str, _TensorNoise], ahead: int
+) -> Iterator[_BlockJob | _MeasureJob]:
+    """Yield the blocks of all tensors; schedule a tensor's noise measurement a few tensors early.
 
     Args:
-        needed: what to write.
-        block_bytes: size of a block of the output.
-        noises: takes the noise of each tensor that has some.
-        ahead: how many tensors to measure before they are needed.
+        parts: tensors to write, at least in part.
+        block_bytes: size of a block of the output in bytes.
+        noises: receives the noise of each tensor that has some.
+        ahead: number of tensors to measure in advance.
     """
-    noisy = (each.tensor for each in needed if each.tensor.noise is not None)
-    for each in needed:
-        tensor, row_bytes, position = each.tensor, _wide_row_bytes(each.tensor), 0
+    noisy = (part.tensor for part in parts if part.tensor.noise is not None)
+    for part in parts:
+        tensor, row_bytes, position = part.tensor, _wide_row_bytes(part.tensor), 0
         if tensor.noise is not None:
-            for coming in itertools.islice(noisy, ahead if not noises else 1):
-                noises[coming.target.name] = _TensorNoise(coming)
-                yield _Measuring(noises[coming.target.name])
+            for upcoming in itertools.islice(noisy, ahead if not noises else 1):
+                noises[upcoming.target.name] = _TensorNoise(upcoming)
+                yield _MeasureJob(noises[upcoming.target.name])
         noise = noises.get(tensor.target.name)
         for block in row_blocks(_rows(tensor), row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
-            if position in each.blocks:
-                yield _Job(tensor, block, noise)
+            if position in part.blocks:
+                yield _BlockJob(tensor, block, noise)
             position += block.num_rows_written * row_bytes
         assert position == tensor.target.num_bytes
 
@@ -188,47 +188,47 @@ def _wide_row_bytes(tensor: TensorPlan) -> int:
     return DTYPES[tensor.source.dtype].size * math.prod(dim.wide_size for dim in tensor.dims[1:])
 
 
-def _do(job: _Job | _Measuring, *, room: _Room, work: _Work) -> None:
-    """Size a tensor's noise; or read a block, expand it, and write it to its places."""
-    if isinstance(job, _Measuring):
-        job.noise.measure(room, work)
+def _run_job(job: _BlockJob | _MeasureJob, *, workspace: _Workspace, work: _Work) -> None:
+    """Measure a tensor for its noise; or read a block, expand it, and write it to its places."""
+    if isinstance(job, _MeasureJob):
+        job.noise.measure(workspace, work)
         return
     tensor, block, noise, nonfinite = job.tensor, job.block, job.noise, work.nonfinite
     row_bytes = _wide_row_bytes(tensor)
-    read, source = room.rows(tensor, work.stored[tensor.source.name], block.row, block.num_rows)
+    read, source = workspace.rows(tensor, work.stored[tensor.source.name], block.row, block.num_rows)
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
-    nonfinite.note(tensor, source, block.row)
-    # Writing one row twice is cheaper than making it twice; not where it is short, or no other row is like it.
+    nonfinite.check_source(tensor, source, block.row)
+    # Writing a row twice is cheaper than expanding it twice, except for short rows. With noise, all rows differ.
     is_plain = noise is None and row_bytes >= _SHORT_ROW
-    repeats = (without_repeats if is_plain else all_rows)(block.strips, block.num_wide_rows)
+    distinct = (distinct_rows if is_plain else all_rows)(block.strips, block.num_wide_rows)
     num_shares = len(block.groups[0])
-    if is_plain and num_shares == 1 and _is_kept(tensor, repeats.strips):
+    if is_plain and num_shares == 1 and _is_unchanged(tensor, distinct.strips):
         stack, buffers = source[None], [read]
     else:
-        shape = (num_shares, repeats.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
-        data, stack = room.blank("target", shape, source.dtype)
-        _expand(tensor, repeats.strips, source, stack)
-        nonfinite.note_overflow(tensor, source, stack)
+        shape = (num_shares, distinct.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
+        data, stack = workspace.scratch("target", shape, source.dtype)
+        _expand(tensor, distinct.strips, source, stack)
+        nonfinite.check_overflow(tensor, source, stack)
         buffers = _shares(data, num_shares)
-    if is_plain and 1 < len(repeats.runs) > block.num_wide_rows * row_bytes // _SHORT_RUN:
-        buffers = _laid_out(stack, _order(block.strips, block.num_wide_rows), room)
-        repeats = all_rows(repeats.strips, block.num_wide_rows)
+    if is_plain and 1 < len(distinct.runs) > block.num_wide_rows * row_bytes // _SHORT_RUN:
+        buffers = _repeat_rows(stack, _order(block.strips, block.num_wide_rows), workspace)
+        distinct = all_rows(distinct.strips, block.num_wide_rows)
     for group in block.groups:
         if noise is not None:
-            data, noisy = room.blank("noisy", stack.shape, stack.dtype)
+            data, noisy = workspace.scratch("noisy", stack.shape, stack.dtype)
             noise.add(stack, noisy, block, group)
             buffers = _shares(data, num_shares)
         for share, (place, buffer) in enumerate(zip(group, buffers, strict=True)):
             for run in place:
                 if noise is not None:
                     check_noisy(tensor, noisy[share, run.first : run.first + run.count])
-                pieces = _pieces(buffer, row_bytes, repeats.within(run.first, run.count))
+                pieces = _pieces(buffer, row_bytes, distinct.within(run.first, run.count))
                 work.writer.write(tensor.target.name, run.row * row_bytes, pieces)
                 work.progress(run.count * row_bytes)
 
 
-def _is_kept(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
-    """Whether the rows of a block that differ are those of the source, as they are."""
+def _is_unchanged(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
+    """Return whether the distinct rows of a block equal the source rows, so that they need no expansion."""
     strips = [rows, *(dim.strips for dim in tensor.dims[1:])]
     is_one_to_one = all(
         strip.scale == 1
@@ -243,35 +243,35 @@ def _is_kept(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
 
 
 def _shares(data: memoryview, num_shares: int) -> list[memoryview]:
-    """The rows of each share."""
+    """Split the bytes of a block into those of its shares."""
     size = len(data) // num_shares
     return [data[share * size : (share + 1) * size] for share in range(num_shares)]
 
 
 def _pieces(data: memoryview, row_bytes: int, runs: Sequence[tuple[int, int]]) -> list[memoryview]:
-    """The bytes of runs of rows, each given by its first row and number of rows."""
+    """Return the bytes of runs of rows, each given as first row and count."""
     pieces, last = [], None
-    for run in runs:  # there are as many as rows, most of them like the one before
+    for run in runs:  # there may be as many runs as rows, and most equal the previous one
         if run != last:
             piece, last = data[run[0] * row_bytes : sum(run) * row_bytes], run
         pieces.append(piece)
     return pieces
 
 
-def _laid_out(stack: torch.Tensor, order: torch.Tensor, room: _Room) -> list[memoryview]:
-    """The shares of a block with all of its rows: short ones are copied faster than gathered by the system."""
-    data, wide = room.blank("wide", (len(stack), len(order), *stack.shape[2:]), stack.dtype)
+def _repeat_rows(stack: torch.Tensor, order: torch.Tensor, workspace: _Workspace) -> list[memoryview]:
+    """Return the shares of a block with repeated rows, which for short rows is faster than gathering them on write."""
+    data, wide = workspace.scratch("wide", (len(stack), len(order), *stack.shape[2:]), stack.dtype)
     torch.index_select(stack, 1, order, out=wide)
     return _shares(data, len(stack))
 
 
 @lru_cache(maxsize=64)
 def _order(strips: tuple[Strip, ...], num_wide_rows: int) -> torch.Tensor:
-    return torch.tensor(without_repeats(strips, num_wide_rows).order)
+    return torch.tensor(distinct_rows(strips, num_wide_rows).order)
 
 
 def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, stack: torch.Tensor) -> None:
-    """Fill the shares of a block, (shares, rows, ...)."""
+    """Fill `stack`, (shares, rows, ...), with the shares of a block."""
     num_shares = len(stack)
     for share, target in enumerate(stack):
         expand(
@@ -289,33 +289,33 @@ def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, sta
 
 @dataclass(frozen=True)
 class _TensorNoise:
-    """The noise of a tensor that is being written; its size is awaited where it is needed."""
+    """The noise of a tensor; one thread measures its size, and others wait for the result."""
 
     tensor: TensorPlan
     _std: Future[float] = field(default_factory=Future)
 
     @property
     def std(self) -> float:
-        """Its standard deviation.
+        """The standard deviation; waits until it has been measured.
 
         Raises:
             CheckpointError: the source could not be measured.
         """
         return self._std.result()
 
-    def measure(self, room: _Room, work: _Work) -> None:
-        """Size it by the source."""
+    def measure(self, workspace: _Workspace, work: _Work) -> None:
+        """Measure the source on disk."""
         stored = work.stored[self.tensor.source.name]
 
-        def rows(start: int, count: int) -> torch.Tensor:
-            _, found = room.rows(self.tensor, stored, start, count)
-            work.nonfinite.note(self.tensor, found, start)  # before anything is computed of it
-            return found
+        def read(start: int, count: int) -> torch.Tensor:
+            _, rows = workspace.rows(self.tensor, stored, start, count)
+            work.nonfinite.check_source(self.tensor, rows, start)  # before the norm becomes NaN
+            return rows
 
-        self.size_by(rows)
+        self.measure_rows(read)
 
-    def size_by(self, rows: Rows) -> None:
-        """Size it by rows of the source; who awaits it hears of what goes wrong."""
+    def measure_rows(self, rows: Rows) -> None:
+        """Measure rows of the source; threads that wait for the result get the error if this fails."""
         try:
             self._std.set_result(measured_std(self.tensor, rows))
         except BaseException as error:
@@ -323,7 +323,7 @@ class _TensorNoise:
             raise
 
     def add(self, stack: torch.Tensor, out: torch.Tensor, block: Block, places: Sequence[Place]) -> None:
-        """Fill `out` with the shares of a block at their places, with noise."""
+        """Fill `out` with the shares of a block plus noise."""
         noise = self.tensor.noise
         assert noise is not None
         columns = [dim.strips for dim in self.tensor.dims[1:]]
@@ -331,32 +331,32 @@ class _TensorNoise:
 
 
 def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite | None = None) -> torch.Tensor:
-    """The widened tensor in memory.
+    """Return a widened tensor, computed in memory.
 
     Args:
-        tensor: how it is made.
+        tensor: plan of the tensor.
         source: contiguous, of the narrow shape and the type of the plan's source.
-        nonfinite: takes note of NaNs and infinities; they are refused if not given.
+        nonfinite: counts or refuses NaNs and infinities. Default: refuse them.
 
     Raises:
-        CheckpointError: it is not finite.
+        CheckpointError: the source contains values that are not finite, or scaling makes some.
     """
     nonfinite = nonfinite or NonFinite(is_allowed=False)
-    nonfinite.note(tensor, source, 0)
+    nonfinite.check_source(tensor, source, 0)
     rows = _rows(tensor)
     place = (Run(0, 0, rows.wide_size),)
     whole = Block(0, rows.size, rows.wide_size, rows.strips, ((place,),))
     shaped = source.view(rows.size, *(dim.size for dim in tensor.dims[1:]))
     stack = torch.empty((1, rows.wide_size, *(dim.wide_size for dim in tensor.dims[1:])), dtype=source.dtype)
     _expand(tensor, rows.strips, shaped, stack)
-    nonfinite.note_overflow(tensor, source, stack)
+    nonfinite.check_overflow(tensor, source, stack)
     if tensor.noise is not None:
         noise = _TensorNoise(tensor)
-        noise.size_by(lambda start, count: shaped.view(rows.size, -1)[start : start + count])
+        noise.measure_rows(lambda start, count: shaped.view(rows.size, -1)[start : start + count])
         noise.add(stack.clone(), stack, whole, (place,))
     return stack.view(tensor.target.shape)
 
 
 def _rows(tensor: TensorPlan) -> DimMap:
-    """The map of the rows; a scalar is one row."""
+    """Return the map of a tensor's rows; a scalar has one row."""
     return tensor.dims[0] if tensor.dims else _ONE_ROW

@@ -117,7 +117,7 @@ def _write_part(
         progress=events.advance,
         reserve=_record_reserve(output) if source.is_file else 0,
         done=journal.shards,
-        finished=own_journal.note,
+        on_finished=own_journal.note,
         allow_nonfinite=output.allow_nonfinite,
         ranks=ranks,
     )

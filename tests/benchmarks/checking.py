@@ -1,4 +1,4 @@
-"""`mupscale verify --weights` as ratios to `cp` of what it compares, and its memory beyond torch's."""
+"""Time of `mupscale verify --weights` relative to `cp` of the files that it compares, and memory beyond torch's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIBRARIES = "import torch, mupscale_cli.tasks.verify"
 
 
 def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple[Any, ...]:
-    """The row of a format of state; comparing and `cp` take turns."""
+    """Return the table row of a state format. Comparing and `cp` take turns."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
         save_llama(source, options.megabytes * 10**6 // (1 if state == "none" else 5))
@@ -34,17 +34,17 @@ def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple
             ours, ours_cpu = timed(checking, ballast.filling(size), _LIBRARIES)
             ratios.append((ours / wall, ours_cpu / cpu))
         walls, cpus = zip(*ratios, strict=True)
-        told = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
-        return state, f"{size / 1e9:.2f} GB", *told
+        results = (statistics.median(walls), min(walls), max(walls), statistics.median(cpus), beyond)
+        return state, f"{size / 1e9:.2f} GB", *results
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint")
-    parser.add_argument("--states", nargs="*", default=["none", "pt"], help="formats of optimizer state beside it")
+    parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint in MB")
+    parser.add_argument("--states", nargs="*", default=["none", "pt"], help="formats of Adam's state")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as filled:

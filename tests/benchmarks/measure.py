@@ -1,4 +1,4 @@
-"""What the benchmarks share: checkpoints of a size, plain copies, memory of a process, a table."""
+"""Helpers of the benchmarks: checkpoints of a given size, timing, memory of a process, tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mupscale_cli.dtypes import TensorSpec
 
 
 def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16, hidden: int = 1024) -> Path:
-    """A Llama checkpoint of about this size with random weights and no model behind it; returns the directory."""
+    """Save a Llama checkpoint of about `num_bytes` with random weights; return its directory."""
     heads = hidden // 64
     per_layer = 12 * hidden * hidden * dtype.itemsize
     layers = max(1, round(num_bytes / per_layer))
@@ -56,7 +56,7 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
 
 
 def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
-    """A Llama of 501 billion parameters in 156 layers, headers only: the files are sparse; returns the directory."""
+    """Save a Llama checkpoint (501 billion parameters with 156 layers) as sparse files; return its directory."""
     hidden, ffn, vocab = 16384, 53248, 128256
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -83,13 +83,13 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
     directory.mkdir()
     weight_map = {}
     for shard in range(num_shards):
-        some = specs[shard * len(specs) // num_shards : (shard + 1) * len(specs) // num_shards]
+        shard_specs = specs[shard * len(specs) // num_shards : (shard + 1) * len(specs) // num_shards]
         file = directory / f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
-        header = encode_header(some, {"format": "pt"})
+        header = encode_header(shard_specs, {"format": "pt"})
         with open(file, "wb") as stream:
             stream.write(header)
-            stream.truncate(len(header) + sum(spec.num_bytes for spec in some))
-        weight_map |= {spec.name: file.name for spec in some}
+            stream.truncate(len(header) + sum(spec.num_bytes for spec in shard_specs))
+        weight_map |= {spec.name: file.name for spec in shard_specs}
     total = sum(spec.num_bytes for spec in specs)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -98,7 +98,7 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
 
 
 def save_adam(directory: Path, form: str) -> None:
-    """Adam's moments in float32 beside a checkpoint: `safetensors`, `pt`, or `dcp` as PyTorch saves it by shards."""
+    """Save Adam's moments in float32 next to a checkpoint as `safetensors`, `pt`, or `dcp` (PyTorch distributed)."""
     weights = load_file(directory / "model.safetensors")
     states = {name: {key: torch.ones(w.shape) for key in ("exp_avg", "exp_avg_sq")} for name, w in weights.items()}
     if form == "safetensors":
@@ -115,16 +115,16 @@ def save_adam(directory: Path, form: str) -> None:
 
 
 def command_seconds(*arguments: str) -> float:
-    """Seconds that `python ARGUMENTS` takes as a process of its own."""
+    """Run `python ARGUMENTS` in a new process and return the seconds it takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def peak_private_bytes(code: str, *arguments: str) -> int:
-    """The largest memory of a process and those that it forks that is their own and no page of a file (Linux).
+    """Run Python code and return the peak anonymous memory of the process and its children, in bytes (Linux only).
 
-    Seen every 20 ms; what they share counts once.
+    Memory is sampled every 20 ms; shared pages count once.
     """
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
         peak = 0
@@ -152,13 +152,13 @@ def _private_bytes(process: int) -> int:
 
 
 def repeated(measure: Callable[[], float], times: int) -> tuple[float, float]:
-    """Median and spread (largest over smallest) of some measurements."""
+    """Measure several times; return the median and the spread (largest divided by smallest)."""
     values = [measure() for _ in range(times)]
     return statistics.median(values), max(values) / min(values)
 
 
 def report(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
-    """Print results as a table for people or JSON for scripts."""
+    """Print results as a table or as JSON."""
     if as_json:
         sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2) + "\n")
         return

@@ -12,13 +12,13 @@ PROMISE = 150  # MB
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 200, 800])
     parser.add_argument("--factor", type=int, default=2)
-    parser.add_argument("--state", choices=["none", "safetensors", "pt"], default="none", help="Adam's state beside it")
+    parser.add_argument("--state", choices=["none", "safetensors", "pt"], default="none", help="format of Adam's state")
     parser.add_argument("--processes", type=int, help="that write it; as many as are worth it if not given")
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     libraries = peak_private_bytes("import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards")

@@ -1,4 +1,4 @@
-"""Noise and other maps, as ratios to plain widening of the same checkpoint on the same disk."""
+"""Time of widening with noise and other methods relative to plain widening on the same disk."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KINDS = {
 
 
 def main() -> None:
-    """Measure and print; all kinds take turns, since machines are noisy."""
+    """Run the benchmark and print its results. All kinds take turns, because machines are noisy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint in MB")
     parser.add_argument("--factors", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--processes", type=int, help="that write it; as many as are worth it if not given")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -54,8 +54,8 @@ def main() -> None:
                     size, base = made.plan.num_bytes, base or seconds
                     ratios[kind].append(seconds / base)
             rows += [
-                (f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(found), min(found), max(found))
-                for kind, found in ratios.items()
+                (f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(values), min(values), max(values))
+                for kind, values in ratios.items()
             ]
     report(("factor", "output", "what", "ratio to plain", "lowest", "highest"), rows, as_json=options.json)
 

@@ -1,4 +1,4 @@
-"""Start-up time of commands that need no torch, as a ratio to that of Python itself."""
+"""Start-up time of commands that need no torch, relative to that of Python itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from measure import command_seconds, repeated, report, save_headers, save_llama
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--json", action="store_true")

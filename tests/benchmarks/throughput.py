@@ -1,8 +1,7 @@
-"""Widening, as ratios to `cp` of its output on the same disk: wall time, processor time, and memory beyond torch's.
+"""Wall and processor time of widening relative to `cp` of its output on the same disk, and memory beyond torch's.
 
-Before each timing memory is filled with a cached file, as it is on a machine that is in use. Where it is free, the host
-of a virtual machine takes it back after some seconds, and whoever touches it next pays for that: once it is `cp`, once
-widening.
+Before each timing, memory is filled with a cached file, as on a machine in use. Otherwise the host of a virtual machine
+reclaims free memory after some seconds, and the next process that touches it is slower, be it `cp` or widening.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from measure import peak_private_bytes, report, save_adam, save_llama
 _LIBRARIES = "import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards"
 _OF_STATES = {"dcp": "import mupscale_cli.optimizers.formats.distributed"}
 STATES = ("safetensors", "pt", "dcp")
-WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` less `python -c "import torch"`
+WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` minus `python -c "import torch"`
 
 
 _SPARE = 1 << 30
@@ -48,9 +47,19 @@ def tell(started, synced):
 """
 
 
-def timed(doing: str, before: str = "", libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
-    """Wall and processor seconds of Python code after other code in a process; with `synced` until that is on disk."""
-    lines = [_PRELUDE, libraries, before, "started = clock()", doing]
+def timed(code: str, before: str = "", libraries: str = "", synced: Path | None = None) -> tuple[float, float]:
+    """Time Python code in a new process.
+
+    Args:
+        code: code to time.
+        before: code that runs before the timing starts.
+        libraries: import statements that run before the timing starts.
+        synced: folder to flush to disk before the timing ends.
+
+    Returns:
+        Wall and processor seconds.
+    """
+    lines = [_PRELUDE, libraries, before, "started = clock()", code]
     lines.append(f"tell(started, {str(synced or '')!r})")
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
     wall, processor = map(float, found.stdout.split()[-2:])
@@ -58,29 +67,29 @@ def timed(doing: str, before: str = "", libraries: str = "", synced: Path | None
 
 
 class Ballast:
-    """A file of zeros, of which the system's cache holds what was read last, until other files want the room."""
+    """A sparse file that fills the system's cache when it is read, until other files need the memory."""
 
     def __init__(self, folder: Path) -> None:
         self.memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.file = folder / "ballast"
         with open(self.file, "wb") as stream:
-            stream.truncate(4 * self.memory)  # it takes no room on the disk
+            stream.truncate(4 * self.memory)  # takes no space on disk
         self.position = 0
 
     def filling(self, size: int | None = None) -> str:
-        """Python that fills so many bytes of free memory and some more; all of the memory if not given."""
+        """Return Python code that fills `size` bytes of free memory and a reserve. Default: all memory."""
         size = self.memory if size is None else size + _SPARE
         start, self.position = self.position, (self.position + size) % (2 * self.memory)
         return f"fill({str(self.file)!r}, {start}, {size})"
 
 
 def copying(source: Path, target: Path) -> str:
-    """Python that copies a folder with `cp`."""
+    """Return Python code that copies a folder with `cp`."""
     return f"import subprocess; subprocess.run(['cp', '-r', {str(source)!r}, {str(target)!r}], check=True)"
 
 
 def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
-    """Python that widens; without `sync` nothing waits for the disk, as `cp` does not."""
+    """Return Python code that widens a checkpoint; without `sync` it does not wait for the disk, like `cp`."""
     axes = dict(part.split("=") for part in factors.split(",")) if "=" in factors else {}
     said = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
     lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
@@ -92,7 +101,7 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
 
 
 def process(*arguments: str) -> str:
-    """Python that runs a Python process."""
+    """Return Python code that runs another Python process."""
     return f"import subprocess; subprocess.run([sys.executable, *{arguments!r}], check=True, capture_output=True)"
 
 
@@ -100,18 +109,18 @@ _TORCH = process("-c", "import torch")
 
 
 def command(source: Path, target: Path, factors: str) -> str:
-    """Python that runs the command that widens."""
+    """Return Python code that runs `mupscale widen`."""
     axes = [word for part in factors.split(",") for word in ("--axis", part)] if "=" in factors else ["-f", factors]
     where = (str(source), "-o", str(target), "--max-shard-size", "10TB")
     return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify", "--allow-pickle")
 
 
 def measured(factors: str, state: str, options: argparse.Namespace, ballast: Ballast) -> list[tuple[Any, ...]]:
-    """The rows of a case; all runs alternate, since disks and machines are noisy."""
+    """Return the table rows of a case. Runs of `cp` and widening alternate, because disks and machines are noisy."""
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
-        # With Adam's moments in float32, five times as large for bfloat16.
+        # Adam's moments in float32 make a bfloat16 checkpoint five times as large.
         size = options.megabytes * 10**6 // (1 if state == "none" else 5)
         save_llama(source, size, hidden=options.hidden)
         if state != "none":
@@ -122,7 +131,7 @@ def measured(factors: str, state: str, options: argparse.Namespace, ballast: Bal
         size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
         for written in options.written:
             sync = written != "buffered"
-            seen = []
+            runs = []
             for _ in range(options.repetitions):
                 synced = copy if sync else None
                 wall, cpu = timed(copying(wide, copy), ballast.filling(2 * size), libraries, synced)
@@ -136,26 +145,26 @@ def measured(factors: str, state: str, options: argparse.Namespace, ballast: Bal
                     ours, ours_cpu = timed(
                         widening(source, wide, factors, sync=sync), ballast.filling(2 * size), libraries
                     )
-                seen.append((wall, ours, ours / wall, ours_cpu / cpu))
-            *seconds, walls, cpus = zip(*seen, strict=True)
-            told = (*map(statistics.median, (*seconds, walls)), min(walls), max(walls))
-            told += (statistics.median(cpus), beyond, min(seconds[1]) / min(seconds[0]))
-            rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *told))
+                runs.append((wall, ours, ours / wall, ours_cpu / cpu))
+            *seconds, walls, cpus = zip(*runs, strict=True)
+            results = (*map(statistics.median, (*seconds, walls)), min(walls), max(walls))
+            results += (statistics.median(cpus), beyond, min(seconds[1]) / min(seconds[0]))
+            rows.append((factors, state, f"{size / 1e9:.2f} GB", written, *results))
             sys.stderr.write(" ".join(f"{value:.3g}" if isinstance(value, float) else value for value in rows[-1]))
             sys.stderr.write("\n")
     return rows
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint")
+    parser.add_argument("--megabytes", type=int, default=430, help="size of the narrow checkpoint in MB")
     parser.add_argument("--factors", nargs="*", default=["2", "4", "3", "kv=2,ffn=4"], help="numbers, or AXIS=K,...")
     parser.add_argument("--hidden", type=int, default=1024, help="hidden size of the narrow model")
     parser.add_argument("--states", nargs="*", default=list(STATES), help="formats of optimizer state, widened by 2")
     parser.add_argument("--written", nargs="+", default=list(WRITTEN))
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []

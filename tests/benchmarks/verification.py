@@ -1,7 +1,7 @@
-"""`mupscale verify` as a ratio to loading and running both models with plain transformers, in the same type.
+"""Time of `mupscale verify` relative to loading and running both models with plain transformers in the same type.
 
-Plain means: `from_pretrained`, one forward pass, a padded batch, eight tokens of greedy generation, for each model.
-With `--disk` the wide model's weights are read from disk as they are needed, and memory is measured instead.
+The baseline runs, for each model, `from_pretrained`, one forward pass, a padded batch, and greedy generation of eight
+tokens. With `--disk`, the wide model's weights are read from disk on demand, and memory is measured instead of time.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ for path in sys.argv[1:3]:
 
 
 def seconds(code: str, *arguments: str) -> float:
-    """How long Python code takes as a process of its own."""
+    """Run Python code in a new process and return the seconds it takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint in bfloat16")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the narrow checkpoint in MB (bfloat16)")
     parser.add_argument("--factor", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
     parser.add_argument("--repetitions", type=int, default=3)

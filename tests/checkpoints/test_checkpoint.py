@@ -10,7 +10,7 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import CheckpointError
 
 
-def test_a_directory_knows_what_goes_along(tmp_path):
+def test_a_directory_tells_copied_from_skipped_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(save({"a": torch.zeros(2)}))
     for name in ("config.json", "tokenizer.json", "merges.txt", "LICENSE", "README.md", "trainer_state.json", "x.bin"):
         (tmp_path / name).write_text("{}")
@@ -41,7 +41,7 @@ def test_a_file_finds_the_config_of_its_own_name_first(tmp_path):
         ({"weight_map": {"a": "s1.safetensors", "b": "s1.safetensors", "d": "s2.safetensors"}}, "`a` is in both"),
     ],
 )
-def test_indices_that_do_not_belong(index, message, tmp_path):
+def test_an_index_that_contradicts_its_shards_is_refused(index, message, tmp_path):
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "s1.safetensors")
     save_file({"a": torch.zeros(1), "d": torch.zeros(1)}, tmp_path / "s2.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -25,7 +25,7 @@ def by_hand(data):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_of_a_file(size, tmp_path):
+def test_file_and_segments_digest_match_xxhash(size, tmp_path):
     data, told = random.Random(size).randbytes(size), []
     (tmp_path / "x").write_bytes(data)
     assert file_digest(tmp_path / "x", told.append) == xxh3_128_hexdigest(data)
@@ -37,14 +37,14 @@ def test_of_a_file(size, tmp_path):
         segments_digest(tmp_path / "y")
 
 
-def test_the_digest_that_xxhsum_prints_of_nothing(tmp_path):
+def test_file_digest_of_an_empty_file_is_pinned(tmp_path):
     """Pinned: XXH3-128 without a seed, the high half first."""
     (tmp_path / "x").write_bytes(b"")
     assert file_digest(tmp_path / "x") == "99aa06d3014798d86001c324468d497f"
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_segments_that_are_hashed_while_they_are_written(seed, tmp_path):
+def test_segments_are_hashed_while_they_are_written(seed, tmp_path):
     """In any order, in pieces that may come several times; two writers share a segment at their border."""
     moments = random.Random(seed)
     row = moments.randbytes(moments.choice([100, 20_000, SEGMENT_BYTES]))
@@ -73,7 +73,7 @@ def test_segments_that_are_hashed_while_they_are_written(seed, tmp_path):
     assert segments_digest(tmp_path / "x", {**known, number: bytes(16)}) != by_hand(data)  # known ones are not read
 
 
-def test_every_bit_counts(tmp_path):
+def test_any_changed_bit_changes_the_digest(tmp_path):
     save_file({"a": torch.zeros(40, 3), "b": torch.zeros(2, 600)}, tmp_path / "x.safetensors")
     data, digests = (tmp_path / "x.safetensors").read_bytes(), set()
     for place in range(8, len(data), 97):
@@ -85,7 +85,7 @@ def test_every_bit_counts(tmp_path):
     assert segments_digest(tmp_path / "x.safetensors") not in digests
 
 
-def test_a_header_that_holds_the_record_counts_without_it(tmp_path):
+def test_the_record_in_a_header_is_not_hashed(tmp_path):
     file, spec = tmp_path / "x.safetensors", TensorSpec("a", "F32", (SEGMENT_BYTES,))
     data = random.Random(0).randbytes(spec.num_bytes)
     with ShardWriter(file, (spec,), {"format": "pt", METADATA_KEY: "{}"}, reserve=500) as writer:
@@ -104,7 +104,7 @@ def test_a_header_that_holds_the_record_counts_without_it(tmp_path):
         assert digest != segments_digest(tmp_path / "y.safetensors")
 
 
-def test_a_file_of_which_a_part_was_never_written_is_refused(tmp_path):
+def test_an_incomplete_file_is_refused(tmp_path):
     spec = TensorSpec("a", "F32", (4,))
     with ShardWriter(tmp_path / "x.safetensors", (spec,), {}) as writer:
         writer.write("a", 8, (memoryview(bytes(8)),))  # the size is right
@@ -112,7 +112,7 @@ def test_a_file_of_which_a_part_was_never_written_is_refused(tmp_path):
         writer.finish([writer.written])
 
 
-def test_several_files_in_the_order_of_their_names(tmp_path):
+def test_files_digest_sorts_files_by_name(tmp_path):
     for name in "ba":
         (tmp_path / name).write_text(name)
     a, b = tmp_path / "a", tmp_path / "b"

@@ -22,7 +22,7 @@ headers = st.dictionaries(names, st.tuples(dtypes, shapes), max_size=5)
 
 
 @given(headers, st.dictionaries(st.text(max_size=5), st.text(max_size=9)))
-def test_the_library_reads_the_headers_that_are_written(tmp_path_factory, tensors, metadata):
+def test_the_library_reads_our_headers(tmp_path_factory, tensors, metadata):
     specs = [TensorSpec(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
     file = tmp_path_factory.mktemp("header") / "x.safetensors"
     size = sum(spec.num_bytes for spec in specs)
@@ -38,7 +38,7 @@ def test_the_library_reads_the_headers_that_are_written(tmp_path_factory, tensor
     assert header.metadata == metadata
 
 
-def test_metadata_are_replaced_in_place(tmp_path):
+def test_metadata_is_replaced_in_place(tmp_path):
     file = tmp_path / "x.safetensors"
     file.write_bytes(encode_header([TensorSpec("a", "F32", (2,))], {"format": "pt"}, reserve=500) + b"12345678")
     size = file.stat().st_size
@@ -48,7 +48,7 @@ def test_metadata_are_replaced_in_place(tmp_path):
     assert file.read_bytes().endswith(b"12345678")
 
 
-def test_data_begin_on_a_page():
+def test_data_starts_on_a_page_boundary():
     assert len(encode_header([TensorSpec("a", "F32", (2,))], {})) % 4096 == 0
 
 
@@ -67,7 +67,7 @@ def test_data_begin_on_a_page():
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}} ', "end at byte"),
     ],
 )
-def test_headers_that_are_not_believed(text, message, tmp_path):
+def test_invalid_headers_are_refused(text, message, tmp_path):
     data = text.encode("latin-1")
     file = tmp_path / "x.safetensors"
     file.write_bytes(len(data).to_bytes(8, "little") + data + b"123456")

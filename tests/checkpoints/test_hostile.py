@@ -42,7 +42,7 @@ FIXED = settings(derandomize=True, database=None, deadline=None, suppress_health
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_random_bytes_end_in_a_message(name):
+def test_random_bytes_end_in_an_error_message(name):
     settings(FIXED, max_examples=40)(given(st.binary(max_size=60))(lambda data: run_target(name, data)))()
 
 
@@ -53,7 +53,7 @@ def test_many_random_bytes_end_in_a_message(name):
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_what_once_went_wrong_ends_in_a_message(path):
+def test_former_crashes_end_in_an_error_message(path):
     run_target(path.parent.name, path.read_bytes())
 
 
@@ -96,7 +96,7 @@ class Touch:
     ],
     ids=["many-sizes", "large-sizes", "digits", "surrogate", "escape", "long-name"],
 )
-def test_headers_that_are_too_much(name, shape, says, tmp_path):
+def test_oversized_headers_are_refused(name, shape, says, tmp_path):
     text = f'{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     with pytest.raises(CheckpointError, match=says):
@@ -115,14 +115,14 @@ def test_headers_that_are_too_much(name, shape, says, tmp_path):
     ],
     ids=["deep", "deeper-than-64", "digits", "surrogate", "large", "list"],
 )
-def test_json_that_is_too_much(text, says, tmp_path):
+def test_oversized_json_is_refused(text, says, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=says):
         read_json(tmp_path / "config.json")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end is one of Unix")
-def test_files_without_an_end_are_not_read(tmp_path):
+def test_endless_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="larger than"):
         read_json(Path("/dev/zero"))
     (tmp_path / "mine.yaml").symlink_to("/dev/zero")
@@ -145,7 +145,7 @@ def test_files_without_an_end_are_not_read(tmp_path):
     ],
     ids=lambda change: f"{next(iter(change))}-{type(next(iter(change.values()))).__name__}",
 )
-def test_configs_that_are_not_what_they_should_be(change, narrow):
+def test_malformed_configs_are_refused(change, narrow):
     config = json.loads((narrow / "config.json").read_text())
     (narrow / "config.json").write_text(json.dumps({**config, **change}))
     result = run("widen", str(narrow), "--factor", "2", "--no-verify", "--dry-run")
@@ -157,7 +157,7 @@ def test_configs_that_are_not_what_they_should_be(change, narrow):
     assert "Traceback" not in verified.err
 
 
-def test_a_config_of_more_layers_than_tensors_is_not_built(narrow):
+def test_a_config_with_more_layers_than_tensors_is_refused(narrow):
     widen(narrow, narrow.parent / "wide", 2, verify=False)
     for folder in (narrow, narrow.parent / "wide"):
         config = json.loads((folder / "config.json").read_text())
@@ -190,7 +190,7 @@ LAUGHS = "a: &a [lol, lol]\n" + "".join(
     ],
     ids=["laughs", "lists", "mappings", "items", "keys", "tag", "large"],
 )
-def test_yaml_that_is_too_much(text, says):
+def test_oversized_yaml_is_refused(text, says):
     with pytest.raises(RecipeError, match=says):
         parse_document(text, "mine.yaml")
 
@@ -212,18 +212,18 @@ def test_yaml_that_is_too_much(text, says):
         (parse_expression, "a[" + "9" * 5000 + "]", "digits"),
     ],
 )
-def test_recipe_texts_that_are_too_much(parse, text, says):
+def test_oversized_recipe_texts_are_refused(parse, text, says):
     with pytest.raises(LanguageError, match=says):
         parse(text)
 
 
 @pytest.mark.parametrize("text", ["a * a * a", "a + 1.5", "a - 2 * a", "a // 0.1"])
-def test_numbers_that_are_too_large_to_compute_with(text):
+def test_numbers_too_large_to_compute_with_are_refused(text):
     with pytest.raises(LanguageError, match="too large"):
         evaluate(parse_expression(text), {"a": 10**4000})
 
 
-def test_prefixes_are_words_and_not_formats(tmp_path):
+def test_prefixes_are_literal_text(tmp_path):
     text = "prefix: [{prefix: '', 'prefix:>99999999999': ''}]\naxes: {a: a}\ntensors: {'x': a}\n"
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(RecipeError, match="not a valid name"):
@@ -231,7 +231,7 @@ def test_prefixes_are_words_and_not_formats(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/secret", "a/b", "..", "a\\b"])
-def test_recipes_extend_only_what_lies_beside_them(name, tmp_path):
+def test_recipes_extend_only_files_in_the_same_folder(name, tmp_path):
     (tmp_path / "secret.yaml").write_text("extends: llama\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.yaml").write_text(f"extends: '{name}'\n")
@@ -239,7 +239,7 @@ def test_recipes_extend_only_what_lies_beside_them(name, tmp_path):
         load_recipe(tmp_path / "folder" / "mine.yaml")
 
 
-def test_axes_that_count_tensors_are_no_larger_than_there_are_tensors():
+def test_axes_that_count_tensors_are_limited_by_their_number():
     config = {**MODELS["Mixtral-untied"]["config"], "num_local_experts": 2**62}
     recipe = load_recipe("mixtral", config)
     with pytest.raises(RecipeError, match="counts tensors"):
@@ -261,7 +261,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_an_index_names_only_files_beside_it(name, tmp_path):
+def test_an_index_lists_only_files_in_its_folder(name, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
@@ -273,7 +273,7 @@ def test_an_index_names_only_files_beside_it(name, tmp_path):
         open_optimizer(folder / "optimizer.safetensors.index.json", None)
 
 
-def test_an_index_of_another_form_is_refused(tmp_path):
+def test_a_malformed_index_is_refused(tmp_path):
     for content in ({"weight_map": ["x"]}, {"weight_map": {"x": 1}}, {}):
         (tmp_path / "optimizer.safetensors.index.json").write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match="no valid `weight_map`"):
@@ -281,7 +281,7 @@ def test_an_index_of_another_form_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "config.json", "scheduler.pt", "trainer_state.json"])
-def test_links_out_of_a_checkpoint_are_not_copied(name, narrow, tmp_path):
+def test_links_out_of_a_checkpoint_are_refused(name, narrow, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text((narrow / "config.json").read_text())
     (narrow / name).unlink(missing_ok=True)
@@ -293,7 +293,7 @@ def test_links_out_of_a_checkpoint_are_not_copied(name, narrow, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"narrow", "secret"}
 
 
-def test_links_of_the_hubs_cache_and_within_a_checkpoint_are_followed(narrow, tmp_path):
+def test_links_in_the_hub_cache_and_within_a_checkpoint_are_followed(narrow, tmp_path):
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -307,14 +307,14 @@ def test_links_of_the_hubs_cache_and_within_a_checkpoint_are_followed(narrow, tm
     assert not any(path.is_symlink() for path in (tmp_path / "wide").iterdir())
 
 
-def test_weights_may_be_links(narrow, tmp_path):
+def test_weights_may_link_anywhere(narrow, tmp_path):
     (narrow / "model.safetensors").rename(tmp_path / "weights")
     (narrow / "model.safetensors").symlink_to(tmp_path / "weights")
     widen(narrow, tmp_path / "wide", 2, verify=False)
     assert not (tmp_path / "wide" / "model.safetensors").is_symlink()
 
 
-def test_a_target_that_is_a_link_is_not_followed(narrow, tmp_path):
+def test_an_output_that_is_a_link_is_not_followed(narrow, tmp_path):
     widen(narrow, tmp_path / "wide", 2, verify=False)
     (tmp_path / "link").symlink_to("wide")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -323,7 +323,7 @@ def test_a_target_that_is_a_link_is_not_followed(narrow, tmp_path):
         assert "is not a" in refused("widen", narrow, "--factor", "2", "-o", tmp_path / name, "--overwrite")
 
 
-def test_a_link_that_looks_like_a_killed_run_is_not_followed(narrow, tmp_path):
+def test_a_link_named_like_an_unfinished_output_is_not_followed(narrow, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis").write_text("words")
     (tmp_path / ".wide.partial-0123abcd").symlink_to("precious")
@@ -332,7 +332,7 @@ def test_a_link_that_looks_like_a_killed_run_is_not_followed(narrow, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../optimizer.pt", "/etc/passwd", 5, None])
-def test_a_record_names_no_state_elsewhere(name, narrow, tmp_path):
+def test_a_record_cannot_name_a_state_outside_the_checkpoint(name, narrow, tmp_path):
     widen(narrow, tmp_path / "wide", 2, verify=False)
     record = json.loads((tmp_path / "wide" / "mupscale.json").read_text())
     hashes = {"source_digest": "0", "digest": "0"}
@@ -351,7 +351,7 @@ def archive(file, text, *, compression=zipfile.ZIP_STORED):
     return file
 
 
-def test_pickles_run_nothing(narrow, tmp_path):
+def test_pickles_are_never_executed(narrow, tmp_path):
     touched = tmp_path / "touched"
     archive(narrow / "optimizer.pt", pickle.dumps(Touch(touched), protocol=2))
     assert "a pickle could run code" in refused("widen", narrow, "--factor", "2", "--no-verify")
@@ -361,7 +361,7 @@ def test_pickles_run_nothing(narrow, tmp_path):
     assert not (tmp_path / "narrow-x2").exists()
 
 
-def test_distributed_checkpoints_are_unpickled_only_when_that_is_asked_for(narrow, tmp_path):
+def test_distributed_checkpoints_are_unpickled_only_with_allow_pickle(narrow, tmp_path):
     touched = tmp_path / "touched"
     (narrow / "optimizer").mkdir()
     (narrow / "optimizer" / ".metadata").write_bytes(pickle.dumps(Touch(touched)))
@@ -371,14 +371,14 @@ def test_distributed_checkpoints_are_unpickled_only_when_that_is_asked_for(narro
     assert touched.exists()  # so what is not run above is code indeed
 
 
-def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path):
+def test_archives_that_expand_are_refused(tmp_path):
     bomb = archive(tmp_path / "optimizer.pt", bytes(50_000_000), compression=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 100_000
     with pytest.raises(CheckpointError, match="it is compressed"):
         open_optimizer(bomb, None)
 
 
-def test_structures_without_an_end_are_refused(tmp_path):
+def test_cyclic_structures_are_refused(tmp_path):
     endless = []
     endless.append(endless)
     laughs = ["x"]
@@ -404,7 +404,7 @@ def own_code(folder, touched):
 
 
 @pytest.mark.parametrize("change", [{}, {"architectures": None}], ids=["named", "unnamed"])
-def test_code_of_a_checkpoint_is_not_run(change, narrow, tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(change, narrow, tmp_path):
     touched = tmp_path / "touched"
     (narrow / "config.json").write_text(json.dumps({**own_code(narrow, touched), **change}))
     widened = widen(narrow, tmp_path / "wide", 2)
@@ -416,7 +416,7 @@ def test_code_of_a_checkpoint_is_not_run(change, narrow, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"model_type": "evil"}, {"architectures": ["EvilForCausalLM"]}, {"architectures": ["pipeline"]}]
 )
-def test_what_only_its_own_code_could_build_is_not_built_and_that_is_said(change, narrow, tmp_path):
+def test_a_model_that_needs_its_own_code_is_refused(change, narrow, tmp_path):
     touched = tmp_path / "touched"
     (narrow / "config.json").write_text(json.dumps({**own_code(narrow, touched), **change}))
     widened = widen(narrow, tmp_path / "wide", 2, recipe="llama")
@@ -428,7 +428,7 @@ def test_what_only_its_own_code_could_build_is_not_built_and_that_is_said(change
     assert not touched.exists()
 
 
-def test_no_pickle_is_taken_for_weights_that_have_another_name(narrow, tmp_path):
+def test_pickles_with_other_names_are_not_loaded_as_weights(narrow, tmp_path):
     (narrow / "model.safetensors").rename(narrow / "weights.safetensors")
     tensors = load_file(narrow / "weights.safetensors")
     torch.save({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, narrow / "pytorch_model.bin")
@@ -440,7 +440,7 @@ def test_no_pickle_is_taken_for_weights_that_have_another_name(narrow, tmp_path)
 TOKEN = "hf_" + "a1B2" * 9
 
 
-def test_tokens_are_in_no_message_and_no_file(saved, tmp_path, monkeypatch):
+def test_tokens_appear_in_no_message_and_no_file(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
     for address in (f"https://user:{TOKEN}@huggingface.co/org/name", f"https://user:pass-word@host/org/{TOKEN}"):
@@ -455,7 +455,7 @@ def test_tokens_are_in_no_message_and_no_file(saved, tmp_path, monkeypatch):
         assert TOKEN.encode() not in file.read_bytes()
 
 
-def test_messages_do_nothing_to_a_terminal_and_end():
+def test_messages_are_printable_and_of_limited_length():
     error = MupscaleError("\x1b[2J\x07 \u202e \ud800 " + "x" * 10**6, hint=f"Bearer {TOKEN}")
     assert str(error).isprintable() or "\n" in str(error)
     assert "\x1b" not in str(error)
@@ -468,7 +468,7 @@ def test_messages_do_nothing_to_a_terminal_and_end():
 # What a killed run leaves ---------------------------------------------------------------------
 
 
-def test_temporary_folders_that_were_left_are_removed_and_no_others(tmp_path):
+def test_only_abandoned_temporary_folders_are_removed(tmp_path):
     left, mine, other = tmp_path / ".mupscale-left", tmp_path / ".mupscale-mine", tmp_path / ".mupscale-cache"
     for folder in (left, mine, other):
         folder.mkdir()

@@ -46,7 +46,7 @@ def content(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_a_dry_run_reads_headers_and_a_widening_what_it_needs(hub, saved, tmp_path):
+def test_a_dry_run_reads_headers_and_widening_downloads_only_needed_files(hub, saved, tmp_path):
     extra = {
         "pytorch_model.bin": b"p" * 999,
         "model.gguf": b"g" * 999,
@@ -142,7 +142,7 @@ def test_a_model_without_any_json(hub, tmp_path):
     assert (tmp_path / "mlp-x2" / "model.safetensors").is_file()
 
 
-def test_recipes_read_headers_too(hub, saved):
+def test_recipes_commands_read_only_headers(hub, saved):
     hub.add("org/tiny", content(saved("Llama-tied")))
     assert run("recipes", "show", "llama", "org/tiny").code == 0
     checked = run("recipes", "check", "llama", "org/tiny")
@@ -151,7 +151,7 @@ def test_recipes_read_headers_too(hub, saved):
     assert len(hub.asked("GET .*model.safetensors")) == 2
 
 
-def test_headers_from_the_hub_are_checked_like_others(hub, saved):
+def test_headers_on_the_hub_are_checked_like_local_ones(hub, saved):
     files = content(saved("Llama-tied"))
     hub.add("org/short", {**files, "model.safetensors": files["model.safetensors"][:-4]})
     result = run("inspect", "org/short")
@@ -165,7 +165,7 @@ def test_headers_from_the_hub_are_checked_like_others(hub, saved):
     assert "1 of 3 shards are missing" in run("inspect", "org/lost").err
 
 
-def test_the_optimizers_state_is_downloaded_where_it_is_carried(hub, saved):
+def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
     names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
     hub.add("org/run", {**content(saved("Llama-tied")), **dict.fromkeys(names, b"x")})
     source = find_source("org/run", headers_only=True)
@@ -192,7 +192,7 @@ def test_the_optimizers_state_is_downloaded_where_it_is_carried(hub, saved):
         (("GET .*/resolve/.*model.safetensors", 503), ["HTTP 503", "try again"]),
     ],
 )
-def test_what_the_hub_refuses_is_one_message(failure, says, hub, saved, tmp_path):
+def test_hub_errors_are_one_message(failure, says, hub, saved, tmp_path):
     hub.add("org/tiny", content(saved("Llama-tied")))
     hub.fail(*failure)
     result = run("widen", "org/tiny", "--factor", "2")
@@ -204,13 +204,13 @@ def test_what_the_hub_refuses_is_one_message(failure, says, hub, saved, tmp_path
     assert not (tmp_path / "tiny-x2").exists()
 
 
-def test_a_file_that_vanishes_meanwhile(hub, saved):
+def test_a_file_that_vanishes_meanwhile_is_an_error(hub, saved):
     hub.add("org/tiny", content(saved("Llama-tied")))
     hub.fail("GET .*/resolve/.*model.safetensors", 404, X_Error_Code="EntryNotFound")
     assert "may have changed" in run("inspect", "org/tiny").err
 
 
-def test_the_client_tries_again_when_the_hub_is_busy(hub, saved):
+def test_the_client_retries_when_the_hub_is_busy(hub, saved):
     hub.add("org/tiny", content(saved("Llama-tied")))
     hub.fail("GET .*/resolve/.*model.safetensors", 429, times=1)
     hub.fail("GET .*/resolve/.*model.safetensors", 503, times=1, Retry_After="1")
@@ -219,7 +219,7 @@ def test_the_client_tries_again_when_the_hub_is_busy(hub, saved):
     assert len(hub.asked("GET .*/resolve/.*model.safetensors")) == 3
 
 
-def test_missing_private_and_gated_models_and_revisions(hub, saved, monkeypatch):
+def test_missing_private_and_gated_models_have_their_own_messages(hub, saved, monkeypatch):
     files = content(saved("Llama-tied"))
     hub.add("org/tiny", files)
     hub.add("org/secret", files, private=True)
@@ -262,7 +262,7 @@ def test_offline_mode_and_lost_connections_use_the_cache(hub, saved, tmp_path, m
     utils.close_session()
 
 
-def test_errors_of_the_client_without_an_answer():
+def test_client_errors_without_a_response_are_reported():
     model = HubId("org/tiny", "v1")
     assert "not in the cache" in hub_error(LocalEntryNotFoundError("x"), "read", model).message
     with pytest.raises(Exception, match="cannot download `org/tiny@v1`: disk full"), hub_errors("download", model):
@@ -273,7 +273,7 @@ def test_errors_of_the_client_without_an_answer():
     assert "abc" not in str(caught.value)
 
 
-def test_the_environment_says_where_the_hub_is(saved, tmp_path):
+def test_environment_variables_set_endpoint_and_cache(saved, tmp_path):
     """In a process of its own, as the client reads these variables when it is imported."""
     hub = HubServer()
     hub.add("org/secret", content(saved("Llama-tied")), private=True)
@@ -294,7 +294,7 @@ def test_the_environment_says_where_the_hub_is(saved, tmp_path):
 WIDE = {"hidden_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 80}
 
 
-def test_a_model_that_is_published_is_a_checkpoint_like_others(hub, tmp_path):
+def test_a_published_model_can_be_read_back(hub, tmp_path):
     folder = save_model(tmp_path / "narrow", "Llama-tied")
     assert run("widen", str(folder), "-f", "2", "--no-verify", "-o", "wide").code == 0
     assert run("push", "wide", "me/wide").code == 0

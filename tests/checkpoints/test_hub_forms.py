@@ -36,7 +36,7 @@ def without(prefix):
     return lambda tensors: {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def test_gpt2_without_prefix_and_with_masks(saved, tmp_path):
+def test_gpt2_without_prefix_but_with_masks(saved, tmp_path):
     def change(tensors):
         mask = {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in range(2)}
         return {**without("transformer.")(tensors), **mask}
@@ -74,7 +74,7 @@ def test_gpt_neox_with_masks(saved, tmp_path):
     assert not [name for name in wide if "masked_bias" in name]
 
 
-def test_bert_with_gamma_and_beta_and_everything_that_pretraining_leaves(saved, tmp_path):
+def test_bert_with_gamma_beta_and_pretraining_heads(saved, tmp_path):
     def change(tensors):
         tensors = {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
@@ -114,7 +114,7 @@ def test_t5_with_copies_of_the_embedding(saved, tmp_path):
 )
 @pytest.mark.parametrize("axes", [{"text": 3}, {"vision": 2}], ids=["text", "vision"])
 @pytest.mark.parametrize("case", ["Gemma3-images", "Llava-clip"])
-def test_image_models_as_every_version_named_them(case, axes, text, vision, rest, saved, tmp_path):
+def test_image_models_with_names_of_all_versions(case, axes, text, vision, rest, saved, tmp_path):
     def change(tensors):
         renamed = {}
         for name, tensor in tensors.items():
@@ -127,7 +127,7 @@ def test_image_models_as_every_version_named_them(case, axes, text, vision, rest
     assert f"{text}norm.weight" in wide
 
 
-def test_qwen2_vl_whose_config_is_flat(saved, tmp_path):
+def test_qwen2_vl_with_a_flat_config(saved, tmp_path):
     source = rewritten(saved("Qwen2VL-images"), tmp_path / "narrow", lambda tensors: tensors)
     file = source / "config.json"
     config = json.loads(file.read_text())

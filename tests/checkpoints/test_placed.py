@@ -50,7 +50,7 @@ def cut(data, places):
     gathers=st.booleans(),
     order=st.randoms(),
 )
-def test_every_byte_finds_its_place(tmp_path_factory, data, places, begin, gathers, order):
+def test_bytes_reach_their_positions_in_any_order(tmp_path_factory, data, places, begin, gathers, order):
     file = tmp_path_factory.mktemp("out") / "file"
     before = b"before" * 100  # of another process: what is not written stays
     file.write_bytes(before)
@@ -69,7 +69,7 @@ def cut_in_two(part):
     return (part[: len(part) // 2], part[len(part) // 2 :])
 
 
-def test_neighbors_are_put_together(tmp_path, written):
+def test_adjacent_pieces_are_merged_into_segments(tmp_path, written):
     data = os.urandom(3 * SEGMENT)
     with PlacedFile(tmp_path / "file", "xb") as out:
         for start in range(0, len(data), 6):  # never on a segment's edge but for the first and the last
@@ -79,7 +79,7 @@ def test_neighbors_are_put_together(tmp_path, written):
     assert (tmp_path / "file").read_bytes() == data
 
 
-def test_whole_segments_of_a_piece_are_not_copied(tmp_path, written):
+def test_whole_segments_are_written_without_copying(tmp_path, written):
     data = bytearray(os.urandom(3 * SEGMENT))
     with PlacedFile(tmp_path / "file", "xb") as out:
         out.write(5, [memoryview(data)])
@@ -90,7 +90,7 @@ def test_whole_segments_of_a_piece_are_not_copied(tmp_path, written):
     assert (tmp_path / "file").read_bytes()[5:] == expected
 
 
-def test_memory_is_bounded(tmp_path, written):
+def test_the_least_recently_used_segment_is_written_when_memory_is_full(tmp_path, written):
     """Where bytes go to more places than segments are kept, the one that waited longest is written as it is."""
     with PlacedFile(tmp_path / "file", "xb") as out:
         for turn in range(4):
@@ -103,7 +103,7 @@ def test_memory_is_bounded(tmp_path, written):
     assert (tmp_path / "file").read_bytes() == b"".join(bytes([place]) * SEGMENT for place in range(5))
 
 
-def test_threads_share_segments(tmp_path):
+def test_threads_can_fill_the_same_segments(tmp_path):
     data = os.urandom(2000)
     parts = cut(data, random.Random(0).choices(range(2000), k=300))
     random.Random(1).shuffle(parts)
@@ -123,7 +123,7 @@ def test_threads_share_segments(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_full_disk_is_told_by_the_last_write_too():
+def test_a_full_disk_is_reported_by_sync():
     with PlacedFile(Path("/dev/full"), "r+b") as out:
         out.write(0, [memoryview(b"waits")])
         with pytest.raises(OutputError, match="No space left on device"):
@@ -147,7 +147,7 @@ def synced(monkeypatch):
     return recorded
 
 
-def test_what_is_written_goes_to_the_disk_while_more_is_written(tmp_path, synced):
+def test_written_bytes_are_flushed_in_the_background(tmp_path, synced):
     with PlacedFile(tmp_path / "file", "xb") as out:
         out.write(0, [memoryview(bytes(SEGMENT))])
         assert not synced.calls
@@ -157,7 +157,7 @@ def test_what_is_written_goes_to_the_disk_while_more_is_written(tmp_path, synced
     assert meanwhile is not threading.current_thread() is last
 
 
-def test_the_system_tells_once_that_the_disk_failed_and_it_is_not_forgotten(tmp_path, synced):
+def test_a_failed_background_flush_is_reported_by_sync(tmp_path, synced):
     synced.fails = True
     with PlacedFile(tmp_path / "file", "xb") as out:
         out.write(0, [memoryview(bytes(2 * SEGMENT))])
@@ -165,7 +165,7 @@ def test_the_system_tells_once_that_the_disk_failed_and_it_is_not_forgotten(tmp_
             out.sync()
 
 
-def test_one_thread_writes_what_others_have_ready(tmp_path, monkeypatch):
+def test_one_thread_writes_the_segments_that_others_have_queued(tmp_path, monkeypatch):
     writers, is_writing, may_go_on = [], threading.Event(), threading.Event()
 
     def slow(handle, position, pieces, write=placed._write_gathered):

@@ -30,7 +30,7 @@ LEFT = {
 }
 
 
-def test_everything_that_loading_needs_goes_along_and_the_rest_is_told(saved, tmp_path):
+def test_files_for_loading_are_copied_and_the_others_reported(saved, tmp_path):
     source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     for name, content in {**CARRIED, **LEFT}.items():
         (source / name).write_text(content)
@@ -43,7 +43,7 @@ def test_everything_that_loading_needs_goes_along_and_the_rest_is_told(saved, tm
     assert {file.name for file in widened.skipped_files} == LEFT.keys()
 
 
-def test_links_as_in_a_cache_are_followed(saved, tmp_path):
+def test_links_in_a_cache_are_followed(saved, tmp_path):
     """The Hub's cache is links to blobs; an output of links would break when the cache is cleared."""
     blobs = shutil.copytree(saved("Llama-tied"), tmp_path / "blobs")
     (blobs / "tokenizer.json").write_text("{}")

@@ -9,7 +9,7 @@ from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.errors import CheckpointError
 
 
-def test_headers_of_the_library_are_read(tmp_path):
+def test_rows_match_the_tensors_that_the_library_saved(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.tensor(1.5), "c": torch.zeros(0, 4), "d": torch.ones(2).bool()}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     header = read_header(tmp_path / "x.safetensors")
@@ -23,7 +23,7 @@ def test_headers_of_the_library_are_read(tmp_path):
             assert bytes(buffer) == expected.numpy().tobytes()
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(100)}, file)
     (stored,) = read_header(file).tensors

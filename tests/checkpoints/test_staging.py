@@ -9,14 +9,14 @@ from mupscale_cli.errors import OutputError
 
 
 @pytest.mark.parametrize("error", [OutputError("full"), KeyboardInterrupt(), SystemExit(143)])
-def test_what_is_not_published_leaves_nothing(error, tmp_path):
+def test_a_failed_run_leaves_nothing_behind(error, tmp_path):
     with pytest.raises(type(error)), Staging(tmp_path / "out", overwrite=False) as staging:
         (staging.directory / "model.safetensors").write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_is_published_whole(tmp_path):
+def test_a_directory_is_published_as_a_whole(tmp_path):
     with Staging(tmp_path / "deep" / "out", overwrite=False) as staging:
         (staging.directory / "a").write_text("1")
         assert not staging.output.exists()
@@ -33,7 +33,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "1"
 
 
-def test_json_is_replaced_in_one_step(tmp_path):
+def test_json_is_replaced_atomically(tmp_path):
     file = tmp_path / "x.json"
     file.write_text("old")
     with pytest.raises(TypeError):

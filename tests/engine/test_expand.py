@@ -95,7 +95,7 @@ def test_scales_and_offsets_round_once():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [2.0, 0.25, 3.0, 0.1, 2**0.5, 2.0**-20, 1e5], ids=str)
-def test_a_scale_rounds_once_whether_or_not_the_type_has_it(scale, dtype):
+def test_a_scale_rounds_once_even_if_the_type_cannot_represent_it(scale, dtype):
     values = any_floats(dtype, 3000, 1)
     found, expected = scale_elements(values, scale, 0), (values.double() * scale).to(dtype)
     bits = BITS[dtype.itemsize]  # the sign of zero and infinities too
@@ -109,7 +109,7 @@ def arranged(arrangement, uneven=False):
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_map_copies_its_source_and_shares_add_up(layout, method, uneven):
+def test_irregular_maps_copy_their_source_and_shares_add_up(layout, method, uneven):
     """Element by element against the index of each dimension; what copies none is fresh."""
     shape = LAYOUTS[layout]
     source = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -141,7 +141,7 @@ def test_any_map_copies_its_source_and_shares_add_up(layout, method, uneven):
     rest=st.sampled_from(["", ", /a", ", c"]),
     max_bytes=st.sampled_from([1, 8, 40, 200, 10_000]),
 )
-def test_blocks_of_any_size_make_the_same_tensor(arrangement, uneven, layout, rest, max_bytes):
+def test_blocks_of_any_size_give_the_same_tensor(arrangement, uneven, layout, rest, max_bytes):
     dims = parse_layout(layout + rest).dims
     sizes = {
         "(a b c)": 12,

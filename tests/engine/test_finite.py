@@ -25,7 +25,7 @@ def changed(source, target, change, file="model.safetensors"):
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", [UP, NORM, "model.embed_tokens.weight"])
-def test_refused_with_its_place(value, name, saved, tmp_path):
+def test_a_nonfinite_value_is_refused_with_its_index(value, name, saved, tmp_path):
     def spoil(tensors):
         tensors[name].view(-1)[-1] = value
 
@@ -39,7 +39,7 @@ def test_refused_with_its_place(value, name, saved, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_what_is_said_to_do_next_can_be_done(saved, tmp_path):
+def test_the_hint_for_a_nonfinite_value_works(saved, tmp_path):
     def spoil(tensors):
         tensors[UP][3, 5] = float("nan")
 
@@ -51,7 +51,7 @@ def test_what_is_said_to_do_next_can_be_done(saved, tmp_path):
     assert run("verify", str(tmp_path / "wide"), "--weights").code == 0
 
 
-def test_copied_and_counted_where_that_is_allowed(saved, tmp_path):
+def test_nonfinite_values_are_copied_and_counted_when_allowed(saved, tmp_path):
     def spoil(tensors):
         tensors[UP][3, 5:8] = torch.tensor([float("nan"), float("inf"), -float("inf")])
         tensors[NORM][0] = float("inf")
@@ -71,7 +71,7 @@ def test_copied_and_counted_where_that_is_allowed(saved, tmp_path):
     assert torch.equal(copies[:, 0].double().sum(-1)[:3], narrow[UP].double()[:3])  # the others are as exact as ever
 
 
-def test_a_single_file_has_room_for_what_is_found(saved, tmp_path):
+def test_a_single_file_reserves_room_for_the_counts(saved, tmp_path):
     def spoil(tensors):
         for tensor in tensors.values():
             tensor.view(-1)[0] = float("nan")
@@ -83,18 +83,18 @@ def test_a_single_file_has_room_for_what_is_found(saved, tmp_path):
         assert json.loads(file.metadata()["mupscale"])["nonfinite"].keys() == load_file(source).keys()
 
 
-def test_noise_is_never_added_to_them(saved, tmp_path):
+def test_noise_is_never_added_to_nonfinite_values(saved, tmp_path):
     source = changed(saved("Llama-untied"), tmp_path / "narrow", lambda tensors: tensors[UP].fill_(float("nan")))
     with pytest.raises(CheckpointError, match="not finite"):
         widen(source, tmp_path / "wide", 2, allow_nonfinite=True, noise=0.1, verify=False)
 
 
-def test_scaling_beyond_the_range_of_float16(saved, tmp_path):
+def test_scaling_beyond_the_range_of_float16_is_refused(saved, tmp_path):
     recipe = tmp_path / "growing.yaml"
     recipe.write_text('axes: {a: from shapes}\nwiden: [a]\ntensors:\n  w: "a, . | a^1"\n  v: "., /a"\n')
     source = tmp_path / "x.safetensors"
     save_file({"w": torch.tensor([[1.0, 40000.0]]).half(), "v": torch.ones(3, 1).half()}, source)
-    with pytest.raises(CheckpointError, match=r"`w` has values that F16 cannot hold once they are multiplied by 2"):
+    with pytest.raises(CheckpointError, match=r"`w` has values that overflow F16 when multiplied by 2"):
         widen(source, tmp_path / "y.safetensors", 2, recipe=recipe, verify=False)
     widened = widen(source, tmp_path / "y.safetensors", 2, recipe=recipe, verify=False, allow_nonfinite=True)
     assert widened.record["overflowed"] == ["w"]
@@ -115,7 +115,7 @@ def test_subnormal_numbers_are_split_exactly(dtype, factor, tmp_path):
     assert torch.equal(copies.sum(-1), values.double())
 
 
-def test_the_optimizers_state_likewise(saved, tmp_path):
+def test_nonfinite_values_in_an_optimizer_state_are_refused(saved, tmp_path):
     source = shutil.copytree(saved("Llama-untied"), tmp_path / "narrow")
     weights = load_file(source / "model.safetensors")
     state = {

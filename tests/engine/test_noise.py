@@ -20,7 +20,7 @@ from mupscale_cli.tasks.widen import widen
 
 @pytest.mark.parametrize("mode", ["free", "preserving"])
 @pytest.mark.parametrize(("case", "factor", "axes"), [("Qwen3-tied", 3, {}), ("GPT2-untied", 2, {"h": 2})])
-def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode, saved, tmp_path):
+def test_noise_does_not_depend_on_blocks_and_shards(case, factor, axes, mode, saved, tmp_path):
     found = find_source(saved(case))
     contents = []
     for block, shard in ((1 << 23, 10**9), (100, 10**9), (1, 10**9), (5000, 30_000)):
@@ -38,7 +38,7 @@ def test_the_same_bytes_whatever_the_blocks_and_shards(case, factor, axes, mode,
         assert all(torch.equal(other[name], first[name]) for name in first)
 
 
-def test_seeds_differ_and_repeat(saved, tmp_path):
+def test_a_seed_gives_the_same_noise_and_another_seed_different_noise(saved, tmp_path):
     def made(name, seed):
         widen(saved("Llama-untied"), tmp_path / name, 2, noise=0.1, seed=seed, verify=False)
         return load_file(tmp_path / name / "model.safetensors")["lm_head.weight"]
@@ -64,7 +64,7 @@ def noises(source, tmp_path, factor=None, axes=None, recipe=None, method="mupsca
         yield tensor, before[name].double(), after[name].double() - before[name].double()
 
 
-def test_free_noise_has_the_size_that_was_asked_for(saved, tmp_path):
+def test_free_noise_has_the_requested_size(saved, tmp_path):
     """Spectral norm of matrices, root mean square of embedding and readout, nothing on gains: within sampling error."""
     source = saved("Llama-untied", hidden_size=96, intermediate_size=128, vocab_size=200, attention_bias=True)
     kinds = set()
@@ -85,7 +85,7 @@ def test_free_noise_has_the_size_that_was_asked_for(saved, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["free", "preserving"])
-def test_rms_noise_has_the_size_that_was_asked_for(mode, saved, tmp_path):
+def test_rms_noise_has_the_requested_size(mode, saved, tmp_path):
     options = {"noise": 0.2, "noise_mode": mode, "noise_scale": "rms"}
     found = list(noises(saved("Llama-untied"), tmp_path, 3, **options))
     noisy = [(weight, noise) for tensor, weight, noise in found if tensor.noise is not None]
@@ -95,7 +95,7 @@ def test_rms_noise_has_the_size_that_was_asked_for(mode, saved, tmp_path):
         assert float(noise.std() / weight.square().mean().sqrt()) == pytest.approx(0.2, rel=sampling)
 
 
-def test_fan_in_noise_is_the_reference_initialisation(tmp_path):
+def test_fan_in_noise_is_the_reference_initialization(tmp_path):
     """T / sqrt(fan_in) of the wide layer; a readout whose 1/k is in its weights has its noise divided as well."""
     tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
     save_file(tensors, tmp_path / "net.safetensors")
@@ -107,7 +107,7 @@ def test_fan_in_noise_is_the_reference_initialisation(tmp_path):
     assert float(found[-1][2].square().mean().sqrt()) == pytest.approx(0.5 / 192**0.5, rel=0.03)
 
 
-def test_experts_that_are_copied_get_noise_of_their_own(saved, tmp_path):
+def test_copied_experts_get_different_noise(saved, tmp_path):
     source = saved("Mixtral-untied")
     axes = {"experts": 2}
     found = {tensor.target.name: noise for tensor, _, noise in noises(source, tmp_path, None, axes, noise=0.1)}
@@ -121,7 +121,7 @@ def test_experts_that_are_copied_get_noise_of_their_own(saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_preserving_noise_cancels_over_the_copies_up_to_the_rounding_of_one(factor, dtype, tmp_path):
+def test_preserving_noise_cancels_over_copies_up_to_one_rounding(factor, dtype, tmp_path):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(30, 40, generator=generator).to(dtype)
     tensors = {"0.weight": torch.randn(40, 4).to(dtype), "2.weight": weight, "4.weight": torch.randn(3, 30).to(dtype)}
@@ -177,7 +177,7 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
     assert differ[0.3] > 1e-3
 
 
-def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_path):
+def test_preserving_noise_affects_only_summed_axes(saved, tmp_path):
     found = noises(saved("Llama-untied"), tmp_path, 2, noise=0.1, noise_mode="preserving")
     noisy = {tensor.target.name: ("/" in tensor.layout, bool(noise.any())) for tensor, _, noise in found}
     assert set(noisy.values()) == {(True, True), (False, False)}, noisy
@@ -195,20 +195,20 @@ def test_preserving_noise_is_on_what_is_summed_over_and_nothing_else(saved, tmp_
         ({"size": 0.1, "scale": "max"}, "unknown `--noise-scale max`"),
     ],
 )
-def test_what_is_no_noise(settings, message):
+def test_invalid_noise_settings_are_refused(settings, message):
     with pytest.raises(PlanError, match=message):
         Perturbation(**settings)
 
 
-def test_a_tensor_that_is_not_finite_is_told_before_noise_hides_it(tmp_path):
+def test_a_nonfinite_tensor_is_refused_before_noise_hides_it(tmp_path):
     tensors = {"0.weight": torch.randn(8, 4), "2.weight": torch.randn(8, 8), "4.weight": torch.randn(3, 8)}
     tensors["0.weight"][1, 1] = float("nan")
     save_file(tensors, tmp_path / "net.safetensors")
-    with pytest.raises(CheckpointError, match=r"`0\.weight` holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"`0\.weight` contains values that are not finite"):
         widen(tmp_path / "net.safetensors", factor=2, recipe="mlp", noise=0.1, verify=False)
 
 
-def test_the_record_says_which_noise_there_is(saved, tmp_path):
+def test_the_record_describes_the_noise(saved, tmp_path):
     found = widen(saved("Llama-untied"), tmp_path / "w", 2, noise=0.1, seed=5, verify=False)
     record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
     assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}

@@ -13,7 +13,7 @@ from mupscale_cli.tasks.source import find_source
 
 
 @pytest.mark.parametrize("kind", ["random", "low rank", "zero", "few columns", "heavy"])
-def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
+def test_the_spectral_norm_matches_the_wide_tensor(kind, tmp_path):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(300, 20 if kind == "few columns" else 200, generator=generator)
     if kind == "low rank":
@@ -32,7 +32,7 @@ def test_the_spectral_norm_is_that_of_the_wide_tensor(kind, tmp_path):
     assert std == pytest.approx(float(exact), rel=0.01)
 
 
-def test_the_spectral_norm_of_fused_parts_that_are_scaled_differently(saved):
+def test_the_spectral_norm_respects_scales_of_fused_parts(saved):
     """GPT-2's wider heads scale the queries, a third of one tensor."""
     source = find_source(saved("GPT2-untied"))
     plan = plan_widening(source, axes={"embed": 2, "d": 2, "ffn": 2}, noise=1.0)

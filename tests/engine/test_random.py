@@ -17,17 +17,17 @@ def normal(count, key=1, start=0):
 
 
 @given(st.integers(0, 2**40), st.integers(1, 200), st.integers(0, 150))
-def test_any_stretch_of_a_sequence_is_part_of_it(start, count, skip):
+def test_any_part_of_a_sequence_can_be_computed_on_its_own(start, count, skip):
     whole = normal(skip + count, start=start)
     assert torch.equal(whole[skip:], normal(count, start=start + skip))
 
 
-def test_long_stretches_are_the_short_ones():
+def test_long_parts_equal_short_ones():
     whole = normal(200_000, start=3)
     assert torch.equal(whole[70_001:70_101], normal(100, start=70_004))
 
 
-def test_the_first_numbers_of_a_key():
+def test_the_first_numbers_of_a_key_are_pinned():
     """Pinned: a checkpoint is verified by making its noise again, with whatever version."""
     assert noise_key(0, "w") == 8665583686924118448
     assert normal(4, key=noise_key(0, "w")).tolist() == pytest.approx(
@@ -35,7 +35,7 @@ def test_the_first_numbers_of_a_key():
     )
 
 
-def test_it_is_standard_normal():
+def test_numbers_are_standard_normal():
     numbers = normal(1 << 20, key=noise_key(3, "x")).double()
     error = 1 / math.sqrt(len(numbers))
     assert abs(numbers.mean()) < 4 * error
@@ -52,7 +52,7 @@ def test_neighbors_and_lanes_are_independent(lag):
     assert abs(correlation) < 4 / math.sqrt(len(numbers))
 
 
-def test_other_names_and_seeds_have_other_noise():
+def test_names_and_seeds_change_the_noise():
     base = normal(1 << 16, noise_key(0, "a")).double()
     for key in (noise_key(0, "b"), noise_key(1, "a"), noise_key(0, "a") + 1):
         assert abs((base * normal(1 << 16, key).double()).mean()) < 4 / 256

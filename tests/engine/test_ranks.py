@@ -118,7 +118,7 @@ def every_content(folder):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
-def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
+def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
     """Blocks are so small that most tensors are cut, and each process knows of a part of most checksums."""
     monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
     source = save_state(tmp_path / "narrow", kind)
@@ -141,7 +141,7 @@ def test_the_optimizers_state_is_shared_too(kind, tmp_path, monkeypatch):
     assert all(zipfile.ZipFile(file).testzip() is None for file in archived)
 
 
-def test_what_is_not_finite_is_counted_once(saved, tmp_path):
+def test_nonfinite_values_are_counted_once(saved, tmp_path):
     source = shutil.copytree(saved("Mixtral-untied"), tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
     for name, value in tensors.items():
@@ -169,7 +169,7 @@ def test_what_is_not_finite_is_counted_once(saved, tmp_path):
     assert len(counts[0]) == 3
 
 
-def test_shares_are_even_and_leave_nothing_out():
+def test_shares_are_even_and_complete():
     for total in (0, 1, 10, 1001):
         for size in (1, 3, 16):
             shares = [Ranks(rank, size).share(total) for rank in range(size)]
@@ -178,7 +178,7 @@ def test_shares_are_even_and_leave_nothing_out():
             assert max(end - begin for begin, end in shares) - min(end - begin for begin, end in shares) <= 1
 
 
-def test_shares_are_even_by_the_time_that_they_take(saved):
+def test_byte_shares_take_the_same_time(saved):
     """Noise takes longer than copying, so whose tensors have some has fewer bytes."""
     source = find_source(saved("Llama-tied"))
     plan = plan_widening(source, factor=2, noise=0.1)
@@ -194,7 +194,7 @@ def test_shares_are_even_by_the_time_that_they_take(saved):
     assert sum(tensor.target.num_bytes for tensor in pure) < first[1] == second[0]
 
 
-def test_variables_of_another_launcher_are_no_job():
+def test_variables_of_other_launchers_are_ignored():
     """Clusters set them in shells where a single command is run."""
     with join_ranks({"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}) as ranks:
         assert ranks == ALONE
@@ -204,7 +204,7 @@ def test_variables_of_another_launcher_are_no_job():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
-def test_one_process_shows_the_plan(saved, tmp_path):
+def test_only_one_process_prints_the_plan(saved, tmp_path):
     options = ["-o", str(tmp_path / "wide"), "--factor", "2"]
     found = torchrun("-m", "mupscale_cli", "widen", str(saved("Llama-tied")), *options, "--dry-run", "--json")
     assert json.loads(found.stdout)["schema"]  # one document
@@ -253,7 +253,7 @@ def test_torchrun(saved, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
-def test_what_all_processes_refuse_is_said_once(saved, tmp_path):
+def test_an_error_in_all_processes_is_reported_once(saved, tmp_path):
     options = ["widen", str(saved("Llama-tied")), "-o", str(tmp_path / "wide"), "--axis", "fnn=2"]
     found = torchrun("-m", "mupscale_cli", *options, processes=3)
     assert found.returncode != 0
@@ -262,7 +262,7 @@ def test_what_all_processes_refuse_is_said_once(saved, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_some_processes_refuse_ends_all_and_one_says_why():
+def test_an_error_in_some_processes_ends_all_and_is_reported_once():
     def plan(rank):
         if rank in (1, 3):
             raise PlanError(f"{rank} cannot")
@@ -282,7 +282,7 @@ def test_what_some_processes_refuse_ends_all_and_one_says_why():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
-def test_a_process_that_dies_fails_the_job_and_another_one_goes_on(saved, tmp_path):
+def test_a_dead_process_fails_the_job_and_the_run_can_be_resumed(saved, tmp_path):
     source, target = saved("Llama-tied"), tmp_path / "wide"
     (tmp_path / "dying.py").write_text(DYING)
     options = ["widen", str(source), "-o", str(target), "--factor", "2", "--max-shard-size", str(SHARD), "--no-verify"]

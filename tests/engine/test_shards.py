@@ -22,7 +22,7 @@ def digest(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_the_same_bytes_whatever_the_block(saved, tmp_path):
+def test_the_bytes_do_not_depend_on_the_block_size(saved, tmp_path):
     found = find_source(saved("Qwen3-tied")).checkpoint
     plan = plan_widening(saved("Qwen3-tied"), factor=3)
     digests = set()
@@ -34,7 +34,7 @@ def test_the_same_bytes_whatever_the_block(saved, tmp_path):
     assert len(digests) == 1
 
 
-def test_the_same_bytes_again_and_wherever_it_lies(saved, tmp_path):
+def test_the_bytes_do_not_depend_on_the_path(saved, tmp_path):
     first = shutil.copytree(saved("Llama-tied"), tmp_path / "a" / "narrow")
     second = shutil.copytree(saved("Llama-tied"), tmp_path / "elsewhere" / "narrow")
     for source in (first, second):
@@ -43,7 +43,7 @@ def test_the_same_bytes_again_and_wherever_it_lies(saved, tmp_path):
         assert digest(first.parent / "wide" / name) == digest(second.parent / "wide" / name)
 
 
-def test_the_record_says_what_was_done_and_no_more(saved, tmp_path):
+def test_the_record_contains_no_absolute_path(saved, tmp_path):
     source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     record = widen(source, tmp_path / "deep" / "wide", 2, verify=False).record
     assert record["source"]["path"] == "../narrow"
@@ -81,7 +81,7 @@ def test_integers_and_flags_are_copied(tmp_path):
 
 
 @pytest.mark.parametrize("max_shard_size", [1, 30 * KIB, 100 * KIB])
-def test_the_size_of_shards_does_not_change_a_byte_of_the_tensors(max_shard_size, saved, tmp_path):
+def test_tensors_do_not_depend_on_the_shard_size(max_shard_size, saved, tmp_path):
     source = saved("Qwen3-tied", dtype=torch.bfloat16)
     widen(source, tmp_path / "one", 3, verify=False)
     widen(source, tmp_path / "many", 3, max_shard_size=max_shard_size, verify=False)
@@ -90,7 +90,7 @@ def test_the_size_of_shards_does_not_change_a_byte_of_the_tensors(max_shard_size
     assert merged(tmp_path / "many") == merged(tmp_path / "one")
 
 
-def test_the_same_widening_twice_is_the_same_bytes(saved, tmp_path):
+def test_widening_twice_gives_the_same_bytes(saved, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copytree(saved("Gemma2-tied"), tmp_path / folder / "narrow")
@@ -98,7 +98,7 @@ def test_the_same_widening_twice_is_the_same_bytes(saved, tmp_path):
     assert digests(tmp_path / "a" / "narrow-x3") == digests(tmp_path / "b" / "narrow-x3")
 
 
-def test_shards_are_as_small_as_asked_and_indexed(saved, tmp_path):
+def test_shards_respect_their_size_limit_and_are_indexed(saved, tmp_path):
     limit = 30 * KIB
     widened = widen(saved("Llama-tied"), tmp_path / "wide", 2, max_shard_size=limit, verify=False)
     index = json.loads((tmp_path / "wide" / "model.safetensors.index.json").read_text())
@@ -115,7 +115,7 @@ def test_shards_are_as_small_as_asked_and_indexed(saved, tmp_path):
     assert not (tmp_path / "wide" / "model.safetensors").exists()
 
 
-def test_shards_in_and_one_file_out_and_the_other_way_round(tmp_path):
+def test_shards_can_become_one_file_and_one_file_shards(tmp_path):
     sharded = save_model(tmp_path / "sharded", max_shard_size="30KB")
     whole = save_model(tmp_path / "whole")
     assert len(shards_of(sharded)) > 2

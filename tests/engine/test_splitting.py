@@ -50,7 +50,7 @@ def test_shares_are_equal_down_to_the_smallest_normal_number(dtype, num_shares):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_shares", [2, 4, 8])
-def test_equal_shares_are_those_of_the_general_split(dtype, num_shares):
+def test_equal_shares_match_the_general_split(dtype, num_shares):
     values = any_floats(dtype, 4000, num_shares)
     values = values[(values == 0) | (values.double().abs() >= torch.finfo(dtype).tiny * num_shares)]
     found, expected = split(values, num_shares), split_exactly(values, num_shares)
@@ -61,7 +61,7 @@ def test_equal_shares_are_those_of_the_general_split(dtype, num_shares):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_shares", [2, 3, 7, 64])
-def test_all_numbers_of_16_bits_have_their_shares_looked_up(dtype, num_shares):
+def test_shares_of_16_bit_floats_are_looked_up(dtype, num_shares):
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
     shuffled = numbers[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))].view(256, 256).T
     found, expected = split(shuffled, num_shares), split_exactly(shuffled, num_shares)
@@ -70,13 +70,13 @@ def test_all_numbers_of_16_bits_have_their_shares_looked_up(dtype, num_shares):
         assert torch.equal(found.share(index).view(torch.int16), expected.share(index).view(torch.int16))
 
 
-def test_the_first_share_may_take_everything():
+def test_give_first_puts_everything_into_the_first_share():
     values = torch.tensor([3.0, -1.0])
     shares = give_first(values, 3)
     assert [shares.share(index).tolist() for index in range(3)] == [[3.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
 
 
-def test_elements_may_be_split_into_different_numbers_of_shares():
+def test_elements_can_have_different_numbers_of_shares():
     values = torch.tensor([1.0, 1.0, 0.3])
     counts = torch.tensor([1, 3, 7])
     shares = split_exactly(values, counts)

@@ -11,7 +11,7 @@ from mupscale_cli.tasks.widen import widen
 from outputs import digests, repeated
 
 
-def test_weights_are_repeated_and_divided_by_what_is_summed(saved, tmp_path):
+def test_weights_are_repeated_and_divided_over_summed_axes(saved, tmp_path):
     """By 2 and 4, so that every share is a float: the expected values need no rounding."""
     widen(saved("Llama-tied"), tmp_path / "wide", 2, {"ffn": 4}, verify=False)
     before = load_file(saved("Llama-tied") / "model.safetensors")
@@ -96,7 +96,7 @@ def test_integers_and_booleans_are_copied_along_their_axes(tmp_path):
     assert torch.equal(after["readout"].double().view(2, 4, 3).sum(-1), tensors["readout"].double())
 
 
-def test_an_empty_tensor_and_a_scalar_beside_the_weights_survive(tmp_path):
+def test_empty_tensors_and_scalars_are_copied(tmp_path):
     (tmp_path / "odd.yaml").write_text(
         "axes: {hidden: {size: from shapes, about: units}}\nwiden: [hidden]\n"
         'tensors: {weight: "hidden, .", nothing: keep, scale: keep}\n'
@@ -112,7 +112,7 @@ def test_an_empty_tensor_and_a_scalar_beside_the_weights_survive(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 3000])
 @pytest.mark.parametrize("case", ["Llama-tied", "GPT2-tied", "ResNet-basic"])
-def test_the_size_of_blocks_does_not_change_a_byte(block_bytes, case, saved, tmp_path):
+def test_the_bytes_do_not_depend_on_the_block_size(block_bytes, case, saved, tmp_path):
     """A large model is converted in many blocks; these are small enough that a small one is, too."""
     found = open_checkpoint(saved(case))
     plan = plan_widening(found.path, factor=3)

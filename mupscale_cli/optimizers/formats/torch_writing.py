@@ -197,7 +197,7 @@ def fill(
     with ArchiveWriter(slots) as writer:
         write_tensors(tensors, stored, writer, progress=options.progress, nonfinite=nonfinite, part=part)
     checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
-    results = options.ranks.gather(_PartialResult(checksums, writer.segments, nonfinite.found))
+    results = options.ranks.gather(_PartialResult(checksums, writer.segments, nonfinite.snapshot))
     if not options.ranks.is_first:
         return None
     everything = NonFinite(is_allowed=True)
