@@ -1,1 +1,1 @@
-"""The state of optimizers: found beside a checkpoint, widened with it, written back in kind."""
+"""Optimizers: their rules, their state, and the hyperparameters of a widened model."""

@@ -1,4 +1,4 @@
-"""An optimizer's state that goes along with a checkpoint: found, planned, written."""
+"""Carry optimizer state along with a checkpoint: find it, plan it, write it."""
 
 from __future__ import annotations
 
@@ -24,32 +24,47 @@ _log = logging.getLogger(__name__)  # `-v` shows it
 
 @dataclass(frozen=True)
 class CarriedState:
-    """An optimizer's state that is planned, and what resuming needs beside it."""
+    """Planned optimizer state, with the other files that resuming needs.
+
+    Attributes:
+        source: the narrow state.
+        name: the name of the file or folder to write.
+        state: the planned wide state.
+        policy: how the state is widened.
+        companions: files of a Trainer's checkpoint that are copied unchanged.
+        scheduler: the learning rate scheduler's file, if there is one.
+        key: dotted keys that lead to the state in a file that holds more.
+        max_shard_bytes: largest file of a format with several files; None for a single file.
+    """
 
     source: OptimizerSource
     name: str
     state: WideState
     policy: Policy
-    beside: tuple[Path, ...]
+    companions: tuple[Path, ...]
     scheduler: Path | None
     key: str | None = None
     max_shard_bytes: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.source.path, *self.beside, *((self.scheduler,) if self.scheduler else ()))
+        return (self.source.path, *self.companions, *((self.scheduler,) if self.scheduler else ()))
 
     def write(
         self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
     ) -> dict[str, Any] | None:
-        """Write everything into the staged output; returns what the record says of it, for the first process."""
+        """Write everything into the staged output.
+
+        Returns:
+            The record's entry for the state; None except in the first process.
+        """
         from mupscale_cli.optimizers.scheduler import widen_scheduler
 
         options = WriteOptions(directory, self.name, progress, allow_nonfinite, ranks, self.max_shard_bytes)
         written = self.state.write(options)
         if written is None:
             return None
-        for file in self.beside:
+        for file in self.companions:
             copy_file(file, directory)
         if self.scheduler is not None:
             widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
@@ -63,37 +78,42 @@ class CarriedState:
 def plan_carried_state(
     options: StateOptions, source: Checkpoint, plan: Plan, max_shard_bytes: int
 ) -> CarriedState | None:
-    """Find and plan it; None if there is none, or it is to be left.
+    """Find the optimizer state of a checkpoint and plan its widening.
 
     Args:
-        options: which it is, and what becomes of it.
+        options: where the state is, and how to widen it.
         source: the checkpoint that it belongs to.
-        plan: of its weights.
+        plan: the plan of the weights.
         max_shard_bytes: largest file of a directory.
 
+    Returns:
+        The planned state; None if there is none, or the options exclude it.
+
     Raises:
-        MupscaleError: it cannot be read, does not belong to the weights, or cannot be carried.
+        MupscaleError: the state cannot be read, does not belong to the weights, or cannot be widened.
     """
     path = options.find(source)
     if path is None:
-        why = "it is to be left" if options.optimizer == "none" else f"none lies beside `{source.display_name}`"
-        _log.info("no optimizer state: %s", why)
+        reason = (
+            "excluded by the options" if options.optimizer == "none" else f"found none with `{source.display_name}`"
+        )
+        _log.info("no optimizer state: %s", reason)
         return None
-    _log.info("optimizer state of %s, policy %s", path, options.policy)
+    _log.info("optimizer state: %s, policy `%s`", path, options.policy)
     if plan.tie == "untie":
         raise PlanError(
-            f"`{path}` has one moment for embedding and readout together, which untied train each by itself",
-            hint="leave it with `--optimizer none`"
+            f"`{path}` has shared moments for embedding and readout, which train separately once they are untied",
+            hint="omit the state with `--optimizer none`"
             + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
         )
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
     state = opened.widen(plan, options.policy)
-    # Beside a single file everything is called `NAME.optimizer.pt`; NAME comes when it is published.
+    # With a single file the state is called `NAME.optimizer.pt`; publishing adds NAME.
     name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
-    beside: tuple[Path, ...] = ()
+    companions: tuple[Path, ...] = ()
     scheduler = None
     if state.groups and path.parent == source.path:
-        beside = companion_files(path.parent)
+        companions = companion_files(path.parent)
         scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
     limit = None if source.is_file else max_shard_bytes
-    return CarriedState(opened, name, state, options.policy, beside, scheduler, options.key, limit)
+    return CarriedState(opened, name, state, options.policy, companions, scheduler, options.key, limit)

@@ -1,4 +1,4 @@
-"""Widening everything that a training checkpoint holds: optimizer, weights, and what is copied."""
+"""Widen everything that a training checkpoint holds: optimizer state, weights, and values to copy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class WideContent:
-    """What a widened training checkpoint holds.
+    """The content of a widened training checkpoint.
 
     Attributes:
         content: nested mappings and sequences with blank tensors.
-        tensors: how each of them is made; the targets are named by their place.
-        groups: of the optimizer.
-        copied: top-level entries that were left as they are.
+        tensors: the plans of the blank tensors; each target has its place as its name.
+        groups: the optimizer's parameter groups.
+        copied: the entries that are copied unchanged.
     """
 
     content: Any
@@ -41,7 +41,7 @@ class WideContent:
 
 
 def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
-    """What became of a parameter, by the name that its optimizer has for it."""
+    """Return a function from an optimizer's parameter name to the widened tensors of that parameter."""
     names = ParameterNames(plan)
 
     def find(parameter: str) -> list[ScaledTensor]:
@@ -54,21 +54,21 @@ def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
 
 
 def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
-    """Where in a checkpoint the optimizer's state dict is.
+    """Locate the optimizer's state dict in a training checkpoint.
 
     Args:
-        content: of the checkpoint.
-        key: dotted keys that lead to it, if the user said so.
+        content: the checkpoint's content.
+        key: dotted keys that lead to it, if the user gives them.
         where: the file, for messages.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the checkpoint has no optimizer state there.
     """
-    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+    held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     if key is not None:
         place = tuple(part for part in key.split(".") if part)
         if not is_optimizer(value_at(content, place)):
-            raise CheckpointError(f"`{where}` has no optimizer's state at `{key}`; it holds {found}")
+            raise CheckpointError(f"`{where}` has no optimizer state at `{key}`; it holds {held}")
         return place
     if is_optimizer(content):
         return ()
@@ -76,8 +76,8 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
         if isinstance(content, Mapping) and is_optimizer(content.get(usual)):
             return (usual,)
     raise CheckpointError(
-        f"`{where}` holds no optimizer's state where one is looked for; it holds {found}",
-        hint="say where it is with `--key NAME`",
+        f"`{where}` has no optimizer state at the usual keys; it holds {held}",
+        hint="name its key with `--key NAME`",
     )
 
 
@@ -93,19 +93,19 @@ def widen_content(
     """Plan the widened form of a training checkpoint.
 
     Args:
-        content: nested mappings and sequences with tensors that need no data.
+        content: nested mappings and sequences with tensors, which need no data.
         specs: the spec of each tensor, by its id().
-        root: where the optimizer's state dict is.
-        plan: of the weights.
-        policy: for the state.
+        root: the place of the optimizer's state dict.
+        plan: the plan of the weights.
+        policy: how to widen the state.
         config: config.json of the narrow weights.
-        names_of: gives names to numbered parameters.
+        names_of: names the parameters of an optimizer that numbers them.
 
     Raises:
         MupscaleError: state and weights do not belong together.
     """
     tree = parse_tree(value_at(content, root), names_of)
-    made: dict[int, TensorPlan] = {}
+    plans_by_id: dict[int, TensorPlan] = {}
     entries = [
         StateEntry(name, key, specs[id(value)])
         for name, state in tree.states.items()
@@ -116,7 +116,7 @@ def widen_content(
     names = ParameterNames(plan)
     for state in plan_state(plan, entries, policy):
         tensor = blank_tensor(state.tensor.target)
-        made[id(tensor)] = state.tensor
+        plans_by_id[id(tensor)] = state.tensor
         states.setdefault(state.parameter, {})[state.key] = tensor
     if policy != "reset":
         for name, state_values in tree.states.items():
@@ -125,18 +125,19 @@ def widen_content(
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(plain)
     optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
     copied: list[str] = []
-    whole = _replaced(content, root, optimizer, (), _WeightFinder(names, plan, config, specs, made), copied)
-    tensors = tuple(_placed(place, tensor, made, specs) for place, tensor in walk(whole))
-    # The blank tensors of `made` are alive in `whole`, so their ids are theirs alone.
-    return WideContent(whole, tensors, tuple(groups), tuple(copied))
+    weights = _WeightFinder(names, plan, config, specs, plans_by_id)
+    wide = _widen_values(content, root, optimizer, (), weights, copied)
+    tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
+    # `wide` keeps the blank tensors of `plans_by_id` alive, so their ids are unique.
+    return WideContent(wide, tensors, tuple(groups), tuple(copied))
 
 
-def _placed(
-    place: Place, tensor: torch.Tensor, made: Mapping[int, TensorPlan], specs: Mapping[int, TensorSpec]
+def _plan_at(
+    place: Place, tensor: torch.Tensor, plans_by_id: Mapping[int, TensorPlan], specs: Mapping[int, TensorSpec]
 ) -> TensorPlan:
     name = place_name(place)
-    if id(tensor) in made:
-        plan = made[id(tensor)]
+    if id(tensor) in plans_by_id:
+        plan = plans_by_id[id(tensor)]
         return replace(plan, target=replace(plan.target, name=name))
     spec = specs[id(tensor)]
     return TensorPlan(spec, replace(spec, name=name), "", "keep", keep_dims(spec.shape))
@@ -144,35 +145,36 @@ def _placed(
 
 @dataclass(frozen=True)
 class _WeightFinder:
-    """Recognises the weights among everything else, and plans them like a checkpoint of their own."""
+    """Recognizes weights in a training checkpoint, and plans them like a separate checkpoint."""
 
     names: ParameterNames
     plan: Plan
     config: Mapping[str, Any] | None
     specs: Mapping[int, TensorSpec]
-    made: dict[int, TensorPlan]
+    plans_by_id: dict[int, TensorPlan]
 
-    def widened(self, mapping: Mapping[Any, Any]) -> dict[Any, Any] | None:
-        """The widened mapping, if it is one from names of weights to tensors.
+    def widen(self, mapping: Mapping[Any, Any]) -> dict[Any, Any] | None:
+        """Widen a mapping from names of weights to tensors; return None for any other mapping.
 
         Raises:
-            MupscaleError: it is, but holds tensors that the recipe does not know or that have other shapes.
+            MupscaleError: a tensor of the mapping is unknown to the recipe or has an unexpected shape.
         """
         if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in mapping.items()):
             return None
         if not any(self.names.knows(name) for name in mapping):
             return None
-        kept_together = {tensor.source.name: tensor for tensor in self.plan.parameters}
-        spelt, result = {}, {}
+        merged_parameters = {tensor.source.name: tensor for tensor in self.plan.parameters}
+        original_names, result = {}, {}
         for name in mapping:
             plain = strip_wrappers(name)
-            if plain in kept_together:
-                result.update(self._made(name, self._in_memory(kept_together[plain], self.specs[id(mapping[name])])))
+            if plain in merged_parameters:
+                parameter = self._plan_merged(merged_parameters[plain], self.specs[id(mapping[name])])
+                result.update(self._add_blank(name, parameter))
             else:
-                spelt[self.names.saved_name(plain)] = name
-        specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in spelt.items()]
-        if result:  # whose other form the recipe's rules are for
-            specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in spelt)
+                original_names[self.names.saved_name(plain)] = name
+        specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in original_names.items()]
+        if result:  # the recipe's rules expect the saved form of the merged parameters
+            specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in original_names)
         factors = {axis.name: axis.factor for axis in self.plan.axes}
         plan = make_plan(
             self.plan.recipe,
@@ -185,42 +187,44 @@ class _WeightFinder:
             perturbation=self.plan.perturbation,
         )
         for tensor in plan.tensors:
-            if tensor.source.name not in spelt:
+            if tensor.source.name not in original_names:
                 continue
-            name = spelt[tensor.source.name]
-            result.update(self._made(name, replace(tensor, source=self.specs[id(mapping[name])])))
+            name = original_names[tensor.source.name]
+            result.update(self._add_blank(name, replace(tensor, source=self.specs[id(mapping[name])])))
         return result
 
-    def _made(self, name: str, tensor: TensorPlan) -> dict[str, torch.Tensor]:
+    def _add_blank(self, name: str, tensor: TensorPlan) -> dict[str, torch.Tensor]:
         wide = blank_tensor(tensor.target)
-        self.made[id(wide)] = tensor
+        self.plans_by_id[id(wide)] = tensor
         return {self.names.wide_name(name, tensor): wide}
 
-    def _in_memory(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
-        """The plan of a parameter that the reference model keeps in another form than the checkpoint."""
+    def _plan_merged(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
+        """Plan a parameter whose form in the reference model's memory differs from the saved one."""
         if spec.shape != tensor.source.shape:
             raise PlanError(
-                f"the weights beside the optimizer have `{spec.name}` in the shape {spec.shape}, "
-                f"expected was {tensor.source.shape}"
+                f"`{spec.name}`, saved with the optimizer, has the shape {spec.shape}, expected {tensor.source.shape}"
             )
         if self.plan.perturbation is not None or not self.plan.method.is_copying:
             raise PlanError(
-                f"`{spec.name}` is of weights in the form that the model has in memory, whose noise would be another",
-                hint="give the optimizer's state in a file without the weights, which are in the checkpoint",
+                f"`{spec.name}`, saved with the optimizer, has the form of the model in memory, "
+                "for which the noise would differ",
+                hint="save the optimizer state in a file without weights; those of the checkpoint are enough",
             )
         return replace(tensor, source=spec, target=replace(tensor.target, dtype=spec.dtype))
 
 
-def _replaced(
+def _widen_values(
     content: Any, root: Place, optimizer: Any, place: Place, weights: _WeightFinder, copied: list[str]
 ) -> Any:
-    """The content with the optimizer replaced and every mapping of weights widened."""
+    """Return the content with the optimizer's state dict replaced and every mapping of weights widened."""
     if place == root:
         return optimizer
     if not isinstance(content, Mapping):
         copied.append(place_name(place))
         return content
-    wide = weights.widened(content)
+    wide = weights.widen(content)
     if wide is not None:
         return wide
-    return {key: _replaced(value, root, optimizer, (*place, key), weights, copied) for key, value in content.items()}
+    return {
+        key: _widen_values(value, root, optimizer, (*place, key), weights, copied) for key, value in content.items()
+    }

@@ -1,4 +1,4 @@
-"""Exact forms of optimizers that torch lacks or computes approximately, for trying out training."""
+"""Exact implementations of optimizers that torch lacks or computes approximately, for verifying training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mupscale_cli.optimizers.rules import muon_shape_factor
 
 
 class Lion(torch.optim.Optimizer):
-    """Chen et al., arXiv 2302.06675, algorithm 2."""
+    """Lion (Chen et al., arXiv 2302.06675, algorithm 2)."""
 
     def __init__(
         self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
@@ -33,11 +33,11 @@ class Lion(torch.optim.Optimizer):
 
 
 class ExactMuon(torch.optim.Optimizer):
-    """torch.optim.Muon with an exact orthogonalisation instead of Newton-Schulz in bfloat16.
+    """torch.optim.Muon with an exact orthogonalization instead of Newton-Schulz in bfloat16.
 
     Attributes:
-        condition: largest ratio of singular values met so far. An orthogonalised matrix depends on
-            its argument with a relative error of up to this times the argument's.
+        condition: largest ratio of singular values so far. Orthogonalizing a matrix multiplies its relative error
+            by at most this.
     """
 
     condition = 1.0
@@ -74,13 +74,13 @@ class ExactMuon(torch.optim.Optimizer):
                 direction = torch.lerp(parameter.grad, buffer, group["momentum"]) if group["nesterov"] else buffer
                 rate = group["lr"] * muon_shape_factor(tuple(parameter.shape), group)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(rate * self._orthogonalised(direction))
+                parameter.sub_(rate * self._orthogonalize(direction))
 
-    def _orthogonalised(self, matrix: Tensor) -> Tensor:
-        """U V^T of the singular value decomposition, without the directions in which there is no gradient.
+    def _orthogonalize(self, matrix: Tensor) -> Tensor:
+        """Return U V^T of the singular value decomposition, without the directions that have no gradient.
 
-        Their singular values are rounding error, near 1e-16 of the largest. The limit is far above it,
-        so that both models leave out the same ones, and far below what Newton-Schulz would raise.
+        The singular values of those directions are rounding errors, near 1e-16 of the largest. The threshold is far
+        above that, so both models drop the same directions, and far below what Newton-Schulz would raise.
         """
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5

@@ -1,4 +1,4 @@
-"""Parameter groups of a widened model: tensors whose hyperparameters are multiplied alike. No torch."""
+"""Parameter groups of a widened model: tensors with equal multipliers of hyperparameters. No torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tenso
 from mupscale_cli.optimizers.rules import infer_optimizer
 
 _LARGEST = 2**63
-CLIP_WEIGHT = "clip_weight"  # the group's weight in the global norm of the gradient
+CLIP_WEIGHT = "clip_weight"  # key of the group's weight in the global norm of the gradient
 
 
-def group_by_multipliers(found: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
-    """Names with equal multipliers together, in the order in which each kind first appears."""
+def group_by_multipliers(by_name: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
+    """Group names with equal multipliers, in the order of their first appearance."""
     groups: dict[Multipliers, list[str]] = {}
-    for name, each in found.items():
-        groups.setdefault(each, []).append(name)
+    for name, multipliers in by_name.items():
+        groups.setdefault(multipliers, []).append(name)
     return list(groups.items())
 
 
-def scale_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str, Any]:
-    """A group's settings multiplied; those that it does not have are not invented.
+def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dict[str, Any]:
+    """Multiply the settings that a group has, and add its weight for gradient clipping.
 
     Args:
-        settings: `lr`, `eps`, `weight_decay` and whatever else the group has.
-        found: the multipliers.
+        settings: the group's settings, such as `lr`, `eps` and `weight_decay`.
+        multipliers: the multipliers.
+
+    Raises:
+        PlanError: a setting to multiply is not a finite number.
     """
     by_key = {
-        "lr": found.lr,
-        "initial_lr": found.lr,
-        "max_lr": found.lr,
-        "min_lr": found.lr,
-        "eps": found.eps,
-        "weight_decay": found.weight_decay,
+        "lr": multipliers.lr,
+        "initial_lr": multipliers.lr,
+        "max_lr": multipliers.lr,
+        "min_lr": multipliers.lr,
+        "eps": multipliers.eps,
+        "weight_decay": multipliers.weight_decay,
     }
     result = dict(settings)
     for key, value in settings.items():
@@ -45,13 +48,20 @@ def scale_settings(settings: Mapping[str, Any], found: Multipliers) -> dict[str,
             if not abs(value) < _LARGEST:
                 raise PlanError(f"the optimizer's `{key}` is too large or not a number")
             result[key] = value * by_key[key]
-    result[CLIP_WEIGHT] = found.clip
+    result[CLIP_WEIGHT] = multipliers.clip
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class WideGroup:
-    """A group of the widened optimizer, and which narrow group it came from."""
+    """A parameter group of the widened optimizer.
+
+    Attributes:
+        source: index of the narrow group that it comes from.
+        settings: its settings, already multiplied.
+        names: the wide parameters.
+        multipliers: the multipliers of the settings.
+    """
 
     source: int
     settings: dict[str, Any]
@@ -64,28 +74,27 @@ def widen_groups(
     keys: Mapping[str, Iterable[str]],
     scaled: Callable[[str], Sequence[ScaledTensor]],
 ) -> list[WideGroup]:
-    """The groups with which the wide model trains as the narrow one did.
+    """Split and scale parameter groups so that the wide model trains like the narrow one.
 
     Args:
         groups: settings and parameter names of each narrow group.
         keys: state keys of each parameter.
-        scaled: what became of a narrow parameter.
+        scaled: returns the widened tensors of a narrow parameter.
 
     Raises:
-        PlanError: it cannot be told which optimizer a group belongs to.
+        PlanError: a group's settings belong to no known optimizer.
     """
     result = []
     for index, (settings, names) in enumerate(groups):
         used = {key for name in names for key in keys.get(name, ())}
-        found = infer_optimizer(settings, used)
-        if found is None:
+        inferred = infer_optimizer(settings, used)
+        if inferred is None:
             raise PlanError(
-                f"the settings of the optimizer ({', '.join(sorted(map(str, settings)))}) are those of none "
-                "that is known",
-                hint="`--optimizer none` leaves the state behind",
+                f"the optimizer's settings match no known optimizer: {', '.join(sorted(map(str, settings)))}",
+                hint="omit the state with `--optimizer none`",
             )
         tensors = {tensor.name: tensor for name in names for tensor in scaled(name)}
-        by_name = {name: tensor_multipliers(tensor, *found, settings) for name, tensor in tensors.items()}
+        by_name = {name: tensor_multipliers(tensor, *inferred, settings) for name, tensor in tensors.items()}
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings(settings, multipliers)
             result.append(WideGroup(index, wide, tuple(members), multipliers))

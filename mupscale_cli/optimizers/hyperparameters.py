@@ -1,6 +1,6 @@
-"""The hyperparameters with which a widened model trains as the narrow one did. No torch.
+"""Hyperparameters with which a widened model trains like the narrow one. No torch.
 
-Everything comes from the record of the widening: coefficient and multiplicity of each tensor.
+They follow from the coefficient and multiplicity of each tensor in the record of the widening.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Settings:
     """The hyperparameters of the narrow run.
 
     Attributes:
-        optimizer: its name, a key of `rules.OPTIMIZERS`.
         lr: learning rate.
-        weight_decay: of the tensors that are decayed.
-        eps: the term beside the root of the second moment.
-        betas: decay rates of the moments, None for the optimizer's own.
-        decoupled: `p -= lr wd p` (True) or `g += wd p`; None for the optimizer's own.
-        decay: `matrices` decays tensors of two or more dimensions, `all` and `none` as they say.
+        optimizer: a key of `rules.OPTIMIZERS`.
+        weight_decay: weight decay of the decayed tensors.
+        eps: the term that is added to the root of the second moment.
+        betas: decay rates of the moments; None for the optimizer's defaults.
+        decoupled: True for `p -= lr wd p`, False for `g += wd p`; None for the optimizer's default.
+        decay: `matrices` decays tensors of two or more dimensions, `all` every tensor, `none` no tensor.
         adjust_lr: Muon's `adjust_lr_fn`.
     """
 
@@ -49,7 +49,7 @@ class Settings:
     adjust_lr: str | None = None
 
     def decays(self, tensor: ScaledTensor) -> bool:
-        """Whether weight decay acts on a tensor."""
+        """Tell whether weight decay applies to a tensor."""
         return self.decay == "all" or (self.decay == "matrices" and len(tensor.wide_shape) > 1)
 
 
@@ -58,15 +58,15 @@ class Group:
     """Tensors that share hyperparameters.
 
     Attributes:
-        tensors: their names.
-        pattern: a regular expression that matches these names and no others of the model.
+        tensors: the names of the tensors.
+        pattern: a regular expression that matches these names and no other names of the model.
         lr: learning rate.
-        eps: None where the optimizer has none.
-        weight_decay: as the optimizer defines it.
-        clip_weight: of the squared gradient norm of these tensors in the global norm.
-        multipliers: of the narrow run's values.
-        scales: coefficient and multiplicity, where all the tensors have the same.
-        is_decayed: whether weight decay acts on them.
+        eps: None if the optimizer has none.
+        weight_decay: weight decay, as the optimizer defines it.
+        clip_weight: weight of the tensors' squared gradient norm in the global norm.
+        multipliers: multipliers of the narrow run's values.
+        scales: coefficient and multiplicity if all the tensors have the same, else None.
+        is_decayed: whether weight decay applies to the tensors.
     """
 
     tensors: tuple[str, ...]
@@ -82,15 +82,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The groups of a widened model.
+    """The hyperparameters of a widened model.
 
     Attributes:
-        rule: the optimizer.
-        settings: of the narrow run.
-        decoupled: how the weight decay works.
-        groups: decayed ones first.
-        warnings: what cannot be exact, and why.
-        advice: what large studies found to break the transfer of learning rates.
+        rule: the rule of the optimizer.
+        settings: the hyperparameters of the narrow run.
+        decoupled: whether weight decay is decoupled from the gradient.
+        groups: the tensors by group, decayed groups first.
+        warnings: what is not exact, and why.
+        advice: settings that break the transfer of learning rates, according to large studies.
     """
 
     rule: OptimizerRule
@@ -102,7 +102,7 @@ class Hyperparameters:
 
     @property
     def formulas(self) -> dict[str, str]:
-        """How each value follows from c and m (page `theory`)."""
+        """The formula of each value in c and m (page `theory`)."""
         rule = self.rule
         shape = " x shape factor" if rule.shape_factor else ""
         return {
@@ -119,16 +119,16 @@ def hyperparameters(
     """Map the narrow run's hyperparameters to a widened model.
 
     Args:
-        record: its mupscale.json.
-        settings: of the narrow run, or of a proxy of it.
-        proxy: how the narrow model's tensors follow from those of the proxy that the settings are of, by name.
+        record: the record of the widening, from mupscale.json.
+        settings: the hyperparameters of the narrow run, or of a proxy that was widened into the narrow model.
+        proxy: the tensors of that widening by name; empty if the settings are the narrow run's.
 
     Raises:
-        MupscaleError: an unknown optimizer, an impossible value, a damaged record.
+        MupscaleError: the optimizer is unknown, a value is impossible, or the proxy does not fit.
     """
     rule = optimizer_rule(settings.optimizer)
     _check(settings)
-    tensors = {tensor.name: _from_proxy(tensor, proxy) for tensor in scaled_tensors(record)}
+    tensors = {tensor.name: _compose(tensor, proxy) for tensor in scaled_tensors(record)}
     decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
 
     by_name = {
@@ -138,18 +138,18 @@ def hyperparameters(
     groups = []
     for is_decayed in (True, False):
         names = [name for name, tensor in tensors.items() if settings.decays(tensor) == is_decayed]
-        for found, members in group_by_multipliers({name: by_name[name] for name in names}):
+        for multipliers, members in group_by_multipliers({name: by_name[name] for name in names}):
             scales = {tensors[name].parts for name in members}
             same = next(iter(scales)) if len(scales) == 1 else ()
             groups.append(
                 Group(
                     tensors=tuple(members),
                     pattern=name_pattern(members, tensors),
-                    lr=settings.lr * found.lr,
-                    eps=None if rule.eps is None else settings.eps * found.eps,
-                    weight_decay=settings.weight_decay * found.weight_decay if is_decayed else 0.0,
-                    clip_weight=found.clip,
-                    multipliers=found,
+                    lr=settings.lr * multipliers.lr,
+                    eps=None if rule.eps is None else settings.eps * multipliers.eps,
+                    weight_decay=settings.weight_decay * multipliers.weight_decay if is_decayed else 0.0,
+                    clip_weight=multipliers.clip,
+                    multipliers=multipliers,
                     scales=same[0] if len(same) == 1 else None,
                     is_decayed=is_decayed,
                 )
@@ -160,15 +160,16 @@ def hyperparameters(
     )
 
 
-def _from_proxy(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> ScaledTensor:
-    """A wide tensor as it follows from the proxy: coefficients and multiplicities of two widenings multiply."""
+def _compose(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> ScaledTensor:
+    """Compose the widening of a tensor with that of the proxy: coefficients and multiplicities multiply."""
     if not proxy:
         return tensor
     first = proxy.get(tensor.name)
     counts = {1, len(tensor.parts), len(first.parts)} if first else set()
     if first is None or len(counts) > 2:
         raise PlanError(
-            f"the sweep's proxy has no tensor that becomes `{tensor.name}`", hint="it was made for another checkpoint"
+            f"the sweep's proxy has no tensor that becomes `{tensor.name}`",
+            hint="the proxy belongs to another checkpoint; run the sweep on this one",
         )
     count = max(len(first.parts), len(tensor.parts))
     pairs = zip(first.parts * (count // len(first.parts)), tensor.parts * (count // len(tensor.parts)), strict=True)
@@ -179,13 +180,13 @@ def _from_proxy(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> Scal
 def _check(settings: Settings) -> None:
     for name, value in (("lr", settings.lr), ("weight decay", settings.weight_decay), ("eps", settings.eps)):
         if not 0 <= value < float("inf"):
-            raise PlanError(f"the {name} is {value}; it must be a number of at least 0")
+            raise PlanError(f"the {name} is {value}, expected a finite number of at least 0")
     if settings.decay not in ("matrices", "all", "none"):
-        raise PlanError(f"`--decay {settings.decay}` is not known", hint="known: matrices, all, none")
+        raise PlanError(f"unknown value `--decay {settings.decay}`", hint="known: matrices, all, none")
 
 
 def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
-    """A regular expression for names, with any number for those of layers where that matches no others."""
+    """Return a regular expression that matches only these names; layer numbers match any number if that is possible."""
     wanted = set(names)
     others = [name for name in all_names if name not in wanted]
     short = dict.fromkeys(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in sorted(wanted))
@@ -200,37 +201,41 @@ def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
 
 def _warnings(tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
     tensors = list(tensors)
-    found = []
+    warnings = []
     inexact = [tensor.name for tensor in tensors if not is_exact(tensor, rule)]
     if inexact:
         named = listed(inexact, _MAX_NAMED)
-        found.append(f"{named} concatenate parts that would need rates of their own; the first part's is given")
+        warnings.append(
+            f"{named} concatenate parts that need separate learning rates; the values are those of the first part"
+        )
     offsets = [
         t.name for t in tensors if t.offset and settings.weight_decay and settings.decays(t) and t.parts[0][0] != 1
     ]
     if offsets:
-        found.append(
-            f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so their decay is not that of the "
-            "gain; leave them undecayed (`--decay matrices`)"
+        warnings.append(
+            f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so weight decay acts on that "
+            "difference, not on the gain; do not decay them (`--decay matrices`)"
         )
     other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
     if rule.matrices_only and other:
-        found.append(f"{rule.title} takes matrices; give {listed(other, _MAX_NAMED)} to AdamW, with its own table")
-    return (*found, *rule.caveats)
+        warnings.append(
+            f"{rule.title} only trains matrices; train {listed(other, _MAX_NAMED)} with AdamW and its own table"
+        )
+    return (*warnings, *rule.caveats)
 
 
 def _advice(
     tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings, decoupled: bool
 ) -> tuple[str, ...]:
-    """Choices that large-scale studies found to break the transfer of learning rates across widths."""
+    """Advise against choices that break the transfer of learning rates across widths, according to large studies."""
     study = "arXiv 2404.05728"
-    found = []
+    advice = []
     if any("norm" in tensor.name and len(tensor.shape) == 1 for tensor in tensors):
-        found.append(f"trainable norm gains can break the transfer of the learning rate to other widths ({study})")
-    found += rule.advice
+        advice.append(f"trainable norm gains can break the transfer of the learning rate to other widths ({study})")
+    advice += rule.advice
     if decoupled and settings.weight_decay >= 0.1:  # the strength that the study calls strong
-        found.append(
-            f"decoupled weight decay of {settings.weight_decay:g} is strong: it can break transfer ({study}); where it "
-            "is needed, keep lr x wd constant over widths, as these groups do (arXiv 2510.19093)"
+        advice.append(
+            f"decoupled weight decay of {settings.weight_decay:g} is strong and can break transfer ({study}); if you "
+            "need it, keep lr x wd constant across widths, as these groups do (arXiv 2510.19093)"
         )
-    return tuple(found)
+    return tuple(advice)

@@ -1,4 +1,4 @@
-"""The rules of the table applied: what a tensor's hyperparameters and state are multiplied by. No torch."""
+"""Apply an optimizer's rule to a tensor: the multipliers of its hyperparameters and state. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _GRADIENT_POWERS: Mapping[StateKind, int] = {"same": 0, "linear": 1, "quadratic"
 
 @dataclass(frozen=True, slots=True)
 class Multipliers:
-    """By what the hyperparameters of a tensor are multiplied when it is widened (dimensionless).
+    """The factors that widening multiplies a tensor's hyperparameters by (dimensionless).
 
     Attributes:
-        lr: learning rate.
-        eps: the term beside the root of the second moment.
-        weight_decay: as the optimizer defines it.
+        lr: factor of the learning rate.
+        eps: factor of the term that is added to the root of the second moment.
+        weight_decay: factor of the weight decay, as the optimizer defines it.
         clip: weight of the tensor's squared gradient norm in the global norm.
     """
 
@@ -31,14 +31,14 @@ class Multipliers:
 
 @dataclass(frozen=True, slots=True)
 class ScaledTensor:
-    """What widening did to one tensor, as far as its training is concerned.
+    """How widening scaled one tensor, as far as training depends on it.
 
     Attributes:
-        name: of the wide tensor.
+        name: the name of the wide tensor.
         parts: coefficient and multiplicity of each of its parts.
-        shape: before.
-        wide_shape: after.
-        offset: o where the layer uses o + w.
+        shape: the shape before widening.
+        wide_shape: the shape after widening.
+        offset: o if the layer uses o + w.
     """
 
     name: str
@@ -49,10 +49,10 @@ class ScaledTensor:
 
 
 def state_scale(kind: StateKind, coefficient: float, multiplicity: float) -> float:
-    """By what a state entry is multiplied: (1 / (m c)) ** power, from g' = g / (m c).
+    """Return the factor of a state entry: (1 / (m c)) ** power, which follows from g' = g / (m c) (page `theory`).
 
     Args:
-        kind: `linear`, `quadratic` or `same`; a copy of the weight is expanded like the weight.
+        kind: `linear`, `quadratic` or `same`; an entry of the kind `weight` is widened like the weight itself.
         coefficient: c.
         multiplicity: m.
     """
@@ -62,13 +62,13 @@ def state_scale(kind: StateKind, coefficient: float, multiplicity: float) -> flo
 def multipliers(
     rule: OptimizerRule, coefficient: float, multiplicity: float, *, decoupled: bool | None = None
 ) -> Multipliers:
-    """The multipliers of a tensor's hyperparameters, before any factor for its shape (page `theory`).
+    """Return the multipliers of a tensor's hyperparameters, without any factor for its shape (page `theory`).
 
     Args:
-        rule: the optimizer.
+        rule: the optimizer's rule.
         coefficient: c.
         multiplicity: m.
-        decoupled: how its weight decay works; the optimizer's default if not given.
+        decoupled: whether weight decay is decoupled. Default: the optimizer's.
     """
     formulas = rule.formulas(rule.decoupled if decoupled is None else decoupled)
     values = {key: formula(coefficient, multiplicity) for key, formula in formulas.items()}
@@ -78,24 +78,24 @@ def multipliers(
 def tensor_multipliers(
     tensor: ScaledTensor, rule: OptimizerRule, decoupled: bool, settings: Mapping[str, Any]
 ) -> Multipliers:
-    """The multipliers of one tensor.
+    """Return the multipliers of one tensor.
 
-    Where its parts would need different ones (segments with scales of their own), no learning rate
-    of the tensor is exact; those of its first part are taken, and `is_exact` says so.
+    If its parts need different multipliers (segments with their own scales), no learning rate of the tensor is exact.
+    The result is then that of the first part, and `is_exact` is false.
 
     Args:
         tensor: the wide tensor.
-        rule: the optimizer.
-        decoupled: how its weight decay works.
-        settings: of its group, on which a factor for the shape can depend.
+        rule: the optimizer's rule.
+        decoupled: whether weight decay is decoupled.
+        settings: the settings of the tensor's group, which a factor for the shape may depend on.
     """
-    found = multipliers(rule, *tensor.parts[0], decoupled=decoupled)
+    by_scale = multipliers(rule, *tensor.parts[0], decoupled=decoupled)
     if rule.shape_factor is None or len(tensor.shape) != 2 or 0 in (*tensor.shape, *tensor.wide_shape):
-        return found
-    lr = found.lr * rule.shape_factor(tensor.shape, settings) / rule.shape_factor(tensor.wide_shape, settings)
-    return replace(found, lr=lr, weight_decay=1 / lr if decoupled else found.weight_decay)
+        return by_scale
+    lr = by_scale.lr * rule.shape_factor(tensor.shape, settings) / rule.shape_factor(tensor.wide_shape, settings)
+    return replace(by_scale, lr=lr, weight_decay=1 / lr if decoupled else by_scale.weight_decay)
 
 
 def is_exact(tensor: ScaledTensor, rule: OptimizerRule) -> bool:
-    """Whether one set of hyperparameters serves every part of a tensor."""
+    """Tell whether one set of hyperparameters is exact for every part of a tensor."""
     return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1

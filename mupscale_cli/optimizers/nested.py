@@ -1,4 +1,4 @@
-"""Nested mappings and sequences with tensors in them, as training checkpoints are."""
+"""Nested mappings and sequences with tensors, which training checkpoints consist of."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Place = tuple[Any, ...]  # the keys and indices that lead to a value
 
 
 def value_at(content: Any, place: Sequence[Any]) -> Any:
-    """The value at a place in nested mappings, None where there is none."""
+    """Return the value at a place in nested mappings; None if there is none."""
     for key in place:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content
 
 
 def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Every tensor in nested mappings and sequences, with its place."""
+    """Yield every tensor in nested mappings and sequences, with its place."""
     if isinstance(content, torch.Tensor):
         yield place, content
     elif isinstance(content, Mapping):
@@ -35,7 +35,7 @@ def walk(content: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]
 
 
 def map_tensors(content: Any, place: Place, change: Callable[[Place, torch.Tensor], Any]) -> Any:
-    """The same nested mappings and sequences with something else for each tensor."""
+    """Copy nested mappings and sequences, replacing every tensor."""
     if isinstance(content, torch.Tensor):
         return change(place, content)
     if isinstance(content, Mapping):
@@ -48,29 +48,29 @@ def map_tensors(content: Any, place: Place, change: Callable[[Place, torch.Tenso
 
 
 def place_name(place: Place) -> str:
-    """A place as text: `optimizer/state/0/exp_avg`."""
+    """Format a place: `optimizer/state/0/exp_avg`."""
     return "/".join(map(str, place))
 
 
 def check_structure(content: Any, path: Path) -> None:
-    """Refuse what cannot be gone through: a pickle may hold itself, or one list a million times.
+    """Refuse content that cannot be traversed: a pickle may contain itself, or one list a million times.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: the content has too many values or is nested too deeply.
     """
-    level, left = [content], _MAX_VALUES
+    level, remaining = [content], _MAX_VALUES
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
         for value in level:
             if isinstance(value, (Mapping, list, tuple, set)):
-                left -= len(value) + 1
-                if left < 0:
+                remaining -= len(value) + 1
+                if remaining < 0:
                     break
                 inner.extend(value.values() if isinstance(value, Mapping) else value)
         level = inner
-        if not level or left < 0:
+        if not level or remaining < 0:
             break
-    if level or left < 0:
+    if level or remaining < 0:
         raise CheckpointError(
             f"`{path}` holds more than {_MAX_VALUES} values, or is nested deeper than {_MAX_DEPTH} levels"
         )

@@ -1,4 +1,4 @@
-"""What the user asks for the optimizer's state. No torch."""
+"""Options for the optimizer state of a checkpoint. No torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mupscale_cli.optimizers.state_plan import POLICIES, Policy
 
 @dataclass(frozen=True)
 class StateOptions:
-    """What to do with the optimizer's state.
+    """Which optimizer state to widen, and how.
 
     Attributes:
-        optimizer: where it is; `auto` is beside the checkpoint if it is there, `none` leaves it.
+        optimizer: the path of the state; `auto` looks next to the checkpoint's weights, `none` omits the state.
         policy: `copy`, `reset-new` or `reset`.
-        key: dotted keys that lead to it in a file that holds more.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        key: dotted keys that lead to the state in a file that holds more.
+        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
 
     Raises:
-        PlanError: there is no such policy.
+        PlanError: the policy is unknown.
     """
 
     optimizer: str | Path = "auto"
@@ -32,10 +32,10 @@ class StateOptions:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise PlanError(f"there is no optimizer policy `{self.policy}`", hint=f"known: {', '.join(POLICIES)}")
+            raise PlanError(f"unknown optimizer policy `{self.policy}`", hint=f"known: {', '.join(POLICIES)}")
 
     def find(self, checkpoint: Checkpoint) -> Path | None:
-        """The state to carry, if there is one."""
+        """Return the path of the state to widen, None if there is none."""
         if self.optimizer == "none":
             return None
         return find_optimizer(checkpoint) if self.optimizer == "auto" else Path(self.optimizer)

@@ -1,4 +1,4 @@
-"""Names for the numbered parameters of an optimizer, where its groups do not say them."""
+"""Name the numbered parameters of an optimizer whose groups have no names."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import torch
 from mupscale_cli.checkpoints.config import architecture_of, check_depth
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.tree import Groups
+from mupscale_cli.text import counted
 
-_SAVE_NAMES = "save it from an optimizer that was made with `model.named_parameters()`, whose groups say the names"
+_SAVE_NAMES = "save the state of an optimizer created with `model.named_parameters()`, whose groups hold the names"
 
 
 def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
-    """Names by the order in which the Trainer, or `AdamW(model.parameters())`, numbers parameters.
+    """Name parameters by the order in which the Trainer, or `AdamW(model.parameters())`, numbers them.
 
     Args:
         config: config.json, from which transformers builds the model without data.
-        groups: settings and numbers of each group.
-        states: the state of each number; shapes are checked against the model's.
+        groups: the settings and parameter numbers of each group.
+        states: the state of each number, whose shapes are checked against the model's.
+
+    Returns:
+        The name of each number.
 
     Raises:
-        CheckpointError: the model cannot be built, or its parameters do not fit.
+        CheckpointError: the model cannot be built, or its parameters do not fit the optimizer's.
     """
     numbers: list[Any] = [number for _, members in groups for number in members]
     model = _empty_model(config, len(numbers))
@@ -32,30 +36,30 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     order = list(shapes)
     if len(groups) == 2:
         transformers: Any = importlib.import_module("transformers")
-        chosen = set(transformers.Trainer.get_decay_parameter_names(None, model))
-        decayed = [name for name in order if name in chosen]
-        order = decayed + [name for name in order if name not in chosen]
+        decayed_names = set(transformers.Trainer.get_decay_parameter_names(None, model))
+        decayed = [name for name in order if name in decayed_names]
+        order = decayed + [name for name in order if name not in decayed_names]
         if len(decayed) != len(groups[0][1]):
             raise CheckpointError(
                 f"the optimizer's first group has {len(groups[0][1])} parameters, "
-                f"the Trainer would decay {len(decayed)}",
+                f"but the Trainer decays {len(decayed)}",
                 hint=_SAVE_NAMES,
             )
     if len(numbers) != len(order) or len(groups) > 2:
         raise CheckpointError(
-            f"the optimizer has {len(numbers)} parameters in {len(groups)} groups, the model {len(order)}, "
-            "and the groups do not say which is which",
+            f"the optimizer has {len(numbers)} unnamed parameters in {counted(len(groups), 'group')}, "
+            f"but the model has {len(order)}",
             hint=_SAVE_NAMES,
         )
     names = dict(zip(numbers, order, strict=True))
     for number, entries in states.items():
         if number not in names:
-            continue  # told by who asked for the names
+            continue  # parse_tree reports it
         for key, value in entries.items():
             if isinstance(value, torch.Tensor) and value.dim() and tuple(value.shape) != shapes[names[number]]:
                 raise CheckpointError(
-                    f"the optimizer's parameter {number} should be `{names[number]}` of shape {shapes[names[number]]}, "
-                    f"but its `{key}` has the shape {tuple(value.shape)}",
+                    f"the optimizer's parameter {number} should be `{names[number]}` with the shape "
+                    f"{shapes[names[number]]}, but its `{key}` has the shape {tuple(value.shape)}",
                     hint=_SAVE_NAMES,
                 )
     return names
@@ -70,7 +74,7 @@ def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch
     is_known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if model_class is None or not is_known or config is None:
         raise CheckpointError(
-            "the optimizer numbers its parameters, and without a transformers model their names are not known",
+            "the optimizer numbers its parameters, and their names are unknown without a transformers model",
             hint=_SAVE_NAMES,
         )
     check_depth(config, num_parameters)

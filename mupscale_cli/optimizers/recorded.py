@@ -1,4 +1,4 @@
-"""What a record says of each tensor's training: coefficients, multiplicities and shapes. No torch."""
+"""Read the scaling of each tensor from a record: coefficients, multiplicities and shapes. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def scaled_tensors(record: Growth) -> tuple[ScaledTensor, ...]:
-    """What the record says of every wide tensor, as far as its training is concerned, by its name in the model."""
+    """Return the recorded scaling of every wide tensor, under the tensor's name in the model."""
     called = record["called"]
     return tuple(
         ScaledTensor(

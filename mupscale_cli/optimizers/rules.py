@@ -1,8 +1,8 @@
-"""The table of optimizers: one `OptimizerRule` each, from which everything else about an optimizer follows. No torch.
+"""The table of optimizers: one `OptimizerRule` per optimizer, which the rest of the program reads. No torch.
 
-All formulas follow from one fact (page `theory`): the wide network as a function of W' = c R(W) is the narrow one as a
-function of W, and the m copies of an element are symmetric, so each has the gradient g' = g / (m c). A wide step must
-be c R(narrow step).
+All formulas follow from one fact (page `theory`): the wide network as a function of W' = c R(W) is the narrow network
+as a function of W, and the m copies of an element are symmetric, so each has the gradient g' = g / (m c). A wide step
+must be c R(narrow step).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ StateKind = Literal["linear", "quadratic", "same", "weight"]
 
 @dataclass(frozen=True, slots=True)
 class Powers:
-    """A product of powers of coefficient c and multiplicity m: a number for given c and m, and a text.
+    """A product of powers of the coefficient c and the multiplicity m, to evaluate or to print.
 
     Attributes:
         c: exponent of the coefficient.
@@ -31,7 +31,7 @@ class Powers:
     m: float = 0
 
     def __call__(self, c: float, m: float) -> float:
-        """The value for a coefficient and a multiplicity (dimensionless)."""
+        """Return the value for a coefficient and a multiplicity (dimensionless)."""
         return _product(max(self.c, 0), max(self.m, 0), c, m) / _product(max(-self.c, 0), max(-self.m, 0), c, m)
 
     @property
@@ -43,7 +43,7 @@ class Powers:
         return (over or "1") + (f"/{_bracketed(under)}" if under else "")
 
     def times(self, value: str) -> str:
-        """The text of a value multiplied by it: `lr x c`, `eps / (m c)`."""
+        """Format the product with a named value: `lr x c`, `eps / (m c)`."""
         over, under = self._sides()
         return value + (f" x {over}" if over else "") + (f" / {_bracketed(under)}" if under else "")
 
@@ -54,7 +54,7 @@ class Powers:
 
 
 def _product(c_power: float, m_power: float, c: float, m: float) -> float:
-    """M^m_power c^c_power, whole powers by multiplication, so that products that should cancel do."""
+    """Compute m^m_power c^c_power, whole powers by multiplication, so factors that should cancel do."""
     result = 1.0
     for base, power in ((m, m_power), (c, c_power)):
         for _ in range(int(power)):
@@ -71,34 +71,34 @@ def _bracketed(text: str) -> str:
     return f"({text})" if " " in text else text
 
 
-NORM_WEIGHT = Powers(c=2, m=1)  # of a tensor's squared gradient norm in the global one
-L2_DECAY = NORM_WEIGHT.inverse  # of wd in g += wd p
-PER_GRADIENT = Powers(c=-1, m=-1)  # of what stands beside a magnitude of the gradient
+NORM_WEIGHT = Powers(c=2, m=1)  # weight of a tensor's squared gradient norm in the global norm
+L2_DECAY = NORM_WEIGHT.inverse  # factor of wd in g += wd p
+PER_GRADIENT = Powers(c=-1, m=-1)  # factor of a term that is added to a gradient's magnitude
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerRule:
-    """One optimizer: how its step depends on the gradient, how its state looks, what others call it.
+    """One optimizer: how its step and its state depend on the gradient, and what it is called elsewhere.
 
     Attributes:
-        title: as its authors write it; `name` is the same in lower case, as users type it.
+        title: the name as its authors write it; users type `name`, the same in lower case.
+        state: how each entry of its state depends on the gradient; step counts and master weights are implied.
+        lr: factor of the learning rate.
+        eps: factor of eps; None if there is no eps, or it only guards a division.
+        decoupled: whether its weight decay is `p -= lr wd p` by default, rather than `g += wd p`.
         aliases: further names that users may type.
-        state: how each entry of its state depends on the gradient; step counts and master copies go without saying.
-        lr: what the learning rate is multiplied by.
-        eps: what eps is multiplied by; None where there is none, or it only guards a division.
-        decoupled: whether its weight decay is `p -= lr wd p` by default, or `g += wd p`.
-        twin: name of the same optimizer with the other weight decay by default, if that has a name of its own.
-        settings: a parameter group's defaults, which verification trains with where no file says others.
-        implied: entries of the state that only some settings make, and these settings.
-        marks: names of settings, or of state entries, which together tell its groups from those of the rules above
-            it in the table. Empty: its groups cannot be told from another's.
+        twin: name of the same optimizer with the other default weight decay, if that has its own name.
+        settings: default settings of a parameter group, which verification trains with if no file holds others.
+        implied: state entries that exist only with certain settings, and those settings.
+        marks: names of settings or state entries that together distinguish its groups from those of the rules above
+            it in the table. Empty if nothing distinguishes them.
         lacks: names of settings that its groups never have.
         class_names: its class in each trainer's format; `torch` is a class that a training loop can import.
-        exact: module and class that verification trains with, where torch has none or approximates.
-        matrices_only: it takes no tensors but matrices.
-        shape_factor: what its step is multiplied by for the shape (rows, columns) of a matrix, given the group.
-        caveats: what is not exact about it, as sentences for the user.
-        advice: what studies found about transferring its learning rate, with their source.
+        exact: module and class that verification trains with if torch has no class or only an approximate one.
+        matrices_only: whether it trains only matrices.
+        shape_factor: returns the factor of its step for a matrix of a shape (rows, columns), given the group.
+        caveats: sentences for the user about what is not exact.
+        advice: findings about the transfer of its learning rate, with their source.
     """
 
     title: str
@@ -124,16 +124,16 @@ class OptimizerRule:
         return self.title.lower()
 
     def formulas(self, decoupled: bool) -> dict[str, Powers]:
-        """What each hyperparameter that it has is multiplied by, for one kind of weight decay."""
+        """Return the factor of each hyperparameter of this optimizer, for one kind of weight decay."""
         eps = {} if self.eps is None else {"eps": self.eps}
         return {"lr": self.lr, **eps, "weight_decay": self.lr.inverse if decoupled else L2_DECAY}
 
     def with_decay(self, decoupled: bool) -> OptimizerRule:
-        """The rule of this optimizer, or of its twin, whose default is this kind of weight decay if one's is."""
+        """Return the rule of this optimizer or of its twin, whichever has this kind of weight decay by default."""
         return self if self.twin is None or decoupled == self.decoupled else OPTIMIZERS[self.twin]
 
     def matches(self, group: Mapping[str, Any], keys: Collection[str]) -> bool:
-        """Whether a parameter group with such state entries can be this optimizer's."""
+        """Tell whether a parameter group with these state keys can belong to this optimizer."""
         present = {*group, *keys}
         return (
             bool(self.marks)
@@ -143,7 +143,7 @@ class OptimizerRule:
         )
 
 
-# Entries that any optimizer's state may have. The master copies are those of mixed precision.
+# Entries that any optimizer's state may have; mixed precision adds the master weights.
 _COMMON_STATE: Mapping[str, StateKind] = {
     "step": "same",
     "master_param": "weight",
@@ -161,24 +161,24 @@ _AMSGRAD = {"max_exp_avg_sq": {"amsgrad": True}}
 
 
 def muon_shape_factor(shape: tuple[int, ...], settings: Mapping[str, Any]) -> float:
-    """What torch.optim.Muon multiplies the learning rate by, as its `adjust_lr_fn` says."""
+    """Return the factor that torch.optim.Muon applies to the learning rate of a matrix, by its `adjust_lr_fn`."""
     rows, columns = shape
     if settings.get("adjust_lr_fn") == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1.0, rows / columns))
 
 
-# The order is that in which users see them. Groups are compared with the last rule first, so a rule needs no more marks
-# than tell it from those above it.
+# Users see the rules in this order. Groups are compared with the last rule first, so a rule's marks only need to
+# distinguish it from the rules above it.
 _TABLE = (
     OptimizerRule(
         title="AdamW",
-        aliases=("adamw_torch", "adamw_torch_fused"),  # of the Trainer of transformers
+        aliases=("adamw_torch", "adamw_torch_fused"),  # names in the Trainer of transformers
         state=_ADAM_STATE,
         lr=Powers(c=1),
         eps=PER_GRADIENT,
         decoupled=True,
-        twin="adam",  # before torch 2.7 groups did not say which; the Trainer and most recipes use AdamW
+        twin="adam",  # groups before torch 2.7 do not tell which; the Trainer and most recipes use AdamW
         settings={**_ADAM_SETTINGS, "amsgrad": False, "decoupled_weight_decay": True},
         implied=_AMSGRAD,
         marks=("betas", "eps"),
@@ -210,7 +210,7 @@ _TABLE = (
         eps=PER_GRADIENT,
         settings={**_ADAM_SETTINGS, "decoupled_weight_decay": False},
         class_names={"torch": "torch.optim.RAdam"},
-        caveats=("RAdam's first five steps are not normalised; exact only when its state is carried past them",),
+        caveats=("RAdam does not normalize its first five steps, so training is exact only from a state after them",),
     ),
     OptimizerRule(
         title="Adamax",
@@ -251,7 +251,7 @@ _TABLE = (
     ),
     OptimizerRule(
         title="RMSprop",
-        # Its momentum is of gradients that are normalised already.
+        # Its momentum averages gradients that are already normalized.
         state={"square_avg": "quadratic", "grad_avg": "linear", "momentum_buffer": "same"},
         lr=Powers(c=1),
         eps=PER_GRADIENT,
@@ -263,7 +263,7 @@ _TABLE = (
     OptimizerRule(
         title="Muon",
         state={"momentum_buffer": "linear"},
-        lr=Powers(c=1, m=0.5),  # orthogonalising R(M) / (m c) gives R(orth(M)) / sqrt(m)
+        lr=Powers(c=1, m=0.5),  # orthogonalizing R(M) / (m c) gives R(orth(M)) / sqrt(m)
         decoupled=True,
         settings={"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5},
         marks=("ns_steps",),
@@ -271,7 +271,9 @@ _TABLE = (
         exact="mupscale_cli.optimizers.exact.ExactMuon",
         matrices_only=True,
         shape_factor=muon_shape_factor,
-        caveats=("Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree to its accuracy",),
+        caveats=(
+            "Muon's Newton-Schulz iteration is approximate and runs in bfloat16, so steps agree only to its accuracy",
+        ),
     ),
 )
 OPTIMIZERS = {rule.name: rule for rule in _TABLE}
@@ -281,36 +283,39 @@ def optimizer_rule(name: str) -> OptimizerRule:
     """Find the rule of an optimizer by its name or an alias, in any case.
 
     Raises:
-        PlanError: it is not known.
+        PlanError: the optimizer is unknown.
     """
     lower = name.lower()
-    found = OPTIMIZERS.get(lower) or next((rule for rule in OPTIMIZERS.values() if lower in rule.aliases), None)
-    if found is None:
-        raise PlanError(f"the optimizer `{name}` is not known", hint=suggest(lower, OPTIMIZERS))
-    return found
+    rule = OPTIMIZERS.get(lower) or next((rule for rule in OPTIMIZERS.values() if lower in rule.aliases), None)
+    if rule is None:
+        raise PlanError(f"unknown optimizer `{name}`", hint=suggest(lower, OPTIMIZERS))
+    return rule
 
 
 def infer_optimizer(group: Mapping[str, Any], keys: Collection[str]) -> tuple[OptimizerRule, bool] | None:
-    """Tell which optimizer a parameter group of a state dict belongs to, and whether its weight decay is decoupled.
+    """Infer the optimizer of a parameter group, and whether its weight decay is decoupled.
 
     Args:
-        group: its settings.
-        keys: state keys of its parameters; may be empty before the first step.
+        group: the settings of the group.
+        keys: the state keys of its parameters; may be empty before the first step.
+
+    Returns:
+        The rule and the kind of weight decay; None if no rule matches.
     """
-    said = group.get("decoupled_weight_decay")
+    declared = group.get("decoupled_weight_decay")
     for rule in reversed(OPTIMIZERS.values()):
         if rule.matches(group, keys):
-            decoupled = rule.decoupled if said is None else bool(said)
+            decoupled = rule.decoupled if declared is None else bool(declared)
             return rule.with_decay(decoupled), decoupled
     return None
 
 
 def state_kind(key: str, keys: Collection[str]) -> StateKind | None:
-    """Tell how an entry of a parameter's state depends on the gradient; None if the entry is unknown.
+    """Return how a state entry depends on the gradient; None if the entry is unknown.
 
     Args:
-        key: of the entry.
-        keys: every key of that parameter's state: optimizers give the same name to different things.
+        key: the key of the entry.
+        keys: all keys of the parameter's state, since optimizers use the same key for different things.
     """
     if key in _COMMON_STATE:
         return _COMMON_STATE[key]
@@ -319,31 +324,31 @@ def state_kind(key: str, keys: Collection[str]) -> StateKind | None:
 
 
 def default_settings(keys: Collection[str]) -> dict[str, Any]:
-    """Settings of a group for a state whose file has none, by what is in it: AdamW's if nothing is.
+    """Return default settings for a state whose file has none, inferred from its keys; AdamW's for an empty state.
 
     Args:
-        keys: of the state of all parameters.
+        keys: the state keys of all parameters.
     """
-    told = _distinctive_keys(keys)
-    rule = _closest(OPTIMIZERS.values(), told) if told else OPTIMIZERS["adamw"]
+    distinctive = _distinctive_keys(keys)
+    rule = _closest(OPTIMIZERS.values(), distinctive) if distinctive else OPTIMIZERS["adamw"]
     assert rule is not None
     settings = dict(rule.settings)
-    for key in told:
+    for key in distinctive:
         settings.update(rule.implied.get(key, {}))
     return settings
 
 
 def _distinctive_keys(keys: Collection[str]) -> set[str]:
-    """Those keys of a state that some optimizer has and that not every one may have."""
+    """Return the keys that belong to the state of a certain optimizer, unlike those that any state may have."""
     return {key for key in keys if any(key in rule.state for rule in OPTIMIZERS.values())}
 
 
 def _closest(rules: Iterable[OptimizerRule], keys: Collection[str]) -> OptimizerRule | None:
-    """The rule whose state has most of the keys, and least beside them that need be; the first of those alike."""
-    told = set(keys)
+    """Return the rule whose state has the most of these keys and the fewest other required ones; the first of ties."""
+    wanted = set(keys)
 
     def likeness(rule: OptimizerRule) -> tuple[int, int]:
-        own = rule.state.keys()
-        return len(own & told), -len(own - told - rule.implied.keys())
+        state_keys = rule.state.keys()
+        return len(state_keys & wanted), -len(state_keys - wanted - rule.implied.keys())
 
     return max(rules, key=likeness, default=None)

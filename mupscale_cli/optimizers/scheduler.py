@@ -1,4 +1,4 @@
-"""The learning rate scheduler that the Trainer of transformers keeps beside optimizer.pt."""
+"""Widen the state of the learning rate scheduler that the Trainer of transformers saves next to optimizer.pt."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
 
     Args:
         source: the narrow scheduler.pt.
-        target: the wide one.
-        groups: of each wide group, the narrow group and the factor of its learning rate.
+        target: the scheduler.pt to write.
+        groups: for each wide group, the index of its narrow group and the factor of its learning rate.
 
     Raises:
-        CheckpointError: it is not the state of a scheduler.
+        CheckpointError: the file is not the state of a scheduler.
     """
     try:
         check_archive(source)
@@ -40,7 +40,7 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
         raise
     except Exception as error:
         raise CheckpointError(
-            f"cannot read `{source}` as the state of a scheduler: {first_line(error)}",
-            hint="only plain values are read; a pickle could run code",
+            f"cannot read the scheduler state `{source}`: {first_line(error)}",
+            hint="only plain values are read, since a pickle could run code",
         ) from error
     torch.save(wide, target)

@@ -1,4 +1,4 @@
-"""Planning the optimizer state: the plan of the weights with other coefficients. No torch, no data."""
+"""Plan the widening of optimizer state, which is that of the weights with other coefficients. No torch, no data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mupscale_cli.text import suggest
 
 Policy = Literal["copy", "reset", "reset-new"]
 POLICIES: tuple[Policy, ...] = ("copy", "reset", "reset-new")
-# What wrappers put before or inside the names of parameters.
+# Prefixes that wrappers add to the names of parameters and of their modules.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
@@ -27,9 +27,9 @@ class StateEntry:
     """One tensor of an optimizer's state.
 
     Attributes:
-        parameter: name of the parameter that it belongs to, as the optimizer's file has it.
-        key: for instance `exp_avg`.
-        spec: name under which the file has it, data type, shape.
+        parameter: the name of its parameter in the optimizer's file.
+        key: the key of the entry, for instance `exp_avg`.
+        spec: the tensor's name in the file, data type and shape.
     """
 
     parameter: str
@@ -39,12 +39,12 @@ class StateEntry:
 
 @dataclass(frozen=True, slots=True)
 class StatePlan:
-    """How the entry of one wide parameter is made.
+    """The plan of one entry of a wide parameter's state.
 
     Attributes:
-        parameter: name of the wide parameter, spelled as the source spells its own.
-        key: of the entry.
-        tensor: source and target, named by their files, and how one becomes the other.
+        parameter: the name of the wide parameter, in the spelling of the source.
+        key: the key of the entry.
+        tensor: the plan of the tensor; source and target have their names in the files.
     """
 
     parameter: str
@@ -53,7 +53,7 @@ class StatePlan:
 
 
 class ParameterNames:
-    """Finds the tensor of a plan that an optimizer's parameter is, whatever wrapped the model."""
+    """Finds the planned tensors of an optimizer's parameters, independently of wrappers around the model."""
 
     def __init__(self, plan: Plan) -> None:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
@@ -64,17 +64,17 @@ class ParameterNames:
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:
-        """The plans whose source is a parameter: one, or several where an axis is in its name.
+        """Return the plans of a parameter's tensor: one, or several if widening adds tensors.
 
         Raises:
-            PlanError: there is no such tensor.
+            PlanError: the checkpoint has no such tensor.
         """
         spelling = self._spelling(parameter)
         if spelling is None:
             raise PlanError(
                 f"the optimizer has state for `{parameter}`, but the checkpoint has no such tensor",
                 hint=suggest(strip_wrappers(parameter), self._tensors)
-                or "they do not belong together; `--optimizer none` leaves the state",
+                or "the state belongs to another checkpoint; omit it with `--optimizer none`",
             )
         return self._tensors[spelling]
 
@@ -90,23 +90,23 @@ class ParameterNames:
         return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
 
     def saved_name(self, parameter: str) -> str:
-        """The name under which the checkpoint has a parameter of the reference model; its own if that has no other."""
+        """Return the name in the checkpoint of a parameter of the reference model."""
         return self._saved_names.get(parameter, parameter)
 
     def knows(self, parameter: str) -> bool:
-        """Whether there is such a tensor."""
+        """Tell whether the checkpoint has the tensor of a parameter."""
         return self._spelling(parameter) is not None
 
     @staticmethod
     def wide_name(parameter: str, tensor: TensorPlan) -> str:
-        """The name of a wide parameter, spelled as the optimizer spells the narrow one."""
+        """Return the name of a wide parameter, in the spelling of the optimizer's narrow one."""
         if tensor.source.name == tensor.target.name:
             return parameter
         return parameter.replace(tensor.source.name, tensor.target.name)
 
 
 def strip_wrappers(parameter: str) -> str:
-    """The name of a parameter without what DDP, FSDP, compilation and checkpointing add to it."""
+    """Strip the prefixes that DDP, FSDP, compilation and activation checkpointing add to a parameter's name."""
     for wrapper in _WRAPPERS:
         parameter = parameter.replace(wrapper, "")
     return parameter
@@ -116,14 +116,14 @@ def plan_state(plan: Plan, entries: Sequence[StateEntry], policy: Policy = "copy
     """Plan the widening of an optimizer's state.
 
     Args:
-        plan: of the weights.
-        entries: every tensor of the state.
-        policy: `copy` gives every copy of a unit its share of the moments, `reset-new` gives them
-            to the first copy and zeros to the others (SPARKLING, arXiv 2602.02472), `reset` drops
-            everything, so that the optimizer begins anew.
+        plan: the plan of the weights.
+        entries: all tensors of the state.
+        policy: `copy` gives every copy of a unit its share of the moments; `reset-new` gives the share to the first
+            copy and zeros to the others (SPARKLING, arXiv 2602.02472); `reset` drops the state, so the optimizer
+            starts from the beginning.
 
     Raises:
-        PlanError: state of an unknown parameter, of an unknown kind, or of another shape than its parameter.
+        PlanError: an entry has an unknown parameter, an unknown key, or a shape that is not its parameter's.
     """
     if policy == "reset":
         return ()
@@ -139,20 +139,19 @@ def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy
     kind = state_kind(entry.key, keys)
     if kind is None:
         raise PlanError(
-            f"the optimizer's state of `{entry.parameter}` has `{entry.key}`, and how that depends on the gradient "
-            "is not known",
-            hint="`--optimizer none` leaves the state behind, `--optimizer-policy reset` begins it anew",
+            f"the optimizer state of `{entry.parameter}` has an unknown entry `{entry.key}`",
+            hint="omit the state with `--optimizer none`, or reset it with `--optimizer-policy reset`",
         )
     if entry.spec.num_elements != 1 and entry.spec.shape != tensors[0].source.shape:
         raise PlanError(
             f"the optimizer's `{entry.key}` of `{entry.parameter}` has the shape {entry.spec.shape}, "
-            f"the parameter {tensors[0].source.shape}",
-            hint="the optimizer's state does not belong to this checkpoint, or is factored or flattened",
+            f"but the parameter has {tensors[0].source.shape}",
+            hint="the state belongs to another checkpoint, or is factored or flattened",
         )
     if DTYPES[entry.spec.dtype].kind != "float" and kind != "same":
         raise PlanError(
             f"the optimizer's `{entry.key}` of `{entry.parameter}` is {entry.spec.dtype}, which cannot be scaled",
-            hint="8-bit states have their scales elsewhere; convert them to float32 first",
+            hint="an 8-bit state keeps its scales in separate tensors; convert it to float32 first",
         )
     for index, tensor in enumerate(tensors):
         parameter = names.wide_name(entry.parameter, tensor)
@@ -176,14 +175,13 @@ def _state_tensor(
 
 
 def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> TensorPlan:
-    """The same copies with another scale: f(c, m) R(W), rounded instead of split.
+    """Return a plan for f(c, m) R(W): the copies of a weight's plan at another scale, rounded instead of split.
 
     Args:
-        tensor: a weight's plan.
-        scale: f, which must be a product of powers of c and m, so that it can be applied to each
-            dimension's part of them.
+        tensor: the plan of a weight.
+        scale: f, a product of powers of c and m, so it can be applied to each dimension's share of them.
     """
-    # Where units are copied unequally often, f acts on the count of each.
+    # If units are copied unequally often, f applies to the number of copies of each.
     summed_power, kept_power = math.log2(scale(0.5, 2)), math.log2(scale(1, 2))
 
     def strip_scale(strip: Strip) -> Strip:

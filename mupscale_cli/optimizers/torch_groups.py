@@ -1,4 +1,4 @@
-"""Continuing in a torch training loop: parameter groups and gradient clipping for a widened model."""
+"""Continue training in a torch loop: parameter groups and gradient clipping for a widened model."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ def param_groups(
     decay: Decay | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Parameter groups with which a widened model trains as the narrow one did.
+    """Return parameter groups with which a widened model trains like the narrow one.
 
-    The state of the narrow run, widened by `mupscale widen`, loads into the optimizer that is made of them.
+    An optimizer created from these groups can load the state that `mupscale widen` writes.
 
     Args:
         model: the wide model, with or without wrappers.
-        checkpoint: the widened checkpoint, whose mupscale.json says how each tensor was scaled.
-        lr: of the narrow run.
-        weight_decay: of the narrow run, for the parameters that are decayed.
-        eps: of the narrow run; the groups say nothing of it where it is None and the optimizer has none.
-        optimizer: its kind; how the step depends on the gradient decides about the multipliers.
-        decoupled: whether weight decay is `p -= lr wd p`; the optimizer's default if None.
-        decay: `matrices` decays parameters of two or more dimensions, as is done if it is None and as the Trainer of
-            transformers has it for language models, `all` and `none` as they say; or the names of the decayed
-            parameters, or a function of name and parameter.
+        checkpoint: the widened checkpoint; its mupscale.json records how each tensor was scaled.
+        lr: the narrow run's learning rate.
+        weight_decay: the narrow run's weight decay, for the decayed parameters.
+        eps: the narrow run's eps. Default: the optimizer's; groups have no eps if the optimizer has none.
+        optimizer: the kind of optimizer, whose step determines the multipliers.
+        decoupled: whether weight decay is `p -= lr wd p`. Default: the optimizer's.
+        decay: `matrices` decays parameters of two or more dimensions, like the Trainer of transformers does for
+            language models; `all` decays every parameter, `none` no parameter. Also the names of the decayed
+            parameters, or a function of name and parameter. Default: `matrices`.
         **settings: further settings for every group, for instance `betas`.
 
     Returns:
-        Groups for any torch optimizer. Each also has `param_names` and `clip_weight`.
+        Groups for any torch optimizer. Each group also has `param_names` and `clip_weight`.
 
     Raises:
-        MupscaleError: the checkpoint is not widened, or the model is not its model.
+        MupscaleError: the checkpoint is not a widened one, or the model does not fit it.
 
     Example:
         >>> optimizer = torch.optim.AdamW(param_groups(model, "tiny-x4", lr=3e-4))  # doctest: +SKIP
@@ -72,14 +72,14 @@ def param_groups(
     for is_decayed in (True, False):
         names = [n for n, p in parameters.items() if p.requires_grad and _decays(decay, n, p) == is_decayed]
         by_name = {name: tensor_multipliers(scaled[name], rule, is_decoupled, settings) for name in names}
-        for found, members in group_by_multipliers(by_name):
-            wide = scale_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, found)
+        for multipliers, members in group_by_multipliers(by_name):
+            wide = scale_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, multipliers)
             groups.append({"params": [parameters[name] for name in members], "param_names": members, **wide})
     return groups
 
 
 def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, ScaledTensor]:
-    """What the record of a widened checkpoint says of every parameter of a model, by its name there.
+    """Return the recorded scaling of every parameter of a model, under the model's names.
 
     Raises:
         CheckpointError: the checkpoint has no record, or lacks one of the parameters.
@@ -96,13 +96,13 @@ def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor
     plain = strip_wrappers(name)
     for spelling in (plain, plain.removeprefix(prefix), prefix + plain):
         if spelling in tensors:
-            found = tensors[spelling]
-            if parameter.numel() and tuple(parameter.shape) != found.wide_shape:
+            tensor = tensors[spelling]
+            if parameter.numel() and tuple(parameter.shape) != tensor.wide_shape:
                 raise CheckpointError(
-                    f"`{name}` of the model has the shape {tuple(parameter.shape)}, "
-                    f"in the widened checkpoint it has {found.wide_shape}"
+                    f"the model's `{name}` has the shape {tuple(parameter.shape)}, "
+                    f"but the widened checkpoint has {tensor.wide_shape}"
                 )
-            return found
+            return tensor
     raise CheckpointError(
         f"the model's parameter `{name}` is not in the widened checkpoint", hint=suggest(plain, tensors)
     )
@@ -111,20 +111,22 @@ def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor
 def _decays(decay: Decay | None, name: str, parameter: nn.Parameter) -> bool:
     if decay is None or isinstance(decay, str):
         if decay not in (None, "matrices", "all", "none"):
-            raise PlanError(f"`decay` is `{decay}`", hint="say matrices, all or none, or give names or a function")
+            raise PlanError(
+                f"unknown `decay` value `{decay}`", hint="use matrices, all or none, names of parameters, or a function"
+            )
         return decay == "all" or (decay != "none" and parameter.dim() > 1)
     return bool(decay(name, parameter)) if callable(decay) else name in decay
 
 
 def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any]], max_norm: float) -> Tensor:
-    """Clip gradients as the narrow run clipped them: by a norm that counts every unit once.
+    """Clip gradients like the narrow run: by a norm that counts every unit once.
 
-    The copies of an element have m gradients of 1 / (m c) its own, so each tensor's squared norm is
-    weighed with m c^2 (page `theory`). The scale is that of `torch.nn.utils.clip_grad_norm_`.
+    The m copies of an element each have 1 / (m c) of its gradient, so each tensor's squared norm has the weight m c^2
+    (page `theory`). Gradients are scaled like in `torch.nn.utils.clip_grad_norm_`.
 
     Args:
-        optimizer: made of `param_groups`, or its groups.
-        max_norm: largest norm.
+        optimizer: an optimizer created from `param_groups`, or its groups.
+        max_norm: the largest norm.
 
     Returns:
         The weighted norm before clipping.

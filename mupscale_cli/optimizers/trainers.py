@@ -1,6 +1,6 @@
-"""Hyperparameters in the forms that trainers read. Text only; no trainer is imported.
+"""Render hyperparameters in the formats that trainers read, as text; no trainer is imported.
 
-Each form carries what its trainer can express; `missing` says what it cannot.
+Each format contains what its trainer supports; `missing` lists the rest.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import Growth
 
 _CLIPPING = (
-    "the trainer clips by the plain norm, in which copies count more or less than once; where it clips, steps differ"
+    "the trainer clips by the plain norm, which counts copies more or less than once; steps differ when it clips"
 )
 
 
 @dataclass(frozen=True)
 class RenderedSettings:
-    """A form's text, and what it cannot say."""
+    """Hyperparameters as a trainer reads them, with notes about what is missing."""
 
     text: str
     missing: tuple[str, ...] = ()
 
 
-def document(found: Hyperparameters) -> dict[str, Any]:
-    """Everything as plain values."""
+def document(hparams: Hyperparameters) -> dict[str, Any]:
+    """Return the document that `hparams --json` prints."""
     from mupscale_cli.record.documents import document_head
 
-    settings = found.settings
+    settings = hparams.settings
     return {
         **document_head("hparams"),
-        "optimizer": found.rule.name,
+        "optimizer": hparams.rule.name,
         "narrow": {
             "lr": settings.lr,
             "weight_decay": settings.weight_decay,
             "eps": settings.eps,
             "betas": list(settings.betas) if settings.betas else None,
         },
-        "decoupled_weight_decay": found.decoupled,
-        "formulas": found.formulas,
+        "decoupled_weight_decay": hparams.decoupled,
+        "formulas": hparams.formulas,
         "groups": [
             {
                 "tensors": list(group.tensors),
@@ -62,36 +62,36 @@ def document(found: Hyperparameters) -> dict[str, Any]:
                 "coefficient": group.scales[0] if group.scales else None,
                 "multiplicity": group.scales[1] if group.scales else None,
             }
-            for group in found.groups
+            for group in hparams.groups
         ],
-        "warnings": list(found.warnings),
-        "advice": list(found.advice),
+        "warnings": list(hparams.warnings),
+        "advice": list(hparams.advice),
     }
 
 
-def _json(found: Hyperparameters, _record: Growth) -> RenderedSettings:
-    return RenderedSettings(json.dumps(document(found), indent=2))
+def _json(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+    return RenderedSettings(json.dumps(document(hparams), indent=2))
 
 
-def _yaml(found: Hyperparameters, _record: Growth) -> RenderedSettings:
-    return RenderedSettings(yaml.safe_dump(document(found), sort_keys=False, width=10_000).rstrip())
+def _yaml(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+    return RenderedSettings(yaml.safe_dump(document(hparams), sort_keys=False, width=10_000).rstrip())
 
 
-def _arguments(found: Hyperparameters, group: Group) -> dict[str, Any]:
-    """The constructor's arguments of one group."""
+def _arguments(hparams: Hyperparameters, group: Group) -> dict[str, Any]:
+    """Return the optimizer's constructor arguments for one group."""
     arguments: dict[str, Any] = {"lr": group.lr, "weight_decay": group.weight_decay}
     if group.eps is not None:
         arguments["eps"] = group.eps
-    if found.settings.betas is not None:
-        arguments["betas"] = found.settings.betas
+    if hparams.settings.betas is not None:
+        arguments["betas"] = hparams.settings.betas
     return arguments
 
 
-def _torch(found: Hyperparameters, _record: Growth) -> RenderedSettings:
-    name = found.rule.class_names.get("torch")
+def _torch(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+    name = hparams.rule.class_names.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
-    for group in found.groups:
-        arguments = {"pattern": group.pattern, **_arguments(found, group), "clip_weight": group.clip_weight}
+    for group in hparams.groups:
+        arguments = {"pattern": group.pattern, **_arguments(hparams, group), "clip_weight": group.clip_weight}
         lines.append(f"    {arguments!r},")
     lines += [
         "]",
@@ -111,74 +111,78 @@ def _torch(found: Hyperparameters, _record: Growth) -> RenderedSettings:
     return RenderedSettings("\n".join(lines))
 
 
-def _torchtitan(found: Hyperparameters, _record: Growth) -> RenderedSettings:
-    name = found.rule.class_names.get("torchtitan")
+def _torchtitan(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+    name = hparams.rule.class_names.get("torchtitan")
     if name is None:
         known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.class_names))
-        raise PlanError(f"torchtitan has no {found.rule.name} whose groups are set by pattern", hint=f"known: {known}")
+        raise PlanError(
+            f"torchtitan does not support parameter groups by pattern with {hparams.rule.name}", hint=f"known: {known}"
+        )
     groups = [
         f"    ParamGroupConfig(pattern={group.pattern!r}, optimizer_name={name!r}, "
-        f"optimizer_kwargs={_arguments(found, group)!r}),"
-        for group in found.groups
+        f"optimizer_kwargs={_arguments(hparams, group)!r}),"
+        for group in hparams.groups
     ]
     return RenderedSettings("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _nemo(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
     overrides = []
-    for group in found.groups:
+    for group in hparams.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
         if (group.multipliers.lr, decay) != (1.0, 1.0):
             overrides.append({"pattern": group.pattern, "lr_mult": group.multipliers.lr, "wd_mult": decay})
     text = yaml.safe_dump({"optimizer": {"param_group_overrides": overrides}}, sort_keys=False, width=10_000)
-    return RenderedSettings(text.rstrip(), (*_eps(found), _CLIPPING))
+    return RenderedSettings(text.rstrip(), (*_eps(hparams), _CLIPPING))
 
 
-def _eps(found: Hyperparameters) -> tuple[str, ...]:
-    values = sorted({group.eps for group in found.groups if group.eps is not None})
+def _eps(hparams: Hyperparameters) -> tuple[str, ...]:
+    values = sorted({group.eps for group in hparams.groups if group.eps is not None})
     if len(values) < 2:
         return ()
     shown = ", ".join(f"{value:.3g}" for value in values)
-    return (f"eps cannot be set for a group; the exact ones are {shown}, so take the smallest",)
+    return (f"the trainer has one eps for all groups; the exact values are {shown}: use the smallest",)
 
 
-def _megatron(found: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _megatron(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
         "",
-        "config_overrides = {  # MIN_LR: the narrow run's",
+        "config_overrides = {  # MIN_LR: min_lr of the narrow run",
     ]
-    for group in found.groups:
+    for group in hparams.groups:
         names = tuple(dict.fromkeys(starred(name) for name in group.tensors))
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
         lines.append(
             f"    ParamKey(name={names!r}): ParamGroupOverride(max_lr={group.lr!r}, "
             f"min_lr=MIN_LR * {group.multipliers.lr!r}, wd_mult={decay!r}),"
         )
-    note = "names are those of the checkpoint; Megatron's own model calls its parameters differently"
-    return RenderedSettings("\n".join([*lines, "}"]), (note, *_eps(found), _CLIPPING))
+    note = "the names are those of the checkpoint; Megatron's own models name their parameters differently"
+    return RenderedSettings("\n".join([*lines, "}"]), (note, *_eps(hparams), _CLIPPING))
 
 
-def _base_shapes(found: Hyperparameters, record: Growth) -> RenderedSettings:
+def _base_shapes(hparams: Hyperparameters, record: Growth) -> RenderedSettings:
     tensors = scaled_tensors(record)
     shapes = {
         tensor.name: [n if n != w else None for n, w in zip(tensor.shape, tensor.wide_shape, strict=True)]
         for tensor in tensors
     }
-    rates = {name: group.multipliers.lr for group in found.groups for name in group.tensors}
+    rates = {name: group.multipliers.lr for group in hparams.groups for name in group.tensors}
     other = [tensor.name for tensor in tensors if rates[tensor.name] != _mup_rate(tensor)]
-    missing = ["set it with `mup.set_base_shapes(model, FILE, rescale_params=False)`"]
-    if "bsh" not in found.rule.class_names:
-        missing.append(f"compared with mup's Adam; {found.rule.name} is scaled otherwise")
+    missing = ["load it with `mup.set_base_shapes(model, FILE, rescale_params=False)`"]
+    if "bsh" not in hparams.rule.class_names:
+        missing.append(
+            f"learning rates are compared with those of mup's Adam; mup scales {hparams.rule.name} differently"
+        )
     if other:
         shown = listed(other[:4])
-        missing.append(f"mup gives other learning rates than the exact ones to {shown}")
-    return RenderedSettings(yaml.safe_dump(shapes, sort_keys=False).rstrip(), (*missing, *_eps(found), _CLIPPING))
+        missing.append(f"mup's learning rates differ from the exact ones for {shown}")
+    return RenderedSettings(yaml.safe_dump(shapes, sort_keys=False).rstrip(), (*missing, *_eps(hparams), _CLIPPING))
 
 
 def _mup_rate(tensor: ScaledTensor) -> float:
-    """What MuAdam multiplies the learning rate by: fan-in base over fan-in, of tensors with two infinite dimensions."""
+    """Return MuAdam's factor of the learning rate: base fan_in over fan_in if two dimensions are widened, else 1."""
     grown = [(n, w) for n, w in zip(tensor.shape, tensor.wide_shape, strict=True) if n != w]
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
@@ -190,22 +194,25 @@ _RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], RenderedSettings]] 
     "torchtitan": _torchtitan,  # its `OptimizersContainer.Config.param_groups`
     "nemo": _nemo,  # NeMo Automodel's `param_group_overrides`
     "megatron": _megatron,  # Megatron Core's `config_overrides`
-    "bsh": _base_shapes,  # of microsoft/mup
+    "bsh": _base_shapes,  # base shapes of microsoft/mup
 }
-TRAINER_FORMATS = ("table", *_RENDERERS)  # the table is for people
+TRAINER_FORMATS = ("table", *_RENDERERS)  # people read the table
 
 
-def render(form: str, found: Hyperparameters, record: Growth) -> RenderedSettings:
-    """Render hyperparameters in a trainer's form.
+def render(format_name: str, hparams: Hyperparameters, record: Growth) -> RenderedSettings:
+    """Render hyperparameters in a trainer's format.
 
     Args:
-        form: one of `TRAINER_FORMATS` other than `table`.
-        found: the hyperparameters.
-        record: mupscale.json, for shapes.
+        format_name: one of `TRAINER_FORMATS` other than `table`.
+        hparams: the hyperparameters.
+        record: the record of the widening, for shapes.
 
     Raises:
-        PlanError: the form is not known, or cannot say it at all.
+        PlanError: the format is unknown, or does not support the optimizer.
     """
-    if form not in _RENDERERS:
-        raise PlanError(f"there is no form `{form}`", hint=suggest(form, TRAINER_FORMATS))
-    return _RENDERERS[form](found, record)
+    if format_name not in _RENDERERS:
+        raise PlanError(
+            f"unknown format `{format_name}`",
+            hint=suggest(format_name, TRAINER_FORMATS) or f"known: {', '.join(TRAINER_FORMATS)}",
+        )
+    return _RENDERERS[format_name](hparams, record)

@@ -1,8 +1,8 @@
-"""An optimizer's state dict, whatever its form: states and groups by the names of parameters.
+"""Read and render an optimizer's state dict in any form as states and groups by parameter name.
 
-Three forms: torch.optim's own (states by number, groups that list the numbers), the same with
-names instead of numbers (torch.distributed.checkpoint), and the flattened form of
-`get_optimizer_state_dict(flatten_optimizer_state_dict=True)` with keys like `state.NAME.exp_avg`.
+There are three forms: that of torch.optim (states by number, groups that list the numbers), the same with names instead
+of numbers (torch.distributed.checkpoint), and the flat form of
+`get_optimizer_state_dict(flatten_optimizer_state_dict=True)`, with keys like `state.NAME.exp_avg`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _STATE, _GROUPS, _PARAMS, _NAMES = "state", "param_groups", "params", "param_nam
 
 @dataclass(frozen=True)
 class OptimizerTree:
-    """States and groups by parameter name.
+    """An optimizer's states and groups by parameter name.
 
     Attributes:
-        form: how the file spells them.
-        states: the entries of every parameter that has a state.
-        groups: settings and parameter names of each group; the flat form has one for each parameter.
-        numbers: in the form with numbers, the number of each name.
+        form: the form of the state dict that they come from.
+        states: the state entries of every parameter that has any.
+        groups: settings and parameter names of each group; the flat form has one group per parameter.
+        numbers: the number of each name, in the form with numbers.
     """
 
     form: Form
@@ -38,10 +38,10 @@ class OptimizerTree:
 
 
 def is_optimizer(content: Any) -> bool:
-    """Whether a value is the state dict of an optimizer in one of the forms."""
+    """Tell whether a value is an optimizer's state dict in any of the forms."""
     if not isinstance(content, Mapping):
         return False
-    if _GROUPS in content:  # distributed checkpoints have no empty mappings
+    if _GROUPS in content:  # a distributed checkpoint drops an empty `state`
         return isinstance(content.get(_STATE, {}), Mapping) and isinstance(content[_GROUPS], list)
     return any(isinstance(key, str) and key.startswith((f"{_STATE}.", f"{_GROUPS}.")) for key in content)
 
@@ -52,11 +52,11 @@ def parse_tree(
     """Read a state dict.
 
     Args:
-        content: in one of the forms.
-        names_of: gives the names of numbered parameters whose groups do not say them.
+        content: the state dict, in any of the forms.
+        names_of: names the numbered parameters of groups that have no names.
 
     Raises:
-        CheckpointError: it contradicts itself.
+        CheckpointError: the state dict is malformed or contradicts itself.
     """
     if _GROUPS not in content:
         return _parse_flat(content)
@@ -70,21 +70,23 @@ def parse_tree(
     if not all(type(member) is int for member in members):
         named = {str(name): entries for name, entries in states.items()}
         return OptimizerTree("names", named, [(s, [str(m) for m in group]) for s, group in raw], {})
-    listed = [group.get(_NAMES) for group in content[_GROUPS]]
-    if all(listed):
-        for (_, group), said in zip(raw, listed, strict=True):
-            if not isinstance(said, (list, tuple)) or len(said) != len(group):
-                raise CheckpointError(f"a group of the optimizer has {len(group)} parameters and not as many names")
+    group_names = [group.get(_NAMES) for group in content[_GROUPS]]
+    if all(group_names):
+        for (_, group), listed in zip(raw, group_names, strict=True):
+            if not isinstance(listed, (list, tuple)) or len(listed) != len(group):
+                raise CheckpointError(
+                    f"a group of the optimizer has {len(group)} parameters, but `{_NAMES}` does not name each of them"
+                )
         names = {
             n: str(name)
-            for (_, group), said in zip(raw, listed, strict=True)
-            for n, name in zip(group, said, strict=True)
+            for (_, group), listed in zip(raw, group_names, strict=True)
+            for n, name in zip(group, listed, strict=True)
         }
     else:
         names = dict(names_of(raw, states))
-    strangers = [number for number in states if number not in names]
-    if strangers:
-        raise CheckpointError(f"the optimizer has state for parameter number {strangers[0]}, which is in no group")
+    ungrouped = [number for number in states if number not in names]
+    if ungrouped:
+        raise CheckpointError(f"the optimizer has state for parameter number {ungrouped[0]}, which is in no group")
     return OptimizerTree(
         "numbers",
         {names[number]: entries for number, entries in states.items()},
@@ -96,11 +98,11 @@ def parse_tree(
 def _check_forms(states: Mapping[Any, Any], groups: Sequence[Any]) -> None:
     for number, entries in states.items():
         if not isinstance(entries, Mapping):
-            raise CheckpointError(f"the optimizer's state of parameter {number} is not a mapping of entries")
+            raise CheckpointError(f"the optimizer state of parameter {number} is not a mapping")
     for group in groups:
         members = group.get(_PARAMS) if isinstance(group, Mapping) else None
         if not isinstance(members, (list, tuple)) or not all(isinstance(member, (int, str)) for member in members):
-            raise CheckpointError("a group of the optimizer does not list its parameters, by numbers or by names")
+            raise CheckpointError("a group of the optimizer does not list its parameters by number or name")
 
 
 def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
@@ -111,7 +113,7 @@ def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
         name, _, entry = rest.rpartition(".")
         into = {_STATE: states, _GROUPS: settings}.get(section)
         if into is None or not name:
-            raise CheckpointError(f"`{key}` is neither state nor group of an optimizer")
+            raise CheckpointError(f"`{key}` is not an optimizer's state or group")
         into.setdefault(name, {})[entry] = value
     return OptimizerTree("flat", states, [(values, [name]) for name, values in settings.items()], {})
 
@@ -119,15 +121,15 @@ def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
 def render_tree(
     tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], scaled: Callable[[str], Sequence[ScaledTensor]]
 ) -> tuple[dict[Any, Any], list[WideGroup]]:
-    """The widened state dict in the form of the narrow one.
+    """Render the widened state dict in the form of the narrow one.
 
     Args:
-        tree: the narrow one.
-        states: the entries of every wide parameter.
-        scaled: what became of a narrow parameter.
+        tree: the narrow state dict.
+        states: the state entries of every wide parameter.
+        scaled: returns the widened tensors of a narrow parameter.
 
     Returns:
-        The state dict, and its groups.
+        The widened state dict, and its groups.
     """
     keys = {name: entries.keys() for name, entries in tree.states.items()}
     groups = widen_groups(tree.groups, keys, scaled)

@@ -1,4 +1,4 @@
-"""A widened checkpoint that several files of tests read."""
+"""A widened checkpoint that several test files share."""
 
 import pytest
 

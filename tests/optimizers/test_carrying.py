@@ -1,4 +1,4 @@
-"""What becomes of an optimizer's state when its weights are widened."""
+"""Carrying optimizer state along when weights are widened."""
 
 import shutil
 
@@ -20,8 +20,8 @@ Q, NORM, EMBED = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight", 
 AXES = {"embed": 2, "kv": 3, "ffn": 5}
 
 
-def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
-    """Experts that the model keeps together, and a router by the name that it has there."""
+def test_weights_saved_with_the_state_may_have_the_form_of_the_model(tmp_path):
+    """The model stacks the experts and names the router differently."""
     model, optimizer = trained("Mixtral-untied", "adamw", dtype=torch.float32)
     model.save_pretrained(tmp_path / "narrow")
     content = {"step": 4, "model": model.state_dict(), "training": {"optimizer": optimizer.state_dict()}}
@@ -35,11 +35,11 @@ def test_weights_beside_the_state_in_the_form_of_the_model(tmp_path):
     assert stored["model"].keys() == wide.keys()
     assert all(torch.equal(tensor, wide[name]) for name, tensor in stored["model"].items())
     assert verify_weights(tmp_path / "wide", optimizer=tmp_path / "all.pt").agrees
-    with pytest.raises(PlanError, match="whose noise would be another"):
+    with pytest.raises(PlanError, match="for which the noise would differ"):
         widen(tmp_path / "narrow", tmp_path / "noisy", 2, verify=False, **state, noise=0.1)
 
 
-def test_state_is_left_when_asked(tmp_path):
+def test_state_is_omitted_on_request(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
     result = widen(source, tmp_path / "wide", 2, verify=False, optimizer="none")
     assert not (tmp_path / "wide" / "optimizer.pt").exists()
@@ -47,7 +47,7 @@ def test_state_is_left_when_asked(tmp_path):
     assert result.record["optimizer_state"] is None
 
 
-def test_float32_state_and_master_weights_beside_bfloat16(tmp_path, saved):
+def test_float32_state_and_master_weights_of_bfloat16_weights(tmp_path, saved):
     source = shutil.copytree(saved("Llama-tied", dtype=torch.bfloat16), tmp_path / "narrow")
     weights = load_file(source / "model.safetensors")
     flat = {f"state.{n}.fp32_param": w.float() + 1e-4 for n, w in weights.items()}
@@ -61,7 +61,7 @@ def test_float32_state_and_master_weights_beside_bfloat16(tmp_path, saved):
     assert wide[f"state.{Q}.exp_avg"].dtype == torch.float32
 
 
-def test_a_single_file_and_its_state(tmp_path):
+def test_the_state_of_a_single_file_is_widened(tmp_path):
     tensors = mlp_tensors()
     save_file(tensors, tmp_path / "net.safetensors")
     save_file({f"state.{n}.exp_avg": t for n, t in tensors.items()}, tmp_path / "net.optimizer.safetensors")

@@ -1,4 +1,4 @@
-"""Checksums of data that come in pieces."""
+"""Checksums of data whose pieces arrive in any order."""
 
 import itertools
 import random
@@ -7,7 +7,7 @@ import zlib
 from mupscale_cli.optimizers.formats.checksums import Checksum
 
 
-def test_checksums_of_pieces_in_any_order():
+def test_pieces_in_any_order_have_the_checksum_of_the_whole():
     generator = random.Random(0)
     data = memoryview(generator.randbytes(100_000))
     for count in (0, 1, 2, 300):
@@ -19,9 +19,9 @@ def test_checksums_of_pieces_in_any_order():
             middle = (low + high) // 2
             parts[generator.randrange(2)].add(low, [data[low:middle], data[middle:high]])
         whole = Checksum()
-        assert whole.of(len(data)) is None
+        assert whole.value(len(data)) is None
         for part in parts:
             whole.merge(part.stretches)
         assert whole.stretches == {0: (len(data), zlib.crc32(data))}
-        assert whole.of(len(data)) == zlib.crc32(data)
-        assert whole.of(len(data) + 1) is None
+        assert whole.value(len(data)) == zlib.crc32(data)
+        assert whole.value(len(data) + 1) is None

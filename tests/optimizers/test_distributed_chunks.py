@@ -1,4 +1,4 @@
-"""Tensors of distributed checkpoints, read from their chunks."""
+"""Reading tensors of distributed checkpoints from their chunks."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTen
 
 
 def boxes(shape, cuts):
-    """The corner and the shape of every box between cuts of each dimension."""
+    """Yield the corner and the shape of every box between the cuts of each dimension."""
     sides = [list(itertools.pairwise((0, *cut, size))) for cut, size in zip(cuts, shape, strict=True)]
     for sides_of_box in itertools.product(*sides):
         yield tuple(low for low, _ in sides_of_box), tuple(high - low for low, high in sides_of_box)
@@ -26,15 +26,15 @@ def boxes(shape, cuts):
     [
         ((), ()),
         ((7,), ((2, 5),)),
-        ((8, 5), ((3, 4), ())),  # as FSDP has it
-        ((8, 5), ((), (2,))),  # as tensor parallelism of columns has it
+        ((8, 5), ((3, 4), ())),  # the chunks of FSDP
+        ((8, 5), ((), (2,))),  # the chunks of column-wise tensor parallelism
         ((8, 5), ((4,), (1, 3))),
         ((4, 6, 5), ((1,), (2, 4), ())),
         ((4, 3, 5), ((), (), (2,))),
         ((4, 3, 5), ((2,), (1,), (1, 4))),
     ],
 )
-def test_chunks_of_any_shape_are_read_where_they_lie(shape, cuts, tmp_path):
+def test_rows_are_read_from_chunks_of_any_shape(shape, cuts, tmp_path):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     data = bytes(tensor.reshape(-1).view(torch.uint8).numpy())
     chunks = []
@@ -59,7 +59,7 @@ def test_chunks_of_any_shape_are_read_where_they_lie(shape, cuts, tmp_path):
                 with pytest.raises(CheckpointError, match="missing or overlap"):
                     reader.read(broken, 0, memoryview(bytearray(len(data))))
         lying = replace(chunks[0], spec=replace(chunks[0].spec, dtype="F16"))
-        with pytest.raises(CheckpointError, match="does not hold what its metadata say"):
+        with pytest.raises(CheckpointError, match="its content contradicts the metadata"):
             reader.read(
                 ChunkedTensor(replace(stored.spec, dtype="F16"), "x", (lying, *chunks[1:])),
                 0,

@@ -1,4 +1,4 @@
-"""Formats of optimizer state are found by asking each in turn; another one takes a class and an entry."""
+"""Finding the format of optimizer state; a new format takes a class and an entry."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from training import trained
 
 
 class Raw(StateFormat):
-    """A folder with `shapes.json` and the bytes of each float32 tensor in a file of its own."""
+    """A folder with `shapes.json` and one file with the bytes of each float32 tensor."""
 
     markers = ("moments/shapes.json",)
 
@@ -44,7 +44,7 @@ class Raw(StateFormat):
 
 @dataclass(frozen=True)
 class RawState:
-    """A state of that format."""
+    """A state of the format `Raw`."""
 
     path: Path
     stored: Mapping[str, StoredTensor]
@@ -81,7 +81,7 @@ class RawState:
 
 @dataclass(frozen=True)
 class RawWriter:
-    """Writes into the files of a folder."""
+    """Writes tensors into the files of a folder."""
 
     folder: Path
 
@@ -128,20 +128,20 @@ def test_a_format_is_one_class_and_one_entry(saved_with_moments, monkeypatch):
     assert set(finding.state_names(names)) == set(names)
 
 
-def test_the_most_telling_state_is_found(tmp_path):
+def test_the_most_specific_marker_wins(tmp_path):
     names = ["optim.pt", "optimizer/.metadata", "optimizer/__0_0.distcp", "optimizer.safetensors"]
     assert finding.state_name(names) == "optimizer.safetensors"
     assert finding.state_name(names[:3]) == "optim.pt"
     assert finding.state_name(names[1:3]) == "optimizer"
     assert finding.state_names(names[1:3]) == ("optimizer/.metadata", "optimizer/__0_0.distcp")
     assert finding.state_name(["optimizer/x"]) is None
-    with pytest.raises(CheckpointError, match="there is no optimizer's state at"):
+    with pytest.raises(CheckpointError, match="no optimizer state at"):
         finding.open_optimizer(tmp_path / "absent.pt", None)
-    with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
+    with pytest.raises(CheckpointError, match=r"it has no `\.metadata`"):
         finding.open_optimizer(tmp_path, None)
 
 
-def test_what_lies_beside_a_single_file_begins_with_its_name(tmp_path):
+def test_the_state_of_a_single_file_begins_with_its_name(tmp_path):
     save_file(mlp_tensors(), tmp_path / "net.safetensors")
     checkpoint = open_checkpoint(tmp_path / "net.safetensors")
     for folder in ("optimizer", "net.optim", "net.optimizer_0"):

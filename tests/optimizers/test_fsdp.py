@@ -1,4 +1,4 @@
-"""A run that FSDP2 has cut over two processes is saved by torch, widened, and continued by torch."""
+"""torch saves a run that FSDP2 shards over two processes, mupscale widens it, and torch continues it."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def processes(task, folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
-def test_a_sharded_run_goes_on(tmp_path):
+def test_a_sharded_run_continues(tmp_path):
     processes("train", tmp_path)
     dcp_to_torch_save(tmp_path / "step-3", tmp_path / "whole.pt")
     model = build("Llama-tied", dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Hyperparameters of a widened model: its groups, their patterns, and what cannot be exact."""
+"""Hyperparameters of a widened model: groups, their patterns, and warnings about what is not exact."""
 
 import re
 
@@ -23,7 +23,7 @@ Q, NORM, EMBED, HEAD_NORM = (
 )
 
 
-def test_groups(wide):
+def test_groups_have_the_values_of_the_table(wide):
     found, by_name = groups_of(wide)
     assert by_name[Q].lr == 1e-3 / 4
     assert by_name[Q].eps == 1e-8 / 4
@@ -41,13 +41,13 @@ def test_patterns_match_their_tensors_and_no_others(wide):
         assert {name for name in by_name if re.search(group.pattern, name)} == set(group.tensors)
 
 
-def test_a_pattern_names_layers_where_numbers_would_match_too_much():
+def test_a_pattern_names_layers_if_any_number_would_match_too_much():
     names = ["l.0.w", "l.1.w", "l.2.w", "l.0.b"]
     pattern = name_pattern(["l.0.w", "l.2.w"], names)
     assert [name for name in names if re.search(pattern, name)] == ["l.0.w", "l.2.w"]
 
 
-def test_what_cannot_be_exact_is_said(saved, tmp_path):
+def test_inexact_hyperparameters_have_a_warning(saved, tmp_path):
     gemma = widen(saved("Gemma-tied"), tmp_path / "gemma", 2, verify=False)
     warnings = groups_of(gemma, decay="all")[0].warnings
     assert any(NORM in warning and "difference from 1" in warning for warning in warnings)
@@ -63,21 +63,24 @@ def test_advice_names_its_source(wide):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--lr", "-1"], "at least 0"),
         (["--lr", "1", "--optimizer", "adamv"], "did you mean"),
         (["--lr", "1", "--betas", "0.9"], "two numbers"),
         (["--lr", "1", "--decay", "some"], "matrices, all, none"),
-        (["--lr", "1", "--format", "xml"], "no form `xml`"),
-        (["--lr", "1", "--optimizer", "lion", "--format", "torchtitan"], "torchtitan has no lion"),
+        (["--lr", "1", "--format", "xml"], "unknown format `xml`"),
+        (
+            ["--lr", "1", "--optimizer", "lion", "--format", "torchtitan"],
+            "groups by pattern with lion",
+        ),
     ],
 )
-def test_hparams_refuses(arguments, says, wide):
+def test_hparams_refuses_invalid_options(arguments, message, wide):
     result = run("hparams", str(wide.output), *arguments)
     assert result.code == 2
-    assert says in result.err
+    assert message in result.err
 
 
-def test_hparams_of_a_narrow_checkpoint(saved):
+def test_hparams_refuses_a_narrow_checkpoint(saved):
     assert "not written by mupscale" in run("hparams", str(saved("Llama-tied")), "--lr", "1").err

@@ -1,4 +1,4 @@
-"""An optimizer is one entry of one table: every command knows it as soon as it stands there."""
+"""Adding an optimizer takes one entry in one table, which every command reads."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ K = 3
 
 
 class Rooted(torch.optim.Optimizer):
-    """Made up: steps along d / sqrt(|d| + eps), where d is an average of gradients."""
+    """A made-up optimizer: steps along d / sqrt(|d| + eps), with an average d of gradients."""
 
     def __init__(self, params, lr=1e-3, damping=0.9, eps=1e-3, weight_decay=0.0):
         super().__init__(params, {"lr": lr, "damping": damping, "eps": eps, "weight_decay": weight_decay})
@@ -37,7 +37,7 @@ def added(monkeypatch):
     rule = OptimizerRule(
         title="Rooted",
         state={"drift": "linear"},
-        lr=Powers(c=1.5, m=0.5),  # d / sqrt(|d|) becomes that over sqrt(m c), and is to become c times that
+        lr=Powers(c=1.5, m=0.5),  # d / sqrt(|d|) shrinks by sqrt(m c), but must grow by c
         eps=Powers(c=-1, m=-1),
         settings={"lr": 1e-3, "damping": 0.9, "eps": 1e-3, "weight_decay": 0.1},
         marks=("damping",),
@@ -92,7 +92,7 @@ def test_both_models_train_alike_with_it(wide, tmp_path):
 
 
 @pytest.mark.usefixtures("added", "wide")
-def test_hparams_and_explanations_show_it(tmp_path):
+def test_hparams_and_inspect_show_it(tmp_path):
     shown = run("hparams", str(tmp_path / "wide"), "--lr", "1e-3", "--optimizer", "rooted")
     assert "lr x sqrt(m) c^1.5" in shown.out
     assert "Rooted is made up" in shown.out
@@ -107,8 +107,8 @@ def test_without_its_entry_it_is_refused(wide):
     assert "`drift`" in wide.err
 
 
-def test_no_module_but_the_table_names_an_optimizer():
-    """Any other place that named one would have to be changed for a new one. AdamW is the default in several."""
+def test_only_the_table_names_an_optimizer():
+    """Any other place would need a change for a new optimizer. Several places have AdamW as a default."""
     package = Path(mupscale_cli.__file__).parent
     names = {rule.name for rule in OPTIMIZERS.values()} - {"adamw"}
     found = {

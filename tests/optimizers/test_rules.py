@@ -1,4 +1,4 @@
-"""The table of optimizers: its formulas, and how it tells optimizers by their groups and state."""
+"""The table of optimizers: its formulas, and how it infers optimizers from groups and state."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ from mupscale_cli.optimizers.rules import (
 from mupscale_cli.verification.optimizers import optimizer_class
 
 K = 4
-# Kinds of tensors in muP's words, for one factor K: coefficient and multiplicity.
+# Coefficient and multiplicity of muP's kinds of tensors, for one factor K.
 HIDDEN, READOUT, EMBEDDING, MU_READOUT = (1 / K, K * K), (1 / K, K), (1, K), (1, K)
 
 
@@ -60,7 +60,7 @@ def test_l2_decay_scales_like_the_gradient(kind):
     assert multipliers(optimizer_rule("sgd"), c, m).weight_decay * c == pytest.approx(1 / (m * c))
 
 
-def test_state():
+def test_state_scales_with_the_gradient():
     c, m = HIDDEN
     assert state_scale("linear", c, m) == 1 / K
     assert state_scale("quadratic", c, m) == 1 / K**2
@@ -71,7 +71,7 @@ def test_state():
 
 
 @pytest.mark.parametrize(
-    ("made", "name", "decoupled"),
+    ("optimizer", "name", "decoupled"),
     [
         (torch.optim.AdamW, "adamw", True),
         (torch.optim.Adam, "adam", False),
@@ -83,19 +83,19 @@ def test_state():
         (torch.optim.Muon, "muon", True),
     ],
 )
-def test_optimizers_are_told_by_their_groups(made, name, decoupled):
-    (group,) = made([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"]
+def test_groups_reveal_their_optimizer(optimizer, name, decoupled):
+    (group,) = optimizer([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"]
     rule, is_decoupled = infer_optimizer(group, ())
     assert (rule.name, is_decoupled) == (name, decoupled)
 
 
-def test_a_group_of_no_known_optimizer():
+def test_unknown_optimizers_are_refused():
     assert infer_optimizer({"lr": 1, "hyperbolic": True}, ()) is None
     with pytest.raises(PlanError, match="did you mean `adam`"):
         optimizer_rule("adamv")
 
 
-def test_optimizers_are_called_in_any_case_and_by_aliases():
+def test_names_of_optimizers_ignore_case_and_have_aliases():
     assert optimizer_rule("AdamW") is optimizer_rule("adamw_torch_fused") is OPTIMIZERS["adamw"]
 
 
@@ -104,14 +104,14 @@ def test_optimizers_are_called_in_any_case_and_by_aliases():
 
 @pytest.mark.parametrize("c_power", [-2, -1, -0.5, 0, 1, 1.5, 2])
 @pytest.mark.parametrize("m_power", [-1, -0.5, 0, 0.5, 1, 3])
-def test_a_formula_says_in_words_what_it_computes(c_power, m_power):
+def test_the_text_of_a_formula_agrees_with_its_value(c_power, m_power):
     formula = Powers(c=c_power, m=m_power)
     code = str(formula).replace("^", "**").replace(" ", "*")
-    assert formula(0.3, 7) == pytest.approx(eval(code, {"c": 0.3, "m": 7, "sqrt": math.sqrt}))  # noqa: S307 (made above)
+    assert formula(0.3, 7) == pytest.approx(eval(code, {"c": 0.3, "m": 7, "sqrt": math.sqrt}))  # noqa: S307 (text from the table)
     assert formula(0.3, 7) * formula.inverse(0.3, 7) == pytest.approx(1)
 
 
-def test_a_formula_applied_to_a_value():
+def test_a_formula_is_printed_with_a_value():
     assert Powers(c=2, m=1).times("lr") == "lr x m c^2"
     assert Powers(c=-1, m=-1).times("eps") == "eps / (m c)"
     assert Powers(c=1, m=-0.5).times("wd") == "wd x c / sqrt(m)"
@@ -119,7 +119,7 @@ def test_a_formula_applied_to_a_value():
 
 
 def test_products_that_cancel_are_exactly_one():
-    """With 1/5 and 1/7 a squared coefficient that is rounded first leaves an error."""
+    """With 1/5 and 1/7, rounding the squared coefficient first would leave an error."""
     assert [Powers(c=2, m=1)(1 / k, k * k) for k in (3, 5, 7)] == [1, 1, 1]
 
 
@@ -160,12 +160,12 @@ def test_the_page_theory_has_the_formulas_of_the_table():
 
 
 @pytest.mark.parametrize("rule", [rule for rule in OPTIMIZERS.values() if rule.marks], ids=lambda rule: rule.name)
-def test_a_group_with_an_entrys_own_settings_and_state_is_told_to_be_its(rule):
+def test_the_settings_and_state_of_an_entry_reveal_its_optimizer(rule):
     assert infer_optimizer(rule.settings, rule.state.keys()) == (rule, rule.decoupled)
 
 
 @pytest.mark.parametrize("rule", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_a_class_takes_the_settings_of_its_entry_and_keeps_the_state_that_the_entry_says(rule):
+def test_the_class_of_an_entry_has_its_settings_and_state(rule):
     made_by = optimizer_class(rule)
     weight = torch.nn.Parameter(torch.ones(2, 2))
     known = inspect.signature(made_by).parameters
@@ -189,11 +189,11 @@ def test_a_class_takes_the_settings_of_its_entry_and_keeps_the_state_that_the_en
         (("square_avg",), "rmsprop"),
     ],
 )
-def test_a_state_without_groups_has_the_settings_of_an_optimizer_that_makes_it(keys, name):
+def test_a_state_without_groups_reveals_its_optimizer(keys, name):
     assert default_settings(keys) == OPTIMIZERS[name].settings
 
 
-def test_an_entry_of_the_state_says_what_was_set():
+def test_state_entries_imply_settings():
     assert default_settings(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))["amsgrad"]
     found = default_settings(("square_avg", "grad_avg", "momentum_buffer"))
     assert (found["centered"], found["momentum"]) == (True, 0.9)

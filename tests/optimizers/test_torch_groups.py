@@ -1,4 +1,4 @@
-"""Continuing in a torch training loop: parameter groups and the weighted norm."""
+"""Continuing in a torch loop: parameter groups and the weighted norm."""
 
 import pytest
 import torch
@@ -35,11 +35,11 @@ def test_param_groups_of_a_model(wide):
     for decay, is_decayed in (("all", lambda _: True), ("none", lambda _: False), ("matrices", lambda p: p.dim() > 1)):
         groups = param_groups(model, wide.output, lr=1e-3, weight_decay=0.1, decay=decay)
         assert all(bool(group["weight_decay"]) == is_decayed(p) for group in groups for p in group["params"])
-    with pytest.raises(PlanError, match="`decay` is `some`"):
+    with pytest.raises(PlanError, match="unknown `decay` value `some`"):
         param_groups(model, wide.output, lr=1e-3, decay="some")
 
 
-def test_groups_for_another_model(wide, saved):
+def test_groups_for_another_model_are_refused(wide, saved):
     import transformers
 
     narrow = transformers.AutoModelForCausalLM.from_pretrained(saved("Qwen3-tied"))
@@ -72,7 +72,7 @@ def test_the_weighted_norm_is_that_of_the_narrow_gradient(wide, saved):
     assert norms[0] > 0.1
 
 
-def test_parameters_are_called_what_the_model_calls_them(saved, tmp_path):
+def test_parameters_have_their_names_in_the_model(saved, tmp_path):
     """GPT-NeoX saves `lm_head` as `embed_out`."""
     import transformers
 

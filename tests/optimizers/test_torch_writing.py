@@ -1,4 +1,4 @@
-"""Files of torch.save that are written blank and filled in."""
+"""Writing files of torch.save blank, and filling them."""
 
 import zipfile
 
@@ -12,7 +12,7 @@ from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, read_tor
 from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, write_checksums
 
 
-def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
     with pytest.raises(OutputError, match="PytorchStreamWriter"):
         write_blank_file(tmp_path / "x.pt", {})
@@ -22,7 +22,7 @@ def pieces(tensor):
     return (memoryview(bytearray(tensor.reshape(-1).view(torch.uint8).numpy())),)
 
 
-def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
+def test_tensors_are_written_in_pieces(tmp_path):
     specs = [TensorSpec("a/0", "BF16", (3, 2)), TensorSpec("b", "I64", ())]
     content = {"a": [blank_tensor(specs[0])], "b": blank_tensor(specs[1]), "c": [1, "x"]}
     slots = write_blank_file(tmp_path / "x.pt", content)
@@ -39,14 +39,14 @@ def test_torch_files_are_written_without_their_data_in_memory(tmp_path):
 
 
 def test_a_file_stays_open_until_every_tensor_is_complete(tmp_path, monkeypatch):
-    """Also where two threads see at once that one of them is."""
+    """Two threads may see at the same time that a tensor is complete."""
     specs = [TensorSpec("a", "I64", (2,)), TensorSpec("b", "I64", ())]
     slots = write_blank_file(tmp_path / "x.pt", {spec.name: blank_tensor(spec) for spec in specs})
     closed = []
     monkeypatch.setattr(ArchiveWriter, "_close", lambda _self, file, **_: closed.append(file.name))
     with ArchiveWriter(slots) as writer:
         writer.write("a", 0, pieces(torch.tensor([1, 2])))
-        writer.write("a", 16, pieces(torch.tensor([], dtype=torch.int64)))  # the other thread, which looks later
+        writer.write("a", 16, pieces(torch.tensor([], dtype=torch.int64)))  # the other thread, which checks later
         assert closed == []
         writer.write("b", 0, pieces(torch.tensor(3)))
         assert closed == ["x.pt"]

@@ -1,4 +1,4 @@
-"""The Trainer of transformers goes on with a widened checkpoint as it would have with the narrow one."""
+"""The Trainer of transformers continues a widened checkpoint like the narrow one."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ REL = 16 * 2**-24
 
 
 class RandomTokens(Dataset):
-    """Sequences that are the same in every run."""
+    """The same sequences in every run."""
 
     def __len__(self):
         return 64
@@ -27,7 +27,7 @@ class RandomTokens(Dataset):
 
 
 class WideTrainer(Trainer):
-    """What a user writes to continue: groups from the record, and the weighted norm for clipping."""
+    """A user's Trainer that continues: groups from the record, and clipping by the weighted norm."""
 
     checkpoint = None
 

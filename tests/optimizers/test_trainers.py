@@ -1,4 +1,4 @@
-"""Hyperparameters in trainers' forms."""
+"""Hyperparameters in the formats of trainers."""
 
 import ast
 import json
@@ -21,11 +21,11 @@ def by_name_of(wide):
     return {name: group for group in found.groups for name in group.tensors}
 
 
-@pytest.mark.parametrize("form", TRAINER_FORMATS)
-def test_every_form_is_valid_in_its_language(form, wide):
-    result = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", form)
+@pytest.mark.parametrize("format_name", TRAINER_FORMATS)
+def test_every_format_is_valid_in_its_language(format_name, wide):
+    result = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", format_name)
     assert result.code == 0, result.err
-    match form:
+    match format_name:
         case "json":
             assert len(json.loads(result.out)["groups"]) >= 4
         case "yaml" | "nemo" | "bsh":
@@ -36,7 +36,7 @@ def test_every_form_is_valid_in_its_language(form, wide):
             ast.parse(f"f({result.out})")
 
 
-def test_the_torch_form_makes_the_groups(wide):
+def test_the_torch_format_creates_the_groups(wide):
     import transformers
 
     text = run("hparams", str(wide.output), "--lr", "1e-3", "--weight-decay", "0.1", "--format", "torch").out
@@ -44,16 +44,16 @@ def test_the_torch_form_makes_the_groups(wide):
     exec(text, namespace)  # noqa: S102 (what a user would paste)
     model = transformers.AutoModelForCausalLM.from_pretrained(wide.output)
     by_name = by_name_of(wide)
-    made = torch.optim.AdamW(namespace["param_groups"](model))
-    seen = {name for group in made.param_groups for name in group["param_names"]}
+    optimizer = torch.optim.AdamW(namespace["param_groups"](model))
+    seen = {name for group in optimizer.param_groups for name in group["param_names"]}
     assert seen == set(by_name)
-    for group in made.param_groups:
+    for group in optimizer.param_groups:
         for name in group["param_names"]:
             assert group["lr"] == by_name[name].lr
             assert group["weight_decay"] == by_name[name].weight_decay
 
 
-def test_base_shapes_say_what_is_finite(wide):
+def test_base_shapes_have_the_sizes_of_widened_dimensions(wide):
     shapes = yaml.safe_load(run("hparams", str(wide.output), "--lr", "1", "--format", "bsh").out)
     assert shapes[EMBED] == [None, 48]
     assert shapes[Q] == [32, 48]

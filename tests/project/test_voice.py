@@ -58,7 +58,6 @@ PENDING_ROOMS = frozenset(
         "plan",
         "engine",
         "record",
-        "optimizers",
         "verification",
         "cli",
     }

@@ -1,1 +1,1 @@
-"""The file formats of optimizer state."""
+"""File formats of optimizer state."""

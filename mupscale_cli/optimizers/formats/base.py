@@ -1,6 +1,6 @@
-"""What a format of optimizer state has to know, and what its parts hand to one another. No torch.
+"""The interface of a format of optimizer state, and the values that pass through it. No torch.
 
-A format is one class in a file beside this one, and one entry of `finding.FORMATS`.
+A format is one class in a file next to this one, and one entry of `finding.FORMATS`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class StateFormat(Protocol):
     """Finds and opens the states of one format.
 
     Attributes:
-        markers: files beside a checkpoint that show a state of this format, the most telling first. A marker's first
-            part is the state's own name: `optimizer/.metadata` marks the folder `optimizer`.
+        markers: files in a checkpoint's folder that reveal a state of this format, the most specific first. The first
+            part of a marker is the state's name: `optimizer/.metadata` marks the folder `optimizer`.
     """
 
     markers: tuple[str, ...]
 
     def files(self, name: str) -> tuple[str, ...]:
-        """Return patterns that match every file of a state called `name`, relative to the folder that it is in."""
+        """Return patterns that match every file of a state called `name`, relative to its parent folder."""
 
     def recognizes(self, path: Path) -> bool:
-        """Tell whether a file or folder is of this format, as far as that shows without reading much of it."""
+        """Tell whether a file or folder has this format, without reading much of it."""
 
     def open(self, options: OpenOptions) -> OptimizerSource:
-        """Read what a state consists of, without its data.
+        """Read the structure of a state without its data.
 
         Raises:
-            CheckpointError: the state is not valid.
+            CheckpointError: the state is invalid.
         """
 
 
@@ -49,9 +49,9 @@ class OpenOptions:
 
     Attributes:
         path: a file or folder that the format recognizes.
-        config: config.json, by which numbered parameters may be named.
-        key: dotted keys that lead to the state in a file that holds more than it.
-        allow_pickle: read formats whose structure is a pickle that could run code.
+        config: config.json, from which numbered parameters may get their names.
+        key: dotted keys that lead to the state in a file that holds more.
+        allow_pickle: read formats whose structure is a pickle, which could run code.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class OpenOptions:
 
 
 class OptimizerSource(Protocol):
-    """An optimizer's state of one format; nothing of its data is in memory."""
+    """Opened optimizer state of one format; its data is not in memory."""
 
     @property
     def path(self) -> Path:
@@ -69,42 +69,42 @@ class OptimizerSource(Protocol):
 
     @property
     def stored(self) -> Mapping[str, ReadableTensor]:
-        """Where its tensors are, by their names."""
+        """The tensors and where their bytes are, by name."""
 
     @property
     def content(self) -> Any:
-        """What it holds, nested, with blank tensors; None where it holds nothing but tensors."""
+        """The nested content with blank tensors; None if the state holds only tensors."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those that hold its tensors."""
+        """The files that hold the tensors."""
 
     def load(self) -> OptimizerTree:
-        """Load the state into memory, by the names of parameters.
+        """Load the state into memory.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the state cannot be read.
         """
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
         """Plan the widened state.
 
         Raises:
-            MupscaleError: it does not belong to the weights, or has entries that are not understood.
+            MupscaleError: the state does not belong to the weights, or has unknown entries.
         """
 
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How a state is written.
+    """How to write a state.
 
     Attributes:
-        directory: where to.
-        name: of the file or folder.
-        progress: called with the bytes just written.
+        directory: the folder to write to.
+        name: the name of the file or folder to write.
+        progress: called with the number of bytes just written.
         allow_nonfinite: copy NaNs and infinities, and count them.
         ranks: the processes that share the work.
-        max_shard_bytes: the largest file of a format that has several; None for a single file.
+        max_shard_bytes: largest file of a format with several files; None for a single file.
     """
 
     directory: Path
@@ -117,12 +117,12 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class StateFile:
-    """A state that was written.
+    """A written state.
 
     Attributes:
-        name: of the file or folder that it can be opened by.
-        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        digest: of its files.
+        name: the file or folder to open it by.
+        nonfinite: the number of NaNs and infinities in each tensor of the source that has any.
+        digest: the digest of its files.
     """
 
     name: str
@@ -132,16 +132,16 @@ class StateFile:
 
 @dataclass(frozen=True)
 class WideState:
-    """A widened state that is planned and not written.
+    """A planned widened state.
 
     Attributes:
-        tensors: how each of its tensors is made; the targets are named as the written file has them.
-        stored: where the sources are, by name.
-        write: writes it; None but for the first process.
-        about: what there is to know of it, for the record.
-        groups: of each wide group, the narrow group that it came from and the factor of its learning rate.
-        copied: entries of the file that were copied as they are.
-        content: what it holds, nested, with blank tensors; None where it holds nothing but tensors.
+        tensors: the plans of its tensors; each target has its name in the written file.
+        stored: the narrow tensors, by name.
+        write: writes the state; returns None except in the first process.
+        about: entries for the record.
+        groups: for each wide group, the index of its narrow group and the factor of its learning rate.
+        copied: entries of the file that are copied unchanged.
+        content: the nested content with blank tensors; None if the state holds only tensors.
     """
 
     tensors: tuple[TensorPlan, ...]
@@ -154,5 +154,5 @@ class WideState:
 
     @property
     def num_bytes(self) -> int:
-        """Of tensor data."""
+        """The bytes of tensor data."""
         return sum(tensor.target.num_bytes for tensor in self.tensors)

@@ -9,7 +9,7 @@ from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, S
 
 
 class Distributed(StateFormat):
-    """A folder with a file `.metadata`, which is a pickle."""
+    """A folder with a file `.metadata`, a pickle."""
 
     markers = ("optimizer/.metadata", "optim/.metadata", "optimizer_0/.metadata")
 
@@ -22,13 +22,11 @@ class Distributed(StateFormat):
     def open(self, options: OpenOptions) -> OptimizerSource:
         path = options.path
         if not (path / ".metadata").is_file():
-            raise CheckpointError(
-                f"`{path}` is not an optimizer's state: it has no .metadata of a distributed checkpoint"
-            )
+            raise CheckpointError(f"no optimizer state in `{path}`: it has no `.metadata` of a distributed checkpoint")
         if not options.allow_pickle:
             raise CheckpointError(
-                f"`{path}` is a torch distributed checkpoint, whose metadata are a pickle that could run code",
-                hint="if you trust where it comes from, add `--allow-pickle`; `--optimizer none` leaves it behind",
+                f"`{path}` is a torch distributed checkpoint, whose metadata is a pickle that could run code",
+                hint="if you trust its source, add `--allow-pickle`; omit the state with `--optimizer none`",
             )
         from mupscale_cli.optimizers.formats.distributed_files import open_distributed
 

@@ -1,7 +1,7 @@
-"""Tensors of torch.distributed.checkpoint: in chunks, each an archive of torch.save somewhere in a file.
+"""Read tensors of torch.distributed.checkpoint from their chunks, each an archive of torch.save within a file.
 
-A chunk is a box of a tensor's elements, as a process of FSDP or of tensor parallelism had it. Rows are read
-from where they lie, so nothing needs a whole chunk in memory.
+A chunk is a box of a tensor's elements, the part that one process of FSDP or of tensor parallelism held. Rows are read
+from their place in the file, so no chunk has to be in memory.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Chunk:
     """A box of a tensor's elements and the archive that holds it.
 
     Attributes:
-        spec: of the box: name of the tensor, data type, shape.
-        corner: the index of its first element in the tensor.
-        file: the file.
-        start: of the archive, in the file.
-        num_bytes: of the archive.
+        spec: the tensor's name and data type, and the shape of the box.
+        corner: the index in the tensor of the box's first element.
+        file: the file that holds the archive.
+        start: the archive's first byte in the file.
+        num_bytes: the archive's size.
     """
 
     spec: TensorSpec
@@ -43,10 +43,10 @@ class Chunk:
 
     @cached_property
     def offset(self) -> int:
-        """Of the box's first byte, from the start of the file.
+        """The place of the box's first byte in the file.
 
         Raises:
-            CheckpointError: the archive cannot be read, or holds something else.
+            CheckpointError: the archive cannot be read, or its content contradicts the metadata.
         """
         try:
             with open(self.file, "rb") as stream:
@@ -55,25 +55,27 @@ class Chunk:
         except Exception as error:
             raise _broken(self.file, first_line(error)) from error
         name = self.spec.name
-        found = isinstance(tensor, torch.Tensor) and (tensor.dtype, tuple(tensor.shape))
-        if found != (DTYPES[self.spec.dtype].torch, self.spec.shape):
-            raise _broken(self.file, f"it does not hold what its metadata say of `{name}`")
+        actual = isinstance(tensor, torch.Tensor) and (tensor.dtype, tuple(tensor.shape))
+        if actual != (DTYPES[self.spec.dtype].torch, self.spec.shape):
+            raise _broken(self.file, f"its content contradicts the metadata of `{name}`")
         return self.start + data_offset(self.file, name, tensor, self.num_bytes)
 
     def runs(self, shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, ByteRange]]:
-        """The bytes of the box among those of the tensor.
+        """Yield runs of bytes that are contiguous both in the tensor and in the file.
 
         Args:
-            shape: of the tensor.
-            start: first byte that is wanted.
-            stop: the one behind the last.
+            shape: the tensor's shape.
+            start: the first byte of the tensor to read.
+            stop: the end of the bytes to read, exclusive.
 
         Yields:
-            For neighbours in both: the first byte's place in the tensor, and where they are.
+            The place of the run's first byte in the tensor, and the range of the run in the file.
         """
         size, sizes = DTYPES[self.spec.dtype].size, self.spec.shape
         steps = [size * math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-        cut = max((dim for dim in range(len(shape)) if sizes[dim] != shape[dim]), default=0)  # whole behind it
+        cut = max(
+            (dim for dim in range(len(shape)) if sizes[dim] != shape[dim]), default=0
+        )  # later dimensions are whole
         run = size * math.prod(sizes[cut:])
         corner = sum(index * step for index, step in zip(self.corner, steps, strict=True))
         outer = [range(count) for count in sizes[:cut]]
@@ -94,9 +96,9 @@ class ChunkedTensor:
     """A tensor that is stored in chunks.
 
     Attributes:
-        spec: name, data type and shape.
+        spec: its name, data type and shape.
         key: its name in the metadata.
-        chunks: which cover it.
+        chunks: the chunks that cover it.
     """
 
     spec: TensorSpec
@@ -104,10 +106,10 @@ class ChunkedTensor:
     chunks: tuple[Chunk, ...]
 
     def byte_ranges(self, start: int, num_bytes: int) -> Iterator[ByteRange]:
-        """Where its bytes are, from byte `start` on.
+        """Yield the ranges that hold `num_bytes` bytes from byte `start`.
 
         Raises:
-            CheckpointError: some are in no chunk or in two, or a chunk cannot be read.
+            CheckpointError: a byte is in no chunk or in two, or a chunk cannot be read.
         """
         stop, done = start + num_bytes, start
         runs = [run for chunk in self.chunks for run in chunk.runs(self.spec.shape, start, stop)]
@@ -120,6 +122,6 @@ class ChunkedTensor:
             raise _broken(folder, f"chunks of `{self.spec.name}` are missing or overlap")
 
 
-def _broken(path: Path, what: str) -> CheckpointError:
-    hint = "it is truncated or damaged, or other files are beside its .metadata; save or copy it again"
-    return CheckpointError(f"`{path}` is not a valid part of a distributed checkpoint: {what}", hint=hint)
+def _broken(path: Path, reason: str) -> CheckpointError:
+    hint = "it is truncated or damaged, or does not belong to its `.metadata`; save or copy the checkpoint again"
+    return CheckpointError(f"`{path}` is not a valid part of a distributed checkpoint: {reason}", hint=hint)

@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate): read and written without their tensors."""
+"""Read and write folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate) without their tensors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from mupscale_cli.optimizers.nested import Place, check_structure, map_tensors, 
 
 
 def open_distributed(options: OpenOptions) -> TreeState:
-    """Read the structure of a distributed checkpoint. Its metadata are a pickle: code of it may run.
+    """Read the structure of a distributed checkpoint. Its metadata is a pickle, which may run code.
 
     Raises:
-        CheckpointError: it cannot be read, or holds no optimizer's state.
+        CheckpointError: the checkpoint cannot be read, or holds no optimizer state.
     """
     path = options.path
     content, stored = _read(path)
@@ -53,7 +53,7 @@ def open_distributed(options: OpenOptions) -> TreeState:
 
 
 def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
-    """What a distributed checkpoint holds, with blank tensors, and where their data are, by their places."""
+    """Read the content of a distributed checkpoint with blank tensors, and where the data of each place is stored."""
     try:
         metadata: Metadata = FileSystemReader(path).read_metadata()
         plain: dict[str, Any] = {
@@ -74,9 +74,9 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
             spec = TensorSpec(place_name(place), dtype_name(kind.properties.dtype, name, path), tuple(kind.size))
             value = blank_tensor(spec)
             stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
-        _put(content, place, value, path)
+        _insert(content, place, value, path)
     check_structure(content, path)
-    return _with_lists(content), stored
+    return _restore_lists(content), stored
 
 
 def _chunks(
@@ -91,12 +91,14 @@ def _chunks(
             for first, count, size in zip(corner, sizes, spec.shape, strict=True)
         )
         if not is_inside or info is None or not is_file_name(info.relative_path):
-            raise CheckpointError(f"the distributed checkpoint `{path}` does not say where `{name}` is")
-        if info.transform_descriptors:
-            how = ", ".join(info.transform_descriptors)
             raise CheckpointError(
-                f"`{name}` in the distributed checkpoint `{path}` is written with extensions ({how})",
-                hint="save it again without extensions",
+                f"the metadata of the distributed checkpoint `{path}` has no valid location for `{name}`"
+            )
+        if info.transform_descriptors:
+            extensions = ", ".join(info.transform_descriptors)
+            raise CheckpointError(
+                f"`{name}` in the distributed checkpoint `{path}` is written with extensions ({extensions})",
+                hint="save the checkpoint again without extensions",
             )
         box = TensorSpec(spec.name, spec.dtype, sizes)
         chunks.append(Chunk(box, corner, path / info.relative_path, info.offset, info.length))
@@ -105,39 +107,39 @@ def _chunks(
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """One process without a process group is meant, and no reason for a warning; errors are the user's to read."""
+    """Silence torch's warning about a missing process group, and turn its errors into errors for users."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             yield
         except CheckpointException as failed:
             causes = [cause[0] for cause in failed.failures.values()]
-            told = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
-            if told is not None:
-                raise told from failed
-            raise CheckpointError(f"torch could not read or write a distributed checkpoint: {causes[0]}") from failed
+            own_error = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
+            if own_error is not None:
+                raise own_error from failed
+            raise CheckpointError(f"torch cannot read or write the distributed checkpoint: {causes[0]}") from failed
 
 
-def _put(content: dict[Any, Any], place: Place, value: Any, path: Path) -> None:
+def _insert(content: dict[Any, Any], place: Place, value: Any, path: Path) -> None:
     for part in place[:-1]:
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
-            raise CheckpointError(f"`{path}` holds both a value and more at `{place_name(place)}`")
+            raise CheckpointError(f"`{path}` holds both a value and a mapping at `{place_name(place)}`")
     content[place[-1]] = value
 
 
-def _with_lists(content: Any) -> Any:
-    """Mappings from 0, 1, 2 ... below `param_groups` were lists before the checkpoint was flattened."""
+def _restore_lists(content: Any) -> Any:
+    """Restore the lists in `param_groups`, which the flattened checkpoint holds as mappings from 0, 1, 2 ..."""
     if not isinstance(content, dict):
         return content
-    result = {key: _with_lists(value) for key, value in content.items()}
+    result = {key: _restore_lists(value) for key, value in content.items()}
     if isinstance(result.get("param_groups"), dict):
         groups = sorted(result["param_groups"].items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))
-        result["param_groups"] = [_listed(group) for _, group in groups]
+        result["param_groups"] = [_restore_group_lists(group) for _, group in groups]
     return result
 
 
-def _listed(group: Any) -> Any:
+def _restore_group_lists(group: Any) -> Any:
     if not isinstance(group, dict):
         return group
     indexed = {
@@ -149,18 +151,18 @@ def _listed(group: Any) -> Any:
 
 
 def write_blank_folder(path: Path, content: Any) -> dict[str, TensorSlot]:
-    """Write a distributed checkpoint whose tensors have no data yet, and tell where they go, by their places."""
+    """Write a distributed checkpoint whose tensors have no data yet; return the slot of each place's data."""
     writer, planner = _BlankWriter(path), DefaultSavePlanner()
     with single_process():
         save(content, storage_writer=writer, planner=planner, no_dist=True)
-    return {place_name(planner.mappings[key]): where for key, where in writer.slots.items()}
+    return {place_name(planner.mappings[key]): slot for key, slot in writer.slots.items()}
 
 
 class _BlankWriter(FileSystemWriter):
-    """Writes every tensor as a blank file of its own, everything else as it is.
+    """Writes every tensor as a separate blank file, and other values as usual.
 
     Attributes:
-        slots: where the data of each tensor go, by its key.
+        slots: the slot of each tensor's data, by its key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,10 +170,10 @@ class _BlankWriter(FileSystemWriter):
         self.slots: dict[str, TensorSlot] = {}
 
     def storage_meta(self) -> None:
-        """Nothing: it would be a path of this machine and a random number, and two runs write the same bytes."""
+        """Write none: torch's has a local path and a random number, but two runs must write the same bytes."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the items of a plan, as torch's own writer would but for the tensors' data."""
+        """Write the items of a plan like torch's own writer, but without the tensors' data."""
         written: Future[list[WriteResult]] = Future()
         written.set_result([self._write(item, planner, number) for number, item in enumerate(plan.items)])
         return written
@@ -195,10 +197,10 @@ class _BlankWriter(FileSystemWriter):
 
 
 def _load(path: Path, content: Any, stored: Mapping[str, ChunkedTensor]) -> Any:
-    """Everything that a distributed checkpoint holds, in memory, as torch loads it.
+    """Load the content of a distributed checkpoint into memory, with torch.
 
     Raises:
-        CheckpointError: torch cannot read it.
+        CheckpointError: torch cannot read the checkpoint.
     """
     tensors = {name: _empty(tensor.spec) for name, tensor in stored.items()}
     by_key = {tensor.key: tensors[name] for name, tensor in stored.items()}

@@ -1,4 +1,4 @@
-"""An optimizer's state in safetensors files, as mupscale's own users save it: tensors and nothing else."""
+"""Read and write optimizer state in safetensors files, which hold only tensors."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Safetensors(StateFormat):
             files = [path.parent / shard for shard in dict.fromkeys(weight_map(path).values())]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
-                raise CheckpointError(f"`{path}` names {missing[0]}, which is not there")
+                raise CheckpointError(f"`{path}` lists `{missing[0]}`, which does not exist")
         headers = [read_header(file) for file in files]
-        # A state that was written to begin anew has no tensors.
+        # A reset state has no tensors.
         stored = merge_headers(headers, path) if any(header.tensors for header in headers) else {}
         return SafetensorsState(path, tuple(files), stored, {"format": "pt", **headers[0].metadata})
 
@@ -80,7 +80,7 @@ class SafetensorsState:
 
             stem = options.name.removesuffix(".index.json").removesuffix(".safetensors")
             shards = split_into_shards(tensors, options.max_shard_bytes, f"{stem}{{suffix}}.safetensors")
-            shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a state that begins anew is an empty file
+            shards = shards or (Shard(f"{stem}.safetensors", ()),)  # a reset state is an empty file
             converted = write_shards(
                 shards,
                 self.stored,
@@ -105,7 +105,7 @@ class SafetensorsState:
         return WideState(tensors, self.stored, write, {"format": "safetensors"})
 
     def _entries(self, plan: Plan) -> list[StateEntry]:
-        """The entries under the prefix that makes their parameters known, told apart by what is there."""
+        """Split the tensors' names into parameters and keys, after the prefix with which the parameters are known."""
         if not self.stored:
             raise CheckpointError(f"`{self.path}` holds no tensors")
         names = ParameterNames(plan)
@@ -115,7 +115,7 @@ class SafetensorsState:
                 if any(names.knows(parameter) for parameter, _, _ in parsed):
                     return [StateEntry(parameter, key, spec) for parameter, key, spec in parsed]
         raise CheckpointError(
-            f"`{self.path}` holds no state of a parameter of this checkpoint",
-            hint=f"its tensors should be called `state.PARAMETER.exp_avg`; "
-            f"the first is `{next(iter(self.stored), '')}`",
+            f"`{self.path}` has no state for any parameter of this checkpoint",
+            hint="name its tensors like `state.PARAMETER.exp_avg`; "
+            f"the first is called `{next(iter(self.stored), '')}`",
         )

@@ -1,4 +1,4 @@
-"""Files of torch.save: an optimizer's state alone, or together with the weights. No torch until one is opened."""
+"""Files of torch.save with optimizer state, alone or together with weights. No torch until one is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of torch.save as an optimizer's state: opened without its tensors, loaded, and written blank."""
+"""Open, load and write blank files of torch.save that hold optimizer state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_torch(options: OpenOptions) -> TreeState:
     """Read the structure of a training checkpoint of torch.save.
 
     Raises:
-        CheckpointError: it cannot be read safely, or holds no optimizer's state.
+        CheckpointError: the file cannot be read safely, or holds no optimizer state.
     """
     path = options.path
     file = read_torch_file(path)
@@ -35,8 +35,8 @@ def open_torch(options: OpenOptions) -> TreeState:
 
 
 def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
-    """Write a blank file, and tell where its tensors go, by their places."""
+    """Write a blank file; return the slot of each place's data."""
     save_blank(file, content)
-    entries = {entry.offset: entry for entry in find_slots(file)}
+    slots = {slot.offset: slot for slot in find_slots(file)}
     stored = read_torch_file(file).tensors.values()
-    return {tensor.spec.name: entries[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
+    return {tensor.spec.name: slots[tensor.offset] for tensor in stored if tensor.spec.num_bytes}

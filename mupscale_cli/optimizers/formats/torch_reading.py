@@ -1,7 +1,6 @@
-"""Files of torch.save that hold an optimizer's state: read without loading their tensors.
+"""Read files of torch.save without loading their tensors.
 
-`torch.load` onto the meta device gives the structure of a file with tensors that have no data but
-know where theirs are.
+`torch.load` onto the meta device returns the structure of a file; its tensors have no data, but know where it is.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.nested import Place, check_structure, place_name, walk
 
-_MAX_PICKLE = 100_000_000  # bytes of structure, as of a safetensors header
+_MAX_PICKLE = 100_000_000  # bytes of structure, the limit of safetensors for a header
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """The structure of a file, its tensors by the place where they stand."""
+    """The structure of a file, and its tensors by their place."""
 
     path: Path
     content: Any
@@ -33,16 +32,16 @@ class TorchFile:
 
 
 def read_torch_file(path: Path) -> TorchFile:
-    """Read the structure of a file of torch.save; no code of it runs and no tensor is loaded.
+    """Read the structure of a file of torch.save without running its code or loading its tensors.
 
     Raises:
-        CheckpointError: it is none, is of the format before torch 1.6, holds anything but tensors and
-            plain values, or tensors that are not contiguous.
+        CheckpointError: the file is not of torch.save since torch 1.6, holds values other than tensors and plain
+            values, or holds tensors that are not contiguous.
     """
     if not _is_archive(path):
         raise CheckpointError(
-            f"`{path}` is not a file that torch.save has written since torch 1.6",
-            hint="it is truncated or damaged, or older; what torch can load, load and save again",
+            f"`{path}` is not a file of torch.save (torch 1.6 or later)",
+            hint="it is truncated, damaged or older; if torch can load it, load it and save it again",
         )
     check_archive(path)
     try:
@@ -50,27 +49,27 @@ def read_torch_file(path: Path) -> TorchFile:
     except Exception as error:
         raise CheckpointError(
             f"cannot read `{path}`: {first_line(error)}",
-            hint="only tensors and plain values are read; a pickle could run code",
+            hint="only tensors and plain values are read, since a pickle could run code",
         ) from error
     check_structure(content, path)
     tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
     if len(set(map(place_name, tensors))) != len(tensors):
-        raise CheckpointError(f"`{path}` holds two tensors in places of the same name")
+        raise CheckpointError(f"`{path}` holds two tensors whose places have the same name")
     return TorchFile(path, content, tensors)
 
 
 def _is_archive(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # of several disks
+    except zipfile.BadZipFile:  # an archive that spans several disks
         return False
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a file that unpacks to more than it is: torch.save compresses nothing.
+    """Refuse an archive that unpacks to more than its size, since torch.save does not compress.
 
     Raises:
-        CheckpointError: it does, or it cannot be read.
+        CheckpointError: the archive is compressed, has overlapping parts or too much structure, or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -82,11 +81,13 @@ def check_archive(path: Path) -> None:
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
         raise CheckpointError(f"`{path}` was not written by torch.save: it is compressed, or its parts overlap")
     if pickles > _MAX_PICKLE:
-        raise CheckpointError(f"`{path}` has a structure of more than {_MAX_PICKLE // 10**6} MB, its tensors aside")
+        raise CheckpointError(
+            f"the structure of `{path}` is larger than {_MAX_PICKLE // 10**6} MB, not counting tensors"
+        )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the error's class if the message is empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -99,42 +100,43 @@ def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
 
 
 def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
-    """Where the data of a tensor begin that was loaded onto the meta device.
+    """Return the offset of the data of a tensor that was loaded onto the meta device.
 
     Args:
         path: the file, for messages.
-        name: of the tensor, for messages.
-        tensor: without data.
-        size: bytes of the archive, from whose beginning the offset counts.
+        name: the tensor's name, for messages.
+        tensor: the tensor without data.
+        size: bytes of the archive; the offset counts from its first byte.
 
     Raises:
-        CheckpointError: they are not contiguous, or not in the archive.
+        CheckpointError: the data is not contiguous, or not in the archive.
     """
     if tensor.layout != torch.strided or not tensor.is_contiguous():
         raise CheckpointError(
-            f"`{name}` in `{path}` is not contiguous in memory", hint="save it again after `.contiguous()`"
+            f"`{name}` in `{path}` is not contiguous in memory",
+            hint="call `.contiguous()` on it and save the file again",
         )
     storage: Any = tensor.untyped_storage()
-    # Set by torch.load; a storage that the file only announces has none.
+    # Set by torch.load; missing if the archive lacks the storage.
     start = getattr(storage, "_checkpoint_offset", None)
     first = int(tensor.storage_offset()) * tensor.element_size()
     if start is None or first < 0 or start + first + tensor.numel() * tensor.element_size() > size:
-        raise CheckpointError(f"`{name}` in `{path}` has no data there")
+        raise CheckpointError(f"the data of `{name}` is not in `{path}`")
     return int(start) + first
 
 
 def dtype_name(dtype: torch.dtype, name: str, path: Path) -> str:
-    """The header's name of a tensor's data type.
+    """Return the name that a safetensors header has for a data type.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: the data type is not supported.
     """
     try:
         return dtype_of(dtype).name
     except KeyError as error:
-        raise CheckpointError(f"`{name}` in `{path}` has the data type {dtype}, which is not supported") from error
+        raise CheckpointError(f"`{name}` in `{path}` has the unsupported data type {dtype}") from error
 
 
 def blank_tensor(spec: TensorSpec) -> torch.Tensor:
-    """A tensor without data that stands for one in a structure to be written."""
+    """Create a tensor without data, the placeholder of a tensor in content to be written."""
     return torch.empty(spec.shape, dtype=DTYPES[spec.dtype].torch, device="meta")

@@ -1,7 +1,7 @@
-"""Files of torch.save that are written blank and filled in afterwards, by several threads and processes.
+"""Write files of torch.save blank, then fill them from several threads and processes.
 
-`torch.serialization.skip_data` makes a file whose tensors have their places and no data. Tensors are then streamed
-to these as those of safetensors files are, and at last the checksums of the zip archive are set right.
+`torch.serialization.skip_data` writes a file that reserves space for its tensors. Tensors are then streamed into these
+slots, like those of safetensors files, and finally the checksums of the zip archive are set.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from mupscale_cli.plan import TensorPlan
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where the data of a tensor go.
+    """The space that a blank file reserves for a tensor's data.
 
     Attributes:
         file: a file of torch.save.
-        offset: of the first byte.
-        num_bytes: how many.
-        checksums: the two places of their CRC in the archive: beside them, and in its directory.
+        offset: the place of the first byte.
+        num_bytes: the size of the data.
+        checksums: the two places of the data's CRC in the archive: with the data, and in the directory.
     """
 
     file: Path
@@ -55,11 +55,11 @@ def save_blank(file: Path, content: Any) -> None:
     """Write a new file of torch.save whose tensors have no data yet.
 
     Args:
-        file: must not exist.
-        content: nested mappings and sequences with `blank` tensors.
+        file: the file, which must not exist.
+        content: nested mappings and sequences with blank tensors.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: the disk is full, or the file cannot be written.
     """
     try:
         with output_errors(file), skip_data():
@@ -70,9 +70,9 @@ def save_blank(file: Path, content: Any) -> None:
 
 @dataclass(frozen=True)
 class _UnwrittenTensor:
-    """A blank tensor, saved as one of the CPU.
+    """A blank tensor that is saved like a tensor of the CPU.
 
-    What torch.save does with a FakeTensor, whose machinery takes longer to import than all the rest.
+    torch.save does the same with a FakeTensor, but importing its machinery takes longer than total else.
     """
 
     tensor: torch.Tensor
@@ -87,30 +87,30 @@ class _UnwrittenTensor:
 
 
 def find_slots(file: Path) -> list[TensorSlot]:
-    """The data of every storage in a file of torch.save, in the order of its directory."""
+    """Return the slot of every storage in a file of torch.save, in the order of its directory."""
     with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
         position = archive.start_dir
-        found = []
+        slots = []
         for info in archive.infolist():
             stream.seek(info.header_offset + 26)
             name_length, extra_length = struct.unpack("<HH", stream.read(4))
             start = info.header_offset + 30 + name_length + extra_length
-            behind = bool(info.flag_bits & 8)  # sizes and checksum follow the data
-            local = start + info.file_size + 4 if behind else info.header_offset + 14
+            has_descriptor = bool(info.flag_bits & 8)  # sizes and checksum follow the data
+            local = start + info.file_size + 4 if has_descriptor else info.header_offset + 14
             if info.filename.rpartition("/")[0].endswith("/data"):
-                found.append(TensorSlot(file, start, info.file_size, (local, position + 16)))
+                slots.append(TensorSlot(file, start, info.file_size, (local, position + 16)))
             stream.seek(position + 28)
             position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
-    return found
+    return slots
 
 
 class ArchiveWriter:
-    """Writes tensors to their places in blank files; a context manager.
+    """Context manager that writes tensors into the slots of blank files.
 
     Attributes:
-        slots: where each tensor goes.
-        segments: the digest of each segment of each file that was written whole here, once the file is closed.
-        checksums: those of their archives, of what was written here.
+        slots: the slot of each tensor.
+        segments: for each closed file, the digests of the segments that this writer wrote entirely.
+        checksums: the checksum of each tensor, over the bytes that this writer wrote.
     """
 
     def __init__(self, slots: Mapping[str, TensorSlot]) -> None:
@@ -131,7 +131,7 @@ class ArchiveWriter:
             self._close(file, is_synced=kind is None)
 
     def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
-        """Write pieces one after the other from a tensor's byte `start` on; from several threads at once."""
+        """Write consecutive pieces of a tensor from byte `start`; several threads may call this at once."""
         slot = self.slots[name]
         with self._lock:
             checksum = self.checksums.setdefault(name, Checksum())
@@ -140,12 +140,12 @@ class ArchiveWriter:
                 out = self._open[slot.file] = PlacedFile(slot.file, "r+b")
         out.write(slot.offset + start, pieces)
         checksum.add(start, pieces)
-        if checksum.of(slot.num_bytes) is not None:
+        if checksum.value(slot.num_bytes) is not None:
             unfinished = self._unfinished[slot.file]
-            with self._lock:  # two threads may both see that a tensor is complete; one of them was the last
+            with self._lock:  # two threads may both see a complete tensor; one of them must close the file
                 is_last = unfinished == {name}
                 unfinished.discard(name)
-            if is_last:  # of the thousands that a distributed checkpoint may have, few are open
+            if is_last:  # a distributed checkpoint may have thousands of files; keep few open
                 self._close(slot.file, is_synced=True)
 
     def _close(self, file: Path, *, is_synced: bool) -> None:
@@ -157,11 +157,11 @@ class ArchiveWriter:
 
 @dataclass(frozen=True)
 class FillResult:
-    """What is known of archives once they are filled.
+    """Facts about filled files, known without reading the files again.
 
     Attributes:
-        nonfinite: how many NaNs and infinities every tensor of the source holds, those that hold some.
-        segments: the digest of each segment of each file that a process wrote whole.
+        nonfinite: the number of NaNs and infinities in each tensor of the source that has any.
+        segments: for each file, the digests of the segments that one process wrote entirely.
     """
 
     nonfinite: dict[str, int]
@@ -174,20 +174,20 @@ def fill(
     options: WriteOptions,
     write_blank_files: Callable[[], Mapping[str, TensorSlot]],
 ) -> FillResult | None:
-    """Make blank files and write tensors into them, this process its part.
+    """Write blank files and fill in this process's share of the tensors.
 
     Args:
-        tensors: what to write.
-        stored: where the sources are, by name.
+        tensors: the plans of the tensors to write.
+        stored: the narrow tensors, by name.
         options: the processes that share the work, and the progress to report to.
-        write_blank_files: writes the blank files, and tells where each tensor goes.
+        write_blank_files: writes the blank files, and returns the slot of each tensor.
 
     Returns:
-        What is known of the output; None but for the first process.
+        Facts about the output; None except in the first process.
 
     Raises:
-        CheckpointError: the source changed while it was read, or holds what is not finite.
-        OutputError: the disk refused.
+        CheckpointError: the source changed during reading, or holds values that are not finite.
+        OutputError: the disk is full, or a file cannot be written.
         JobError: another process has ended.
     """
     slots = options.ranks.broadcast(write_blank_files() if options.ranks.is_first else None)
@@ -200,19 +200,19 @@ def fill(
     results = options.ranks.gather(_PartialResult(checksums, writer.segments, nonfinite.snapshot))
     if not options.ranks.is_first:
         return None
-    everything = NonFinite(is_allowed=True)
+    total = NonFinite(is_allowed=True)
     segments: dict[Path, Segments] = {}
     for result in results:
-        everything.merge(result.nonfinite)
+        total.merge(result.nonfinite)
         for file, known in result.segments.items():
             segments[file] = {**segments.get(file, {}), **known}
     write_checksums(slots, [result.checksums for result in results])
-    return FillResult(everything.counts, segments)
+    return FillResult(total.counts, segments)
 
 
 @dataclass(frozen=True)
 class _PartialResult:
-    """What a process tells the first one."""
+    """The result of one process, which the first process gathers."""
 
     checksums: Mapping[str, Stretches]
     segments: Mapping[Path, Segments]
@@ -223,11 +223,11 @@ def write_checksums(slots: Mapping[str, TensorSlot], parts: Iterable[Mapping[str
     """Put the checksums of tensors into their archives.
 
     Args:
-        slots: where each tensor went.
-        parts: what every process knows of its checksum.
+        slots: the slot of each tensor.
+        parts: the stretches of each tensor's checksum that each process knows.
 
     Raises:
-        OutputError: some of a tensor was never written, or the disk refused.
+        OutputError: a part of a tensor was never written, or a file cannot be written.
     """
     checksums = {name: Checksum() for name in slots}
     for part in parts:
@@ -239,9 +239,9 @@ def write_checksums(slots: Mapping[str, TensorSlot], parts: Iterable[Mapping[str
     for file, names in by_file.items():
         with output_errors(file), open(file, "r+b", buffering=0) as stream:
             for name in names:
-                value = checksums[name].of(slots[name].num_bytes)
+                value = checksums[name].value(slots[name].num_bytes)
                 if value is None:
-                    raise OutputError(f"not all of `{name}` was written to `{file}`")
+                    raise OutputError(f"`{name}` is incomplete in `{file}`")
                 for place in slots[name].checksums:
                     _patch(stream, place, value)
             os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Training checkpoints as torch saves them: an optimizer's state alone, or together with the weights."""
+"""Widen training checkpoints that torch saves: optimizer state, alone or together with weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mupscale_cli.plan import Plan
 
 @dataclass(frozen=True)
 class TreeState:
-    """Nested mappings and sequences with an optimizer's state dict somewhere.
+    """Nested mappings and sequences that contain an optimizer's state dict.
 
     Attributes:
         path: the file or folder.
         format: `torch` for one file, `distributed` for a folder of torch.distributed.checkpoint.
-        content: what it holds, with blank tensors.
-        stored: where the data of each tensor are, by its place.
-        root: where the optimizer's state dict is.
+        content: the content, with blank tensors.
+        stored: the tensors and where their bytes are, by place.
+        root: the place of the optimizer's state dict.
         config: config.json of the weights.
-        write_blank: writes such a file or folder without data, and tells where each tensor goes.
+        write_blank: writes a file or folder of the same format without data; returns the slot of each tensor.
         load_whole: loads the content with its tensors.
     """
 
@@ -71,5 +71,5 @@ class TreeState:
 
 
 def _files(path: Path) -> tuple[Path, ...]:
-    """The files of a file or folder."""
+    """Return the file itself, or all files of a folder."""
     return (path,) if path.is_file() else tuple(file for file in path.rglob("*") if file.is_file())
