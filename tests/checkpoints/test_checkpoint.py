@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: what belongs to them, and what contradicts itself."""
+"""Opening checkpoints: the files that belong to them, and contradictions between files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Digests of files: what `xxhsum` prints, and the same by segments whatever was taken while they were written."""
+"""Digests of files: whole, as `xxhsum` prints them, and by segments that are hashed while they are written."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ SIZES = [0, 1, SEGMENT_BYTES - 1, SEGMENT_BYTES, 3 * SEGMENT_BYTES + 17]
 
 
 def by_hand(data):
-    """The digest as the page `formats` tells how to compute it."""
+    """Compute the digest as the page `formats` describes it."""
     starts = range(0, len(data), SEGMENT_BYTES)
     return xxh3_128_hexdigest(b"".join(xxh3_128_digest(data[start : start + SEGMENT_BYTES]) for start in starts))
 
@@ -38,14 +38,14 @@ def test_file_and_segments_digest_match_xxhash(size, tmp_path):
 
 
 def test_file_digest_of_an_empty_file_is_pinned(tmp_path):
-    """Pinned: XXH3-128 without a seed, the high half first."""
+    """XXH3-128 without a seed, high half first."""
     (tmp_path / "x").write_bytes(b"")
     assert file_digest(tmp_path / "x") == "99aa06d3014798d86001c324468d497f"
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_segments_are_hashed_while_they_are_written(seed, tmp_path):
-    """In any order, in pieces that may come several times; two writers share a segment at their border."""
+    """Pieces arrive in any order and may repeat; two writers share the segment at their border."""
     moments = random.Random(seed)
     row = moments.randbytes(moments.choice([100, 20_000, SEGMENT_BYTES]))
     parts = [

@@ -1,4 +1,4 @@
-"""Safetensors headers: written for the library, read as it writes them, and not believed."""
+"""Safetensors headers: compatible with the library, and checked when they are read."""
 
 import pytest
 from hypothesis import given

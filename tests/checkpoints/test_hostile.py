@@ -1,4 +1,4 @@
-"""Input that is broken or meant to harm: one message, bounded work, nothing read, written or run but the user's.
+"""Damaged and malicious input: one error message, bounded work, and no access to anything but the user's files.
 
 Random bytes for every reader (`fuzzing/targets.py`), those that once found something (`corpus/`), and each promise.
 """
@@ -59,12 +59,12 @@ def test_former_crashes_end_in_an_error_message(path):
 
 @pytest.fixture
 def narrow(saved, tmp_path):
-    """A model directory of the test's own."""
+    """Return a model directory that the test may change."""
     return shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
 
 
 def refused(*arguments):
-    """The message of a command that must be refused."""
+    """Run a command that must fail and return its error message."""
     result = run(*map(str, arguments))
     assert result.code == 2, result
     assert "Traceback" not in result.err
@@ -72,7 +72,7 @@ def refused(*arguments):
 
 
 class Touch:
-    """A pickle that makes a file when it is loaded as pickles usually are."""
+    """Return a pickle that creates a file when it is loaded without restrictions."""
 
     def __init__(self, file):
         self.file = file
@@ -394,7 +394,7 @@ def test_cyclic_structures_are_refused(tmp_path):
 
 
 def own_code(folder, touched):
-    """Everything by which a checkpoint can bring code for transformers."""
+    """Add every kind of code that a checkpoint can bring for transformers."""
     (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\n")
     (folder / "custom_generate").mkdir(exist_ok=True)
     (folder / "custom_generate" / "generate.py").write_text(f"open({str(touched)!r}, 'w')\ndef generate(): pass\n")
@@ -465,7 +465,7 @@ def test_messages_are_printable_and_of_limited_length():
     assert printable("plain `text`\nof two lines") == "plain `text`\nof two lines"
 
 
-# What a killed run leaves ---------------------------------------------------------------------
+# Leftovers of killed runs ---------------------------------------------------------------------
 
 
 def test_only_abandoned_temporary_folders_are_removed(tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub: read by their headers, downloaded, and what goes wrong there, with the real client."""
+"""Checkpoints on the Hub with the real client: reading headers, downloading, and errors."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def test_hub_ids(text, expected):
 
 
 def content(folder):
-    """The files of a folder."""
+    """Return the files of a folder by name."""
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -79,20 +79,20 @@ def test_a_dry_run_reads_headers_and_widening_downloads_only_needed_files(hub, s
     record = json.loads((wide / "mupscale.json").read_text())
     assert {key: record["source"][key] for key in ("repo", "revision")} == {"repo": "org/tiny", "revision": commit}
     assert str(tmp_path) not in json.dumps(record)
-    # And the source is found again by repository and commit, in the cache.
+    # `verify` finds the source in the cache by repository and commit.
     hub.forget()
     assert run("verify", "tiny-x2", "--weights").code == 0
     assert not hub.asked("GET .*resolve")
 
 
 def large_model(num_shards, rows):
-    """Shards of `rows` x 4096 floats each by their declared sizes, of which only the headers exist; and their index."""
+    """Return headers and index of shards that declare `rows` x 4096 floats each, and the declared file sizes."""
     files, sizes, weight_map = {}, {}, {}
     for shard in range(num_shards):
         name = f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
         tensor = f"layer.{shard}.weight"
         length = rows * 4096 * 4
-        # The last header is longer than what is read at once.
+        # The last header is longer than the first request.
         metadata = {"__metadata__": {"note": "x" * 300_000}} if shard == num_shards - 1 else {}
         entry = {**metadata, tensor: {"dtype": "F32", "shape": [rows, 4096], "data_offsets": [0, length]}}
         text = json.dumps(entry).encode()
@@ -176,7 +176,7 @@ def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
     assert find_source("org/run", with_state=True).checkpoint.path == fetched
 
 
-# What goes wrong ------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_missing_private_and_gated_models_have_their_own_messages(hub, saved, mo
     assert run("inspect", "org/secret").code == 0
     assert run("inspect", "org/gated").code == 0
     monkeypatch.delenv("HF_TOKEN")
-    # What is in the cache stays readable; the message is for who has it not.
+    # A cached model stays readable, so the cache has to be removed to see the error.
     shutil.rmtree(constants.HF_HUB_CACHE)
     missing = run("inspect", "org/secret")
     assert missing.code == 2
@@ -274,7 +274,7 @@ def test_client_errors_without_a_response_are_reported():
 
 
 def test_environment_variables_set_endpoint_and_cache(saved, tmp_path):
-    """In a process of its own, as the client reads these variables when it is imported."""
+    """Runs in a new process, because the client reads these variables when it is imported."""
     hub = HubServer()
     hub.add("org/secret", content(saved("Llama-tied")), private=True)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}

@@ -1,4 +1,4 @@
-"""Checkpoints as the Hub has them, which are not always what today's classes write."""
+"""Checkpoints as they are on the Hub, which differ from what current classes write."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from mupscale_cli.tasks.widen import widen
 
 
 def rewritten(source, folder, change, config=None):
-    """A copy of a checkpoint whose tensors went through a function."""
+    """Copy a checkpoint and change its tensors with a function."""
     shutil.copytree(source, folder)
     tensors = change(load_file(folder / "model.safetensors"))
     save_file(

@@ -1,4 +1,4 @@
-"""Bytes that arrive in any order, and are written in whole segments."""
+"""Files that are written in any order, in whole segments."""
 
 import errno
 import itertools
@@ -26,7 +26,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def written(monkeypatch):
-    """The places and sizes of what is handed to the system."""
+    """Record position and size of each write to the system."""
     calls = []
 
     def recorded(handle, position, pieces, write=placed._write_gathered):
@@ -38,7 +38,7 @@ def written(monkeypatch):
 
 
 def cut(data, places):
-    """Consecutive parts of some bytes: their starts, and they."""
+    """Cut bytes into consecutive parts; return the start and the bytes of each."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [(low, memoryview(data)[low:high]) for low, high in itertools.pairwise(edges)]
 
@@ -91,7 +91,7 @@ def test_whole_segments_are_written_without_copying(tmp_path, written):
 
 
 def test_the_least_recently_used_segment_is_written_when_memory_is_full(tmp_path, written):
-    """Where bytes go to more places than segments are kept, the one that waited longest is written as it is."""
+    """Bytes go to more segments than may stay in memory."""
     with PlacedFile(tmp_path / "file", "xb") as out:
         for turn in range(4):
             for place in range(5):
@@ -132,7 +132,7 @@ def test_a_full_disk_is_reported_by_sync():
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Files that are asked to be on the disk, and by which threads; the first answer may be an error."""
+    """Record the threads that call fsync; the first call fails if `fails` is set."""
     calls = []
 
     def recorded(handle):

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that go along with its weights."""
+"""Files of a checkpoint that are copied along with its weights."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def test_files_for_loading_are_copied_and_the_others_reported(saved, tmp_path):
 
 
 def test_links_in_a_cache_are_followed(saved, tmp_path):
-    """The Hub's cache is links to blobs; an output of links would break when the cache is cleared."""
+    """The Hub's cache consists of links to blobs; copied links would break when the cache is cleared."""
     blobs = shutil.copytree(saved("Llama-tied"), tmp_path / "blobs")
     (blobs / "tokenizer.json").write_text("{}")
     narrow = tmp_path / "snapshots" / "main"

@@ -1,4 +1,4 @@
-"""Rows of tensors, read from where their bytes lie."""
+"""Reading rows of tensors from their files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Formats of weights are found by asking each in turn; another one takes a class and an entry."""
+"""A new weight format takes one class and one entry in the list of formats."""
 
 import json
 
@@ -16,7 +16,7 @@ from mupscale_cli.errors import CheckpointError
 
 
 class Raw(WeightsFormat):
-    """Float32 tensors one after the other in `weights.raw`; `shapes.json` names them."""
+    """Float32 tensors without a header in `weights.raw`; `shapes.json` has their names and shapes."""
 
     suffixes = (".raw",)
     indices = ("shapes.json",)
@@ -39,7 +39,7 @@ class Raw(WeightsFormat):
 
 @pytest.fixture
 def folders(tmp_path):
-    """The same model as raw data and in safetensors."""
+    """One model in raw format and in safetensors."""
     tensors = mlp_tensors()
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "weights.raw").write_bytes(b"".join(value.numpy().tobytes() for value in tensors.values()))

@@ -1,4 +1,4 @@
-"""Safetensors files whose tensors are written in pieces."""
+"""Writing safetensors files in pieces."""
 
 import pytest
 import torch

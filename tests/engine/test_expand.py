@@ -1,4 +1,4 @@
-"""Exact splitting and strided expansion, against arithmetic with fractions."""
+"""Expansion of tensors, compared with an enumeration of all elements and exact fractions."""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +25,7 @@ AXES = {"a": Axis("a", 2, 3), "b": Axis("b", 3, 1), "c": Axis("c", 2, 2)}
 
 
 def naive(source, dims, axes):
-    """For each wide element: the narrow element, and into how many shares the layer splits it."""
+    """Return, for each wide element, the narrow element and the number of shares into which the layer splits it."""
     maps = []
     for dim, size in zip(dims, source.shape, strict=True):
         mapped = map_dim(dim, axes, size)
@@ -110,7 +110,7 @@ def arranged(arrangement, uneven=False):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_irregular_maps_copy_their_source_and_shares_add_up(layout, method, uneven):
-    """Element by element against the index of each dimension; what copies none is fresh."""
+    """Compares each element with the index of each dimension; elements that copy none are fresh."""
     shape = LAYOUTS[layout]
     source = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     axes = arranged(METHODS[method](), uneven)

@@ -1,4 +1,4 @@
-"""Values that are not finite: refused, or copied and counted; and those that are almost zero."""
+"""Values that are not finite are refused, or copied and counted; subnormal numbers are split exactly."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""How much memory is free: of the machine, of a container, of the shell's limit."""
+"""Available memory: limits of the machine, a container and `ulimit`."""
 
 import subprocess
 import sys

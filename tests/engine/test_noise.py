@@ -1,4 +1,4 @@
-"""Noise: its bytes, its size, and what it leaves alone."""
+"""Noise: its reproducibility, its size, and what it preserves."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
-# Its bytes ------------------------------------------------------------------------------------
+# Reproducibility ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["free", "preserving"])
@@ -47,11 +47,11 @@ def test_a_seed_gives_the_same_noise_and_another_seed_different_noise(saved, tmp
     assert not torch.equal(made("c", 1), made("d", 2))
 
 
-# Its size -------------------------------------------------------------------------------------
+# Size -----------------------------------------------------------------------------------------
 
 
 def noises(source, tmp_path, factor=None, axes=None, recipe=None, method="mupscale", **settings):
-    """The plan's tensors with what they are without noise and the noise that they have."""
+    """Yield the plan's tensors with their values without noise and their noise."""
     options = {"recipe": recipe, "verify": False}
     suffix = ".safetensors" if source.is_file() else ""
     plain, noisy = tmp_path / f"plain{suffix}", tmp_path / f"noisy{suffix}"
@@ -65,7 +65,7 @@ def noises(source, tmp_path, factor=None, axes=None, recipe=None, method="mupsca
 
 
 def test_free_noise_has_the_requested_size(saved, tmp_path):
-    """Spectral norm of matrices, root mean square of embedding and readout, nothing on gains: within sampling error."""
+    """Relative to the spectral norm of matrices and the root mean square of embedding and readout; none for gains."""
     source = saved("Llama-untied", hidden_size=96, intermediate_size=128, vocab_size=200, attention_bias=True)
     kinds = set()
     for tensor, weight, noise in noises(source, tmp_path, 2, noise=0.1):
@@ -96,7 +96,7 @@ def test_rms_noise_has_the_requested_size(mode, saved, tmp_path):
 
 
 def test_fan_in_noise_is_the_reference_initialization(tmp_path):
-    """T / sqrt(fan_in) of the wide layer; a readout whose 1/k is in its weights has its noise divided as well."""
+    """The size is T / sqrt(fan_in) of the wide layer; a readout with 1/k in its weights has its noise divided too."""
     tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
     save_file(tensors, tmp_path / "net.safetensors")
     options = {"noise": 0.5, "noise_scale": "fan-in"}
@@ -116,7 +116,7 @@ def test_copied_experts_get_different_noise(saved, tmp_path):
     assert not torch.equal(first, second)
 
 
-# What it leaves alone -------------------------------------------------------------------------
+# Preservation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -146,7 +146,7 @@ def test_preserving_noise_cancels_over_copies_up_to_one_rounding(factor, dtype, 
 
 @pytest.mark.parametrize("case", ["Llama-untied", "GPT2-tied", "ResNet-basic"])
 def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_differ(case, tmp_path):
-    """In float64, exactly; without noise the copies' gradients are equal."""
+    """The function is kept exactly in float64; without noise, the gradients of copies are equal."""
     from helpers import MODELS
     from mupscale_cli.checkpoints.reading import open_checkpoint
     from mupscale_cli.verification.comparing import verify_checkpoints
@@ -183,7 +183,7 @@ def test_preserving_noise_affects_only_summed_axes(saved, tmp_path):
     assert set(noisy.values()) == {(True, True), (False, False)}, noisy
 
 
-# What is wrong --------------------------------------------------------------------------------
+# Errors and records ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_record_describes_the_noise(saved, tmp_path):
 
 
 def test_weights_in_a_training_checkpoint_get_the_noise_of_the_model_file(tmp_path):
-    """Under another prefix, as a base model saves its weights and a trainer those of the whole."""
+    """The names have another prefix: a base model saves its own weights, a trainer those of the whole model."""
     from training import save_training
 
     source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")

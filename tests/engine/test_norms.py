@@ -1,4 +1,4 @@
-"""The norm that noise is sized by, against that of the wide tensor."""
+"""The norm that determines the size of noise, compared with that of the wide tensor."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_the_spectral_norm_matches_the_wide_tensor(kind, tmp_path):
 
 
 def test_the_spectral_norm_respects_scales_of_fused_parts(saved):
-    """GPT-2's wider heads scale the queries, a third of one tensor."""
+    """Wider heads of GPT-2 scale the queries, which are a third of one tensor."""
     source = find_source(saved("GPT2-untied"))
     plan = plan_widening(source, axes={"embed": 2, "d": 2, "ffn": 2}, noise=1.0)
     tensor = next(tensor for tensor in plan.tensors if tensor.target.name.endswith("0.attn.c_attn.weight"))

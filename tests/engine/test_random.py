@@ -1,4 +1,4 @@
-"""The generator of noise: any stretch of it, its first numbers, its distribution."""
+"""The random number generator: random access, pinned first numbers, distribution."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_long_parts_equal_short_ones():
 
 
 def test_the_first_numbers_of_a_key_are_pinned():
-    """Pinned: a checkpoint is verified by making its noise again, with whatever version."""
+    """Every version must reproduce the noise, since verifying a checkpoint generates it again."""
     assert noise_key(0, "w") == 8665583686924118448
     assert normal(4, key=noise_key(0, "w")).tolist() == pytest.approx(
         [-0.2627571, -0.7234530, 0.5637146, -1.0781760], abs=1e-6

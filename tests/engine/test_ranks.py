@@ -1,4 +1,4 @@
-"""Several processes that widen one checkpoint together: the bytes of a single one, or nothing when one dies."""
+"""Several processes that widen one checkpoint write the bytes of a single one, or nothing if one of them dies."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ SHARD = 30_000
 
 @dataclass(frozen=True, slots=True)
 class Threads(Ranks):
-    """Threads in place of processes; `shared` is what they have in common."""
+    """Ranks that are threads instead of processes; `shared` is their common state."""
 
     shared: Any = field(default=None, repr=False)
 
@@ -53,7 +53,7 @@ class Threads(Ranks):
 
 
 def together(size, work):
-    """What each of several threads gets out of `work(ranks)`."""
+    """Run `work(ranks)` in several threads and return their results."""
     shared = {"barrier": threading.Barrier(size, timeout=60), "all": [None] * size}
     results, errors = [None] * size, []
 
@@ -81,7 +81,7 @@ def contents(folder):
 @pytest.mark.parametrize("size", [2, 3, 7])
 @pytest.mark.parametrize("case", ["plain", "noise", "single file", "random map", "experts"])
 def test_any_number_of_processes_writes_the_same_bytes(case, size, saved, tmp_path):
-    """Blocks are so small that the tensors at the borders of the shares are cut."""
+    """Small blocks make sure that tensors at the borders of shares are cut."""
     source = find_source(saved("Mixtral-untied" if case == "experts" else "Llama-tied"))
     options = {
         "noise": {"noise": 0.1, "noise_mode": "preserving"},
@@ -119,7 +119,7 @@ def every_content(folder):
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
 def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
-    """Blocks are so small that most tensors are cut, and each process knows of a part of most checksums."""
+    """Small blocks make sure that most tensors are cut, and each process has a part of most checksums."""
     monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
     source = save_state(tmp_path / "narrow", kind)
     made = {
@@ -179,7 +179,7 @@ def test_shares_are_even_and_complete():
 
 
 def test_byte_shares_take_the_same_time(saved):
-    """Noise takes longer than copying, so whose tensors have some has fewer bytes."""
+    """Noise takes longer than copying, so a process whose tensors have noise gets fewer bytes."""
     source = find_source(saved("Llama-tied"))
     plan = plan_widening(source, factor=2, noise=0.1)
     tensors = plan.tensors
@@ -195,7 +195,7 @@ def test_byte_shares_take_the_same_time(saved):
 
 
 def test_variables_of_other_launchers_are_ignored():
-    """Clusters set them in shells where a single command is run."""
+    """Clusters set these variables in shells that run a single command."""
     with join_ranks({"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "1"}) as ranks:
         assert ranks == ALONE
 

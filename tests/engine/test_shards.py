@@ -1,4 +1,4 @@
-"""From disk to disk: the output is a function of input, recipe and factors, and of nothing else."""
+"""Widening from disk to disk: the output depends only on input, recipe and factors."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def test_the_record_contains_no_absolute_path(saved, tmp_path):
 
 
 def test_copies_of_every_tensor_add_up_to_the_source_bit_for_bit(saved, tmp_path):
-    """bfloat16 by 3, where naive division would leave errors of one part in 400."""
+    """With bfloat16 and factor 3, naive division would leave errors of one part in 400."""
     source = saved("Llama-untied", dtype=torch.bfloat16)
     widen(source, tmp_path / "wide", 3, verify=False)
     narrow, wide = load_file(source / "model.safetensors"), load_file(tmp_path / "wide" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Exact splitting, against arithmetic with fractions."""
+"""Exact splitting, compared with exact fractions."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""The tensors that are written: values, types, and nothing that depends on blocks."""
+"""The written tensors: values and types, for any block size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from outputs import digests, repeated
 
 
 def test_weights_are_repeated_and_divided_over_summed_axes(saved, tmp_path):
-    """By 2 and 4, so that every share is a float: the expected values need no rounding."""
+    """Factors 2 and 4 make every share a float, so the expected values need no rounding."""
     widen(saved("Llama-tied"), tmp_path / "wide", 2, {"ffn": 4}, verify=False)
     before = load_file(saved("Llama-tied") / "model.safetensors")
     after = load_file(tmp_path / "wide" / "model.safetensors")
@@ -113,7 +113,7 @@ def test_empty_tensors_and_scalars_are_copied(tmp_path):
 @pytest.mark.parametrize("block_bytes", [1, 100, 3000])
 @pytest.mark.parametrize("case", ["Llama-tied", "GPT2-tied", "ResNet-basic"])
 def test_the_bytes_do_not_depend_on_the_block_size(block_bytes, case, saved, tmp_path):
-    """A large model is converted in many blocks; these are small enough that a small one is, too."""
+    """A large model has many blocks; with small blocks, a small model has many too."""
     found = open_checkpoint(saved(case))
     plan = plan_widening(found.path, factor=3)
     written = []
