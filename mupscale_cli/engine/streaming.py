@@ -21,7 +21,7 @@ from mupscale_cli.engine.expand import element_dtype, expand
 from mupscale_cli.engine.finite import NonFinite, check_noisy
 from mupscale_cli.engine.noise import add_noise
 from mupscale_cli.engine.norms import Rows, measured_std
-from mupscale_cli.engine.threads import num_workers, work_through
+from mupscale_cli.engine.threads import num_workers, run_jobs
 from mupscale_cli.plan import TensorPlan
 from mupscale_cli.plan.copies import CopyMap
 from mupscale_cli.plan.dims import DimMap, Strip, keep_dims
@@ -77,7 +77,7 @@ def write_tensors(
     with ExitStack() as stack:
         workspaces = [_Workspace(stack.enter_context(RowReader())) for _ in range(num_workers())]
         jobs = _jobs(_tensor_parts(tensors, part), block_bytes, noises, ahead=len(workspaces))
-        work_through(jobs, [partial(_run_job, workspace=workspace, work=work) for workspace in workspaces])
+        run_jobs(jobs, [partial(_run_job, workspace=workspace, work=work) for workspace in workspaces])
     return {name: noise.std for name, noise in noises.items()}
 
 

@@ -1,4 +1,4 @@
-"""Several threads that take jobs from one sequence, each with a room of its own."""
+"""Threads that work through a sequence of jobs, and torch's own number of threads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Generic, TypeVar
 import torch
 
 Job = TypeVar("Job")
-_MOST = 4  # a disk is busy with fewer
-_limit: ContextVar[int] = ContextVar("limit", default=_MOST)
+_MAX_WORKERS = 4  # fewer already keep a disk busy
+_limit: ContextVar[int] = ContextVar("limit", default=_MAX_WORKERS)
 
 
 def num_workers() -> int:
-    """How many threads are worth starting."""
+    """Return how many threads are worth starting: one per available core, up to a limit."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _limit.get())
 
 
 @contextmanager
 def one_worker() -> Iterator[None]:
-    """Work on one thread, as where other processes work on the other cores."""
+    """Limit work inside the context to one thread, for instance because other processes use the other cores."""
     token = _limit.set(1)
     try:
         with one_thread():
@@ -33,15 +33,15 @@ def one_worker() -> Iterator[None]:
         _limit.reset(token)
 
 
-def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) -> None:
-    """Do all jobs, each by whichever worker is free; they begin in order.
+def run_jobs(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) -> None:
+    """Run all jobs, started in order, each on the next free worker.
 
     Args:
-        jobs: taken one at a time, so that they may be made as they are needed.
-        workers: one for each thread; a single one works in this thread.
+        jobs: jobs, taken one at a time; may be a generator.
+        workers: one function per thread; a single one runs in the calling thread.
 
     Raises:
-        Exception: that of the first job that failed, in their order; no further job is begun then.
+        Exception: the error of the first failed job, in job order. No job starts after a failure.
     """
     if len(workers) == 1:
         for job in jobs:
@@ -54,7 +54,7 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
             for thread in threads:
                 thread.start()
             queue.wait(len(threads))
-        except BaseException:  # an interrupt, which arrives in this thread
+        except BaseException:  # an interrupt, which Python raises in the main thread
             queue.stop()
             queue.wait(sum(thread.ident is not None for thread in threads))
             raise
@@ -63,44 +63,44 @@ def work_through(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) 
 
 
 class _Queue(Generic[Job]):
-    """Jobs for several threads, which are awaited by a count of those that ended.
+    """Jobs for several threads. A semaphore counts the threads that have ended.
 
-    Not by joining them: before Python 3.13, a join that is interrupted takes its thread for ended, and a
-    process that ends while a thread is at work in torch is aborted.
+    Threads are not joined: before Python 3.13, an interrupted join marks its thread as ended, and a process that exits
+    while a thread is running in torch is aborted.
     """
 
     def __init__(self, jobs: Iterator[Job]) -> None:
         self.jobs = jobs
         self.lock = threading.Lock()
-        self.num_begun = 0
-        self.failed: dict[int, BaseException] = {}  # by the number of the job; those before it have all begun
+        self.num_started = 0
+        self.failed: dict[int, BaseException] = {}  # by job number; all earlier jobs have started
         self.is_stopped = False
         self.ended = threading.Semaphore(0)
-        self.num_awaited = 0
+        self.num_ended = 0
 
     def stop(self) -> None:
         self.is_stopped = True
 
     def wait(self, count: int) -> None:
-        """Until so many threads have ended."""
-        while self.num_awaited < count:
+        """Wait until `count` threads have ended."""
+        while self.num_ended < count:
             self.ended.acquire()
-            self.num_awaited += 1
+            self.num_ended += 1
 
     def serve(self, worker: Callable[[Job], None]) -> None:
-        """Take jobs until there are none, or one fails."""
+        """Run jobs until none are left or one fails."""
         torch.set_num_threads(1)
         number = 0
         try:
             while not self.is_stopped:
                 with self.lock:
-                    number = self.num_begun
-                    self.num_begun += 1
+                    number = self.num_started
+                    self.num_started += 1
                     job = next(self.jobs, None)
                 if job is None:
                     return
                 worker(job)
-        except BaseException as error:  # noqa: BLE001 (raised again where all threads are awaited)
+        except BaseException as error:  # noqa: BLE001 (raised again by `run_jobs`)
             self.failed[number] = error
             self.stop()
         finally:
@@ -109,9 +109,10 @@ class _Queue(Generic[Job]):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread, where its own would compete with others or wait for one another over tiny models.
+    """Limit torch to one thread inside the context.
 
-    The setting is partly global, so it is put back.
+    More threads would compete with ours, or spend their time waiting for each other on tiny models. The setting is
+    partly global, so the context restores it.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Processes that share the writing of an output: the bytes of one, its errors, and nobody left behind."""
+"""Forked processes share the writing of an output: same bytes, errors reach the parent, no process is left behind."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ from mupscale_cli.tasks.verify import verify_weights
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no system but Linux forks")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
 
 
 def has_ended(process):
-    """Whether a process is gone; one that nobody awaited is not."""
+    """Return whether a process has ended; a zombie has not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -32,36 +32,36 @@ def has_ended(process):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_they_tell_one_another(size):
+def test_processes_exchange_values(size):
     with forked(size, lambda _: None) as ranks:
         assert num_workers() == 1 or size == 1
         heard = ranks.broadcast("from the first" if ranks.is_first else None)
-        told = ranks.gather((ranks.rank, heard, os.getpid()))
-    assert [rank for rank, _, _ in told] == list(range(size))
-    assert {heard for _, heard, _ in told} == {"from the first"}
-    processes = [process for _, _, process in told]
+        values = ranks.gather((ranks.rank, heard, os.getpid()))
+    assert [rank for rank, _, _ in values] == list(range(size))
+    assert {heard for _, heard, _ in values} == {"from the first"}
+    processes = [process for _, _, process in values]
     assert processes[0] == os.getpid()
     assert len(set(processes)) == size
     assert all(has_ended(process) for process in processes[1:])
 
 
-def test_the_settings_of_the_first_are_put_back():
+def test_settings_of_the_parent_are_restored():
     before = torch.get_num_threads(), num_workers()
     with forked(2, lambda _: None):
         pass
     assert (torch.get_num_threads(), num_workers()) == before
 
 
-def test_progress_of_all_arrives():
-    told = []
-    with forked(3, told.append) as ranks:
+def test_progress_of_all_processes_is_reported():
+    counts = []
+    with forked(3, counts.append) as ranks:
         for _ in range(4):
             ranks.advance(10 + ranks.rank)
         ranks.gather(None)
-    assert sum(told) == 4 * (10 + 11 + 12)
+    assert sum(counts) == 4 * (10 + 11 + 12)
 
 
-def test_what_another_raises_is_raised_here_with_its_traceback():
+def test_an_error_of_a_child_is_raised_in_the_parent_with_its_traceback():
     with pytest.raises(CheckpointError, match="a tensor is odd") as caught, forked(2, lambda _: None) as ranks:
         if not ranks.is_first:
             raise CheckpointError("a tensor is odd", hint="look at it")
@@ -70,7 +70,7 @@ def test_what_another_raises_is_raised_here_with_its_traceback():
     assert "engine/test_processes.py" in str(caught.value.__cause__)
 
 
-def test_an_error_is_heard_of_while_the_first_works():
+def test_an_error_of_a_child_is_raised_while_the_parent_works():
     with pytest.raises(ZeroDivisionError), forked(2, lambda _: None) as ranks:
         if not ranks.is_first:
             1 / 0  # noqa: B018
@@ -79,7 +79,7 @@ def test_an_error_is_heard_of_while_the_first_works():
             ranks.advance(1)
 
 
-def test_an_error_that_cannot_be_sent_is_told_all_the_same():
+def test_an_error_that_cannot_be_pickled_is_reported():
     class Local(Exception):  # noqa: N818
         pass
 
@@ -89,8 +89,8 @@ def test_an_error_that_cannot_be_sent_is_told_all_the_same():
         ranks.gather(None)
 
 
-def test_a_process_that_is_killed_is_an_error():
-    with pytest.raises(JobError, match="ended from outside") as caught, forked(2, lambda _: None) as ranks:
+def test_a_killed_process_is_an_error():
+    with pytest.raises(JobError, match="was killed") as caught, forked(2, lambda _: None) as ranks:
         if not ranks.is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         ranks.gather(None)
@@ -98,23 +98,23 @@ def test_a_process_that_is_killed_is_an_error():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_the_first_ones(number):
-    """A terminal sends Ctrl-C to all of them."""
+def test_children_ignore_stop_signals(number):
+    """A terminal sends Ctrl-C to all processes; only the parent handles it."""
     with forked(2, lambda _: None) as ranks:
         if not ranks.is_first:
             os.kill(os.getpid(), number)
-        told = ranks.gather(ranks.rank)
-    assert told == [0, 1]
+        values = ranks.gather(ranks.rank)
+    assert values == [0, 1]
 
 
-def test_nobody_outlives_the_first(tmp_path):
+def test_children_end_with_the_parent(tmp_path):
     script = """
 import os, sys, time
 from mupscale_cli.engine.processes import forked
 with forked(3, lambda _: None) as ranks:
-    told = ranks.gather(os.getpid())
+    processes = ranks.gather(os.getpid())
     if ranks.is_first:
-        print(*told, flush=True)
+        print(*processes, flush=True)
     time.sleep(100)
 """
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -128,12 +128,12 @@ with forked(3, lambda _: None) as ranks:
     assert all(has_ended(process) for process in processes)
 
 
-def test_small_outputs_are_not_worth_it(monkeypatch):
+def test_small_outputs_use_one_process(monkeypatch):
     monkeypatch.setattr(processes, "num_workers", lambda: 4)
     assert [worthwhile(size) for size in (0, 1 << 20, 64 << 20, 128 << 20, 1 << 40)] == [1, 1, 1, 2, 4]
 
 
-def test_where_it_cannot_be_done_it_is_said(monkeypatch):
+def test_a_system_without_fork_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "_CAN_FORK", False)
     assert worthwhile(1 << 40) == 1
     with pytest.raises(JobError, match="2 processes cannot share"), forked(2, lambda _: None):
@@ -150,14 +150,14 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
     assert "--processes 1" in caught.value.hint
 
 
-def test_a_process_that_cannot_begin_is_not_taken_for_the_first(monkeypatch, tmp_path):
-    """It must not tidy up what is the first one's, as an error does that goes through the contexts around."""
+def test_a_child_that_cannot_start_does_not_clean_up_for_the_parent(monkeypatch, tmp_path):
+    """The error in the child must not run through the surrounding contexts."""
     tidied = tmp_path / "tidied"
 
     def refused(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(processes, "_begin", refused)
+    monkeypatch.setattr(processes, "_initialize_child", refused)
     with pytest.raises(RuntimeError, match="new thread"):
         try:
             with forked(2, lambda _: None) as ranks:
@@ -179,7 +179,7 @@ def flip(file):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
-def test_they_write_what_one_process_writes(kind, tmp_path):
+def test_several_processes_write_the_bytes_of_one(kind, tmp_path):
     source = save_state(tmp_path / "narrow", kind)
     counts, records = {}, {}
     for size in (1, 3):
@@ -210,10 +210,10 @@ def test_they_write_what_one_process_writes(kind, tmp_path):
         assert len(found[0].differences) == len(found[0].state.differences) == 1
 
 
-def test_nothing_is_left_of_what_cannot_be_written(tmp_path):
+def test_a_failed_run_leaves_nothing_behind(tmp_path):
     source = save_state(tmp_path / "narrow", "safetensors")
     tensors = load_file(source / "model.safetensors")
-    name = max(tensors)  # which the last process writes
+    name = max(tensors)  # the last process writes this tensor
     tensors[name].view(-1)[0] = float("nan")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="not finite"):
