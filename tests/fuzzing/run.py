@@ -1,4 +1,4 @@
-"""Fuzz the readers of everything that comes from elsewhere, guided by coverage: see README.md."""
+"""Fuzz the readers of external input, guided by coverage. See README.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("header", "folder", "recipe", "config", "record", "state", "torchfile",
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
-    """Run libFuzzer in this process, which it does not leave."""
+    """Run libFuzzer in this process. It ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["mupscale_cli"]):
@@ -26,11 +26,13 @@ def fuzz(name: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Fuzz each target for some time, in a process of its own with limits on memory and on the time of one input."""
+    """Fuzz each target in its own process, with limits on memory and on the time for one input."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="*", choices=[[], *NAMES], help="all of them if none is named")
-    parser.add_argument("--seconds", type=int, default=300, help="for each target")
-    parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="where inputs that fail are written")
+    parser.add_argument("targets", nargs="*", choices=[[], *NAMES], help="Targets to fuzz. Default: all.")
+    parser.add_argument("--seconds", type=int, default=300, help="Time for each target. Default: 300.")
+    parser.add_argument(
+        "--found", type=Path, default=Path("fuzz-found"), help="Folder for failing inputs. Default: fuzz-found."
+    )
     options = parser.parse_args()
     options.found.mkdir(parents=True, exist_ok=True)
     failed = []

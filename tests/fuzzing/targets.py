@@ -1,7 +1,7 @@
-"""What is fuzzed: functions from bytes that may raise `MupscaleError` and nothing else.
+"""Fuzz targets: functions that take bytes and may raise only `MupscaleError`.
 
-The bytes either are the text that is read, or choose what is changed in a good document (its first byte says
-which), so that random bytes get far. Nothing here needs a fuzzer: tests replay bytes that once found something.
+The first byte decides whether the rest is the text to read, or chooses changes to a valid document. With the latter,
+random bytes get past the first checks. This module needs no fuzzer, so tests can replay bytes that once found a bug.
 """
 
 from __future__ import annotations
@@ -102,13 +102,13 @@ HOSTILE: tuple[Any, ...] = (
 
 
 class Choices:
-    """Decisions read off bytes; zeros when they are used up."""
+    """Decisions read from bytes; zeros after the last byte."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
 
     def below(self, count: int) -> int:
-        """A number from 0 to count - 1."""
+        """Return a number from 0 to count - 1."""
         size = 1 if count <= 256 else 2
         number = int.from_bytes(self.data[self.position : self.position + size], "little")
         self.position += size
@@ -119,45 +119,45 @@ class Choices:
         return self.data[self.position :]
 
 
-def spoilt(document: Any, choices: Choices) -> Any:
-    """A document with some of its values changed, removed or added."""
+def corrupted(document: Any, choices: Choices) -> Any:
+    """Return a document with some values changed, removed or added."""
     document = copy.deepcopy(document)
     for _ in range(1 + choices.below(_MAX_CHANGES)):
-        place, key, value = [document], 0, document
+        parent, key, value = [document], 0, document
         while isinstance(value, (dict, list)) and value and choices.below(8):
-            place, keys = value, list(value) if isinstance(value, dict) else range(len(value))
+            parent, keys = value, list(value) if isinstance(value, dict) else range(len(value))
             key = keys[choices.below(len(keys))]
-            value = place[key]
+            value = parent[key]
         new, other = (copy.deepcopy(HOSTILE[choices.below(len(HOSTILE))]) for _ in range(2))
         match choices.below(6):
-            case 0 if place is not document and isinstance(place, dict):
-                del place[key]
+            case 0 if parent is not document and isinstance(parent, dict):
+                del parent[key]
             case 1 if isinstance(value, dict):
                 value[str(new)[:99]] = other
             case 2 if isinstance(value, list):
                 value.append(new)
-            case 3 if isinstance(place, dict):
-                place[str(new)[:99]] = place.pop(key)
+            case 3 if isinstance(parent, dict):
+                parent[str(new)[:99]] = parent.pop(key)
             case _:
                 if value is document:
                     document = new
                 else:
-                    place[key] = new
+                    parent[key] = new
     return document
 
 
-def text_of(data: bytes, good: Any) -> bytes:
-    """The text of a document: the bytes themselves, or a good one with changes."""
+def document_bytes(data: bytes, good: Any) -> bytes:
+    """Return the text of a document: the bytes themselves, or a valid document with changes."""
     if data[:1] and data[0] % 2:
         return data[1:]
-    return json.dumps(spoilt(good, Choices(data[1:])), ensure_ascii=bool(data[:1])).encode(errors="surrogatepass")
+    return json.dumps(corrupted(good, Choices(data[1:])), ensure_ascii=bool(data[:1])).encode(errors="surrogatepass")
 
 
 def folder_of(**files: bytes) -> contextlib.AbstractContextManager[Path]:
-    """A temporary folder with files; `__` in a name stands for a dot."""
+    """Create a temporary folder with files; `__` in a name stands for a dot."""
 
     @contextlib.contextmanager
-    def made():
+    def temporary():
         folder = Path(tempfile.mkdtemp(prefix="hostile-"))
         try:
             for name, content in files.items():
@@ -166,11 +166,11 @@ def folder_of(**files: bytes) -> contextlib.AbstractContextManager[Path]:
         finally:
             shutil.rmtree(folder)
 
-    return made()
+    return temporary()
 
 
 def safetensors(text: bytes, size: int) -> bytes:
-    """A file with this header and as many zeros."""
+    """Return a safetensors file with this header and `size` zero bytes of data."""
     return struct.pack("<Q", len(text)) + text + bytes(size)
 
 
@@ -180,7 +180,7 @@ def specs_of(case: str) -> tuple[TensorSpec, ...]:
 
 
 def header_of(specs: Any) -> tuple[dict[str, Any], int]:
-    """A good header, and the bytes of data behind it."""
+    """Return a valid header, and the number of bytes of data after it."""
     entries, end = {}, 0
     for spec in specs:
         start, end = end, end + spec.num_bytes
@@ -199,15 +199,15 @@ _FEW = (TensorSpec("a.weight", "F32", (2, 3)), TensorSpec("b", "BF16", (4,)), Te
 
 
 def header(data: bytes) -> None:
-    """Read a header: checkpoint/header.py."""
+    """Read a header: `checkpoints.header`."""
     entries, size = header_of(_FEW)
-    whole = safetensors(text_of(data, {**entries, "__metadata__": {"format": "pt"}}), size)
+    whole = safetensors(document_bytes(data, {**entries, "__metadata__": {"format": "pt"}}), size)
     parse_header(io.BytesIO(whole), Path("x.safetensors"))
     parse_header(io.BytesIO(data), Path("x.safetensors"))
 
 
 def folder(data: bytes) -> None:
-    """Open a folder with an index, a config and a record: checkpoint/source.py."""
+    """Open a folder with an index, a config and a record: `checkpoints.reading`, `record.reading`."""
     entries, size = header_of(_FEW)
     shard = safetensors(json.dumps(entries).encode(), size)
     which = Choices(data).below(3)
@@ -217,17 +217,17 @@ def folder(data: bytes) -> None:
         MODELS["Llama-tied"]["record"],
     )[which]
     texts = [json.dumps({"weight_map": dict.fromkeys(entries, "model-1.safetensors")}).encode(), b"{}", b"{}"]
-    texts[which] = text_of(data[1:], good)
+    texts[which] = document_bytes(data[1:], good)
     names = ("model__safetensors__index__json", "config__json", "mupscale__json")
     with folder_of(**dict(zip(names, texts, strict=True)), **{"model-1__safetensors": shard}) as path:
-        found = open_checkpoint(path)
-        if found.record is not None:
-            output_changed(check_record(found.record, path), found)
-        assert all(file.parent == path for file in (*found.files, *found.carried_files))
+        checkpoint = open_checkpoint(path)
+        if checkpoint.record is not None:
+            output_changed(check_record(checkpoint.record, path), checkpoint)
+        assert all(file.parent == path for file in (*checkpoint.files, *checkpoint.carried_files))
 
 
 def recipe(data: bytes) -> None:
-    """Read a recipe and plan with it: all of `architecture`."""
+    """Read a recipe and plan with it: `architecture`, `plan`."""
     choices = Choices(data)
     if choices.below(2):
         text = choices.rest
@@ -242,8 +242,8 @@ def recipe(data: bytes) -> None:
             text = text[:place] + (word if kind else b"") + text[place + (length if kind < 3 else 0) :]
     with folder_of(mine__yaml=text) as path:
         config = MODELS["Llama-tied"]["config"]
-        found = load_recipe(path / "mine.yaml", config)
-        make_plan(found, specs_of("Llama-tied"), config, dict.fromkeys(found.axis_names, 2))
+        loaded = load_recipe(path / "mine.yaml", config)
+        make_plan(loaded, specs_of("Llama-tied"), config, dict.fromkeys(loaded.axis_names, 2))
 
 
 _WORDS = (
@@ -304,12 +304,12 @@ _WORDS = (
 
 
 def config(data: bytes) -> None:
-    """Plan with a config that need not fit the tensors: plan.py, recipes and their expressions."""
+    """Plan with a config that may not match the tensors: `plan`, and the recipes' expressions."""
     choices = Choices(data)
     case = list(MODELS)[choices.below(len(MODELS))]
-    with folder_of(config__json=text_of(choices.rest, MODELS[case]["config"])) as path:
+    with folder_of(config__json=document_bytes(choices.rest, MODELS[case]["config"])) as path:
         value = read_json(path / "config.json")
-    checkpoint = _Fake(value, specs_of(case))
+    checkpoint = _FakeCheckpoint(value, specs_of(case))
     chosen = choose_recipe(checkpoint)  # type: ignore[arg-type]
     with contextlib.suppress(MupscaleError):
         names_by_order(value, [({}, [0, 1])], {})
@@ -317,8 +317,8 @@ def config(data: bytes) -> None:
     json.dumps(planned.config)
 
 
-class _Fake:
-    """As much of a checkpoint as choosing a recipe looks at."""
+class _FakeCheckpoint:
+    """The attributes of a checkpoint that choosing a recipe uses."""
 
     def __init__(self, config: dict[str, Any], specs: tuple[TensorSpec, ...]) -> None:
         self.config, self.specs, self.display_name = config, specs, "x"
@@ -326,8 +326,8 @@ class _Fake:
 
 
 def record(data: bytes) -> None:
-    """Read what hparams, the card and verify read of a record: record.py."""
-    with folder_of(mupscale__json=text_of(data, MODELS["Llama-tied"]["record"])) as path:
+    """Read a record as `hparams`, `verify` and the model card do: `record.reading`."""
+    with folder_of(mupscale__json=document_bytes(data, MODELS["Llama-tied"]["record"])) as path:
         content = read_json(path / "mupscale.json")
     value = check_record(content, Path("x"))
     readers: tuple[Callable[[], Any], ...] = (
@@ -336,14 +336,14 @@ def record(data: bytes) -> None:
         lambda: record_text(value),
         lambda: card_section(value, "x"),
         *(lambda name=name: hyperparameters(value, Settings(1.0, name, 0.1)) for name in OPTIMIZERS),
-        lambda: _planned_again(value),
+        lambda: _plan_from_record(value),
     )
     for read in readers:
         with contextlib.suppress(MupscaleError):
             read()
 
 
-def _planned_again(value: Record) -> None:
+def _plan_from_record(value: Record) -> None:
     model = MODELS["Llama-tied"]
     chosen = load_recipe("llama", model["config"])
     factors = {name: axis["factor"] for name, axis in value["axes"].items()}
@@ -360,7 +360,7 @@ def _planned_again(value: Record) -> None:
 
 
 def good_state() -> dict[str, Any]:
-    """A training checkpoint as JSON; `[dtype, shape]` below `tensor` is a tensor."""
+    """Return a training checkpoint as JSON, with each tensor as `{"tensor": [dtype, shape]}`."""
     specs = specs_of("Llama-tied")[:3]
 
     def tensor(shape: Any) -> dict[str, Any]:
@@ -383,14 +383,14 @@ def good_state() -> dict[str, Any]:
     return {"optimizer": {"state": states, "param_groups": [group]}, "model": weights, "step": 7}
 
 
-def as_content(value: Any) -> Any:
-    """JSON with tensors in it; keys that are numbers are numbers."""
+def to_content(value: Any) -> Any:
+    """Turn JSON into a training checkpoint: tensors become tensors, and numeric keys numbers."""
     if isinstance(value, dict):
         match value.get("tensor"):
             case [str() as dtype, list() as shape] if dtype in DTYPES and _is_shape(shape):
                 return blank_tensor(TensorSpec("x", dtype, tuple(shape)))
-        return {int(k) if k.isdecimal() and k.isascii() and len(k) < 9 else k: as_content(v) for k, v in value.items()}
-    return [as_content(item) for item in value] if isinstance(value, list) else value
+        return {int(k) if k.isdecimal() and k.isascii() and len(k) < 9 else k: to_content(v) for k, v in value.items()}
+    return [to_content(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_shape(shape: list[Any]) -> bool:
@@ -398,9 +398,9 @@ def _is_shape(shape: list[Any]) -> bool:
 
 
 def state(data: bytes) -> None:
-    """Widen a training checkpoint of any structure: optimizer/content.py, tree.py, groups.py, state.py."""
+    """Widen a training checkpoint of any structure: `optimizers.content`, `nested`, `groups`, `state_plan`."""
     try:
-        content = as_content(json.loads(text_of(data, good_state())))
+        content = to_content(json.loads(document_bytes(data, good_state())))
     except (ValueError, RecursionError):
         return
     check_structure(content, Path("x"))
@@ -418,22 +418,22 @@ def state(data: bytes) -> None:
 
 
 def torchfile(data: bytes) -> None:
-    """Read an archive with any pickle in it: formats/torch_reading.py, scheduler.py."""
+    """Read an archive with any pickle in it: `optimizers.formats.torch_reading`, `optimizers.scheduler`."""
     choices = Choices(data)
     kind = choices.below(3)
     body = choices.rest
     if kind == 0:
         good = _saved({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"params": [0]}], "base_lrs": [1.0]})
-        body = _changed_bytes(good, choices)
+        body = _corrupted_bytes(good, choices)
     elif kind == 1:
         body = _archive(body)
     else:
-        body = _archive(_changed_bytes(pickle.dumps({"a": [1, {"b": 2.0}], "base_lrs": [1.0, 2.0]}, 2), choices))
+        body = _archive(_corrupted_bytes(pickle.dumps({"a": [1, {"b": 2.0}], "base_lrs": [1.0, 2.0]}, 2), choices))
     with folder_of(optimizer__pt=body) as path:
         with contextlib.suppress(MupscaleError):
             widen_scheduler(path / "optimizer.pt", path / "wide.pt", [(0, 0.5), (1, 0.5)])
-        found = open_optimizer(path / "optimizer.pt", None)
-        found.widen(plan_of(), "copy")
+        optimizer = open_optimizer(path / "optimizer.pt", None)
+        optimizer.widen(plan_of(), "copy")
 
 
 def _saved(content: Any) -> bytes:
@@ -451,7 +451,7 @@ def _archive(text: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _changed_bytes(good: bytes, choices: Choices) -> bytes:
+def _corrupted_bytes(good: bytes, choices: Choices) -> bytes:
     data = bytearray(good)
     for _ in range(1 + choices.below(8)):
         data[choices.below(len(data))] = choices.below(256)
@@ -459,7 +459,7 @@ def _changed_bytes(good: bytes, choices: Choices) -> bytes:
 
 
 def tensors(data: bytes) -> None:
-    """Read state in safetensors, with an index: formats/safetensors.py."""
+    """Read optimizer state in safetensors, with an index: `optimizers.formats.safetensors`."""
     states = [
         TensorSpec(f"state.{s.name}.{key}", "F32", s.shape)
         for s in specs_of("Llama-tied")[:2]
@@ -468,17 +468,17 @@ def tensors(data: bytes) -> None:
     entries, size = header_of(states)
     index: Any = {"weight_map": dict.fromkeys(entries, "optimizer-1.safetensors")}
     is_index = Choices(data).below(2)
-    text = text_of(data[1:], index if is_index else entries)
+    text = document_bytes(data[1:], index if is_index else entries)
     shard = safetensors(json.dumps(entries).encode() if is_index else text, size)
     index_text = text if is_index else json.dumps(index).encode()
     with folder_of(**{"optimizer__safetensors__index__json": index_text, "optimizer-1__safetensors": shard}) as path:
-        found = open_optimizer(path / "optimizer.safetensors.index.json", None)
-        assert all(tensor.file.parent == path for tensor in found.stored.values())  # type: ignore[attr-defined]
-        found.widen(plan_of(), "copy")
+        optimizer = open_optimizer(path / "optimizer.safetensors.index.json", None)
+        assert all(tensor.file.parent == path for tensor in optimizer.stored.values())  # type: ignore[attr-defined]
+        optimizer.widen(plan_of(), "copy")
 
 
 def distributed(data: bytes) -> None:
-    """Read a distributed checkpoint that is trusted: formats/distributed_files.py."""
+    """Read a trusted distributed checkpoint: `optimizers.formats.distributed_files`."""
     from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
     good = {
@@ -487,7 +487,7 @@ def distributed(data: bytes) -> None:
         for key in ("exp_avg", "exp_avg_sq")
     }
     try:
-        value = json.loads(text_of(data, good))
+        value = json.loads(document_bytes(data, good))
     except (ValueError, RecursionError):
         return
     entries, places = {}, {}
@@ -502,8 +502,8 @@ def distributed(data: bytes) -> None:
                 entries[name] = entry
     metadata = Metadata(entries, planner_data=places)
     with folder_of(__metadata=pickle.dumps(metadata)) as path:
-        found = open_optimizer(path, None, allow_pickle=True)
-        found.widen(plan_of(), "copy")
+        optimizer = open_optimizer(path, None, allow_pickle=True)
+        optimizer.widen(plan_of(), "copy")
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -513,7 +513,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def run(name: str, data: bytes) -> None:
-    """Give bytes to a target; whatever is not meant for the user is raised."""
+    """Run a target on bytes. Any error other than `MupscaleError` is a bug and is raised."""
     with contextlib.suppress(MupscaleError):
         TARGETS[name](data)
 

@@ -1,10 +1,10 @@
-"""Break the core on purpose, one small change at a time, and see whether the tests notice.
+"""Break the core on purpose, one small change at a time, and check that the tests notice.
 
     python tests/mutation/run.py [--sample 60] [--seed 0] [--only 'plan/*.py']
 
-A change is drawn from all that the operators below can make in the modules of `CORE`; the tests of its room run with it
-in a copy of the project. A change that no test notices is shown, and the exit code is 1: it is a missing test, or makes
-no difference.
+Changes are drawn at random from all those that the operators below can make in the modules of `CORE`. For each change,
+the tests of its room run in a copy of the project. A change that no test notices reveals a missing test, or makes no
+difference: it is reported as SURVIVED, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-# Modules, and the tests that run after the one of the same name.
+# Modules, and the tests to run after the test of the same name.
 CORE = {
     "architecture/[dels]*.py": ("tests/architecture",),
     "architecture/pa*.py": ("tests/architecture",),
@@ -60,7 +60,15 @@ SWAPS: dict[type, type] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one change."""
+    """A module with one change.
+
+    Attributes:
+        module: its path in the package.
+        line: the line of the change.
+        before: the changed expression or statement.
+        after: what replaces it.
+        text: the source text of the whole module.
+    """
 
     module: str
     line: int
@@ -69,31 +77,31 @@ class Mutant:
     text: str
 
 
-def changed(node: ast.AST) -> ast.AST | None:
-    """Return a node with one thing wrong, or None where no operator applies."""
-    made = copy.deepcopy(node)
-    match made:
+def mutate(node: ast.AST) -> ast.AST | None:
+    """Return a changed copy of a node, or None if no operator applies."""
+    mutated = copy.deepcopy(node)
+    match mutated:
         case ast.Compare(ops=[operator]) if type(operator) in SWAPS:
-            made.ops = [SWAPS[type(operator)]()]
+            mutated.ops = [SWAPS[type(operator)]()]
         case ast.BinOp(op=operator) | ast.BoolOp(op=operator) if type(operator) in SWAPS:
-            made.op = SWAPS[type(operator)]()
+            mutated.op = SWAPS[type(operator)]()
         case ast.UnaryOp(op=ast.Not()):
-            return made.operand
+            return mutated.operand
         case ast.Constant(value=bool(value)):
-            made.value = not value
+            mutated.value = not value
         case ast.Constant(value=int(value)):
-            made.value = value + 1
+            mutated.value = value + 1
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
-            made.value = ast.Constant(None)
+            mutated.value = ast.Constant(None)
         case ast.If() | ast.IfExp():
-            made.test = ast.UnaryOp(ast.Not(), made.test)
+            mutated.test = ast.UnaryOp(ast.Not(), mutated.test)
         case _:
             return None
-    return made
+    return mutated
 
 
 def mutants_of(module: str) -> Iterator[Mutant]:
-    """Yield every change of a module, annotations aside."""
+    """Yield every possible change of a module, except in annotations."""
     tree = ast.parse((ROOT / "mupscale_cli" / module).read_text(encoding="utf-8"))
     for parent in list(ast.walk(tree)):
         for field, value in list(ast.iter_fields(parent)):
@@ -101,23 +109,33 @@ def mutants_of(module: str) -> Iterator[Mutant]:
             for index, node in enumerate(siblings):
                 if not isinstance(node, ast.AST) or field in ("annotation", "returns"):
                     continue
-                made = changed(node)
-                if made is None:
+                mutated = mutate(node)
+                if mutated is None:
                     continue
-                swapped = [*siblings[:index], made, *siblings[index + 1 :]] if isinstance(value, list) else made
-                setattr(parent, field, swapped)
+                new_value = [*siblings[:index], mutated, *siblings[index + 1 :]] if isinstance(value, list) else mutated
+                setattr(parent, field, new_value)
                 text = ast.unparse(ast.fix_missing_locations(tree))
                 setattr(parent, field, value)
-                shown = [ast.unparse(each).partition("\n")[0] for each in (node, made)]
-                yield Mutant(module, node.lineno, *shown, text)  # type: ignore[attr-defined]
+                texts = [ast.unparse(each).partition("\n")[0] for each in (node, mutated)]
+                yield Mutant(module, node.lineno, *texts, text)  # type: ignore[attr-defined]
 
 
-def outcome(mutant: Mutant, tests: list[str], project: Path, limit: float) -> str:
-    """Run tests on a copy of the project with a mutant in it: `noticed`, `SURVIVED`, or `too slow` for the limit."""
+def run_tests(mutant: Mutant, tests: list[str], project: Path, limit: float) -> str:
+    """Run tests on a copy of the project with a mutant in it.
+
+    Args:
+        mutant: the change.
+        tests: the test files.
+        project: the copy of the project.
+        limit: seconds for the tests.
+
+    Returns:
+        `noticed`, `SURVIVED` or `too slow`.
+    """
     file = project / "mupscale_cli" / mutant.module
     original = file.read_text(encoding="utf-8")
     file.write_text(mutant.text, encoding="utf-8")
-    child = multiprocessing.get_context("fork").Process(target=_run, args=(tests, project))
+    child = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(tests, project))
     try:
         child.start()
         child.join(limit)
@@ -130,26 +148,26 @@ def outcome(mutant: Mutant, tests: list[str], project: Path, limit: float) -> st
         file.write_text(original, encoding="utf-8")
 
 
-def _run(tests: list[str], project: Path) -> None:
-    """Run tests in a process of its own, in which torch and transformers are imported already."""
+def _run_pytest(tests: list[str], project: Path) -> None:
+    """Run tests in a forked process, which has already imported torch and transformers."""
     os.setsid()
     os.chdir(project)
     os.environ["PYTHONPATH"] = str(project)
     sys.path.insert(0, str(project))
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+        os.dup2(null.fileno(), 2)
     code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={project}", *tests])
     os._exit(int(code))
 
 
 def main() -> int:
-    """Draw mutants, run tests on each, print those that survive and the score."""
+    """Draw mutants, run the tests on each, and print the outcomes and the score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="*", help="a pattern of modules, as `plan/*.py`")
-    parser.add_argument("--limit", type=float, default=180, help="seconds for the tests of one mutant")
+    parser.add_argument("--sample", type=int, default=60, help="Number of changes. Default: 60.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed. Default: 0.")
+    parser.add_argument("--only", default="*", help="Change only modules that match, such as `plan/*.py`.")
+    parser.add_argument("--limit", type=float, default=180, help="Seconds for the tests of one change. Default: 180.")
     options = parser.parse_args()
     import torch  # noqa: F401 (for the children)
     import transformers  # noqa: F401
@@ -169,12 +187,12 @@ def main() -> int:
         shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         for number, mutant in enumerate(drawn, start=1):
             room, name = mutant.module.split("/")
-            own = f"tests/{room}/test_{name}"
-            tests = [own, *tests_of[mutant.module]] if (ROOT / own).is_file() else tests_of[mutant.module]
-            found = outcome(mutant, tests, project, options.limit)
-            outcomes[found] += 1
+            direct = f"tests/{room}/test_{name}"
+            tests = [direct, *tests_of[mutant.module]] if (ROOT / direct).is_file() else tests_of[mutant.module]
+            outcome = run_tests(mutant, tests, project, options.limit)
+            outcomes[outcome] += 1
             change = f"{mutant.module}:{mutant.line}: `{mutant.before}` -> `{mutant.after}`"
-            sys.stdout.write(f"[{number}/{len(drawn)}] {found:8}  {change}\n")
+            sys.stdout.write(f"[{number}/{len(drawn)}] {outcome:8}  {change}\n")
             sys.stdout.flush()
     counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
     sys.stdout.write(f"{counts} of {len(drawn)} drawn from {len(mutants)}\n")

@@ -1,4 +1,4 @@
-"""Every built-in recipe against the reference implementation, everything random, in float64."""
+"""Every built-in recipe on random models of the reference implementation, in float64."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 
-# One case for each way in which axes are tied together; `pytest -m slow` tries every axis of every case.
+# One case for each way to tie axes together. `pytest -m slow` tries every axis of every case.
 EVERY_AXIS = [
     "Qwen3-tied",
     "GPT2-tied",
@@ -29,26 +29,26 @@ EVERY_AXIS = [
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 
-def check(source, tmp_path, factor=None, axes=None, **options):
+def widen_and_check(source, tmp_path, factor=None, axes=None, **options):
     widened = widen(source, tmp_path / "wide", factor, axes, dtype="float64", **options)
-    found = widened.verification
-    assert found is not None
-    assert found.agrees, found
-    assert found.max_rel < 1e-12
-    assert found.worst_module is None or found.worst_module.max_rel < 1e-12
-    return found
+    verification = widened.verification
+    assert verification is not None
+    assert verification.agrees, verification
+    assert verification.max_rel < 1e-12
+    assert verification.worst_module is None or verification.worst_module.max_rel < 1e-12
+    return verification
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_all_axes_together(case, saved, tmp_path):
-    found = check(saved(case), tmp_path, 2)
-    assert found.num_modules > 3
+def test_all_axes_widen_together(case, saved, tmp_path):
+    verification = widen_and_check(saved(case), tmp_path, 2)
+    assert verification.num_modules > 3
     if MODELS[case][0].endswith(("ForCausalLM", "LMHeadModel")):
-        assert {"logits", *SEVERAL_HEADS} <= {comparison.what for comparison in found.comparisons}
+        assert {"logits", *SEVERAL_HEADS} <= {comparison.what for comparison in verification.comparisons}
 
 
 @pytest.mark.parametrize("case", EVERY_AXIS)
-def test_every_axis_and_every_way_to_treat_a_tied_readout(case, saved):
+def test_every_axis_with_every_tie(case, saved):
     checked = check_model(saved(case))
     assert len(checked.trials) > 4
     assert checked.passed, [trial for trial in checked.trials if trial.problem]
@@ -63,16 +63,16 @@ def test_every_axis_of_every_model(case, saved):
     assert checked.passed, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
 
 
-def test_factors_differ_by_axis(saved, tmp_path):
-    check(saved("Qwen3-tied"), tmp_path, 2, {"g": 3, "ffn": 4})
+def test_axes_with_different_factors(saved, tmp_path):
+    widen_and_check(saved("Qwen3-tied"), tmp_path, 2, {"g": 3, "ffn": 4})
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Gemma-tied", "GPT2-tied", "ResNet-basic"])
-def test_bfloat16_is_as_exact(case, saved, tmp_path):
-    check(saved(case, dtype=torch.bfloat16), tmp_path, 3)
+def test_bfloat16_weights_widen_as_exactly(case, saved, tmp_path):
+    widen_and_check(saved(case, dtype=torch.bfloat16), tmp_path, 3)
 
 
-def test_stack_of_linear_layers_without_config(tmp_path):
+def test_stack_of_linear_layers_needs_no_config(tmp_path):
     (tmp_path / "net.py").write_text(MLP_MODULE)
     source = save_mlp(tmp_path / "net.safetensors")
     for factor in (2, 3):
@@ -82,15 +82,15 @@ def test_stack_of_linear_layers_without_config(tmp_path):
         assert widened.verification.max_rel < 1e-12
 
 
-def test_a_config_that_would_mean_another_structure_is_refused(saved):
-    """Embeddings of 16 that grow to the 48 of the residual stream would have no projection any more."""
+def test_config_that_changes_the_structure_is_refused(saved):
+    """Embeddings as wide as the residual stream have no projection, so 16 must not grow to 48."""
     with pytest.raises(ConfigError, match="describes another structure"):
         plan_widening(saved("Electra-tied"), axes={"pe": 3})
     assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
 
 
-def test_every_recipe_for_transformers_has_a_model():
-    """The exceptions are recipes of models that transformers does not have."""
+def test_every_transformers_recipe_has_a_test_model():
+    """Model types that transformers does not have are exempt."""
     import transformers
 
     tried = {getattr(transformers, config).model_type for _, config, _ in MODELS.values()}
@@ -99,15 +99,15 @@ def test_every_recipe_for_transformers_has_a_model():
         model_type
         for model_type in named - tried
         if not any(
-            {other for other in tried if any(name == found for _, found in model_types().get(other, ()))}
+            {other for other in tried if any(name == other_name for _, other_name in model_types().get(other, ()))}
             for _, name in model_types()[model_type]
         )
     }
     assert not untried
 
 
-def test_an_architecture_takes_one_file_and_no_python():
-    """OLMo 2 is data: nothing in the package knows its name."""
+def test_architecture_takes_one_file_and_no_python():
+    """OLMo 2 exists only as data: no module of the package mentions its name."""
     sources = list(Path(mupscale_cli.__file__).parent.rglob("*.py"))
     assert sources
     assert not [file for file in sources if "olmo" in file.read_text().lower()]

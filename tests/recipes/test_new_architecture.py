@@ -1,4 +1,4 @@
-"""An architecture that nothing in the package knows is one YAML file."""
+"""A new architecture takes one YAML file."""
 
 import json
 
@@ -33,7 +33,7 @@ def inputs(config, generator):
     return torch.randn(2, 4, generator=generator, dtype=torch.float64)
 """
 RECIPE = """
-about: a made-up network, whose input is multiplied by the root of its width
+about: a made-up network that multiplies its input by the root of its width
 match: {model_type: [made-up]}
 axes:
   embed: {size: width, about: the residual stream}
@@ -55,7 +55,7 @@ tensors:
 
 @pytest.fixture
 def made_up(tmp_path):
-    """A random checkpoint of the network, with the code that builds it beside it."""
+    """Save a random checkpoint of the network next to the code that builds it."""
     (tmp_path / "network.py").write_text(NETWORK)
     config = {"model_type": "made-up", "width": 6, "inner": 10}
     _, build = load_user_module(f"{tmp_path / 'network.py'}:build")
@@ -68,7 +68,7 @@ def made_up(tmp_path):
     return source
 
 
-def widened_by(made_up, recipe, factor, axes=None):
+def widen_with(made_up, recipe, factor, axes=None):
     file = made_up.parent / "made_up.yaml"
     file.write_text(recipe)
     model = f"{made_up.parent / 'network.py'}:build"
@@ -77,11 +77,11 @@ def widened_by(made_up, recipe, factor, axes=None):
 
 @pytest.mark.parametrize(("factor", "axes"), [(2, None), (3, {"ffn": 2}), (1, {"embed": 4})])
 def test_one_file_widens_a_new_architecture(factor, axes, made_up):
-    widened = widened_by(made_up, RECIPE, factor, axes)
+    widened = widen_with(made_up, RECIPE, factor, axes)
     assert widened.verification.agrees
     assert widened.verification.max_rel < 1e-12
     assert widened.plan.config["width"] == 6 * (axes or {}).get("embed", factor)
 
 
-def test_a_wrong_rule_is_found_out(made_up):
-    assert not widened_by(made_up, RECIPE.replace("/ffn", "ffn"), 2).verification.agrees
+def test_wrong_rule_fails_verification(made_up):
+    assert not widen_with(made_up, RECIPE.replace("/ffn", "ffn"), 2).verification.agrees
