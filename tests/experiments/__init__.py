@@ -1,1 +1,1 @@
-"""The method's own claims, measured at a size that two cores can do in minutes."""
+"""Experiments that measure the method's claims, small enough for two CPU cores."""

@@ -1,4 +1,4 @@
-"""What noise costs before the first step, by width: how much of it copies average out."""
+"""Measure how much noise raises the loss before the first step, at every width."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SEEDS = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Cost:
-    """Losses right after widening, those of batch statistics where there is batch normalisation.
+    """Losses right after widening. Batch normalization uses the statistics of the batch.
 
     Attributes:
-        task: its name.
-        title: of its row.
-        narrow: loss of the narrow model.
-        losses: of widened models with noise, by the noise's exponent and the factor.
+        task: the task's name.
+        title: the title of its row.
+        narrow: the loss of the narrow model, in nats.
+        losses: losses of widened models with noise, one per seed, by the noise's exponent and the factor.
     """
 
     task: str
@@ -34,7 +34,13 @@ class Cost:
 
 
 def measure_cost(task: Task, folder: Path, factors: tuple[int, ...] = FACTORS) -> Cost:
-    """Widen a narrow model to every width with every noise, and train none of them; in `folder` are checkpoints."""
+    """Widen a narrow model to every width with every noise and measure the losses, without any training.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        factors: widths over the narrow width.
+    """
     data = task.data()
     narrow = train_narrow(task, folder, task.lr)
 

@@ -1,8 +1,8 @@
-"""Real data that comes with a dependency or with this repository: digits as images, documents as bytes."""
+"""Real data from a dependency and from this repository: images of digits, and documents as bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +21,15 @@ _DOCUMENTS = (
     "recipes/*.yaml",
 )
 CONTEXT = 32  # bytes
-VOCABULARY = 128  # ASCII; every other byte is written as 127
-_MAX_SHIFT = 2  # pixels of 8: moved digits are a task that a narrow network does not exhaust
-_NUM_JUDGED = 1024  # images on which losses are compared
-_NUM_JUDGED_WINDOWS = 96  # pieces of text likewise
+VOCABULARY = 128  # ASCII; all other bytes become 127
+_MAX_SHIFT = 2  # pixels of 8; a narrow network cannot learn shifted digits perfectly
+_NUM_EVALUATED_IMAGES = 1024
+_NUM_EVALUATED_WINDOWS = 96
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and what a model should say to them."""
+    """Inputs and their targets."""
 
     inputs: Tensor
     targets: Tensor
@@ -38,17 +38,17 @@ class Examples:
         return Examples(self.inputs[indices], self.targets[indices])
 
     def to(self, dtype: torch.dtype) -> Examples:
-        """The same with floating-point inputs in a dtype; tokens stay what they are."""
+        """Convert floating-point inputs to a dtype. Tokens do not change."""
         return Examples(self.inputs.to(dtype) if self.inputs.is_floating_point() else self.inputs, self.targets)
 
 
 @dataclass(frozen=True)
 class Data:
-    """What models are trained on, and the fixed parts on which they are judged.
+    """Training data, and fixed examples to evaluate models on.
 
     Attributes:
-        train: all the examples for training.
-        seen: some of them, the same for every model, whose loss is the training loss.
+        train: all training examples.
+        seen: a fixed part of the training examples; its loss is the training loss.
         held_out: examples that no model is trained on.
     """
 
@@ -59,28 +59,28 @@ class Data:
     def to(self, dtype: torch.dtype) -> Data:
         return Data(self.train.to(dtype), self.seen.to(dtype), self.held_out.to(dtype))
 
-    def judged_on(self, count: int) -> Data:
-        """The same with fewer examples that models are judged on."""
+    def with_evaluated(self, count: int) -> Data:
+        """Evaluate models on fewer examples."""
         some = torch.arange(count)
         return Data(self.train, self.seen.pick(some), self.held_out.pick(some))
 
     def batches(self, size: int, count: int, seed: int) -> Iterator[Examples]:
-        """Random examples for `count` steps."""
+        """Yield `count` random batches."""
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
             yield self.train.pick(torch.randint(len(self.train.targets), (size,), generator=generator))
 
 
 def _shifted(images: Examples) -> Examples:
-    """Every image in every position that is at most `_MAX_SHIFT` pixels away, in each direction."""
+    """Shift every image by up to `_MAX_SHIFT` pixels in each direction."""
     side = images.inputs.shape[-1]
     padded = functional.pad(images.inputs, (_MAX_SHIFT,) * 4)
     offsets = range(2 * _MAX_SHIFT + 1)
-    moved = [padded[..., y : y + side, x : x + side] for y in offsets for x in offsets]
-    return Examples(torch.cat(moved), images.targets.repeat(len(moved)))
+    shifted = [padded[..., y : y + side, x : x + side] for y in offsets for x in offsets]
+    return Examples(torch.cat(shifted), images.targets.repeat(len(shifted)))
 
 
-def _some(examples: Examples, count: int) -> Examples:
+def _sample(examples: Examples, count: int) -> Examples:
     return examples.pick(torch.randperm(len(examples.targets), generator=torch.Generator().manual_seed(0))[:count])
 
 
@@ -91,33 +91,32 @@ def _digits() -> Data:
     loaded = load_digits()
     images = torch.tensor(loaded.images, dtype=torch.float32)[:, None] / 16  # 16 is white
     images = (images - images.mean()) / images.std()
-    # A blank pixel is what surrounds a digit, and what moving it brings in.
-    blank = images.min()
-    everything = _some(Examples(images - blank, torch.tensor(loaded.target)), len(images))
+    blank = images.min()  # shifting pads with zeros, so blank pixels are zero until then
+    everything = _sample(Examples(images - blank, torch.tensor(loaded.target)), len(images))
     count = len(images) // 5
     train, held_out = (
         _shifted(everything.pick(torch.arange(start, end))) for start, end in ((count, len(images)), (0, count))
     )
     train, held_out = (Examples(part.inputs + blank, part.targets) for part in (train, held_out))
-    return Data(train, _some(train, _NUM_JUDGED), _some(held_out, _NUM_JUDGED))
+    return Data(train, _sample(train, _NUM_EVALUATED_IMAGES), _sample(held_out, _NUM_EVALUATED_IMAGES))
 
 
 def flat_digits() -> Data:
-    """Moved digits of scikit-learn as vectors of 64 pixels."""
+    """Return shifted digits of scikit-learn as vectors of 64 pixels."""
     return _mapped(_digits(), lambda images: images.flatten(1))
 
 
-def coloured_digits() -> Data:
-    """Moved digits of scikit-learn as images of three equal channels."""
+def color_digits() -> Data:
+    """Return shifted digits of scikit-learn as images with three equal channels."""
     return _mapped(_digits(), lambda images: images.expand(-1, 3, -1, -1))
 
 
-def _mapped(data: Data, of) -> Data:
-    return Data(*(Examples(of(part.inputs), part.targets) for part in (data.train, data.seen, data.held_out)))
+def _mapped(data: Data, transform: Callable[[Tensor], Tensor]) -> Data:
+    return Data(*(Examples(transform(part.inputs), part.targets) for part in (data.train, data.seen, data.held_out)))
 
 
 def document_bytes() -> tuple[list[Tensor], list[Tensor]]:
-    """The documents of this repository: of each the first nine tenths, and the rest."""
+    """Return the documents of this repository as tokens: the first nine tenths of each, and the rest of each."""
     files = sorted({file for pattern in _DOCUMENTS for file in _ROOT.glob(pattern)})
     contents = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).long() for file in files]
     contents = [tokens.clamp(max=VOCABULARY - 1) for tokens in contents]
@@ -128,9 +127,9 @@ def document_bytes() -> tuple[list[Tensor], list[Tensor]]:
 
 @cache
 def documents() -> Data:
-    """Documents of this repository as bytes; of every document the last tenth is held out."""
+    """Return the documents of this repository as bytes. The last tenth of every document is held out."""
     train, held_out = (_windows(torch.cat(parts)) for parts in document_bytes())
-    return Data(train, _some(train, _NUM_JUDGED_WINDOWS), _some(held_out, _NUM_JUDGED_WINDOWS))
+    return Data(train, _sample(train, _NUM_EVALUATED_WINDOWS), _sample(held_out, _NUM_EVALUATED_WINDOWS))
 
 
 def _windows(tokens: Tensor) -> Examples:

@@ -1,4 +1,4 @@
-"""Figures of the results, as SVG."""
+"""Draw the results as SVG figures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.hashsalt": "mupscale",  # the same figure is the same file
-    "svg.fonttype": "none",  # text stays text: small, and searchable
+    "svg.hashsalt": "mupscale",  # equal figures become equal files
+    "svg.fonttype": "none",  # keeps text small and searchable
 }
-_ARMS = {"mapped": "widened, mapped hyperparameters", "standard": "widened, standard parametrisation"}
+_ARMS = {"mapped": "widened, mapped hyperparameters", "standard": "widened, standard parametrization"}
 _NARROW, _WIDENED, _SCRATCH = "#888888", "#d1495b", "#30638e"
-_HIGHEST = 2.2  # times the best loss of an axis: what lies above is far from any optimum
+_HIGHEST = 2.2  # times the largest of the best losses; higher points are far from any optimum
 
 
 def draw_all(
     optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], folder: Path
 ) -> list[Path]:
-    """Draw every figure; returns the files."""
+    """Draw every figure and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         files = [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
@@ -59,26 +59,26 @@ def _panels(rows: int, columns: int, size: tuple[float, float] = (3.6, 2.7), **o
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _band(axes: Axes, points: Mapping[float, Sequence[float]], colour: Any, **line: Any) -> None:
-    """Means as a line, with the range of the seeds behind it."""
+def _band(axes: Axes, points: Mapping[float, Sequence[float]], color: Any, **line: Any) -> None:
+    """Draw means as a line over a band with the range of the seeds."""
     finite = {x: values for x, values in points.items() if all(map(math.isfinite, values))}
     axes.fill_between(
         list(finite),
         [min(v) for v in finite.values()],
         [max(v) for v in finite.values()],
-        color=colour,
+        color=color,
         alpha=0.18,
         linewidth=0,
     )
-    axes.plot(list(finite), [fmean(v) for v in finite.values()], color=colour, **line)
+    axes.plot(list(finite), [fmean(v) for v in finite.values()], color=color, **line)
 
 
-def _colours(count: int) -> list[Any]:
+def _colors(count: int) -> list[Any]:
     return [mpl.colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def draw_transfer(results: Optima) -> Figure:
-    """Final loss over learning rates and over noise, one curve a width."""
+    """Draw the final loss over learning rates and over noise, one curve per width."""
     figure, panels = _panels(len(results.transfers), 2)
     for row, transfer in zip(panels, results.transfers, strict=True):
         for axes, grids, what in ((row[0], transfer.lr, "learning rate"), (row[1], transfer.noises, "noise")):
@@ -101,9 +101,9 @@ def _steps(count: int) -> str:
 
 def _draw_grids(axes: Axes, grids: Mapping[int, Grid]) -> None:
     best = {factor: fmean(grid.seen[grid.best]) for factor, grid in grids.items()}
-    for (factor, grid), colour in zip(grids.items(), _colours(len(grids)), strict=True):
-        _band(axes, {power(e): v for e, v in grid.seen.items()}, colour, marker=".", label=f"x{factor}", linewidth=1.2)
-        axes.plot(power(grid.best), best[factor], marker="*", markersize=12, color=colour, markeredgecolor="white")
+    for (factor, grid), color in zip(grids.items(), _colors(len(grids)), strict=True):
+        _band(axes, {power(e): v for e, v in grid.seen.items()}, color, marker=".", label=f"x{factor}", linewidth=1.2)
+        axes.plot(power(grid.best), best[factor], marker="*", markersize=12, color=color, markeredgecolor="white")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_ylim(min(best.values()) * 0.93, _highest(grids, best))
@@ -116,7 +116,7 @@ def _highest(grids: Mapping[int, Grid], best: Mapping[int, float]) -> float:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Losses as decimal numbers, also on a logarithmic axis of less than a decade."""
+    """Label losses with decimal numbers, even on a logarithmic axis of less than a decade."""
     axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
@@ -126,22 +126,22 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def draw_speed(all_results: Sequence[Growth]) -> Figure:
-    """Training loss over steps: the narrow model, the widened one, one from scratch; a row for each width."""
+    """Draw the training loss over steps for the narrow, the widened and a new random model, one row per width."""
     figure, panels = _panels(max(len(results.speeds) for results in all_results), len(all_results), (3.1, 2.6))
     for column, results in zip(panels.T, all_results, strict=True):
         lowest = _lowest(results.speeds)
         for axes, speed in zip(column, results.speeds, strict=True):
-            for curves, colour, label in (
+            for curves, color, label in (
                 (speed.scratch, _SCRATCH, "from scratch, best rate"),
-                (speed.narrow, _NARROW, "narrow, goes on"),
+                (speed.narrow, _NARROW, "narrow, continued"),
                 (speed.widened, _WIDENED, "widened, with noise"),
             ):
-                _band(axes, _by_step(curves), colour, label=label)
+                _band(axes, _by_step(curves), color, label=label)
             axes.axhline(speed.narrow_loss, color=_NARROW, linestyle=":", linewidth=1)
             axes.set_yscale("log")
             axes.set_ylim(lowest * 0.93, speed.narrow_loss * min(3, (speed.narrow_loss / lowest)))
             _plain_ticks(axes)
-            axes.set_title(f"{results.title}, x{speed.factor}\n{_told(speed)}", fontsize=9)
+            axes.set_title(f"{results.title}, x{speed.factor}\n{_ratio_title(speed)}", fontsize=9)
             axes.set_xlabel("steps after widening")
     for row in panels:
         row[0].set_ylabel("training loss (nats)")
@@ -149,9 +149,9 @@ def draw_speed(all_results: Sequence[Growth]) -> Figure:
     return figure
 
 
-def _told(speed: Speed) -> str:
-    told = {"never": "scratch ends lower", "at once": "starts below where scratch ends"}
-    return told.get(speed.ratio_told, f"scratch's loss in {speed.ratio_told} times fewer steps")
+def _ratio_title(speed: Speed) -> str:
+    titles = {"never": "the model from scratch ends lower", "at once": "starts below the end from scratch"}
+    return titles.get(speed.ratio_text, f"scratch's loss in {speed.ratio_text} times fewer steps")
 
 
 def _by_step(curves: Iterable[Curve]) -> dict[float, list[float]]:
@@ -170,26 +170,26 @@ def _lowest(speeds: Iterable[Speed]) -> float:
 
 
 def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> Figure:
-    """What padding comes to by how much the narrow weights are shrunk."""
+    """Draw the final loss of padded models over the shrink factor of the narrow weights."""
     figure, panels = _panels(1, len(all_results), (3.3, 3.0))
     for axes, results in zip(panels[0], all_results, strict=True):
-        factors = sorted({found.factor for found in results.shrinkings})
-        colours = dict(zip(factors, _colours(len(factors) + 1), strict=False))
-        for found in results.shrinkings:
-            points = {shrink: grid.seen[grid.best] for shrink, grid in found.grids.items()}
+        factors = sorted({shrinking.factor for shrinking in results.shrinkings})
+        colors = dict(zip(factors, _colors(len(factors) + 1), strict=False))
+        for shrinking in results.shrinkings:
+            points = {shrink: grid.seen[grid.best] for shrink, grid in shrinking.grids.items()}
             _band(
                 axes,
                 points,
-                colours[found.factor],
-                marker="o" if found.size == 1 else "^",
+                colors[shrinking.factor],
+                marker="o" if shrinking.size == 1 else "^",
                 markersize=4,
-                label=f"x{found.factor}, padded, fresh weights {found.size:g}",
+                label=f"x{shrinking.factor}, padded, fresh weights {shrinking.size:g}",
             )
-        for speed in (speed for found in growth if found.task == results.task for speed in found.speeds):
+        for speed in (speed for grown in growth if grown.task == results.task for speed in grown.speeds):
             for curves, line, label in ((speed.widened, "--", "copies, noise"), (speed.scratch, ":", "scratch")):
                 axes.axhline(
                     fmean(curve.last for curve in curves),
-                    color=colours.get(speed.factor, "black"),
+                    color=colors.get(speed.factor, "black"),
                     linestyle=line,
                     linewidth=1,
                     label=f"x{speed.factor}, {label}",
@@ -202,22 +202,22 @@ def draw_shrinking(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -
 
 
 def draw_identity(all_results: Sequence[Optima]) -> Figure:
-    """Losses of every step, narrow and widened without noise."""
+    """Draw the losses of every step for the narrow model and for models widened without noise."""
     figure, panels = _panels(1, len(all_results), (2.8, 2.7))
     for axes, results in zip(panels[0], all_results, strict=True):
-        found = results.identity[-1]
-        steps = range(1, len(found.wide) + 1)
+        identity = results.identity[-1]
+        steps = range(1, len(identity.wide) + 1)
         axes.plot(
-            range(1, len(found.standard) + 1),
-            found.standard,
+            range(1, len(identity.standard) + 1),
+            identity.standard,
             color=_SCRATCH,
             linewidth=1,
             label="widened, one learning rate",
         )
-        axes.plot(steps, found.wide, color=_WIDENED, label="widened, mapped")
-        axes.plot(steps, found.narrow, ".", color="black", markersize=4, label="narrow")
-        axes.set_ylim(min(found.wide) * 0.9, max(found.wide) * 1.3)
-        axes.set_title(f"{results.title}\nx{found.factor}, float64: differ by {found.difference:.0e}", fontsize=9)
+        axes.plot(steps, identity.wide, color=_WIDENED, label="widened, mapped")
+        axes.plot(steps, identity.narrow, ".", color="black", markersize=4, label="narrow")
+        axes.set_ylim(min(identity.wide) * 0.9, max(identity.wide) * 1.3)
+        axes.set_title(f"{results.title}\nx{identity.factor}, float64: differ by {identity.difference:.0e}", fontsize=9)
         axes.set_xlabel("step")
     panels[0][0].set_ylabel("loss of the batch (nats)")
     panels[0][0].legend(fontsize=7)

@@ -1,4 +1,4 @@
-"""Without noise a widened model takes the steps that the narrow one would have taken."""
+"""Measure how closely a model widened without noise trains like the narrow one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from experiments.training import continued, decay, train, train_narrow, widen, w
 
 @dataclass(frozen=True)
 class Identity:
-    """Losses of the narrow model that goes on, and of its widened copy.
+    """Losses of the narrow model, which continues training, and of its widened copy.
 
     Attributes:
         factor: width over narrow width.
-        narrow: losses of each step.
-        wide: the same of the widened model, trained with mapped hyperparameters and carried state.
-        standard: the same with one learning rate for all tensors.
-        difference: the largest relative difference of the losses of a step, narrow and wide.
+        narrow: the loss of each step of the narrow model.
+        wide: the losses of the widened model with mapped hyperparameters and carried optimizer state.
+        standard: the losses of the widened model with one learning rate for all tensors.
+        difference: the largest relative difference between `narrow` and `wide`.
     """
 
     factor: int
@@ -31,14 +31,14 @@ class Identity:
 
 
 def measure_identity(task: Task, folder: Path, factor: int, steps: int, before: int = 10) -> Identity:
-    """Train narrow and wide side by side in float64.
+    """Train the narrow and the widened model on the same batches in float64.
 
     Args:
-        task: what on.
-        folder: for the checkpoints.
+        task: the task.
+        folder: a folder for checkpoints.
         factor: width over narrow width.
-        steps: of both.
-        before: steps of the narrow model before it is widened, so that there is state to carry.
+        steps: number of steps after widening.
+        before: number of steps before widening; they give the optimizer a state to carry.
     """
     dtype = torch.float64
     data = task.data().to(dtype)
@@ -48,8 +48,8 @@ def measure_identity(task: Task, folder: Path, factor: int, steps: int, before: 
         return train(model, optimizer, data.batches(task.batch_size, steps, 0), steps, decay).losses
 
     file = widen(narrow, factor)
-    going_on = losses(*continued(narrow, narrow.lr, dtype))
+    narrow_losses = losses(*continued(narrow, narrow.lr, dtype))
     wide = losses(*widened(narrow, file, factor, narrow.lr, dtype=dtype))
     standard = losses(*widened(narrow, file, factor, narrow.lr, mapped=False, dtype=dtype))
-    difference = max(abs(after / before - 1) for after, before in zip(wide, going_on, strict=True))
-    return Identity(factor, going_on, wide, standard, difference)
+    difference = max(abs(after / before - 1) for after, before in zip(wide, narrow_losses, strict=True))
+    return Identity(factor, narrow_losses, wide, standard, difference)

@@ -1,4 +1,4 @@
-"""What an experiment found, as a value, as JSON and as tables."""
+"""Results of experiments as values, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from experiments.warmstart import Shrinking
 
 @dataclass(frozen=True)
 class Optima:
-    """Where the optima of a task lie, at every width.
+    """The best learning rates and noises of a task at every width.
 
     Attributes:
-        task: its name.
-        title: of its figures.
-        sizes: of the models and their training, in words.
-        seconds: that the measurement took.
-        identity: without noise, by factor.
+        task: the task's name.
+        title: the title of its figures.
+        sizes: the sizes of the models and their training, as texts by label.
+        seconds: the duration of the measurement.
+        identity: training without noise, one entry per factor.
         narrow: the search for the narrow model's learning rate.
-        transfers: optima over widths, with mapped hyperparameters and in standard parametrisation.
+        transfers: optima by width, with mapped hyperparameters and in standard parametrization.
     """
 
     task: str
@@ -43,17 +43,17 @@ class Optima:
 
 @dataclass(frozen=True)
 class Growth:
-    """What widening gains in a task.
+    """Training curves of narrow, widened and new models of a task.
 
     Attributes:
-        task: its name.
-        title: of its figures.
-        sizes: of the models and their training, in words.
-        seconds: that the measurement took.
+        task: the task's name.
+        title: the title of its figures.
+        sizes: the sizes of the models and their training, as texts by label.
+        seconds: the duration of the measurement.
         narrow: the search for the narrow model's learning rate.
-        tuned: the searches for learning rate and noise, both at the least factor.
-        speeds: curves by factor.
-        scratch: searches for the learning rate from scratch, by factor.
+        tuned: the searches for noise and learning rate, both at the smallest factor.
+        speeds: curves, one entry per factor.
+        scratch: the searches for the learning rate from scratch, by factor.
     """
 
     task: str
@@ -68,15 +68,15 @@ class Growth:
 
 @dataclass(frozen=True)
 class Warmstart:
-    """What shrinking and padding come to in a task.
+    """Losses of models that are shrunk and padded, for a task.
 
     Attributes:
-        task: its name.
-        title: of its figures.
-        sizes: of the models and their training, in words.
-        seconds: that the measurement took.
+        task: the task's name.
+        title: the title of its figures.
+        sizes: the sizes of the models and their training, as texts by label.
+        seconds: the duration of the measurement.
         narrow: the search for the narrow model's learning rate.
-        shrinkings: by factor and size of the fresh weights.
+        shrinkings: one entry per factor and size of the fresh weights.
     """
 
     task: str
@@ -91,13 +91,13 @@ Results = Union[Optima, Growth, Warmstart, Cost]
 
 
 def save(results: Results, file: Path) -> None:
-    """Write results as JSON; what is infinite (diverged) is null."""
+    """Write results as JSON. An infinite loss (diverged) becomes null."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"kind": type(results).__name__, **_plain(dataclasses.asdict(results))}) + "\n")
 
 
 def load(file: Path) -> Results:
-    """Read what `save` wrote."""
+    """Read results that `save` wrote."""
     content = json.loads(file.read_text())
     kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart, Cost)}
     return _typed(kinds[content.pop("kind")], content)
@@ -109,13 +109,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     if isinstance(value, float):
-        # Six figures: more than the seeds agree on. Differences of losses are computed before.
+        # Six digits are more than the seeds agree on. Differences of losses were computed before rounding.
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """A value of JSON as the type that a field declares."""
+    """Convert a JSON value to the declared type of a field."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
@@ -133,7 +133,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def optima_table(all_results: Sequence[Optima]) -> str:
-    """Where optima lie, as exponents e of 2^(e/2), and how far they move."""
+    """Tabulate the optima as exponents e of 2^(e/2), and how far they move."""
     rows = []
     for results in all_results:
         for transfer in results.transfers:
@@ -145,22 +145,22 @@ def optima_table(all_results: Sequence[Optima]) -> str:
                 rows.append(
                     [results.title, transfer.arm, what, *best, str(shift(grids)), f"{max(fitted) - min(fitted):.1f}"]
                 )
-    places = ["narrowest", "x2", "x4", "x8"]  # relative to one another
-    return _table(["", "hyperparameters", "optimum of", *places, "moves by", "parabola"], rows)
+    widths = ["narrowest", "x2", "x4", "x8"]  # relative to the narrowest
+    return _table(["", "hyperparameters", "optimum of", *widths, "moves by", "parabola"], rows)
 
 
 def identity_table(all_results: Sequence[Optima]) -> str:
-    """How exactly widened models train as narrow ones without noise."""
+    """Tabulate how closely models widened without noise train like narrow ones."""
     rows = [
-        [results.title, f"x{found.factor}", str(len(found.wide)), f"{found.difference:.0e}"]
+        [results.title, f"x{identity.factor}", str(len(identity.wide)), f"{identity.difference:.0e}"]
         for results in all_results
-        for found in results.identity
+        for identity in results.identity
     ]
     return _table(["", "width", "steps", "largest relative difference of losses"], rows)
 
 
 def speed_table(all_results: Sequence[Growth]) -> str:
-    """How soon widened models are where the others are."""
+    """Tabulate how soon widened models reach the losses of the others."""
     rows = [
         [
             results.title,
@@ -171,7 +171,7 @@ def speed_table(all_results: Sequence[Growth]) -> str:
             _steps(speed.until_narrow),
             _steps(speed.scratch_until_narrow),
             _steps(speed.until_scratch),
-            speed.ratio_told,
+            speed.ratio_text,
             *(
                 _losses(curves, lambda c: c.held_out[max(c.held_out)])
                 for curves in (speed.narrow, speed.widened, speed.scratch)
@@ -200,18 +200,18 @@ def speed_table(all_results: Sequence[Growth]) -> str:
 
 
 def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> str:
-    """The losses of padded models by what narrow weights were multiplied with."""
+    """Tabulate the losses of padded models by the shrink factor of the narrow weights."""
     shrinks = list(all_results[0].shrinkings[0].grids)
     rows = []
     for results in all_results:
-        for found in results.shrinkings:
-            speeds = [s for g in growth if g.task == results.task for s in g.speeds if s.factor == found.factor]
+        for shrinking in results.shrinkings:
+            speeds = [s for g in growth if g.task == results.task for s in g.speeds if s.factor == shrinking.factor]
             rows.append(
                 [
                     results.title,
-                    f"x{found.factor}",
-                    f"{found.size:g}",
-                    *(_spread(grid.seen[grid.best]) for grid in found.grids.values()),
+                    f"x{shrinking.factor}",
+                    f"{shrinking.size:g}",
+                    *(_spread(grid.seen[grid.best]) for grid in shrinking.grids.values()),
                     *(
                         f"{fmean(curve.last for curve in curves):.3f}"
                         for speed in speeds
@@ -225,7 +225,7 @@ def shrink_table(all_results: Sequence[Warmstart], growth: Sequence[Growth]) -> 
 
 
 def cost_table(all_results: Sequence[Cost]) -> str:
-    """By how much noise raises the loss before the first step."""
+    """Tabulate how much noise raises the loss before the first step."""
     factors = next(iter(all_results[0].losses.values()))
     rows = [
         [
@@ -239,8 +239,8 @@ def cost_table(all_results: Sequence[Cost]) -> str:
     return _table(["", "noise", *(f"x{factor}" for factor in factors)], rows)
 
 
-def _losses(curves: Sequence[Any], of: Callable[[Any], float]) -> str:
-    return _spread([of(curve) for curve in curves])
+def _losses(curves: Sequence[Any], loss: Callable[[Any], float]) -> str:
+    return _spread([loss(curve) for curve in curves])
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -251,12 +251,12 @@ def _steps(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "never"
-    told = f"{fmean(known):.0f}"
-    return told if len(known) == len(values) else f"{told} ({len(known)} of {len(values)} seeds)"
+    mean = f"{fmean(known):.0f}"
+    return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)} seeds)"
 
 
 def sizes_table(all_results: Sequence[Union[Optima, Growth]]) -> str:
-    """What was trained, and how long measuring took."""
+    """Tabulate the sizes of models and training, and how long the measurement took."""
     return _table(
         ["", *all_results[0].sizes, "learning rate of the narrow model", "minutes"],
         [[r.title, *r.sizes.values(), f"{power(r.narrow.best):.3g}", f"{r.seconds / 60:.1f}"] for r in all_results],
@@ -266,26 +266,26 @@ def sizes_table(all_results: Sequence[Union[Optima, Growth]]) -> str:
 def tables(
     optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], cost: Sequence[Cost]
 ) -> dict[str, str]:
-    """Every table by its name in README.md."""
-    made = {}
+    """Return every table by its name in README.md."""
+    named = {}
     if optima:
-        made |= {
+        named |= {
             "identity": identity_table(optima),
             "optima": optima_table(optima),
             "optima-sizes": sizes_table(optima),
         }
     if growth:
-        made |= {"speed": speed_table(growth), "speed-sizes": sizes_table(growth)}
+        named |= {"speed": speed_table(growth), "speed-sizes": sizes_table(growth)}
     if warmstart:
-        made |= {"shrink": shrink_table(warmstart, growth)}
+        named |= {"shrink": shrink_table(warmstart, growth)}
     if cost:
-        made |= {"cost": cost_table(cost)}
-    return made
+        named |= {"cost": cost_table(cost)}
+    return named
 
 
-def fill(text: str, found: Mapping[str, str]) -> str:
-    """A document with its tables replaced, which stand between `<!-- name -->` and `<!-- end -->`."""
-    for name, table in found.items():
+def fill(text: str, named_tables: Mapping[str, str]) -> str:
+    """Replace the tables of a document, each between `<!-- name -->` and `<!-- end -->`."""
+    for name, table in named_tables.items():
         begin = f"<!-- {name} -->\n"
         before, mark, after = text.partition(begin)
         if mark:

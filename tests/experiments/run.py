@@ -12,7 +12,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
 
-from experiments import figures  # noqa: E402 (the path must be known before)
+from experiments import figures  # noqa: E402 (after the path is set)
 from experiments.cost import measure_cost  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
@@ -28,47 +28,66 @@ _PARTS = ("optima", "growth", "warmstart", "cost")
 _IDENTITY_STEPS = 40
 
 
-def measure_optima(task: Task, folder: Path, say: Callable[[str], None]) -> Optima:
-    """Whether training without noise is identical, and where optima lie; in `folder` are checkpoints."""
-    began = time.monotonic()
+def measure_optima(task: Task, folder: Path, report: Callable[[str], None]) -> Optima:
+    """Measure how closely training without noise is identical, and find the optima at every width.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        report: receives progress messages.
+    """
+    started = time.monotonic()
     identity = tuple(
         measure_identity(task, folder / f"identity-{factor}", factor, min(_IDENTITY_STEPS, task.steps))
         for factor in (3, 4)
     )
-    for found in identity:
-        say(f"x{found.factor} without noise: losses differ by {found.difference:.0e}")
+    for result in identity:
+        report(f"x{result.factor} without noise: losses differ by {result.difference:.0e}")
     narrow, grid = narrow_checkpoint(task, folder)
-    say(f"narrow: {grid.told}")
-    transfers = tuple(measure_transfer(narrow, arm, say) for arm in ("mapped", "standard"))
-    return Optima(task.name, task.title, _sizes(task), time.monotonic() - began, identity, grid, transfers)
+    report(f"narrow: {grid.summary}")
+    transfers = tuple(measure_transfer(narrow, arm, report) for arm in ("mapped", "standard"))
+    return Optima(task.name, task.title, _sizes(task), time.monotonic() - started, identity, grid, transfers)
 
 
-def measure_growth(task: Task, folder: Path, say: Callable[[str], None]) -> Growth:
-    """What a widened model gains over the narrow one and over one from scratch; in `folder` are checkpoints."""
-    began = time.monotonic()
+def measure_growth(task: Task, folder: Path, report: Callable[[str], None]) -> Growth:
+    """Compare training of a widened model with the narrow one and with one from scratch.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        report: receives progress messages.
+    """
+    started = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
-    say(f"narrow: {grid.told}")
+    report(f"narrow: {grid.summary}")
     noises, rates = tuned = tune(narrow, task.factors[0])
-    say(f"x{task.factors[0]} noise {noises.told}, lr {rates.told}")
+    report(f"x{task.factors[0]} noise {noises.summary}, lr {rates.summary}")
     speeds, scratch, start = [], {}, rates.best
     for factor in task.factors:
         speed, scratch[factor] = measure_speed(narrow, factor, rates.best, noises.best, start)
         start = scratch[factor].best
         speeds.append(speed)
-        say(f"x{factor} scratch: {scratch[factor].told}; {speed.told}")
-    return Growth(task.name, task.title, _sizes(task), time.monotonic() - began, grid, tuned, tuple(speeds), scratch)
+        report(f"x{factor} scratch: {scratch[factor].summary}; {speed.summary}")
+    return Growth(task.name, task.title, _sizes(task), time.monotonic() - started, grid, tuned, tuple(speeds), scratch)
 
 
-def measure_warmstart(task: Task, folder: Path, say: Callable[[str], None], shrinks: tuple[float, ...]) -> Warmstart:
-    """How much narrow weights are best shrunk before they are padded; in `folder` are checkpoints."""
-    began = time.monotonic()
+def measure_warmstart(task: Task, folder: Path, report: Callable[[str], None], shrinks: tuple[float, ...]) -> Warmstart:
+    """Find the best shrink factor for narrow weights that are padded.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        report: receives progress messages.
+        shrinks: the shrink factors to try.
+    """
+    started = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
     shrinkings = tuple(
-        measure_shrinking(narrow, factor, size, nearest_power(narrow.lr), say, shrinks)
+        measure_shrinking(narrow, factor, size, nearest_power(narrow.lr), report, shrinks)
         for factor in task.factors
         for size in SIZES
     )
-    return Warmstart(task.name, task.title, _sizes(task), time.monotonic() - began, grid, shrinkings)
+    return Warmstart(task.name, task.title, _sizes(task), time.monotonic() - started, grid, shrinkings)
 
 
 def _sizes(task: Task) -> dict[str, str]:
@@ -76,7 +95,7 @@ def _sizes(task: Task) -> dict[str, str]:
     return {
         "widths": ", ".join(f"x{factor}" for factor in task.factors),
         "parameters, narrow and wide": " … ".join(_short(count) for count in counts),
-        "examples a step": str(task.batch_size),
+        "examples per step": str(task.batch_size),
         "steps, narrow + wide": f"{task.narrow_steps} + {task.steps}",
         "seeds": str(len(task.seeds)),
     }
@@ -87,22 +106,24 @@ def _short(count: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, save, draw."""
+    """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", nargs="*", metavar="mlp|resnet|gpt", help="all if none is named")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to try that everything runs")
+    parser.add_argument("experiments", nargs="*", metavar="mlp|resnet|gpt", help="Experiments to run. Default: all.")
+    parser.add_argument("--quick", action="store_true", help="Take only a few steps, to test that everything runs.")
     parser.add_argument(
         "--part",
         choices=_PARTS,
-        help="optima over widths, what growth gains, how much `warmstart` shrinks, or what noise costs at once; "
-        "all if not given",
+        help="Measure only the optima by width, the gain from growth, the best shrink factor of `warmstart`, or the "
+        "immediate cost of noise. Default: all.",
     )
-    parser.add_argument("--figures", action="store_true", help="draw again what was measured before")
-    parser.add_argument("--output", type=Path, default=_HERE, help="folder for results, figures and tables")
+    parser.add_argument("--figures", action="store_true", help="Only draw figures and tables from earlier results.")
+    parser.add_argument(
+        "--output", type=Path, default=_HERE, help="Folder for results, figures and tables. Default: this folder."
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.experiments) - set(_GROUPS) - set(TASKS)
     if unknown:
-        parser.error(f"there is no experiment {', '.join(sorted(unknown))}; known: {', '.join({**_GROUPS, **TASKS})}")
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; known: {', '.join({**_GROUPS, **TASKS})}")
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
@@ -112,25 +133,25 @@ def main(arguments: list[str] | None = None) -> None:
             if part == "warmstart" and name not in _SHRUNK:
                 continue
             task = TASKS[name].quick() if options.quick else TASKS[name]
-            task = task if part in ("optima", "cost") else task.grown()
-            began = time.monotonic()
+            task = task if part in ("optima", "cost") else task.enlarged()
+            started = time.monotonic()
 
-            def say(text: str, heading: str = f"{name} {part}", began: float = began) -> None:
-                sys.stdout.write(f"{heading} {time.monotonic() - began:6.1f} s  {text}\n")
+            def report(text: str, heading: str = f"{name} {part}", started: float = started) -> None:
+                sys.stdout.write(f"{heading} {time.monotonic() - started:6.1f} s  {text}\n")
                 sys.stdout.flush()
 
             with tempfile.TemporaryDirectory() as folder, one_thread():
-                found: Results
+                results: Results
                 if part == "optima":
-                    found = measure_optima(task, Path(folder), say)
+                    results = measure_optima(task, Path(folder), report)
                 elif part == "growth":
-                    found = measure_growth(task, Path(folder), say)
+                    results = measure_growth(task, Path(folder), report)
                 elif part == "cost":
-                    found = measure_cost(task, Path(folder), *((task.factors,) if options.quick else ()))
+                    results = measure_cost(task, Path(folder), *((task.factors,) if options.quick else ()))
                 else:
                     shrinks = SHRINKS[::4] if options.quick else SHRINKS
-                    found = measure_warmstart(task.briefly(), Path(folder), say, shrinks)
-            save(found, output / "results" / f"{part}-{name}.json")
+                    results = measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
+            save(results, output / "results" / f"{part}-{name}.json")
     optima, growth, warmstart, cost = (
         [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
         for part in _PARTS

@@ -1,4 +1,4 @@
-"""How fast a widened model trains, held against the narrow one and against one that begins at random."""
+"""Compare the training speed of a widened model with the narrow one and with one from scratch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from experiments.data import Data
 from experiments.training import Checkpoint, Curve, Schedule, continued, decay, train, warm_up_and_decay
 from experiments.transfer import Arm, Grid, Losses, final_losses, nearest_power, power, search, wide_model
 
-_NUM_JUDGED = 20
-_NOISE = -4  # exponent at which the search for the best noise begins
+_NUM_EVALUATIONS = 20
+_NOISE = -4  # exponent at which the search for the best noise starts
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Curves at one width, one of each seed.
+    """Training curves at one width, one per seed.
 
     Attributes:
         factor: width over narrow width.
         lr: exponents of the learning rates by arm.
         noise: exponent of the widened models' noise.
-        narrow: the narrow model, which goes on.
-        widened: widened with noise, with hyperparameters that were tuned at the least factor.
-        scratch: from random weights, with the best learning rate for this width.
+        narrow: curves of the narrow model, which continues training.
+        widened: curves of models widened with noise, with hyperparameters tuned at the smallest factor.
+        scratch: curves of models from random weights, with the best learning rate for this width.
     """
 
     factor: int
@@ -41,16 +41,16 @@ class Speed:
 
     @property
     def narrow_loss(self) -> float:
-        """The loss of the narrow model when it is widened."""
+        """The loss of the narrow model at the time of widening."""
         return self.narrow[0].seen[0]
 
     def steps_until(self, curves: tuple[Curve, ...], loss: Callable[[int], float]) -> list[float | None]:
-        """After how many steps each seed's curve is down to a loss; None where it never is."""
+        """Return the number of steps after which each seed's curve reaches a loss, None if it never does."""
         return [first_step(curve.seen, loss(seed)) for seed, curve in enumerate(curves)]
 
     @property
     def until_narrow(self) -> list[float | None]:
-        """Steps of widened models until they are where the narrow one was."""
+        """Steps until widened models regain the loss of the narrow one."""
         return self.steps_until(self.widened, lambda _seed: self.narrow_loss)
 
     @property
@@ -59,32 +59,32 @@ class Speed:
 
     @property
     def until_scratch(self) -> list[float | None]:
-        """Steps of widened models until they are where those from scratch end, on average."""
+        """Steps until widened models reach the mean final loss from scratch."""
         end = fmean(curve.last for curve in self.scratch)
         return self.steps_until(self.widened, lambda _seed: end)
 
     @property
     def ratio(self) -> float | None:
-        """Steps from scratch over steps of the widened model to the same loss; None if it never gets there."""
-        found = self.until_scratch
-        return None if None in found else self.steps / max(fmean(found), 1.0)
+        """Steps from scratch over steps of the widened model to the same loss; None if it never reaches that loss."""
+        steps = self.until_scratch
+        return None if None in steps else self.steps / max(fmean(steps), 1.0)
 
     @property
-    def ratio_told(self) -> str:
-        """The ratio in words where it is no finite number above zero."""
+    def ratio_text(self) -> str:
+        """The ratio as text: a number, `never` or `at once`."""
         if self.ratio is None:
             return "never"
         return "at once" if self.ratio >= self.steps else f"{self.ratio:.1f}"
 
     @property
-    def told(self) -> str:
-        """Last losses and the ratio, in a line."""
+    def summary(self) -> str:
+        """The final losses and the ratio, in one line."""
         last = ", ".join(f"{fmean(c.last for c in curves):.4f}" for curves in (self.narrow, self.widened, self.scratch))
-        return f"narrow, widened, scratch end at {last}; ratio {self.ratio_told}"
+        return f"narrow, widened, scratch end at {last}; ratio {self.ratio_text}"
 
 
 def first_step(seen: dict[int, float], loss: float) -> float | None:
-    """Where a curve first comes down to a loss, between judged steps on a straight line."""
+    """Return when a curve first reaches a loss, interpolating between evaluated steps; None if it never does."""
     points = sorted(seen.items())
     for (before, high), (step, low) in zip([points[0], *points], points, strict=False):
         if low <= loss:
@@ -93,7 +93,7 @@ def first_step(seen: dict[int, float], loss: float) -> float | None:
 
 
 def tune(narrow: Checkpoint, factor: int) -> tuple[Grid, Grid]:
-    """The best noise and the best learning rate of widened models at a width."""
+    """Search for the best noise and then for the best learning rate of widened models at a width."""
     task = narrow.task
     data = task.data()
 
@@ -106,14 +106,14 @@ def tune(narrow: Checkpoint, factor: int) -> tuple[Grid, Grid]:
 
 
 def measure_speed(narrow: Checkpoint, factor: int, lr: int, noise: int, scratch_lr: int) -> tuple[Speed, Grid]:
-    """Train the three side by side.
+    """Train the narrow model, widened ones and ones from scratch on the same batches.
 
     Args:
-        narrow: what is widened.
+        narrow: the narrow checkpoint.
         factor: width over narrow width.
-        lr: exponent for the widened model.
-        noise: of the widened model.
-        scratch_lr: exponent at which the search for the best learning rate from scratch begins.
+        lr: exponent of the widened models' learning rate.
+        noise: exponent of the widened models' noise.
+        scratch_lr: exponent at which the search for the best learning rate from scratch starts.
 
     Returns:
         The curves, and the losses from scratch by learning rate.
@@ -129,25 +129,27 @@ def measure_speed(narrow: Checkpoint, factor: int, lr: int, noise: int, scratch_
 
     def run(arm: Arm, rate: int, schedule: Schedule) -> tuple[Curve, ...]:
         return tuple(
-            _judged(wide_model(narrow, arm, factor, power(rate), power(noise), seed), narrow, data, seed, schedule)
+            _curve(wide_model(narrow, arm, factor, power(rate), power(noise), seed), narrow, data, seed, schedule)
             for seed in task.seeds
         )
 
-    going_on = tuple(_judged(continued(narrow, narrow.lr), narrow, data, seed, decay) for seed in task.seeds)
+    narrow_curves = tuple(_curve(continued(narrow, narrow.lr), narrow, data, seed, decay) for seed in task.seeds)
     return Speed(
         factor,
         {"narrow": nearest_power(narrow.lr), "widened": lr, "scratch": grid.best},
         noise,
-        going_on,
+        narrow_curves,
         run("mapped", lr, decay),
         run("scratch-mapped", grid.best, warm_up_and_decay),
     ), grid
 
 
-def _judged(made, narrow: Checkpoint, data: Data, seed: int, schedule: Schedule) -> Curve:
+def _curve(model_and_optimizer, narrow: Checkpoint, data: Data, seed: int, schedule: Schedule) -> Curve:
     task = narrow.task
-    every = max(task.steps // _NUM_JUDGED, 1)
-    # The first steps closer together: how soon noise is overcome shows there.
-    judged = {*range(0, task.steps, every), *(2**i for i in range(10) if 2**i < every), task.steps}
-    curve = train(*made, data.batches(task.batch_size, task.steps, seed), task.steps, schedule, data, judged)
-    return replace(curve, losses=())  # those of single batches are of no use here
+    every = max(task.steps // _NUM_EVALUATIONS, 1)
+    # The first steps are closer together, because they show how soon noise is overcome.
+    evaluated = {*range(0, task.steps, every), *(2**i for i in range(10) if 2**i < every), task.steps}
+    curve = train(
+        *model_and_optimizer, data.batches(task.batch_size, task.steps, seed), task.steps, schedule, data, evaluated
+    )
+    return replace(curve, losses=())  # the losses of single batches are not used

@@ -1,4 +1,4 @@
-"""What `mupscale sweep` recommends at small widths, tried at the width it was meant for."""
+"""Test the recommendation of `mupscale sweep`, which comes from small widths, at the target width."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
 
-from experiments.data import CONTEXT, VOCABULARY, document_bytes  # noqa: E402 (the path must be known before)
+from experiments.data import CONTEXT, VOCABULARY, document_bytes  # noqa: E402 (after the path is set)
 from experiments.results import fill  # noqa: E402
 from experiments.transfer import power  # noqa: E402
 from mupscale_cli.engine.threads import one_thread  # noqa: E402
@@ -28,7 +28,7 @@ from mupscale_cli.sweep.settings import Sweep, Training  # noqa: E402
 
 WIDTHS, TARGET = (2, 4), 8
 _RATES, _NOISES = range(-12, -6), range(-3, 2)  # exponents e of 2^(e/2)
-_SEEDS = (0, 1)  # at the target; the sweep has one, as it has where no other number is asked for
+_SEEDS = (0, 1)  # at the target; the sweep uses one, its default
 _AROUND = range(-2, 3)  # grid steps
 _NARROW = Training(steps=2000, length=CONTEXT, clip=0)
 _NARROW_LR = power(-12)
@@ -47,14 +47,14 @@ _LLAMA = {
 
 
 @dataclass(frozen=True)
-class Tried:
-    """Held-out losses at the target, of the seeds that did not diverge.
+class TargetLosses:
+    """Held-out losses at the target width, for the seeds that did not diverge.
 
     Attributes:
         lr: exponent of the recommended learning rate.
         noise: exponent of the recommended noise.
-        lr_shift: grid steps between the best learning rates of the widths that were swept.
-        noise_shift: the same of the noise.
+        lr_shift: grid steps between the best learning rates of the swept widths.
+        noise_shift: grid steps between the best noises of the swept widths.
         rates: losses by grid steps away from the recommended learning rate, with the recommended noise.
         noises: losses by grid steps away from the recommended noise, with the recommended learning rate.
     """
@@ -68,7 +68,7 @@ class Tried:
 
 
 def make_narrow(folder: Path, tokens: np.ndarray) -> None:
-    """Train a small Llama and save it as `save_pretrained` does, with its optimizer's state."""
+    """Train a small Llama and save it with `save_pretrained`, next to its optimizer's state."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -80,18 +80,18 @@ def make_narrow(folder: Path, tokens: np.ndarray) -> None:
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
 
 
-def measure(folder: Path) -> Tried:
-    """Sweep small widths, then train the target with what was recommended and with its neighbours."""
+def measure(folder: Path) -> TargetLosses:
+    """Sweep small widths, then train the target with the recommended hyperparameters and with nearby ones."""
     train, held_out = (torch.cat(parts).numpy() for parts in document_bytes())
     data = folder / "documents.npy"
-    # A sweep holds the last tenth out: the last tenths of the documents.
+    # A sweep holds out the last tenth of its data, here the last tenth of every document.
     np.save(data, np.concatenate([train, held_out]))
     make_narrow(folder / "small", train)
     grid = Grid(WIDTHS, tuple(map(power, _RATES)), tuple(map(power, _NOISES)), _SEEDS[:1])
     settings = Sweep("small", folder / "small", folder / "sweep", grid, TARGET, training=_TRIAL, data=data)
-    found = sweep(settings, picture=False).findings.recommendation
-    assert found is not None
-    lr, noise = (round(2 * np.log2(value)) for value in (found.lr, found.noise))
+    recommendation = sweep(settings, picture=False).findings.recommendation
+    assert recommendation is not None
+    lr, noise = (round(2 * np.log2(value)) for value in (recommendation.lr, recommendation.noise))
 
     def at_target(rates: tuple[int, ...], noises: tuple[int, ...]) -> dict[tuple[int, int], Any]:
         cross = Grid((TARGET,), tuple(map(power, rates)), tuple(map(power, noises)), _SEEDS)
@@ -101,42 +101,42 @@ def measure(folder: Path) -> Tried:
     around = tuple(_AROUND)
     by_rate = at_target(tuple(lr + step for step in around), (noise,))
     by_noise = at_target((lr,), tuple(noise + step for step in around))
-    return Tried(
+    return TargetLosses(
         lr,
         noise,
-        found.lr_shift,
-        found.noise_shift,
+        recommendation.lr_shift,
+        recommendation.noise_shift,
         {step: by_rate[lr + step, noise].losses for step in around},
         {step: by_noise[lr, noise + step].losses for step in around},
     )
 
 
-def table(tried: Mapping[str, Any]) -> str:
-    """Mean losses by grid steps from what was recommended."""
-    steps = list(tried["rates"])
+def table(losses_at_target: Mapping[str, Any]) -> str:
+    """Tabulate mean losses by grid steps from the recommendation."""
+    steps = list(losses_at_target["rates"])
     lines = [
         ["at the target", *(f"{int(step):+d}" if int(step) else "recommended" for step in steps)],
         ["---", *["---:"] * len(steps)],
     ]
     for what, key in (("learning rate", "rates"), ("noise", "noises")):
-        lines.append([what, *(_told(losses) for losses in tried[key].values())])
+        lines.append([what, *(_mean_text(losses) for losses in losses_at_target[key].values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _told(losses: tuple[float, ...]) -> str:
+def _mean_text(losses: tuple[float, ...]) -> str:
     if len(losses) < len(_SEEDS):
         return "diverged"
     return f"{fmean(losses):.3f} ± {(max(losses) - min(losses)) / 2:.3f}"
 
 
 def main() -> None:
-    """Measure, save, fill the table."""
+    """Run the experiment, save its results and fill the table."""
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        tried = asdict(measure(Path(folder)))
-    (_HERE / "results" / "sweep.json").write_text(json.dumps(tried) + "\n")
+        losses_at_target = asdict(measure(Path(folder)))
+    (_HERE / "results" / "sweep.json").write_text(json.dumps(losses_at_target) + "\n")
     document = _HERE / "README.md"
-    document.write_text(fill(document.read_text(), {"sweep": table(tried)}))
-    sys.stdout.write(f"{table(tried)}\n")
+    document.write_text(fill(document.read_text(), {"sweep": table(losses_at_target)}))
+    sys.stdout.write(f"{table(losses_at_target)}\n")
 
 
 if __name__ == "__main__":

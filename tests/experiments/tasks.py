@@ -1,4 +1,4 @@
-"""The three experiments: which model, on what, with which optimizer."""
+"""The tasks of the experiments: models, data and optimizers."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import paper_models
 import torch
 from torch import nn
 
-from experiments.data import CONTEXT, VOCABULARY, Data, coloured_digits, documents, flat_digits
+from experiments.data import CONTEXT, VOCABULARY, Data, color_digits, documents, flat_digits
 
 _HEAD_DIM = 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and how it is trained.
+    """A model, its data and its training.
 
     Attributes:
-        name: of the experiment.
-        title: of its figures.
-        build: from the width factor to an untrained model, in standard parametrisation.
-        config: what `mupscale widen` needs to know of the narrow model beside its tensors, None for nothing.
-        data: from nothing, since loading takes time.
+        name: the name of the experiment.
+        title: the title of its figures.
+        build: builds an untrained model in standard parametrization from a width factor.
+        config: the config that `mupscale widen` needs for the narrow model, or None.
+        data: loads the data, which takes time.
         optimizer: `sgd` or `adamw`.
-        settings: of the optimizer, without the learning rate.
-        weight_decay: of the matrices.
-        lr: around which the narrow model's learning rate is searched.
-        batch_size: examples a step.
-        narrow_steps: of the narrow model's training.
-        steps: after widening, where optima at several widths are compared.
-        long_steps: after widening, where the widened model is held against one from scratch.
-        grown_by: how much wider the narrow model is where the widened one is held against one from scratch.
-        growth: what else differs there, by attribute.
-        factors: width over narrow width, 8 times from the first to the last.
-        seeds: of noise and batches.
-        reach: by how many grid steps a search goes past an optimum, so that it is known to be one.
-        walk: how many grid steps a search goes from where it begins.
+        settings: the optimizer's settings except the learning rate.
+        weight_decay: the weight decay of matrices.
+        lr: the learning rate at which the search for the narrow model's best one starts.
+        batch_size: examples per step.
+        narrow_steps: training steps of the narrow model.
+        steps: steps after widening, for comparing optima at several widths.
+        long_steps: steps after widening, for comparing the widened model with one from scratch.
+        grown_by: how much wider the narrow model is in the comparison with a model from scratch.
+        growth: other attributes that differ in that comparison.
+        factors: widths over the narrow width; the last is 8 times the first.
+        seeds: seeds for noise and batches.
+        reach: grid steps that a search goes beyond an optimum, to confirm it.
+        walk: grid steps that a search may go from its start.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Task:
     walk: int = 20
 
     def quick(self) -> Task:
-        """So small that only the machinery is tried."""
+        """Return a very small version, which only tests that the code runs."""
         return replace(
             self,
-            data=lambda: self.data().judged_on(32),
+            data=lambda: self.data().with_evaluated(32),
             batch_size=8,
             narrow_steps=4,
             steps=3,
@@ -78,8 +78,8 @@ class Task:
             walk=0,
         )
 
-    def grown(self) -> Task:
-        """With a narrow model that can do its task, as one has that is worth widening; for `long_steps`."""
+    def enlarged(self) -> Task:
+        """Return a version with a narrow model wide enough to learn its task, which trains for `long_steps`."""
         by = self.grown_by
         config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
         return replace(
@@ -93,8 +93,8 @@ class Task:
             },
         )
 
-    def briefly(self) -> Task:
-        """With a seed less, for a question beside the main ones."""
+    def with_fewer_seeds(self) -> Task:
+        """Return a version with one seed fewer, for a minor question."""
         return replace(self, seeds=self.seeds[: max(len(self.seeds) - 1, 1)])
 
 
@@ -104,7 +104,7 @@ def _mlp(factor: int) -> nn.Module:
 
 
 def _resnet(factor: int) -> nn.Module:
-    """So small that it does not exhaust the digits, and that it is a small part of the widest one."""
+    """Build a ResNet too small to learn the digits perfectly, and much narrower than the widest one."""
     return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False, blocks=1, stride=2)
 
 
@@ -120,7 +120,7 @@ _GPT = {
 
 
 def _gpt(factor: int) -> nn.Module:
-    """More heads of the same size, so that the function does not depend on head_dim."""
+    """Build a GPT with `factor` times as many heads of the same size, because attention depends on head_dim."""
     return paper_models.build_gpt({**_GPT, "n_embd": _GPT["n_embd"] * factor, "n_head": _GPT["n_head"] * factor})
 
 
@@ -160,7 +160,7 @@ TASKS = {
             "ResNet on digits, SGD",
             _resnet,
             None,
-            coloured_digits,
+            color_digits,
             "sgd",
             SGD,
             1e-4,
@@ -195,8 +195,8 @@ TASKS = {
 }
 
 
-def initialise(model: nn.Module, seed: int) -> nn.Module:
-    """Random weights in standard parametrisation: each sum starts at the size of its terms' root mean square."""
+def initialize(model: nn.Module, seed: int) -> nn.Module:
+    """Draw random weights in standard parametrization (see `initial_size`), and set biases to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -208,7 +208,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
 
 
 def initial_size(name: str, shape: torch.Size) -> float:
-    """Standard deviation of a matrix before training."""
+    """Return the initial standard deviation of a matrix."""
     if name.endswith(("wte.weight", "wpe.weight")):
-        return 0.1  # small, since the embedding is the readout too
+        return 0.1  # small, because the embedding is also the readout
     return float(torch.Size(shape[1:]).numel() ** -0.5)

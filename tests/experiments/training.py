@@ -1,4 +1,4 @@
-"""Training a task's model: narrow, widened by the product itself, or wide from scratch."""
+"""Train a task's model: narrow, widened with mupscale, or wide from scratch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch.nn import functional
 
 import mupscale_cli as mupscale
 from experiments.data import Data, Examples
-from experiments.tasks import Task, initial_size, initialise
+from experiments.tasks import Task, initial_size, initialize
 from mupscale_cli.optimizers.torch_groups import scaled_parameters
 from mupscale_cli.tasks.options import WidenOptions
 
-Schedule = Callable[[float], float]  # from the share of steps that are done to a factor of the learning rate
+Schedule = Callable[[float], float]  # maps the fraction of finished steps to a factor of the learning rate
 _WARMUP = 0.1
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
 def constant(_done: float) -> float:
-    """No schedule: a checkpoint from the middle of a training run."""
+    """Keep the learning rate, as in the middle of a training run."""
     return 1.0
 
 
 def decay(done: float) -> float:
-    """Linearly to zero, which leaves less of the noise of batches in what is compared."""
+    """Decay linearly to zero, which reduces the noise of batches in the final loss."""
     return 1 - done
 
 
 def warm_up_and_decay(done: float) -> float:
-    """What a model that starts at random needs in addition."""
+    """Warm up first, as a model with random weights needs, and then decay."""
     return min((done + 1e-3) / _WARMUP, 1.0) * decay(done)
 
 
@@ -45,10 +45,10 @@ class Checkpoint:
     """A narrow model in the middle of its training.
 
     Attributes:
-        task: what it is trained on.
-        file: its weights; its optimizer's state and its config are beside it.
+        task: its task.
+        file: its weights; its optimizer state and its config are next to this file.
         lr: its learning rate.
-        losses: of its steps.
+        losses: the loss of each step.
     """
 
     task: Task
@@ -59,12 +59,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """What came of training.
+    """Losses during training.
 
     Attributes:
-        losses: of each step, on its batch.
-        seen: loss on the fixed part of the training data, by how many steps were done.
-        held_out: the same on data that no model is trained on.
+        losses: the loss of each step on its batch.
+        seen: the loss on the fixed part of the training data, by the number of finished steps.
+        held_out: the loss on held-out data, by the number of finished steps.
     """
 
     losses: tuple[float, ...]
@@ -77,13 +77,13 @@ class Curve:
 
 
 def loss_of(model: nn.Module, examples: Examples) -> Tensor:
-    """Cross-entropy in nats."""
+    """Return the cross-entropy in nats."""
     return functional.cross_entropy(model(examples.inputs).flatten(0, -2), examples.targets.flatten())
 
 
 @torch.no_grad()
-def judge(model: nn.Module, examples: Examples) -> float:
-    """The loss of a trained model, infinite where it has diverged."""
+def evaluate(model: nn.Module, examples: Examples) -> float:
+    """Return the loss of a trained model, infinity if it has diverged."""
     model.eval()
     loss = float(loss_of(model, examples))
     model.train()
@@ -97,29 +97,29 @@ def train(
     steps: int,
     schedule: Schedule = constant,
     data: Data | None = None,
-    judged: Iterable[int] = (),
+    evaluated: Iterable[int] = (),
 ) -> Curve:
     """Train for a number of steps.
 
     Args:
-        model: what is trained.
-        optimizer: whose groups have the learning rates that the schedule multiplies.
-        batches: one a step.
-        steps: how many.
-        schedule: of the learning rate.
-        data: on which it is judged.
-        judged: after how many steps.
+        model: the model.
+        optimizer: its optimizer; the schedule multiplies the learning rates of its groups.
+        batches: one batch per step.
+        steps: number of steps.
+        schedule: the learning rate schedule.
+        data: the data to evaluate on.
+        evaluated: the numbers of finished steps at which to evaluate.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     seen, held_out = {}, {}
-    judged = set(judged)
+    evaluated = set(evaluated)
 
-    def look(done: int) -> None:
-        if data is not None and done in judged:
-            seen[done], held_out[done] = judge(model, data.seen), judge(model, data.held_out)
+    def evaluate_after(done: int) -> None:
+        if data is not None and done in evaluated:
+            seen[done], held_out[done] = evaluate(model, data.seen), evaluate(model, data.held_out)
 
-    look(0)
+    evaluate_after(0)
     for step, batch in enumerate(batches):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step / steps)
@@ -131,12 +131,12 @@ def train(
         if not math.isfinite(losses[-1]):
             seen[steps] = held_out[steps] = math.inf
             break
-        look(step + 1)
+        evaluate_after(step + 1)
     return Curve(tuple(losses), seen, held_out)
 
 
 def plain_optimizer(task: Task, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """One learning rate for all tensors; matrices are decayed."""
+    """Create an optimizer with one learning rate for all tensors and weight decay on matrices."""
     named = list(model.named_parameters())
     groups = [
         {"params": [p for _, p in members], "param_names": [n for n, _ in members], "weight_decay": weight_decay}
@@ -149,7 +149,7 @@ def plain_optimizer(task: Task, model: nn.Module, lr: float) -> torch.optim.Opti
 
 
 def mapped_optimizer(task: Task, model: nn.Module, wide: Path, lr: float) -> torch.optim.Optimizer:
-    """The learning rates, eps and decay with which a widened model trains as the narrow one did."""
+    """Create an optimizer with the mapped hyperparameters, under which a widened model trains like the narrow one."""
     groups = mupscale.param_groups(
         model, wide, lr=lr, weight_decay=task.weight_decay, optimizer=task.optimizer, **task.settings
     )
@@ -157,7 +157,7 @@ def mapped_optimizer(task: Task, model: nn.Module, wide: Path, lr: float) -> tor
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load moments by the names of their parameters, and keep the optimizer's own settings."""
+    """Load moments by parameter name, and keep the optimizer's settings."""
     moments = {
         name: state["state"][number]
         for group in state["param_groups"]
@@ -176,15 +176,15 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 def train_narrow(
     task: Task, folder: Path, lr: float, dtype: torch.dtype = torch.float32, steps: int | None = None
 ) -> Checkpoint:
-    """Train the narrow model and save it as a user would, with the optimizer's state beside it."""
+    """Train the narrow model and save it next to its optimizer's state."""
     steps = task.narrow_steps if steps is None else steps
-    model = initialise(task.build(1), 0).to(dtype)
+    model = initialize(task.build(1), 0).to(dtype)
     optimizer = plain_optimizer(task, model, lr)
     data = task.data().to(dtype)
     curve = train(model, optimizer, data.batches(task.batch_size, steps, seed=-1), steps)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "narrow.safetensors"
-    # Of two names for a tied tensor the file has the one by which the optimizer knows it.
+    # A tied tensor is stored under the name that the optimizer uses.
     save_file({name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}, file)
     torch.save(optimizer.state_dict(), file.with_suffix(".optimizer.pt"))
     if task.config is not None:
@@ -193,10 +193,10 @@ def train_narrow(
 
 
 def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
-    """Widen a narrow checkpoint with the product; returns the wide file, which is made once."""
+    """Widen a narrow checkpoint with mupscale, unless that was done before, and return the wide file."""
     method, perturbation = WidenOptions(**options).growth
-    made = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
-    words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in made.values())]
+    record = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
+    words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in record.values())]
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
         mupscale.widen(narrow.file, wide, factor, recipe=recipe(narrow.task), verify=False, **options)
@@ -204,19 +204,19 @@ def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
 
 
 def recipe(task: Task) -> str | None:
-    """The recipe to name; where there is a config it is found by its model type."""
+    """Return the recipe to pass, or None if the config's model type selects it."""
     return None if task.config is not None else ("resnet18" if task.name == "resnet" else "mlp")
 
 
 def load(task: Task, file: Path, factor: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model of a checkpoint."""
+    """Load the model of a checkpoint."""
     model = task.build(factor).to(dtype)
     load_model(model, file)
     return model
 
 
 def continued(narrow: Checkpoint, lr: float, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
-    """The narrow model and its optimizer, to go on."""
+    """Load the narrow model and its optimizer, to continue training."""
     model = load(narrow.task, narrow.file, 1, dtype)
     optimizer = plain_optimizer(narrow.task, model, lr)
     load_state(optimizer, _state(narrow.file))
@@ -226,15 +226,15 @@ def continued(narrow: Checkpoint, lr: float, dtype: torch.dtype = torch.float32)
 def widened(
     narrow: Checkpoint, wide: Path, factor: int, lr: float, *, mapped: bool = True, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, Any]:
-    """A widened model and its optimizer with the carried state.
+    """Load a widened model and its optimizer with the carried state.
 
     Args:
-        narrow: the source.
-        wide: what was made of it.
+        narrow: the narrow checkpoint.
+        wide: the widened checkpoint.
         factor: width over narrow width.
         lr: the narrow model's learning rate.
-        mapped: with the hyperparameters that follow from widening; else one learning rate for all tensors.
-        dtype: of the model.
+        mapped: use the mapped hyperparameters instead of one learning rate for all tensors.
+        dtype: the dtype of the model.
     """
     model = load(narrow.task, wide, factor, dtype)
     optimizer = mapped_optimizer(narrow.task, model, wide, lr) if mapped else plain_optimizer(narrow.task, model, lr)
@@ -251,18 +251,18 @@ def _state(file: Path) -> dict[str, Any]:
 def from_scratch(
     narrow: Checkpoint, wide: Path, factor: int, lr: float, seed: int, *, mapped: bool = True
 ) -> tuple[nn.Module, Any]:
-    """A wide model that begins at random, in maximal update parametrisation with the narrow model as its base.
+    """Create a wide model with random weights, in maximal update parametrization with the narrow model as its base.
 
     Args:
-        narrow: the base, whose learning rate is a fair one.
-        wide: a widened checkpoint of that width, whose record says how rates scale.
+        narrow: the base.
+        wide: a widened checkpoint of the same width; its record determines how learning rates scale.
         factor: width over narrow width.
-        lr: as at the base width.
-        seed: of the initial weights.
-        mapped: False for standard parametrisation: each matrix by its own fan-in, one learning rate.
+        lr: the learning rate at the base width.
+        seed: random seed for the weights.
+        mapped: False for standard parametrization: every matrix by its own fan-in, and one learning rate.
     """
     task = narrow.task
-    model = initialise(task.build(factor), seed)
+    model = initialize(task.build(factor), seed)
     if not mapped:
         return model, plain_optimizer(task, model, lr)
     scaled = scaled_parameters(model, wide)
@@ -281,13 +281,13 @@ def from_scratch(
 
 
 def add_absolute_noise(model: nn.Module, narrow: Checkpoint, size: float, seed: int) -> None:
-    """Noise as standard parametrisation has it: of one size for a tensor, however wide it is.
+    """Add noise as in standard parametrization: its size does not depend on the width.
 
     Args:
         model: the widened model.
-        narrow: whose tensors' root mean squares say what a size means.
-        size: relative to them.
-        seed: of the noise.
+        narrow: the narrow model; the root mean square of each tensor is the unit of size.
+        size: the standard deviation of the noise in these units.
+        seed: random seed for the noise.
     """
     reference = dict(load(narrow.task, narrow.file, 1).named_parameters())
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where the best learning rate and the best noise lie, at every width."""
+"""Search for the best learning rate and the best noise at every width."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from experiments.training import (
     widened,
 )
 
-# How a wide model is made and trained: widened with mapped hyperparameters and noise relative to each tensor; widened
-# with one learning rate and noise of one size; at random likewise.
+# How a wide model is created and trained. `mapped`: mapped hyperparameters, and noise relative to each tensor.
+# `standard`: one learning rate, and noise of one size. `scratch-`: from random weights instead of widened.
 Arm = Literal["mapped", "standard", "scratch-mapped", "scratch-standard"]
-Losses = tuple[float, ...]  # one a seed
+Losses = tuple[float, ...]  # one per seed
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Grid:
     """Final losses over a grid of powers of the root of two.
 
     Attributes:
-        seen: training losses of all seeds by the exponent e of 2 ** (e / 2).
-        held_out: the same on held-out data.
+        seen: training losses of all seeds, by the exponent e of 2 ** (e / 2).
+        held_out: held-out losses of all seeds, by the exponent.
     """
 
     seen: dict[int, Losses]
@@ -45,18 +45,18 @@ class Grid:
 
     @property
     def best(self) -> int:
-        """The exponent with the least mean training loss."""
+        """The exponent with the lowest mean training loss."""
         return min(self.seen, key=lambda exponent: fmean(self.seen[exponent]))
 
     @property
     def best_of_seeds(self) -> tuple[int, ...]:
-        """The exponent with the least training loss of each seed."""
+        """The exponent with the lowest training loss, for each seed."""
         seeds = range(len(next(iter(self.seen.values()))))
         return tuple(min(self.seen, key=lambda exponent: self.seen[exponent][seed]) for seed in seeds)
 
     @property
     def fitted(self) -> float:
-        """The optimum between grid points: of the parabola through the least mean and its neighbours."""
+        """The optimum between grid points: the minimum of a parabola through the lowest mean and its neighbors."""
         e = self.best
         around = [fmean(self.seen[e + offset]) if e + offset in self.seen else math.inf for offset in (-1, 0, 1)]
         if not all(map(math.isfinite, around)):
@@ -66,18 +66,19 @@ class Grid:
         return e + (left - right) / (2 * bend) if bend > 0 else float(e)
 
     @property
-    def told(self) -> str:
-        """The optimum and the points around it, in a line."""
+    def summary(self) -> str:
+        """The optimum and all points, in one line."""
         points = ", ".join(f"{e}: {fmean(losses):.4f}" for e, losses in self.seen.items())
         return f"2^({self.best}/2), of seeds {self.best_of_seeds}, fitted {self.fitted:.1f} ({points})"
 
 
 def power(exponent: float) -> float:
-    """A point of the grid."""
+    """Return the grid point of an exponent."""
     return 2.0 ** (exponent / 2)
 
 
 def nearest_power(value: float) -> int:
+    """Return the exponent of the grid point nearest to a value."""
     return round(2 * math.log2(value))
 
 
@@ -85,10 +86,10 @@ def search(evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: 
     """Walk over the grid until the best point has `reach` worse ones on either side.
 
     Args:
-        evaluate: from an exponent to training and held-out losses of all seeds.
-        start: the exponent to begin with.
-        reach: how many points on each side.
-        walk: how far from the start the search gives up.
+        evaluate: returns the training and held-out losses of all seeds for an exponent.
+        start: the exponent to start with.
+        reach: number of worse points on each side.
+        walk: distance from the start at which the search gives up.
     """
     seen: dict[int, Losses] = {}
     held_out: dict[int, Losses] = {}
@@ -107,12 +108,12 @@ def search(evaluate: Callable[[int], tuple[Losses, Losses]], start: int, reach: 
 
 
 def narrow_checkpoint(task: Task, folder: Path) -> tuple[Checkpoint, Grid]:
-    """The narrow model, trained with the best learning rate of the grid."""
+    """Train the narrow model with the best learning rate of the grid; also return the losses of the search."""
     data = task.data()
 
     def evaluate(exponent: int) -> tuple[Losses, Losses]:
         narrow = train_narrow(task, folder / f"lr{exponent}", power(exponent))
-        # What a learning rate was good for shows after it has decayed.
+        # Learning rates are compared after they have decayed.
         model, optimizer = continued(narrow, narrow.lr)
         curve = train(
             model, optimizer, data.batches(task.batch_size, task.steps, 0), task.steps, decay, data, {task.steps}
@@ -126,7 +127,7 @@ def narrow_checkpoint(task: Task, folder: Path) -> tuple[Checkpoint, Grid]:
 def final_losses(
     narrow: Checkpoint, data: Data, arm: Arm, factor: int, lr: float, noise: float, seeds: tuple[int, ...]
 ) -> tuple[Losses, Losses]:
-    """Training and held-out loss after training at a width, of every seed."""
+    """Train at a width and return the final training and held-out losses of every seed."""
     task = narrow.task
     curves = []
     for seed in seeds:
@@ -138,7 +139,7 @@ def final_losses(
 
 
 def wide_model(narrow: Checkpoint, arm: Arm, factor: int, lr: float, noise: float, seed: int):
-    """A wide model at the beginning of its training, and its optimizer."""
+    """Return a wide model and its optimizer, before training."""
     if arm.startswith("scratch"):
         return from_scratch(narrow, widen(narrow, factor), factor, lr, seed, mapped=arm == "scratch-mapped")
     if arm == "mapped":
@@ -154,10 +155,10 @@ class Transfer:
     """The optima of one arm at all widths.
 
     Attributes:
-        arm: how models are made and trained.
-        noise: with which learning rates were compared, tuned at the least factor.
-        lr: losses over learning rates by factor.
-        noises: losses over sizes of noise by factor, each at the best learning rate of its width.
+        arm: how models are created and trained.
+        noise: the exponent of the noise at which learning rates are compared, tuned at the smallest factor.
+        lr: losses over learning rates, by factor.
+        noises: losses over sizes of noise at the best learning rate of each width, by factor.
     """
 
     arm: Arm
@@ -167,25 +168,25 @@ class Transfer:
 
 
 def shift(grids: Mapping[int, Grid]) -> int:
-    """Grid steps between the smallest and the largest optimum of all widths."""
+    """Return the grid steps between the smallest and the largest optimum of all widths."""
     best = [grid.best for grid in grids.values()]
     return max(best) - min(best)
 
 
-def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], noise_start: int = -3) -> Transfer:
+def measure_transfer(narrow: Checkpoint, arm: Arm, report: Callable[[str], None], noise_start: int = -3) -> Transfer:
     """Search for both optima at every width.
 
     Args:
-        narrow: what is widened, or the base of what begins at random.
-        arm: how.
-        say: what happens meanwhile.
-        noise_start: exponent of the noise at which the search begins.
+        narrow: the model to widen, or the base of models with random weights.
+        arm: how wide models are created and trained.
+        report: receives progress messages.
+        noise_start: exponent of the noise at which the search starts.
     """
     task = narrow.task
     data = task.data()
     start = nearest_power(narrow.lr)
 
-    @cache  # both searches at a width go through the point where they cross
+    @cache  # both searches at a width share a point
     def over_rates(factor: int, noise: int, exponent: int) -> tuple[Losses, Losses]:
         return final_losses(narrow, data, arm, factor, power(exponent), power(noise), task.seeds)
 
@@ -194,17 +195,17 @@ def measure_transfer(narrow: Checkpoint, arm: Arm, say: Callable[[str], None], n
 
     first = search(partial(over_noises, task.factors[0], start), noise_start, reach=task.reach, walk=task.walk)
     noise = first.best
-    say(f"{arm}: noise {first.told}")
+    report(f"{arm}: noise {first.summary}")
     rates: dict[int, Grid] = {}
     noises: dict[int, Grid] = {}
     noise_start = noise
     reach = task.reach
     for factor in task.factors:
         rates[factor] = search(partial(over_rates, factor, noise), start, reach=reach, walk=task.walk)
-        start = rates[factor].best  # where the next width's search begins
-        say(f"{arm} x{factor}: lr {rates[factor].told}")
+        start = rates[factor].best  # the next width's search starts here
+        report(f"{arm} x{factor}: lr {rates[factor].summary}")
         noises[factor] = search(partial(over_noises, factor, start), noise_start, reach=reach, walk=task.walk)
         noise_start = noises[factor].best
-        say(f"{arm} x{factor}: noise {noises[factor].told}")
-        reach = 1  # it begins at an optimum, and wide models take most of the time
+        report(f"{arm} x{factor}: noise {noises[factor].summary}")
+        reach = 1  # the next search starts near its optimum, and wide models take most of the time
     return Transfer(arm, noise, rates, noises)

@@ -1,4 +1,4 @@
-"""By how much the narrow weights are best shrunk when they are padded with fresh units."""
+"""Find the best shrink factor for narrow weights that are padded with fresh units."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from experiments.training import Checkpoint, decay, train, widen, widened
 from experiments.transfer import Grid, Losses, power, search
 
 SHRINKS = (0.2, 0.4, 0.6, 0.8, 1.0)
-SIZES = (1.0, 0.5)  # of the fresh weights: 1 is the root mean square of the narrow ones, as muP carries it to a width
+SIZES = (1.0, 0.5)  # of the fresh weights: 1 is the root mean square of the narrow ones, scaled to the width by muP
 
 
 @dataclass(frozen=True)
 class Shrinking:
-    """What `--method warmstart` comes to at one width.
+    """The results of `--method warmstart` at one width.
 
     Attributes:
         factor: width over narrow width.
-        size: of the fresh weights, relative to the narrow ones.
-        grids: losses over learning rates by what the narrow weights are multiplied by.
-        at_once: training loss before the first step, of all seeds.
+        size: the size of the fresh weights, relative to the narrow ones.
+        grids: losses over learning rates, by shrink factor.
+        at_once: training losses before the first step, one per seed, by shrink factor.
     """
 
     factor: int
@@ -31,22 +31,22 @@ class Shrinking:
 
     @property
     def best(self) -> float:
-        """The shrinkage with the least loss."""
+        """The shrink factor with the lowest loss."""
         return min(self.grids, key=lambda shrink: fmean(self.grids[shrink].seen[self.grids[shrink].best]))
 
 
 def measure_shrinking(
-    narrow: Checkpoint, factor: int, size: float, start: int, say: Callable[[str], None], shrinks: tuple[float, ...]
+    narrow: Checkpoint, factor: int, size: float, start: int, report: Callable[[str], None], shrinks: tuple[float, ...]
 ) -> Shrinking:
-    """Train padded models with the best learning rate for each shrinkage.
+    """Train padded models with the best learning rate for each shrink factor.
 
     Args:
-        narrow: what is widened.
+        narrow: the model to widen.
         factor: width over narrow width.
-        size: of the fresh weights.
-        start: exponent of the learning rate at which searches begin.
-        say: what happens meanwhile.
-        shrinks: factors of the narrow weights.
+        size: the size of the fresh weights.
+        start: exponent of the learning rate at which the first search starts.
+        report: receives progress messages.
+        shrinks: the shrink factors to try.
     """
     task = narrow.task
     data = task.data()
@@ -60,13 +60,13 @@ def measure_shrinking(
                 wide = widen(
                     narrow, factor, method="warmstart", shrink=shrink, noise=size, noise_scale="init", seed=seed
                 )
-                made = widened(narrow, wide, factor, power(exponent))
+                model_and_optimizer = widened(narrow, wide, factor, power(exponent))
                 batches = data.batches(task.batch_size, task.steps, seed)
-                curves.append(train(*made, batches, task.steps, decay, data, {0, task.steps}))
+                curves.append(train(*model_and_optimizer, batches, task.steps, decay, data, {0, task.steps}))
             at_once[shrink] = tuple(curve.seen[0] for curve in curves)
             return tuple(curve.last for curve in curves), tuple(curve.held_out[task.steps] for curve in curves)
 
         grids[shrink] = search(losses, start, reach=1, walk=task.walk)
         start = grids[shrink].best
-        say(f"x{factor} size {size} shrink {shrink}: {grids[shrink].told}")
+        report(f"x{factor} size {size} shrink {shrink}: {grids[shrink].summary}")
     return Shrinking(factor, size, grids, at_once)
