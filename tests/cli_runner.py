@@ -1,4 +1,4 @@
-"""Runs the command line, in this process through its real entry point or in one of its own."""
+"""Run the command line in this process, through its real entry point, or in a new one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mupscale_cli.cli.main import main
 
 @dataclass(frozen=True)
 class Result:
-    """What a command printed and how it ended."""
+    """Output and exit code of a command."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Result:
 
 
 def run(*arguments: str) -> Result:
-    """Run `mupscale ARGUMENTS` with its output caught; not a terminal."""
+    """Run `mupscale ARGUMENTS` and capture its output, which is not a terminal."""
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, ["mupscale", *arguments]
     handler = signal.getsignal(signal.SIGTERM)
@@ -47,7 +47,7 @@ def run(*arguments: str) -> Result:
 
 
 def shell(*arguments: str, cwd: Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `mupscale` as a process of its own; `code` is Python that runs before it."""
+    """Run `mupscale` in a new process; `code` is Python that runs first."""
     program = (
         ["-m", "mupscale_cli"] if code is None else ["-c", f"{code}\nfrom mupscale_cli.cli.main import main\nmain()"]
     )
@@ -63,12 +63,12 @@ def shell(*arguments: str, cwd: Path, code: str | None = None) -> subprocess.Com
 
 
 def commands_of() -> Iterator[tuple[str, ...]]:
-    """The words of every command."""
+    """Yield the words of every command."""
     yield from dict.fromkeys(tuple(name.split()) for name, _ in options_of() if name)
 
 
 def options_of(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option and argument of every command, with the command's name."""
+    """Yield every option and argument of every command with the command's name."""
     command = typer.main.get_command(app) if command is None else command
     for parameter in command.params:
         yield name, parameter

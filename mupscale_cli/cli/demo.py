@@ -39,9 +39,7 @@ def demo(
     console = output.report(as_json=as_json)
     with one_thread():
         document = _show(_Shell(context, console, as_json), directory)
-    console.print(
-        f"\nThe models are in {directory}. Next, try your own checkpoint: mupscale help tutorial", markup=False
-    )
+    console.print(f"\nThe models are in {directory}. `mupscale help tutorial` continues with them.", markup=False)
     if as_json:
         output.print_document("demo", {"directory": str(directory), **document})
 

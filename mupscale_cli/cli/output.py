@@ -117,7 +117,8 @@ def _console(is_terminal: bool, *, stderr: bool, quiet: bool = False) -> Console
     """Return a console as wide as COLUMNS or, without it, the terminal."""
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() else None if is_terminal else _PIPE_WIDTH
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, quiet=quiet)
+    height = None if width is None else 25  # rich ignores a dumb terminal's width unless it has both
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width, height=height, quiet=quiet)
 
 
 def print_document(name: str, document: Mapping[str, Any]) -> None:

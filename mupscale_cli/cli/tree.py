@@ -66,11 +66,11 @@ def _lines(
     """Yield every node with its name after the guide lines that lead to it."""
     for number, node in enumerate(nodes):
         is_last = number == len(nodes) - 1
-        own, beside = ("", "") if is_root else (guides[2:] if is_last else guides[:2])
+        branch, below = ("", "") if is_root else (guides[2:] if is_last else guides[:2])
         stem = guides[1] if node.children else guides[3]
-        label = Text(before + own, style="not bold dim") + Text(node.label)
-        yield node, Hanging(label, before + beside + (stem if node.children else _INDENT))
-        yield from _lines(node.children, before + beside, guides, is_root=False)
+        label = Text(before + branch, style="not bold dim") + Text(node.label)
+        yield node, Hanging(label, before + below + (stem if node.children else _INDENT))
+        yield from _lines(node.children, before + below, guides, is_root=False)
 
 
 def layout_text(layout: str, styles: Mapping[str, str]) -> Text:

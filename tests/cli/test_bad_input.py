@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one message that says what, where and what to do, exit code 2, nothing written."""
+"""Bad input ends in one message that says what, where and what to do, with exit code 2 and nothing written."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from helpers import save_mlp
 
 @pytest.fixture
 def narrow(saved, tmp_path):
-    """A model directory of the test's own."""
+    """Return a model directory that the test may change."""
     return shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
 
 
@@ -24,7 +24,7 @@ def listing(folder):
 
 
 def refused(folder, *arguments, says):
-    """Run a command that must be refused; returns the message."""
+    """Run a command that must fail and write nothing; return its message."""
     before = listing(folder)
     result = run(*arguments)
     assert result.code == 2, result
@@ -87,7 +87,7 @@ def test_truncated_file(narrow, tmp_path):
         ([], 0, "not a JSON object"),
     ],
 )
-def test_header_that_lies(entries, size, says, tmp_path):
+def test_header_that_contradicts_the_file(entries, size, says, tmp_path):
     file = tmp_path / "net.safetensors"
     write_header(file, entries, bytes(size))
     refused(tmp_path, "widen", str(file), "--factor", "2", "--recipe", "mlp", says=["net.safetensors", says, "hint:"])
@@ -110,7 +110,7 @@ def test_missing_shard(saved, tmp_path):
     refused(tmp_path, "widen", str(directory), "--factor", "2", says=[shard.name, "missing", "hint:"])
 
 
-def test_index_that_names_a_tensor_elsewhere(saved, tmp_path):
+def test_index_that_names_the_wrong_shard(saved, tmp_path):
     directory = sharded(saved, tmp_path)
     index = directory / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -121,7 +121,7 @@ def test_index_that_names_a_tensor_elsewhere(saved, tmp_path):
     refused(tmp_path, "widen", str(directory), "--factor", "2", says=[name, other, "hint:"])
 
 
-def test_index_that_leads_out_of_the_directory(saved, tmp_path):
+def test_index_that_points_outside_the_directory(saved, tmp_path):
     directory = sharded(saved, tmp_path)
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
@@ -232,7 +232,7 @@ def test_factors(arguments, says, narrow, tmp_path):
     refused(tmp_path, "widen", str(narrow), *arguments, says=says)
 
 
-def test_linked_axes_moved_apart(saved, tmp_path):
+def test_linked_axes_with_different_factors(saved, tmp_path):
     error = refused(tmp_path, "widen", str(saved("GPT2-tied")), "--axis", "h=2", says=["linked", "embed", "hint:"])
     assert "--axis embed=2" in error
 
@@ -240,18 +240,18 @@ def test_linked_axes_moved_apart(saved, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value"), [("--dtype", "float12"), ("--device", "abacus"), ("--model", "nowhere.py:f")]
 )
-def test_verification_that_cannot_be_run(option, value, narrow, tmp_path):
+def test_verification_with_unknown_settings(option, value, narrow, tmp_path):
     refused(tmp_path, "widen", str(narrow), "--factor", "2", option, value, says=[value.partition(":")[0]])
 
 
 # Output ---------------------------------------------------------------------------------------
 
 
-def test_output_inside_of_the_input(narrow, tmp_path):
+def test_output_inside_the_input(narrow, tmp_path):
     refused(tmp_path, "widen", str(narrow), "--factor", "2", "-o", str(narrow / "wide"), says=["inside", "-o"])
 
 
-def test_input_inside_of_the_output(narrow, tmp_path):
+def test_input_inside_the_output(narrow, tmp_path):
     refused(tmp_path, "widen", str(narrow), "--factor", "2", "-o", str(tmp_path), "--overwrite", says=["inside"])
 
 
@@ -266,7 +266,7 @@ def test_output_that_exists(narrow, tmp_path):
     )
 
 
-def test_overwrite_leaves_what_mupscale_did_not_write(narrow, tmp_path):
+def test_overwrite_keeps_files_that_mupscale_did_not_write(narrow, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("words")
     arguments = ["widen", str(narrow), "--factor", "2", "-o", str(tmp_path / "thesis"), "--overwrite"]
@@ -319,8 +319,8 @@ def test_stack_without_hidden_layer(tmp_path):
     refused(tmp_path, "widen", str(tmp_path / "x.safetensors"), "--factor", "2", "--recipe", "mlp", says=["0.weight"])
 
 
-def test_mlp_keeps_its_name(tmp_path):
-    """The refusals above are not because files are always refused."""
+def test_single_file_is_widened(tmp_path):
+    """The tests above would pass if every file were refused; this one shows that it is not."""
     assert run("widen", str(save_mlp(tmp_path / "net.safetensors")), "--factor", "2").code == 0
 
 

@@ -1,4 +1,4 @@
-"""Completion through the protocol that typer's shell scripts speak."""
+"""Shell completion, through the protocol of typer's shell scripts."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ main()
 
 
 def complete(line, *, cwd, kind="bash"):
-    """What is offered after a line in a shell; a line that ends in a blank asks for a new word."""
+    """Return the completions of a command line; a trailing space starts a new word."""
     words = line.split(" ")
     path = os.pathsep.join([str(Path(mupscale_cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    said = {
+    protocol = {
         "bash": {"_MUPSCALE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
         "zsh": {"_MUPSCALE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line},
     }[kind]
@@ -33,15 +33,15 @@ def complete(line, *, cwd, kind="bash"):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": path, **said},
+        env={**os.environ, "PYTHONPATH": path, **protocol},
     )
-    assert result.stderr == "LOADED\n", result.stderr  # no torch, and no noise in the user's line
+    assert result.stderr == "LOADED\n", result.stderr  # no torch, and no messages in the user's shell
     return result.stdout
 
 
 @pytest.fixture(scope="module")
 def here(saved, tmp_path_factory):
-    """A folder with checkpoints of several kinds, and with what is none."""
+    """Return a folder with checkpoints of several kinds and other files."""
     folder = tmp_path_factory.mktemp("here")
     shutil.copytree(saved("Llama-tied"), folder / "narrow")
     shutil.copytree(saved("GPT2-tied"), folder / "runs" / "step-90")
@@ -72,21 +72,21 @@ def here(saved, tmp_path_factory):
         ("mupscale inspect narrow --tensor q", "q_proj q_proj.bias"),
     ],
 )
-def test_what_bash_is_offered(line, offered, here):
+def test_bash_completes(line, offered, here):
     assert complete(line, cwd=here).split() == offered.split()
 
 
-def test_zsh_is_told_what_each_axis_is(here):
+def test_zsh_shows_descriptions_of_axes(here):
     shown = complete("mupscale widen narrow --axis e", cwd=here, kind="zsh")
     assert '"embed=2":"the residual stream"' in shown
     assert complete("mupscale widen elsewhere --axis ", cwd=here, kind="zsh").strip() == "_files"
 
 
-def test_recipes_say_what_they_are_for(here):
+def test_zsh_shows_descriptions_of_recipes(here):
     assert '"llama":"decoder with RMSNorm' in complete("mupscale recipes show llama", cwd=here, kind="zsh")
 
 
-def test_what_is_broken_is_not_told(here, tmp_path):
+def test_broken_checkpoint_completes_to_nothing(here, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no header")
@@ -94,8 +94,8 @@ def test_what_is_broken_is_not_told(here, tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_the_script_of_a_real_shell(shell, here):
-    """The script that `--show-completion` prints, run by the shell itself."""
+def test_script_runs_in_a_real_shell(shell, here):
+    """The shell runs the script that `--show-completion` prints."""
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here")
     root = str(Path(mupscale_cli.__file__).parent.parent)
@@ -105,16 +105,16 @@ def test_the_script_of_a_real_shell(shell, here):
     command.chmod(0o755)
     env = {**os.environ, "PYTHONPATH": root, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
 
-    def said(*line, **more):
+    def output_of(*line, **more):
         return subprocess.run(line, cwd=here, env={**env, **more}, capture_output=True, text=True, check=True).stdout
 
-    script = said("mupscale", _MUPSCALE_COMPLETE=f"source_{shell}")
+    script = output_of("mupscale", _MUPSCALE_COMPLETE=f"source_{shell}")
     words = "(mupscale widen narrow --axis ff)"
     ask = {
         "bash": f'COMP_WORDS={words}; COMP_CWORD=4; _mupscale_completion mupscale; echo "${{COMPREPLY[@]}}"',
-        # zsh's own function shows what it is given; here it says it.
+        # This stands in for zsh's own function and prints the completions.
         "zsh": f'_arguments() {{ echo "$@" }}; words={words}; CURRENT=5; _mupscale_completion',
     }[shell]
     before = "compdef() { :; }\n" if shell == "zsh" else ""
-    shown = said(shell, "-c", f"{before}{script}\n{ask}")
+    shown = output_of(shell, "-c", f"{before}{script}\n{ask}")
     assert [word in shown for word in ("ffn=2", "ffn=3", "ffn=4", "ffn=8")] == [True] * 4

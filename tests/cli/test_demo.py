@@ -1,4 +1,4 @@
-"""The demo from beginning to end."""
+"""`mupscale demo` from beginning to end."""
 
 from cli_runner import run
 

@@ -18,7 +18,7 @@ from cli_runner import run
         (["recipes", "list"], {"recipes"}),
     ],
 )
-def test_json_is_one_document_and_nothing_else(command, keys, saved, widened):
+def test_json_prints_exactly_one_document(command, keys, saved, widened):
     places = {"NARROW": str(saved("Qwen3-tied")), "WIDE": str(widened)}
     result = run(*(places.get(word, word) for word in command), "--json")
     assert result.code == 0
@@ -27,7 +27,7 @@ def test_json_is_one_document_and_nothing_else(command, keys, saved, widened):
     assert document["schema_version"] == 1
 
 
-def test_json_of_widen_is_its_record(saved, tmp_path):
+def test_json_of_widen_contains_its_record(saved, tmp_path):
     result = run("widen", str(saved("Llama-tied")), "--factor", "2", "-o", str(tmp_path / "wide"), "--json")
     document = json.loads(result.out)
     record = json.loads((tmp_path / "wide" / "mupscale.json").read_text())
@@ -36,6 +36,6 @@ def test_json_of_widen_is_its_record(saved, tmp_path):
     assert record["verification"]["agrees"] is True
 
 
-def test_verify_keeps_its_figures(widened):
+def test_verify_records_its_result(widened):
     assert run("verify", str(widened), "--dtype", "float32").code == 0
     assert json.loads((widened / "mupscale.json").read_text())["verification"]["dtype"] == "float32"

@@ -1,12 +1,13 @@
-"""Commands that are interrupted."""
+"""Interrupted commands and usage errors."""
 
+import json
 import signal
 
 import pytest
 
-from cli_runner import shell
+from cli_runner import run, shell
 
-# After a few blocks the process signals itself, so that it ends in the middle of writing.
+# After a few blocks the process sends itself a signal, in the middle of writing.
 INTERRUPT = """
 import os, signal
 import mupscale_cli.engine.streaming as streaming
@@ -21,7 +22,7 @@ streaming._expand = interrupted
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -signal.SIGKILL)])
-def test_an_interrupted_run_leaves_nothing_that_looks_like_a_checkpoint(name, code, saved, tmp_path):
+def test_interrupted_run_leaves_no_checkpoint(name, code, saved, tmp_path):
     result = shell(
         "widen", str(saved("Llama-tied")), "--factor", "2", "-o", "wide", cwd=tmp_path, code=INTERRUPT.format(name)
     )
@@ -34,3 +35,12 @@ def test_an_interrupted_run_leaves_nothing_that_looks_like_a_checkpoint(name, co
     else:
         assert left == []
         assert {"SIGINT": "interrupted", "SIGTERM": "terminated"}[name] in result.stderr
+
+
+def test_usage_error_is_a_document_with_typers_message():
+    result = run("widen", "x", "--fctor", "2", "--json")
+    assert result.code == 2
+    document = json.loads(result.out)
+    assert document["error"] == "UsageError"
+    assert document["message"].startswith("No such option: --fctor")
+    assert document["message"] in result.err.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""How much a command says, where, and in which dress: `--quiet`, `-v`, `--debug`, NO_COLOR, COLUMNS, TERM."""
+"""What commands print where: `--quiet`, `-v`, `--debug`, NO_COLOR, COLUMNS, TERM."""
 
 import io
 import json
@@ -26,12 +26,12 @@ ROOT = Path(mupscale_cli.__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wide(saved, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("voice") / "wide"
+    folder = tmp_path_factory.mktemp("output") / "wide"
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", str(folder)).code == 0
     return folder
 
 
-def test_quiet_leaves_what_a_script_would_use(saved, tmp_path, wide):
+def test_quiet_prints_only_what_a_script_needs(saved, tmp_path, wide):
     result = run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "new"), "-q")
     assert (result.code, result.out, result.err) == (0, f"{tmp_path / 'new'}\n", "")
     assert run("verify", str(wide), "--dtype", "float32", "--quiet") == type(result)(0, "", "")
@@ -41,7 +41,7 @@ def test_quiet_leaves_what_a_script_would_use(saved, tmp_path, wide):
     assert failed.err.startswith("error:")
 
 
-def test_quiet_says_what_is_wrong(saved, tmp_path, wide):
+def test_quiet_prints_why_a_verification_failed(saved, tmp_path, wide):
     broken = tmp_path / "broken"
     shutil.copytree(wide, broken)
     weights = load_file(broken / "model.safetensors")
@@ -56,7 +56,7 @@ def test_quiet_says_what_is_wrong(saved, tmp_path, wide):
     assert re.fullmatch(r"the models differ, first in `.*norm`, by .* relative\n", result.err)
 
 
-def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, wide):
+def test_wrongly_stored_state_is_not_reported_as_models_that_differ(saved, wide):
     found = verify(wide, saved("Llama-tied"), steps=1)
     assert found.agrees
     assert found.training is not None
@@ -71,7 +71,7 @@ def test_state_that_was_stored_otherwise_is_not_called_another_function(saved, w
     assert failure_text(found) == "stored values differ from the plan: `exp_avg of model.norm.weight`"
 
 
-def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):
+def test_verbose_explains_decisions_and_debug_prints_more(saved, tmp_path):
     plan = ["widen", str(saved("Llama-tied")), "-f", "2", "--dry-run"]
     plain, verbose, debug = run(*plan), run(*plan, "-v"), run(*plan, "--debug")
     assert plain.out == verbose.out == debug.out
@@ -80,10 +80,10 @@ def test_verbose_tells_reasons_and_debug_more(saved, tmp_path):
     assert "axis d is not widened: rotary" in verbose.err
     assert "rule {prefix}layers" not in verbose.err
     assert "rule {prefix}layers" in debug.err
-    assert run(*plan).err == ""  # it does not stay
+    assert run(*plan).err == ""  # verbosity ends with the command
 
 
-def test_debug_shows_where_an_error_happened(tmp_path):
+def test_debug_prints_tracebacks(tmp_path):
     missing = str(tmp_path / "missing")
     assert "Traceback" not in run("inspect", missing).err
     shown = run("inspect", missing, "--debug")
@@ -92,7 +92,7 @@ def test_debug_shows_where_an_error_happened(tmp_path):
     assert shown.err.startswith("error:")
 
 
-def test_a_mistake_of_our_own_is_not_taken_for_models_that_differ(monkeypatch, wide):
+def test_bug_has_its_own_exit_code(monkeypatch, wide):
     def broken(*_, **__):
         raise ZeroDivisionError("by zero")
 
@@ -112,7 +112,7 @@ def test_a_mistake_of_our_own_is_not_taken_for_models_that_differ(monkeypatch, w
     ("error", "message"),
     [(OSError(28, "No space left", "x.bin"), "`x.bin`: No space left"), (MemoryError(), "not enough memory")],
 )
-def test_what_the_system_refuses_is_no_mistake_of_ours(error, message, monkeypatch, wide):
+def test_system_errors_are_not_bugs(error, message, monkeypatch, wide):
     def refused(*_, **__):
         raise error
 
@@ -122,7 +122,7 @@ def test_what_the_system_refuses_is_no_mistake_of_ours(error, message, monkeypat
     assert message in result.err
 
 
-def test_an_interrupted_command_is_a_document_too(monkeypatch, wide):
+def test_interruption_is_a_document(monkeypatch, wide):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -137,8 +137,9 @@ pty = pytest.importorskip("pty")  # not on Windows
 
 
 def terminal(*arguments, **environ):
-    """What `mupscale ARGUMENTS` shows in a terminal of 80 columns."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "TERM", "CI")}
+    """Return what `mupscale ARGUMENTS` prints in a terminal of 80 columns."""
+    unset = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES", "TERM", "CI")  # what rich looks at
+    kept = {key: value for key, value in os.environ.items() if key not in unset}
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "mupscale_cli", *arguments],
@@ -153,16 +154,16 @@ def terminal(*arguments, **environ):
     try:
         while part := os.read(master, 1 << 16):
             shown += part
-    except OSError:  # the other side is closed
+    except OSError:  # the process has closed its side
         pass
     assert process.wait() == 0, shown
     return shown.decode().replace("\r\n", "\n")
 
 
-def test_colour_and_width_are_those_of_the_terminal(wide):
-    coloured = terminal("recipes", "show", "llama")
-    assert ESCAPES.search(coloured)
-    assert "\x1b[1m" in coloured
+def test_color_and_width_follow_the_terminal(wide):
+    colored = terminal("recipes", "show", "llama")
+    assert ESCAPES.search(colored)
+    assert "\x1b[1m" in colored
     narrow = terminal("recipes", "show", "llama", NO_COLOR="1")
     assert not re.search(r"\x1b\[(3|4|9|10)\d", narrow)
     dumb = terminal("recipes", "show", "llama", TERM="dumb")
@@ -172,13 +173,13 @@ def test_colour_and_width_are_those_of_the_terminal(wide):
     assert "# JSON" not in terminal("help", "json")  # rendered
 
 
-def test_columns_is_the_width_of_a_pipe_that_sets_it(monkeypatch):
+def test_columns_sets_the_width_of_a_pipe(monkeypatch):
     assert max(map(len, run("recipes", "show", "llama").out.splitlines())) > 120
     monkeypatch.setenv("COLUMNS", "60")
     assert max(map(len, run("recipes", "show", "llama").out.splitlines())) <= 60
 
 
-def test_a_pipe_that_closes_early_is_no_error():
+def test_pipe_that_closes_early_is_not_an_error():
     command = f"{sys.executable} -m mupscale_cli recipes list --json | head -c 10; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["/bin/bash", "-c", command],
@@ -191,8 +192,8 @@ def test_a_pipe_that_closes_early_is_no_error():
     assert result.returncode in (0, 141)
 
 
-def test_nobody_is_asked_anything():
-    """No prompt anywhere: a script would wait for ever."""
+def test_no_command_prompts():
+    """A script would wait forever."""
     for file in (ROOT / "mupscale_cli").rglob("*.py"):
         assert not re.search(r"(?<![\w.])input\(|typer\.(prompt|confirm)|Prompt\.ask|Confirm\.ask", file.read_text()), (
             file

@@ -1,4 +1,4 @@
-"""The help of commands, and their list."""
+"""The list of commands, and their help."""
 
 import subprocess
 import sys
@@ -31,14 +31,13 @@ from mupscale_cli.cli.overview import overview
         ["plot", "sweep"],
     ],
 )
-def test_every_command_explains_itself(command):
+def test_every_command_has_help(command):
     result = run(*command, "--help")
     assert result.code == 0
     assert "Usage: mupscale" in result.out
 
 
-def test_the_list_of_commands_is_that_of_the_commands():
-    """The list is shown without importing them."""
+def test_overview_lists_the_real_commands_without_importing_them():
     whole, listed = (typer.main.get_command(each) for each in (app, overview()))
     first_lines = {name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in whole.commands.items()}
     assert {name: command.help for name, command in listed.commands.items()} == first_lines
@@ -57,5 +56,5 @@ def test_version():
 
 
 @pytest.mark.parametrize("command", [["winden"], ["widen", "x", "--fctor", "2"], ["widen"]])
-def test_misspelt_commands_end_in_2(command):
+def test_usage_errors_exit_with_2(command):
     assert run(*command).code == 2

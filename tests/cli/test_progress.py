@@ -1,4 +1,4 @@
-"""Progress on a terminal, in a log and nowhere; and the summary at the end of a widening."""
+"""Progress on a terminal and in a log, and the summary of a widening."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from mupscale_cli.cli import progress
 
 
 class Clock:
-    """A clock that goes when it is told."""
+    """A clock that tests set."""
 
     now = 0.0
 
@@ -28,7 +28,7 @@ def plain(text):
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
-def test_a_log_has_one_line_for_each_phase():
+def test_log_has_one_line_per_phase():
     log, clock = console(), Clock()
     with progress.show_progress(log, live=False, clock=clock) as events:
         events.phase("widening", 2_000_000)
@@ -39,7 +39,7 @@ def test_a_log_has_one_line_for_each_phase():
     assert log.file.getvalue() == "widening (2.0 MB)\nverifying\n"
 
 
-def test_a_log_hears_of_a_long_phase_now_and_then():
+def test_log_shows_progress_of_a_long_phase_every_minute():
     log, clock = console(), Clock()
     with progress.show_progress(log, live=False, clock=clock) as events:
         events.phase("widening", 10_000_000_000)
@@ -53,7 +53,7 @@ def test_a_log_hears_of_a_long_phase_now_and_then():
     ]
 
 
-def test_a_terminal_has_one_bar_and_keeps_a_line_of_each_phase():
+def test_terminal_shows_one_bar_and_keeps_a_line_per_phase():
     for width in (80, 200):
         terminal, clock = console(width, force_terminal=True), Clock()
         with progress.show_progress(terminal, live=True, clock=clock) as events:
@@ -70,7 +70,7 @@ def test_a_terminal_has_one_bar_and_keeps_a_line_of_each_phase():
         assert all(len(line) <= width for line in re.split(r"[\r\n]+", text))
 
 
-def test_beside_the_bar_stand_bytes_speed_and_time_left():
+def test_bar_shows_bytes_speed_and_time_left():
     clock = Clock()
     bars = Progress(console=console(), get_time=clock)
     task = bars.add_task("widening", total=4_000_000)
@@ -83,7 +83,7 @@ def test_beside_the_bar_stand_bytes_speed_and_time_left():
     assert progress._Figures().render(bars.tasks[1]).plain == "3 s"
 
 
-def test_the_summary_says_before_and_after(saved, tmp_path):
+def test_summary_shows_before_and_after(saved, tmp_path):
     wide = tmp_path / "wide"
     result = run("widen", str(saved("Llama-tied")), "-f", "4", "-o", str(wide))
     assert result.code == 0
@@ -106,7 +106,7 @@ def test_the_summary_says_before_and_after(saved, tmp_path):
     assert result.err == "hashing the source (99.5 kB)\nwidening (1.4 MB)\nverifying\n"
 
 
-def test_the_summary_of_what_is_not_verified_and_has_no_config(tmp_path):
+def test_summary_without_verification_and_config(tmp_path):
     result = run("widen", str(save_mlp(tmp_path / "net.safetensors")), "--factor", "2", "--noise", "0.1")
     assert re.search(r"equivalence  not verified: ", result.out)
     assert re.search(r"growth       method mupscale; free noise 0\.1", result.out)
@@ -114,14 +114,14 @@ def test_the_summary_of_what_is_not_verified_and_has_no_config(tmp_path):
     assert f"  mupscale verify {tmp_path / 'net-x2.safetensors'}  # compare both models" in result.out
 
 
-def test_the_summary_names_the_optimizers_state_and_noise_keeps_its_own_words(saved, tmp_path):
+def test_summary_with_noise_compares_without_it_too(saved, tmp_path):
     result = run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "w"), "--noise", "0.1")
     assert re.search(
         r"equivalence  differs as intended: .* relative; same function without noise: largest relative", result.out
     )
 
 
-def test_a_model_that_differs_has_no_summary(saved, tmp_path):
+def test_model_that_differs_has_no_summary(saved, tmp_path):
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text('extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n')
     result = run("widen", str(saved("Llama-tied")), "-f", "2", "-r", str(recipe), "-o", str(tmp_path / "w"))

@@ -1,9 +1,9 @@
-"""`mupscale recipes` as its users meet it."""
+"""`mupscale recipes`."""
 
 from cli_runner import run
 
 
-def test_recipes_show_their_conditions_and_reasons():
+def test_show_prints_conditions_and_reasons():
     shown = run("recipes", "show", "llama").out
     assert "tied_readout" in shown
     assert "rotary frequencies" in shown

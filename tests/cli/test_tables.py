@@ -1,4 +1,4 @@
-"""Tables that fit where they are shown: no word is cut where that can be helped, no line ends in blanks."""
+"""Tables fit the terminal, cut words only if they must, and have no trailing blanks."""
 
 import io
 
@@ -23,7 +23,7 @@ def names_table():
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 40])
-def test_every_word_is_whole_and_no_line_is_too_long(width):
+def test_no_word_is_cut_and_no_line_is_too_long(width):
     text = shown(names_table(), width)
     words = {"model.", "layers.", "self_attn.", "q_proj.", "weight", "2048", "4096", "lm_head."}
     assert all(word in text for word in words)
@@ -31,12 +31,12 @@ def test_every_word_is_whole_and_no_line_is_too_long(width):
 
 
 @pytest.mark.parametrize("width", [200, 80, 30])
-def test_no_line_ends_in_blanks(width):
+def test_lines_have_no_trailing_blanks(width):
     lines = shown(names_table(), width).splitlines()
     assert lines == [line.rstrip() for line in lines]
 
 
-def test_wide_enough_is_one_line_a_row():
+def test_wide_terminal_has_one_line_per_row():
     assert shown(names_table(), 200).splitlines() == [
         "tensors                                  n  shape",
         "model.layers.*.self_attn.q_proj.weight  28  2048 x 2048 -> 4096 x 4096",
@@ -44,19 +44,19 @@ def test_wide_enough_is_one_line_a_row():
     ]
 
 
-def test_lines_break_behind_dots_of_names_but_not_in_numbers():
+def test_lines_wrap_after_dots_of_names_but_not_in_numbers():
     table = OpenTable("what")
     table.add_row("layers.0.norm 3.25e-15")
     assert shown(table, 10).splitlines() == ["what", "layers.0.", "  norm", "  3.25e-15"]
 
 
-def test_what_goes_on_hangs_below_where_it_began():
+def test_continuation_lines_are_indented():
     table = OpenTable("tree")
     table.add_row(Hanging(Text("|- attention.weight"), "|    "))
     assert shown(table, 16).splitlines()[1:] == ["|- attention.", "|    weight"]
 
 
-def test_words_are_cut_only_when_nothing_else_helps():
+def test_words_are_cut_only_as_a_last_resort():
     table = OpenTable("a", "b")
     table.add_row("x" * 30, "y")
     lines = shown(table, 20).splitlines()
@@ -64,7 +64,7 @@ def test_words_are_cut_only_when_nothing_else_helps():
     assert sum(line.count("x") for line in lines) == 30
 
 
-def test_markup_and_the_style_of_a_row_stay():
+def test_markup_and_row_styles_are_kept():
     table = OpenTable("a")
     table.add_row("[red]word[/] and more", style="bold")
     text = shown(table, 8, force_terminal=True, color_system="standard")

@@ -1,4 +1,4 @@
-"""`widen` and `verify` as a user meets them."""
+"""`mupscale widen` and `mupscale verify`."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from helpers import build, save_mlp
 ESCAPES = re.compile(r"\x1b\[")
 
 
-def test_the_line_that_people_use(saved, tmp_path):
+def test_widen_then_verify_a_single_file(saved, tmp_path):
     shutil.copy(saved("Llama-tied") / "model.safetensors", tmp_path / "ckpt.safetensors")
     shutil.copy(saved("Llama-tied") / "config.json", tmp_path)
     widened = shell("widen", "ckpt.safetensors", "--factor", "4", cwd=tmp_path)
@@ -32,7 +32,7 @@ def test_the_line_that_people_use(saved, tmp_path):
     assert "same function" in verified.stdout
 
 
-def test_models_that_differ_end_in_1_and_are_not_published(saved, tmp_path):
+def test_models_that_differ_exit_with_1_and_are_not_published(saved, tmp_path):
     recipe = tmp_path / "wrong.yaml"
     text = 'extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n'
     recipe.write_text(text)
@@ -46,7 +46,7 @@ def test_models_that_differ_end_in_1_and_are_not_published(saved, tmp_path):
     assert run("verify", str(tmp_path / "narrow-x2")).code == 1
 
 
-def test_a_directory_keeps_what_loading_needs(saved, tmp_path):
+def test_directory_keeps_the_files_that_loading_needs(saved, tmp_path):
     narrow = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     (narrow / "tokenizer.json").write_text("{}")
     (narrow / "README.md").write_text("a card of the narrow model")
@@ -57,7 +57,7 @@ def test_a_directory_keeps_what_loading_needs(saved, tmp_path):
     assert names == {"config.json", "generation_config.json", "model.safetensors", "mupscale.json", "tokenizer.json"}
 
 
-def test_shards(saved, tmp_path):
+def test_shards_hold_the_same_tensors_as_one_file(saved, tmp_path):
     import transformers
 
     narrow = shutil.copytree(saved("Llama-untied", max_shard_size="40KB"), tmp_path / "narrow")
@@ -68,7 +68,6 @@ def test_shards(saved, tmp_path):
     tokens = torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(0))
     model = transformers.AutoModelForCausalLM.from_pretrained(wide)
     torch.testing.assert_close(model(tokens).logits, build("Llama-untied")(tokens).logits, atol=1e-5, rtol=1e-5)
-    # The same tensors whatever the shards.
     assert run("widen", str(narrow), "--factor", "3", "-o", str(tmp_path / "whole"), "--no-verify").code == 0
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     parts = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
@@ -76,7 +75,7 @@ def test_shards(saved, tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_overwrite_replaces_what_mupscale_wrote(saved, tmp_path):
+def test_overwrite_replaces_an_earlier_output(saved, tmp_path):
     arguments = ["widen", str(saved("Llama-tied")), "-o", str(tmp_path / "wide"), "--no-verify", "--factor"]
     assert run(*arguments, "2").code == 0
     assert run(*arguments, "3", "--overwrite").code == 0
@@ -84,7 +83,7 @@ def test_overwrite_replaces_what_mupscale_wrote(saved, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["wide"]
 
 
-def test_without_a_reference_it_says_that_it_did_not_verify(tmp_path):
+def test_without_a_reference_model_the_output_is_not_verified(tmp_path):
     result = run("widen", str(save_mlp(tmp_path / "net.safetensors")), "--factor", "2")
     assert result.code == 0
     assert "not verified" in result.out

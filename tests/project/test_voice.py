@@ -58,7 +58,6 @@ PENDING_ROOMS = frozenset(
         "plan",
         "record",
         "verification",
-        "cli",
     }
 )
 
