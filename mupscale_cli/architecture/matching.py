@@ -137,7 +137,7 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes
 
 
 def _stem(pattern: Pattern, prefixes: Prefixes) -> str:
-    """Return the text before a pattern's first `*` if that is a layer's number or name, else nothing."""
+    """Return the text before a pattern's first wildcard if that is a `*` after a dot, else an empty string."""
     stem = ""
     for part in pattern.parts:
         if isinstance(part, str):

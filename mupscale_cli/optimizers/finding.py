@@ -70,7 +70,7 @@ def open_optimizer(
     """Open optimizer state: read its structure without its data.
 
     Args:
-        path: a safetensors file or index, a file of torch.save, or a folder of torch.distributed.checkpoint.
+        path: a safetensors file or index, a torch.save file, or a folder of torch.distributed.checkpoint.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
         allow_pickle: read folders of torch.distributed.checkpoint, whose metadata is a pickle.

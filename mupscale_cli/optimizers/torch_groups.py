@@ -48,7 +48,7 @@ def param_groups(
         eps: the narrow run's eps. Default: the optimizer's; groups have no eps if the optimizer has none.
         optimizer: the kind of optimizer, whose step determines the multipliers.
         decoupled: whether weight decay is `p -= lr wd p`. Default: the optimizer's.
-        decay: `matrices` decays parameters of two or more dimensions, like the Trainer of transformers does for
+        decay: `matrices` decays parameters of two or more dimensions, as the Trainer of transformers does for
             language models; `all` decays every parameter, `none` no parameter. Also the names of the decayed
             parameters, or a function of name and parameter. Default: `matrices`.
         **settings: further settings for every group, for instance `betas`.
@@ -122,7 +122,7 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
     """Clip gradients like the narrow run: by a norm that counts every unit once.
 
     The m copies of an element each have 1 / (m c) of its gradient, so each tensor's squared norm has the weight m c^2
-    (page `theory`). Gradients are scaled like in `torch.nn.utils.clip_grad_norm_`.
+    (page `theory`). Gradients are scaled as in `torch.nn.utils.clip_grad_norm_`.
 
     Args:
         optimizer: an optimizer created from `param_groups`, or its groups.

@@ -58,13 +58,13 @@ def plan(recipes, factors, config=CONFIG, names=("t.w.0", "t.w.1", "h.head.w", "
 
 
 def test_parts_have_their_own_axes_config_and_names(recipes):
-    found = plan(recipes, {"text.a": 3, "text.e": 3, "vision": 2})
-    assert found.factors == {"text.a": 3, "text.e": 3, "vision.b": 2}
-    assert found.config == {
+    wide_plan = plan(recipes, {"text.a": 3, "text.e": 3, "vision": 2})
+    assert wide_plan.factors == {"text.a": 3, "text.e": 3, "vision.b": 2}
+    assert wide_plan.config == {
         "text_config": {"n": 6, "groups": 6, "scale": 3},
         "vision_config": {"model_type": "other", "n": 10},
     }
-    wide = {tensor.target.name: (tensor.target.shape, tensor.coefficient) for tensor in found.tensors}
+    wide = {tensor.target.name: (tensor.target.shape, tensor.coefficient) for tensor in wide_plan.tensors}
     assert wide["h.head.w"] == ((6,), 1)
     assert wide["bridge"] == ((6, 10), 1 / 2)
     assert wide["v.v"] == ((10,), 1 / 2)
@@ -72,17 +72,17 @@ def test_parts_have_their_own_axes_config_and_names(recipes):
 
 
 def test_prefixes_of_the_parts_belong_together(recipes):
-    found = plan(recipes, {"vision": 2}, names=("x.w.0", "x.w.1", "head.w", "y.v", "bridge"))
-    assert {tensor.target.name for tensor in found.tensors} >= {"y.v", "head.w"}
+    wide_plan = plan(recipes, {"vision": 2}, names=("x.w.0", "x.w.1", "head.w", "y.v", "bridge"))
+    assert {tensor.target.name for tensor in wide_plan.tensors} >= {"y.v", "head.w"}
     with pytest.raises(RecipeError, match=r"no rule of .* matches `y\.v`"):
         plan(recipes, {"vision": 2}, names=("t.w.0", "t.w.1", "h.head.w", "y.v", "bridge"))
 
 
 def test_a_flat_config_is_the_part_itself(recipes):
     flat = {**CONFIG["text_config"], "vision_config": CONFIG["vision_config"]}
-    found = plan(recipes, {"text.a": 2, "text.e": 2}, flat)
-    assert found.config["n"] == 4
-    assert "text_config" not in found.config
+    wide_plan = plan(recipes, {"text.a": 2, "text.e": 2}, flat)
+    assert wide_plan.config["n"] == 4
+    assert "text_config" not in wide_plan.config
 
 
 def test_a_part_can_be_widened_like_an_axis(recipes):

@@ -27,13 +27,13 @@ def test_every_tensor_follows_one_rule(recipe):
 
 
 def test_the_fewest_stars_win(recipe):
-    found = rules(recipe("*.*.w", "*.1.w", "x.1.w"), ["x.1.w", "y.1.w", "y.2.w"])
-    assert found == {"x.1.w": "x.1.w", "y.1.w": "*.1.w", "y.2.w": "*.*.w"}
+    matched = rules(recipe("*.*.w", "*.1.w", "x.1.w"), ["x.1.w", "y.1.w", "y.2.w"])
+    assert matched == {"x.1.w": "x.1.w", "y.1.w": "*.1.w", "y.2.w": "*.*.w"}
 
 
 def test_first_and_last_consider_all_names(recipe):
-    found = rules(recipe("{first}.w", "*.w", "{last}.w"), ["2.w", "10.w", "4.w", "9.w"])
-    assert found == {"2.w": "{first}.w", "10.w": "{last}.w", "4.w": "*.w", "9.w": "*.w"}
+    matched = rules(recipe("{first}.w", "*.w", "{last}.w"), ["2.w", "10.w", "4.w", "9.w"])
+    assert matched == {"2.w": "{first}.w", "10.w": "{last}.w", "4.w": "*.w", "9.w": "*.w"}
 
 
 def test_the_prefix_that_matches_most_names_wins(recipe):

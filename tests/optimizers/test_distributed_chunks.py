@@ -50,9 +50,9 @@ def test_rows_are_read_from_chunks_of_any_shape(shape, cuts, tmp_path):
     row = 2 * math.prod(shape[1:])
     with RowReader() as reader:
         for low, high in itertools.combinations(range(0, len(data) + 1, row), 2):
-            found = memoryview(bytearray(high - low))
-            reader.read(stored, low, found)
-            assert found == data[low:high]
+            actual = memoryview(bytearray(high - low))
+            reader.read(stored, low, actual)
+            assert actual == data[low:high]
         if len(chunks) > 1:
             for wrong in (chunks[1:], [*chunks, chunks[0]]):
                 broken = ChunkedTensor(stored.spec, "x", tuple(wrong))

@@ -35,6 +35,6 @@ def test_a_sharded_run_continues(tmp_path):
     state = {"optimizer": tmp_path / "step-3", "allow_pickle": True}
     widen(tmp_path / "narrow", tmp_path / "wide", 3, verify=False, **state)
     processes("resume", tmp_path)
-    expected, found = torch.load(tmp_path / "losses.pt"), torch.load(tmp_path / "wide_losses.pt")
+    expected, wide_losses = torch.load(tmp_path / "losses.pt"), torch.load(tmp_path / "wide_losses.pt")
     # The reference computes norms, softmax and rotary tables in float32.
-    assert found == pytest.approx(expected, rel=16 * 2**-24)
+    assert wide_losses == pytest.approx(expected, rel=16 * 2**-24)

@@ -11,8 +11,8 @@ from mupscale_cli.tasks.widen import widen
 
 
 def groups_of(wide, **settings):
-    found = hyperparameters(wide.record, Settings(**{"lr": 1e-3, "weight_decay": 0.1, **settings}))
-    return found, {name: group for group in found.groups for name in group.tensors}
+    hparams = hyperparameters(wide.record, Settings(**{"lr": 1e-3, "weight_decay": 0.1, **settings}))
+    return hparams, {name: group for group in hparams.groups for name in group.tensors}
 
 
 Q, NORM, EMBED, HEAD_NORM = (
@@ -24,7 +24,7 @@ Q, NORM, EMBED, HEAD_NORM = (
 
 
 def test_groups_have_the_values_of_the_table(wide):
-    found, by_name = groups_of(wide)
+    hparams, by_name = groups_of(wide)
     assert by_name[Q].lr == 1e-3 / 4
     assert by_name[Q].eps == 1e-8 / 4
     assert by_name[Q].weight_decay == pytest.approx(0.4)
@@ -32,12 +32,12 @@ def test_groups_have_the_values_of_the_table(wide):
     assert (by_name[EMBED].lr, by_name[EMBED].weight_decay, by_name[EMBED].clip_weight) == (1e-3, 0.1, 4)
     assert (by_name[NORM].lr, by_name[NORM].weight_decay, by_name[NORM].clip_weight) == (1e-3 / 4, 0, 1 / 4)
     assert by_name[HEAD_NORM].multipliers == Multipliers(1, 1, 1, 1)
-    assert sum(len(group.tensors) for group in found.groups) == len(by_name)
+    assert sum(len(group.tensors) for group in hparams.groups) == len(by_name)
 
 
 def test_patterns_match_their_tensors_and_no_others(wide):
-    found, by_name = groups_of(wide)
-    for group in found.groups:
+    hparams, by_name = groups_of(wide)
+    for group in hparams.groups:
         assert {name for name in by_name if re.search(group.pattern, name)} == set(group.tensors)
 
 

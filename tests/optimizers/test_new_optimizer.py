@@ -111,11 +111,11 @@ def test_only_the_table_names_an_optimizer():
     """Any other place would need a change for a new optimizer. Several places have AdamW as a default."""
     package = Path(mupscale_cli.__file__).parent
     names = {rule.name for rule in OPTIMIZERS.values()} - {"adamw"}
-    found = {
+    places = {
         f"{file.relative_to(package)}:{node.lineno}"
         for file in package.rglob("*.py")
         if file != package / "optimizers" / "rules.py"
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lower() in names
     }
-    assert not found
+    assert not places

@@ -49,8 +49,8 @@ def test_learning_rates_are_those_of_mup(name, kind, lr):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
 def test_decoupled_decay_keeps_lr_times_wd(name, kind):
-    found = multipliers(optimizer_rule(name), *kind, decoupled=True)
-    assert found.lr * found.weight_decay == pytest.approx(1)
+    factors = multipliers(optimizer_rule(name), *kind, decoupled=True)
+    assert factors.lr * factors.weight_decay == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", [HIDDEN, READOUT, EMBEDDING])
@@ -166,13 +166,13 @@ def test_the_settings_and_state_of_an_entry_reveal_its_optimizer(rule):
 
 @pytest.mark.parametrize("rule", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_the_class_of_an_entry_has_its_settings_and_state(rule):
-    made_by = optimizer_class(rule)
+    optimizer_type = optimizer_class(rule)
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    known = inspect.signature(made_by).parameters
-    made = made_by([weight], **{key: value for key, value in rule.settings.items() if key in known})
+    known = inspect.signature(optimizer_type).parameters
+    optimizer = optimizer_type([weight], **{key: value for key, value in rule.settings.items() if key in known})
     weight.sum().backward()
-    made.step()
-    assert made.state[weight].keys() <= {"step", *rule.state}
+    optimizer.step()
+    assert optimizer.state[weight].keys() <= {"step", *rule.state}
 
 
 @pytest.mark.parametrize(
@@ -195,5 +195,5 @@ def test_a_state_without_groups_reveals_its_optimizer(keys, name):
 
 def test_state_entries_imply_settings():
     assert default_settings(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))["amsgrad"]
-    found = default_settings(("square_avg", "grad_avg", "momentum_buffer"))
-    assert (found["centered"], found["momentum"]) == (True, 0.9)
+    settings = default_settings(("square_avg", "grad_avg", "momentum_buffer"))
+    assert (settings["centered"], settings["momentum"]) == (True, 0.9)

@@ -12,8 +12,8 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 
 def by_name_of(wide):
-    found = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
-    return {name: group for group in found.groups for name in group.tensors}
+    hparams = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
+    return {name: group for group in hparams.groups for name in group.tensors}
 
 
 def test_param_groups_of_a_model(wide):

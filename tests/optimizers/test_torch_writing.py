@@ -1,4 +1,4 @@
-"""Writing files of torch.save blank, and filling them."""
+"""Writing blank torch.save files, and filling them."""
 
 import zipfile
 
@@ -31,9 +31,9 @@ def test_tensors_are_written_in_pieces(tmp_path):
         writer.write("a/0", 0, pieces(torch.full((2,), 1.0).bfloat16()))
         writer.write("b", 0, pieces(torch.tensor(7)))
     write_checksums(slots, [{name: checksum.stretches for name, checksum in writer.checksums.items()}])
-    found = torch.load(tmp_path / "x.pt", weights_only=True)
-    assert found["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
-    assert (found["b"].item(), found["c"]) == (7, [1, "x"])
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert loaded["a"][0].tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert (loaded["b"].item(), loaded["c"]) == (7, [1, "x"])
     assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
     assert {t.spec for t in read_torch_file(tmp_path / "x.pt").tensors.values()} == set(specs)
 

@@ -87,8 +87,8 @@ def test_a_run_is_saved_widened_and_resumed(case, tmp_path):
     wide = WideTrainer(model, arguments(tmp_path / "wider", 8), train_dataset=RandomTokens())
     wide.checkpoint = widened.output
     wide.train(resume_from_checkpoint=str(widened.output))
-    expected, found = losses(narrow), losses(wide)
-    assert set(found) == set(range(1, 9))  # the first four come with trainer_state.json
+    expected, wide_losses = losses(narrow), losses(wide)
+    assert set(wide_losses) == set(range(1, 9))  # the first four come with trainer_state.json
     for step in range(5, 9):
-        assert found[step] == pytest.approx(expected[step], rel=REL), step
+        assert wide_losses[step] == pytest.approx(expected[step], rel=REL), step
     assert expected[8][1] > CLIP, "clipping did nothing, so that it was not tried"

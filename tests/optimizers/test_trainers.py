@@ -17,8 +17,8 @@ HEAD_NORM = "model.layers.0.self_attn.q_norm.weight"
 
 
 def by_name_of(wide):
-    found = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
-    return {name: group for group in found.groups for name in group.tensors}
+    hparams = hyperparameters(wide.record, Settings(lr=1e-3, weight_decay=0.1))
+    return {name: group for group in hparams.groups for name in group.tensors}
 
 
 @pytest.mark.parametrize("format_name", TRAINER_FORMATS)

@@ -1,4 +1,4 @@
-"""Compute the CRC-32 of data whose pieces arrive in any order, for the archives of torch.save."""
+"""Compute the CRC-32 of data whose pieces arrive in any order, as the archives of torch.save need it."""
 
 from __future__ import annotations
 

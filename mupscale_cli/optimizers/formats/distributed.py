@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate). No torch until one is opened."""
+"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate). Imports torch only to open one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, S
 
 
 class Distributed(StateFormat):
-    """A folder with a file `.metadata`, a pickle."""
+    """A folder with a pickle called `.metadata`."""
 
     markers = ("optimizer/.metadata", "optim/.metadata", "optimizer_0/.metadata")
 

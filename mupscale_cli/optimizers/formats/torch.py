@@ -1,4 +1,4 @@
-"""Files of torch.save with optimizer state, alone or together with weights. No torch until one is opened."""
+"""Files written by torch.save: optimizer state, alone or with weights. Imports torch only to open one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open, load and write blank files of torch.save that hold optimizer state."""
+"""Open and load torch.save files with optimizer state, and write blank ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mupscale_cli.optimizers.formats.tree_state import TreeState
 
 
 def open_torch(options: OpenOptions) -> TreeState:
-    """Read the structure of a training checkpoint of torch.save.
+    """Read the structure of a training checkpoint that torch.save wrote.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds no optimizer state.

@@ -1,4 +1,4 @@
-"""Read files of torch.save without loading their tensors.
+"""Read torch.save files without loading their tensors.
 
 `torch.load` onto the meta device returns the structure of a file; its tensors have no data, but know where it is.
 """
@@ -32,15 +32,15 @@ class TorchFile:
 
 
 def read_torch_file(path: Path) -> TorchFile:
-    """Read the structure of a file of torch.save without running its code or loading its tensors.
+    """Read the structure of a torch.save file without running its code or loading its tensors.
 
     Raises:
-        CheckpointError: the file is not of torch.save since torch 1.6, holds values other than tensors and plain
-            values, or holds tensors that are not contiguous.
+        CheckpointError: the file is not in the format of torch.save since torch 1.6, or holds values other than
+            contiguous tensors and plain values.
     """
     if not _is_archive(path):
         raise CheckpointError(
-            f"`{path}` is not a file of torch.save (torch 1.6 or later)",
+            f"`{path}` is not in the format of torch.save (torch 1.6 or later)",
             hint="it is truncated, damaged or older; if torch can load it, load it and save it again",
         )
     check_archive(path)

@@ -1,4 +1,4 @@
-"""Write files of torch.save blank, then fill them from several threads and processes.
+"""Write blank torch.save files, then fill them from several threads and processes.
 
 `torch.serialization.skip_data` writes a file that reserves space for its tensors. Tensors are then streamed into these
 slots, like those of safetensors files, and finally the checksums of the zip archive are set.
@@ -39,7 +39,7 @@ class TensorSlot:
     """The space that a blank file reserves for a tensor's data.
 
     Attributes:
-        file: a file of torch.save.
+        file: the torch.save file.
         offset: the place of the first byte.
         num_bytes: the size of the data.
         checksums: the two places of the data's CRC in the archive: with the data, and in the directory.
@@ -52,7 +52,7 @@ class TensorSlot:
 
 
 def save_blank(file: Path, content: Any) -> None:
-    """Write a new file of torch.save whose tensors have no data yet.
+    """Write a new torch.save file whose tensors have no data yet.
 
     Args:
         file: the file, which must not exist.
@@ -87,7 +87,7 @@ class _UnwrittenTensor:
 
 
 def find_slots(file: Path) -> list[TensorSlot]:
-    """Return the slot of every storage in a file of torch.save, in the order of its directory."""
+    """Return the slot of every storage in a torch.save file, in the order of its directory."""
     with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
         position = archive.start_dir
         slots = []
