@@ -355,7 +355,7 @@ def test_pickles_are_never_executed(narrow, tmp_path):
     touched = tmp_path / "touched"
     archive(narrow / "optimizer.pt", pickle.dumps(Touch(touched), protocol=2))
     assert "a pickle could run code" in refused("widen", narrow, "--factor", "2", "--no-verify")
-    with pytest.raises(CheckpointError, match="as the state of a scheduler"):
+    with pytest.raises(CheckpointError, match="cannot read the scheduler state"):
         widen_scheduler(narrow / "optimizer.pt", tmp_path / "x.pt", [])
     assert not touched.exists()
     assert not (tmp_path / "narrow-x2").exists()
