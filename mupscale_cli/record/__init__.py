@@ -1,3 +1,3 @@
-"""mupscale.json and the documents of `--json`: their types, made, read and checked."""
+"""Define, create, read and check mupscale.json and the documents of `--json`."""
 
 FORMAT_VERSION = 1  # of mupscale.json

@@ -1,4 +1,4 @@
-"""Which files of a source or an output are no longer what the record of the widening says of them."""
+"""Compare the files of a source or an output with the record of the widening."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def source_resized(record: Record, source: Checkpoint) -> str | None:
-    """The name of a file of the source that is not among those of the record, or has another size."""
-    noted = record["source"]["files"]
+    """Return the name of a source file that is new or has another size than in the record; None if all match."""
+    recorded = record["source"]["files"]
     resized = (
         file
         for file in source_files(source)
-        if file.name not in noted or noted[file.name]["bytes"] != file.stat().st_size
+        if file.name not in recorded or recorded[file.name]["bytes"] != file.stat().st_size
     )
     return next((file.name for file in resized), None)
 
 
 def source_changed(record: Record, source: Checkpoint) -> str | None:
-    """The name of a file of the source that is not what it was when the record was made.
+    """Return the name of a source file that has changed since the widening; None if none has.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    noted = record["source"]["files"]
-    changed = (file for file in source_files(source) if noted[file.name]["xxh128"] != file_digest(file))
+    recorded = record["source"]["files"]
+    changed = (file for file in source_files(source) if recorded[file.name]["xxh128"] != file_digest(file))
     return source_resized(record, source) or next((file.name for file in changed), None)
 
 
 def output_changed(record: Record, wide: Checkpoint) -> str | None:
-    """The name of a file of the output that is not what was written.
+    """Return the name of an output file that has changed since the widening; None if none has.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    digests = {name: noted["digest"] for name, noted in record["written"].items()}
+    digests = {name: written["digest"] for name, written in record["written"].items()}
     files = {file.name: file for file in wide.files}
-    if wide.is_file:  # whatever it is called by now
+    if wide.is_file:  # it may have been renamed
         files = dict.fromkeys(digests, wide.path) if len(digests) == 1 else files
     if files.keys() != digests.keys():
         return min(files.keys() ^ digests.keys())
@@ -53,20 +53,20 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
 
 
 def identities(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return device, inode, size in bytes and time of change of every file that an output is made from, by name."""
+    """Return device, inode, size in bytes and modification time of every file that an output is made from, by name."""
     stats = {file.name: file.stat() for file in source_files(source)}
     return {name: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def require_unchanged(source: Checkpoint, before: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a source whose files are no longer the ones that were hashed.
+    """Check that the files of a source are still the ones that were hashed.
 
     Args:
-        source: the narrow checkpoint, after the output was made from it.
-        before: its `identities` before that.
+        source: the narrow checkpoint, after the output was written.
+        before: its `identities` before it was hashed.
 
     Raises:
-        CheckpointError: a file was written to or replaced in between.
+        CheckpointError: a file was modified or replaced in between.
     """
     for name, identity in identities(source).items():
         if identity != before.get(name):
@@ -74,6 +74,6 @@ def require_unchanged(source: Checkpoint, before: Mapping[str, tuple[int, ...]])
 
 
 def source_files(source: Checkpoint) -> tuple[Path, ...]:
-    """The files of a checkpoint that an output is made from: its weights and, in a folder, its config.json."""
+    """Return the files of a checkpoint that an output is made from: its weights and, in a folder, config.json."""
     config = source.path / CONFIG
     return (*source.files, config) if config.is_file() else source.files

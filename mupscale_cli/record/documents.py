@@ -1,7 +1,7 @@
-"""The documents that `--json` prints: the type of each, which is its only definition, and its version.
+"""Define the documents that `--json` prints, each by its type and version.
 
-Within a version keys are only added; a key that changes or goes raises the version. Importing this costs milliseconds,
-so what only makes a document imports it for type checking.
+Within a version, keys are only added; changing or removing a key raises the version. Importing this module takes
+milliseconds, so code that only creates documents imports it for type checking only.
 """
 
 from __future__ import annotations
@@ -31,168 +31,170 @@ from mupscale_cli.record.types import (
 class Trained(TypedDict):
     """The narrow model of the demo."""
 
-    parameters: Annotated[Count, "Of the narrow model."]
-    steps: Annotated[Count, "Of training."]
-    first_loss: Annotated[float, "In nats a byte."]
-    last_loss: Annotated[float, "Mean of the last ten steps."]
+    parameters: Annotated[Count, "Number of parameters."]
+    steps: Annotated[Count, "Number of training steps."]
+    first_loss: Annotated[float, "Loss of the first step, in nats per byte."]
+    last_loss: Annotated[float, "Mean loss of the last ten steps, in nats per byte."]
 
 
 class Ran(TypedDict):
     """A command of the demo."""
 
-    command: Annotated[str, "That was run."]
-    printed: Annotated[dict[str, Any], "The document that it prints."]
+    command: Annotated[str, "The command line."]
+    printed: Annotated[dict[str, Any], "The document that it printed."]
 
 
 class Demo(TypedDict):
-    """What `mupscale demo` did."""
+    """Output of `mupscale demo`."""
 
-    directory: Annotated[str, "Where the models are."]
+    directory: Annotated[str, "Folder of the models."]
     trained: Annotated[Trained, "The narrow model."]
     commands: Annotated[list[Ran], "The commands."]
-    prompt: Annotated[str, "What was continued."]
-    texts: Annotated[dict[str, str], "Each model's continuation."]
-    losses: Annotated[dict[str, Annotated[list[float], "Of each step."]], "Each model's, trained on."]
+    prompt: Annotated[str, "Prompt of the continuations."]
+    texts: Annotated[dict[str, str], "Continuation of the prompt, by model."]
+    losses: Annotated[
+        dict[str, Annotated[list[float], "Loss of each step."]], "Losses of continued training, by model."
+    ]
 
 
 class Device(TypedDict):
-    """Something that torch computes on."""
+    """A device of torch."""
 
-    name: Annotated[str, "As torch names it."]
-    about: Annotated[str, "What it is."]
-    bytes: Annotated[Count | None, "Memory."]
-    free_bytes: Annotated[Count | None, "Of it."]
+    name: Annotated[str, "Name in torch."]
+    about: Annotated[str, "Description."]
+    bytes: Annotated[Count | None, "Memory in bytes; null if it uses the machine's memory."]
+    free_bytes: Annotated[Count | None, "Free memory in bytes; null if it uses the machine's memory."]
 
 
 class Space(TypedDict):
-    """Memory, or room on a disk."""
+    """Size of memory or of a disk."""
 
-    bytes: Annotated[Count, "In all."]
-    free_bytes: Annotated[Count, "Of them."]
+    bytes: Annotated[Count, "Total bytes."]
+    free_bytes: Annotated[Count, "Free bytes."]
 
 
 class Disk(Space):
     """The disk of the current folder."""
 
-    folder: Annotated[str, "Where output goes by default."]
+    folder: Annotated[str, "The current folder, where outputs go by default."]
 
 
 class Hub(TypedDict):
-    """Settings of the Hub's client; no secrets."""
+    """Settings of the Hub's client, without secrets."""
 
-    hf_home: Annotated[str, "HF_HOME, or what stands for it."]
-    cache: Annotated[str, "Where downloads are kept."]
-    endpoint: Annotated[str, "Without a user's name and password."]
-    offline: Annotated[bool, "Whether nothing is downloaded."]
-    token: Annotated[str | None, "Where the token comes from; null where there is none."]
-    disk: Annotated[Space | None, "Where downloads are kept; null where the system does not tell."]
+    hf_home: Annotated[str, "HF_HOME or its default."]
+    cache: Annotated[str, "Folder of downloads."]
+    endpoint: Annotated[str, "Address of the Hub, without user name and password."]
+    offline: Annotated[bool, "Whether downloads are disabled."]
+    token: Annotated[str | None, "Where the token comes from; null if there is none."]
+    disk: Annotated[Space | None, "Disk of the cache; null if unknown."]
 
 
 class BuiltIn(TypedDict):
     """The built-in recipes."""
 
-    count: Annotated[Count, "How many."]
-    folder: Annotated[str, "Where they are."]
+    count: Annotated[Count, "Number of recipes."]
+    folder: Annotated[str, "Folder of the recipes."]
 
 
 class Doctor(TypedDict):
-    """What `mupscale doctor` found."""
+    """Output of `mupscale doctor`."""
 
-    mupscale: Annotated[str, "Version."]
-    installed_in: Annotated[str, "Folder."]
-    python: Annotated[str, "Version."]
+    mupscale: Annotated[str, "Version of mupscale."]
+    installed_in: Annotated[str, "Folder that mupscale is installed in."]
+    python: Annotated[str, "Version of Python."]
     system: Annotated[str, "Operating system and architecture."]
-    packages: Annotated[dict[str, str | None], "Versions; null where one is not installed."]
-    extras: Annotated[dict[str, bool], "Whether all of each is there."]
-    devices: Annotated[list[Device], "What torch computes on."]
-    torch_problem: Annotated[str | None, "Why torch cannot be imported."]
-    cores: Annotated[Count, "Of the processor."]
-    memory: Annotated[Space | None, "null where the system does not tell."]
-    disk: Annotated[Disk, "Of the current folder."]
-    hub: Annotated[Hub, "Settings of the Hub's client; no secrets."]
-    recipes: Annotated[BuiltIn, "Built in."]
+    packages: Annotated[dict[str, str | None], "Version of each package; null if it is not installed."]
+    extras: Annotated[dict[str, bool], "Whether each extra is completely installed."]
+    devices: Annotated[list[Device], "Devices of torch."]
+    torch_problem: Annotated[str | None, "Why torch cannot be imported; null if it can."]
+    cores: Annotated[Count, "Number of usable processor cores."]
+    memory: Annotated[Space | None, "Memory of the machine; null if unknown."]
+    disk: Annotated[Disk, "Disk of the current folder."]
+    hub: Annotated[Hub, "Settings of the Hub's client, without secrets."]
+    recipes: Annotated[BuiltIn, "The built-in recipes."]
 
 
 class Error(TypedDict):
-    """Why a command could not do what was asked."""
+    """An error of a command."""
 
-    exit_code: Annotated[int, "Of the command."]
-    error: Annotated[str, "Its kind."]
-    message: Annotated[str, "What failed, and where."]
-    excerpt: Annotated[str | None, "Lines that show the place."]
-    hint: Annotated[str | None, "What to do."]
+    exit_code: Annotated[int, "Exit code of the command."]
+    error: Annotated[str, "Class of the error."]
+    message: Annotated[str, "What is wrong, and where."]
+    excerpt: Annotated[str | None, "Lines of the input that show the error."]
+    hint: Annotated[str | None, "How to fix it."]
 
 
 class Item(TypedDict):
-    """An axis or a size inside of a dimension."""
+    """An axis or a fixed size within a dimension."""
 
-    what: Annotated[str, "An axis or a size."]
-    size: Annotated[Count | None, "Of the narrow model."]
-    factor: Annotated[Count | None, "Copies."]
-    words: Annotated[str, "What it is."]
+    what: Annotated[str, "Name of the axis, or the size."]
+    size: Annotated[Count | None, "Size in the narrow model."]
+    factor: Annotated[Count | None, "Number of copies."]
+    words: Annotated[str, "Description."]
 
 
 class Formula(TypedDict):
-    """What something is multiplied by."""
+    """A factor as a formula and a value."""
 
-    formula: Annotated[str, "In c, m and factors."]
-    value: Annotated[float | None, "null where the factors are open."]
+    formula: Annotated[str, "Formula in c, m and axis factors."]
+    value: Annotated[float | None, "Value; null if the axis factors are unknown."]
 
 
 class Consequence(TypedDict):
-    """What hyperparameters are multiplied by under some optimizers."""
+    """Factors of the hyperparameters for some optimizers."""
 
-    optimizers: Annotated[list[str], "For which it is the same."]
-    lr: Annotated[Formula, "Of the learning rate."]
-    eps: NotRequired[Annotated[Formula, "Of eps; absent where the optimizer has none."]]
-    weight_decay: Annotated[Formula, "Of the weight decay."]
+    optimizers: Annotated[list[str], "Optimizers with these factors."]
+    lr: Annotated[Formula, "Factor of the learning rate."]
+    eps: NotRequired[Annotated[Formula, "Factor of eps; absent if the optimizer has none."]]
+    weight_decay: Annotated[Formula, "Factor of the weight decay."]
 
 
 class ExplainedPart(TypedDict):
-    """A part of a tensor that is scaled alike."""
+    """A part of a tensor with one coefficient and multiplicity."""
 
-    coefficient: Annotated[Formula, "c, what a copy is multiplied by."]
-    multiplicity: Annotated[Formula, "m, how many copies an element has."]
-    hyperparameters: Annotated[list[Consequence], "What training needs."]
+    coefficient: Annotated[Formula, "Coefficient c: the factor that each copy is multiplied by."]
+    multiplicity: Annotated[Formula, "Multiplicity m: the number of copies of each element."]
+    hyperparameters: Annotated[list[Consequence], "Factors of the hyperparameters in training."]
 
 
 class ExplainedTensor(TypedDict):
-    """One kind of tensor in words."""
+    """An explanation of one kind of tensor."""
 
     names: Annotated[list[str], "Tensors of this kind, or the pattern of a rule."]
-    rule: Annotated[str, "The pattern that they follow."]
-    layout: Annotated[str, "Of the dimensions; keep or omit."]
-    when: Annotated[str | None, "The condition under which it is so."]
-    dtype: Annotated[str | None, "null without a checkpoint."]
-    shape: Annotated[Shape | None, "null without a checkpoint."]
-    wide_shape: Annotated[Shape | None, "null without a checkpoint."]
-    dims: Annotated[list[Annotated[list[Item], "What one dimension is made of."]], "Every dimension."]
-    factors: Annotated[dict[str, int] | None, "Of the axes; null where they are open."]
-    parts: Annotated[list[ExplainedPart], "Each part that is scaled alike."]
-    remarks: Annotated[list[str], "What else there is to know."]
+    rule: Annotated[str, "Pattern of the rule for these tensors."]
+    layout: Annotated[str, "Layout of the dimensions; keep or omit."]
+    when: Annotated[str | None, "Condition of the layout; null if it has none."]
+    dtype: Annotated[str | None, "Data type; null without a checkpoint."]
+    shape: Annotated[Shape | None, "Narrow shape; null without a checkpoint."]
+    wide_shape: Annotated[Shape | None, "Wide shape; null without a checkpoint."]
+    dims: Annotated[list[Annotated[list[Item], "Axes and sizes of a dimension."]], "The dimensions."]
+    factors: Annotated[dict[str, int] | None, "Factors of the axes; null if they are unknown."]
+    parts: Annotated[list[ExplainedPart], "Parts with one coefficient and multiplicity each."]
+    remarks: Annotated[list[str], "Further remarks."]
 
 
 class Explain(TypedDict):
-    """One tensor in words: `--tensor NAME`."""
+    """An explanation of tensors: `--tensor NAME`."""
 
-    recipe: Annotated[str, "Name."]
-    tensors: Annotated[list[ExplainedTensor], "Those that were meant."]
+    recipe: Annotated[str, "Name of the recipe."]
+    tensors: Annotated[list[ExplainedTensor], "Tensors that match NAME."]
 
 
 class Topic(TypedDict):
     """A page of the manual."""
 
-    topic: Annotated[str, "Its name."]
-    title: Annotated[str, "Of the page."]
+    topic: Annotated[str, "Name of the page."]
+    title: Annotated[str, "Title of the page."]
 
 
 class Help(TypedDict):
     """The manual: `mupscale help`."""
 
-    topic: Annotated[str | None, "The page; null for the list."]
-    title: Annotated[str | None, "Its title."]
-    text: Annotated[str | None, "As Markdown."]
-    topics: Annotated[list[Topic] | None, "Every page; null of a single page."]
+    topic: Annotated[str | None, "Name of the page; null for the list of pages."]
+    title: Annotated[str | None, "Title of the page; null for the list of pages."]
+    text: Annotated[str | None, "Text of the page as Markdown; null for the list of pages."]
+    topics: Annotated[list[Topic] | None, "All pages; null for a single page."]
 
 
 class Narrow(TypedDict):
@@ -200,425 +202,427 @@ class Narrow(TypedDict):
 
     lr: Annotated[float, "Learning rate."]
     weight_decay: Annotated[float, "Weight decay."]
-    eps: Annotated[float | None, "null where the optimizer has none."]
-    betas: Annotated[list[float] | None, "Decay rates of the moments; null for the optimizer's own."]
+    eps: Annotated[float | None, "eps; null if the optimizer has none."]
+    betas: Annotated[list[float] | None, "Decay rates of the moments; null for the optimizer's defaults."]
 
 
 class Group(TypedDict):
     """A parameter group."""
 
-    tensors: Annotated[list[str], "Parameters, by their names in the model."]
-    pattern: Annotated[str, "A regular expression that matches them and no other."]
+    tensors: Annotated[list[str], "Names of the parameters in the model."]
+    pattern: Annotated[str, "Regular expression that matches exactly these parameters."]
     lr: Annotated[float, "Learning rate."]
-    eps: Annotated[float | None, "null where the optimizer has none."]
+    eps: Annotated[float | None, "eps; null if the optimizer has none."]
     weight_decay: Annotated[float, "Weight decay."]
-    clip_weight: Annotated[float, "What the squared norm is multiplied by when clipping."]
-    coefficient: Annotated[float | None, "c; null where that of the tensors differs."]
-    multiplicity: Annotated[int | None, "m; null where that of the tensors differs."]
+    clip_weight: Annotated[float, "Factor of the squared norm in gradient clipping."]
+    coefficient: Annotated[float | None, "Coefficient c; null if the tensors differ."]
+    multiplicity: Annotated[int | None, "Multiplicity m; null if the tensors differ."]
 
 
 class Swept(TypedDict):
-    """What a sweep found."""
+    """The recommendation of a sweep."""
 
     lr: Annotated[float, "Learning rate."]
     noise: Annotated[float, "Size of the noise."]
-    noise_mode: Annotated[str, "free or preserving."]
-    noise_scale: Annotated[str, "What it is relative to."]
-    warnings: Annotated[list[str], "Reasons not to rely on it."]
+    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    warnings: Annotated[list[str], "Reasons not to rely on the recommendation."]
 
 
 class Hparams(TypedDict):
-    """The hyperparameters to continue with: `mupscale hparams`."""
+    """Hyperparameters to continue training with: `mupscale hparams`."""
 
-    optimizer: Annotated[str, "Which."]
-    narrow: Annotated[Narrow, "Of the narrow run."]
-    decoupled_weight_decay: Annotated[bool, "Else it is added to the gradient."]
-    formulas: Annotated[dict[str, str], "How each value follows."]
+    optimizer: Annotated[str, "Name of the optimizer."]
+    narrow: Annotated[Narrow, "Hyperparameters of the narrow run."]
+    decoupled_weight_decay: Annotated[bool, "Whether weight decay is decoupled instead of added to the gradient."]
+    formulas: Annotated[dict[str, str], "Formula of each hyperparameter."]
     groups: Annotated[list[Group], "Parameter groups."]
-    warnings: Annotated[list[str], "What cannot be exact."]
-    advice: Annotated[list[str], "What is known to help or to break transfer."]
-    sweep: NotRequired[Annotated[Swept, "What the sweep found; with --from-sweep."]]
+    warnings: Annotated[list[str], "What the hyperparameters cannot reproduce exactly."]
+    advice: Annotated[list[str], "Known benefits and risks for hyperparameter transfer."]
+    sweep: NotRequired[Annotated[Swept, "Recommendation of the sweep; only with --from-sweep."]]
 
 
 class Guidance(TypedDict):
-    """The figures of a growth."""
+    """Figures and advice for a widening."""
 
-    parameters: Annotated[float, "After over before."]
-    flops_per_token: Annotated[Counts, "Floating-point operations, forward."]
-    advice: Annotated[list[str], "What is known of such growths."]
+    parameters: Annotated[float, "Ratio of the numbers of parameters, wide to narrow."]
+    flops_per_token: Annotated[Counts, "Floating-point operations of the forward pass per token."]
+    advice: Annotated[list[str], "Known facts about such widenings."]
 
 
 class Change(TypedDict):
-    """A key of config.json that changes."""
+    """A changed key of config.json."""
 
-    key: Annotated[str, "Of config.json."]
-    before: Annotated[Any, "Any value."]
-    after: Annotated[Any, "Any value."]
+    key: Annotated[str, "Name of the key."]
+    before: Annotated[Any, "Value in the narrow config."]
+    after: Annotated[Any, "Value in the wide config."]
 
 
 class PlannedTensor(TypedDict):
     """A tensor of the output."""
 
-    name: Annotated[str, "Of the wide tensor."]
-    source: Annotated[str, "The narrow tensor that it is made from."]
-    rule: Annotated[str, "The pattern that it follows."]
-    dtype: Annotated[str, "As safetensors names it."]
+    name: Annotated[str, "Name of the wide tensor."]
+    source: Annotated[str, "Name of the narrow tensor."]
+    rule: Annotated[str, "Pattern of its rule."]
+    dtype: Annotated[str, "Data type as named by safetensors."]
     shape: Shape
     wide_shape: Shape
-    layout: Annotated[str, "Of the dimensions."]
+    layout: Annotated[str, "Layout of the dimensions."]
     parts: Parts
-    bytes: Annotated[Count, "Of the narrow tensor."]
-    wide_bytes: Annotated[Count, "Of the wide one."]
-    rounded: Annotated[bool, "Whether scaled values are rounded."]
+    bytes: Annotated[Count, "Size of the narrow tensor in bytes."]
+    wide_bytes: Annotated[Count, "Size of the wide tensor in bytes."]
+    rounded: Annotated[bool, "Whether scaled values are rounded to the data type."]
 
 
 class Tree(TypedDict):
-    """A module of a network, or a tensor of it."""
+    """A module of a network, or one of its tensors."""
 
-    name: Annotated[str, "Of the module or tensor; of several that are alike, their range."]
-    tensors: Annotated[Count, "How many it has."]
-    bytes: Annotated[Count, "Of the narrow ones."]
-    wide_bytes: Annotated[Count, "Of the wide ones."]
-    children: NotRequired[Annotated[list[Tree], "What the module is made of; a tensor has none."]]
-    dtype: NotRequired[Annotated[str, "Of a tensor."]]
+    name: Annotated[str, "Name of the module or tensor; a range for several equal ones."]
+    tensors: Annotated[Count, "Number of tensors."]
+    bytes: Annotated[Count, "Size of the narrow tensors in bytes."]
+    wide_bytes: Annotated[Count, "Size of the wide tensors in bytes."]
+    children: NotRequired[Annotated[list[Tree], "Parts of a module; absent for a tensor."]]
+    dtype: NotRequired[Annotated[str, "Data type of a tensor."]]
     shape: NotRequired[Shape]
     wide_shape: NotRequired[Shape]
-    rule: NotRequired[Annotated[str, "The pattern that a tensor follows."]]
-    layout: NotRequired[Annotated[str, "Of its dimensions."]]
+    rule: NotRequired[Annotated[str, "Pattern of a tensor's rule."]]
+    layout: NotRequired[Annotated[str, "Layout of a tensor's dimensions."]]
     parts: NotRequired[Parts]
 
 
 class Plan(TypedDict):
-    """What `mupscale widen --dry-run` would do."""
+    """Output of `mupscale widen --dry-run`."""
 
     recipe: Annotated[str, "Name of the recipe."]
-    output: Annotated[str | None, "Where it would be written."]
+    output: Annotated[str | None, "Path of the output; null if there is none."]
     axes: Annotated[dict[str, Axis], "Every axis of the recipe, by name."]
     parameters: Annotated[Counts, "Number of parameters."]
-    method: Annotated[Method, "How it grows."]
-    perturbation: Annotated[Perturbation | None, "The noise that tells copies apart; null where there is none."]
-    growth: Annotated[Guidance | None, "What this growth is; null where nothing is widened."]
-    bytes: Annotated[Count, "Of the weights."]
-    files: Annotated[dict[str, Count], "Bytes of every weight file."]
-    config: Annotated[list[Change], "What changes in config.json."]
-    omitted: Annotated[list[str], "Tensors that are left out."]
+    method: Annotated[Method, "Method of the widening."]
+    perturbation: Annotated[Perturbation | None, "Noise that makes copies differ; null if there is none."]
+    growth: Annotated[Guidance | None, "Figures and advice for the widening; null if nothing is widened."]
+    bytes: Annotated[Count, "Size of the weights in bytes."]
+    files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
+    config: Annotated[list[Change], "Changes of config.json."]
+    omitted: Annotated[list[str], "Tensors of the source that are omitted."]
     tensors: Annotated[list[PlannedTensor], "Every tensor of the output."]
-    tree: Annotated[list[Tree], "The same as a tree of modules, with those that are alike once."]
+    tree: Annotated[list[Tree], "The tensors as a tree of modules, with equal modules merged."]
 
 
 class Inspect(Plan):
-    """What is in a checkpoint: `mupscale inspect`."""
+    """The content of a checkpoint: `mupscale inspect`."""
 
-    path: Annotated[str, "Of the checkpoint, or its id on the Hub."]
-    record: Annotated[Record | None, "How it came to be; null where mupscale did not write it."]
+    path: Annotated[str, "Path of the checkpoint, or its id on the Hub."]
+    record: Annotated[Record | None, "Record of its widening; null if mupscale did not write it."]
 
 
 class Plot(TypedDict):
-    """What `mupscale plot` drew."""
+    """Output of `mupscale plot`."""
 
-    output: Annotated[str, "The picture."]
+    output: Annotated[str, "Path of the picture."]
 
 
 class PushedFile(TypedDict):
     """A file of a push."""
 
-    path: Annotated[str, "In the repository."]
-    bytes: Annotated[Count | None, "Size; null of one that is removed."]
-    status: Annotated[Literal["new", "changed", "unchanged", "deleted"], "What happens to it."]
+    path: Annotated[str, "Path in the repository."]
+    bytes: Annotated[Count | None, "Size in bytes; null for a deleted file."]
+    status: Annotated[Literal["new", "changed", "unchanged", "deleted"], "What the push does to the file."]
 
 
 class Push(TypedDict):
-    """What `mupscale push` did, or with --dry-run would do."""
+    """Output of `mupscale push`, with or without --dry-run."""
 
-    repo: Annotated[str, "On the Hub."]
-    revision: Annotated[str, "The branch."]
-    url: Annotated[str | None, "Of the repository or pull request; null where nothing was sent."]
-    commit: Annotated[str | None, "That it made."]
-    pull_request: Annotated[int | None, "Its number."]
-    files: Annotated[list[PushedFile], "Every file."]
-    card: Annotated[str, "The model card."]
-    warnings: Annotated[list[str], "What to know before."]
+    repo: Annotated[str, "Repository on the Hub."]
+    revision: Annotated[str, "Branch of the repository."]
+    url: Annotated[str | None, "Address of the repository or pull request; null if nothing was sent."]
+    commit: Annotated[str | None, "The new commit; null if there is none."]
+    pull_request: Annotated[int | None, "Number of the pull request; null if there is none."]
+    files: Annotated[list[PushedFile], "All files of the push."]
+    card: Annotated[str, "Text of the model card."]
+    warnings: Annotated[list[str], "Warnings."]
 
 
 class Trial(TypedDict):
-    """One way in which a recipe was tried."""
+    """A trial widening of a recipe."""
 
-    factors: Annotated[dict[str, int], "Of the axes that were widened."]
-    tie: Annotated[str | None, "Where the readout's factor went."]
-    error: Annotated[Figure | None, "Largest relative difference."]
-    problem: Annotated[str | None, "What went wrong."]
+    factors: Annotated[dict[str, int], "Factor of each widened axis."]
+    tie: Annotated[str | None, "Treatment of a tied readout; null for the recipe's default."]
+    error: Annotated[Figure | None, "Largest relative difference; null if the models were not compared."]
+    problem: Annotated[str | None, "What went wrong; null if nothing did."]
 
 
 class TriedModel(TypedDict):
-    """A model that a recipe was tried on."""
+    """A model that a recipe was checked on."""
 
-    model: Annotated[str, "Which one."]
-    right: Annotated[bool, "Whether nothing is wrong."]
-    problem: Annotated[str | None, "Why it came to nothing."]
-    mistakes: Annotated[list[str], "Seen without running it."]
-    worst: Annotated[Figure | None, "Largest difference of all trials."]
-    trials: Annotated[list[Trial], "Widenings."]
+    model: Annotated[str, "Name or path of the model."]
+    right: Annotated[bool, "Whether the check found no mistakes."]
+    problem: Annotated[str | None, "Why the check was impossible; null if it was possible."]
+    mistakes: Annotated[list[str], "Mistakes visible without running the model."]
+    worst: Annotated[Figure | None, "Largest relative difference of all trials."]
+    trials: Annotated[list[Trial], "Trial widenings."]
 
 
 class RecipeCheck(TypedDict):
-    """What `mupscale recipes check` found."""
+    """Output of `mupscale recipes check`."""
 
-    recipe: Annotated[str, "Name."]
-    file: Annotated[str, "Where it was read."]
-    right: Annotated[bool, "Whether nothing is wrong."]
-    axes: Annotated[Count, "How many."]
-    rules: Annotated[Count, "How many."]
-    tensors: Annotated[Count | None, "Of the checkpoint that it was held against."]
-    models: Annotated[list[TriedModel], "That it was tried on."]
+    recipe: Annotated[str, "Name of the recipe."]
+    file: Annotated[str, "File of the recipe."]
+    right: Annotated[bool, "Whether the check found no mistakes."]
+    axes: Annotated[Count, "Number of axes."]
+    rules: Annotated[Count, "Number of rules."]
+    tensors: Annotated[Count | None, "Number of tensors of the checkpoint; null without a checkpoint."]
+    models: Annotated[list[TriedModel], "Models that the recipe was checked on."]
 
 
 class RecipeDraft(TypedDict):
-    """What `mupscale recipes infer` drafted."""
+    """Output of `mupscale recipes infer`."""
 
-    target: Annotated[str, "A model type, config or function."]
-    output: Annotated[str | None, "The file that was written."]
-    recipe: Annotated[str, "The recipe, as YAML."]
-    fixed: Annotated[dict[str, str], "Axes that cannot be widened, and why."]
-    worst: Annotated[float, "Largest relative difference of its proof."]
+    target: Annotated[str, "Model type, config or function."]
+    output: Annotated[str | None, "Path of the written file; null if there is none."]
+    recipe: Annotated[str, "Text of the recipe, as YAML."]
+    fixed: Annotated[dict[str, str], "Axes that cannot be widened, with reasons."]
+    worst: Annotated[float, "Largest relative difference of all proofs."]
 
 
 class RecipeAxis(TypedDict):
     """An axis of a recipe."""
 
-    name: Annotated[str, "Of the axis."]
-    about: Annotated[str, "In words."]
-    size: Annotated[str, "An expression over config.json."]
+    name: Annotated[str, "Name of the axis."]
+    about: Annotated[str, "Description."]
+    size: Annotated[str, "Size as an expression over config.json."]
     by_factor: Annotated[bool, "Whether a bare --factor widens it."]
-    fixed: Annotated[str | None, "Why it cannot be widened."]
-    grows: Annotated[list[str], "Parts of the model that grow with it."]
-    doubled: Annotated[str | None, "What twice of it makes of the parameters; null without a checkpoint."]
+    fixed: Annotated[str | None, "Why it cannot be widened; null if it can."]
+    grows: Annotated[list[str], "Parts of the model that grow with the axis."]
+    doubled: Annotated[
+        str | None, "Effect of doubling the axis on the number of parameters; null without a checkpoint."
+    ]
 
 
 class Choice(TypedDict):
-    """A layout of a rule, and its condition."""
+    """A layout of a rule and its condition."""
 
-    layout: Annotated[str, "Of the dimensions."]
-    when: Annotated[str | None, "A condition on the config; null for the others."]
+    layout: Annotated[str, "Layout of the dimensions."]
+    when: Annotated[str | None, "Condition on the config; null if it always applies."]
 
 
 class RecipeRule(TypedDict):
     """A rule of a recipe."""
 
-    pattern: Annotated[str, "Of tensor names."]
-    choices: Annotated[list[Choice], "The first one whose condition holds."]
+    pattern: Annotated[str, "Pattern of the tensor names."]
+    choices: Annotated[list[Choice], "Layouts; the first one whose condition holds applies."]
 
 
 class Recipe(TypedDict):
     """A recipe: `mupscale recipes show`."""
 
-    name: Annotated[str, "Of the recipe."]
-    about: Annotated[str, "In words."]
-    model_types: Annotated[list[str], "Of config.json."]
-    file: Annotated[str, "Where it was read."]
-    sha256: Annotated[str, "Of its content."]
+    name: Annotated[str, "Name of the recipe."]
+    about: Annotated[str, "Description."]
+    model_types: Annotated[list[str], "Values of `model_type` in config.json."]
+    file: Annotated[str, "File of the recipe."]
+    sha256: Annotated[str, "SHA-256 of its content."]
     axes: Annotated[list[RecipeAxis], "Sets of interchangeable units."]
-    groups: Annotated[dict[str, Annotated[list[str], "Axes."]], "Names that stand for several axes."]
-    linked: Annotated[dict[str, str], "Axes that the config ties together."]
-    tie: Annotated[list[str] | None, "Where a shared readout's factor can go: fold, config, untie; the default first."]
+    groups: Annotated[dict[str, Annotated[list[str], "Names of the axes."]], "Names for several axes."]
+    linked: Annotated[dict[str, str], "Axes that the config links to others."]
+    tie: Annotated[list[str] | None, "Treatments of a tied readout: fold, config, untie; the default comes first."]
     tensors: Annotated[list[RecipeRule], "The rules."]
-    definitions: Annotated[dict[str, str], "Names for expressions."]
+    definitions: Annotated[dict[str, str], "Named expressions."]
 
 
 class ListedRecipe(TypedDict):
-    """A recipe in the list of all."""
+    """An entry in the list of recipes."""
 
-    name: Annotated[str, "Of the recipe."]
-    model_types: Annotated[list[str], "Of config.json."]
-    about: Annotated[str, "In words."]
-    axes: Annotated[list[str], "Names."]
+    name: Annotated[str, "Name of the recipe."]
+    model_types: Annotated[list[str], "Values of `model_type` in config.json."]
+    about: Annotated[str, "Description."]
+    axes: Annotated[list[str], "Names of the axes."]
 
 
 class Recipes(TypedDict):
     """The built-in recipes: `mupscale recipes list`."""
 
-    recipes: Annotated[list[ListedRecipe], "All of them."]
+    recipes: Annotated[list[ListedRecipe], "All built-in recipes."]
 
 
 class StepError(TypedDict):
-    """Why a step failed."""
+    """The error of a failed step."""
 
-    error: Annotated[str, "Its kind."]
-    message: Annotated[str, "What failed."]
-    hint: Annotated[str | None, "What to do."]
+    error: Annotated[str, "Class of the error."]
+    message: Annotated[str, "What is wrong, and where."]
+    hint: Annotated[str | None, "How to fix it."]
 
 
 class Step(TypedDict):
     """A step of a job file."""
 
-    number: Annotated[int, "From 1.", limits(minimum=1)]
-    kind: Annotated[Literal["widen", "verify", "push"], "What it does."]
-    title: Annotated[str, "In words."]
-    status: Annotated[Literal["to do", "done", "skipped", "differs", "failed", "not run"], "What came of it."]
-    reason: Annotated[str, "Why."]
-    target: Annotated[str, "What it writes or works on."]
-    parameters: Annotated[Counts | None, "Of a widening."]
-    disk_bytes: Annotated[Count, "To write."]
-    download_bytes: Annotated[Count, "To fetch from the Hub."]
-    memory_bytes: Annotated[Count, "At most."]
-    verification: Annotated[Verification | Weights | None, "Of a step that verified."]
-    url: Annotated[str | None, "Of a push."]
-    error: Annotated[StepError | None, "Why it failed."]
+    number: Annotated[int, "Number of the step, from 1.", limits(minimum=1)]
+    kind: Annotated[Literal["widen", "verify", "push"], "Action of the step."]
+    title: Annotated[str, "Description."]
+    status: Annotated[Literal["to do", "done", "skipped", "differs", "failed", "not run"], "Status or result."]
+    reason: Annotated[str, "Why it has this status."]
+    target: Annotated[str, "Path that it writes, verifies or pushes."]
+    parameters: Annotated[Counts | None, "Numbers of parameters of a widening; null for other steps."]
+    disk_bytes: Annotated[Count, "Bytes to write."]
+    download_bytes: Annotated[Count, "Bytes to download from the Hub."]
+    memory_bytes: Annotated[Count, "Peak memory in bytes."]
+    verification: Annotated[Verification | Weights | None, "Result of the verification; null if there is none."]
+    url: Annotated[str | None, "Address of a pushed repository or pull request; null for other steps."]
+    error: Annotated[StepError | None, "Error of a failed step; null for other steps."]
 
 
 class JobDisk(TypedDict):
     """A file system that a job writes to."""
 
-    place: Annotated[str, "A directory on it."]
-    needed: Annotated[Count, "Bytes."]
-    free: Annotated[Count, "Bytes."]
-    has_room: Annotated[bool, "Whether that is enough."]
+    place: Annotated[str, "A directory on the file system."]
+    needed: Annotated[Count, "Bytes to write."]
+    free: Annotated[Count, "Free bytes."]
+    has_room: Annotated[bool, "Whether there are enough free bytes."]
 
 
 class JobMemory(TypedDict):
-    """Memory that a job needs."""
+    """The memory that a job needs."""
 
-    needed: Annotated[Count, "Bytes, at most."]
-    free: Annotated[Count | None, "Bytes; null where the system does not tell."]
+    needed: Annotated[Count, "Peak memory in bytes."]
+    free: Annotated[Count | None, "Free memory in bytes; null if unknown."]
 
 
 class Run(TypedDict):
-    """What `mupscale run` did, or with --dry-run would do."""
+    """Output of `mupscale run`, with or without --dry-run."""
 
     file: Annotated[str, "The job file."]
-    dry_run: Annotated[bool, "Whether nothing was done."]
-    exit_code: Annotated[int, "Of the command."]
-    steps: Annotated[list[Step], "In their order."]
-    disks: Annotated[list[JobDisk], "Every file system that is written to."]
-    download_bytes: Annotated[Count, "Of all steps."]
-    memory: Annotated[JobMemory, "Of this machine."]
+    dry_run: Annotated[bool, "Whether the steps were only planned."]
+    exit_code: Annotated[int, "Exit code of the command."]
+    steps: Annotated[list[Step], "The steps in order."]
+    disks: Annotated[list[JobDisk], "File systems that the job writes to."]
+    download_bytes: Annotated[Count, "Bytes that all steps download."]
+    memory: Annotated[JobMemory, "Memory of this machine."]
 
 
 class SweptState(TypedDict):
-    """The optimizer's state that every trial starts from."""
+    """The optimizer state that every trial starts from."""
 
     path: Annotated[str, "auto, none or a path."]
-    policy: Annotated[str, "What copies are given."]
+    policy: Annotated[str, "How the moments of copies are initialized."]
 
 
 class SweptTraining(TypedDict):
-    """What the built-in trainer does."""
+    """Settings of the built-in trainer."""
 
-    steps: Annotated[Count, "Optimizer steps."]
-    batch_size: Annotated[Count, "Sequences a step."]
-    length: Annotated[Count, "Tokens a sequence."]
-    weight_decay: Annotated[float, "Decoupled, of the matrices."]
+    steps: Annotated[Count, "Number of optimizer steps."]
+    batch_size: Annotated[Count, "Sequences per step."]
+    length: Annotated[Count, "Tokens per sequence."]
+    weight_decay: Annotated[float, "Decoupled weight decay of matrices."]
     betas: Annotated[list[float], "Decay rates of the moments.", limits(minItems=2, maxItems=2)]
-    eps: Annotated[float, "Of the optimizer."]
-    clip: Annotated[float, "Largest norm of the gradient; 0 for no clipping."]
-    schedule: Annotated[str, "constant or cosine."]
+    eps: Annotated[float, "eps of the optimizer."]
+    clip: Annotated[float, "Maximum norm of the gradient; 0 disables clipping."]
+    schedule: Annotated[str, "Schedule of the learning rate: constant or cosine."]
     warmup: Annotated[Count, "Steps of linear warm-up."]
-    optimizer: Annotated[str, "Which."]
+    optimizer: Annotated[str, "Name of the optimizer."]
 
 
 class SweptProxy(Growth):
-    """A narrow model that a sweep made, and how the checkpoint follows from it."""
+    """The proxy of a sweep, and how the checkpoint follows from it."""
 
     ratio: Annotated[int, "Width of the checkpoint over that of the proxy.", limits(minimum=1)]
-    steps: Annotated[Count, "For which it was trained."]
+    steps: Annotated[Count, "Number of steps that the proxy was trained for."]
 
 
 class Settings(TypedDict):
-    """What every trial of a sweep has in common."""
+    """The settings shared by all trials of a sweep."""
 
-    checkpoint: Annotated[str, "What was widened."]
+    checkpoint: Annotated[str, "Path or id of the checkpoint to widen."]
     axes: Annotated[dict[str, int], "Factors of single axes."]
-    recipe: Annotated[str | None, "As asked for."]
-    tie: Annotated[str | None, "As asked for."]
-    optimizer_state: Annotated[SweptState, "What every trial starts from."]
-    noise_mode: Annotated[str, "free or preserving."]
-    noise_scale: Annotated[str, "What the size of noise is relative to."]
-    training: Annotated[SweptTraining | None, "What the built-in trainer does; null with a command."]
-    data: Annotated[str | None, "What is trained on."]
-    command: Annotated[str | None, "The own trainer."]
+    recipe: Annotated[str | None, "Requested recipe; null for the default."]
+    tie: Annotated[str | None, "Requested treatment of a tied readout; null for the default."]
+    optimizer_state: Annotated[SweptState, "Optimizer state that every trial starts from."]
+    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    training: Annotated[SweptTraining | None, "Settings of the built-in trainer; null with a user-defined command."]
+    data: Annotated[str | None, "Training data; null with a user-defined command."]
+    command: Annotated[str | None, "User-defined training command; null for the built-in trainer."]
 
 
 class Grid(TypedDict):
-    """What a sweep tries."""
+    """The grid of a sweep."""
 
-    factors: Annotated[list[int], "Widths."]
+    factors: Annotated[list[int], "Factors of the width."]
     lrs: Annotated[list[float], "Learning rates."]
     noises: Annotated[list[float], "Sizes of noise."]
-    seeds: Annotated[list[Seed], "Of noise and batches."]
+    seeds: Annotated[list[Seed], "Random seeds of noise and batches."]
 
 
 class SweepTrial(TypedDict):
     """A finished trial of a sweep."""
 
-    factor: Annotated[int, "Width."]
-    noise: Annotated[float, "Its size."]
+    factor: Annotated[int, "Factor of the width."]
+    noise: Annotated[float, "Size of the noise."]
     lr: Annotated[float, "Learning rate."]
-    seed: Annotated[Seed, "Of noise and batches."]
-    loss: Annotated[float | None, "null where it diverged."]
-    diverged: Annotated[bool, "Whether it did."]
+    seed: Annotated[Seed, "Random seed of noise and batches."]
+    loss: Annotated[float | None, "Final loss; null if the trial diverged."]
+    diverged: Annotated[bool, "Whether the trial diverged."]
 
 
 class Cell(TypedDict):
-    """A point of a sweep's grid over all seeds."""
+    """A point of a sweep's grid, over all seeds."""
 
-    factor: Annotated[int, "Width, over the narrow model's."]
-    noise: Annotated[float, "Its size."]
+    factor: Annotated[int, "Factor of the width."]
+    noise: Annotated[float, "Size of the noise."]
     lr: Annotated[float, "Learning rate."]
-    loss: Annotated[float | None, "Mean over seeds; null where one diverged."]
-    spread: Annotated[float, "Half of the range over seeds."]
-    num_seeds: Annotated[Count, "Trials."]
-    num_diverged: Annotated[Count, "Of them."]
+    loss: Annotated[float | None, "Mean loss over the seeds; null if a trial diverged."]
+    spread: Annotated[float, "Half of the range over the seeds."]
+    num_seeds: Annotated[Count, "Number of trials."]
+    num_diverged: Annotated[Count, "Number of diverged trials."]
 
 
 class Recommendation(TypedDict):
-    """What a sweep recommends."""
+    """The recommendation of a sweep."""
 
     lr: Annotated[float, "Learning rate.", limits(minimum=0)]
-    noise: Annotated[float, "Its size.", limits(minimum=0)]
-    noise_mode: Annotated[str, "free or preserving."]
-    noise_scale: Annotated[str, "What it is relative to."]
-    target: Annotated[int | None, "The width that is wanted."]
-    lr_shift: Annotated[Count, "Grid steps between the widths' best learning rates."]
-    noise_shift: Annotated[Count, "The same of noise."]
-    warnings: Annotated[list[str], "Reasons not to rely on it."]
+    noise: Annotated[float, "Size of the noise.", limits(minimum=0)]
+    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    target: Annotated[int | None, "Requested factor of the width; null if there is none."]
+    lr_shift: Annotated[Count, "Grid steps between the best learning rates of the widths."]
+    noise_shift: Annotated[Count, "Grid steps between the best noise sizes of the widths."]
+    warnings: Annotated[list[str], "Reasons not to rely on the recommendation."]
 
 
 class Sweep(Settings):
-    """What `mupscale sweep` found; also the content of its sweep.json."""
+    """Output of `mupscale sweep`; also the content of sweep.json."""
 
-    complete: Annotated[bool, "Whether every trial is done."]
-    grid: Annotated[Grid, "What is tried."]
-    trials: Annotated[list[SweepTrial], "Finished ones."]
-    cells: Annotated[list[Cell], "The same over all seeds."]
-    optima: Annotated[list[Cell], "The best one of each width."]
-    recommendation: Annotated[Recommendation | None, "null where every trial diverged."]
-    proxy: Annotated[SweptProxy | None, "How the checkpoint follows from the proxy; null without one."]
+    complete: Annotated[bool, "Whether all trials are finished."]
+    grid: Annotated[Grid, "The grid."]
+    trials: Annotated[list[SweepTrial], "Finished trials."]
+    cells: Annotated[list[Cell], "Results over all seeds."]
+    optima: Annotated[list[Cell], "Best cell of each width."]
+    recommendation: Annotated[Recommendation | None, "Recommended settings; null if every trial diverged."]
+    proxy: Annotated[SweptProxy | None, "The proxy, and how the checkpoint follows from it; null without a proxy."]
 
 
 class Verify(Verification):
-    """What `mupscale verify` found."""
+    """Output of `mupscale verify`."""
 
-    wide: Annotated[str, "What was verified."]
+    wide: Annotated[str, "The verified checkpoint."]
 
 
 class VerifyWeights(Weights):
-    """What `mupscale verify --weights` found."""
+    """Output of `mupscale verify --weights`."""
 
-    wide: Annotated[str, "What was verified."]
+    wide: Annotated[str, "The verified checkpoint."]
 
 
 class Pushed(TypedDict):
-    """Where a widened checkpoint was published."""
+    """The repository that a widened checkpoint was published in."""
 
-    repo: Annotated[str, "On the Hub."]
-    url: Annotated[str, "Of the repository or pull request."]
-    commit: Annotated[str, "That it made."]
+    repo: Annotated[str, "Repository on the Hub."]
+    url: Annotated[str, "Address of the repository or pull request."]
+    commit: Annotated[str, "The new commit."]
 
 
 class Widen(Record):
-    """What `mupscale widen` did: its record, and where it is."""
+    """Output of `mupscale widen`: its record and the path of the output."""
 
-    output: Annotated[str | None, "What was written; null where the models differ."]
-    pushed: Annotated[Pushed | None, "null where nothing was published."]
+    output: Annotated[str | None, "Path of the output; null if the models differ."]
+    pushed: Annotated[Pushed | None, "Where it was published; null if it was not."]
 
 
 DOCUMENTS: dict[str, type] = {
@@ -647,19 +651,19 @@ VERSIONS = {**dict.fromkeys(DOCUMENTS, 1), "record": FORMAT_VERSION}
 
 
 def document_head(name: str) -> dict[str, Any]:
-    """The keys that every document begins with: its name and its version."""
+    """Return the first keys of every document: its name and its version."""
     return {"schema": name, "schema_version": VERSIONS[name]}
 
 
 def load_schema(name: str) -> Schema:
-    """The JSON Schema of a document, generated from its type.
+    """Return the JSON Schema of a document, generated from its type.
 
     Raises:
-        MupscaleError: there is no such document.
+        MupscaleError: no document has this name.
     """
     if name not in DOCUMENTS:
-        raise MupscaleError(f"there is no schema `{name}`", hint=f"known: {', '.join(DOCUMENTS)}")
-    is_record = name == "record"  # mupscale.json has its version under a key of its own
+        raise MupscaleError(f"unknown schema `{name}`", hint=f"known: {', '.join(DOCUMENTS)}")
+    is_record = name == "record"  # mupscale.json has its own key for the version
     head = {} if is_record else {key: {"const": value} for key, value in document_head(name).items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

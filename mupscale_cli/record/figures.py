@@ -1,4 +1,4 @@
-"""Numbers as documents have them."""
+"""Represent numbers in JSON documents."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def figure(value: float) -> Figure:
-    """Return a number, or its name where JSON has none for it: `inf`, `-inf`, `nan`."""
+    """Return a finite number unchanged; return others, which JSON lacks, as text: `inf`, `-inf` or `nan`."""
     return value if math.isfinite(value) else cast("Figure", str(value))

@@ -1,6 +1,6 @@
-"""`mupscale.json` as a widening makes it: what was done to a checkpoint.
+"""Create the record of a widening, the content of mupscale.json.
 
-The record is a function of input, recipe and factors: no dates, no absolute paths, no host names.
+The record depends only on input, recipe and options: it contains no dates, absolute paths or host names.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mupscale_cli.record.changes import source_files
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a narrow checkpoint came from: a path, or a repository and revision of the Hub.
+    """The origin of a narrow checkpoint: a path, or a commit of a repository on the Hub.
 
     Attributes:
-        path: of the checkpoint, relative to the output's folder.
-        repo: on the Hub, None for a path.
-        revision: the commit of the repository.
-        recipe: path of the recipe, None for a built-in one.
+        path: path of the checkpoint, relative to the output's folder; empty for a repository.
+        repo: repository on the Hub; None for a path.
+        revision: commit of the repository; None for a path.
+        recipe: path of the recipe, relative to the output's folder; None for a built-in recipe.
     """
 
     path: str
@@ -39,32 +39,32 @@ class Origin:
 def hash_source_files(
     source: Checkpoint, progress: Callable[[int], None] = lambda _: None, *, is_remote: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """What the record says of a narrow checkpoint's files; reads all of them to hash them.
+    """Hash the files of a narrow checkpoint; return size and digests by file name, as in the record.
 
     Args:
         source: the narrow checkpoint.
-        progress: called with the bytes just hashed.
-        is_remote: whether it is a model of the Hub, in the Hub's cache.
+        progress: called with the number of bytes just hashed.
+        is_remote: whether the files are in the Hub's cache.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    noted = {}
+    entries = {}
     for file in source_files(source):
-        noted[file.name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
+        entries[file.name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
         if is_remote and (stated := stated_sha256(file)):
-            noted[file.name]["sha256"] = stated
-    return noted
+            entries[file.name]["sha256"] = stated
+    return entries
 
 
 def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Origin, version: str) -> dict[str, Any]:
-    """The record of a widening before anything is written.
+    """Create the record of a widening before its output is written.
 
     Args:
-        plan: what was done.
-        files: what `hash_source_files` says of the narrow checkpoint.
-        origin: what `verify` finds it by.
-        version: of mupscale.
+        plan: the plan of the widening.
+        files: the result of `hash_source_files` for the narrow checkpoint.
+        origin: the origin of the narrow checkpoint, where `verify` finds it.
+        version: version of mupscale.
     """
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
@@ -96,13 +96,13 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
 
 
 def _called(plan: Plan) -> dict[str, str]:
-    """Names of the output's tensors for which the reference model's parameters have others."""
+    """Return the reference model's parameter names that differ from the output's tensor names, by tensor."""
     named = ((tensor.target.name, plan.recipe.parameter_name(tensor.target.name)) for tensor in plan.tensors)
     return {name: parameter for name, parameter in named if name != parameter}
 
 
 def _shared(plan: Plan) -> dict[str, str]:
-    """Names of tensors that the output lacks, and of those that stand for them: tied ones are saved once."""
+    """Return tied tensors that the output omits, with the stored tensor of each."""
     if plan.tie not in ("fold", "config"):
         return {}
     present = {tensor.target.name for tensor in plan.tensors}
@@ -111,7 +111,7 @@ def _shared(plan: Plan) -> dict[str, str]:
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
-    """Each rule once for each way that it was applied: coefficient, multiplicity, shapes, tensors."""
+    """Group tensors by rule, layout, parts and shape."""
     rules: dict[tuple[Any, ...], dict[str, Any]] = {}
     for tensor in tensors:
         key = (tensor.rule, tensor.layout, tensor.parts, tensor.source.shape)
@@ -130,8 +130,8 @@ def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
 
 
 def relative_path(source: Path, output: Path) -> str:
-    """The path of the source as seen from the folder of the output, so that both can move together."""
+    """Return the path of a source relative to the output's folder, which stays valid if both move together."""
     try:
         return os.path.relpath(source.resolve(), output.resolve().parent)
-    except ValueError:  # two drives of Windows
+    except ValueError:  # on different drives of Windows
         return str(source.resolve())

@@ -1,6 +1,7 @@
-"""`mupscale.json` as `verify`, `hparams` and `push` read it: held against its type, and turned into what it stands for.
+"""Read and check mupscale.json for `verify`, `hparams` and `push`.
 
-The record may come from anywhere. What passes here is as its type says, so nothing that reads it further checks again.
+A record may come from an untrusted source. Its content is checked against its type here, so that other code need not
+check it again.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ def read_record(checkpoint: Checkpoint, *, hint: str | None = None) -> Record:
 
     Args:
         checkpoint: the checkpoint.
-        hint: what to do if mupscale did not write it.
+        hint: hint of the error if mupscale did not write it.
 
     Raises:
-        CheckpointError: it has no record, or one of another format, or a damaged one.
+        CheckpointError: the checkpoint has no record, or the record has another format version or is damaged.
     """
     if checkpoint.record is None:
         raise CheckpointError(
-            f"`{checkpoint.path}` was not written by mupscale: it has no record of its widening", hint=hint
+            f"`{checkpoint.path}` was not written by mupscale: it has no record of a widening", hint=hint
         )
     return check_record(checkpoint.record, checkpoint.path)
 
 
 def check_record(content: Mapping[str, Any], file: Path) -> Record:
-    """Return a record as what its type says, or refuse it.
+    """Check a record against its type and return it.
 
     Args:
-        content: of a mupscale.json.
-        file: where it stands, for messages.
+        content: content of mupscale.json.
+        file: path of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: it has another format, or is damaged.
+        CheckpointError: the record has another format version or is damaged.
     """
     from mupscale_cli.record.schema import json_schema, mistake
     from mupscale_cli.record.types import Record
@@ -52,7 +53,7 @@ def check_record(content: Mapping[str, Any], file: Path) -> Record:
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"the record of `{file}` has format {version!r}, this mupscale reads {FORMAT_VERSION}",
+            f"the record of `{file}` has format version {version!r}; this mupscale reads version {FORMAT_VERSION}",
             hint="upgrade mupscale, or widen the source again",
         )
     if problem := mistake(content, json_schema(Record)):
@@ -61,10 +62,10 @@ def check_record(content: Mapping[str, Any], file: Path) -> Record:
 
 
 def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
-    """By which method a checkpoint was widened, and with which noise.
+    """Return the method and the noise of a recorded widening.
 
     Raises:
-        PlanError: this version does not know the method.
+        PlanError: this version of mupscale does not know the method.
     """
     method, noise = record["method"], record["perturbation"]
     return (
@@ -74,11 +75,11 @@ def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
 
 
 def state_path(wide: Checkpoint, carried: OptimizerState) -> Path:
-    """Where the optimizer's state of a widened checkpoint is.
+    """Return the path of a widened checkpoint's optimizer state.
 
     Args:
         wide: the checkpoint.
-        carried: what its record says of the state.
+        carried: the optimizer state in its record.
     """
     name = carried["file"]
     return wide.path.parent / f"{wide.path.stem}.{name}" if wide.is_file else wide.path / name

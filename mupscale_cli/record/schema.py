@@ -1,11 +1,11 @@
-"""JSON Schema from types, and values held against it.
+"""Generate JSON Schemas from types, and check values against them.
 
-A document is a `TypedDict`. What its keys mean and which values they take stands beside their types:
+A document is a `TypedDict`. Its type hints contain the descriptions and limits of its keys:
 
     >>> class Axis(TypedDict):
     ...     \"\"\"An axis and its factor.\"\"\"
     ...
-    ...     name: Annotated[str, "As the recipe calls it."]
+    ...     name: Annotated[str, "Name in the recipe."]
     ...     factor: Annotated[int, "Copies of each unit.", limits(minimum=1)]
     >>> mistake({"name": "embed", "factor": 0}, json_schema(Axis))
     '`factor` is 0, less than 1'
@@ -30,7 +30,7 @@ __all__ = ["NotRequired", "json_schema", "limits", "mistake"]
 Schema = dict[str, Any]
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _WORDS = {
-    "string": "a text",
+    "string": "text",
     "integer": "a whole number",
     "number": "a finite number",
     "boolean": "true or false",
@@ -38,12 +38,12 @@ _WORDS = {
     "object": "an object",
     "array": "a list",
 }
-_LARGEST = 2**63  # nothing that is counted is larger, and Python computes with numbers of any size
+_LARGEST = 2**63  # no count is larger, but integers of Python have no limit
 _MAX_SHOWN = 40  # characters of a value in a message
 
 
 def limits(**keywords: float | str) -> tuple[tuple[str, float | str], ...]:
-    """Keywords of JSON Schema that narrow a type, to stand in `Annotated`: `minimum`, `pattern`, `minItems`, ..."""
+    """Return JSON Schema keywords for use in `Annotated`, such as `minimum`, `pattern` or `minItems`."""
     return tuple(keywords.items())
 
 
@@ -51,8 +51,8 @@ def json_schema(document: type, head: Mapping[str, Schema] | None = None) -> Sch
     """Generate the JSON Schema (draft 2020-12) of a document from its type.
 
     Args:
-        document: a `TypedDict`; the types that it is made of become `$defs`.
-        head: properties that precede those of the type, all of them required.
+        document: a `TypedDict`; its nested types become `$defs`.
+        head: required properties that precede those of the type.
     """
     parts: dict[str, Schema] = {}
     schema = _object(document, head or {}, parts)
@@ -72,7 +72,7 @@ def _object(document: type, head: Mapping[str, Schema], parts: dict[str, Schema]
 
 
 def _value(hint: Any, parts: dict[str, Schema]) -> Schema:
-    """The schema of a value; that of a `TypedDict` goes into `parts`, once."""
+    """Return the schema of a value; add the schema of a `TypedDict` to `parts` and refer to it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is NotRequired:
         return _value(arguments[0], parts)
@@ -98,11 +98,10 @@ def _value(hint: Any, parts: dict[str, Schema]) -> Schema:
 
 
 def mistake(value: Any, schema: Schema) -> str | None:
-    """Say what the first thing is that is wrong with a value, and where; None if it is what the schema says.
+    """Return the first mistake of a value, with its place; None if the value matches the schema.
 
-    The schema is one of `json_schema`. Unlike JSON Schema, keys that it does not name pass, since later versions add
-    keys; 1.0 is no whole number; and neither are NaN and infinities, which Python reads in JSON, nor integers beyond
-    2^63.
+    The schema must come from `json_schema`. The check differs from JSON Schema: unknown keys are allowed because later
+    versions add keys; 1.0 is not an integer; NaN, infinities and integers beyond 2^63 are refused.
     """
     place, problem = next(_mistakes(value, schema, schema.get("$defs", {}), ""), ("", None))
     return problem and f"`{place.removeprefix('.')}` {problem}"
@@ -112,14 +111,14 @@ def _mistakes(value: Any, schema: Schema, parts: Mapping[str, Schema], place: st
     if "$ref" in schema:
         yield from _mistakes(value, parts[schema["$ref"].removeprefix("#/$defs/")], parts, place)
     if "anyOf" in schema:
-        found = [list(_mistakes(value, choice, parts, place)) for choice in schema["anyOf"]]
-        if all(found):  # the choice that comes closest is the one that was meant
-            yield max((mistakes[0] for mistakes in found), key=lambda mistake: mistake[0].count("."))
+        mistakes = [list(_mistakes(value, choice, parts, place)) for choice in schema["anyOf"]]
+        if all(mistakes):  # report the mistake in the closest alternative
+            yield max((first for first, *_ in mistakes), key=lambda mistake: mistake[0].count("."))
     known = [schema["const"]] if "const" in schema else schema.get("enum")
     if known is not None and not any(type(value) is type(each) and value == each for each in known):
-        yield place, f"is {_shown(value)}; known: {', '.join(map(str, known))}"
+        yield place, f"is {_display(value)}; known: {', '.join(map(str, known))}"
     if "type" in schema and not _is_a(schema["type"], value):
-        yield place, f"is {_shown(value)}, not {_WORDS[schema['type']]}"
+        yield place, f"is {_display(value)}, not {_WORDS[schema['type']]}"
     elif isinstance(value, dict):
         yield from _beyond(len(value), schema.get("minProperties"), None, place, "has {} entries")
         yield from ((f"{place}.{key}", "is missing") for key in schema.get("required", ()) if key not in value)
@@ -132,17 +131,17 @@ def _mistakes(value: Any, schema: Schema, parts: Mapping[str, Schema], place: st
             yield from _mistakes(inner, schema.get("items", {}), parts, f"{place}[{number}]")
     elif isinstance(value, str):
         if "pattern" in schema and not re.search(schema["pattern"], value):
-            yield place, f"is {_shown(value)}, which is not allowed there"
+            yield place, f"is {_display(value)}, which is not allowed here"
     elif isinstance(value, (int, float)):
         yield from _beyond(value, schema.get("minimum"), schema.get("maximum"), place, "is {}")
 
 
 def _beyond(value: float, least: float | None, most: float | None, place: str, words: str) -> Iterator[tuple[str, str]]:
-    said = words.format(_shown(value))
+    problem = words.format(_display(value))
     if least is not None and value < least:
-        yield place, f"{said}, less than {least:g}"
+        yield place, f"{problem}, less than {least:g}"
     if most is not None and value > most:
-        yield place, f"{said}, more than {most:g}"
+        yield place, f"{problem}, more than {most:g}"
 
 
 def _is_a(kind: str, value: Any) -> bool:
@@ -154,8 +153,8 @@ def _is_a(kind: str, value: Any) -> bool:
     return type(value) is types[kind]
 
 
-def _shown(value: Any) -> str:
-    """A value as JSON might have it, of any size: only its beginning."""
+def _display(value: Any) -> str:
+    """Return a short description of a value: its first characters, or the kind of a container."""
     if isinstance(value, (dict, list)):
         return _WORDS["object" if isinstance(value, dict) else "array"]
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**_MAX_SHOWN else "a huge number"

@@ -1,7 +1,7 @@
-"""What mupscale.json holds, and what documents of `--json` share with it: the types that are their only definition.
+"""Define mupscale.json, and the parts that it shares with the documents of `--json`, by types.
 
-Keys are described beside their types; schemas and checks follow from both (`record/schema.py`). Importing this costs
-milliseconds, so what only makes a record imports it for type checking.
+Each key has its type and description; `record/schema.py` derives schemas and checks from both. Importing this module
+takes milliseconds, so code that only creates records imports it for type checking only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mupscale_cli.record.schema import NotRequired, limits
 
 _PRINTABLE = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 *_OTHERS, _LAST = METHODS
-_LARGEST_SCALE = 1e60  # its powers are still numbers
+_LARGEST_SCALE = 1e60  # small enough that its powers in update rules are finite
 
 Count = Annotated[int, limits(minimum=0)]
 Seed = Annotated[int, limits(minimum=0)]
@@ -28,42 +28,42 @@ Figure = Union[float, Literal["inf", "-inf", "nan"]]  # JSON has no infinity and
 class Counts(TypedDict):
     """A number before and after a widening."""
 
-    before: Annotated[Count, "Of the narrow model."]
-    after: Annotated[Count, "Of the wide model."]
+    before: Annotated[Count, "Value for the narrow model."]
+    after: Annotated[Count, "Value for the wide model."]
 
 
 class Axis(TypedDict):
     """An axis of the recipe."""
 
-    size: Annotated[Count | None, "Units of the narrow model; null where it varies from place to place."]
-    wide_size: Annotated[Count | None, "Units of the wide model."]
+    size: Annotated[Count | None, "Units in the narrow model; null if it varies within the model."]
+    wide_size: Annotated[Count | None, "Units in the wide model; null if it varies within the model."]
     factor: Annotated[int, "Copies of each unit.", limits(minimum=1)]
 
 
 class Part(TypedDict):
-    """A part of a tensor that is scaled alike."""
+    """A part of a tensor with one coefficient and multiplicity."""
 
     coefficient: Annotated[
         float,
-        "c, what a copy was multiplied by.",
+        "Coefficient c: the factor that each copy was multiplied by.",
         limits(minimum=1 / _LARGEST_SCALE, maximum=_LARGEST_SCALE),
     ]
-    multiplicity: Annotated[int, "m, how many copies an element has.", limits(minimum=1)]
+    multiplicity: Annotated[int, "Multiplicity m: the number of copies of each element.", limits(minimum=1)]
 
 
 Parts = Annotated[list[Part], "Each part of the tensor that is scaled alike, in order.", limits(minItems=1)]
 
 
 class Rule(TypedDict):
-    """A rule of the recipe in one way in which it was applied."""
+    """A rule of the recipe, applied to tensors of one shape."""
 
-    pattern: Annotated[str, "Of tensor names."]
-    layout: Annotated[str, "Of the dimensions."]
+    pattern: Annotated[str, "Pattern of the tensor names."]
+    layout: Annotated[str, "Layout of the dimensions."]
     parts: Parts
-    offset: Annotated[int, "What the layer adds to the stored value."]
+    offset: Annotated[int, "Value that the layer adds to the stored value."]
     shape: Shape
     wide_shape: Shape
-    tensors: Annotated[list[str], "Their names."]
+    tensors: Annotated[list[str], "Names of the tensors."]
 
 
 class Growth(TypedDict):
@@ -71,39 +71,42 @@ class Growth(TypedDict):
 
     axes: Annotated[dict[str, Axis], "Every axis of the recipe, by name.", limits(minProperties=1)]
     parameters: Annotated[Counts, "Number of parameters."]
-    rules: Annotated[list[Rule], "Each rule once for every way in which it was applied."]
-    called: Annotated[dict[str, str], "Tensors for which the reference model's parameters have other names."]
+    rules: Annotated[list[Rule], "The applied rules, one entry for each layout, parts and shape."]
+    called: Annotated[
+        dict[str, str],
+        "Names of the reference model's parameters, by tensor, where they differ from the tensor's name.",
+    ]
 
 
 class Method(TypedDict):
-    """A method of growing."""
+    """The method of a widening."""
 
     name: Annotated[str, f"{', '.join(_OTHERS)} or {_LAST}."]
-    seed: NotRequired[Annotated[Seed, "Of a random map."]]
+    seed: NotRequired[Annotated[Seed, "Random seed of the copy maps."]]
     shrink: NotRequired[
         Annotated[
             float,
-            "What the narrow weights are multiplied by, where new units are fresh.",
+            "Factor that the narrow weights are multiplied by if new units are fresh.",
             limits(minimum=0, maximum=1),
         ]
     ]
 
 
 class Perturbation(TypedDict):
-    """Noise that tells copies apart."""
+    """Noise that makes copies differ."""
 
-    size: Annotated[float, "Relative to what `scale` names.", limits(minimum=0, maximum=1000)]
-    mode: Annotated[Literal["free", "preserving"], "Whether it moves the function."]
+    size: Annotated[float, "Size relative to `scale`.", limits(minimum=0, maximum=1000)]
+    mode: Annotated[Literal["free", "preserving"], "Whether the noise changes the function (free) or not (preserving)."]
     scale: Annotated[Literal["spectral", "rms", "fan-in", "init"], "What the size is relative to."]
-    seed: Annotated[Seed, "Of the noise."]
+    seed: Annotated[Seed, "Random seed of the noise."]
 
 
 class SourceFile(TypedDict):
     """A file of the source."""
 
-    bytes: Annotated[Count, "Size."]
+    bytes: Annotated[Count, "Size in bytes."]
     xxh128: Annotated[Hash, "XXH3-128 of the file, as `xxhsum -H2` prints it."]
-    sha256: NotRequired[Annotated[Hash, "The SHA-256 that the Hub states of a large file."]]
+    sha256: NotRequired[Annotated[Hash, "SHA-256 that the Hub reports for a large file."]]
 
 
 SourceFiles = Annotated[dict[str, SourceFile], "Every file, by name."]
@@ -113,21 +116,21 @@ SourceFiles = Annotated[dict[str, SourceFile], "Every file, by name."]
 class LocalSource(TypedDict):
     """A narrow checkpoint on disk."""
 
-    path: Annotated[Path, "From the folder of the output."]
+    path: Annotated[Path, "Path relative to the folder of the output."]
     files: SourceFiles
 
 
 @final
 class HubSource(TypedDict):
-    """A narrow checkpoint of the Hub."""
+    """A narrow checkpoint on the Hub."""
 
-    repo: Annotated[str, "On the Hub."]
-    revision: Annotated[str, "The commit of the repository."]
+    repo: Annotated[str, "Repository on the Hub."]
+    revision: Annotated[str, "Commit of the repository."]
     files: SourceFiles
 
 
 class Written(TypedDict):
-    """A weight file that was written."""
+    """A written weight file."""
 
     digest: Annotated[Hash, "XXH3-128 of the XXH3-128 of each 256 KiB; `mupscale help formats` has the details."]
 
@@ -135,137 +138,143 @@ class Written(TypedDict):
 class RecipeUsed(TypedDict):
     """The recipe of a widening."""
 
-    name: Annotated[str, "Of the recipe."]
-    sha256: Annotated[Hash, "Of its content."]
-    file: NotRequired[Annotated[Path, "Where it is not built in."]]
+    name: Annotated[str, "Name of the recipe."]
+    sha256: Annotated[Hash, "SHA-256 of its content."]
+    file: NotRequired[Annotated[Path, "Path of its file; absent for a built-in recipe."]]
 
 
 class OptimizerState(TypedDict):
-    """The optimizer's state that was widened with the weights."""
+    """The optimizer state that was widened with the weights."""
 
-    file: Annotated[FileName, "Beside the weights."]
-    key: NotRequired[Annotated[str, "Where in the file it stands."]]
-    format: Annotated[str, "The kind of file."]
-    policy: Annotated[Literal["copy", "reset-new", "reset"], "What copies were given."]
-    copied: NotRequired[Annotated[list[str], "Entries of the file that were copied as they are."]]
-    nonfinite: NotRequired[Annotated[dict[str, int], "How many elements are NaN or infinite, of each tensor."]]
-    source_digest: Annotated[Hash, "XXH3-128 of the narrow state, as `xxhsum -H2` prints it where it is one file."]
-    digest: Annotated[Hash, "Of the state that was written, by the rule of `written`."]
+    file: Annotated[FileName, "Name of the file or folder next to the weights."]
+    key: NotRequired[Annotated[str, "Dotted keys that lead to the state within the file."]]
+    format: Annotated[str, "Format of the file."]
+    policy: Annotated[Literal["copy", "reset-new", "reset"], "How the moments of copies were initialized."]
+    copied: NotRequired[Annotated[list[str], "Entries of the file that were copied unchanged."]]
+    nonfinite: NotRequired[Annotated[dict[str, int], "Number of NaNs and infinities, by tensor."]]
+    source_digest: Annotated[Hash, "XXH3-128 of the narrow state; the output of `xxhsum -H2` if it is a single file."]
+    digest: Annotated[Hash, "Digest of the wide state, computed as in `written`."]
 
 
 class Comparison(TypedDict):
-    """Two tensors that were compared."""
+    """A comparison of two tensors."""
 
-    what: Annotated[str, "What was compared."]
+    what: Annotated[str, "Name of what was compared."]
     max_abs: Annotated[Figure, "Largest absolute difference."]
-    max_rel: Annotated[Figure, "The same over the largest magnitude of the narrow model's."]
+    max_rel: Annotated[Figure, "Largest absolute difference over the largest magnitude in the narrow model."]
 
 
 class Distance(TypedDict):
-    """How far two parameters are apart."""
+    """The relative difference of two parameters."""
 
-    what: Annotated[str, "What was compared."]
-    max_rel: Annotated[Figure, "Largest difference over the largest magnitude of the narrow model's."]
+    what: Annotated[str, "Name of the parameter."]
+    max_rel: Annotated[Figure, "Largest absolute difference over the largest magnitude in the narrow model."]
 
 
 class Stored(TypedDict):
-    """How far a stored tensor is from the planned one."""
+    """The distance of a stored tensor from the planned one."""
 
-    what: Annotated[str, "Which tensor."]
-    units: Annotated[Figure, "Its distance in units in the last place."]
+    what: Annotated[str, "Name of the tensor."]
+    units: Annotated[Figure, "Distance in units in the last place."]
 
 
 class Training(TypedDict):
     """Whether both models take the same optimizer steps."""
 
-    agrees: Annotated[bool, "Whether they do."]
-    steps: Annotated[Count, "How many were taken."]
-    optimizer: Annotated[str, "Which, with what."]
+    agrees: Annotated[bool, "Whether all steps agree."]
+    steps: Annotated[Count, "Number of steps."]
+    optimizer: Annotated[str, "Optimizer and its hyperparameters."]
     max_rel: Annotated[Figure, "Largest relative difference of the losses."]
-    tolerance: Annotated[float, "Largest one that rounding explains."]
-    tolerance_reason: Annotated[str, "How that follows."]
+    tolerance: Annotated[float, "Largest relative difference that rounding explains."]
+    tolerance_reason: Annotated[str, "Derivation of the tolerance."]
     losses: Annotated[
-        list[Annotated[list[Figure], "Of the narrow and of the wide model.", limits(minItems=2, maxItems=2)]],
-        "Before each step.",
+        list[
+            Annotated[list[Figure], "Loss of the narrow model and of the wide model.", limits(minItems=2, maxItems=2)]
+        ],
+        "Losses before each step.",
     ]
-    weights_tolerance: Annotated[float, "The tolerance for weights."]
-    weights: Annotated[Distance, "The parameter that is farthest off in the end."]
-    stored: Annotated[Stored, "The stored weight or state that is farthest from the planned one."]
-    state_compared: Annotated[bool, "Whether a carried optimizer state was compared."]
-    without_noise: Annotated[bool, "Whether the noise was taken away."]
-    start: Annotated[str, "From which state both began."]
-    first_difference: Annotated[Distance | None, "The first update that went wrong."]
+    weights_tolerance: Annotated[float, "Tolerance for the weights."]
+    weights: Annotated[Distance, "Parameter with the largest difference after the last step."]
+    stored: Annotated[Stored, "Stored weight or state with the largest distance from its plan."]
+    state_compared: Annotated[bool, "Whether a widened optimizer state was compared."]
+    without_noise: Annotated[bool, "Whether the noise was removed before training."]
+    start: Annotated[str, "State that both models started from."]
+    first_difference: Annotated[Distance | None, "First update that differs; null if none does."]
 
 
 class Weights(TypedDict):
-    """Whether every byte is what source, rule and noise make of it."""
+    """Whether every byte matches source, rule and noise."""
 
-    agrees: Annotated[bool, "Whether all of them are."]
-    tensors: Annotated[Count, "How many were compared."]
-    bytes: Annotated[Count, "Of their data."]
-    differences: Annotated[list[str], "What is wrong, each with the tensor's name."]
+    agrees: Annotated[bool, "Whether all bytes match."]
+    tensors: Annotated[Count, "Number of compared tensors."]
+    bytes: Annotated[Count, "Size of the compared tensors in bytes."]
+    differences: Annotated[list[str], "Differences, each with the name of its tensor."]
     optimizer_state: NotRequired[
-        Annotated[Weights, "The same for the optimizer's state; absent where none was carried or compared."]
+        Annotated[Weights, "Result for the optimizer state; absent if none was widened or compared."]
     ]
-    optimizer_state_skipped: NotRequired[Annotated[str, "Why a state that was carried was not compared."]]
+    optimizer_state_skipped: NotRequired[Annotated[str, "Why the optimizer state was not compared; absent if it was."]]
 
 
 class VerifiedWith(TypedDict):
     """The options of a verification."""
 
-    dtype: Annotated[str, "As asked for."]
-    device: Annotated[str, "As asked for."]
+    dtype: Annotated[str, "Value of `--dtype`."]
+    device: Annotated[str, "Value of `--device`."]
     own_model: Annotated[bool, "Whether `--model` was given."]
-    seed: Annotated[int, "Of the inputs."]
-    steps: Annotated[Count, "Optimizer steps."]
+    seed: Annotated[int, "Random seed of the inputs."]
+    steps: Annotated[Count, "Number of optimizer steps."]
 
 
 class Verification(TypedDict):
     """Whether two models agree, and how closely."""
 
-    agrees: Annotated[bool, "Whether everything holds that was planned."]
-    dtype: Annotated[str, "In which both models ran."]
-    device: Annotated[str, "Where they ran."]
-    inputs: Annotated[str, "What they were given."]
+    agrees: Annotated[bool, "Whether everything agrees as planned."]
+    dtype: Annotated[str, "Data type that both models ran in."]
+    device: Annotated[str, "Device that both models ran on."]
+    inputs: Annotated[str, "Description of the inputs."]
     tolerance: Annotated[float, "Largest relative difference that rounding explains."]
-    tolerance_reason: Annotated[str, "How that follows from the data types."]
-    comparisons: Annotated[list[Comparison], "Of the outputs, each on its own inputs.", limits(minItems=1)]
-    modules_compared: Annotated[Count, "Modules whose outputs were compared as well."]
-    worst_module: Annotated[Comparison | None, "The one with the largest difference."]
-    first_difference: Annotated[Comparison | None, "The first one, in execution order, beyond the tolerance."]
+    tolerance_reason: Annotated[str, "Derivation of the tolerance from the data types."]
+    comparisons: Annotated[list[Comparison], "Comparison of the outputs for each set of inputs.", limits(minItems=1)]
+    modules_compared: Annotated[Count, "Number of modules with compared outputs."]
+    worst_module: Annotated[Comparison | None, "Module with the largest difference."]
+    first_difference: Annotated[
+        Comparison | None, "First module, in execution order, with a difference beyond the tolerance."
+    ]
     rounding: Annotated[
         Comparison | None,
-        "How far storing scaled tensors in their type moves the outputs; null where nothing is rounded.",
+        "Change of the outputs by rounding scaled tensors to their data type; null if nothing is rounded.",
     ]
-    rounded_tensors: Annotated[Count, "How many tensors that are."]
-    training: Annotated[Training | None, "Whether both take the same steps; null where that was not tried."]
-    keeps_function: Annotated[bool, "Whether the models are to agree."]
-    unperturbed: Annotated[Verification | None, "The same without the noise; null where there is none."]
-    weights: Annotated[Weights | None, "Whether what is stored is what was planned; null where that was not tried."]
-    options: NotRequired[Annotated[VerifiedWith, "The options of `mupscale verify`; only in mupscale.json."]]
+    rounded_tensors: Annotated[Count, "Number of rounded tensors."]
+    training: Annotated[Training | None, "Result of training both models; null if they were not trained."]
+    keeps_function: Annotated[bool, "Whether the widening should keep the function."]
+    unperturbed: Annotated[Verification | None, "Result without the noise; null if there is no noise."]
+    weights: Annotated[Weights | None, "Comparison of the stored bytes with the plan; null if they were not compared."]
+    options: NotRequired[Annotated[VerifiedWith, "Options of `mupscale verify`; only in mupscale.json."]]
     modules: NotRequired[
-        Annotated[list[Comparison], "Of every module, in execution order; only in what `--json` prints."]
+        Annotated[list[Comparison], "Comparison of each module, in execution order; only in the output of `--json`."]
     ]
 
 
 class Record(Growth):
-    """mupscale.json: what was done to a checkpoint."""
+    """mupscale.json: how a checkpoint was widened."""
 
-    format_version: Annotated[int, "Of mupscale.json.", limits(minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)]
-    mupscale_version: Annotated[str, "That wrote it."]
+    format_version: Annotated[
+        int, "Version of the format of mupscale.json.", limits(minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
+    ]
+    mupscale_version: Annotated[str, "Version of mupscale that wrote the record."]
     source: Annotated[LocalSource | HubSource, "The narrow checkpoint."]
     written: Annotated[dict[str, Written], "Every weight file, by name."]
-    recipe: Annotated[RecipeUsed, "The architecture."]
-    shared: Annotated[dict[str, str], "Tensors that the output lacks, and those that stand for them."]
-    omitted: Annotated[list[str], "Tensors that were left out."]
-    tie: Annotated[str | None, "fold, config or untie; null where readout and embedding share nothing."]
-    rounded: Annotated[list[str], "Tensors whose scaled values are rounded."]
-    method: Annotated[Method, "How it grows."]
-    perturbation: Annotated[Perturbation | None, "The noise that tells copies apart; null where there is none."]
-    noise: Annotated[
-        dict[str, Annotated[float, limits(minimum=0)]], "The noise's standard deviation, of each tensor that has some."
+    recipe: Annotated[RecipeUsed, "The recipe."]
+    shared: Annotated[dict[str, str], "Tensors absent from the output, and the tensors used in their place."]
+    omitted: Annotated[list[str], "Tensors of the source that were omitted."]
+    tie: Annotated[
+        str | None, "Treatment of a tied readout: fold, config or untie; null if readout and embedding are not tied."
     ]
-    nonfinite: Annotated[dict[str, int], "How many elements are NaN or infinite, of each tensor that has some."]
-    overflowed: Annotated[list[str], "Tensors in which noise went beyond the type."]
-    optimizer_state: Annotated[OptimizerState | None, "null where none was carried."]
-    verification: Annotated[Verification | None, "The last one; null where there was none."]
+    rounded: Annotated[list[str], "Tensors with rounded values."]
+    method: Annotated[Method, "Method of the widening."]
+    perturbation: Annotated[Perturbation | None, "Noise that makes copies differ; null if there is none."]
+    noise: Annotated[dict[str, Annotated[float, limits(minimum=0)]], "Standard deviation of the noise, by tensor."]
+    nonfinite: Annotated[dict[str, int], "Number of NaNs and infinities, by tensor."]
+    overflowed: Annotated[list[str], "Tensors in which the noise exceeded the range of the data type."]
+    optimizer_state: Annotated[OptimizerState | None, "Widened optimizer state; null if there is none."]
+    verification: Annotated[Verification | None, "Last verification; null if there was none."]

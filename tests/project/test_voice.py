@@ -56,7 +56,6 @@ PENDING_ROOMS = frozenset(
     {
         "root",
         "plan",
-        "record",
         "verification",
     }
 )

@@ -1,4 +1,4 @@
-"""Every document that `--json` prints is what its schema says, and no command lacks one."""
+"""Every command prints a JSON document that matches its schema."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ TRAINER = "import json, sys; print(json.dumps({'loss': float(sys.argv[2])}))"
 
 
 def check(text, name, code=0):
-    """Check that a text is one document of a schema; returns it."""
+    """Check that a text is a document of a schema and return it."""
     document = json.loads(text)
     assert list(document)[:2] == ["schema", "schema_version"]
     assert (document["schema"], document["schema_version"]) == (name, VERSIONS[name])
@@ -64,7 +64,7 @@ def test_the_schema_of_the_record_has_its_version():
 
 @pytest.fixture(scope="module")
 def place(saved, tmp_path_factory):
-    """A folder with a narrow model, a widened one, a job file and a network of one's own."""
+    """A folder with narrow and wide models, a job file and a user-defined network."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "net.py").write_text(NET)
     (folder / "trainer.py").write_text(TRAINER)
@@ -171,7 +171,7 @@ def test_the_demo_is_one_document(tmp_path, monkeypatch):
         check(json.dumps(command["printed"]), name)
 
 
-def test_models_that_differ_are_a_document_as_well(place, saved, tmp_path, monkeypatch):
+def test_models_that_differ_are_reported_as_a_document(place, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = 'extends: llama\ntensors:\n  "{prefix}layers.*.mlp.down_proj.weight": "embed, ffn"\n'
     (tmp_path / "wrong.yaml").write_text(text)
@@ -180,7 +180,7 @@ def test_models_that_differ_are_a_document_as_well(place, saved, tmp_path, monke
     assert check(result.out, "widen")["output"] is None
 
 
-def test_the_record_is_what_its_schema_says(place):
+def test_the_record_matches_its_schema(place):
     for folder in ("wide", "noisy"):
         record = json.loads((place / folder / "mupscale.json").read_text())
         schema = load_schema("record")
@@ -188,7 +188,7 @@ def test_the_record_is_what_its_schema_says(place):
 
 
 @pytest.mark.parametrize("command", list(commands_of()), ids=" ".join)
-def test_every_command_has_the_options_that_all_have(command):
+def test_every_command_has_the_common_options(command):
     shown = run(*command, "--help")
     assert shown.code == 0
     for option in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug"):

@@ -8,7 +8,7 @@ from mupscale_cli.tasks.widen import widen
 from outputs import merged
 
 
-def test_the_record_says_what_was_done(saved, tmp_path):
+def test_the_record_describes_the_widening(saved, tmp_path):
     source = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
     widened = widen(source, tmp_path / "outputs" / "wide", 2, {"ffn": 3})
     record = json.loads((widened.output / "mupscale.json").read_text())

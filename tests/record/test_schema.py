@@ -1,4 +1,4 @@
-"""A document is a type: its schema is generated from it, and values are held against it."""
+"""Schemas are generated from types, and values are checked against them."""
 
 import copy
 import itertools
@@ -18,16 +18,16 @@ from mupscale_cli.record.schema import NotRequired, json_schema, limits, mistake
 class Leaf(TypedDict):
     """A leaf of the made-up document."""
 
-    kind: Annotated[Literal["green", "brown"], "What it looks like."]
-    size: NotRequired[Annotated[float | None, "In mm; null where nobody measured.", limits(minimum=0)]]
+    kind: Annotated[Literal["green", "brown"], "Color."]
+    size: NotRequired[Annotated[float | None, "Length in mm; null if unknown.", limits(minimum=0)]]
 
 
 class Branch(TypedDict):
     """A branch, which has branches."""
 
-    name: Annotated[str, "Of the branch.", limits(pattern="^[a-z]+$")]
-    leaves: Annotated[list[Leaf], "Which grow on it.", limits(minItems=1)]
-    branches: Annotated[dict[str, "Branch"], "By their place."]
+    name: Annotated[str, "Name.", limits(pattern="^[a-z]+$")]
+    leaves: Annotated[list[Leaf], "Leaves of the branch.", limits(minItems=1)]
+    branches: Annotated[dict[str, "Branch"], "Branches, by place."]
     alive: bool
     notes: Any
 
@@ -41,7 +41,7 @@ GOOD = {
 }
 
 
-def test_a_made_up_document_has_a_schema_and_is_printed(monkeypatch, capsys):
+def test_a_new_document_has_a_schema_and_is_printed(monkeypatch, capsys):
     monkeypatch.setitem(documents.DOCUMENTS, "branch", Branch)
     monkeypatch.setitem(documents.VERSIONS, "branch", 1)
     print_document("branch", GOOD)
@@ -54,7 +54,7 @@ def test_a_made_up_document_has_a_schema_and_is_printed(monkeypatch, capsys):
     assert schema["title"] == "A branch, which has branches"
     assert schema["properties"]["name"] == {
         "type": "string",
-        "description": "Of the branch.",
+        "description": "Name.",
         "pattern": "^[a-z]+$",
     }
     assert schema["$defs"]["Leaf"]["required"] == ["kind"]
@@ -65,8 +65,8 @@ def test_a_made_up_document_has_a_schema_and_is_printed(monkeypatch, capsys):
     [
         (lambda d: d.pop("alive"), "`alive` is missing"),
         (lambda d: d["branches"]["left"].pop("name"), "`branches.left.name` is missing"),
-        (lambda d: d.update(name=3), "`name` is 3, not a text"),
-        (lambda d: d.update(name="A" * 99), f"`name` is '{'A' * 39}…, which is not allowed there"),
+        (lambda d: d.update(name=3), "`name` is 3, not text"),
+        (lambda d: d.update(name="A" * 99), f"`name` is '{'A' * 39}…, which is not allowed here"),
         (lambda d: d.update(leaves=[]), "`leaves` has 0 entries, less than 1"),
         (lambda d: d.update(leaves={}), "`leaves` is an object, not a list"),
         (lambda d: d["leaves"][0].update(kind="red"), "`leaves[0].kind` is 'red'; known: green, brown"),
@@ -77,7 +77,7 @@ def test_a_made_up_document_has_a_schema_and_is_printed(monkeypatch, capsys):
         (lambda d: d.update(branches={"a": 1}), "`branches.a` is 1, not an object"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(change, says):
+def test_a_mistake_is_reported_with_its_place(change, says):
     document = copy.deepcopy(GOOD)
     change(document)
     assert mistake(document, json_schema(Branch)) == says
@@ -89,13 +89,13 @@ def test_keys_of_later_versions_pass():
 
 
 def places(value, path=()):
-    """The path of every value inside of a document."""
+    """Yield the path of every value in a document."""
     yield path
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield from places(value[key], (*path, key))
 
 
-def test_mistakes_are_those_that_jsonschema_finds():
+def test_jsonschema_finds_the_same_mistakes():
     schema = json_schema(Branch)
     validator = jsonschema.Draft202012Validator(schema)
     values = (None, True, 0, -1, 2.5, "x", "green", [], {}, ["x"], [{"kind": "green"}], {"kind": "brown"})

@@ -1,4 +1,4 @@
-"""Other formats are refused by every command, with what to do."""
+"""Every command refuses other format versions with a hint."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_a_record_of_another_format_is_refused_by_every_command(version, saved, 
     for line in ("inspect wide", "hparams wide --lr 1e-3", "verify wide", "push wide me/wide --dry-run"):
         result = run(*line.split())
         assert result.code == 2
-        assert f"has format {version!r}, this mupscale reads {FORMAT_VERSION}" in result.err
+        assert f"has format version {version!r}; this mupscale reads version {FORMAT_VERSION}" in result.err
         assert "upgrade mupscale" in result.err
 
 
