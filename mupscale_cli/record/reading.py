@@ -1,7 +1,6 @@
 """Read and check mupscale.json for `verify`, `hparams` and `push`.
 
-A record may come from an untrusted source. Its content is checked against its type here, so that other code need not
-check it again.
+A record may come from an untrusted source. It is checked against its type once, here.
 """
 
 from __future__ import annotations
