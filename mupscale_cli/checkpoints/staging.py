@@ -130,7 +130,7 @@ class Staging:
             replaced = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
             if self.output.exists():
                 if not self.overwrite:
-                    raise output_exists(self.output)
+                    raise output_exists_error(self.output)
                 self.output.rename(replaced)
             self.directory.rename(self.output)
             _sync(self.output.parent)
@@ -153,14 +153,14 @@ class Staging:
                 _sync(file)
             for file in (self.output, *companions.values()):
                 if file.exists() and not self.overwrite:
-                    raise output_exists(file)
+                    raise output_exists_error(file)
             for name, final in companions.items():
                 (self.directory / name).replace(final)
             (self.directory / staged).replace(self.output)
             _sync(self.output.parent)
 
 
-def output_exists(file: Path) -> OutputExistsError:
+def output_exists_error(file: Path) -> OutputExistsError:
     """Return the error for an output path that exists."""
     return OutputExistsError(
         f"`{file}` already exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
@@ -191,7 +191,7 @@ def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bo
         raise OutputError(f"the input `{source}` is inside the output `{output}`", hint="choose another path with `-o`")
     if output.exists() or output.is_symlink():
         if not overwrite:
-            raise output_exists(output)
+            raise output_exists_error(output)
         _refuse_replacing(output, source)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -280,9 +280,9 @@ def distinct_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> DistinctRows
         digits: list[Digit] = []
         span = 1
         for digit in reversed(strip.digits):
-            kept = replace(digit, units=CopyMap(digit.units.size)) if _repeats(digit) else digit
-            digits.insert(0, replace(kept, wide_stride=span))
-            span *= kept.units.wide_size
+            reduced = replace(digit, units=CopyMap(digit.units.size)) if _repeats(digit) else digit
+            digits.insert(0, replace(reduced, wide_stride=span))
+            span *= reduced.units.wide_size
         places, rows = [strip.wide_offset], [base]
         for old, new in zip(strip.digits, digits, strict=True):
             sources = old.units.all_sources if _repeats(old) else range(old.units.wide_size)

@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, output_exists, write_json
+from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, output_exists_error, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried_state
@@ -106,7 +106,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         overwrite=call.overwrite,
     )
     if output.source.is_file and not call.overwrite and (config := companion_path(target, CONFIG)).exists():
-        raise output_exists(config)
+        raise output_exists_error(config)
     before = identities(output.source)
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))

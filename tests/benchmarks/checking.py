@@ -23,8 +23,8 @@ def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple
         if state != "none":
             save_adam(source, state)
         timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
-        said = f"{str(wide)!r}, allow_pickle=True, processes=None"
-        checking = f"import mupscale_cli as m; assert m.verify_weights({said}).agrees"
+        arguments = f"{str(wide)!r}, allow_pickle=True, processes=None"
+        checking = f"import mupscale_cli as m; assert m.verify_weights({arguments}).agrees"
         beyond = (peak_private_bytes(f"{_LIBRARIES}\n{checking}") - peak_private_bytes(_LIBRARIES)) / 1e6
         size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
         ratios = []

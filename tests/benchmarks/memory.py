@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 200, 800])
     parser.add_argument("--factor", type=int, default=2)
     parser.add_argument("--state", choices=["none", "safetensors", "pt"], default="none", help="format of Adam's state")
-    parser.add_argument("--processes", type=int, help="that write it; as many as are worth it if not given")
+    parser.add_argument("--processes", type=int, help="number of processes. Default: chosen by size.")
     parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -28,8 +28,8 @@ def main() -> None:
             source = save_llama(Path(folder) / "narrow", megabytes * 10**6)
             if options.state != "none":
                 save_adam(source, options.state)
-            said = f"factor={options.factor}, verify=False, processes={options.processes}"
-            code = f"import mupscale_cli as m; m.widen({str(source)!r}, {said})"
+            arguments = f"factor={options.factor}, verify=False, processes={options.processes}"
+            code = f"import mupscale_cli as m; m.widen({str(source)!r}, {arguments})"
             beyond = (peak_private_bytes(code) - libraries) / 1e6
             size = (source / "model.safetensors").stat().st_size / 1e6
         rows.append((f"{size:.0f} MB", f"{size * options.factor**2:.0f} MB", beyond, PROMISE))

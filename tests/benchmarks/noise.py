@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
-    parser.add_argument("--processes", type=int, help="that write it; as many as are worth it if not given")
+    parser.add_argument("--processes", type=int, help="number of processes. Default: chosen by size.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
@@ -46,12 +46,12 @@ def main() -> None:
                 base = 0.0
                 for kind, settings in KINDS.items():
                     started = time.perf_counter()
-                    made = widen(
+                    widened = widen(
                         source, Path(folder) / "wide", factor, verify=False, processes=options.processes, **settings
                     )
                     seconds = time.perf_counter() - started
                     shutil.rmtree(Path(folder) / "wide")
-                    size, base = made.plan.num_bytes, base or seconds
+                    size, base = widened.plan.num_bytes, base or seconds
                     ratios[kind].append(seconds / base)
             rows += [
                 (f"x{factor}", f"{size / 1e9:.2f} GB", kind, statistics.median(values), min(values), max(values))

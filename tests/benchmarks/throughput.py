@@ -91,11 +91,11 @@ def copying(source: Path, target: Path) -> str:
 def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     """Return Python code that widens a checkpoint; without `sync` it does not wait for the disk, like `cp`."""
     axes = dict(part.split("=") for part in factors.split(",")) if "=" in factors else {}
-    said = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
+    arguments = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
     lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
     lines.append(
-        f"m.widen({str(source)!r}, {str(target)!r}, {said}, verify=False, max_shard_size=10**13, allow_pickle=True, "
-        "processes=None)"
+        f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, "
+        "max_shard_size=10**13, allow_pickle=True, processes=None)"
     )
     return "\n".join(lines)
 

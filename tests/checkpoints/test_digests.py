@@ -26,10 +26,10 @@ def by_hand(data):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_file_and_segments_digest_match_xxhash(size, tmp_path):
-    data, told = random.Random(size).randbytes(size), []
+    data, counts = random.Random(size).randbytes(size), []
     (tmp_path / "x").write_bytes(data)
-    assert file_digest(tmp_path / "x", told.append) == xxh3_128_hexdigest(data)
-    assert sum(told) == size
+    assert file_digest(tmp_path / "x", counts.append) == xxh3_128_hexdigest(data)
+    assert sum(counts) == size
     assert segments_digest(tmp_path / "x") == by_hand(data)
     with pytest.raises(CheckpointError, match="cannot read"):
         file_digest(tmp_path / "y")

@@ -85,7 +85,7 @@ class Touch:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "says"),
+    ("name", "shape", "message"),
     [
         ("a", "[" + ",".join(["9223372036854775807"] * 500) + "]", "no valid shape"),
         ("a", "[9223372036854775807,9223372036854775807]", "more bytes than a file can hold"),
@@ -96,15 +96,15 @@ class Touch:
     ],
     ids=["many-sizes", "large-sizes", "digits", "surrogate", "escape", "long-name"],
 )
-def test_oversized_headers_are_refused(name, shape, says, tmp_path):
+def test_oversized_headers_are_refused(name, shape, message, tmp_path):
     text = f'{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=message):
         read_header(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "nested deeper than 64 levels"),
         ('{"a":' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64 levels"),
@@ -115,9 +115,9 @@ def test_oversized_headers_are_refused(name, shape, says, tmp_path):
     ],
     ids=["deep", "deeper-than-64", "digits", "surrogate", "large", "list"],
 )
-def test_oversized_json_is_refused(text, says, tmp_path):
+def test_oversized_json_is_refused(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=message):
         read_json(tmp_path / "config.json")
 
 
@@ -178,7 +178,7 @@ LAUGHS = "a: &a [lol, lol]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (LAUGHS, "anchors and aliases"),
         ("a: " + "[" * 100_000, "nested too deeply"),
@@ -190,13 +190,13 @@ LAUGHS = "a: &a [lol, lol]\n" + "".join(
     ],
     ids=["laughs", "lists", "mappings", "items", "keys", "tag", "large"],
 )
-def test_oversized_yaml_is_refused(text, says):
-    with pytest.raises(RecipeError, match=says):
+def test_oversized_yaml_is_refused(text, message):
+    with pytest.raises(RecipeError, match=message):
         parse_document(text, "mine.yaml")
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "says"),
+    ("parse", "text", "message"),
     [
         (parse_pattern, "*" * 30, "too many ways"),
         (parse_pattern, "**.a.**.b.**.c", "too many ways"),
@@ -212,8 +212,8 @@ def test_oversized_yaml_is_refused(text, says):
         (parse_expression, "a[" + "9" * 5000 + "]", "digits"),
     ],
 )
-def test_oversized_recipe_texts_are_refused(parse, text, says):
-    with pytest.raises(LanguageError, match=says):
+def test_oversized_recipe_texts_are_refused(parse, text, message):
+    with pytest.raises(LanguageError, match=message):
         parse(text)
 
 

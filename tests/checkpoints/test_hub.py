@@ -180,7 +180,7 @@ def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
 
 
 @pytest.mark.parametrize(
-    ("failure", "says"),
+    ("failure", "expected"),
     [
         (("GET /api/models", 401), ["not logged in to the Hub", "hf auth login"]),
         (("GET /api/models", 403), ["HTTP 403", "needs read access"]),
@@ -192,13 +192,13 @@ def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
         (("GET .*/resolve/.*model.safetensors", 503), ["HTTP 503", "try again"]),
     ],
 )
-def test_hub_errors_are_one_message(failure, says, hub, saved, tmp_path):
+def test_hub_errors_are_one_message(failure, expected, hub, saved, tmp_path):
     hub.add("org/tiny", content(saved("Llama-tied")))
     hub.fail(*failure)
     result = run("widen", "org/tiny", "--factor", "2")
     assert result.code == 2
     assert "Traceback" not in result.err
-    for text in ("error:", "hint:", *says):
+    for text in ("error:", "hint:", *expected):
         assert text in result.err, result.err
     assert TOKEN not in result.err + result.out
     assert not (tmp_path / "tiny-x2").exists()

@@ -44,9 +44,9 @@ def test_the_hint_for_a_nonfinite_value_works(saved, tmp_path):
         tensors[UP][3, 5] = float("nan")
 
     source = changed(saved("Llama-tied"), tmp_path / "narrow", spoil)
-    told = run("widen", str(source), "-f", "2", "-o", str(tmp_path / "wide"), "--allow-nonfinite")
-    assert told.code == 0, told.err
-    next_step = next(line for line in told.out.splitlines() if "mupscale verify" in line)
+    result = run("widen", str(source), "-f", "2", "-o", str(tmp_path / "wide"), "--allow-nonfinite")
+    assert result.code == 0, result.err
+    next_step = next(line for line in result.out.splitlines() if "mupscale verify" in line)
     assert "--weights" in next_step  # running the models could not tell anything
     assert run("verify", str(tmp_path / "wide"), "--weights").code == 0
 

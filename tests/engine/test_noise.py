@@ -39,12 +39,12 @@ def test_noise_does_not_depend_on_blocks_and_shards(case, factor, axes, mode, sa
 
 
 def test_a_seed_gives_the_same_noise_and_another_seed_different_noise(saved, tmp_path):
-    def made(name, seed):
+    def widened(name, seed):
         widen(saved("Llama-untied"), tmp_path / name, 2, noise=0.1, seed=seed, verify=False)
         return load_file(tmp_path / name / "model.safetensors")["lm_head.weight"]
 
-    assert torch.equal(made("a", 1), made("b", 1))
-    assert not torch.equal(made("c", 1), made("d", 2))
+    assert torch.equal(widened("a", 1), widened("b", 1))
+    assert not torch.equal(widened("c", 1), widened("d", 2))
 
 
 # Size -----------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def test_preserving_noise_keeps_the_function_while_the_gradients_of_copies_diffe
     differ = {}
     for size in (0.0, 0.3):
         out = tmp_path / f"wide-{size}"
-        made = widen(source, out, 2, noise=size, noise_mode="preserving", verify=False)
-        found = verify_checkpoints(open_checkpoint(source), open_checkpoint(out), made.plan, VerifyOptions())
+        widened = widen(source, out, 2, noise=size, noise_mode="preserving", verify=False)
+        found = verify_checkpoints(open_checkpoint(source), open_checkpoint(out), widened.plan, VerifyOptions())
         assert found.agrees
         assert found.max_rel < 1e-12
         model = build_reference_model(open_checkpoint(out), torch.float64)

@@ -122,7 +122,7 @@ def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
     """Small blocks make sure that most tensors are cut, and each process has a part of most checksums."""
     monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
     source = save_state(tmp_path / "narrow", kind)
-    made = {
+    widened = {
         size: together(
             size,
             lambda ranks, size=size: widen(
@@ -134,7 +134,7 @@ def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
     alone = every_content(tmp_path / "wide-1")
     assert every_content(tmp_path / "wide-2") == alone
     assert every_content(tmp_path / "wide-5") == alone
-    assert made[5].record == made[1].record
+    assert widened[5].record == widened[1].record
     made_by_torch = [tmp_path / "wide-5" / name for name in alone if name.endswith((".pt", ".distcp"))]
     archived = [file for file in made_by_torch if zipfile.is_zipfile(file)]  # plain values are pickles
     assert bool(archived) == (kind != "safetensors")

@@ -40,12 +40,12 @@ class Safetensors(WeightsFormat):
                     hint="download the missing shards, or save the checkpoint again",
                 )
             return tuple(path / shard for shard in shards)
-        found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-        if len(found) == 1:
-            return (path / found[0],)
-        if found:
+        candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+        if len(candidates) == 1:
+            return (path / candidates[0],)
+        if candidates:
             raise CheckpointError(
-                f"`{path}` has {len(found)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
+                f"`{path}` has {len(candidates)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
                 hint="pass one of the files by name, or save the model with its index",
             )
         return ()
