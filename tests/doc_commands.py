@@ -1,4 +1,4 @@
-"""The command lines and the output that the documentation shows."""
+"""Read command lines and their output from the documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENDS = ("|", "||", ">", ";")
 
 @dataclass(frozen=True)
 class Line:
-    """A command line, the file that its output goes to, and what the document shows of that output."""
+    """A command line, the file that its output is redirected to, and its transcript."""
 
     words: tuple[str, ...]
     into: str | None
@@ -30,14 +30,14 @@ class Line:
 
 
 def blocks(file: Path, *kinds: str) -> Iterator[str]:
-    """The fenced blocks of some kinds."""
+    """Yield the fenced blocks of some languages."""
     for kind, text in _FENCE.findall(file.read_text(encoding="utf-8")):
         if kind in kinds:
             yield text
 
 
 def lines(file: Path) -> Iterator[Line]:
-    """Every command line of a document, in order."""
+    """Yield every command line of a document, in order."""
     for text in blocks(file, "sh", "console", "bash"):
         yield from (shell_lines(text) if not text.lstrip().startswith("$ ") else transcript(text))
 
@@ -49,8 +49,8 @@ def shell_lines(text: str) -> Iterator[Line]:
 
 
 def transcript(text: str) -> Iterator[Line]:
-    shows_itself = text.startswith("$ mupscale demo")  # the commands that it runs are its output
-    for part in [text[2:]] if shows_itself else re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+    is_demo = text.startswith("$ mupscale demo")  # its output contains command lines
+    for part in [text[2:]] if is_demo else re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
         yield from _line(command, shown)
 
@@ -68,19 +68,19 @@ def _line(command: str, shown: str) -> Iterator[Line]:
 
 
 def spans(file: Path) -> Iterator[str]:
-    """The pieces of code within the text of a document."""
+    """Yield the inline code of a document."""
     for code in _CODE.findall(_FENCE.sub("", file.read_text(encoding="utf-8"))):
         yield code.replace("\\|", "|")
 
 
 _MASKED = (
-    (re.compile(r"\d\.\d+e[+-]\d+|0e\+00"), "<tiny>"),  # of rounding, which differs from machine to machine
-    (re.compile(r"`model[.\w]*`"), "<module>"),  # which of equal ones is the worst
+    (re.compile(r"\d\.\d+e[+-]\d+|0e\+00"), "<tiny>"),  # rounding errors differ between machines
+    (re.compile(r"`model[.\w]*`"), "<module>"),  # modules may have equal errors
 )
 
 
 def differences(shown: str, printed: str) -> Iterator[str]:
-    """Pieces of a transcript that are not in the output, whatever its width; `…` stands for anything."""
+    """Yield the pieces of a transcript that are not in the output; `…` separates pieces, and line breaks are ignored."""
     printed = _plain(printed)
     place = 0
     for piece in re.split(r"…|^\.\.\.$", shown, flags=re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What the documentation says is so: its commands run, its transcripts are what they print, its Python runs."""
+"""The documentation is true: its commands run and print its transcripts, its Python runs, its links work."""
 
 import json
 import re
@@ -37,13 +37,13 @@ class Net(torch.nn.Module):
 def build(config):
     return Net(config).layers
 """
-# What is not ours is not run: it installs, needs a cluster, or is a program of its own.
+# Programs that are not run: they install, need a cluster, or are not part of mupscale.
 OTHERS = ("pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
-# Slow ones get fewer steps; what they are asked to do stays.
+# Slow commands run with fewer steps and a smaller grid.
 SHORTER = {"sweep": ["--steps", "1", "--batch-size", "1", "--length", "4", "--no-picture"]}
 FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}
-UNCOMPARED = ("sweep",)  # its losses are others on every machine
-# Slow ones that other tests run.
+UNCOMPARED = ("sweep",)  # its losses depend on the machine
+# Slow commands that other tests run.
 ELSEWHERE = {
     "mupscale demo": "cli/test_demo.py",
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
@@ -57,7 +57,7 @@ def rows():
             yield cells
 
 
-def test_the_table_has_every_model_and_every_error_is_tiny():
+def test_table_of_models_is_complete_and_errors_are_tiny():
     named = {(getattr(transformers, config).model_type, head) for head, config, _ in MODELS.values()}
     assert {(cells[0], cells[1]) for cells in rows()} == named
     for cells in rows():
@@ -66,10 +66,15 @@ def test_the_table_has_every_model_and_every_error_is_tiny():
         assert all(0 < error < 1e-10 for error in errors), cells
 
 
-def test_the_page_names_every_model_type():
+def test_recipes_page_lists_every_model_type():
     page = MANUAL / "recipes.md"
     text = page.read_text().partition("## Tied embeddings")[0]
-    halves = {"clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"}  # "and their halves"
+    halves = {
+        "clip_text_model",
+        "clip_vision_model",
+        "siglip_text_model",
+        "siglip_vision_model",
+    }  # the page says "and their halves"
     missing = {name for name in model_types() if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
     assert missing == halves
 
@@ -79,7 +84,7 @@ def test_the_page_names_every_model_type():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """What `mupscale demo` leaves, with a model that is hardly trained."""
+    """Return the output folder of `mupscale demo`, with a model that is trained for three steps."""
     from mupscale_cli.tasks.demo import training
 
     folder = tmp_path_factory.mktemp("docs") / "mupscale-demo"
@@ -97,7 +102,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def sandbox(demo, hub, saved, tmp_path):
-    """A folder with everything that the documentation's commands name, and a Hub with its models; the current one."""
+    """Change to a folder with every file that the documentation's commands name, and a Hub with its models."""
     shutil.copytree(demo, tmp_path / "mupscale-demo")
     shutil.copytree(demo / "tiny", tmp_path / "tiny")
     for name in ("narrow", "ckpt", "ckpts/step-90000"):
@@ -115,7 +120,7 @@ def sandbox(demo, hub, saved, tmp_path):
 
 
 def prepare(file, folder, saved):
-    """What a page's commands need beside what all need."""
+    """Create the files that only the commands of one page need."""
     if file.stem == "sweep":
         shutil.copytree(folder / "tiny", folder / "small")
         (folder / "manual.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
@@ -152,7 +157,7 @@ def write_job(folder):
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_every_command_line_runs_and_prints_what_is_shown(file, sandbox, saved):
+def test_commands_run_and_print_the_transcripts(file, sandbox, saved):
     prepare(file, sandbox, saved)
     for line in lines(file):
         if line.words[0] in OTHERS or line.words[0].startswith("."):
@@ -183,7 +188,7 @@ def known_options():
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_every_command_and_option_in_the_text_exists(file):
+def test_commands_and_options_in_the_text_exist(file):
     known = known_options()
     every = set().union(*known.values()) | {"--preinstall", "--nnodes", "--install-completion"}
     commands = {" ".join(words) for words in commands_of()} | {"recipes", "plot"}
@@ -199,7 +204,7 @@ def test_every_command_and_option_in_the_text_exists(file):
 
 
 def test_every_command_and_option_is_documented():
-    """In the pages or the README, by its name; those that all commands have, once."""
+    """Options that all commands have need to be documented only once."""
     text = "\n".join(file.read_text() for file in DOCUMENTS)
     missing = [
         (command, parameter.opts)
@@ -212,7 +217,7 @@ def test_every_command_and_option_is_documented():
     assert {words for words in commands_of() if words[-1] not in text} == set()
 
 
-def test_links_lead_somewhere():
+def test_links_work():
     others = (
         "CHANGELOG.md",
         "CONTRIBUTING.md",
@@ -232,7 +237,7 @@ def test_links_lead_somewhere():
                     assert anchor in slugs, (file.name, target)
 
 
-def test_the_promises_name_tests_that_exist():
+def test_promises_name_existing_tests():
     named = set(re.findall(r"`(\w+/test_\w+\.py)`", (MANUAL / "promises.md").read_text()))
     assert len(named) > 10
     assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
@@ -242,7 +247,7 @@ def test_every_page_has_one_kind():
     assert sorted(page for pages in KINDS.values() for page in pages) == sorted(page.stem for page in PAGES)
 
 
-def test_the_readme_and_the_command_list_every_page_by_kind():
+def test_readme_and_help_list_every_page_by_kind():
     in_order = list(page_titles())
     text = (ROOT / "README.md").read_text().partition("## The manual")[2].partition("## ")[0]
     assert re.findall(r"\| \[(\w+)\]\(mupscale_cli/cli/pages/\1\.md\)", text) == in_order
@@ -252,7 +257,7 @@ def test_the_readme_and_the_command_list_every_page_by_kind():
     assert [kind for kind, _page in shown if kind] == list(KINDS)
     for page in PAGES:
         shown = run("help", page.stem).out
-        assert "](../" not in shown  # an installed package has no sources to follow such a link to
+        assert "](../" not in shown  # an installed package does not contain the sources
         links = re.sub(r"\[([^]]*)\]\((?:\.\./){3}([^)#]*)[^)]*\)", r"\1 (`\2` of the sources)", page.read_text())
         assert shown == links
 
@@ -260,17 +265,17 @@ def test_the_readme_and_the_command_list_every_page_by_kind():
 # Python -------------------------------------------------------------------------------------------
 
 
-def test_the_python_of_the_api_page_runs(sandbox, capsys):
+def test_python_of_the_api_page_runs(sandbox, capsys):
     names = {}
     for text in blocks(MANUAL / "api.md", "python"):
-        exec(compile(text, "api.md", "exec"), names)  # noqa: S102 (it is what the page tells to do)
+        exec(compile(text, "api.md", "exec"), names)  # noqa: S102 (runs the page's code)
     printed = capsys.readouterr().out
     assert "no checkpoint at `nowhere`" in printed
     assert "/me/wide" in printed
     assert "done widened" in printed
 
 
-def test_the_api_page_names_everything_that_is_public():
+def test_api_page_names_every_public_name():
     text = (MANUAL / "api.md").read_text()
     public = set(mupscale_cli.__all__) - {"__version__"}
     assert {name for name in public if f"`{name}`" not in text} == set()
@@ -278,22 +283,24 @@ def test_the_api_page_names_everything_that_is_public():
     assert named <= public
 
 
-def test_the_tutorial_trains_on(sandbox):
+def test_tutorial_continues_training(sandbox):
     for line in lines(MANUAL / "tutorial.md"):
         if line.words[:2] == ("mupscale", "widen") and line.words[-1] == "wide":
             assert run(*line.words[1:], "--no-verify").code == 0
     (text,) = blocks(MANUAL / "tutorial.md", "python")
     names = {}
-    exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102 (it is what the page tells to do)
-    assert {int(state["step"]) for state in names["optimizer"].state.values()} == {3 + 3}  # the demo's, the tutorial's
+    exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102 (runs the page's code)
+    assert {int(state["step"]) for state in names["optimizer"].state.values()} == {
+        3 + 3
+    }  # steps of the demo and of the tutorial
 
 
-def test_the_python_of_the_page_on_optimizers_runs(demo, tmp_path, monkeypatch):
+def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     narrow = shutil.copytree(demo / "tiny", tmp_path / "narrow")
     model = transformers.AutoModelForCausalLM.from_pretrained(narrow)
     groups = [{"params": [], "param_names": [], "weight_decay": decay} for decay in (0.1, 0.0)]
-    for name, parameter in model.named_parameters():  # matrices are decayed, as the loop has it
+    for name, parameter in model.named_parameters():  # only matrices decay, as in the page's loop
         groups[parameter.dim() < 2]["params"].append(parameter)
         groups[parameter.dim() < 2]["param_names"].append(name)
     optimizer = torch.optim.AdamW(groups, lr=3e-4)
@@ -313,7 +320,7 @@ def test_the_python_of_the_page_on_optimizers_runs(demo, tmp_path, monkeypatch):
 PIPELINES = MANUAL / "pipelines.md"
 
 
-def test_the_github_workflow_runs_our_commands(sandbox):
+def test_commands_of_the_github_workflow_run(sandbox):
     write_job(sandbox)
     (workflow,) = [yaml.safe_load(text) for text in blocks(PIPELINES, "yaml") if "runs-on" in text]
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
@@ -329,8 +336,8 @@ def test_the_github_workflow_runs_our_commands(sandbox):
 MAKE = shutil.which("make")
 
 
-@pytest.mark.skipif(MAKE is None, reason="there is no make")
-def test_the_makefile_runs_our_commands(sandbox):
+@pytest.mark.skipif(MAKE is None, reason="needs make")
+def test_commands_of_the_makefile_run(sandbox):
     (text,) = blocks(PIPELINES, "make")
     (sandbox / "Makefile").write_text(text)
 

@@ -1,4 +1,4 @@
-"""The experiments run from end to end, and without noise training is identical."""
+"""The experiments run from end to end, and training without noise is identical."""
 
 import pytest
 
@@ -15,14 +15,14 @@ def test_without_noise_training_is_identical(name, factor, tmp_path):
     found = measure_identity(TASKS[name], tmp_path, factor, steps=10)
     assert len(found.wide) == 10
     assert found.difference < 1e-12
-    # They do learn; a single batch says little, and the GPT's are cut from documents that change.
+    # The model learns. One batch is a noisy measure, since the GPT's batches come from different documents.
     assert min(found.narrow[5:]) < found.narrow[0]
-    # One learning rate for all tensors is another training.
+    # A single learning rate for all tensors trains differently.
     assert max(abs(s / n - 1) for s, n in zip(found.standard, found.narrow, strict=False)) > 1e-4
 
 
 @pytest.mark.parametrize("best", [-7, 0, 3])
-def test_a_search_goes_past_its_optimum(best):
+def test_search_continues_past_its_optimum(best):
     grid = search(lambda e: (((e - best) ** 2 + 1.0, (e - best + 0.4) ** 2 + 1.0), (0.0, 0.0)), start=0)
     assert grid.best == best
     assert grid.best_of_seeds == (best, best)
@@ -31,7 +31,7 @@ def test_a_search_goes_past_its_optimum(best):
     assert grid.fitted == pytest.approx(best - 0.2)
 
 
-def test_diverged_runs_are_no_optimum():
+def test_diverged_runs_are_not_an_optimum():
     grid = Grid({-1: (1.0, 2.0), 0: (0.5, float("inf")), 1: (3.0, 3.0)}, {})
     assert grid.best == -1
 

@@ -1,4 +1,4 @@
-"""What is there on one system only has another way beside it, and no part of the package is missing from the wheel."""
+"""The package runs on every system: features of one system have a fallback, and files are UTF-8."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import mupscale_cli
 
 PACKAGE = Path(mupscale_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-# Modules that not every system has, and functions of `os` and `signal` that Windows lacks.
+# Modules that some systems lack, and names of `os` and `signal` that Windows lacks.
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "msvcrt", "winreg", "select"}
 FUNCTIONS = {
     "fork",
@@ -45,7 +45,7 @@ FUNCTIONS = {
 
 
 def guards(tree):
-    """The parts of a module that have another way: inside of `try` with a handler, or of a condition that asks."""
+    """Yield the nodes of a module that have a fallback: inside a `try` with handlers, or under a condition."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Try) and node.handlers:
             yield from (
@@ -58,13 +58,13 @@ def guards(tree):
             yield from ast.walk(node)
 
 
-def asked_for(text):
-    """Names that the module asks for before it uses them: `_CAN_GATHER = hasattr(os, "pwritev")`."""
+def names_checked(text):
+    """Return the names that a module checks with `hasattr`, as in `_CAN_GATHER = hasattr(os, "pwritev")`."""
     return set(re.findall(r'hasattr\((?:os|signal), "(\w+)"\)', text))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_nothing_of_one_system_is_used_without_another_way(file):
+def test_names_of_one_system_have_a_fallback(file):
     text = file.read_text(encoding="utf-8")
     tree = ast.parse(text)
     guarded = {id(node) for node in guards(tree)}
@@ -76,12 +76,12 @@ def test_nothing_of_one_system_is_used_without_another_way(file):
         if isinstance(node, ast.ImportFrom):
             assert node.module not in MODULES, f"line {node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("os", "signal"):
-            assert node.attr not in FUNCTIONS - asked_for(text), f"line {node.lineno}: {node.value.id}.{node.attr}"
+            assert node.attr not in FUNCTIONS - names_checked(text), f"line {node.lineno}: {node.value.id}.{node.attr}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_text_is_read_and_written_as_utf_8(file):
-    """The encoding that a system uses when none is named is another one on Windows."""
+    """The default encoding differs on Windows."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
@@ -95,7 +95,7 @@ def test_text_is_read_and_written_as_utf_8(file):
             assert "encoding" in named or is_binary, f"line {node.lineno}"
 
 
-def test_the_syntax_is_that_of_the_oldest_python():
+def test_syntax_is_that_of_the_oldest_supported_python():
     for file in FILES:
         ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
     assert sys.version_info >= (3, 10)

@@ -1,4 +1,4 @@
-"""The rooms of the package: who may import whom, and what needs no torch does not wait for it."""
+"""The rooms of the package: which room imports which, and which modules do not import torch."""
 
 import ast
 import subprocess
@@ -12,8 +12,7 @@ import mupscale_cli
 
 PACKAGE = Path(mupscale_cli.__file__).parent
 
-# Each room may import the rooms of the levels above it, and its own modules in one direction. CONTRIBUTING.md has the
-# same table in words.
+# A room may import the rooms of the levels above it. CONTRIBUTING.md explains this table.
 ROOMS = [
     {"_version", "text"},
     {"errors", "dtypes"},
@@ -81,7 +80,7 @@ def room_of(name):
 
 
 def imported(file):
-    """The project's modules that a file imports, at its top or inside of functions."""
+    """Yield the project's modules that a file imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mupscale_cli"):
             base = node.module.removeprefix("mupscale_cli").lstrip(".")
@@ -95,33 +94,33 @@ MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py") if name_of(file
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_room_imports_only_rooms_above_it(name):
+def test_room_imports_only_rooms_above_it(name):
     own = room_of(name)
     for other in filter(None, imported(MODULES[name])):
         assert room_of(other) == own or LEVEL[room_of(other)] < LEVEL[own], f"{name} imports {other}"
 
 
-def test_modules_form_no_circle():
+def test_imports_have_no_cycle():
     TopologicalSorter({name: {*imported(file)} - {"", name} for name, file in MODULES.items()}).prepare()
 
 
-def test_every_room_is_in_the_table_and_the_root_is_small():
+def test_table_lists_every_room_and_the_root_is_small():
     assert {room_of(name) for name in MODULES} == set(LEVEL)
     entries = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert len(entries) <= 18
 
 
-def test_expansion_and_files_do_not_know_one_another():
+def test_expansion_does_not_import_checkpoints():
     assert not any(room_of(name) == "checkpoints" for name in imported(MODULES["engine.expand"]))
 
 
-def test_the_hub_has_one_door():
+def test_only_the_hub_package_imports_huggingface_hub():
     users = {name for name, file in MODULES.items() if "huggingface_hub" in file.read_text()}
     assert {name for name in users if not name.startswith("checkpoints.hub.")} == {"plan.shards"}
 
 
 def loaded(code, *arguments):
-    """Which of the heavy modules a process has imported when it is done."""
+    """Return the heavy modules that a process has imported when it ends."""
     heavy = ("torch", "transformers", "matplotlib")
     program = f"{code}\nimport sys\nprint('LOADED', *(name for name in {heavy} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("*.py")}
-# What fails by itself: checks of pytest, torch and jsonschema, and our own of hostile input.
+# Calls that raise on failure: those of pytest, torch and jsonschema, and our runner of hostile input.
 FAILING = {"raises", "warns", "fail", "assert_close", "validate", "run_target"}
 
 
 def calls(function):
-    """The names of what a function calls, with or without their module."""
+    """Return the names of the functions that a function calls, without their modules."""
     called = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
     return {getattr(name, "id", getattr(name, "attr", "")) for name in called}
 

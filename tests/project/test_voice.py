@@ -1,4 +1,4 @@
-"""Everything that people read is plain, idiomatic American English: these phrases must not return."""
+"""Text is plain, idiomatic American English: the phrases below must not return."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "mupscale_cli"
-# What was translated rather than written, and what to write instead.
+# Unwanted phrases, and what to write instead.
 PHRASES = {
     r"such an? one": "name the thing",
     r"leav(e|es|ing) (`?[\w-]+`? )?away|left away": "omit",
@@ -49,7 +49,7 @@ BRITISH = (
     r"|(?<!\")\blicences?\b|\bcentres?\b|\bgrey\b|\bcancell(ed|ing)\b|\bmodell(ed|ing)\b|\blabell(ed|ing)\b|\bartefacts?\b"
     r"|\blearnt\b|\bspelt\b|\bwhilst\b|\bamongst\b|\btowards\b"
 )
-# Classes that were named after a moment of their life rather than after what they are.
+# Names of classes that say nothing about their purpose.
 PRIVATE_NAMES = r"\bclass _?(Room|Told|Felt|Begun|Again|Own|Found)\b"
 # Rooms whose own wording still waits for its turn. It becomes empty, and then goes.
 PENDING_ROOMS = frozenset(
@@ -82,13 +82,13 @@ ROOMS = {
 
 
 def one_line(text: str) -> str:
-    """Join lines, so that a phrase is found across line breaks, comment marks and adjacent string literals."""
+    """Join lines, comment marks and adjacent string literals, to find phrases that span them."""
     text = re.sub(r"\"\s*\n\s*f?\"", "", text)
     return re.sub(r"\s*\n\s*(#:? ?|- |> )?", " ", text)
 
 
 def mistakes(text: str) -> list[str]:
-    """Every unwanted phrase of a text with a few words around it."""
+    """Return every unwanted phrase of a text with the words around it."""
     line = one_line(text)
     patterns = {**PHRASES, BRITISH: "American spelling", PRIVATE_NAMES: "name what it is"}
     return [
@@ -98,7 +98,7 @@ def mistakes(text: str) -> list[str]:
     ]
 
 
-def test_the_phrases_are_found_where_they_stand():
+def test_phrases_are_found_across_lines():
     assert len(mistakes("Is there such a one?")) == 1
     assert len(mistakes("# the colour that it\n# is told\n# to have")) == 2
     assert len(mistakes('"it goes "\n    f"on there"')) == 1
