@@ -80,7 +80,7 @@ _MASKED = (
 
 
 def differences(shown: str, printed: str) -> Iterator[str]:
-    """Yield the pieces of a transcript that are not in the output; `…` separates pieces, and line breaks are ignored."""
+    """Yield the pieces of a transcript that are not in the output. `…` separates pieces; line breaks do not count."""
     printed = _plain(printed)
     place = 0
     for piece in re.split(r"…|^\.\.\.$", shown, flags=re.MULTILINE):
