@@ -137,25 +137,25 @@ def _polynomial(doubled: DoubledShapes, axes: Axes, name: str, dim: int, moving:
 def _find_name_axes(doubled: DoubledShapes, axes: Axes) -> _NameAxes:
     """Find the numbers in names that an axis counts: doubling the axis doubles how many there are."""
     before = _numbers_in_names(doubled.shapes())
-    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    name_axes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for axis in axes.candidates:
         after = _numbers_in_names(doubled.shapes(frozenset({axis.name})))
         for pattern in before.keys() & after.keys():
             for position, (old, new) in enumerate(zip(before[pattern], after[pattern], strict=True)):
                 if len(new) == 2 * len(old) and len(old) == axis.size:
-                    found[pattern].append((position, axis.name))
-    return {pattern: tuple(places) for pattern, places in found.items()}
+                    name_axes[pattern].append((position, axis.name))
+    return {pattern: tuple(places) for pattern, places in name_axes.items()}
 
 
 def _numbers_in_names(names: Iterable[str]) -> dict[str, list[set[str]]]:
     """Collect, for names that differ only in their numbers, the numbers in each position."""
-    found: dict[str, list[set[str]]] = {}
+    numbers_of: dict[str, list[set[str]]] = {}
     for name in names:
         numbers = NUMBER_IN_NAME.findall(name)
-        positions = found.setdefault(starred(name), [set() for _ in numbers])
+        positions = numbers_of.setdefault(starred(name), [set() for _ in numbers])
         for values, number in zip(positions, numbers, strict=True):
             values.add(number)
-    return found
+    return numbers_of
 
 
 def _pattern(name: str, name_axes: _NameAxes, spelled: Mapping[int, str] | None = None) -> str:
@@ -169,7 +169,7 @@ def _narrowed(members: Sequence[Sequence[str]], name_axes: _NameAxes) -> list[st
     """Return a pattern for each set of names that differ only in numbers; it spells out the number that differs."""
     numbers = [[NUMBER_IN_NAME.findall(name) for name in names] for names in members]
     values = {
-        position: [{found[position] for found in some} for some in numbers] for position in range(len(numbers[0][0]))
+        position: [{tuples[position] for tuples in some} for some in numbers] for position in range(len(numbers[0][0]))
     }
     distinct = [
         position for position, sets in values.items() if not any(a & b for a, b in itertools.combinations(sets, 2))

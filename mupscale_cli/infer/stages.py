@@ -76,13 +76,13 @@ def _small_model(model_type: str, task: Task, flags: Mapping[str, Any] | None) -
 
 def _small_stages(model_type: str) -> dict[str, Any]:
     """Divide lists of widths so that their smallest entry is small."""
-    found = {}
+    stages = {}
     for key, value in config_class(model_type)().to_dict().items():
         if _is_list_of_sizes(value) and not NO_WIDTHS.fullmatch(key):
             divisor = min(value) // _SMALLEST
             if divisor > 1 and all(size % divisor == 0 for size in value):
-                found[key] = [size // divisor for size in value]
-    return found
+                stages[key] = [size // divisor for size in value]
+    return stages
 
 
 def _is_list_of_sizes(value: object) -> bool:

@@ -54,10 +54,10 @@ def model_class(model_type: str, task: Task) -> Any:
     """
     mapping = getattr(import_transformers(), TASKS[task])
     try:
-        found = mapping[config_class(model_type)]
+        classes = mapping[config_class(model_type)]
     except KeyError as error:
         raise TinyError(f"transformers has no `{model_type}` model for the task {task}") from error
-    return found[0] if isinstance(found, (tuple, list)) else found
+    return classes[0] if isinstance(classes, (tuple, list)) else classes
 
 
 def task_of(model_type: str, architectures: object = None) -> Task:

@@ -107,8 +107,11 @@ def tiny_configs(
     defaults = default_config(model_type)
     known = {key: value for key, value in (flags or {}).items() if key in defaults}
     config = {**defaults, **known}
-    kept = {key: value for key, value in known.items() if _is_flag(value)}
-    sizes = {**kept, **{key: size for key, size in tiny_sizes(config).items() if kept.get(key) not in (0, 1)}}
+    kept_flags = {key: value for key, value in known.items() if _is_flag(value)}
+    sizes = {
+        **kept_flags,
+        **{key: size for key, size in tiny_sizes(config).items() if kept_flags.get(key) not in (0, 1)},
+    }
     num_layers = next((sizes[key] for key in sizes if meaning(key).counts == "layers"), 4)
     full_depth = next((defaults[key] for key in sizes if meaning(key).counts == "layers"), None)
     sizes.update(_layer_lists(config, full_depth, num_layers))

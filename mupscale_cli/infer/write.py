@@ -194,10 +194,10 @@ def _defaults(draft: Draft, config: Mapping[str, str], names: Sequence[str]) -> 
     """Return the defaults of the keys that the recipe reads; config.json may leave them out."""
     text = " ".join([*config.values(), *(draft.axes.sizes[name] for name in names)])
     keys = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", text))
-    found = {key: draft.defaults[key] for key in keys if draft.defaults.get(key) is not None}
+    defaults = {key: draft.defaults[key] for key in keys if draft.defaults.get(key) is not None}
     if draft.tied and draft.untied:
-        found["tie_word_embeddings"] = bool(draft.defaults.get("tie_word_embeddings", False))
-    return {key: value for key, value in found.items() if isinstance(value, (int, float, str, bool))}
+        defaults["tie_word_embeddings"] = bool(draft.defaults.get("tie_word_embeddings", False))
+    return {key: value for key, value in defaults.items() if isinstance(value, (int, float, str, bool))}
 
 
 # Tensors -------------------------------------------------------------------------------------------
