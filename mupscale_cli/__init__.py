@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mupscale_cli.verification.options import VerifyOptions
     from mupscale_cli.verification.result import Verification, WeightsCheck
 
-_PLACES = {
+_MODULES = {
     "MupscaleError": "errors",
     "clip_grad_norm_": "optimizers.torch_groups",
     "param_groups": "optimizers.torch_groups",
@@ -84,9 +84,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch alone takes a second."""
-    if name not in _PLACES:
+    """Import a name of the API when it is first used, since importing torch takes a second."""
+    if name not in _MODULES:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The table of data types, and what a header says of a tensor. Torch's own types are looked up when they are needed."""
+"""The table of data types, and a tensor's entry in a header. Imports torch only when one of its types is needed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class DType:
     Attributes:
         name: the header's name, for instance `BF16`.
         torch_name: torch's name, for instance `bfloat16`.
-        size: bytes an element.
-        kind: `float` can be scaled and split; `integer` can only be copied; `packed` is neither,
-            since its elements have no meaning without scales or bit positions stored elsewhere.
-        digits: significant binary digits of a float (24 for float32), 0 for the others.
+        size: bytes per element.
+        kind: `float` can be scaled and split; `integer` can only be copied; `packed` can be neither, since its
+            elements have no meaning without scales or bit positions that are stored elsewhere.
+        digits: significant binary digits of a float (24 for float32); 0 for the other kinds.
     """
 
     name: str
@@ -36,11 +36,11 @@ class DType:
 
     @property
     def torch(self) -> torch.dtype:
-        """Torch's own data type."""
+        """The torch data type; imports torch."""
         import torch
 
-        found: torch.dtype = getattr(torch, self.torch_name)
-        return found
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
 
 
 DTYPES = {
@@ -71,22 +71,22 @@ FLOATS = {dtype.torch_name: dtype for dtype in DTYPES.values() if dtype.kind == 
 
 
 def dtype_of(dtype: torch.dtype) -> DType:
-    """Look up the data type that torch's is.
+    """Look up the entry of a torch data type.
 
     Raises:
-        KeyError: a header has no name for it, as for complex numbers.
+        KeyError: safetensors has no such type; complex numbers are an example.
     """
     return _BY_TORCH_NAME[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a header says of a tensor, without its data.
+    """Name, data type and shape of a tensor.
 
     Attributes:
-        name: its key in the state dict.
-        dtype: a key of `DTYPES`.
-        shape: elements along each dimension; empty for a scalar.
+        name: key in the state dict.
+        dtype: key of `DTYPES`.
+        shape: number of elements along each dimension; empty for a scalar.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the user is told when something is wrong: one message, where it happened, what to do."""
+"""Errors for users: a message, the place of the error, and a hint."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import ClassVar
 
 from mupscale_cli.text import shortened
 
-_MAX_LENGTH = 4000  # of a part of a message: what it quotes may be of any length
-# Tokens of the Hub, passwords in addresses (a path has lost one of the slashes), credentials of HTTP.
+_MAX_LENGTH = 4000  # characters of a message, excerpt or hint, which may quote text of any length
+# Tokens of the Hub, passwords in URLs (which lose a slash when they become paths), HTTP credentials.
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=:/)(/?)[^/\s@]+(?=@)|(?<=Bearer )\S+")
-# What a terminal acts on, or shows in another order than it stands; halves of surrogate pairs cannot be written at all.
+# Control characters, characters that reverse the direction of text, and surrogates, which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_secrets(text: str) -> str:
-    """A text without tokens and passwords, which paths, servers and addresses may repeat."""
+    """Replace tokens and passwords, which messages of servers, paths and URLs can contain, by `***`."""
     return _SECRET.sub(r"\1***", text)
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text can be shown on a terminal and written as UTF-8."""
+    """Return whether a text can be printed to a terminal and encoded as UTF-8."""
     return _UNPRINTABLE.search(text) is None
 
 
 def printable(text: str) -> str:
-    """A text that does nothing to a terminal, repeats no secret and is not endless, whatever it quotes."""
-    shown = without_secrets(_UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", text))
-    return shortened(shown, _MAX_LENGTH)
+    """Make a text safe to print: escape control characters, remove secrets and limit its length."""
+    escaped = _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return shortened(without_secrets(escaped), _MAX_LENGTH)
 
 
 class MupscaleError(Exception):
-    """Something the user can fix. The command line shows it without a traceback and exits with 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
     Args:
-        message: what failed, where, and what was expected; no trailing full stop.
-        excerpt: lines that show the place, for instance a recipe line and a caret below it.
-        hint: what to do about it.
+        message: what is wrong, where, and what was expected; no trailing full stop.
+        excerpt: lines that show the place, such as a line of a recipe with a caret below it.
+        hint: what to do.
     """
 
     exit_code: ClassVar[int] = 2
@@ -57,60 +57,60 @@ class MupscaleError(Exception):
 
 
 class RecipeError(MupscaleError):
-    """A recipe that cannot be read, contradicts itself, or does not describe the checkpoint."""
+    """A recipe that is unreadable, contradicts itself, or does not match the checkpoint."""
 
 
 class CheckpointError(MupscaleError):
-    """A checkpoint that cannot be read, or that is not what its header or index says."""
+    """A checkpoint that is unreadable, or contradicts its header or index."""
 
 
 class PlanError(MupscaleError):
-    """A widening that cannot be done as asked: factors, axes, shapes, data types."""
+    """A widening that is impossible with the requested factors, axes and options, or for the checkpoint."""
 
 
 class OutputError(MupscaleError):
-    """An output that cannot be written where it was asked for."""
+    """An output that cannot be written to the requested path."""
 
 
 class OutputExistsError(OutputError):
-    """An output that has appeared under the final name meanwhile."""
+    """An output whose path was created by something else in the meantime."""
 
 
 class VerifyError(MupscaleError):
-    """A verification that could not be run; models that differ are a result, not an error."""
+    """A verification that failed to run. Models that differ are a result, not an error."""
 
 
 class JobError(MupscaleError):
-    """A process of a job that cannot work together with the others."""
+    """A process that cannot cooperate with the others of its job."""
 
 
 class ConfigError(PlanError):
-    """Factors that the config cannot express: who reads it would derive other sizes."""
+    """Factors that the config cannot express: it would give axes other sizes than the tensors have."""
 
 
 class SweepError(MupscaleError):
-    """A sweep that cannot be run or read: its grid, its data, its trainer, its directory."""
+    """A sweep that cannot be run or read, because of its grid, data, trainer or directory."""
 
 
 class PictureError(MupscaleError):
-    """A picture that cannot be drawn: no library, no kind of image that is known, no figures to show."""
+    """A picture that cannot be drawn: a library is missing, the format is unknown, or there is no data."""
 
 
 class HubError(CheckpointError):
-    """A model of the Hub that cannot be read, or a publication that the Hub refuses."""
+    """A model that cannot be read from the Hub, or cannot be published there."""
 
 
 class RunError(MupscaleError):
-    """A job file that cannot be read, or whose steps contradict one another or what is there."""
+    """A job file that is unreadable, or whose steps contradict each other or existing files."""
 
 
-class Interrupted(MupscaleError):  # noqa: N818 (nothing is wrong)
-    """Work that was stopped from outside; says what of it is kept and how it goes on."""
+class Interrupted(MupscaleError):  # noqa: N818 (it is not a fault)
+    """Work that the user interrupted; the message says what is kept and how to continue."""
 
     exit_code = 130
 
 
 class Terminated(Interrupted):
-    """The same, by the signal that asks a process to end."""
+    """Work that a termination signal (SIGTERM) interrupted."""
 
     exit_code = 143

@@ -1,4 +1,4 @@
-"""Numbers, names and values as people write them."""
+"""Formatting numbers, names and values for messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import itertools
 import re
 from collections.abc import Iterable
 
-NUMBER_IN_NAME = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a dotted name, such as that of a layer
-_MAX_RUNS = 4  # runs of numbers that are told one by one
+NUMBER_IN_NAME = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots in a name, such as a layer's index
+_MAX_RUNS = 4  # runs of numbers to list before abbreviating
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes as people write it: 1.7 GB."""
+    """Format a number of bytes: `1.7 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -21,7 +21,7 @@ def bytes_text(count: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """A number of parameters as people write it: 254 M."""
+    """Format a number of parameters: `254 M`."""
     for unit in ("", " k", " M", " B", " T"):
         if count < 999.5 or unit == " T":
             return f"{count:.0f}{unit}" if unit == "" or count >= 999.5 else f"{count:.3g}{unit}"
@@ -30,20 +30,20 @@ def count_text(count: float) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 file`, `2 files`."""
+    """Format a number with a noun: `1 file`, `2 files`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def number_text(value: float) -> str:
-    """A coefficient as a whole number or the inverse of one where it is, else as a decimal."""
-    if abs(value - round(value)) < 1e-12 * abs(value):  # powers of sqrt(k) multiply to whole numbers, almost
+    """Format a coefficient as a whole number, the inverse of one, or a decimal: `4`, `1/4`, `1.414`."""
+    if abs(value - round(value)) < 1e-12 * abs(value):  # products of powers of sqrt(k) are inexact
         return str(round(value))
     inverse = 1 / value
     return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-12 * inverse else f"{value:.4g}"
 
 
 def time_text(seconds: float) -> str:
-    """A duration as people write it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Format a duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 1:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -54,13 +54,13 @@ def time_text(seconds: float) -> str:
 
 
 def numbers_text(numbers: Iterable[int]) -> str:
-    """Numbers as runs: `0-5`, `0-5, 7`, `0, 2 .. 26`."""
-    found = sorted(set(numbers))
-    steps = {later - earlier for earlier, later in itertools.pairwise(found)}
-    if len(found) > _MAX_RUNS and len(steps) == 1 and steps != {1}:
-        return f"{found[0]}, {found[1]} .. {found[-1]}"
+    """Format whole numbers as runs: `0-5`, `0-5, 7`, `0, 2 .. 26`."""
+    ascending = sorted(set(numbers))
+    steps = {later - earlier for earlier, later in itertools.pairwise(ascending)}
+    if len(ascending) > _MAX_RUNS and len(steps) == 1 and steps != {1}:
+        return f"{ascending[0]}, {ascending[1]} .. {ascending[-1]}"
     runs: list[list[int]] = []
-    for number in found:
+    for number in ascending:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
@@ -72,29 +72,34 @@ def numbers_text(numbers: Iterable[int]) -> str:
 
 
 def listed(names: Iterable[str], most: int | None = None) -> str:
-    """Names in a message: "`a`, `b` and 3 more"."""
+    """Format names as a list: "`a`, `b` and 3 more".
+
+    Args:
+        names: the names.
+        most: maximum number of names to list. Default: all.
+    """
     names = list(names)
     more = len(names) - len(names[:most])
     return ", ".join(f"`{name}`" for name in names[:most]) + (f" and {more} more" if more else "")
 
 
 def starred(name: str) -> str:
-    """A tensor's name with `*` in place of its numbers."""
+    """Replace the numbers in a tensor's name by `*`."""
     return NUMBER_IN_NAME.sub("*", name)
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters; `…` stands where it is cut off."""
+    """Cut a text off after `most` characters, and mark the cut with `…`."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def shown(value: object, most: int = 200) -> str:
-    """A value in a message, however large it is."""
+    """Return the `repr` of a value, cut off after `most` characters."""
     return shortened(repr(value), most)
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
-    """A hint that names the nearest known name, and all of them where they are few."""
+    """Return a hint with the known name most similar to `name`, and all known names if there are at most 30."""
     known = sorted(known)
     near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=1)
     parts = [f"did you mean `{near[0]}`?"] if near else []
