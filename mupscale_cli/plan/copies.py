@@ -91,7 +91,7 @@ def padded_map(size: int, factor: int) -> CopyMap:
 def drawn_map(axis: Axis, size: int, seed: int) -> CopyMap:
     """Return the map that keeps the old units and appends copies of randomly drawn ones (Net2Net, arXiv 1511.05641).
 
-    The map depends on nothing but the seed, the axis and its size, so all tensors with this axis get the same one.
+    The map depends only on the seed, the axis and its size, so all tensors with this axis get the same one.
     Units are drawn with replacement if they may be copied unequally often.
 
     Args:

@@ -9,7 +9,7 @@ from mupscale_cli.tasks.widen import widen
 from outputs import merged
 
 
-def test_the_config_says_the_new_sizes_and_nothing_else_changes(saved, tmp_path):
+def test_widening_changes_only_the_sizes_in_the_config(saved, tmp_path):
     source = shutil.copytree(saved("Qwen3-tied"), tmp_path / "narrow")
     before = json.loads((source / "config.json").read_text())
     before["of_my_own"] = {"hidden_size": 48, "ü": [1.5, None]}
@@ -21,7 +21,7 @@ def test_the_config_says_the_new_sizes_and_nothing_else_changes(saved, tmp_path)
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Gemma3-untied", "GPT2-untied", "ResNet-bottleneck"])
-def test_transformers_loads_the_config_and_finds_its_shapes(case, saved, tmp_path):
+def test_transformers_builds_the_widened_shapes_from_the_config(case, saved, tmp_path):
     import transformers
 
     widen(saved(case), tmp_path / "wide", 2, verify=False)

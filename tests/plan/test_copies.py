@@ -10,15 +10,15 @@ from mupscale_cli.plan.copies import FRESH, Axis, CopyMap, drawn_map, padded_map
 from mupscale_cli.plan.methods import METHODS
 
 
-def test_interleaved_copies_lie_side_by_side():
+def test_interleaved_copies_are_side_by_side():
     assert CopyMap(3, 2).all_sources == (0, 0, 1, 1, 2, 2)
 
 
-def test_tiled_copies_lie_end_to_end():
+def test_tiled_copies_are_end_to_end():
     assert CopyMap(3, 2, "tiled").all_sources == (0, 1, 2, 0, 1, 2)
 
 
-def test_padding_copies_nothing_into_new_units():
+def test_padded_maps_leave_new_units_without_a_source():
     units = padded_map(2, 3)
     assert units.all_sources == (0, 1, FRESH, FRESH, FRESH, FRESH)
     assert units.fresh == (2, 3, 4, 5)
@@ -26,7 +26,7 @@ def test_padding_copies_nothing_into_new_units():
 
 
 @given(st.sampled_from(sorted(METHODS)), st.integers(1, 9), st.integers(1, 4))
-def test_positions_and_sources_say_the_same(method, size, factor):
+def test_positions_invert_sources(method, size, factor):
     units = Axis("a", size, factor, METHODS[method]()).copy_map()
     assert units.wide_size == size * factor == len(units.all_sources)
     for unit, positions in enumerate(units.positions):
@@ -48,8 +48,8 @@ def test_uneven_random_maps_copy_some_units_more_often():
     assert set(units.all_sources) == set(range(20))
 
 
-def test_random_maps_depend_on_seed_axis_and_size_alone():
-    """Pinned: a checkpoint that was widened with a seed is verified by drawing its map again."""
+def test_random_maps_depend_only_on_seed_axis_and_size():
+    """The values are pinned, since a verification draws the map of an older checkpoint again."""
     embed = Axis("embed", None, 2)
     units = drawn_map(embed, 5, 7)
     assert units == drawn_map(embed, 5, 7)
@@ -59,5 +59,5 @@ def test_random_maps_depend_on_seed_axis_and_size_alone():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_not_widened_is_copied_as_it_is(method):
+def test_axes_of_factor_1_are_copied_unchanged(method):
     assert Axis("a", 4, 1, METHODS[method]()).copy_map() == CopyMap(4)

@@ -1,4 +1,4 @@
-"""Dimensions before and after, against an enumeration of every unit."""
+"""Maps of dimensions, compared with an enumeration of every unit."""
 
 from fractions import Fraction
 
@@ -19,7 +19,7 @@ AXES = {
 
 
 def units(dim):
-    """The coordinates of every element of a dimension, in order: one (place, index) for each axis passed."""
+    """Enumerate the elements of a dimension by their coordinates: one (position, index) per axis."""
     match dim:
         case Fixed():
             return [((dim.span, i),) for i in range(dim.size)]
@@ -35,7 +35,7 @@ def units(dim):
 
 
 def wide_units(dim):
-    """The same for the wide dimension: every element with the narrow coordinates that it copies."""
+    """Enumerate the elements of the wide dimension by the narrow coordinates that they copy."""
     match dim:
         case Fixed():
             return units(dim)
@@ -52,7 +52,7 @@ def wide_units(dim):
 
 
 def sources(dim_map):
-    """For each wide element the narrow one that the strips say it copies; None where they leave one out."""
+    """Return the narrow element that each wide element copies according to the strips; None if they omit it."""
     found = [None] * dim_map.wide_size
     for strip in dim_map.strips:
         elements = [(strip.offset, strip.wide_offset)]
@@ -81,7 +81,7 @@ dims = st.recursive(
 
 
 @given(dims)
-def test_strips_copy_what_an_enumeration_of_the_units_copies(text):
+def test_strips_agree_with_an_enumeration_of_units(text):
     (dim,) = parse_layout(text).dims
     narrow, wide = units(dim), wide_units(dim)
     mapped = map_dim(dim, AXES, len(narrow))
@@ -89,7 +89,7 @@ def test_strips_copy_what_an_enumeration_of_the_units_copies(text):
     assert [narrow[source] for source in sources(mapped)] == wide
 
 
-def test_copies_lie_side_by_side():
+def test_copies_are_side_by_side():
     (dim,) = parse_layout("a").dims
     assert sources(map_dim(dim, AXES, 2)) == [0, 0, 0, 1, 1, 1]
 
@@ -107,7 +107,7 @@ def test_the_scale_of_a_segment():
     assert second.scale == 1
 
 
-def test_an_axis_that_varies_takes_the_size_of_its_place():
+def test_an_axis_of_varying_size_takes_its_size_from_the_dimension():
     (dim,) = parse_layout("(b v)").dims
     mapped = map_dim(dim, AXES, 12)
     assert mapped.wide_size == 24
@@ -115,13 +115,13 @@ def test_an_axis_that_varies_takes_the_size_of_its_place():
 
 
 @pytest.mark.parametrize(("text", "size"), [("a", 3), ("(a b)", 5), ("[a + b]", 4), ("3", 4), ("(b v)", 10)])
-def test_sizes_that_do_not_fit(text, size):
+def test_impossible_sizes_are_refused(text, size):
     (dim,) = parse_layout(text).dims
     with pytest.raises(LayoutError):
         map_dim(dim, AXES, size)
 
 
-def test_powers_are_exact_where_they_can_be():
+def test_whole_powers_are_exact():
     assert power_scale(parse_layout("| a^-1").powers, AXES) == 1 / 3
     assert power_scale(parse_layout("| a c^-1").powers, AXES) == 1.5
     assert power_scale(parse_layout("| c^-0.5").powers, AXES) == pytest.approx(0.5**0.5, rel=1e-15)

@@ -1,4 +1,4 @@
-"""Every method of growing: what it promises, what its state becomes, and what it refuses."""
+"""Every method of growing: its promises, the optimizer state, and the options that it refuses."""
 
 import json
 import math
@@ -37,7 +37,7 @@ EQUAL = {name for name in GROWTHS if name != "warmstart" and not name.endswith("
 
 @pytest.fixture
 def source(request, tmp_path, saved):
-    """A checkpoint of one of the four kinds, and the options with which it is verified."""
+    """A checkpoint of one of four kinds, and the options to verify it with."""
     if request.param != "mlp":
         return str(saved(request.param)), []
     module = tmp_path / "net.py"
@@ -57,7 +57,7 @@ def source(request, tmp_path, saved):
     indirect=True,
 )
 def test_every_method_keeps_its_promise(source, growth, tmp_path):
-    """Widened by 3 and verified by command: equal models are equal, the others are what was planned, bit for bit."""
+    """Widen by 3 and verify: methods that keep the function give equal models, all others the planned bits."""
     path, model = source
     wide = tmp_path / ("wide.safetensors" if model else "wide")
     result = run("widen", path, "-o", str(wide), "--factor", "3", *GROWTHS[growth], *model, "--json")
@@ -67,7 +67,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
     assert record["keeps_function"] == (growth in EQUAL)
     worst = max(comparison["max_rel"] for comparison in record["comparisons"])
     if "noise" in growth or growth.endswith(("-preserving", "-noisy")):
-        assert 1e-12 < worst < 1e-6  # float32 keeps the last share only so well
+        assert 1e-12 < worst < 1e-6  # the last share is rounded to float32
     elif growth in EQUAL:
         assert worst < 1e-12
     else:
@@ -83,7 +83,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
 @pytest.mark.parametrize("method", ["mupscale", "net2net", "hyperclone"])
 @pytest.mark.parametrize(("case", "factor"), [("Llama-untied", 3), ("GPT2-tied", 2), ("ResNet-basic", 3)])
 def test_carried_moments_are_the_gradients_of_the_wide_model(case, method, factor, tmp_path):
-    """The state of a gradient: where units are copied unequally often, each copy has its own share of it."""
+    """If units are copied unequally often, each copy has its own share of the gradient."""
     source = save_model(tmp_path / "narrow", case, dtype=torch.float64)
     made = widen(source, tmp_path / "wide", factor, method=method, seed=1, verify=False)
     models = [build_reference_model(open_checkpoint(path), torch.float64) for path in (source, tmp_path / "wide")]
@@ -98,8 +98,8 @@ def test_carried_moments_are_the_gradients_of_the_wide_model(case, method, facto
 
 
 @pytest.mark.parametrize("method", ["hyperclone", "net2net"])
-def test_methods_that_copy_evenly_train_as_the_narrow_model(method, tmp_path):
-    """OLMo 2 has a norm over all its heads; its feed-forward layer is widened evenly by leaving it alone."""
+def test_methods_that_copy_evenly_train_like_the_narrow_model(method, tmp_path):
+    """OLMo 2 has a norm over all heads; its feed-forward layer keeps its size, which is an even widening."""
     source = save_training(tmp_path / "narrow", "Olmo2-untied", "adamw")
     widen(source, tmp_path / "wide", 2, {"ffn": 1}, method=method, verify=False)
     found = verify(tmp_path / "wide", dtype="float64", steps=5).training
@@ -125,14 +125,14 @@ def test_methods_that_train_differently_say_so(method, saved, tmp_path):
         verify(tmp_path / "wide", steps=2)
 
 
-# What each one is -----------------------------------------------------------------------------
+# What each does ------------------------------------------------------------------------------
 
 
 def tensors_of(path):
     return load_file(path / "model.safetensors")
 
 
-def test_hyperclone_lays_copies_end_to_end_with_the_ratio_of_signal_to_noise(saved, tmp_path):
+def test_hyperclone_repeats_units_end_to_end_with_the_requested_snr(saved, tmp_path):
     source = saved("Llama-untied", hidden_size=96)
     widen(source, tmp_path / "plain", 2, method="hyperclone", verify=False)
     widen(source, tmp_path / "noisy", 2, method="hyperclone", snr=10, verify=False)
@@ -164,7 +164,7 @@ def test_net2net_copies_units_drawn_at_random(saved, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["Llama-untied", "Gemma2-tied"])
-def test_warmstart_shrinks_pads_and_begins_anew(case, saved, tmp_path):
+def test_warmstart_shrinks_old_units_and_initializes_new_ones(case, saved, tmp_path):
     source = saved(case)
     widen(source, tmp_path / "plain", 2, method="warmstart", shrink=0.5, noise=0.0, verify=False)
     widen(source, tmp_path / "noisy", 2, method="warmstart", shrink=0.5, verify=False)
@@ -180,7 +180,7 @@ def test_warmstart_shrinks_pads_and_begins_anew(case, saved, tmp_path):
     assert set(noisy[gain][48:].tolist()) == {0.0 if case.startswith("Gemma") else 1.0}
 
 
-def test_the_default_shrinkage_stands_in_the_record(saved, tmp_path):
+def test_the_record_has_the_default_shrink_factor(saved, tmp_path):
     record = widen(saved("Llama-untied"), tmp_path / "w", 2, method="warmstart", verify=False).record
     assert record["method"] == {"name": "warmstart", "shrink": 0.4}
     assert record["perturbation"] == {"size": 0.5, "mode": "free", "scale": "init", "seed": 0}
@@ -188,8 +188,8 @@ def test_the_default_shrinkage_stands_in_the_record(saved, tmp_path):
 
 @pytest.mark.parametrize("policy", ["copy", "reset-new", "reset"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_policy_for_the_state_goes_with_every_method(method, policy, tmp_path):
-    """All moments over all copies have the sum that the policy says, whatever the map."""
+def test_every_state_policy_works_with_every_method(method, policy, tmp_path):
+    """For every map, the moments of all copies have the sum that the policy defines."""
     source = save_training(tmp_path / "narrow", "Llama-untied", "adamw")
     widen(source, tmp_path / "wide", 2, method=method, optimizer_policy=policy, verify=False)
     narrow = torch.load(source / "optimizer.pt")["state"]
@@ -208,14 +208,14 @@ def test_every_policy_for_the_state_goes_with_every_method(method, policy, tmp_p
     elif policy == "reset-new":
         assert torch.count_nonzero(moment) == torch.count_nonzero(before)
     else:
-        assert moment.sum() == pytest.approx(float(before.sum()) * 2, rel=1e-9)  # each of two copies of an input has it
+        assert moment.sum() == pytest.approx(float(before.sum()) * 2, rel=1e-9)  # both copies of an input have it
 
 
 # Weights against the plan ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [{}, {"noise": 0.1}, {"method": "net2net"}])
-def test_one_bit_anywhere_is_found_and_named(settings, saved, tmp_path):
+def test_a_single_flipped_bit_is_located(settings, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, verify=False, **settings)
     assert verify_weights(tmp_path / "wide").agrees
     tensors = tensors_of(tmp_path / "wide")
@@ -241,8 +241,8 @@ def test_tensors_that_are_missing_added_or_of_another_shape_are_named(saved, tmp
     assert "`model.norm.weight` is F32 (5,), expected F32 (96,)" in found
 
 
-def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
-    """The right model with another seed is another model."""
+def test_noise_of_another_seed_is_found(saved, tmp_path):
+    """Widening with another seed gives another model."""
     widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, seed=1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     record.write_text(record.read_text().replace('"seed": 1', '"seed": 2'))
@@ -252,7 +252,7 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
     assert len(found.weights.differences) == 16
 
 
-# What is refused ------------------------------------------------------------------------------
+# Refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -275,19 +275,19 @@ def test_noise_that_is_not_the_recorded_one_is_found(saved, tmp_path):
         (["--noise", "1", "--noise-scale", "loud"], "unknown `--noise-scale loud`"),
     ],
 )
-def test_options_that_make_no_sense(arguments, message, saved, tmp_path):
+def test_contradicting_options_are_refused(arguments, message, saved, tmp_path):
     result = run("widen", str(saved("Llama-untied")), "-f", "2", "-o", str(tmp_path / "w"), *arguments)
     assert result.code == 2
     assert message in result.err
     assert not (tmp_path / "w").exists()
 
 
-def test_padding_makes_no_new_tensors(saved):
+def test_padding_cannot_add_tensors(saved):
     with pytest.raises(PlanError, match="`--method warmstart` cannot widen the axis `experts`, which counts tensors"):
         plan_widening(saved("Mixtral-untied"), factor=2, axes={"experts": 2}, method="warmstart")
 
 
-def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
+def test_a_damaged_method_in_the_record_is_an_error(saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     record.write_text(record.read_text().replace('"scale": "spectral"', '"size2": "spectral"'))
@@ -308,17 +308,17 @@ def test_a_damaged_method_in_the_record_is_told(saved, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", [["inspect"], ["verify", "--weights"], ["hparams", "--lr", "1"]])
-def test_hostile_records_are_told_and_never_a_traceback(command, before, after, saved, tmp_path):
+def test_hostile_records_never_cause_a_traceback(command, before, after, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"
     assert before in record.read_text()
     record.write_text(record.read_text().replace(before, after, 1))
     result = run(command[0], str(tmp_path / "wide"), *command[1:])
-    assert result.code in (0, 2)  # a command may not need what is damaged
+    assert result.code in (0, 2)  # some commands do not read the damaged part
     assert result.code == 0 or "error: " in result.err
 
 
-def test_inspect_says_how_the_last_verification_ended(saved, tmp_path):
+def test_inspect_shows_the_result_of_the_last_verification(saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, method="net2net", seed=4)
     path = str(tmp_path / "wide")
     assert "method net2net, seed 4; verified, largest relative difference" in run("inspect", path).out
@@ -329,7 +329,7 @@ def test_inspect_says_how_the_last_verification_ended(saved, tmp_path):
     assert "the last verification FAILED" in run("inspect", path).out
 
 
-def test_noise_that_a_type_cannot_hold_is_told(tmp_path):
+def test_noise_that_overflows_its_type_is_an_error(tmp_path):
     tensors = {f"{i}.weight": torch.full((8, 8), 3e4).half() for i in (0, 2, 4)}
     save_file(tensors, tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"with noise, `0\.weight` has values that overflow F16"):

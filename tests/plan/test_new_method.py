@@ -1,4 +1,4 @@
-"""A method is one class and one entry of a table: planned, widened, recorded and verified like those we have."""
+"""Adding a method takes one class and one entry of a table; planning, recording and verifying follow."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mupscale_cli.tasks.widen import widen
 
 @dataclass(frozen=True)
 class Mirrored(Method):
-    """Copies end to end, every second turn backwards."""
+    """Repeats units end to end, every second time in reverse order."""
 
     name = "mirrored"
 

@@ -1,4 +1,4 @@
-"""Plans from headers alone, against values worked out by hand."""
+"""Plans made from headers, compared with values that were worked out by hand."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def llama(factor=None, axes=None, config=CONFIG, shapes=SHAPES, **options):
 
 
 def test_coefficients_multiplicities_and_shapes_of_llama():
-    """Factors 2 on embed, 3 on kv, 5 on g, 7 on ffn: every number below is a product of them."""
+    """The factors are embed 2, kv 3, g 5 and ffn 7; every number below is a product of these."""
     plan = llama(axes={"embed": 2, "kv": 3, "g": 5, "ffn": 7})
     found = {t.target.name: (t.coefficient, t.multiplicity, t.target.shape) for t in plan.tensors}
     heads = 3 * 5
@@ -63,14 +63,14 @@ def test_coefficients_multiplicities_and_shapes_of_llama():
     }
 
 
-def test_an_untied_readout_takes_the_factor_itself():
+def test_an_untied_readout_is_scaled_itself():
     shapes = {**SHAPES, "lm_head.weight": (10, 8)}
     plan = llama(2, config={**CONFIG, "tie_word_embeddings": False}, shapes=shapes)
     found = {t.target.name: t.coefficient for t in plan.tensors}
     assert (found["model.norm.weight"], found["lm_head.weight"]) == (1, 1 / 2)
 
 
-def test_the_config_is_rewritten_and_head_dim_pinned():
+def test_the_config_is_widened_and_keeps_head_dim():
     plan = llama(3, {"g": 2})
     changes = {change.key: (change.before, change.after) for change in plan.config_changes}
     assert changes == {
@@ -90,12 +90,12 @@ def test_counts():
     assert plan.num_bytes == 4 * plan.num_parameters[1]
 
 
-def test_scales_that_are_not_powers_of_two_are_rounded_but_splits_are_not():
+def test_splits_are_exact_and_scales_other_than_powers_of_two_are_rounded():
     assert [tensor.target.name for tensor in llama(3).rounded] == ["model.norm.weight"]
     assert llama(2).rounded == ()
 
 
-def test_shards_hold_every_tensor_once_and_no_more_than_asked():
+def test_shards_contain_every_tensor_once_and_respect_the_maximum_size():
     plan = llama(2, max_shard_bytes=2000)
     assert len(plan.shards) > 2
     assert all(shard.num_bytes <= 2000 or len(shard.tensors) == 1 for shard in plan.shards)
@@ -104,7 +104,7 @@ def test_shards_hold_every_tensor_once_and_no_more_than_asked():
     assert [shard.file for shard in llama(2, max_shard_bytes=None).shards] == ["model.safetensors"]
 
 
-def test_shapes_that_contradict_the_config():
+def test_shapes_that_contradict_the_config_are_refused():
     with pytest.raises(
         RecipeError, match=r"up_proj\.weight` has shape \(13, 8\).*should have size 12 instead of 13"
     ) as error:
@@ -113,7 +113,7 @@ def test_shapes_that_contradict_the_config():
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8"])
-def test_packed_weights(dtype):
+def test_packed_weights_are_refused(dtype):
     recipe = load_recipe("llama")
     with pytest.raises(PlanError, match=dtype):
         make_plan(recipe, specs(dtype=dtype), CONFIG, resolve_factors(recipe, 2, {}))
@@ -131,7 +131,7 @@ def test_packed_weights(dtype):
         ("gpt2", None, {"embed": 4, "h": 2}, "linked axes do not match"),
     ],
 )
-def test_factors_that_are_refused(name, factor, axes, message):
+def test_impossible_factors_are_refused(name, factor, axes, message):
     with pytest.raises(PlanError, match=message):
         resolve_factors(load_recipe(name), factor, axes)
 
@@ -141,7 +141,7 @@ def test_a_single_axis_overrides_the_factor():
     assert factors == {"embed": 1, "kv": 2, "g": 3, "d": 1, "ffn": 8}
 
 
-# What the language can say --------------------------------------------------------------------
+# Features of the language --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_an_axis_in_the_name_adds_tensors_and_may_be_summed(small):
     assert plan.config["experts"] == 6
 
 
-def test_segments_may_be_scaled_apart(small):
+def test_segments_can_have_different_scales(small):
     plan = small('w: "[a@a^-1 + 2 a + 1]"', {"n": 2}, {"w": (7,)}, {"a": 4})
     (tensor,) = plan.tensors
     assert tensor.target.shape == (8 + 16 + 1,)
@@ -174,7 +174,7 @@ def test_segments_may_be_scaled_apart(small):
     assert tensor.coefficient is None
 
 
-def test_conditions_choose_the_first_that_holds(small):
+def test_the_first_alternative_with_a_true_condition_is_chosen(small):
     text = 'w: [{when: parallel, dims: "a | a^-1"}, "a"]'
     (tensor,) = small(text, {"n": 2, "parallel": True}, {"w": (2,)}, {"a": 2}).tensors
     assert tensor.coefficient == 1 / 2
@@ -182,14 +182,14 @@ def test_conditions_choose_the_first_that_holds(small):
     assert tensor.coefficient == 1
 
 
-def test_tensors_may_be_kept_or_left_out(small):
+def test_tensors_can_be_kept_or_omitted(small):
     shapes = {"w": (2,), "kept": (5,), "buffer": (9,)}
     plan = small("w: a\n  kept: keep\n  buffer: omit", {"n": 2}, shapes, {"a": 2})
     assert {tensor.target.name: tensor.target.shape for tensor in plan.tensors} == {"w": (4,), "kept": (5,)}
     assert plan.omitted == ("buffer",)
 
 
-def test_a_config_that_does_not_give_the_axis_its_new_size(small):
+def test_a_config_that_keeps_the_old_size_is_an_error(small):
     with pytest.raises(
         ConfigError, match="the axis `e` has size 2 in the widened config, but 4 in the widened tensors"
     ):
@@ -198,6 +198,6 @@ def test_a_config_that_does_not_give_the_axis_its_new_size(small):
         )
 
 
-def test_a_config_that_lacks_a_key(small):
+def test_a_missing_config_key_is_an_error(small):
     with pytest.raises(RecipeError, match="lacks a key that gives the size of the axis `a`"):
         small("w: a", {}, {"w": (2,)}, {"a": 2})

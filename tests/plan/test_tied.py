@@ -1,4 +1,4 @@
-"""A readout that shares the embedding: three ways to give it its factor."""
+"""Three ways to scale a readout that shares the embedding."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from mupscale_cli.tasks.widen import widen
 from training import save_training
 
 
-def test_untied_the_readout_is_a_tensor_of_its_own_and_takes_the_factor(saved, tmp_path):
+def test_untying_makes_the_readout_a_separate_scaled_tensor(saved, tmp_path):
     source = saved("Llama-tied", dtype=torch.bfloat16)
     result = widen(source, tmp_path / "wide", 3, dtype="float64", tie="untie")
     assert result.verification.agrees
@@ -32,7 +32,7 @@ def test_untied_the_readout_is_a_tensor_of_its_own_and_takes_the_factor(saved, t
     assert verify(tmp_path / "wide", dtype="float64").agrees
 
 
-def test_folding_rounds_in_bfloat16_what_untying_does_not(saved, tmp_path):
+def test_folding_rounds_in_bfloat16_and_untying_does_not(saved, tmp_path):
     source = saved("Gemma-tied", dtype=torch.bfloat16)
     folded = widen(source, tmp_path / "folded", 3, dtype="float64", tie="fold").verification
     assert folded.agrees
@@ -42,7 +42,7 @@ def test_folding_rounds_in_bfloat16_what_untying_does_not(saved, tmp_path):
     assert untied.rounding is None  # 1/sqrt(4) of the embedding is exact
 
 
-def test_a_key_of_the_config_is_preferred_where_there_is_one(saved):
+def test_a_config_key_is_preferred_to_folding(saved):
     def norm(tie):
         plan = plan_widening(saved("Granite-tied"), factor=2, tie=tie)
         keys = {change.key: change.after for change in plan.config_changes}
@@ -55,7 +55,7 @@ def test_a_key_of_the_config_is_preferred_where_there_is_one(saved):
     assert norm("untie")[2]["tie_word_embeddings"] is False
 
 
-def test_a_value_that_is_too_large_to_be_scaled_is_told(saved, tmp_path):
+def test_a_config_value_too_large_to_scale_is_an_error(saved, tmp_path):
     source = shutil.copytree(saved("Granite-tied"), tmp_path / "narrow")
     file = source / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "logits_scaling": 10**400}))
@@ -63,7 +63,7 @@ def test_a_value_that_is_too_large_to_be_scaled_is_told(saved, tmp_path):
         plan_widening(source, factor=2)
 
 
-def test_what_cannot_be_asked(saved):
+def test_ways_that_do_not_apply_are_refused(saved):
     with pytest.raises(PlanError, match="does not share the embedding"):
         plan_widening(saved("Llama-untied"), factor=2, tie="fold")
     with pytest.raises(PlanError, match="`llama` does not allow `--tie config`") as caught:
@@ -73,7 +73,7 @@ def test_what_cannot_be_asked(saved):
         plan_widening(saved("Bert-pooler"), factor=2, tie="untie")
 
 
-def test_moments_of_a_shared_tensor_are_not_those_of_two(tmp_path):
+def test_the_moments_of_a_shared_tensor_cannot_be_untied(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
     with pytest.raises(PlanError, match="shared moments for embedding and readout"):
         widen(source, tmp_path / "wide", 2, tie="untie")
@@ -83,8 +83,8 @@ def test_moments_of_a_shared_tensor_are_not_those_of_two(tmp_path):
     assert result.code == 0
 
 
-def test_a_checkpoint_that_has_only_the_readout_of_the_two_names(saved, tmp_path):
-    """As `safetensors.torch.save_model` may leave it; the optimizer calls the tensor by its other name."""
+def test_a_checkpoint_that_names_the_shared_tensor_after_the_readout(saved, tmp_path):
+    """`safetensors.torch.save_model` can write such files; the optimizer uses the other name of the tensor."""
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
     file = source / "model.safetensors"
     tensors = load_file(file)
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_has_only_the_readout_of_the_two_names(saved, tmp_path
     assert state["state"][names.index("model.embed_tokens.weight")]["exp_avg"].shape == (50, 96)
 
 
-def test_flan_t5_has_a_readout_of_its_own(tmp_path):
+def test_flan_t5_has_a_separate_readout(tmp_path):
     import transformers
 
     config = transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
@@ -117,8 +117,8 @@ def test_flan_t5_has_a_readout_of_its_own(tmp_path):
     assert result.plan.tie is None
 
 
-def test_the_only_way_is_taken_without_being_asked(tmp_path):
-    """OLMo's norms have no parameters, so a tied readout can only be untied."""
+def test_the_only_possible_way_is_the_default(tmp_path):
+    """OLMo's norms have no parameters to fold into, so a tied readout can only be untied."""
     import transformers
 
     from helpers import SIZES
@@ -141,7 +141,7 @@ def test_the_only_way_is_taken_without_being_asked(tmp_path):
         ("{when: true, ways: [fold], how: x}", "unknown key `how`"),
     ],
 )
-def test_mistakes_in_recipes(tie, says, tmp_path):
+def test_mistakes_in_recipes_are_located(tie, says, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text(f"axes: {{x: n}}\ntie: {tie}\ntensors: {{w: x}}\n")
     with pytest.raises(RecipeError, match=says):

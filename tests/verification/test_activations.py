@@ -1,4 +1,4 @@
-"""Recording what modules compute, by their names."""
+"""Recording the outputs of modules by their names, and rounding scaled tensors."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mupscale_cli.verification.activations import name_in, recording, round_scal
 from mupscale_cli.verification.models import build_reference_model
 
 
-def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved):
+def test_scaled_tensors_are_rounded_as_stored_ones_are(saved):
     source = saved("Gemma-tied", dtype=torch.bfloat16)
     plan = plan_widening(source, factor=2)
     model = build_reference_model(open_checkpoint(source), torch.float64)
@@ -27,12 +27,12 @@ def test_the_narrow_model_is_rounded_as_the_stored_one_is(saved):
     }
     after = model.state_dict()
     for name, value in expected.items():
-        # Two roundings of float64 for two operations, on numbers below 8.
+        # Two operations round in float64, on numbers below 8.
         torch.testing.assert_close(after[name], value, rtol=0, atol=2**-48, msg=name)
     assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
 
 
-def test_recording_takes_the_first_output_of_each_named_module_in_order_and_lets_go():
+def test_recording_keeps_the_first_output_of_each_named_module_and_removes_its_hooks():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with recording(model, {"2", "0"}) as recorder:
         first = model(torch.ones(1, 2))
@@ -44,14 +44,14 @@ def test_recording_takes_the_first_output_of_each_named_module_in_order_and_lets
     assert not recorder.outputs
 
 
-def test_recording_lets_go_after_an_error():
+def test_recording_removes_its_hooks_after_an_error():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(RuntimeError), recording(model, {"0"}):
         model(torch.ones(1, 3))
     assert not model[0]._forward_hooks
 
 
-def test_names_of_a_base_model_are_found_below_the_prefix_of_the_head():
+def test_names_of_a_base_model_are_found_with_its_prefix():
     model = nn.Module()
     model.base_model_prefix = "transformer"
     known = {"transformer.wte": 1, "lm_head": 2}

@@ -1,4 +1,4 @@
-"""Verification: what it compares, in what precision, what it accepts, and above all what it refuses."""
+"""Comparing models: the outputs that are compared, and the mistakes that are found."""
 
 import json
 import math
@@ -23,12 +23,12 @@ EXACT = VerifyOptions(dtype="float64")
 
 
 def verified(source, wide):
-    """Verify a pair of checkpoints by the plan for factor 2."""
+    """Verify a pair of checkpoints with the plan for factor 2."""
     return verify_checkpoints(open_checkpoint(source), open_checkpoint(wide), plan_widening(source, factor=2), EXACT)
 
 
-# Case, recipe, rules with one mistake, axes (None: all), and the first module whose output is not what the
-# recipe says of it; None where all of them are and only the logits differ.
+# Case, recipe, rules with one mistake, axes (None: all), and the first module whose output contradicts the recipe
+# (None if only the logits differ).
 LAYERS = "{prefix}layers.*."
 
 
@@ -55,9 +55,9 @@ WRONG_RULES = [
         "model.layers.0.mlp.gate_proj",
     ),
     ("SmolLM3-untied", "llama", {"lm_head.weight?": "., embed"}, None, "lm_head"),
-    # Nothing divides the logits of the tied readout.
+    # The logits of the tied readout are not divided.
     ("Llama-tied", "llama", {"{prefix}norm.weight": "embed"}, None, None),
-    # The queries are what this rule says, but meet the keys of other heads.
+    # The queries follow this rule, but meet the keys of other heads.
     (
         "Qwen3-untied",
         "qwen3",
@@ -77,7 +77,7 @@ WRONG_RULES = [
     ("Gemma2-tied", "gemma", {"{prefix}norm.weight": "embed | embed^-0.5"}, None, "model.norm"),
     ("Gemma3-tied", "gemma", {"{prefix}norm.weight": "embed"}, None, None),
     ("GPT2-tied", "gpt2", {"{prefix}h.*.mlp.c_fc.weight": "embed, ffn"}, None, "transformer.h.0.mlp.c_fc"),
-    # The queries are what these rules say, but attention divides by the root of the new head_dim.
+    # The queries follow these rules, but attention divides by the root of the new head_dim.
     (
         "GPT2-untied",
         "gpt2",
@@ -100,7 +100,7 @@ WRONG_RULES = [
 
 
 def wrong_recipe(tmp_path, recipe, rules):
-    """A recipe that is the built-in one but for some rules."""
+    """Write a recipe that differs from a built-in one in some rules."""
     file = tmp_path / "wrong.yaml"
     lines = (f'  "{pattern}": "{layout}"\n' for pattern, layout in rules.items())
     file.write_text(f"extends: {recipe}\ntensors:\n{''.join(lines)}")
@@ -112,7 +112,9 @@ def wrong_recipe(tmp_path, recipe, rules):
     ("case", "recipe", "rules", "axes", "module"),
     [pytest.param(*row, id=f"{row[0]}: {next(iter(row[2].items()))}") for row in WRONG_RULES],
 )
-def test_a_wrong_rule_is_found_and_nothing_published(case, recipe, rules, axes, module, dtype, factor, saved, tmp_path):
+def test_a_wrong_rule_is_found_and_nothing_is_written(
+    case, recipe, rules, axes, module, dtype, factor, saved, tmp_path
+):
     source = saved(case, dtype=dtype)
     file = wrong_recipe(tmp_path, recipe, rules)
     factors = dict.fromkeys(axes or (), factor)
@@ -123,7 +125,7 @@ def test_a_wrong_rule_is_found_and_nothing_published(case, recipe, rules, axes, 
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
-def test_a_wrong_rule_is_found_in_a_model_of_the_user(mlp, tmp_path):
+def test_a_wrong_rule_is_found_in_a_user_defined_model(mlp, tmp_path):
     source, model = mlp
     file = wrong_recipe(tmp_path, "mlp", {"{prefix}{last}.weight": "., hidden"})
     found = widen(source, tmp_path / "wide.safetensors", 2, recipe=file, model=model).verification
@@ -132,8 +134,8 @@ def test_a_wrong_rule_is_found_in_a_model_of_the_user(mlp, tmp_path):
     assert not (tmp_path / "wide.safetensors").exists()
 
 
-def test_a_wrong_rule_is_found_where_it_hides_below_float32(saved, tmp_path):
-    """An exponent that is off by 1e-6 changes everything by less than float32 rounds."""
+def test_a_wrong_rule_is_found_below_the_precision_of_float32(saved, tmp_path):
+    """An exponent that is off by 1e-6 causes smaller changes than rounding in float32."""
     file = wrong_recipe(tmp_path, "gemma", {"{prefix}embed_tokens.weight": "., embed | embed^-0.500001"})
     found = widen(saved("Gemma-untied"), tmp_path / "wide", 2, recipe=file, dtype="float64").verification
     assert not found.agrees
@@ -142,29 +144,29 @@ def test_a_wrong_rule_is_found_where_it_hides_below_float32(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def wide_llama(saved, tmp_path_factory):
-    """A directory that is a right widening of `Llama-untied` by 2, and one to spoil."""
+    """A correct widening of `Llama-untied` by 2, and a copy to damage."""
     folder = tmp_path_factory.mktemp("wide")
-    for name in ("right", "spoiled"):
+    for name in ("correct", "damaged"):
         widen(saved("Llama-untied"), folder / name, 2, verify=False)
-    return folder / "right", folder / "spoiled"
+    return folder / "correct", folder / "damaged"
 
 
-def spoiled(wide_llama, name, change):
-    """The second directory with one tensor changed."""
-    right, directory = wide_llama
-    tensors = load_file(right / "model.safetensors")
+def damaged(wide_llama, name, change):
+    """Change one tensor of the copy, and return the copy."""
+    correct, directory = wide_llama
+    tensors = load_file(correct / "model.safetensors")
     change(tensors[name])
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
 def flip_last_bits(tensor):
-    """Move the first column, or the first element, by one unit in the last place."""
+    """Change the first column, or the first element, by one unit in the last place."""
     column = tensor[..., 0]
     column.copy_(torch.nextafter(column, torch.full_like(column, math.inf)))
 
 
-OF_A_LAYER = [
+LAYER_TENSORS = [
     "input_layernorm.weight",
     "self_attn.q_proj.weight",
     "self_attn.k_proj.weight",
@@ -181,40 +183,40 @@ OF_A_LAYER = [
 
 ALL_TENSORS = [
     "model.embed_tokens.weight",
-    *(f"model.layers.1.{name}" for name in OF_A_LAYER),
+    *(f"model.layers.1.{name}" for name in LAYER_TENSORS),
     "model.norm.weight",
     "lm_head.weight",
 ]
 
 
 @pytest.mark.parametrize("name", ALL_TENSORS)
-def test_the_last_bit_of_a_weight_is_seen_and_its_module_named(name, wide_llama, saved):
-    wide = spoiled(wide_llama, name, flip_last_bits)
+def test_a_change_of_a_last_bit_is_found_in_its_module(name, wide_llama, saved):
+    wide = damaged(wide_llama, name, flip_last_bits)
     found = verified(saved("Llama-untied"), wide)
     assert not found.agrees
     assert found.first_difference.what == name.rpartition(".")[0]
 
 
-def test_rows_in_another_order_are_seen(wide_llama, saved):
-    """Concatenated copies instead of interleaved ones: each row is there, none is missing."""
+def test_reordered_rows_are_found(wide_llama, saved):
+    """Copies that are concatenated instead of interleaved: every row exists, but in another position."""
 
     def permute(tensor):
         heads = tensor.view(4, 8, -1)  # two kv heads, two copies of each
         heads.copy_(heads[[0, 2, 1, 3]].clone())
 
-    wide = spoiled(wide_llama, "model.layers.0.self_attn.v_proj.weight", permute)
+    wide = damaged(wide_llama, "model.layers.0.self_attn.v_proj.weight", permute)
     found = verified(saved("Llama-untied"), wide)
     assert not found.agrees
     assert found.first_difference.what == "model.layers.0.self_attn.v_proj"
 
 
-def test_the_right_file_agrees(wide_llama, saved):
+def test_the_correct_file_agrees(wide_llama, saved):
     assert verified(saved("Llama-untied"), wide_llama[0]).agrees
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_a_difference(value, wide_llama, saved):
-    wide = spoiled(wide_llama, "model.layers.1.mlp.up_proj.bias", lambda tensor: tensor[:1].fill_(value))
+def test_a_nonfinite_value_is_a_difference(value, wide_llama, saved):
+    wide = damaged(wide_llama, "model.layers.1.mlp.up_proj.bias", lambda tensor: tensor[:1].fill_(value))
     found = verified(saved("Llama-untied"), wide)
     assert not found.agrees
     assert found.first_difference.what == "model.layers.1.mlp.up_proj"
@@ -222,7 +224,7 @@ def test_a_value_that_is_not_finite_is_a_difference(value, wide_llama, saved):
     json.dumps(found.as_record(), allow_nan=False)
 
 
-def test_nan_in_both_models_is_no_agreement(tmp_path):
+def test_nan_in_both_models_is_not_agreement(tmp_path):
     source = save_model(tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.0.input_layernorm.weight"][0] = math.nan
@@ -240,12 +242,12 @@ def test_models_that_generate_are_compared_with_padding_and_cache(saved, tmp_pat
 
 
 def without_padding(_query, mask):
-    """The first sequence is whole, so its mask is the causal one."""
+    """Ignore padding: the mask of the first sequence, which has none, is the causal mask."""
     return mask[:1].expand_as(mask)
 
 
 def forgetful(query, mask):
-    """With a cache, one query at a time: it misses the oldest key."""
+    """Ignore the oldest key when there is a single query, as there is with a cache."""
     return mask.index_fill(-1, torch.tensor(0), torch.finfo(mask.dtype).min) if query.shape[2] == 1 else mask
 
 
@@ -256,7 +258,7 @@ def forgetful(query, mask):
         (forgetful, {"logits of cached generation"}),
     ],
 )
-def test_what_only_padding_or_a_cache_shows_is_seen(change, differing, monkeypatch, saved, tmp_path):
+def test_mistakes_that_need_padding_or_a_cache_are_found(change, differing, monkeypatch, saved, tmp_path):
     import transformers
 
     attend = transformers.models.llama.modeling_llama.eager_attention_forward
@@ -271,8 +273,8 @@ def test_what_only_padding_or_a_cache_shows_is_seen(change, differing, monkeypat
     assert {c.what for c in found.comparisons if not c.max_rel <= found.tolerance} == differing
 
 
-def test_generation_covers_more_than_one_step_and_is_forced(saved):
-    """Both models follow the same tokens, so a tie between two logits cannot part them."""
+def test_generation_takes_several_steps_and_follows_given_tokens(saved):
+    """Both models follow the same tokens, so a tie between two logits cannot separate them."""
     model = build_reference_model(open_checkpoint(saved("Llama-untied")), torch.float64)
     tokens, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64)
     logits, greedy = comparing._generate(model, tokens, mask, 8)
@@ -286,14 +288,14 @@ def test_generation_covers_more_than_one_step_and_is_forced(saved):
     torch.testing.assert_close(forced_logits.double(), steps, rtol=0, atol=1e-4)  # rotary tables are float32 here
 
 
-def test_images_have_logits_only(saved, tmp_path):
+def test_image_models_are_compared_by_logits_only(saved, tmp_path):
     found = widen(saved("ResNet-basic"), tmp_path / "wide", 2, dtype="float64").verification
     assert not [c.what for c in found.comparisons if "padded" in c.what or "generation" in c.what]
     assert found.comparisons[0].what == "logits"
     assert "images" in found.inputs
 
 
-def test_the_seed_changes_the_inputs_and_the_same_seed_repeats(wide_llama, saved):
+def test_the_seed_determines_the_inputs(wide_llama, saved):
     source, wide = open_checkpoint(saved("Llama-untied")), open_checkpoint(wide_llama[0])
     plan = plan_widening(source.path, factor=2)
     one, again, other = (
@@ -317,47 +319,47 @@ def test_the_seed_changes_the_inputs_and_the_same_seed_repeats(wide_llama, saved
         ("GPT2-tied", 3, 2),  # gain and bias of the last norm
     ],
 )
-def test_what_rounding_moves_is_told_and_hides_nothing(case, factor, rounded, saved, tmp_path):
+def test_rounding_is_measured_and_hides_nothing(case, factor, rounded, saved, tmp_path):
     found = widen(saved(case, dtype=torch.bfloat16), tmp_path / "wide", factor, dtype="float64").verification
     assert found.agrees
     assert found.max_rel < 1e-12
     assert found.rounded_tensors == rounded
     if rounded:
-        # Rounding to bfloat16 moves each element by up to 2^-9; the logits of a small model by about as much.
+        # Rounding to bfloat16 changes each element, and the logits of a small model, by up to about 2^-9.
         assert 1e-6 < found.rounding.max_rel < 1
     else:
         assert found.rounding is None
 
 
-def is_skipped(source, output, says, **arguments):
-    """Widen what cannot be verified: it is published all the same, and the reason told."""
+def check_skipped(source, output, reason, **arguments):
+    """Widen a checkpoint that cannot be verified; check that it is written and that the reason is given."""
     widened = widen(source, output, 2, **arguments)
     assert widened.verification is None
-    assert says in widened.skipped
+    assert reason in widened.skipped
     assert widened.record["verification"] is None
     assert output.exists()
 
 
-def test_without_transformers_it_is_skipped(monkeypatch, saved, tmp_path):
+def test_without_transformers_it_check_skipped(monkeypatch, saved, tmp_path):
     source = saved("Llama-tied")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    is_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
+    check_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
 
 
-def test_without_config_it_is_skipped(tmp_path):
-    is_skipped(save_mlp(tmp_path / "mlp.safetensors"), tmp_path / "wide.safetensors", "--model")
+def test_without_config_it_check_skipped(tmp_path):
+    check_skipped(save_mlp(tmp_path / "mlp.safetensors"), tmp_path / "wide.safetensors", "--model")
 
 
-def test_with_an_architecture_that_transformers_lacks_it_is_skipped(tmp_path):
+def test_with_an_architecture_that_transformers_lacks_it_check_skipped(tmp_path):
     source = save_model(tmp_path / "narrow")
     change_config(source, architectures=["LlamaForTelepathy"])
-    is_skipped(source, tmp_path / "wide", "LlamaForTelepathy")
+    check_skipped(source, tmp_path / "wide", "LlamaForTelepathy")
 
 
-def test_when_it_was_not_asked_for_it_is_skipped(saved, tmp_path):
-    is_skipped(saved("Llama-tied"), tmp_path / "wide", "disabled by", verify=False)
+def test_when_it_was_not_asked_for_it_check_skipped(saved, tmp_path):
+    check_skipped(saved("Llama-tied"), tmp_path / "wide", "disabled by", verify=False)
 
 
-def test_an_own_model_needs_no_transformers(monkeypatch, mlp, tmp_path):
+def test_a_user_defined_model_does_not_need_transformers(monkeypatch, mlp, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert widen(mlp[0], tmp_path / "wide.safetensors", 2, model=mlp[1]).verification.agrees

@@ -1,4 +1,4 @@
-"""Inputs that a reference, or the user's own model, is run on."""
+"""Random inputs for transformers models and user-defined ones."""
 
 import sys
 
@@ -16,7 +16,7 @@ from mupscale_cli.verification.result import CannotVerify, Comparison
 
 
 class Stub(nn.Module):
-    """As much of a transformers model as making inputs asks for."""
+    """The parts of a transformers model that are needed to make its inputs."""
 
     def __init__(self, main_input_name, **config):
         super().__init__()
@@ -24,30 +24,30 @@ class Stub(nn.Module):
         self.config = type("Config", (), {**config, "get_text_config": lambda self: self})()
 
 
-def test_tokens_are_of_the_vocabulary_and_use_it():
+def test_tokens_cover_the_vocabulary():
     inputs = reference_inputs(Stub("input_ids", vocab_size=5), torch.Generator().manual_seed(0))
     assert set(inputs.keywords["input_ids"].unique().tolist()) == {0, 1, 2, 3, 4}
     assert set(inputs.keywords) == {"input_ids"}
 
 
-def test_an_encoder_with_a_decoder_gets_tokens_for_both():
+def test_encoder_decoders_get_tokens_for_both_parts():
     stub = Stub("input_ids", vocab_size=5, is_encoder_decoder=True)
     inputs = reference_inputs(stub, torch.Generator().manual_seed(0))
     assert set(inputs.keywords) == {"input_ids", "decoder_input_ids"}
 
 
 @pytest.mark.parametrize(("size", "shape"), [(8, (1, 8, 8)), ((6, 10), (1, 6, 10))])
-def test_images_have_the_size_of_the_config(size, shape):
+def test_images_have_the_size_in_the_config(size, shape):
     stub = Stub("pixel_values", image_size=size, num_channels=1)
     assert reference_inputs(stub, torch.Generator()).keywords["pixel_values"].shape[1:] == shape
 
 
-def test_inputs_of_another_kind_are_a_reason_not_to_verify():
+def test_other_kinds_of_inputs_cannot_be_verified():
     with pytest.raises(CannotVerify, match=r"input_values.*--model"):
         reference_inputs(Stub("input_values"), torch.Generator())
 
 
-def test_only_numbers_take_the_type_of_the_model():
+def test_only_floating_point_inputs_take_the_type_of_the_model():
     inputs = Inputs((torch.ones(1), torch.ones(1, dtype=torch.int64), "a"), {"x": torch.ones(1), "flag": True}, "")
     moved = inputs.to(torch.device("cpu"), torch.float64)
     assert [getattr(value, "dtype", value) for value in moved.arguments] == [torch.float64, torch.int64, "a"]
@@ -55,7 +55,7 @@ def test_only_numbers_take_the_type_of_the_model():
     assert moved.keywords["flag"] is True
 
 
-def test_a_user_model_gets_numbers_by_its_first_weight_or_tokens_by_its_config(mlp):
+def test_a_user_defined_model_gets_numbers_or_tokens(mlp):
     plan, generator = plan_widening(mlp[0], factor=2), torch.Generator().manual_seed(0)
     (values,) = user_inputs(sys, {}, plan, generator).arguments
     assert values.shape[1:] == (5,)
@@ -68,7 +68,7 @@ def test_a_user_model_gets_numbers_by_its_first_weight_or_tokens_by_its_config(m
     ("returned", "arguments", "keywords"),
     [("1", (1,), {}), ("(1, 2)", (1, 2), {}), ("{'x': 1}", (), {"x": 1})],
 )
-def test_inputs_of_the_users_module_are_passed_as_it_returns_them(returned, arguments, keywords, mlp, tmp_path):
+def test_inputs_of_the_users_module_are_passed_unchanged(returned, arguments, keywords, mlp, tmp_path):
     (tmp_path / "own.py").write_text(f"{MLP_MODULE}\ndef inputs(config, generator):\n    return {returned}\n")
     module, _ = load_user_module(f"{tmp_path / 'own.py'}:build")
     found = user_inputs(module, {}, plan_widening(mlp[0], factor=2), torch.Generator())

@@ -1,4 +1,4 @@
-"""Building the reference of a checkpoint: transformers' class, or the user's own."""
+"""Building the reference model of a checkpoint: a transformers class or a user-defined model."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from mupscale_cli.verification.models import build_reference_model, build_user_m
         ("./net:build", "net"),
     ],
 )
-def test_a_model_option_that_leads_nowhere_is_named(reference, says, tmp_path):
+def test_an_invalid_model_option_is_an_error(reference, says, tmp_path):
     (tmp_path / "net.py").write_text(MLP_MODULE)
     (tmp_path / "broken.py").write_text("def build(:\n")
     (tmp_path / "needy.py").write_text("import no_such_package\n")
@@ -35,7 +35,7 @@ def test_a_model_option_that_leads_nowhere_is_named(reference, says, tmp_path):
         load_user_module(reference.format(folder=tmp_path))
 
 
-def test_a_model_option_takes_a_module_by_its_dotted_name(monkeypatch, tmp_path):
+def test_a_model_option_can_name_an_installed_module(monkeypatch, tmp_path):
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "net.py").write_text(MLP_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -54,14 +54,14 @@ def test_a_model_option_takes_a_module_by_its_dotted_name(monkeypatch, tmp_path)
         ("return build0(config)[:3]", "4"),
     ],
 )
-def test_a_model_that_does_not_fit_the_checkpoint_is_an_error(body, says, mlp, tmp_path):
+def test_a_model_that_does_not_match_the_checkpoint_is_an_error(body, says, mlp, tmp_path):
     (tmp_path / "own.py").write_text(f"{MLP_MODULE.replace('build', 'build0')}\ndef build(config):\n    {body}\n")
     with pytest.raises(VerifyError, match=says):
         widen(mlp[0], tmp_path / "wide.safetensors", 2, model=f"{tmp_path / 'own.py'}:build")
     assert not (tmp_path / "wide.safetensors").exists()
 
 
-def test_a_model_that_does_not_run_is_an_error(mlp, tmp_path):
+def test_a_model_that_fails_to_run_is_an_error(mlp, tmp_path):
     (tmp_path / "own.py").write_text(
         f"{MLP_MODULE}\nimport torch\ndef inputs(config, generator):\n    return torch.ones(2, 7)\n"
     )
@@ -70,7 +70,7 @@ def test_a_model_that_does_not_run_is_an_error(mlp, tmp_path):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_user_model_is_given_the_config_where_there_is_one(tmp_path):
+def test_a_build_function_gets_the_config(tmp_path):
     source = save_mlp(tmp_path / "mlp.safetensors")
     (tmp_path / "config.json").write_text('{"activation": "tanh"}')
     seen = []
@@ -85,7 +85,7 @@ def test_a_user_model_is_given_the_config_where_there_is_one(tmp_path):
     assert torch.equal(model[2].weight, mlp_tensors()["2.weight"].double())
 
 
-def test_a_user_model_may_have_buffers_that_the_checkpoint_lacks(tmp_path):
+def test_the_checkpoint_can_lack_buffers(tmp_path):
     def build(_config):
         model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
         model.register_buffer("mask", torch.ones(3))
@@ -96,7 +96,7 @@ def test_a_user_model_may_have_buffers_that_the_checkpoint_lacks(tmp_path):
     assert torch.equal(model[4].weight, mlp_tensors()["4.weight"].double())
 
 
-def test_transformers_must_not_invent_weights(tmp_path):
+def test_transformers_must_not_initialize_missing_weights(tmp_path):
     source = save_model(tmp_path / "narrow")
     tensors = load_file(source / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -105,7 +105,7 @@ def test_transformers_must_not_invent_weights(tmp_path):
         build_reference_model(open_checkpoint(source), torch.float64)
 
 
-def test_a_config_that_transformers_refuses_is_an_error(tmp_path):
+def test_a_config_that_transformers_rejects_is_an_error(tmp_path):
     source = save_model(tmp_path / "narrow")
     change_config(source, num_hidden_layers="two")
     with pytest.raises(VerifyError, match="narrow"):

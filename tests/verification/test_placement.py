@@ -1,4 +1,4 @@
-"""Where the two models are: in memory, on disk, on one device or several."""
+"""Placing the two models in memory, on disk, or on devices."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mupscale_cli.verification import placement
 from mupscale_cli.verification.result import CannotVerify
 
 
-def test_the_type_is_the_most_precise_one_that_fits(monkeypatch, mlp, tmp_path):
+def test_auto_chooses_the_most_precise_type_that_fits(monkeypatch, mlp, tmp_path):
     source, model = mlp
     plan = plan_widening(source, factor=2)
     # 16 x 5 + 16 + 12 x 16 + 12 + 3 x 12 + 3 = 339 numbers.
@@ -27,7 +27,7 @@ def test_the_type_is_the_most_precise_one_that_fits(monkeypatch, mlp, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["Llama-tied", "Mixtral-untied", "T5-tied"])
-def test_weights_that_are_read_from_disk(case, saved, tmp_path):
+def test_reading_weights_from_disk_gives_the_same_result(case, saved, tmp_path):
     here = widen(saved(case), tmp_path / "wide", 3, dtype="float64").verification
     found = verify(tmp_path / "wide", saved(case), device="disk")
     assert found.agrees
@@ -42,13 +42,13 @@ def test_weights_that_are_read_from_disk(case, saved, tmp_path):
     assert not verify(tmp_path / "wide", saved(case), device="disk").agrees
 
 
-def test_a_single_file_is_read_from_disk_for_as_long_as_its_model_lives(saved, tmp_path):
+def test_a_single_file_can_be_read_from_disk(saved, tmp_path):
     source = saved("Llama-untied") / "model.safetensors"
     found = widen(source, tmp_path / "w.safetensors", 2, device="disk").verification
     assert found.agrees
 
 
-def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
+def test_a_model_that_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
     source = saved("Llama-untied")
     narrow, wide = (8 * 1.2 * parameters for parameters in plan_widening(source, factor=2).num_parameters)
     for free, narrow_offload in ((wide / 2.5, None), (narrow / 2, "disk")):
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_read_from_disk(monkeypatch, saved, tmp_path):
     assert found.dtype == "float64"
 
 
-def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_on_disk(saved, tmp_path):
+def test_a_model_that_cannot_be_offloaded_is_skipped(saved, tmp_path):
     found = widen(saved("SiglipVision-head"), tmp_path / "wide", 2, device="disk")
     assert found.verification is None
     assert "on one device" in found.skipped
@@ -79,13 +79,13 @@ def test_a_model_whose_weights_are_used_by_other_modules_says_that_it_cannot_be_
         ({"dtype": "int32"}, "int32"),
     ],
 )
-def test_options_that_cannot_be_met_are_named(options, says, saved, tmp_path):
+def test_impossible_options_are_refused(options, says, saved, tmp_path):
     with pytest.raises(VerifyError, match=says):
         widen(saved("Llama-tied"), tmp_path / "wide", 2, **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("device", ["disk", "spread"])
-def test_training_is_on_training_device(device):
+def test_training_cannot_be_offloaded(device):
     with pytest.raises(VerifyError, match="one device"):
         placement.training_device(device)

@@ -1,4 +1,4 @@
-"""Running a reference in one type throughout, and what error remains then."""
+"""Running a reference model in one type throughout, and bounding its rounding error."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ LOWERING = {
 
 
 @pytest.mark.parametrize("name", LOWERING)
-def test_float64_mode_lets_nothing_be_lowered(name):
+def test_float64_mode_prevents_lower_types(name):
     values = torch.rand(3, dtype=torch.float64)
     with everything_in(torch.float64):
         assert LOWERING[name](values).dtype == torch.float64
@@ -61,13 +61,13 @@ def test_float64_mode_leaves_integers_and_bytes_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_modes_lower_as_the_reference_does(dtype):
+def test_other_modes_allow_lower_types(dtype):
     with everything_in(dtype):
         assert torch.ones(2, dtype=torch.float64).float().dtype == torch.float32
         assert torch.ones(2, dtype=torch.float64).to(torch.bfloat16).dtype == torch.bfloat16
 
 
-# The wide perceptron by k has weights of (8k, 5), (6k, 8k), (3, 6k): three products, sums of at most 8k.
+# The perceptron widened by k has weights of shape (8k, 5), (6k, 8k), (3, 6k): 3 products, sums of at most 8k.
 @pytest.mark.parametrize(
     ("dtype", "factor", "expected"),
     [
@@ -78,7 +78,7 @@ def test_other_modes_lower_as_the_reference_does(dtype):
         (torch.bfloat16, 8, 8 * 2**-8 * 3),
     ],
 )
-def test_the_tolerance_follows_from_type_depth_and_length(dtype, factor, expected, mlp):
+def test_the_tolerance_depends_on_type_depth_and_length(dtype, factor, expected, mlp):
     allowed, reason = tolerance(plan_widening(mlp[0], factor=factor), dtype)
     assert allowed == pytest.approx(expected, rel=1e-12)
     assert str(dtype).removeprefix("torch.") in reason
@@ -93,7 +93,7 @@ def test_the_tolerance_grows_with_depth(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-def test_a_right_model_agrees_in_every_type(dtype, saved, tmp_path):
+def test_a_correct_model_agrees_in_every_type(dtype, saved, tmp_path):
     found = widen(saved("Llama-untied"), tmp_path / "wide", 3, dtype=dtype).verification
     assert found.agrees
     assert found.dtype == dtype

@@ -1,4 +1,4 @@
-"""A difference between two outputs, and when a verification agrees."""
+"""Differences between tensors, and the criteria for agreement."""
 
 import json
 import math
@@ -45,12 +45,12 @@ def result(*errors, first=None, allowed=1e-3):
         (result(1e-4, first=Comparison("layer", 1.0, 1.0)), False),
     ],
 )
-def test_agreement_is_every_output_and_every_module_within_the_tolerance(found, agrees):
+def test_agreement_requires_every_output_and_module_within_the_tolerance(found, agrees):
     assert found.agrees is agrees
     assert json.loads(json.dumps(found.as_record(), allow_nan=False))["agrees"] is agrees
 
 
-def test_the_largest_difference_does_not_lose_a_nan():
+def test_the_largest_difference_keeps_nan():
     assert math.isnan(result(math.nan, 1.0).max_rel)
     assert math.isnan(result(1.0, math.nan).max_rel)
     assert result(1.0, 2.0, 0.5).max_rel == 2.0

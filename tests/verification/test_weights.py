@@ -1,4 +1,4 @@
-"""A stored optimizer state against the narrow one, byte by byte and setting by setting."""
+"""Comparing a stored optimizer state with the planned one, byte by byte and setting by setting."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from mupscale_cli.tasks.verify import verify_weights
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 
-# exp_avg is multiplied by 1 / (m c), its square by the square of that. Factors: embed 2, kv 3, g 1, ffn 5.
+# Factors: embed 2, kv 3, g 1, ffn 5. exp_avg is multiplied by 1 / (m c), exp_avg_sq by its square.
 AXES = {"embed": 2, "kv": 3, "ffn": 5}
 
 
@@ -30,7 +30,7 @@ def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
     assert found.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
     if policy == "reset":
         return
-    # One bit of an element in the middle of a tensor.
+    # Flip one bit of an element in the middle of a tensor.
     moments = {name: stored for name, stored in open_state(wide, kind).stored.items() if stored.spec.shape == (96, 96)}
     name, stored = next(iter(moments.items()))
     (place,) = stored.byte_ranges(4 * 96 * 7 + 4 * 3, 1)
@@ -70,7 +70,7 @@ def test_settings_of_a_state_are_compared(tmp_path):
     assert not any("state/2" in each for each in found)
 
 
-def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
+def test_a_changed_or_missing_narrow_state_is_an_error(tmp_path):
     source = save_state(tmp_path / "narrow", "torch")
     widen(source, tmp_path / "wide", 2, verify=False)
     state = torch.load(source / "optimizer.pt", weights_only=True)
@@ -92,7 +92,7 @@ def test_a_narrow_state_that_changed_or_is_gone_is_told(tmp_path):
     assert found.state.differences == ("`optimizer.pt` is missing",)
 
 
-def test_no_pickle_is_read_unless_that_is_asked_for(tmp_path):
+def test_no_pickle_is_read_without_allow_pickle(tmp_path):
     source = save_state(tmp_path / "narrow", "distributed")
     widen(source, tmp_path / "wide", 2, verify=False, allow_pickle=True)
     with pytest.raises(CheckpointError, match="--allow-pickle"):
