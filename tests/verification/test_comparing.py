@@ -340,23 +340,23 @@ def check_skipped(source, output, reason, **arguments):
     assert output.exists()
 
 
-def test_without_transformers_it_check_skipped(monkeypatch, saved, tmp_path):
+def test_without_transformers_it_is_skipped(monkeypatch, saved, tmp_path):
     source = saved("Llama-tied")
     monkeypatch.setitem(sys.modules, "transformers", None)
     check_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
 
 
-def test_without_config_it_check_skipped(tmp_path):
+def test_without_config_it_is_skipped(tmp_path):
     check_skipped(save_mlp(tmp_path / "mlp.safetensors"), tmp_path / "wide.safetensors", "--model")
 
 
-def test_with_an_architecture_that_transformers_lacks_it_check_skipped(tmp_path):
+def test_with_an_architecture_that_transformers_lacks_it_is_skipped(tmp_path):
     source = save_model(tmp_path / "narrow")
     change_config(source, architectures=["LlamaForTelepathy"])
     check_skipped(source, tmp_path / "wide", "LlamaForTelepathy")
 
 
-def test_when_it_was_not_asked_for_it_check_skipped(saved, tmp_path):
+def test_with_no_verify_it_is_skipped(saved, tmp_path):
     check_skipped(saved("Llama-tied"), tmp_path / "wide", "disabled by", verify=False)
 
 
