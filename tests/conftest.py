@@ -1,4 +1,4 @@
-"""Checkpoints that many tests read and none changes."""
+"""Fixtures shared by all tests: narrow checkpoints, which no test changes, and a Hub."""
 
 import gc
 import os
@@ -14,18 +14,18 @@ from hypothesis import settings
 from helpers import save_model
 from hub_server import TOKEN, HubServer
 
-os.environ.pop("COLUMNS", None)  # of the terminal that xdist was started in; tests have none
-# A program that a shell runs in the background is born deaf to it, and so are the children that tests interrupt.
+os.environ.pop("COLUMNS", None)  # set by the terminal of xdist; tests have no terminal
+# A shell makes background programs ignore SIGINT, and children inherit that; some tests interrupt children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # the models are tiny, and there is one process a core
-# A busy machine is no reason to fail.
+torch.set_num_threads(1)  # the models are tiny, and each core has its own process
+# Do not fail on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _frozen():
-    """Every verification collects garbage; what transformers leaves at import would be visited each time."""
+    """Exempt the objects of transformers from garbage collection, which every verification triggers."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -35,7 +35,7 @@ def _frozen():
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """Directories of random models by the name of their case, saved once."""
+    """Return a function that saves a random model once and returns its directory."""
 
     @cache
     def save(case="Llama-untied", **changes):
@@ -46,9 +46,9 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on this machine that the real client talks to, with an empty cache and a token; in an empty folder.
+    """A local Hub for the real client, with an empty cache, a token and an empty current folder.
 
-    The client reads its environment when it is imported, which others have done by now, so its constants are set.
+    The client reads its environment at import, which has already happened, so this sets its constants.
     """
     server = HubServer()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -57,9 +57,9 @@ def hub(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks a protocol of its own
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # xet has its own protocol
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setattr(_http.time, "sleep", lambda _seconds: None)  # between the client's own retries
+    monkeypatch.setattr(_http.time, "sleep", lambda _seconds: None)  # skip the client's pauses between retries
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
     HfFileSystem.clear_instance_cache()

@@ -30,7 +30,7 @@ BEGIN, END = "<!-- table: tests/family_table.py -->\n", "<!-- end of the table -
 
 
 def row(case: str) -> tuple[str, RecipeCheck]:
-    """One line of the table."""
+    """Check a family and return its line of the table."""
     with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
         source = save_model(Path(folder) / "narrow", case)
         plan = identity_plan(find_source(source).checkpoint)
@@ -41,7 +41,7 @@ def row(case: str) -> tuple[str, RecipeCheck]:
     ]
     together = [dict.fromkeys(default, factor) for factor in (2, 3)]
     plain = [trial for trial in checked.trials if trial.tie is None]
-    single = [trial for trial in plain if trial.factors not in together] or plain  # some have one axis
+    single = [trial for trial in plain if trial.factors not in together] or plain  # some models have one axis only
     axes = [axis for axis in plan.recipe.axis_names if axis in plan.used and axis not in plan.recipe.fixed]
     ways = ", ".join(dict.fromkeys([plan.tie, *(t.tie for t in checked.trials if t.tie)])) if plan.tie else "untied"
     model_class, config_class, _ = MODELS[case]
@@ -68,7 +68,7 @@ def _worst(trials: Sequence[Trial]) -> str:
 
 
 def table(rows: Sequence[str]) -> str:
-    """The rows with their heading."""
+    """Return the table: a heading and the sorted rows."""
     heads = ("model type", "class", "recipe", "readout", "axes", "all x2", "all x3", "each axis alone", "other ways")
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(set(rows), key=str.lower)]
@@ -77,7 +77,7 @@ def table(rows: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Make the table, and write it where it belongs if it is whole."""
+    """Create the table, and write it to recipes/README.md if it contains every family."""
     chosen = [case for case in MODELS if not sys.argv[1:] or case.startswith(tuple(sys.argv[1:]))]
     rows, wrong = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""What each of two processes does in optimizers/test_fsdp.py: train sharded and save, or load what was widened."""
+"""The two processes of optimizers/test_fsdp.py, which train and save a sharded model, or load its widened state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORLD = 2
 
 
 def sharded(model: torch.nn.Module) -> torch.nn.Module:
-    """A model cut over the processes, as FSDP2 does it."""
+    """Shard a model over the processes with FSDP2."""
     mesh = init_device_mesh("cpu", (WORLD,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
@@ -28,7 +28,7 @@ def sharded(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    """One step on random tokens, the same in every process."""
+    """Take one step on random tokens, which are equal in all processes; return the loss."""
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(seed))
     loss = model(input_ids=tokens, labels=tokens).loss
     loss.backward()
@@ -38,7 +38,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) ->
 
 
 def train(folder: Path) -> None:
-    """Three steps on the narrow model, saved by torch, and the loss of the next."""
+    """Train the narrow model for three steps and save it with torch; store the losses of the next steps."""
     model = sharded(build("Llama-tied", dtype=torch.float64).train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     for seed in range(3):
@@ -51,7 +51,7 @@ def train(folder: Path) -> None:
 
 
 def resume(folder: Path) -> None:
-    """The wide model with the widened state, loaded by torch; the losses of the same steps."""
+    """Load the wide model and its widened state with torch; store the losses of the same steps."""
     from mupscale_cli import param_groups
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "wide", dtype=torch.float64).train()
@@ -68,7 +68,7 @@ def resume(folder: Path) -> None:
 
 
 def main(rank: int, task: str, folder: str) -> None:
-    """Join the others and do one of the tasks."""
+    """Join the process group and run a task."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{task}.meeting", rank=rank, world_size=WORLD)
     {"train": train, "resume": resume}[task](Path(folder))
@@ -77,4 +77,6 @@ def main(rank: int, task: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    mp.start_processes(main, args=tuple(sys.argv[1:]), nprocs=WORLD, start_method="fork")  # torch is imported once
+    mp.start_processes(
+        main, args=tuple(sys.argv[1:]), nprocs=WORLD, start_method="fork"
+    )  # forking imports torch only once

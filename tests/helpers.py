@@ -1,4 +1,4 @@
-"""Small models with nothing left at its default, and checkpoints of them."""
+"""Build and save small random models whose parameters all differ from their defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-# Some configs ask that hidden_size is a multiple of the number of heads, though head_dim is given: 48 is for 4, 8, 12.
+# Some configs require hidden_size to be a multiple of the number of heads despite head_dim: 48 suits 4, 8 and 12 heads.
 SIZES = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -124,7 +124,7 @@ VISION = {
 
 MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 
-# Name of the case: class in transformers, its config class, settings.
+# Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{
         f"{name}-{'tied' if tied else 'untied'}": (
@@ -433,8 +433,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter and floating-point buffer of the state dict random values, gains and biases too."""
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Set every parameter and floating-point buffer of the state dict to random values, including gains and biases."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -446,17 +446,17 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def build(case: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A random transformers model of a case of `MODELS`."""
+    """Build a random transformers model of a case in `MODELS`."""
     import transformers
 
     model_class, config_class, settings = MODELS[case]
     config = getattr(transformers, config_class)(**{**settings, **changes})
-    config._experts_implementation = "eager"  # the others know no float64
-    return randomise(getattr(transformers, model_class)(config).to(dtype)).eval()
+    config._experts_implementation = "eager"  # the other implementations lack float64
+    return randomize(getattr(transformers, model_class)(config).to(dtype)).eval()
 
 
 def save_model(directory: Path, case: str = "Llama-untied", *, max_shard_size: str = "5GB", **changes: Any) -> Path:
-    """Save a random transformers model as `save_pretrained` does; returns the directory."""
+    """Save a random transformers model with `save_pretrained` and return its directory."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -466,7 +466,7 @@ def save_model(directory: Path, case: str = "Llama-untied", *, max_shard_size: s
 
 @cache
 def mlp_tensors() -> dict[str, torch.Tensor]:
-    """The tensors of `Sequential(Linear(5, 8), ReLU, Linear(8, 6), ReLU, Linear(6, 3))`, random."""
+    """Return random tensors of `Sequential(Linear(5, 8), ReLU, Linear(8, 6), ReLU, Linear(6, 3))`."""
     sizes = {"0": (8, 5), "2": (6, 8), "4": (3, 6)}
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{i}.weight": torch.randn(shape, generator=generator) for i, shape in sizes.items()}
@@ -483,16 +483,16 @@ def build(config):
 
 
 def save_mlp(file: Path) -> Path:
-    """Save a multilayer perceptron without a config as one safetensors file; returns the file."""
+    """Save a multilayer perceptron as one safetensors file without a config; return the file."""
     save_file(mlp_tensors(), file)
     return file
 
 
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per number
 
 
 def any_floats(dtype, count, seed):
-    """Finite values of every magnitude: random bits, subnormal numbers, zeros and the largest."""
+    """Return finite values of every magnitude: random bits, subnormal numbers, zeros and extremes."""
     info = torch.iinfo(BITS[dtype.itemsize])
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(info.min, info.max, (count,), generator=generator, dtype=BITS[dtype.itemsize])
@@ -503,6 +503,6 @@ def any_floats(dtype, count, seed):
 
 
 def change_config(directory: Path, **values: Any) -> None:
-    """Change some keys of the config.json of a checkpoint."""
+    """Change keys in the config.json of a checkpoint."""
     file = directory / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

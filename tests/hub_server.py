@@ -1,6 +1,6 @@
-"""The Hub's protocol on this machine, as far as mupscale's commands use it: repositories in memory, real requests.
+"""A local server for tests with the parts of the Hub's protocol that mupscale uses. Repositories are in memory.
 
-It is a server for tests: `fail` makes the next requests fail, `requests` and `bytes_sent` say what was asked.
+`fail` makes the next requests fail; `requests` and `bytes_sent` record the traffic.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-TOKEN = "hf_secretsecretsecret"  # noqa: S105 (of no one)
+TOKEN = "hf_secretsecretsecret"  # noqa: S105 (not a real token)
 _LARGE = (".safetensors", ".pt", ".bin", ".pth")
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A file: its bytes, followed by zeros up to its size, so that large files take no memory."""
+    """A file: its first bytes, followed by zeros up to its size. Large files of tests thus take no memory."""
 
     content: bytes
     size: int
@@ -43,7 +43,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """Commits by hash, and the branches that point at them."""
+    """A repository: commits by hash, and branches that point to them."""
 
     private: bool = False
     gated: bool = False
@@ -65,7 +65,7 @@ class Repo:
 
 @dataclass
 class Failure:
-    """Requests whose method and path match are answered with a status, so many times."""
+    """Answer matching requests `METHOD PATH` with an error status, a limited number of times."""
 
     pattern: re.Pattern[str]
     status: int
@@ -74,8 +74,8 @@ class Failure:
     body: dict[str, Any]
 
 
-class Answered(Exception):  # noqa: N818 (it ends a request, and is none)
-    """Ends a request with a status."""
+class HttpError(Exception):
+    """End a request with an error status."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(status)
@@ -105,7 +105,7 @@ class HubServer:
         self._server.server_close()
 
     def add(self, name: str, files: dict[str, bytes], sizes: dict[str, int] | None = None, **settings: Any) -> str:
-        """Add a repository; `sizes` are those of files that are larger than their content. Returns its commit."""
+        """Add a repository and return its commit; `sizes` has the sizes of files that exceed their content."""
         repo = self.repos.setdefault(name, Repo(**settings))
         sizes = sizes or {}
         blobs = {
@@ -118,18 +118,18 @@ class HubServer:
         return {path: blob.content for path, blob in repo.commits[repo.refs[revision]].items()}
 
     def fail(self, pattern: str, status: int, times: int = 10**6, **headers: str) -> None:
-        """Answer requests `METHOD PATH` that match with a status."""
+        """Answer matching requests `METHOD PATH` with a status."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.failures.append(
-            Failure(re.compile(pattern), status, times, named, {"error": f"told to fail with {TOKEN}"})
+            Failure(re.compile(pattern), status, times, named, {"error": f"failing as requested with {TOKEN}"})
         )
 
     def forget(self) -> None:
-        """Count from zero."""
+        """Forget the traffic so far."""
         self.requests, self.bytes_sent, self.bytes_received = [], 0, 0
 
     def asked(self, pattern: str) -> list[str]:
-        """The requests `METHOD PATH` that match."""
+        """Return the requests `METHOD PATH` that match a pattern."""
         return [request for request in self.requests if re.search(pattern, request)]
 
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
                     method(self, body=body, query=parse_qs(split.query), path=path, **match.groupdict())
                     return
             self._send(404, b"{}")
-        except Answered as end:
+        except HttpError as end:
             headers = {"X-Error-Code": end.code, "X-Error-Message": end.message}
             self._send(end.status, json.dumps({"error": end.message}).encode(), {k: v for k, v in headers.items() if v})
 
@@ -195,18 +195,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _need_login(self) -> None:
         if not self._known:
-            raise Answered(401, "", "Invalid username or password.")
+            raise HttpError(401, "", "Invalid username or password.")
 
     def _repo(self, name: str) -> Repo:
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not self._known):
-            raise Answered(401 if not self._known else 404, "RepoNotFound", "Repository not found")
+            raise HttpError(401 if not self._known else 404, "RepoNotFound", "Repository not found")
         return repo
 
     def _commit(self, repo: Repo, revision: str | None) -> str:
         commit = repo.resolve(revision or "main")
         if commit is None:
-            raise Answered(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise HttpError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     # Routes ---------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
         if asked["organization"] == "theirs":
-            raise Answered(403, "", "You don't have the rights to create a model under the namespace theirs")
+            raise HttpError(403, "", "You don't have the rights to create a model under the namespace theirs")
         if name in self.hub.repos:
             answer = {"url": f"{self.hub.url}/{name}", "error": "You already created this model repo"}
             self._send(409, json.dumps(answer).encode())
@@ -274,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for item in json.loads(body)["objects"]:
             found = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.hub.large:  # what is there is not asked for again
+            if item["oid"] not in self.hub.large:  # do not request existing blobs again
                 href = f"{self.hub.url}/lfs/{item['oid']}"
                 found["actions"] = {"upload": {"href": href, "header": {}}}
             objects.append(found)
@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def put(self, oid: str, body: bytes, **_: Any) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Answered(400, "", "wrong hash")
+            raise HttpError(400, "", "wrong hash")
         self.hub.large[oid] = body
         self._json({})
 
@@ -297,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "header":
                 message = value["summary"]
                 if value.get("parentCommit") not in (None, base):
-                    raise Answered(412, "", "The repository was changed")
+                    raise HttpError(412, "", "The repository was changed")
             elif entry["key"] == "file":
                 content = base64.b64decode(value["content"])
                 files[value["path"]] = Blob(content, len(content), is_large=False)
@@ -317,11 +317,11 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, name: str, revision: str, file: str, **_: Any) -> None:
         repo = self._repo(name)
         if repo.gated and not self._known:
-            raise Answered(403, "GatedRepo", "Access to this model is restricted")
+            raise HttpError(403, "GatedRepo", "Access to this model is restricted")
         commit = self._commit(repo, revision)
         blob = repo.commits[commit].get(file)
         if blob is None:
-            raise Answered(404, "EntryNotFound", "Entry not found")
+            raise HttpError(404, "EntryNotFound", "Entry not found")
         etag = blob.sha256 if blob.is_large else blob.oid
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if blob.is_large:

@@ -1,4 +1,4 @@
-"""What lies in a folder, so that two outputs can be compared."""
+"""List and hash the content of folders, to compare outputs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def shards_of(directory: Path) -> list[Path]:
 
 
 def merged(directory: Path) -> dict[str, Any]:
-    """Every tensor of a directory as (type, shape, bytes)."""
-    found = {}
+    """Return every tensor of a directory as (type, shape, bytes)."""
+    tensors = {}
     for file in shards_of(directory):
         for name, tensor in load_file(file).items():
-            assert name not in found
+            assert name not in tensors
             values = tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor
-            found[name] = (tensor.dtype, tuple(tensor.shape), values.numpy().tobytes())
-    return found
+            tensors[name] = (tensor.dtype, tuple(tensor.shape), values.numpy().tobytes())
+    return tensors
 
 
 def metadata_of(file: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""The models of the method's own experiments, in standard and in maximal update parametrisation.
+"""The models of the method's own experiments, in standard and in maximal update parametrization.
 
-Each `build_*` makes one from what `--model` gives it: a config, or the shapes of the tensors.
+Each `build_*` function takes the argument of a `--model` function: a config, or the shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BASE_WIDTH = 8  # at which both parametrisations are the same
+BASE_WIDTH = 8  # both parametrizations are equal at this width
 
 
 class MuReadout(nn.Linear):
-    """A Linear layer that divides its input by how many times wider than the base it is."""
+    """A Linear layer that divides its input by the ratio of its width to the base width."""
 
     def __init__(self, width: int, outputs: int, base: int = BASE_WIDTH, *, bias: bool = True) -> None:
         super().__init__(width, outputs, bias=bias)
@@ -27,7 +27,7 @@ class MuReadout(nn.Linear):
 
 
 def build_mlp_mup(config: dict[str, Any]) -> nn.Module:
-    """Linear, ReLU, Linear, ReLU, MuReadout by shapes."""
+    """Build Linear, ReLU, Linear, ReLU, MuReadout from shapes."""
     first, second, last = (config["shapes"][f"{i}.weight"] for i in (0, 2, 4))
     return nn.Sequential(
         nn.Linear(first[1], first[0]),
@@ -108,7 +108,7 @@ class GPT(nn.Module):
 
 
 def build_gpt(config: dict[str, Any]) -> nn.Module:
-    """NanoGPT's GPT in the form that the config's `model_type` names."""
+    """Build nanoGPT's GPT in the parametrization named by the config's `model_type`."""
     return GPT(config, mup=config["model_type"] == "nanogpt-mup")
 
 
@@ -159,10 +159,10 @@ def _resnet(config: dict[str, Any], *, mup: bool) -> nn.Module:
 
 
 def build_resnet18(config: dict[str, Any]) -> nn.Module:
-    """The ResNet by shapes, in standard parametrisation."""
+    """Build the ResNet in standard parametrization from shapes."""
     return _resnet(config, mup=False)
 
 
 def build_resnet18_mup(config: dict[str, Any]) -> nn.Module:
-    """The ResNet by shapes, with a MuReadout."""
+    """Build the ResNet with a MuReadout from shapes."""
     return _resnet(config, mup=True)

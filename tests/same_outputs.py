@@ -116,7 +116,7 @@ run missing.yaml
 push llama org/name --dry-run
 """
 
-# What a child process does in the folder of one commit: it runs every command through the real entry point.
+# A child process runs this program in the folder of one commit: every command, through the real entry point.
 DRIVER = """
 import contextlib, io, json, signal, sys
 import torch
@@ -156,7 +156,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def commands() -> Iterator[str]:
-    """Every command line, in the order in which they run."""
+    """Yield every command line, in the order to run them in."""
     for case in MODELS:
         yield f"widen models/{case} -f 2 --dry-run"
         yield f"inspect models/{case}"
@@ -181,7 +181,7 @@ def commands() -> Iterator[str]:
 
 
 def run_commit(commit: str, inputs: Path, work: Path) -> dict[str, dict[str, Any]]:
-    """Run every command with the package of a commit, in a folder of its own; what each printed and exited with."""
+    """Run every command with the package of a commit in a separate folder; return output and exit code of each."""
     checkout, folder = work / f"checkout-{commit}", work / commit
     subprocess.run([*GIT, "worktree", "add", "--quiet", "--detach", checkout, commit], check=True)
     try:
@@ -197,27 +197,27 @@ def run_commit(commit: str, inputs: Path, work: Path) -> dict[str, dict[str, Any
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the commands that ran in a folder printed, without the folder's own path."""
+    """Return the output of the commands that ran in a folder, without the folder's path."""
     return json.loads((folder / "results.json").read_text().replace(str(folder), "FOLDER"))
 
 
 def stable(document: Any) -> Any:
-    """A document without what may differ between two runs or two wordings."""
+    """Remove the keys of a document that may differ between runs or wordings."""
     if isinstance(document, dict):
         return {key: stable(value) for key, value in document.items() if key not in VARYING}
     return [stable(value) for value in document] if isinstance(document, list) else document
 
 
 def content(file: Path) -> Any:
-    """What has to be the same of a file: its bytes, or of a record and of recorded metadata what is stable in it."""
+    """Return the content of a file to compare: its bytes, or the stable part of a JSON document or a single file."""
     if file.suffix == ".json":
         return stable(json.loads(file.read_text()))
-    if file.suffix == ".safetensors" and file.stat().st_size > 100:  # an input is a torn file
+    if file.suffix == ".safetensors" and file.stat().st_size > 100:  # one input is a truncated file
         with safe_open(file, "pt") as opened:
             metadata = {key: value for key, value in (opened.metadata() or {}).items() if key != "mupscale"}
             recorded = "mupscale" in (opened.metadata() or {})
             tensor_names = opened.keys()
-            # The record of a single file lies in its header: then the tensors are compared, else every byte.
+            # A single file has its record in the header: compare its tensors instead of all bytes.
             names = {name: opened.get_tensor(name) for name in tensor_names} if recorded else {}
         if recorded:
             return metadata, {name: (str(value.dtype), value.tolist()) for name, value in names.items()}
@@ -225,7 +225,7 @@ def content(file: Path) -> Any:
 
 
 def differences(path: str, before: Any, after: Any) -> Iterator[str]:
-    """Where two documents differ, one place a line."""
+    """Yield the differences of two documents, one place per line."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             if key not in before or key not in after:
@@ -242,7 +242,7 @@ def differences(path: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Every file below a folder but our own."""
+    """Return every file in a folder, except those of this program."""
     own = ("commands.json", "results.json")
     return {
         str(path.relative_to(folder)): path

@@ -1,4 +1,4 @@
-"""The table of data types, against torch and safetensors."""
+"""The table of data types agrees with torch and safetensors."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mupscale_cli.dtypes import DTYPES, dtype_of
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_a_data_type_is_what_torch_and_safetensors_say(dtype):
+def test_a_data_type_agrees_with_torch_and_safetensors(dtype):
     assert dtype_of(dtype.torch) is dtype
     assert dtype.size == dtype.torch.itemsize
     assert f'"dtype":"{dtype.name}"'.encode() in save({"x": torch.empty(1, dtype=dtype.torch)})
@@ -18,6 +18,6 @@ def test_a_data_type_is_what_torch_and_safetensors_say(dtype):
         assert dtype.unit_roundoff == 0
 
 
-def test_torch_has_types_that_no_header_names():
+def test_an_unsupported_torch_type_is_an_error():
     with pytest.raises(KeyError, match="complex64"):
         dtype_of(torch.complex64)

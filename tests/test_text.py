@@ -1,4 +1,4 @@
-"""Numbers, names and values as people write them."""
+"""Numbers, names and values are formatted for people."""
 
 import pytest
 
@@ -45,16 +45,16 @@ def test_durations():
     ("numbers", "text"),
     [([3], "3"), (range(28), "0-27"), ([0, 1, 2, 7], "0-2, 7"), (range(0, 28, 2), "0, 2 .. 26"), ([1, 3], "1, 3")],
 )
-def test_numbers_are_told_as_runs(numbers, text):
+def test_numbers_are_shown_as_ranges(numbers, text):
     assert numbers_text(numbers) == text
 
 
-def test_names_beyond_the_most_are_counted():
+def test_names_beyond_the_limit_are_counted():
     assert listed("abc") == listed("abc", 3) == "`a`, `b`, `c`"
     assert listed("abc", 2) == "`a`, `b` and 1 more"
 
 
-def test_nouns_follow_their_number():
+def test_nouns_agree_with_their_number():
     assert [counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
     assert counted(2, "axis", "axes") == "2 axes"
 
@@ -66,11 +66,11 @@ def test_numbers_in_names(name, text):
     assert starred(name) == text
 
 
-def test_long_values_are_cut():
+def test_long_values_are_truncated():
     assert shown("x" * 20, 8) == "'xxxxxxx…"
     assert shown([1, 2]) == "[1, 2]"
 
 
-def test_suggestions_name_the_nearest():
+def test_suggestions_contain_the_nearest_name():
     assert suggest("fnn", ["ffn", "embed"]) == "did you mean `ffn`? known: embed, ffn"
     assert suggest("xyz", []) is None

@@ -1,4 +1,4 @@
-"""Narrow checkpoints in the middle of training, with any optimizer."""
+"""Save narrow checkpoints in the middle of training with any optimizer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mupscale_cli.verification.optimizers import optimizer_class
 from mupscale_cli.verification.precision import everything_in
 
 OFFSET_GAINS = ("Gemma", "VaultGemma", "Nemotron")
-# Name: class and settings. All with weight decay, so that its multiplier counts. What is not listed has the settings of
-# the table of optimizers, so that an optimizer that is added there is tried out at once.
+# Class and settings of each optimizer, with weight decay to test its multiplier. Other optimizers use the settings in
+# the table of optimizers, so tests cover new optimizers automatically.
 OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     **{name: (optimizer_class(rule), rule.settings) for name, rule in RULES.items()},
     "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}),
@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
-    """A loss on random inputs of whatever kind the model takes."""
+    """Return the loss on random inputs of the kind that the model takes."""
     inputs = reference_inputs(model, generator).to(torch.device("cpu"), next(model.parameters()).dtype)
     with everything_in(next(model.parameters()).dtype):
         output = model(**inputs.keywords)
@@ -48,30 +48,30 @@ def random_loss(model: Any, generator: torch.Generator) -> torch.Tensor:
 
 
 def make(optimizer: str, named: list[tuple[str, torch.nn.Parameter]], undecayed: list[str]) -> Any:
-    """An optimizer of `OPTIMIZERS` whose groups say the names of their parameters."""
-    made_by, settings = OPTIMIZERS[optimizer]
-    known = inspect.signature(made_by).parameters
-    further = {key: value for key, value in settings.items() if key not in known}  # which the groups say nevertheless
+    """Create an optimizer of `OPTIMIZERS` whose groups contain the names of their parameters."""
+    optimizer_type, settings = OPTIMIZERS[optimizer]
+    known = inspect.signature(optimizer_type).parameters
+    further = {key: value for key, value in settings.items() if key not in known}  # settings for the groups only
     if optimizer in RULES and RULES[optimizer].matrices_only:
         named = [(n, p) for n, p in named if p.dim() == 2]
     groups = [{**_group([(n, p) for n, p in named if n not in undecayed]), **further}]
     if undecayed:
         groups.append({**_group([(n, p) for n, p in named if n in undecayed]), **further, "weight_decay": 0.0})
-    return made_by(groups, **{key: value for key, value in settings.items() if key in known})
+    return optimizer_type(groups, **{key: value for key, value in settings.items() if key in known})
 
 
 def trained(case: str, optimizer: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> tuple[Any, Any]:
-    """A model and its optimizer after some steps, so that no state is zero."""
+    """Train a model for some steps, so that no state is zero; return it and its optimizer."""
     model = build(case, dtype=dtype)
     named = list(model.named_parameters())
-    # Gains stored as their difference from 1 are the one thing whose decay cannot be carried over.
-    made = make(optimizer, named, [n for n, p in named if case.startswith(OFFSET_GAINS) and p.dim() == 1])
+    # Only the decay of gains stored as their difference from 1 cannot be preserved.
+    instance = make(optimizer, named, [n for n, p in named if case.startswith(OFFSET_GAINS) and p.dim() == 1])
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         random_loss(model, generator).backward()
-        made.step()
+        instance.step()
         model.zero_grad()
-    return model, made
+    return model, instance
 
 
 def _group(named: list[tuple[str, torch.nn.Parameter]]) -> dict[str, Any]:
@@ -79,15 +79,15 @@ def _group(named: list[tuple[str, torch.nn.Parameter]]) -> dict[str, Any]:
 
 
 def save_training(directory: Path, case: str, optimizer: str, **options: Any) -> Path:
-    """Save a model in the middle of training, with optimizer.pt beside it; returns the directory."""
-    model, made = trained(case, optimizer, **options)
+    """Save a model in the middle of training and its optimizer.pt; return the directory."""
+    model, instance = trained(case, optimizer, **options)
     model.save_pretrained(directory)
-    torch.save(made.state_dict(), directory / "optimizer.pt")
+    torch.save(instance.state_dict(), directory / "optimizer.pt")
     return directory
 
 
 def save_state(directory: Path, kind: str) -> Path:
-    """Save a model in the middle of training with its optimizer's state as safetensors, of torch, or distributed."""
+    """Save a model in the middle of training; `kind` is the format of its state: safetensors, torch or distributed."""
     model, optimizer = trained("Llama-tied", "adamw", dtype=torch.float32)
     model.save_pretrained(directory)
     if kind == "torch":

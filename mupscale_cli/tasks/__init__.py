@@ -1,1 +1,1 @@
-"""What each command does, as functions: the Python API."""
+"""The commands as functions, which form the Python API."""

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import ENCODER, GPT2, NO_HEAD_DIM, T5, randomise
+from helpers import ENCODER, GPT2, NO_HEAD_DIM, T5, randomize
 from mupscale_cli.tasks.widen import widen
 
 
@@ -185,6 +185,6 @@ HEADS = {
 def test_other_heads(head, tmp_path):
     config_class, settings = HEADS[head]
     config = getattr(transformers, config_class)(**settings)
-    model = randomise(getattr(transformers, head)(config)).eval()
+    model = randomize(getattr(transformers, head)(config)).eval()
     model.save_pretrained(tmp_path / "narrow")
     check(tmp_path / "narrow", tmp_path, 2)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
-from helpers import T5, randomise
+from helpers import T5, randomize
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.tasks.planning import plan_widening
@@ -106,7 +106,7 @@ def test_flan_t5_has_a_separate_readout(tmp_path):
     import transformers
 
     config = transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    model = randomise(transformers.T5ForConditionalGeneration(config)).eval()
+    model = randomize(transformers.T5ForConditionalGeneration(config)).eval()
     model.save_pretrained(tmp_path / "narrow")
     file = tmp_path / "narrow" / "model.safetensors"
     save_file({**load_file(file), "lm_head.weight": torch.randn(50, 32)}, file, {"format": "pt"})
@@ -123,7 +123,7 @@ def test_the_only_possible_way_is_the_default(tmp_path):
 
     from helpers import SIZES
 
-    model = randomise(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SIZES, tie_word_embeddings=True))).eval()
+    model = randomize(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SIZES, tie_word_embeddings=True))).eval()
     model.save_pretrained(tmp_path / "narrow")
     result = widen(tmp_path / "narrow", tmp_path / "wide", 3, dtype="float64")
     assert result.verification.agrees

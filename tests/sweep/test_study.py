@@ -10,7 +10,7 @@ import sys
 import time
 
 from cli_runner import run
-from helpers import build, randomise
+from helpers import build, randomize
 from mupscale_cli.sweep.grid import make_grid
 from mupscale_cli.sweep.study import TRIALS, Running, Study
 from sweeps import OWN, sweep, words
@@ -111,7 +111,7 @@ def test_changed_checkpoint_is_refused(trainer, tmp_path, saved):
     shutil.copytree(saved("Llama-untied"), narrow)
     arguments = ("--command", trainer(), "--lr-steps", "1", "--noise", "0", "-f", "2", "-o", tmp_path / "s")
     sweep(narrow, *arguments)
-    randomise(build("Llama-untied"), seed=1).save_pretrained(narrow)
+    randomize(build("Llama-untied"), seed=1).save_pretrained(narrow)
     result = run("sweep", str(narrow), *map(str, arguments))
     assert result.code == 2
     assert "was started with model.safetensors" in result.err

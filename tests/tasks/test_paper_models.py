@@ -7,7 +7,7 @@ import paper_models
 import pytest
 from safetensors.torch import save_file, save_model
 
-from helpers import randomise
+from helpers import randomize
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
@@ -18,7 +18,7 @@ GPT = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 
 
 def save(folder, model, config=None):
     file = folder / "net.safetensors"
-    save_model(randomise(model), file)
+    save_model(randomize(model), file)
     if config:
         (folder / "net.config.json").write_text(json.dumps(config))
     return file
@@ -72,7 +72,7 @@ def test_resnet18(mup, factor, tmp_path):
 def test_groups_of_a_tied_model_under_either_saved_name(kept, tmp_path):
     """`save_model` keeps the readout's name, training loops the embedding's."""
     config = {**GPT, "bias": False, "model_type": "nanogpt"}
-    model = randomise(paper_models.build_gpt(config))
+    model = randomize(paper_models.build_gpt(config))
     dropped = {"lm_head.weight", "transformer.wte.weight"} - {kept}
     tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name not in dropped}
     save_file(tensors, tmp_path / "net.safetensors")

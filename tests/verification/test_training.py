@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import MODELS, randomise
+from helpers import MODELS, randomize
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
 from mupscale_cli.optimizers.rules import Powers
@@ -193,7 +193,7 @@ def test_a_stack_of_linear_layers(optimizer, factor, tmp_path):
     )
     generator = torch.Generator().manual_seed(0)
     layers = [torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)]
-    model = randomise(torch.nn.Sequential(*layers).double())
+    model = randomize(torch.nn.Sequential(*layers).double())
     made = make(optimizer, list(model.named_parameters()), [])
     for _ in range(3):
         model(torch.randn(16, 5, generator=generator, dtype=torch.float64)).square().mean().backward()
