@@ -95,7 +95,7 @@ class WidenOptions:
         if self.snr is not None and (self.noise is not None or has_details):
             raise PlanError(
                 "`--snr` conflicts with `--noise`, `--noise-mode` and `--noise-scale`",
-                hint="omit either; `--snr` already sets the size of the noise and makes it cancel",
+                hint="omit one of them; `--snr` already sets the size of the noise and makes it cancel",
             )
         if self.noise is None:
             if has_details:

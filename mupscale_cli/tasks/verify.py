@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 NO_STATE = Path("none")  # given as the path of the optimizer state: skip it
-_OTHER_SOURCE = "compare with the original, which may have moved or changed since, or widen again"
+_OTHER_SOURCE = "compare with the original source, which may have moved or changed, or widen again"
 
 
 @called_with(VerifyOptions)

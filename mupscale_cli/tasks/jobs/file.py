@@ -190,7 +190,7 @@ def _check_keys(entries: Entries, known: tuple[str, ...], what: str) -> None:
     for key, _ in entries:
         if key.value not in known:
             raise key.error(
-                f"{what} has no `{key.value}`", hint=suggest(key.value.lstrip("-").replace("_", "-"), known)
+                f"unknown key `{key.value}` in {what}", hint=suggest(key.value.lstrip("-").replace("_", "-"), known)
             )
 
 
