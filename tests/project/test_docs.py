@@ -69,12 +69,8 @@ def test_table_of_models_is_complete_and_errors_are_tiny():
 def test_recipes_page_lists_every_model_type():
     page = MANUAL / "recipes.md"
     text = page.read_text().partition("## Tied embeddings")[0]
-    halves = {
-        "clip_text_model",
-        "clip_vision_model",
-        "siglip_text_model",
-        "siglip_vision_model",
-    }  # the page says "and their halves"
+    # The page calls these "and their halves".
+    halves = {"clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"}
     missing = {name for name in model_types() if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
     assert missing == halves
 
@@ -290,9 +286,8 @@ def test_tutorial_continues_training(sandbox):
     (text,) = blocks(MANUAL / "tutorial.md", "python")
     names = {}
     exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102 (runs the page's code)
-    assert {int(state["step"]) for state in names["optimizer"].state.values()} == {
-        3 + 3
-    }  # steps of the demo and of the tutorial
+    demo_steps, tutorial_steps = 3, 3
+    assert {int(state["step"]) for state in names["optimizer"].state.values()} == {demo_steps + tutorial_steps}
 
 
 def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def test_options_override_the_sweep(swept, wide):
     result = run("hparams", wide, "--from-sweep", str(file), "--lr", "0.5", "--betas", "0.8,0.9", "--json")
     narrow = json.loads(result.out)["narrow"]
     assert (narrow["lr"], narrow["betas"], narrow["weight_decay"]) == (0.5, [0.8, 0.9], 0.1)
-    assert "here it is 0.5" in result.err
+    assert "`--lr` sets 0.5" in result.err
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_invalid_sweep_file_is_refused(content, message, wide, tmp_path):
 def test_hparams_needs_a_learning_rate(wide):
     result = run("hparams", wide)
     assert result.code == 2
-    assert "the learning rate of the narrow run is not given" in result.err
+    assert "the learning rate of the narrow run is missing" in result.err

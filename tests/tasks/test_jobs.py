@@ -182,7 +182,7 @@ def test_a_full_disk_is_reported_before_any_step_runs(folder, monkeypatch):
     text = "steps:\n  - {widen: narrow, factor: 2}\n"
     _, _, document = job(folder, text, "--dry-run")
     assert not document["disks"][0]["has_room"]
-    assert "NOT enough room" in run("run", "job.yaml", "--dry-run").out
+    assert "NOT enough" in run("run", "job.yaml", "--dry-run").out
     result, _, error = job(folder, text)
     assert result.code == 2
     assert "not enough disk space" in error["message"]
