@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import multiprocessing
 import os
 import pickle
 import signal
@@ -11,12 +12,12 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing.connection import Connection, Pipe
-from typing import Any, NoReturn, TypeVar
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.engine.threads import num_workers, one_worker
@@ -46,22 +47,22 @@ class Forks(Ranks):
     """
 
     advance: Callable[[int], None] = field(default=lambda _: None)
-    _pipes: tuple[Connection, ...] = ()  # in the first process: to all others; in the others: to the first
+    pipes: tuple[Connection, ...] = ()  # in the first process: to all others; in the others: to the first
 
     def broadcast(self, value: T | None) -> T:
         if not self.is_first:
-            return _receive(self._pipes[0])  # type: ignore[no-any-return]
-        for pipe in self._pipes:
+            return _receive(self.pipes[0])  # type: ignore[no-any-return]
+        for pipe in self.pipes:
             with suppress(BrokenPipeError):  # the process has failed; the next `gather` reports it
                 pipe.send_bytes(pickle.dumps(value))
         return value  # type: ignore[return-value]  # the first process has the value
 
     def gather(self, value: T) -> list[T]:
         if self.is_first:
-            values = [value, *map(self._awaited, self._pipes)]
+            values = [value, *map(self._awaited, self.pipes)]
             self.advance(0)  # report what the others have done since
             return values
-        self._pipes[0].send_bytes(pickle.dumps(value))
+        self.pipes[0].send_bytes(pickle.dumps(value))
         return []
 
     def _awaited(self, pipe: Connection) -> Any:
@@ -71,14 +72,15 @@ class Forks(Ranks):
         return _receive(pipe)
 
 
-@contextmanager
-def forked(size: int, progress: Callable[[int], None]) -> Iterator[Forks]:
-    """Run the block in `size` processes; only the parent continues after it.
+def run_forked(size: int, work: Callable[[Forks], T], progress: Callable[[int], None] = lambda _: None) -> T:
+    """Run a function in several processes, each on one thread; return what it returns in this one.
 
-    Each process works on one thread. The children end with the block, or when the parent ends for any reason.
+    The other processes are forked, so the function may use anything that this one holds. They end with the function, or
+    when this process ends for any reason.
 
     Args:
         size: number of processes, including this one.
+        work: called in each process with its position among them.
         progress: called in this process with the bytes just processed by all processes.
 
     Raises:
@@ -86,73 +88,64 @@ def forked(size: int, progress: Callable[[int], None]) -> Iterator[Forks]:
         JobError: another process was killed, or processes cannot be forked.
     """
     if size == 1:
-        yield Forks(advance=progress)
-        return
+        return work(Forks(advance=progress))
     if not _CAN_FORK:
         raise JobError(f"{size} processes cannot share the work on this system", hint="omit `--processes`")
+    context = multiprocessing.get_context("fork")
     with ExitStack() as stack:
         stack.enter_context(one_worker())
-        shared = mmap.mmap(-1, size * _COUNTER_BYTES)
-        counts = memoryview(shared).cast("q")
-        alive, lifeline = os.pipe()  # never written to; its closing tells the children that this process has ended
-        stack.callback(os.close, alive)
-        stack.callback(os.close, lifeline)
+        counts = memoryview(mmap.mmap(-1, size * _COUNTER_BYTES)).cast("q")
+        lifeline = stack.enter_context(_Lifeline(*context.Pipe(duplex=False)))
         pipes: list[Connection] = []
         for rank in range(1, size):
-            ours, theirs = Pipe()
-            with _blocked_signals():
-                process = _fork()
-                if process == 0:  # the child runs the block here and never returns from it
-                    child = Forks(rank, size, _child_counter(counts, rank), (theirs,))
-                    yield from _run_child(child, theirs, counts, partial(_initialize_child, alive, lifeline))
-            theirs.close()
+            ours, theirs = context.Pipe()
+            child = Forks(rank, size, _child_counter(counts, rank), (theirs,))
+            process = context.Process(target=_run_child, args=(work, child, counts, lifeline), daemon=True)
+            _start(process)
             stack.callback(_kill, process)
             stack.callback(ours.close)
+            theirs.close()
             pipes.append(ours)
-        yield Forks(0, size, _total_counter(counts, pipes, progress), tuple(pipes))
+        return work(Forks(0, size, _total_counter(counts, pipes, progress), tuple(pipes)))
 
 
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Delay stop signals, so that a new child does not handle them like the parent."""
+class _Lifeline(NamedTuple):
+    """A pipe that is never written to: its end tells the children that the parent has ended."""
+
+    read: Connection
+    write: Connection
+
+    def __enter__(self) -> _Lifeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.read.close()
+        self.write.close()
+
+
+def _start(process: ForkProcess) -> None:
+    """Start a child; stop signals wait until it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Python warns if there are threads, such as that of the progress bar, because they may hold locks. The
+            # child does not print or exit normally, and torch's locks are free because nothing is being computed.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    except OSError as error:
+        raise JobError(
+            f"cannot start another process: {error.strerror}", hint="`widen --processes 1` needs only one"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python warns if there are threads, such as that of the progress bar, because they may hold locks. The child
-        # does not print or exit normally, and torch's locks are free because nothing is being computed.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return os.fork()
-        except OSError as error:
-            raise JobError(
-                f"cannot start another process: {error.strerror}", hint="`widen --processes 1` needs only one"
-            ) from error
-
-
-def _initialize_child(alive: int, lifeline: int) -> None:
-    os.close(lifeline)
-    gc.freeze()  # a garbage collection would touch, and therefore copy, all inherited memory
-    for number in _STOP_SIGNALS:  # the parent receives these signals too, and ends its children
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(alive,), daemon=True).start()
-
-
-def _exit_with_parent(alive: int) -> NoReturn:
-    os.read(alive, 1)
-    os._exit(1)
-
-
-def _run_child(child: Forks, pipe: Connection, counts: memoryview, initialize: Callable[[], None]) -> Iterator[Forks]:
-    """Run the block in a child and exit without cleaning up anything that belongs to the parent."""
+def _run_child(work: Callable[[Forks], object], child: Forks, counts: memoryview, lifeline: _Lifeline) -> NoReturn:
+    """Do a child's work and exit without cleaning up anything that belongs to the parent."""
+    (pipe,) = child.pipes
     try:
-        initialize()
-        yield child
+        _initialize_child(lifeline)
+        work(child)
     except BaseException as error:  # noqa: BLE001 (raised in the first process)
         text = traceback.format_exc()
         try:
@@ -164,6 +157,20 @@ def _run_child(child: Forks, pipe: Connection, counts: memoryview, initialize: C
             pipe.send_bytes(message)
     finally:
         os._exit(0)
+
+
+def _initialize_child(lifeline: _Lifeline) -> None:
+    lifeline.write.close()
+    gc.freeze()  # a garbage collection would touch, and therefore copy, all inherited memory
+    for number in _STOP_SIGNALS:  # the parent receives these signals too, and ends its children
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    threading.Thread(target=_exit_with_parent, args=(lifeline.read,), daemon=True).start()
+
+
+def _exit_with_parent(lifeline: Connection) -> NoReturn:
+    lifeline.poll(None)
+    os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +219,6 @@ def _total_counter(
     return advance
 
 
-def _kill(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        os.waitpid(process, 0)
+def _kill(process: ForkProcess) -> None:
+    process.kill()
+    process.join()

@@ -71,7 +71,7 @@ def write(
     Raises:
         JobError: this process does not see the folder to write to.
     """
-    from mupscale_cli.engine.processes import forked, worthwhile
+    from mupscale_cli.engine.processes import Forks, run_forked, worthwhile
 
     if not journal.directory.is_dir():
         raise JobError(
@@ -80,9 +80,12 @@ def write(
         )
     if not ranks.is_alone:
         return _write_part(output, journal, events, ranks, reporting=ranks)
-    with forked(processes or worthwhile(output.num_bytes), events.advance) as forks:
+
+    def work(forks: Forks) -> dict[str, Any] | None:
         own_events = replace(events if forks.is_first else SILENT, advance=forks.advance)
         return _write_part(output, journal, own_events, forks, reporting=ALONE)
+
+    return run_forked(processes or worthwhile(output.num_bytes), work, events.advance)
 
 
 def _write_part(

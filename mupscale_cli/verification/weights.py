@@ -19,7 +19,7 @@ from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.finite import NonFinite
-from mupscale_cli.engine.processes import Forks, forked, worthwhile
+from mupscale_cli.engine.processes import Forks, run_forked, worthwhile
 from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
@@ -100,10 +100,13 @@ def _check(
             comparable.append(tensor)
     num_bytes = sum(tensor.target.num_bytes for tensor in comparable)
     first: dict[str, int] = {}
-    with forked(processes or worthwhile(num_bytes), progress) as forks:
-        for offsets in forks.gather(_first_differences(comparable, narrow, wide, forks)):
-            for name, offset in offsets.items():
-                first[name] = min(offset, first.get(name, offset))
+
+    def work(forks: Forks) -> list[dict[str, int]]:
+        return forks.gather(_first_differences(comparable, narrow, wide, forks))
+
+    for offsets in run_forked(processes or worthwhile(num_bytes), work, progress):
+        for name, offset in offsets.items():
+            first[name] = min(offset, first.get(name, offset))
     differences += [_describe(planned[name], offset) for name, offset in first.items()]
     return WeightsCheck(len(comparable), num_bytes, tuple(differences))
 

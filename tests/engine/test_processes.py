@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mupscale_cli.engine import processes
 from mupscale_cli.engine.events import Events
-from mupscale_cli.engine.processes import forked, worthwhile
+from mupscale_cli.engine.processes import run_forked, worthwhile
 from mupscale_cli.engine.threads import num_workers
 from mupscale_cli.errors import CheckpointError, JobError
 from mupscale_cli.tasks.verify import verify_weights
@@ -33,10 +33,12 @@ def has_ended(process):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_processes_exchange_values(size):
-    with forked(size, lambda _: None) as ranks:
+    def work(ranks):
         assert num_workers() == 1 or size == 1
         heard = ranks.broadcast("from the first" if ranks.is_first else None)
-        values = ranks.gather((ranks.rank, heard, os.getpid()))
+        return ranks.gather((ranks.rank, heard, os.getpid()))
+
+    values = run_forked(size, work)
     assert [rank for rank, _, _ in values] == list(range(size))
     assert {heard for _, heard, _ in values} == {"from the first"}
     processes = [process for _, _, process in values]
@@ -47,75 +49,94 @@ def test_processes_exchange_values(size):
 
 def test_settings_of_the_parent_are_restored():
     before = torch.get_num_threads(), num_workers()
-    with forked(2, lambda _: None):
-        pass
+    run_forked(2, lambda _: None)
     assert (torch.get_num_threads(), num_workers()) == before
 
 
 def test_progress_of_all_processes_is_reported():
     counts = []
-    with forked(3, counts.append) as ranks:
+
+    def work(ranks):
         for _ in range(4):
             ranks.advance(10 + ranks.rank)
         ranks.gather(None)
+
+    run_forked(3, work, counts.append)
     assert sum(counts) == 4 * (10 + 11 + 12)
 
 
 def test_an_error_of_a_child_is_raised_in_the_parent_with_its_traceback():
-    with pytest.raises(CheckpointError, match="a tensor is odd") as caught, forked(2, lambda _: None) as ranks:
+    def work(ranks):
         if not ranks.is_first:
             raise CheckpointError("a tensor is odd", hint="look at it")
         ranks.gather(None)
+
+    with pytest.raises(CheckpointError, match="a tensor is odd") as caught:
+        run_forked(2, work)
     assert caught.value.hint == "look at it"
     assert "engine/test_processes.py" in str(caught.value.__cause__)
 
 
 def test_an_error_of_a_child_is_raised_while_the_parent_works():
-    with pytest.raises(ZeroDivisionError), forked(2, lambda _: None) as ranks:
+    def work(ranks):
         if not ranks.is_first:
             1 / 0  # noqa: B018
         for _ in range(1000):
             time.sleep(0.01)
             ranks.advance(1)
 
+    with pytest.raises(ZeroDivisionError):
+        run_forked(2, work)
+
 
 def test_an_error_that_cannot_be_pickled_is_reported():
     class Local(Exception):  # noqa: N818
         pass
 
-    with pytest.raises(RuntimeError, match="Local"), forked(2, lambda _: None) as ranks:
+    def work(ranks):
         if not ranks.is_first:
             raise Local("here")
         ranks.gather(None)
 
+    with pytest.raises(RuntimeError, match="Local"):
+        run_forked(2, work)
+
 
 def test_a_killed_process_is_an_error():
-    with pytest.raises(JobError, match="was killed") as caught, forked(2, lambda _: None) as ranks:
+    def work(ranks):
         if not ranks.is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         ranks.gather(None)
+
+    with pytest.raises(JobError, match="was killed") as caught:
+        run_forked(2, work)
     assert "--processes 1" in caught.value.hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_children_ignore_stop_signals(number):
     """A terminal sends Ctrl-C to all processes; only the parent handles it."""
-    with forked(2, lambda _: None) as ranks:
+
+    def work(ranks):
         if not ranks.is_first:
             os.kill(os.getpid(), number)
-        values = ranks.gather(ranks.rank)
-    assert values == [0, 1]
+        return ranks.gather(ranks.rank)
+
+    assert run_forked(2, work) == [0, 1]
 
 
 def test_children_end_with_the_parent(tmp_path):
     script = """
 import os, sys, time
-from mupscale_cli.engine.processes import forked
-with forked(3, lambda _: None) as ranks:
+from mupscale_cli.engine.processes import run_forked
+
+def work(ranks):
     processes = ranks.gather(os.getpid())
     if ranks.is_first:
         print(*processes, flush=True)
     time.sleep(100)
+
+run_forked(3, work)
 """
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     processes = [int(word) for word in first.stdout.readline().split()]
@@ -136,8 +157,8 @@ def test_small_outputs_use_one_process(monkeypatch):
 def test_a_system_without_fork_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "_CAN_FORK", False)
     assert worthwhile(1 << 40) == 1
-    with pytest.raises(JobError, match="2 processes cannot share"), forked(2, lambda _: None):
-        pass
+    with pytest.raises(JobError, match="2 processes cannot share"):
+        run_forked(2, lambda _: None)
 
 
 def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
@@ -145,8 +166,8 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refused)
-    with pytest.raises(JobError, match="temporarily unavailable") as caught, forked(2, lambda _: None):
-        pass
+    with pytest.raises(JobError, match="temporarily unavailable") as caught:
+        run_forked(2, lambda _: None)
     assert "--processes 1" in caught.value.hint
 
 
@@ -160,8 +181,7 @@ def test_a_child_that_cannot_start_does_not_clean_up_for_the_parent(monkeypatch,
     monkeypatch.setattr(processes, "_initialize_child", refused)
     with pytest.raises(RuntimeError, match="new thread"):
         try:
-            with forked(2, lambda _: None) as ranks:
-                ranks.gather(None)
+            run_forked(2, lambda ranks: ranks.gather(None))
         finally:
             with tidied.open("a") as stream:
                 stream.write("once ")
