@@ -2,6 +2,8 @@
 
 A document is a `TypedDict`. Its type hints contain the descriptions and limits of its keys:
 
+    >>> from typing import Annotated, TypedDict
+    >>> from mupscale_cli.record.schema import json_schema, limits, mistake
     >>> class Axis(TypedDict):
     ...     \"\"\"An axis and its factor.\"\"\"
     ...
