@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol, TypeGuard
 
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError, is_printable
+from mupscale_cli.text import counted
 
 METADATA_KEY = "mupscale"  # holds the record when the output is a single file
 MAX_HEADER_BYTES = 100_000_000  # limit of the reference implementation
@@ -122,7 +123,9 @@ def parse_header(stream: BinaryIO, file: Path) -> Header:
     file_size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-    if file_size < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
+    if file_size < _LENGTH_BYTES:
+        raise _broken(file, f"it has {counted(file_size, 'byte')}, but its header begins with {_LENGTH_BYTES}")
+    if length > min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
         raise _broken(
             file, f"its first eight bytes announce a header of {length} bytes, but the file has {file_size} bytes"
         )

@@ -91,11 +91,13 @@ def _train(console: Console, directory: Path) -> dict[str, Any]:
     from mupscale_cli.tasks.demo import training
 
     started = time.monotonic()
-    columns = (TextColumn("training"), BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
     progress_console = output.stderr()
     with Progress(*columns, console=progress_console, transient=True, disable=not progress_console.is_terminal) as bar:
-        task = bar.add_task("training", total=training.STEPS, loss=float("nan"))
-        trained = training.train(directory, lambda step, loss: bar.update(task, completed=step, loss=loss))
+        task = bar.add_task("training", total=training.STEPS, loss="")
+        trained = training.train(
+            directory, lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.2f}")
+        )
     console.print(
         f"{output.count_text(trained.num_parameters)} parameters, loss {trained.first_loss:.2f} -> "
         f"{trained.last_loss:.2f} nats per byte in {training.STEPS} steps, {time.monotonic() - started:.0f} s; "

@@ -86,6 +86,7 @@ NoiseMode = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(MODES),
+        show_default=False,
         help="Kind of noise. preserving: it cancels, so the function stays the same. Default: free.",
     ),
 ]
@@ -93,6 +94,7 @@ NoiseScale = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(SCALES),
+        show_default=False,
         help="Unit of T: the matrix's spectral norm, the tensor's root mean square, 1/sqrt(fan_in), or the standard "
         "deviation of a fresh initialization. Default: spectral.",
     ),
@@ -124,7 +126,7 @@ OptimizerState = Annotated[
     str,
     typer.Option(
         "--optimizer",
-        metavar="PATH|none",
+        metavar="PATH|auto|none",
         help="Optimizer state to widen. auto: the state next to the checkpoint, if any.",
     ),
 ]
@@ -175,8 +177,8 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 command(*args, **values)
             except KeyboardInterrupt as stop:
-                kept = getattr(stop, "resume_hint", "nothing was written")
-                raise Interrupted(f"interrupted; {kept}") from stop
+                kept = getattr(stop, "resume_hint", None)
+                raise Interrupted(f"interrupted; {kept}" if kept else "interrupted") from stop
             except SystemExit as stop:
                 if stop.code != Terminated.exit_code:
                     raise

@@ -108,12 +108,18 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
 def _equivalence(verification: Verification) -> Text:
     where = f"{verification.dtype} on {verification.device}"
     compared = verification.unperturbed or verification
-    figure = f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
+    figure = _figure(compared)
     if not verification.keeps_function:
         plain = f"; same function without noise: {figure}" if verification.unperturbed else ""
         return Text(f"{render.intended_difference(verification)}{plain} ({where})")
+    if verification.unperturbed:
+        figure = f"{_figure(verification)}; without noise {compared.max_rel:.1e}"
     modules = f", {verification.num_modules} modules" if verification.num_modules else ""
     return Text(f"same function: {figure} ({where}{modules})")
+
+
+def _figure(compared: Verification) -> str:
+    return f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
 
 
 def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:

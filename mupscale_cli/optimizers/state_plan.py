@@ -181,7 +181,7 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
         tensor: the plan of a weight.
         scale: f, a product of powers of c and m, so it can be applied to each dimension's share of them.
     """
-    # If units are copied unequally often, f applies to the number of copies of each.
+    # If some units are copied more often than others, f applies to the number of copies of each.
     summed_power, kept_power = math.log2(scale(0.5, 2)), math.log2(scale(1, 2))
 
     def strip_scale(strip: Strip) -> Strip:

@@ -92,7 +92,7 @@ def drawn_map(axis: Axis, size: int, seed: int) -> CopyMap:
     """Return the map that keeps the old units and appends copies of randomly drawn ones (Net2Net, arXiv 1511.05641).
 
     The map depends only on the seed, the axis and its size, so all tensors with this axis get the same one.
-    Units are drawn with replacement if they may be copied unequally often.
+    Units are drawn with replacement if some may be copied more often than others.
 
     Args:
         axis: axis to widen.
@@ -141,7 +141,7 @@ class Axis:
         size: number of units in the source; None if it differs between tensors.
         factor: size in the target divided by size in the source, a whole number >= 1.
         arrangement: positions of the copies.
-        uneven: whether units may be copied unequally often, since no layer averages over the axis.
+        uneven: whether some units may be copied more often than others, since no layer averages over the axis.
     """
 
     name: str

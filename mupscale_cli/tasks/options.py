@@ -44,7 +44,7 @@ class WidenOptions:
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
         optimizer_policy: what to do with the moments: `copy`, `reset-new` or `reset`.
         key: dotted keys that lead to the optimizer state inside a larger file.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
         max_shard_size: maximum size of a file in an output directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
@@ -165,7 +165,7 @@ def parse_factor(text: str | None, option: str = "--factor") -> int | None:
     except ValueError as error:
         raise PlanError(
             f"`{option}` is `{text}`; a factor is a whole number of at least 1",
-            hint="units are copied whole, so 1.5 copies do not exist",
+            hint=f"units are copied whole: `{option} 2`",
         ) from error
 
 

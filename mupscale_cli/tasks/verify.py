@@ -95,7 +95,7 @@ def verify_weights(
         narrow: its source. Default: the source named in its record.
         recipe: name or file of the recipe. Default: the recipe named in the record.
         optimizer: path of the narrow optimizer state, or `none` to skip it. Default: found next to the source.
-        allow_pickle: read distributed checkpoints, whose metadata are a pickle.
+        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
         events: receive the progress.
         processes: number of local processes that share the work, as for `widen`.
 
@@ -150,7 +150,7 @@ def _check_state(
             f"`{before}` is not the optimizer state that was widened with `{widening.wide.path}`", hint=_OTHER_SOURCE
         )
     planned = narrow.widen(widening.plan, carried["policy"])
-    events.phase("comparing the optimizer state", planned.num_bytes)
+    events.phase("comparing state", planned.num_bytes)
     return check_state(planned, wide, events.advance, processes)
 
 

@@ -123,7 +123,7 @@ def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions) -> Outpu
 def _hash_source(source: Source, events: Events) -> dict[str, dict[str, Any]]:
     """Hash the files that the output is made from."""
     checkpoint = source.checkpoint
-    events.phase("hashing the source", sum(file.stat().st_size for file in source_files(checkpoint)))
+    events.phase("hashing source", sum(file.stat().st_size for file in source_files(checkpoint)))
     return hash_source_files(checkpoint, events.advance, is_remote=source.remote is not None)
 
 

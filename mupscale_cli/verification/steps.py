@@ -52,7 +52,7 @@ def train_checkpoints(
     """
     if not plan.trains_alike:
         uneven = [axis.name for axis in plan.axes if axis.uneven and axis.factor > 1] if plan.method.is_copying else []
-        reason = f", since it drew units unequally often along {listed(uneven)}" if uneven else ""
+        reason = f", because it copied some units of {listed(uneven)} more often than others" if uneven else ""
         raise CannotVerify(
             f"a model widened by `{plan.method.name}` does not train like its source{reason}; omit `--steps`"
         )

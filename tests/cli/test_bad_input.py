@@ -99,6 +99,12 @@ def test_header_longer_than_the_file(tmp_path):
     refused(tmp_path, "widen", str(file), "--factor", "2", says=["announce", "1000000000000"])
 
 
+def test_file_shorter_than_the_length_of_a_header(tmp_path):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(b"abc")
+    refused(tmp_path, "widen", str(file), "--factor", "2", says=["it has 3 bytes", "begins with 8"])
+
+
 def sharded(saved, tmp_path):
     return shutil.copytree(saved("Llama-untied", max_shard_size="40KB"), tmp_path / "sharded")
 

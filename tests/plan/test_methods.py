@@ -83,7 +83,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
 @pytest.mark.parametrize("method", ["mupscale", "net2net", "hyperclone"])
 @pytest.mark.parametrize(("case", "factor"), [("Llama-untied", 3), ("GPT2-tied", 2), ("ResNet-basic", 3)])
 def test_carried_moments_are_the_gradients_of_the_wide_model(case, method, factor, tmp_path):
-    """If units are copied unequally often, each copy has its own share of the gradient."""
+    """If some units are copied more often than others, each copy has its own share of the gradient."""
     source = save_model(tmp_path / "narrow", case, dtype=torch.float64)
     made = widen(source, tmp_path / "wide", factor, method=method, seed=1, verify=False)
     models = [build_reference_model(open_checkpoint(path), torch.float64) for path in (source, tmp_path / "wide")]

@@ -199,8 +199,8 @@ def test_progress_is_reported_by_phases_and_adds_up(saved, tmp_path):
 
     events = Events(lambda *phase: phases.append(phase), advance)
     widened = widen(saved("Llama-tied"), tmp_path / "wide", 2, events=events)
-    assert [name for name, _ in phases] == ["hashing the source", "widening", "verifying"]
-    assert dict(phases)["hashing the source"] == counts["hashing the source"]
+    assert [name for name, _ in phases] == ["hashing source", "widening", "verifying"]
+    assert dict(phases)["hashing source"] == counts["hashing source"]
     assert dict(phases)["widening"] == widened.plan.num_bytes == counts["widening"]
 
 

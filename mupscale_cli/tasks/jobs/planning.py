@@ -141,7 +141,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
     is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))
-    reason = "verified with the same options" if is_done else "to be verified"
+    reason = "verified with the same options" if is_done else "not verified yet"
     return PlannedStep(step, title, "skipped" if is_done else "to do", reason, path, memory_bytes=memory)
 
 
