@@ -114,6 +114,20 @@ def test_an_axis_of_varying_size_takes_its_size_from_the_dimension():
     assert solve_size(dim, AXES, 12) == ({"v"}, 4)
 
 
+@pytest.mark.parametrize("text", ["(v w)", "[v + w]", "(v v)"])
+def test_a_dimension_with_several_unknowns_solves_none(text):
+    (dim,) = parse_layout(text).dims
+    unknown = {**AXES, "w": Axis("w", None, 2)}
+    assert solve_size(dim, unknown, 16) == ({"v", "w"} if "w" in text else {"v"}, None)
+
+
+def test_an_unknown_axis_has_at_least_one_unit():
+    (dim,) = parse_layout("[b + v]").dims
+    assert solve_size(dim, AXES, 4) == ({"v"}, 1)
+    with pytest.raises(LayoutError, match="cannot have size 3"):
+        solve_size(dim, AXES, 3)
+
+
 @pytest.mark.parametrize(("text", "size"), [("a", 3), ("(a b)", 5), ("[a + b]", 4), ("3", 4), ("(b v)", 10)])
 def test_impossible_sizes_are_refused(text, size):
     (dim,) = parse_layout(text).dims
