@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Fixed, Product, parse_layout
 from mupscale_cli.plan.copies import Axis
-from mupscale_cli.plan.dims import LayoutError, map_dim, power_scale, solve_size
+from mupscale_cli.plan.dims import LayoutError, map_dim, power_scale, size_of, solve_size
 
 AXES = {
     "a": Axis("a", 2, 3),
@@ -119,6 +119,12 @@ def test_a_dimension_with_several_unknowns_solves_none(text):
     (dim,) = parse_layout(text).dims
     unknown = {**AXES, "w": Axis("w", None, 2)}
     assert solve_size(dim, unknown, 16) == ({"v", "w"} if "w" in text else {"v"}, None)
+
+
+def test_the_size_of_a_dimension_needs_every_axis():
+    assert size_of(parse_layout("[(a b) + c + 1]").dims[0], AXES) == 9
+    with pytest.raises(LayoutError, match="unknown size"):
+        size_of(parse_layout("(b v)").dims[0], AXES)
 
 
 def test_an_unknown_axis_has_at_least_one_unit():

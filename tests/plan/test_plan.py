@@ -5,7 +5,8 @@ import pytest
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import ConfigError, PlanError, RecipeError
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import make_plan, resolve_factors, with_noise
+from mupscale_cli.plan.perturbation import Perturbation
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -139,6 +140,17 @@ def test_impossible_factors_are_refused(name, factor, axes, message):
 def test_a_single_axis_overrides_the_factor():
     factors = resolve_factors(load_recipe("llama"), 2, {"ffn": 8, "g": 3, "embed": 1})
     assert factors == {"embed": 1, "kv": 2, "g": 3, "d": 1, "ffn": 8}
+
+
+def test_only_tensors_that_copy_units_get_noise_and_only_a_measured_one_has_a_size():
+    plan = llama(None, {"ffn": 2}, perturbation=Perturbation(0.1))
+    noisy = {tensor.target.name for tensor in plan.tensors if tensor.noise is not None}
+    assert noisy == {f"{LAYER}mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    up, down = (f"{LAYER}mlp.{name}_proj.weight" for name in ("up", "down"))
+    measured = {t.target.name: t.noise.std for t in with_noise(plan, {up: 0.25}).tensors if t.noise is not None}
+    assert measured[up] == 0.25
+    assert measured[down] is None
+    assert with_noise(plan, {}) is plan
 
 
 # Features of the language --------------------------------------------------------------------
