@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,25 +52,34 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
     return next((file.name for name, file in files.items() if segments_digest(file) != digests[name]), None)
 
 
-def identities(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return device, inode, size in bytes and modification time of every file that an output is made from, by name."""
-    stats = {file.name: file.stat() for file in source_files(source)}
-    return {name: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+Identity = tuple[int, ...]
 
 
-def require_unchanged(source: Checkpoint, before: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that the files of a source are still the ones that were hashed.
+def identities(files: Iterable[Path]) -> dict[Path, Identity | None]:
+    """Return device, inode, size in bytes and modification time of each file; None for a missing file."""
+    return {file: _identity(file) for file in files}
+
+
+def _identity(file: Path) -> Identity | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def require_unchanged(before: Mapping[Path, Identity | None]) -> None:
+    """Check that the files an output was made from are still the ones that were opened.
 
     Args:
-        source: the narrow checkpoint, after the output was written.
-        before: its `identities` before it was hashed.
+        before: their `identities` before anything was read.
 
     Raises:
-        CheckpointError: a file was modified or replaced in between.
+        CheckpointError: a file was modified, replaced or removed in between.
     """
-    for name, identity in identities(source).items():
-        if identity != before.get(name):
-            raise CheckpointError(f"`{name}` of `{source.path}` changed while it was being read", hint="widen again")
+    for file, identity in before.items():
+        if _identity(file) != identity:
+            raise CheckpointError(f"`{file}` changed while it was being read", hint="widen again")
 
 
 def source_files(source: Checkpoint) -> tuple[Path, ...]:

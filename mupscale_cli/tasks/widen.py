@@ -18,7 +18,7 @@ from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.changes import identities, require_unchanged, source_files
+from mupscale_cli.record.changes import Identity, identities, require_unchanged, source_files
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
@@ -107,7 +107,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     )
     if output.source.is_file and not call.overwrite and (config := companion_path(target, CONFIG)).exists():
         raise output_exists_error(config)
-    before = identities(output.source)
+    before = identities((*source_files(output.source), *(output.carried.source.files if output.carried else ())))
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
     outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
@@ -135,13 +135,13 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[str, tuple[int, ...]]) -> _Outcome:
+def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[Path, Identity | None]) -> _Outcome:
     """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
     staged_output = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
     with staged_output as (staging, journal):
         record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
         assert record is not None
-        require_unchanged(output.source, before)
+        require_unchanged(before)
         plan = with_noise(output.plan, record["noise"])
         _write_companions(output, staging.directory)
         verification, skipped = _verify(output.source, plan, staging.directory, call)
