@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from xxhash import xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 
-from mupscale_cli.checkpoints.header import header_without_record
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.checkpoints.header import header_without_record, open_file
+from mupscale_cli.files import plain, read_errors
 
 SEGMENT_BYTES = 256 << 10
 Segments = Mapping[int, bytes]  # digests by segment number
@@ -34,13 +34,10 @@ def file_digest(file: Path, progress: Callable[[int], None] = lambda _: None) ->
         CheckpointError: the file cannot be read.
     """
     digest, block = xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            while count := stream.readinto(block):
-                digest.update(block[:count])
-                progress(count)
-    except OSError as error:
-        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    with read_errors(file), open(file, "rb", buffering=0, opener=plain) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+            progress(count)
     return digest.hexdigest()
 
 
@@ -67,17 +64,14 @@ def segments_digest(file: Path, known: Segments = _NO_SEGMENTS) -> str:
     """
     header, start = header_without_record(file) if file.suffix == ".safetensors" else (b"", 0)
     digests = [xxh3_128_digest(header)] if header else []
-    try:
-        with open(file, "rb") as stream:
-            for number in range(start // SEGMENT_BYTES, -(-os.fstat(stream.fileno()).st_size // SEGMENT_BYTES)):
-                begin, end = number * SEGMENT_BYTES, (number + 1) * SEGMENT_BYTES
-                digest = known.get(number) if begin >= start else None
-                if digest is None:
-                    stream.seek(max(begin, start))
-                    digest = xxh3_128_digest(stream.read(end - stream.tell()))
-                digests.append(digest)
-    except OSError as error:
-        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    with open_file(file) as stream:
+        for number in range(start // SEGMENT_BYTES, -(-os.fstat(stream.fileno()).st_size // SEGMENT_BYTES)):
+            begin, end = number * SEGMENT_BYTES, (number + 1) * SEGMENT_BYTES
+            digest = known.get(number) if begin >= start else None
+            if digest is None:
+                stream.seek(max(begin, start))
+                digest = xxh3_128_digest(stream.read(end - stream.tell()))
+            digests.append(digest)
     return xxh3_128_hexdigest(b"".join(digests))
 
 

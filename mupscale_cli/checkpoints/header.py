@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol, TypeGuard
 
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError, is_printable
+from mupscale_cli.files import plain, read_errors
 from mupscale_cli.text import counted
 
 METADATA_KEY = "mupscale"  # holds the record when the output is a single file
@@ -103,11 +104,8 @@ def open_file(file: Path) -> Iterator[BinaryIO]:
     Raises:
         CheckpointError: the file cannot be opened, or reading fails inside the context.
     """
-    try:
-        with open(file, "rb") as stream:
-            yield stream
-    except OSError as error:
-        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    with read_errors(file), open(file, "rb", opener=plain) as stream:
+        yield stream
 
 
 def parse_header(stream: BinaryIO, file: Path) -> Header:
@@ -254,12 +252,9 @@ def header_without_record(file: Path) -> tuple[bytes, int]:
     Raises:
         CheckpointError: the file cannot be read or has no valid header.
     """
-    try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            entries = _parse(stream.read(min(length, MAX_HEADER_BYTES)), file)
-    except OSError as error:
-        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    with open_file(file) as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        entries = _parse(stream.read(min(length, MAX_HEADER_BYTES)), file)
     metadata = entries.get("__metadata__")
     if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
         return b"", 0

@@ -17,6 +17,7 @@ from filelock import FileLock
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import RECORD
 from mupscale_cli.errors import OutputError, OutputExistsError
+from mupscale_cli.files import flush, flush_tree
 from mupscale_cli.text import bytes_text
 
 LOCK = ".lock"  # in the temporary directory
@@ -124,16 +125,14 @@ class Staging:
         """
         with output_errors(self.output):
             self._release()
-            for file in self.directory.iterdir():
-                _sync(file)
-            _sync(self.directory)
+            flush_tree(self.directory)
             replaced = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
             if self.output.exists():
                 if not self.overwrite:
                     raise output_exists_error(self.output)
                 self.output.rename(replaced)
             self.directory.rename(self.output)
-            _sync(self.output.parent)
+            flush(self.output.parent)
             shutil.rmtree(replaced, ignore_errors=True)
 
     def publish_file(self, staged: str, companions: Mapping[str, Path]) -> None:
@@ -149,15 +148,14 @@ class Staging:
         """
         with output_errors(self.output):
             self._release()
-            for file in self.directory.iterdir():
-                _sync(file)
+            flush_tree(self.directory)
             for file in (self.output, *companions.values()):
                 if file.exists() and not self.overwrite:
                     raise output_exists_error(file)
             for name, final in companions.items():
                 (self.directory / name).replace(final)
             (self.directory / staged).replace(self.output)
-            _sync(self.output.parent)
+            flush(self.output.parent)
 
 
 def output_exists_error(file: Path) -> OutputExistsError:
@@ -274,17 +272,3 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write `{path}`: {error.strerror or error}", hint="no output was created under the final name"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to disk if the system supports it."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return  # Windows cannot open directories
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # some file systems cannot flush directories
-    finally:
-        os.close(handle)

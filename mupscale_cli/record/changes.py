@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import file_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
@@ -50,36 +48,6 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
     if files.keys() != digests.keys():
         return min(files.keys() ^ digests.keys())
     return next((file.name for name, file in files.items() if segments_digest(file) != digests[name]), None)
-
-
-Identity = tuple[int, ...]
-
-
-def identities(files: Iterable[Path]) -> dict[Path, Identity | None]:
-    """Return device, inode, size in bytes and modification time of each file; None for a missing file."""
-    return {file: _identity(file) for file in files}
-
-
-def _identity(file: Path) -> Identity | None:
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def require_unchanged(before: Mapping[Path, Identity | None]) -> None:
-    """Check that the files an output was made from are still the ones that were opened.
-
-    Args:
-        before: their `identities` before anything was read.
-
-    Raises:
-        CheckpointError: a file was modified, replaced or removed in between.
-    """
-    for file, identity in before.items():
-        if _identity(file) != identity:
-            raise CheckpointError(f"`{file}` changed while it was being read", hint="widen again")
 
 
 def source_files(source: Checkpoint) -> tuple[Path, ...]:

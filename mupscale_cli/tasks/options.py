@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
@@ -17,6 +17,8 @@ from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.verification.options import VerifyOptions
 
+# Options that `--resume` may change: where the output goes, and how it is verified once it is complete.
+_FREE_TO_CHANGE = frozenset({"output", "overwrite", "verify", "dtype", "device", "model"})
 Fields = ParamSpec("Fields")
 Options = TypeVar("Options")
 Subject = TypeVar("Subject")
@@ -107,6 +109,14 @@ class WidenOptions:
         usual = method.perturbation or Perturbation(self.noise)
         mode, scale = self.noise_mode or usual.mode, self.noise_scale or usual.scale
         return method, Perturbation(self.noise, cast("Mode", mode), cast("Scale", scale), self.seed)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Every option that decides about bytes or about what is refused before they are written, as JSON."""
+        names = (each.name for each in fields(WidenOptions) if each.name not in _FREE_TO_CHANGE)
+        values = {name: getattr(self, name) for name in names}
+        texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+        return {**values, **texts, "axes": dict(self.axes or {})}
 
     @property
     def state(self) -> StateOptions:

@@ -12,20 +12,21 @@ from mupscale_cli.checkpoints.journal import JOURNAL, Journal, fingerprint, inta
 from mupscale_cli.checkpoints.staging import Staging
 from mupscale_cli.engine.events import Events
 from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
+from mupscale_cli.tasks.options import WidenOptions
 from mupscale_cli.tasks.writing import Output
 from mupscale_cli.text import bytes_text
 
 
 @contextmanager
 def resumable(
-    output: Output, target: Path, *, overwrite: bool, resume: bool, events: Events
+    output: Output, target: Path, options: WidenOptions, *, resume: bool, events: Events
 ) -> Iterator[tuple[Staging, Journal]]:
     """Stage an output in a folder that outlives a killed process once it contains a finished shard.
 
     Args:
         output: the output to write.
         target: its final path.
-        overwrite: replace an existing output at that path when publishing.
+        options: how it is widened; `--resume` continues only a run with the same ones.
         resume: continue a killed run that wrote the same output, after checking its finished shards.
         events: receive the progress, and notes about unfinished outputs of other runs.
 
@@ -35,8 +36,8 @@ def resumable(
     Raises:
         OutputError: another run is writing this output.
     """
-    staging = Staging(target, overwrite=overwrite)
-    wanted = _fingerprint(output)
+    staging = Staging(target, overwrite=options.overwrite)
+    wanted = _fingerprint(output, options)
     previous = _find_previous(staging, wanted) if resume else None
     with staging:
         staging.keep = partial(_is_worth_keeping, staging.directory, len(output.plan.shards))
@@ -50,8 +51,8 @@ def resumable(
         yield staging, journal
 
 
-def _fingerprint(output: Output) -> str:
-    """Hash everything that determines the bytes of an output, to recognize runs that write the same."""
+def _fingerprint(output: Output, options: WidenOptions) -> str:
+    """Hash everything that determines the bytes of an output, to recognize runs that write and refuse the same."""
     shards = [
         [
             shard.file,
@@ -59,7 +60,7 @@ def _fingerprint(output: Output) -> str:
         ]
         for shard in output.plan.shards
     ]
-    return fingerprint(output.record, shards)
+    return fingerprint(output.record, shards, options.decisive)
 
 
 def _find_previous(staging: Staging, wanted: str) -> Journal | None:

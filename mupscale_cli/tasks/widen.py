@@ -16,9 +16,10 @@ from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, output_exists_error, write_json
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
+from mupscale_cli.files import Identity, identities, require_unchanged
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.changes import Identity, identities, require_unchanged, source_files
+from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
@@ -137,7 +138,7 @@ class _Outcome(NamedTuple):
 
 def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[Path, Identity | None]) -> _Outcome:
     """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
-    staged_output = resumable(output, target, overwrite=call.overwrite, resume=call.resume, events=call.events)
+    staged_output = resumable(output, target, call, resume=call.resume, events=call.events)
     with staged_output as (staging, journal):
         record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
         assert record is not None

@@ -27,9 +27,7 @@ from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.scheduler import widen_scheduler
@@ -463,22 +461,3 @@ def test_messages_are_printable_and_of_limited_length():
     assert TOKEN not in str(error)
     str(error).encode()
     assert printable("plain `text`\nof two lines") == "plain `text`\nof two lines"
-
-
-# Leftovers of killed runs ---------------------------------------------------------------------
-
-
-def test_only_abandoned_temporary_folders_are_removed(tmp_path):
-    left, mine, other = tmp_path / ".mupscale-left", tmp_path / ".mupscale-mine", tmp_path / ".mupscale-cache"
-    for folder in (left, mine, other):
-        folder.mkdir()
-        (folder / "x").write_text("")
-    (left / ".lock").write_text("")  # whose process has ended
-    lock = try_lock(mine / ".lock")
-    with scratch_folder(tmp_path) as folder:
-        assert folder.parent == tmp_path
-        assert not left.exists()
-        assert (mine / "x").exists()
-        assert (other / "x").exists()  # without a lock it is not one of ours
-    assert not folder.exists()
-    release(lock)

@@ -1,8 +1,9 @@
 """Every option is declared once and available in the Python API, the command and job files."""
 
 import inspect
+import json
 import pydoc
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_an_option_of_verify_is_in_the_api_the_command_and_job_files(field, tmp_
     assert getattr(taken[0], field) == value != getattr(VerifyOptions(), field)
     assert getattr(in_a_job(tmp_path, "verify", {field: text}), field) == value
     assert {field} <= inspect.signature(mupscale_cli.verify).parameters.keys()
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(WidenOptions)])
+def test_resume_continues_only_a_run_with_the_same_options(field):
+    _, value, beside = WIDEN[field]
+    before = WidenOptions(**{name: WIDEN[name][1] if name == "noise" else value for name, value in beside.items()})
+    after = replace(before, **{field: value})
+    may_change = {"output", "overwrite", "verify", "dtype", "device", "model"}
+    assert (before.decisive == after.decisive) == (field in may_change)
+    assert json.loads(json.dumps(after.decisive)) == after.decisive
+
+
+def test_one_option_written_in_two_ways_is_one_run():
+    text = WidenOptions(recipe="mine.yaml", axes=None)
+    assert WidenOptions(recipe=Path("mine.yaml"), axes={}).decisive == text.decisive
 
 
 def test_a_misspelled_option_is_refused_before_any_work():

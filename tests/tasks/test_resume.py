@@ -198,6 +198,22 @@ def test_another_plan_is_not_resumed(saved, tmp_path):
     assert folder.is_dir()
 
 
+def test_a_run_that_refuses_what_the_killed_one_allowed_does_not_resume_it(copied, tmp_path):
+    source, target = copied("Llama-tied"), tmp_path / "wide"
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.embed_tokens.weight"][0, 0] = float("nan")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    options = {"max_shard_size": SHARD, "verify": False}
+    with pytest.raises(KeyboardInterrupt):
+        widen(source, target, 2, **options, allow_nonfinite=True, events=stop_after(3))
+    (folder,) = partial(target)
+    with pytest.raises(CheckpointError, match=r"nan|NaN"):
+        widen(source, target, 2, **options, resume=True)
+    assert partial(target) == [folder]
+    widen(source, target, 2, **options, allow_nonfinite=True, resume=True)
+    assert target.is_dir()
+
+
 def test_an_unreadable_unfinished_output_is_ignored(saved, tmp_path, monkeypatch):
     folder, _ = interrupted(saved("Llama-tied"), tmp_path / "wide")
     locked = target_module.try_lock

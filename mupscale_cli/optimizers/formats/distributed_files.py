@@ -21,8 +21,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.files import read_errors
 from mupscale_cli.optimizers.content import locate_optimizer
 from mupscale_cli.optimizers.formats.base import OpenOptions
 from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
@@ -107,16 +109,21 @@ def _chunks(
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Silence torch's warning about a missing process group, and turn its errors into errors for users."""
+    """Silence torch's warning about a missing process group, and raise the cause of its errors.
+
+    Raises:
+        OSError: the system cannot read or write a file.
+        CheckpointError: torch cannot read or write the checkpoint.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             yield
         except CheckpointException as failed:
             causes = [cause[0] for cause in failed.failures.values()]
-            own_error = next((cause for cause in causes if isinstance(cause, MupscaleError)), None)
-            if own_error is not None:
-                raise own_error from failed
+            own = next((cause for cause in causes if isinstance(cause, (MupscaleError, OSError))), None)
+            if own is not None:
+                raise own from failed
             raise CheckpointError(f"torch cannot read or write the distributed checkpoint: {causes[0]}") from failed
 
 
@@ -153,7 +160,7 @@ def _restore_group_lists(group: Any) -> Any:
 def write_blank_folder(path: Path, content: Any) -> dict[str, TensorSlot]:
     """Write a distributed checkpoint whose tensors have no data yet; return the slot of each place's data."""
     writer, planner = _BlankWriter(path), DefaultSavePlanner()
-    with single_process():
+    with output_errors(path), single_process():
         save(content, storage_writer=writer, planner=planner, no_dist=True)
     return {place_name(planner.mappings[key]): slot for key, slot in writer.slots.items()}
 
@@ -204,7 +211,7 @@ def _load(path: Path, content: Any, stored: Mapping[str, ChunkedTensor]) -> Any:
     """
     tensors = {name: _empty(tensor.spec) for name, tensor in stored.items()}
     by_key = {tensor.key: tensors[name] for name, tensor in stored.items()}
-    with single_process():
+    with read_errors(path), single_process():
         load(by_key, checkpoint_id=path, no_dist=True)
     return map_tensors(content, (), lambda place, _: tensors[place_name(place)])
 
