@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
-    from mupscale_cli.plan import Plan
+    from mupscale_cli.plan import Plan, Size
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
     from mupscale_cli.tasks.options import WidenOptions
     from mupscale_cli.tasks.planning import plan_widening
@@ -39,6 +39,7 @@ _MODULES = {
     "plan_job": "tasks.jobs",
     "run_job": "tasks.jobs",
     "Plan": "plan",
+    "Size": "plan",
     "Push": "tasks.push",
     "PushOptions": "tasks.push",
     "prepare_push": "tasks.push",
@@ -62,6 +63,7 @@ __all__ = [
     "PushOptions",
     "PushStep",
     "Recipe",
+    "Size",
     "Verification",
     "VerifyOptions",
     "VerifyStep",

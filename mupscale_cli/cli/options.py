@@ -24,15 +24,16 @@ Checkpoint = Annotated[
 ]
 Factor = Annotated[
     str | None,
-    typer.Option("--factor", "-f", metavar="K", help="How many times as wide the model becomes; a whole number."),
+    typer.Option("--factor", "-f", metavar="K", help="How many times as wide the model becomes, such as 2 or 1.5."),
 ]
 AxisFactors = Annotated[
     list[str] | None,
     typer.Option(
         "--axis",
         "-a",
-        metavar="NAME=K",
-        help="Factor of one axis; overrides `--factor` for this axis. Repeatable.",
+        metavar="NAME=K|NAME:SIZE",
+        help="Factor of one axis, or the size that it gets; overrides `--factor` for this axis. NAME can also be a key "
+        "of config.json, such as hidden_size. Repeatable.",
         autocompletion=complete_axis,
     ),
 ]

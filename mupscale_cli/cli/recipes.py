@@ -18,7 +18,7 @@ from mupscale_cli.architecture.types import AxisRule, Recipe
 from mupscale_cli.cli import documents, explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
 from mupscale_cli.errors import MupscaleError, OutputError
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import identity_plan
@@ -153,8 +153,8 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
         factors = smallest_factors(recipe, checkpoint, axis, 2)
         if factors is None:
             continue
-        resolved = resolve_factors(recipe, None, factors)
-        before, after = make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None).num_parameters
+        plan = make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
+        before, after = plan.num_parameters
         linked = ", ".join(name for name in factors if name != axis)
         costs[axis] = f"{after / before:.3g} times the parameters" + (f", together with {linked}" if linked else "")
     return costs

@@ -90,7 +90,7 @@ def widen(
         with ranks.fail_together():
             chosen = WidenOptions(
                 out,
-                parse_factor(factor),
+                None if factor is None else parse_factor(factor),
                 parse_axes(axis),
                 recipe=recipe,
                 tie=tie,

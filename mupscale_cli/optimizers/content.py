@@ -175,12 +175,11 @@ class _WeightFinder:
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in original_names.items()]
         if result:  # the recipe's rules expect the saved form of the merged parameters
             specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in original_names)
-        factors = {axis.name: axis.factor for axis in self.plan.axes}
         plan = make_plan(
             self.plan.recipe,
             specs,
             self.config,
-            factors,
+            self.plan.request,
             None,
             self.plan.tie,
             method=self.plan.method,

@@ -23,10 +23,9 @@ def find_axes(
     layouts: Mapping[str, Choice[Any]],
     matches: Mapping[str, Match],
     values: Values,
-    factors: Mapping[str, int],
     used: frozenset[str],
 ) -> dict[str, Axis]:
-    """Return every axis with its size and factor.
+    """Return every axis with its size, not widened.
 
     Sizes come from the config or, if the recipe says so, from the shapes of the tensors.
 
@@ -36,18 +35,14 @@ def find_axes(
         layouts: chosen layout of each tensor by its name.
         matches: matched rule of each tensor by its name.
         values: names and values, as `environment` returns them.
-        factors: factor of every axis.
-        used: axes that occur in some tensor; the others keep factor 1.
+        used: axes that occur in some tensor.
 
     Raises:
         RecipeError: the size of an axis is missing, is not a whole number, or contradicts the number of tensors.
     """
     sizes = sizes_from_config(recipe, values, used)
     uneven = {rule.name for rule in recipe.axes if rule.uneven}
-    axes = {
-        name: Axis(name, size, factors[name] if name in used else 1, uneven=name in uneven)
-        for name, size in sizes.items()
-    }
+    axes = {name: Axis(name, size, uneven=name in uneven) for name, size in sizes.items()}
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
     for spec in specs:
         if not open_names:

@@ -139,20 +139,22 @@ class Axis:
     Attributes:
         name: name in the recipe.
         size: number of units in the source; None if it differs between tensors.
-        factor: size in the target divided by size in the source, a whole number >= 1.
+        factor: number of copies of each unit, a whole number >= 1.
+        fresh: number of new units that copy nothing, fewer than `size`.
         arrangement: positions of the copies.
         uneven: whether some units may be copied more often than others, since no layer averages over the axis.
     """
 
     name: str
     size: int | None
-    factor: int
+    factor: int = 1
     arrangement: Arrangement = INTERLEAVED
     uneven: bool = False
+    fresh: int = 0
 
     @property
     def wide_size(self) -> int | None:
-        return None if self.size is None else self.size * self.factor
+        return None if self.size is None else self.size * self.factor + self.fresh
 
     def copy_map(self, size: int | None = None) -> CopyMap:
         """Return the copy map of the axis in a dimension with `size` units. Default: the axis' own size."""

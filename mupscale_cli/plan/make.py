@@ -1,4 +1,4 @@
-"""Making a plan from a recipe, tensor specs and factors."""
+"""Making a plan from a recipe, tensor specs and a request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan.axes import find_axes, used_axes
+from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
+from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
@@ -27,7 +29,7 @@ def make_plan(
     recipe: Recipe,
     specs: Sequence[TensorSpec],
     config: Mapping[str, Any] | None,
-    factors: Mapping[str, int],
+    request: Request = IDENTITY,
     max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
     tie: str | None = None,
     *,
@@ -41,7 +43,7 @@ def make_plan(
         recipe: recipe of the architecture.
         specs: every tensor of the checkpoint, in the order of writing.
         config: config.json; None if the checkpoint has none.
-        factors: factor of every axis, as `resolve_factors` returns them.
+        request: what to grow, and how far. Default: nothing.
         max_shard_bytes: maximum size of an output file, in bytes of tensor data; None for a single file.
         tie: how to scale a readout that shares the embedding. Default: the first way that the recipe allows.
         check_config: whether to check that the widened config gives every axis its new size.
@@ -65,7 +67,14 @@ def make_plan(
     values = environment(recipe, config or {}, matches, tie)
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
-    axes = find_axes(recipe, specs, layouts, matches, values, factors, used)
+    axes = find_axes(recipe, specs, layouts, matches, values, used)
+
+    def sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
+        return sizes_from_config(recipe, environment(recipe, config, matches, tie), used)
+
+    stated, _ = widen_config(recipe, config or {}, values, axes)
+    axes = grow_axes(recipe, request, axes, used, stated, sizes)
+    _refuse_partial(axes.values())
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     noise = choose_perturbation(method, perturbation)
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
@@ -105,6 +114,16 @@ def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
             raise PlanError(
                 f"cannot widen quantized weights (config.json has a `{key}`): their packed elements are not units",
                 hint="dequantize the model first, or widen the checkpoint that it was quantized from",
+            )
+
+
+def _refuse_partial(axes: Iterable[Axis]) -> None:
+    for axis in axes:
+        if axis.fresh:
+            raise PlanError(
+                f"the axis `{axis.name}` has size {axis.size} and cannot become {axis.wide_size}, which is not a "
+                "multiple",
+                hint=f"for instance `--axis {axis.name}={axis.factor + 1}`",
             )
 
 

@@ -15,6 +15,7 @@ from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Noise, Perturbation
+from mupscale_cli.plan.request import Request, Size
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,11 @@ class Plan:
     def factors(self) -> dict[str, int]:
         """Factors of the widened axes by name."""
         return {axis.name: axis.factor for axis in self.axes if axis.factor > 1}
+
+    @property
+    def request(self) -> Request:
+        """The request that grows the same axes as far again."""
+        return Request(axes={axis.name: Size(axis.wide_size) if axis.wide_size else axis.factor for axis in self.axes})
 
     @property
     def num_bytes(self) -> int:

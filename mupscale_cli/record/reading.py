@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.plan import Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record import FORMAT_VERSION
@@ -58,6 +59,12 @@ def check_record(content: Mapping[str, Any], file: Path) -> Record:
     if problem := mistake(content, json_schema(Record)):
         raise CheckpointError(f"the record of `{file}` is damaged: {problem}", hint="widen the source again")
     return cast("Record", content)
+
+
+def recorded_request(record: Record) -> Request:
+    """Return the request that grows every axis to its recorded size."""
+    axes = record["axes"].items()
+    return Request(axes={name: Size(axis["wide_size"]) if axis["wide_size"] else axis["factor"] for name, axis in axes})
 
 
 def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:

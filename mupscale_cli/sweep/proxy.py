@@ -17,7 +17,7 @@ from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import copy_file, write_json
 from mupscale_cli.errors import MupscaleError, PlanError, SweepError
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.record.making import Origin, hash_source_files, make_record
 from mupscale_cli.sweep.data import Split
 from mupscale_cli.sweep.settings import PROXY_RECORD, Training
@@ -68,9 +68,9 @@ def make_proxy(
         MupscaleError: the config cannot be narrowed, transformers cannot build the model, or its training diverges.
     """
     recipe = choose_recipe(source, request.recipe)
-    factors = resolve_factors(recipe, request.ratio, {name: 1 for name, factor in request.axes.items() if factor == 1})
+    growth = Request(request.ratio, {name: 1 for name, factor in request.axes.items() if factor == 1})
     staged = directory.with_name(f".{directory.name}.part")
-    model, record = _narrow_model(source, recipe, factors, request.tie, staged)
+    model, record = _narrow_model(source, recipe, growth, request.tie, staged)
     if request.steps:
         assert data is not None
         model = model.to(choose_device(training.device)).train()
@@ -89,14 +89,14 @@ def make_proxy(
 
 
 def _narrow_model(
-    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None, directory: Path
+    source: Checkpoint, recipe: Recipe, growth: Request, tie: str | None, directory: Path
 ) -> tuple[Any, dict[str, Any]]:
     """Build and save the model of the narrowed config; return it with the record of its widening to the checkpoint.
 
     A size that the config omits either follows from the narrowed sizes (GPT-2's n_inner) or stays as it was (head_dim
     when the number of heads is narrowed). The first choice that widens to the checkpoint is right.
     """
-    configs = [narrowed_config(source, recipe, factors, tie, pin=pin) for pin in (False, True)]
+    configs = [narrowed_config(source, recipe, growth, tie, pin=pin) for pin in (False, True)]
     first_error: SweepError | None = None
     for config in configs if configs[0] != configs[1] else configs[:1]:
         shutil.rmtree(directory, ignore_errors=True)
@@ -105,7 +105,7 @@ def _narrow_model(
         try:
             model = _build(directory)
             model.save_pretrained(directory)
-            return model, _check(source, recipe, factors, tie, directory)
+            return model, _check(source, recipe, growth, tie, directory)
         except SweepError as error:
             first_error = first_error or error
     assert first_error is not None
@@ -114,7 +114,7 @@ def _narrow_model(
 
 
 def narrowed_config(
-    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None = None, *, pin: bool = False
+    source: Checkpoint, recipe: Recipe, growth: Request, tie: str | None = None, *, pin: bool = False
 ) -> dict[str, Any]:
     """Return the config that widens to the checkpoint's.
 
@@ -123,7 +123,7 @@ def narrowed_config(
     Args:
         source: checkpoint to narrow.
         recipe: recipe of its architecture.
-        factors: factor of every axis, from the proxy to the checkpoint.
+        growth: from the proxy to the checkpoint.
         tie: where the factor of a shared readout goes.
         pin: whether to set sizes that the config omits to those of the widened config.
 
@@ -133,7 +133,7 @@ def narrowed_config(
     if source.config is None:
         raise SweepError(f"cannot make a proxy: `{source.path}` has no config.json", hint=_TRAIN_YOURSELF)
     try:
-        wide = make_plan(recipe, source.specs, source.config, factors, None, tie).config
+        wide = make_plan(recipe, source.specs, source.config, growth, None, tie).config
     except PlanError as error:
         raise SweepError(
             f"cannot make a proxy with the recipe `{recipe.name}`: {error.message}",
@@ -182,9 +182,7 @@ def _build(directory: Path) -> Any:
         raise SweepError(f"transformers cannot build the proxy: {error}", hint=_TRAIN_YOURSELF) from error
 
 
-def _check(
-    source: Checkpoint, recipe: Recipe, factors: Mapping[str, int], tie: str | None, directory: Path
-) -> dict[str, Any]:
+def _check(source: Checkpoint, recipe: Recipe, growth: Request, tie: str | None, directory: Path) -> dict[str, Any]:
     """Check that the proxy widens to the checkpoint; return the record of that widening.
 
     Raises:
@@ -192,7 +190,7 @@ def _check(
     """
     proxy = open_checkpoint(directory)
     try:
-        plan = make_plan(recipe, proxy.specs, proxy.config, factors, None, tie)
+        plan = make_plan(recipe, proxy.specs, proxy.config, growth, None, tie)
     except MupscaleError as error:
         raise SweepError(
             f"the proxy's config does not widen to the checkpoint's: {error.message}", hint=_TRAIN_YOURSELF

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError
-from mupscale_cli.plan import Plan, make_plan, resolve_factors
+from mupscale_cli.plan import Plan, Request, make_plan
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source
@@ -135,8 +135,7 @@ def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None
             factors[link.axis] = math.prod(factors.get(name, 1) for name in link.product)
     factors = {name: factor for name, factor in factors.items() if factor > 1}
     try:
-        resolved = resolve_factors(recipe, None, factors)
-        make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None)
+        make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
     except ConfigError:
         return None
     except MupscaleError:
@@ -166,8 +165,7 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
         for along in itertools.combinations(others, count):
             factors = dict.fromkeys((axis, *along), factor)
             try:
-                resolved = resolve_factors(recipe, None, factors)
-                plan = make_plan(recipe, checkpoint.specs, checkpoint.config, resolved, None)
+                plan = make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
             except ConfigError:
                 refused = refused or factors
                 continue
@@ -175,7 +173,7 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
                 continue
             except MupscaleError:
                 return factors  # a mistake of the recipe, which a trial will show
-            return factors if axis in plan.factors else None
+            return plan.factors if axis in plan.factors else None
     return refused
 
 
@@ -256,7 +254,7 @@ def find_static_mistakes(source: Path, recipe: Recipe, user_model: str | None = 
 def _loose_plan(recipe: Recipe, checkpoint: Checkpoint, factors: Mapping[str, int]) -> Plan:
     """Plan all axes at once, ignoring links between axes and the widened config."""
     loose = replace(recipe, links=(), config=())
-    return make_plan(loose, checkpoint.specs, checkpoint.config, factors, None, check_config=False)
+    return make_plan(loose, checkpoint.specs, checkpoint.config, Request(axes=factors), None, check_config=False)
 
 
 def _shared(model: nn.Module) -> set[int]:

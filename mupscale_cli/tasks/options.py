@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
-from mupscale_cli.plan import DEFAULT_SHARD_BYTES
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.verification.options import VerifyOptions
@@ -23,6 +25,9 @@ Fields = ParamSpec("Fields")
 Options = TypeVar("Options")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
+_MAX_DIGITS = 18
+_FACTOR = re.compile(r"[+-]?\d{1,18}(\.\d{0,18}|/\d{1,18})?")
+_AXIS = re.compile(r"\s*([^=:]*[^=:\s])\s*([=:])\s*(.*?)\s*")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -32,8 +37,8 @@ class WidenOptions:
 
     Attributes:
         output: output path. Default: `NAME-x4` next to the input.
-        factor: target width over source width, for every axis that the recipe widens.
-        axes: factors of single axes; they override or add to `factor`.
+        factor: target width over source width, for every axis that the recipe widens; whole or not.
+        axes: factors, or sizes as `Size`, of single axes or keys of config.json; they override or add to `factor`.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
@@ -60,8 +65,8 @@ class WidenOptions:
     """
 
     output: str | Path | None = None
-    factor: int | None = None
-    axes: Mapping[str, int] | None = None
+    factor: float | Fraction | None = None
+    axes: Mapping[str, float | Fraction | Size] | None = None
     _: KW_ONLY
     recipe: str | Path | None = None
     tie: str | None = None
@@ -87,7 +92,14 @@ class WidenOptions:
     def __post_init__(self) -> None:
         if self.max_shard_size < 1:
             raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
-        _ = self.growth, self.state  # raise if an option is invalid
+        _ = self.request, self.growth, self.state  # raise if an option is invalid
+
+    @property
+    def request(self) -> Request:
+        """What to grow, and how far."""
+        factor = None if self.factor is None else _amount(self.factor, "--factor")
+        assert not isinstance(factor, Size)
+        return Request(factor, {name: _amount(amount, f"--axis {name}") for name, amount in (self.axes or {}).items()})
 
     @property
     def growth(self) -> tuple[Method, Perturbation | None]:
@@ -116,7 +128,9 @@ class WidenOptions:
         names = (each.name for each in fields(WidenOptions) if each.name not in _FREE_TO_CHANGE)
         values = {name: getattr(self, name) for name in names}
         texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
-        return {**values, **texts, "axes": dict(self.axes or {})}
+        request = self.request
+        amounts = {name: str(amount) for name, amount in request.axes.items()}
+        return {**values, **texts, "factor": str(request.factor), "axes": amounts}
 
     @property
     def state(self) -> StateOptions:
@@ -162,41 +176,57 @@ def option_name(field: str) -> str:
     return "axis" if field == "axes" else field.replace("_", "-")
 
 
-def parse_factor(text: str | None, option: str = "--factor") -> int | None:
-    """Parse a factor as a whole number.
+def _amount(value: float | Fraction | Size, option: str) -> Amount:
+    """Return a factor as the number that its decimals say: 1.2 is 6/5."""
+    return value if isinstance(value, (int, Fraction, Size)) else parse_factor(str(value), option)
+
+
+def parse_factor(text: str, option: str = "--factor") -> int | Fraction:
+    """Parse a factor: `2`, `1.5` or `3/2`.
 
     Raises:
-        PlanError: the text is not a whole number.
+        PlanError: the text is not a number.
     """
-    if text is None:
-        return None
     try:
-        return int(text)
-    except ValueError as error:
+        factor = Fraction(text) if _FACTOR.fullmatch(text.strip()) else None
+    except ZeroDivisionError:
+        factor = None
+    if factor is None:
         raise PlanError(
-            f"`{option}` is `{text}`; a factor is a whole number of at least 1",
-            hint=f"units are copied whole: `{option} 2`",
-        ) from error
+            f"`{option}` is `{text}`, expected a number of at least 1",
+            hint=f"for instance `{option} 2` or `{option} 1.5`",
+        )
+    return factor.numerator if factor.denominator == 1 else factor
 
 
-def parse_axes(texts: Sequence[str] | None) -> dict[str, int]:
-    """Parse `NAME=K` texts as a mapping.
+def parse_axes(texts: Sequence[str] | None) -> dict[str, int | Fraction | Size]:
+    """Parse texts such as `NAME=FACTOR` and `NAME:SIZE` as a mapping.
 
     Raises:
-        PlanError: a text does not have that form, or an axis occurs twice.
+        PlanError: a text does not have one of these forms, or a name occurs twice.
     """
-    axes: dict[str, int] = {}
+    axes: dict[str, int | Fraction | Size] = {}
     for text in texts or ():
-        name, separator, value = text.partition("=")
-        name = name.strip()
-        if not separator or not name:
-            raise PlanError(f"`--axis {text}` is not of the form NAME=K", hint="for instance `--axis ffn=4`")
+        match = _AXIS.fullmatch(text)
+        if match is None:
+            raise PlanError(
+                f"`--axis {text}` is neither NAME=FACTOR nor NAME:SIZE",
+                hint="for instance `--axis ffn=4`, or `--axis ffn:8192` for a size",
+            )
+        name, sign, value = match.groups()
         if name in axes:
             raise PlanError(f"`--axis {name}` is given twice")
-        factor = parse_factor(value.strip(), f"--axis {name}")
-        assert factor is not None
-        axes[name] = factor
+        axes[name] = parse_factor(value, f"--axis {name}") if sign == "=" else _parse_units(value, name)
     return axes
+
+
+def _parse_units(text: str, name: str) -> Size:
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise PlanError(
+            f"`--axis {name}:{text}` does not give a size, which is a whole number",
+            hint=f"for instance `--axis {name}:2048`, or `--axis {name}=2` for a factor",
+        )
+    return Size(int(text))
 
 
 def parse_size(text: str) -> int:

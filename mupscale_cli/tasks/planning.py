@@ -11,7 +11,7 @@ from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan import Plan, make_plan, resolve_factors
+from mupscale_cli.plan import Amount, Plan, Size, make_plan
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -93,26 +93,27 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
     """
     checkpoint = source.checkpoint
     recipe = choose_recipe(checkpoint, options.recipe)
-    axes = options.axes or {}
-    factors = resolve_factors(recipe, options.factor, axes)
+    request = options.request
     method, perturbation = options.growth
     plan = make_plan(
         recipe,
         checkpoint.specs,
         checkpoint.config,
-        factors,
+        request,
         None if checkpoint.is_file else options.max_shard_size,
         options.tie,
         method=method,
         perturbation=perturbation,
     )
     _log_reasons(plan)
-    for name, factor in axes.items():
-        if factor > 1 and not plan.factors.keys() & {name, *recipe.groups.get(name, ())}:
+    for name, amount in request.axes.items():
+        members = recipe.groups.get(name, (name,) if name in recipe.axis_names else ())
+        if amount != 1 and members and not plan.used.intersection(members):
             raise PlanError(f"no tensor of `{checkpoint.display_name}` has the axis `{name}`")
     if not plan.factors:
         raise PlanError(
-            f"nothing to widen: no tensor of `{checkpoint.display_name}` has any of the axes {', '.join(factors)}"
+            "nothing is widened: every axis keeps its size",
+            hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
     return plan
 
@@ -137,15 +138,19 @@ def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = N
         MupscaleError: no recipe fits, or the recipe contradicts the checkpoint.
     """
     chosen = recipe if isinstance(recipe, Recipe) else choose_recipe(checkpoint, recipe)
-    factors = dict.fromkeys(chosen.axis_names, 1)
-    return make_plan(chosen, checkpoint.specs, checkpoint.config, factors, None)
+    return make_plan(chosen, checkpoint.specs, checkpoint.config, max_shard_bytes=None)
 
 
 def output_path(source: Source, options: WidenOptions) -> Path:
     """Return the output path. Default: `NAME-x4` next to the input; in the current folder for a model on the Hub."""
     if options.output is not None:
         return Path(options.output)
-    factors = [f"{name}{value}" for name, value in (options.axes or {}).items()]
-    bare = [f"x{options.factor}"] if options.factor is not None else []
-    name = f"{source.stem}-{'-'.join(bare + factors)}"
+    request = options.request
+    bare = [f"x{_amount_text(request.factor)}"] if request.factor is not None else []
+    axes = [f"{name}{_amount_text(amount)}" for name, amount in request.axes.items()]
+    name = f"{source.stem}-{'-'.join(bare + axes)}"
     return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)
+
+
+def _amount_text(amount: Amount) -> str:
+    return str(amount.units) if isinstance(amount, Size) else f"{float(amount):.6g}"

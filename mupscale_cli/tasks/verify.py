@@ -16,9 +16,9 @@ from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.tree import OptimizerTree
-from mupscale_cli.plan import Plan, make_plan, resolve_factors, with_noise
+from mupscale_cli.plan import Plan, make_plan, with_noise
 from mupscale_cli.record.changes import output_changed, source_changed, source_resized
-from mupscale_cli.record.reading import read_record, recorded_method, state_path
+from mupscale_cli.record.reading import read_record, recorded_method, recorded_request, state_path
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
@@ -204,14 +204,13 @@ def replan_widening(
     )
     if changed := (source_changed if hashed else source_resized)(record, source):
         raise _other_source(changed, source, wide)
-    factors = {name: axis["factor"] for name, axis in record["axes"].items()}
     chosen = choose_recipe(source, recipe or _recorded_recipe(target, record))
     method, perturbation = recorded_method(record)
     plan = make_plan(
         chosen,
         source.specs,
         source.config,
-        resolve_factors(chosen, None, factors),
+        recorded_request(record),
         tie=record["tie"],
         method=method,
         perturbation=perturbation,

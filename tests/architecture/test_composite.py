@@ -5,7 +5,7 @@ import pytest
 from mupscale_cli.architecture.loading import load_recipe, recipe_for
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import Request, Size, make_plan
 
 INNER = """
 match: {model_type: [inner]}
@@ -54,7 +54,7 @@ def plan(recipes, factors, config=CONFIG, names=("t.w.0", "t.w.1", "h.head.w", "
     plain = {name: name[2:] if name[:2] in ("t.", "h.", "v.", "x.", "y.") else name for name in names}
     specs = [TensorSpec(name, "F32", shapes[plain[name]]) for name in names]
     recipe = load_recipe(recipes / "outer.yaml", config)
-    return make_plan(recipe, specs, config, resolve_factors(recipe, None, factors))
+    return make_plan(recipe, specs, config, Request(axes=factors))
 
 
 def test_parts_have_their_own_axes_config_and_names(recipes):
@@ -89,11 +89,17 @@ def test_a_part_can_be_widened_like_an_axis(recipes):
     recipe = load_recipe(recipes / "outer.yaml", CONFIG)
     assert recipe.widen == ("text.a",)
     assert recipe.groups == {"text": ("text.a",), "vision": ("vision.b",)}
-    assert resolve_factors(recipe, None, {"vision": 4})["vision.b"] == 4
+    assert plan(recipes, {"vision": 4}).factors == {"vision.b": 4}
     with pytest.raises(PlanError, match="has no axis `sound`"):
-        resolve_factors(recipe, 2, {"sound": 2})
+        plan(recipes, {"sound": 2})
+    with pytest.raises(PlanError, match="`vision` is a part of the model, which has no size of its own"):
+        plan(recipes, {"vision": Size(10)})
+
+
+def test_a_linked_axis_that_is_not_named_follows(recipes):
+    assert plan(recipes, {"text.a": 3}).factors == {"text.a": 3, "text.e": 3}
     with pytest.raises(PlanError, match=r"text\.e is text\.a"):
-        resolve_factors(recipe, 2, {})
+        plan(recipes, {"text.a": 3, "text.e": 2})
 
 
 def test_conditions_and_definitions_are_local_to_a_part(recipes):

@@ -31,7 +31,7 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import CheckpointError, MupscaleError, RecipeError, printable
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.scheduler import widen_scheduler
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
@@ -241,7 +241,7 @@ def test_axes_that_count_tensors_are_limited_by_their_number():
     config = {**MODELS["Mixtral-untied"]["config"], "num_local_experts": 2**62}
     recipe = load_recipe("mixtral", config)
     with pytest.raises(RecipeError, match="counts tensors"):
-        make_plan(recipe, specs_of("Mixtral-untied"), config, resolve_factors(recipe, 2, {}))
+        make_plan(recipe, specs_of("Mixtral-untied"), config, Request(2))
 
 
 # Paths ----------------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.scheduler import widen_scheduler
-from mupscale_cli.plan import make_plan, resolve_factors
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.record.changes import output_changed
-from mupscale_cli.record.reading import check_record, recorded_method
+from mupscale_cli.record.reading import check_record, recorded_method, recorded_request
 from mupscale_cli.record.types import Record
 from mupscale_cli.tasks.card import card_section
 from mupscale_cli.tasks.planning import choose_recipe
@@ -192,7 +192,7 @@ def header_of(specs: Any) -> tuple[dict[str, Any], int]:
 def plan_of(case: str = "Llama-tied") -> Any:
     config = MODELS[case]["config"]
     recipe = load_recipe(config["model_type"], config)
-    return make_plan(recipe, specs_of(case), config, resolve_factors(recipe, 2, {}))
+    return make_plan(recipe, specs_of(case), config, Request(2))
 
 
 _FEW = (TensorSpec("a.weight", "F32", (2, 3)), TensorSpec("b", "BF16", (4,)), TensorSpec("c", "I64", ()))
@@ -243,7 +243,7 @@ def recipe(data: bytes) -> None:
     with folder_of(mine__yaml=text) as path:
         config = MODELS["Llama-tied"]["config"]
         loaded = load_recipe(path / "mine.yaml", config)
-        make_plan(loaded, specs_of("Llama-tied"), config, dict.fromkeys(loaded.axis_names, 2))
+        make_plan(loaded, specs_of("Llama-tied"), config, Request(2))
 
 
 _WORDS = (
@@ -313,7 +313,7 @@ def config(data: bytes) -> None:
     chosen = choose_recipe(checkpoint)  # type: ignore[arg-type]
     with contextlib.suppress(MupscaleError):
         names_by_order(value, [({}, [0, 1])], {})
-    planned = make_plan(chosen, checkpoint.specs, value, resolve_factors(chosen, 2, {}))
+    planned = make_plan(chosen, checkpoint.specs, value, Request(2))
     json.dumps(planned.config)
 
 
@@ -346,13 +346,12 @@ def record(data: bytes) -> None:
 def _plan_from_record(value: Record) -> None:
     model = MODELS["Llama-tied"]
     chosen = load_recipe("llama", model["config"])
-    factors = {name: axis["factor"] for name, axis in value["axes"].items()}
     method, noise = recorded_method(value)
     make_plan(
         chosen,
         specs_of("Llama-tied"),
         model["config"],
-        resolve_factors(chosen, None, factors),
+        recorded_request(value),
         tie=value["tie"],
         method=method,
         perturbation=noise,

@@ -5,7 +5,7 @@ import pytest
 from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import ConfigError, PlanError, RecipeError
-from mupscale_cli.plan import make_plan, resolve_factors, with_noise
+from mupscale_cli.plan import Request, make_plan, with_noise
 from mupscale_cli.plan.perturbation import Perturbation
 
 CONFIG = {
@@ -41,7 +41,7 @@ def specs(shapes=SHAPES, dtype="F32"):
 
 def llama(factor=None, axes=None, config=CONFIG, shapes=SHAPES, **options):
     recipe = load_recipe("llama")
-    return make_plan(recipe, specs(shapes), config, resolve_factors(recipe, factor, axes or {}), **options)
+    return make_plan(recipe, specs(shapes), config, Request(factor, axes or {}), **options)
 
 
 def test_coefficients_multiplicities_and_shapes_of_llama():
@@ -117,29 +117,7 @@ def test_shapes_that_contradict_the_config_are_refused():
 def test_packed_weights_are_refused(dtype):
     recipe = load_recipe("llama")
     with pytest.raises(PlanError, match=dtype):
-        make_plan(recipe, specs(dtype=dtype), CONFIG, resolve_factors(recipe, 2, {}))
-
-
-@pytest.mark.parametrize(
-    ("name", "factor", "axes", "message"),
-    [
-        ("llama", 0, {}, "--factor` is 0"),
-        ("llama", 2, {"kv": -1}, "--axis kv` is -1"),
-        ("llama", 1, {}, "nothing is widened"),
-        ("llama", None, {}, "nothing is widened"),
-        ("llama", 2, {"head": 2}, "no axis `head`"),
-        ("llama", 2, {"d": 2}, "rotary frequencies"),
-        ("gpt2", None, {"embed": 4, "h": 2}, "linked axes do not match"),
-    ],
-)
-def test_impossible_factors_are_refused(name, factor, axes, message):
-    with pytest.raises(PlanError, match=message):
-        resolve_factors(load_recipe(name), factor, axes)
-
-
-def test_a_single_axis_overrides_the_factor():
-    factors = resolve_factors(load_recipe("llama"), 2, {"ffn": 8, "g": 3, "embed": 1})
-    assert factors == {"embed": 1, "kv": 2, "g": 3, "d": 1, "ffn": 8}
+        make_plan(recipe, specs(dtype=dtype), CONFIG, Request(2))
 
 
 def test_only_tensors_that_copy_units_get_noise_and_only_a_measured_one_has_a_size():
@@ -164,7 +142,7 @@ def small(tmp_path):
         text = f"axes: {{a: n{more_axes}}}\nwiden: [a]\nconfig: {{n: a{experts}}}\ntensors:\n  {tensors}\n"
         file.write_text(text)
         recipe = load_recipe(file)
-        return make_plan(recipe, specs(shapes), config, resolve_factors(recipe, None, axes))
+        return make_plan(recipe, specs(shapes), config, Request(axes=axes))
 
     return make
 

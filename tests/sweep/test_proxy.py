@@ -7,7 +7,7 @@ import pytest
 from cli_runner import run
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import SweepError
-from mupscale_cli.plan import resolve_factors
+from mupscale_cli.plan import Request
 from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config
 from mupscale_cli.sweep.settings import Training
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
@@ -18,7 +18,7 @@ from sweeps import OWN, SHORT, sweep, words
 def narrowed(directory, ratio, axes=None):
     source = open_checkpoint(directory)
     recipe = choose_recipe(source)
-    return source.config, narrowed_config(source, recipe, resolve_factors(recipe, ratio, axes or {}))
+    return source.config, narrowed_config(source, recipe, Request(ratio, axes or {}))
 
 
 def test_narrowed_config_divides_widths_by_the_ratio(saved):

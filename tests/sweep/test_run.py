@@ -42,8 +42,8 @@ def test_single_file_is_swept(tokens, tmp_path, saved):
     [
         ([], "no training data"),
         (["--data", "nowhere.bin"], "`nowhere.bin` does not exist"),
-        (["--factor", "1.5", *OWN], "a factor is a whole number"),
-        (["--factor", "1", *OWN], "nothing is widened: the factor is 1"),
+        (["--factor", "1.5", *OWN], "`--factor` is not a whole factor"),
+        (["--factor", "1", *OWN], "nothing is widened"),
         (["--target", "x", *OWN], "`--target` is `x`"),
         (["--lr", "fast", *OWN], "`--lr fast` is not a number"),
         (["--lr", "0", *OWN], "it must be above 0"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text, parse_document
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.errors import MupscaleError, RunError
+from mupscale_cli.plan import Size
 from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_factor, parse_size
 from mupscale_cli.tasks.push import PushOptions
@@ -100,12 +102,12 @@ def _count(node: Node, folder: Path) -> int:
     return int(value)
 
 
-def _factor(node: Node, folder: Path) -> int | None:
+def _factor(node: Node, folder: Path) -> int | Fraction:
     return parse_factor(_text(node, folder), "factor")
 
 
-def _axes(node: Node, folder: Path) -> dict[str, int]:
-    """Read `{ffn: 4}`, `ffn=4`, or a list of `ffn=4`."""
+def _axes(node: Node, folder: Path) -> dict[str, int | Fraction | Size]:
+    """Read factors as `{ffn: 4}`, or factors and sizes as `ffn=4`, `ffn:8192` or a list of these."""
     if isinstance(node, Entries):
         return parse_axes([f"{key.value}={_text(value, folder)}" for key, value in node])
     texts = node.nodes if isinstance(node, Items) else (node,)

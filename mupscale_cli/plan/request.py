@@ -1,0 +1,271 @@
+"""Resolving what a user asks for, as factors, sizes or another model's config, to the growth of every axis."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, NamedTuple, Union
+
+from mupscale_cli.architecture.expressions import Name, look_up, names_in
+from mupscale_cli.architecture.types import ConfigRule, Link, Recipe
+from mupscale_cli.errors import PlanError
+from mupscale_cli.plan.copies import Axis
+from mupscale_cli.text import suggest
+
+MAX_FACTOR = 4096  # of one axis
+Sizes = Callable[[Mapping[str, Any]], Mapping[str, "int | None"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size that an axis or a config key is to have, as opposed to a factor of its present size."""
+
+    units: int
+
+
+Amount = Union[int, Fraction, Size]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to grow, and how far.
+
+    Attributes:
+        factor: factor of the axes that the recipe widens by default.
+        axes: factors or sizes by the name of an axis, of a group of axes or of a config key; they override `factor`.
+        target: config of the model whose sizes to take.
+    """
+
+    factor: int | Fraction | None = None
+    axes: Mapping[str, Amount] = field(default_factory=dict)
+    target: Mapping[str, Any] | None = None
+
+
+IDENTITY = Request()
+
+
+class _Asked(NamedTuple):
+    """The amount that is asked of an axis, and the option that asks for it."""
+
+    amount: Amount
+    option: str
+
+
+def grow_axes(
+    recipe: Recipe,
+    request: Request,
+    axes: Mapping[str, Axis],
+    used: frozenset[str],
+    config: Mapping[str, Any],
+    sizes: Sizes,
+) -> dict[str, Axis]:
+    """Return every axis with its growth.
+
+    Of several amounts for an axis, the most specific one counts: that of the axis itself, of a config key, of a group
+    of axes, of the target, of the factor. If all but one of the axes of a link are asked for, the last one follows.
+
+    Args:
+        recipe: recipe of the architecture.
+        request: what to grow.
+        axes: every axis by name, not widened.
+        used: axes that occur in some tensor; the others stay as they are.
+        config: config of the source, with every key that the recipe writes.
+        sizes: returns the size of every axis in a config.
+
+    Raises:
+        PlanError: an axis is unknown or fixed, an amount is no whole number of units or too large, an axis
+            would shrink, or linked axes contradict each other.
+    """
+    asked: dict[str, _Asked] = {}
+    if request.factor is not None:
+        asked |= dict.fromkeys(recipe.widen, _Asked(request.factor, "--factor"))
+    if request.target is not None:
+        asked |= _asked_sizes(sizes(request.target), "the target")
+    groups, keys, single = _sorted_by_kind(recipe, request.axes, config)
+    for name, amount in groups.items():
+        asked |= _asked_of_group(recipe.groups[name], amount, name)
+    if keys:
+        asked |= _asked_of_keys(recipe, keys, config, sizes)
+    asked |= {name: _Asked(amount, f"--axis {name}") for name, amount in single.items()}
+    ratios = {name: (_ratio if name in used else _nominal_ratio)(axes[name], *one) for name, one in asked.items()}
+    ratios = _with_links(recipe, axes, ratios)
+    for name, reason in recipe.fixed.items():
+        if ratios[name] != 1:
+            raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
+    return {name: _grown(axis, ratios[name]) if name in used else axis for name, axis in axes.items()}
+
+
+def _sorted_by_kind(
+    recipe: Recipe, amounts: Mapping[str, Amount], config: Mapping[str, Any]
+) -> tuple[dict[str, Amount], dict[str, Amount], dict[str, Amount]]:
+    """Return the amounts of groups, of config keys and of axes."""
+    kinds: tuple[dict[str, Amount], ...] = ({}, {}, {})
+    for name, amount in amounts.items():
+        is_key = type(look_up(name, config)) is int
+        if name not in recipe.groups and name not in recipe.axis_names and not is_key:
+            near = suggest(name, (*recipe.groups, *recipe.axis_names))
+            raise PlanError(
+                f"`{recipe.name}` has no axis `{name}`, nor has config.json a whole number of that name",
+                hint=f"{near + '; ' if near else ''}`mupscale recipes show {recipe.name}` explains the axes",
+            )
+        kinds[0 if name in recipe.groups else 2 if name in recipe.axis_names else 1][name] = amount
+    groups, keys, single = kinds
+    return groups, keys, single
+
+
+def _asked_of_group(members: Iterable[str], amount: Amount, name: str) -> dict[str, _Asked]:
+    if isinstance(amount, Size):
+        raise PlanError(
+            f"`{name}` is a part of the model, which has no size of its own",
+            hint=f"give it a factor, `--axis {name}=2`, or give its axes sizes: {', '.join(members)}",
+        )
+    return dict.fromkeys(members, _Asked(amount, f"--axis {name}"))
+
+
+def _asked_sizes(sizes: Mapping[str, int | None], option: str) -> dict[str, _Asked]:
+    return {name: _Asked(Size(size), option) for name, size in sizes.items() if size is not None}
+
+
+def _asked_of_keys(
+    recipe: Recipe, amounts: Mapping[str, Amount], config: Mapping[str, Any], sizes: Sizes
+) -> dict[str, _Asked]:
+    """Return the sizes of the axes that depend on some keys of the config, after these have changed."""
+    values = {
+        key: _grow(f"the key `{key}`", look_up(key, config), amount, f"--axis {key}")  # type: ignore[arg-type]
+        for key, amount in amounts.items()
+    }
+    before = sizes(config)
+    asked: dict[str, _Asked] = {}
+    for key, value in values.items():
+        named = {name.name for rule in recipe.config if rule.key == key for name in _names(rule)} & before.keys()
+        after = sizes(_with_keys(config, {key: value}))
+        dependent = named | {name for name, size in after.items() if size != before[name]}
+        if not dependent:
+            raise PlanError(
+                f"no axis of `{recipe.name}` has its size from `{key}` in config.json",
+                hint=f"`mupscale recipes show {recipe.name}` explains the axes",
+            )
+        asked |= dict.fromkeys(dependent, _Asked(1, f"--axis {key}"))
+    after = sizes(_with_keys(config, values))
+    return {name: one._replace(amount=Size(size)) for name, one in asked.items() if (size := after[name])}
+
+
+def _names(rule: ConfigRule) -> Iterator[Name]:
+    return itertools.chain.from_iterable(names_in(choice.value[0]) for choice in rule.choices)
+
+
+def _with_keys(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
+    """Return a config with other values of some keys, which may be dotted."""
+    changed = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        *path, last = (key,) if key in changed else key.split(".")
+        section = changed
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return changed
+
+
+def _ratio(axis: Axis, amount: Amount, option: str) -> Fraction:
+    """Return the wide size of an axis divided by its size."""
+    if axis.size is not None:
+        return Fraction(_grow(f"the axis `{axis.name}`", axis.size, amount, option), axis.size)
+    if isinstance(amount, Size) or Fraction(amount).denominator != 1:
+        raise PlanError(
+            f"the axis `{axis.name}` has different sizes in different tensors, so it needs a whole factor",
+            hint=f"for instance `--axis {axis.name}=2`",
+        )
+    return Fraction(_grow(f"the axis `{axis.name}`", 1, amount, option))
+
+
+def _nominal_ratio(axis: Axis, amount: Amount, _option: str) -> Fraction:
+    """Return the ratio of an axis that no tensor has; only axes that are linked to it depend on it."""
+    if isinstance(amount, Size):
+        return Fraction(amount.units, axis.size or amount.units)
+    return Fraction(amount)
+
+
+def _grow(what: str, size: int, amount: Amount, option: str) -> int:
+    """Return a size after it grows by an amount.
+
+    Raises:
+        PlanError: the new size is smaller, is too large, or is not a whole number.
+    """
+    if isinstance(amount, Size):
+        if not 1 <= Fraction(amount.units, size) <= MAX_FACTOR:
+            raise PlanError(
+                f"{what} has size {size} and cannot become {_shown(Fraction(amount.units))} (`{option}`)",
+                hint=f"sizes can only grow, and to at most {MAX_FACTOR} times what they are",
+            )
+        return amount.units
+    factor = Fraction(amount)
+    if not 1 <= factor <= MAX_FACTOR:
+        raise PlanError(f"`{option}` is {_shown(factor)}, expected a number from 1 to {MAX_FACTOR}")
+    wide = size * factor
+    if wide.denominator != 1:
+        raise PlanError(
+            f"{what} has size {size}, and {_shown(factor)} times that is {_shown(wide)}, which is not a whole number",
+            hint=f"give it a size, such as `--axis {what.split('`')[1]}:{round(wide)}`",
+        )
+    return int(wide)
+
+
+def _shown(number: Fraction) -> str:
+    if abs(number) >= 10**18:  # Python refuses to convert thousands of digits
+        return "a number of many digits"
+    return str(number) if number.denominator == 1 else f"{float(number):.6g}"
+
+
+def _with_links(recipe: Recipe, axes: Mapping[str, Axis], ratios: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """Return the ratios of all axes; the one axis of a link that is not asked for follows from the others.
+
+    Raises:
+        PlanError: the ratios of linked axes contradict each other.
+    """
+    solved = dict(ratios)
+    for link in recipe.links:
+        open_names = [name for name in (link.axis, *link.product) if name not in solved and name not in recipe.fixed]
+        if len(open_names) == 1 and (ratio := _solve(link, solved, open_names[0])) >= 1:
+            size = axes[open_names[0]].size
+            if ratio.denominator == 1 or (size is not None and (size * ratio).denominator == 1):
+                solved[open_names[0]] = ratio
+    complete = {name: solved.get(name, Fraction(1)) for name in recipe.axis_names}
+    for link in recipe.links:
+        product = math.prod((complete[name] for name in link.product), start=Fraction(1))
+        if complete[link.axis] != product:
+            terms = " x ".join(f"{name} {complete[name]}" for name in link.product)
+            raise PlanError(
+                f"the factors of linked axes do not match: in `{recipe.name}`, {link.axis} is {link.text.value}, "
+                f"but the factors are {link.axis} {complete[link.axis]} and {terms}",
+                hint=_suggestion(recipe, complete, link),
+            )
+    return complete
+
+
+def _solve(link: Link, ratios: Mapping[str, Fraction], name: str) -> Fraction:
+    """Return the ratio that one axis of a link must have, given those of the others."""
+    others = math.prod((ratios.get(other, Fraction(1)) for other in link.product if other != name), start=Fraction(1))
+    return others if name == link.axis else ratios[link.axis] / others
+
+
+def _suggestion(recipe: Recipe, ratios: Mapping[str, Fraction], link: Link) -> str:
+    """Suggest factors that satisfy a link and are close to the requested ones."""
+    product = math.prod((ratios[name] for name in link.product), start=Fraction(1))
+    changed = dict(ratios)
+    movable = next((name for name in link.product if name not in recipe.fixed), link.axis)
+    if product > 1 or movable == link.axis:
+        changed[link.axis] = product
+    else:
+        changed[movable] = ratios[link.axis]
+    options = " ".join(f"--axis {name}={factor}" for name, factor in changed.items() if factor > 1)
+    return f"for instance, `{options}`" if options else f"do not widen {link.axis}"
+
+
+def _grown(axis: Axis, ratio: Fraction) -> Axis:
+    """Return an axis with as many whole copies of its units as fit, and the rest of its wide size as fresh units."""
+    copies = int(ratio)
+    return replace(axis, factor=copies, fresh=0 if axis.size is None else int(axis.size * (ratio - copies)))
