@@ -17,11 +17,12 @@ from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
+from mupscale_cli.text import listed
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
     from mupscale_cli.record.types import Verification as VerificationFigures
-    from mupscale_cli.verification.result import TrainingVerification, Verification, WeightsCheck
+    from mupscale_cli.verification.result import StepComparison, TrainingVerification, Verification, WeightsCheck
 
 _SHOWN_STEPS = 6
 _SHOWN_DIFFERENCES = 5
@@ -222,8 +223,8 @@ def failure_text(verification: Verification) -> str:
     if not verification.keeps_function:
         return _DIFFERS_FROM_PLAN
     training = verification.training
-    if training is not None and training.steps_agree and not training.is_stored_correctly:
-        return f"{_verdict(verification)}: `{training.stored.what}`"
+    if training is not None and training.steps_agree and training.stored_differences:
+        return f"{_verdict(verification)}: {listed(training.stored_differences, 3)}"
     first = verification.first_difference or (training.first_difference if training is not None else None)
     where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
     return f"{_verdict(verification)}{where}"
@@ -296,20 +297,29 @@ def _print_training(console: Console, training: TrainingVerification) -> None:
         result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
     console.print()
     console.print(result)
+    worst = training.weights
     console.print(
-        f"{training.steps} steps of {training.optimizer} from {training.start} in float64: losses differ by "
-        f"{training.max_rel:.1e}, weights by {training.weights.max_rel:.1e} (`{training.weights.what}`)",
+        f"{counted(training.steps, 'step')} of {training.optimizer} from {training.start} in float64: losses differ by "
+        f"{training.max_rel:.1e}, allowed {training.tolerance:.1e}; weights by {worst.max_rel:.1e}, allowed "
+        f"{worst.allowed:.1e}, after moving by {worst.moved:.1e} (`{worst.what}`)",
         markup=False,
     )
-    console.print(f"tolerance {training.tolerance:.1e} = {training.tolerance_reason}", markup=False)
-    stored, ulps = "weights and state" if training.carried else "weights", "units in the last place"
-    if training.is_stored_correctly:
-        text = f"stored {stored} are within {training.stored.units:.2g} {ulps} of c R(W) (`{training.stored.what}`)"
-        console.print(text, markup=False)
+    console.print(
+        f"allowed: {training.factor:.3g} times what moving every parameter to a neighboring number before each step "
+        f"changes; {training.factor:.3g} = {training.factor_reason}",
+        markup=False,
+    )
+    if training.ignored:
+        elements = counted(training.ignored, "element")
+        console.print(f"not compared: {elements} whose gradients are only rounding errors", markup=False)
+    stored, differences = "weights and state" if training.carried else "weights", training.stored_differences
+    if not differences:
+        console.print(f"stored {stored} are exactly as planned", markup=False)
     else:
-        text = f"stored `{training.stored.what}` is {training.stored.units:.2g} {ulps} from c R(W), tolerance 1"
-        console.print(text, style="bold red", markup=False)
-    if not training.agrees and training.first_difference is not None:
-        first = training.first_difference
-        text = f"first update that differs: `{first.what}`, by {first.max_rel:.1e} relative"
-        console.print(text, style="bold red", markup=False)
+        console.print(f"stored {stored} differ from the plan: {listed(differences, 3)}", style="bold red", markup=False)
+    if training.first_difference is not None:
+        console.print(_first_update(training.first_difference), style="bold red", markup=False)
+
+
+def _first_update(first: StepComparison) -> str:
+    return f"first update that differs: `{first.what}`, by {first.max_rel:.1e} relative, allowed {first.allowed:.1e}"

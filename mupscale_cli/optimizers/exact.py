@@ -33,14 +33,7 @@ class Lion(torch.optim.Optimizer):
 
 
 class ExactMuon(torch.optim.Optimizer):
-    """torch.optim.Muon with an exact orthogonalization instead of Newton-Schulz in bfloat16.
-
-    Attributes:
-        condition: largest ratio of singular values so far. Orthogonalizing a matrix multiplies its relative error
-            by at most this.
-    """
-
-    condition = 1.0
+    """torch.optim.Muon with an exact orthogonalization instead of Newton-Schulz in bfloat16."""
 
     def __init__(
         self,
@@ -76,7 +69,8 @@ class ExactMuon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(rate * self._orthogonalize(direction))
 
-    def _orthogonalize(self, matrix: Tensor) -> Tensor:
+    @staticmethod
+    def _orthogonalize(matrix: Tensor) -> Tensor:
         """Return U V^T of the singular value decomposition, without the directions that have no gradient.
 
         The singular values of those directions are rounding errors, near 1e-16 of the largest. The threshold is far
@@ -84,7 +78,5 @@ class ExactMuon(torch.optim.Optimizer):
         """
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         kept = values > values[0] * torch.finfo(matrix.dtype).eps ** 0.5
-        if bool(kept.any()):
-            self.condition = max(self.condition, float(values[0] / values[kept][-1]))
         product: Tensor = left[:, kept] @ right[kept]
         return product

@@ -44,11 +44,13 @@ class StatePlan:
     Attributes:
         parameter: the name of the wide parameter, in the spelling of the source.
         key: the key of the entry.
+        kind: how the entry depends on the gradient.
         tensor: the plan of the tensor; source and target have their names in the files.
     """
 
     parameter: str
     key: str
+    kind: StateKind
     tensor: TensorPlan
 
 
@@ -156,7 +158,7 @@ def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy
     for index, tensor in enumerate(tensors):
         parameter = names.wide_name(entry.parameter, tensor)
         name = entry.spec.name.replace(entry.parameter, parameter)
-        yield StatePlan(parameter, entry.key, _state_tensor(tensor, entry.spec, name, kind, policy, index))
+        yield StatePlan(parameter, entry.key, kind, _state_tensor(tensor, entry.spec, name, kind, policy, index))
 
 
 def _state_tensor(

@@ -164,42 +164,52 @@ class Comparison(TypedDict):
     max_rel: Annotated[Figure, "Largest absolute difference over the largest magnitude in the narrow model."]
 
 
-class Distance(TypedDict):
-    """The relative difference of two parameters."""
+class StepComparison(TypedDict):
+    """The difference of a wide parameter from the planned one after some steps, relative to its largest element."""
 
     what: Annotated[str, "Name of the parameter."]
-    max_rel: Annotated[Figure, "Largest absolute difference over the largest magnitude in the narrow model."]
-
-
-class Stored(TypedDict):
-    """The distance of a stored tensor from the planned one."""
-
-    what: Annotated[str, "Name of the tensor."]
-    units: Annotated[Figure, "Distance in units in the last place."]
+    max_rel: Annotated[Figure, "Largest difference of an element."]
+    allowed: Annotated[Figure, "Largest difference that rounding explains: `factor` times the parameter's response."]
+    moved: Annotated[Figure, "How far an element has come since the first step."]
 
 
 class Training(TypedDict):
     """Whether both models take the same optimizer steps."""
 
-    agrees: Annotated[bool, "Whether all steps agree."]
+    agrees: Annotated[bool, "Whether all steps agree, and everything stored is as planned."]
     steps: Annotated[Count, "Number of steps."]
     optimizer: Annotated[str, "Optimizer and its hyperparameters."]
-    max_rel: Annotated[Figure, "Largest relative difference of the losses."]
-    tolerance: Annotated[float, "Largest relative difference that rounding explains."]
-    tolerance_reason: Annotated[str, "Derivation of the tolerance."]
     losses: Annotated[
         list[
             Annotated[list[Figure], "Loss of the narrow model and of the wide model.", limits(minItems=2, maxItems=2)]
         ],
         "Losses before each step.",
     ]
-    weights_tolerance: Annotated[float, "Tolerance for the weights."]
-    weights: Annotated[Distance, "Parameter with the largest difference after the last step."]
-    stored: Annotated[Stored, "Stored weight or state with the largest distance from its plan."]
+    max_rel: Annotated[Figure, "Largest relative difference of the losses."]
+    tolerance: Annotated[Figure, "Largest relative difference of the losses that rounding explains: factor x response."]
+    response: Annotated[
+        Figure,
+        "Largest relative change of the narrow model's losses if its parameters move to neighboring numbers before "
+        "each step.",
+    ]
+    factor: Annotated[float, "How many times such a change rounding explains."]
+    factor_reason: Annotated[str, "Formula of the factor."]
+    weights: Annotated[
+        StepComparison, "Parameter that comes closest to what is allowed, or exceeds it most, at the end."
+    ]
+    first_difference: Annotated[
+        StepComparison | None,
+        "Parameter that differs most after the first step, or if none does then, after the last; null if none does.",
+    ]
+    ignored_elements: Annotated[
+        Count, "Narrow elements that were not compared, because their gradients were only rounding errors."
+    ]
+    stored_differences: Annotated[
+        list[str], "Stored weights, state entries and settings that are not exactly the planned ones."
+    ]
     state_compared: Annotated[bool, "Whether a widened optimizer state was compared."]
     without_noise: Annotated[bool, "Whether the noise was removed before training."]
     start: Annotated[str, "State that both models started from."]
-    first_difference: Annotated[Distance | None, "First update that differs; null if none does."]
 
 
 class Weights(TypedDict):

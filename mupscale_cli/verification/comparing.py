@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from mupscale_cli.verification.models import (
     user_config,
 )
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, choose_placements
+from mupscale_cli.verification.placement import Placement, choose_placements, free_unused
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
 from mupscale_cli.verification.result import CannotVerify, Comparison, Verification, compare
 from mupscale_cli.verification.transformers import import_transformers
@@ -135,13 +134,13 @@ def verify_checkpoints(
             main = next(iter(exact.logits))
             rounding = compare(main, exact.logits[main], before.logits[main])
         del model
-        _free(placements.narrow.device)
+        free_unused(placements.narrow.device)
 
         def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
             model = load_model(checkpoint, dtype, placements.wide)
             after = _run(model, settings, placements.wide, before.tokens)
             del model
-            _free(placements.wide.device)
+            free_unused(placements.wide.device)
             modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
             return Verification(
                 comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
@@ -312,9 +311,3 @@ def _generate(
     finally:
         model.generation_config = previous
     return torch.stack(result.logits, dim=1), result.sequences
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from mupscale_cli.optimizers.rules import OptimizerRule
 from mupscale_cli.verification.result import CannotVerify
 
 # Arguments that choose torch's implementation and do not change its results.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+# Names of parameters that the Trainer of transformers does not decay (`Trainer.get_decay_parameter_names`).
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+def decayed_parameters(model: nn.Module) -> dict[str, bool]:
+    """Tell for every parameter of a model whether weight decay applies to it: not to norms, and not to biases.
+
+    This is what the Trainer of transformers does.
+    """
+    norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    return {
+        name: not (name.startswith(tuple(norms)) or _UNDECAYED.search(name.lower()))
+        for name, _ in model.named_parameters()
+    }
 
 
 def optimizer_class(rule: OptimizerRule) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from dataclasses import dataclass
 
@@ -161,3 +162,10 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory()
+
+
+def free_unused(device: torch.device) -> None:
+    """Return the memory of deleted models to a device: modules refer to each other, and torch keeps freed blocks."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

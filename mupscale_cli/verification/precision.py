@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mupscale_cli.dtypes import DTYPES, FLOATS, dtype_of
-from mupscale_cli.plan import Plan
+from mupscale_cli.plan import Plan, TensorPlan
 
 _LOW = tuple(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
@@ -56,15 +56,31 @@ def everything_in(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
+def rounding_factor(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
+    """Return how many unit roundoffs the rounding of one product may amount to.
+
+    A sum of n products in a type of unit roundoff u has a relative error of at most lambda u sqrt(n), with a
+    probability of at least 1 - 2 n exp(-lambda^2 / 2) (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 3.1).
+    With lambda = 8 and n = 10^4, it is exceeded with a probability of 10^-10. Products of float16 and bfloat16 are
+    summed in float32 and rounded once, so their n is 1.
+
+    Args:
+        plan: provides the length of the sums.
+        dtype: type in which the models run.
+
+    Returns:
+        lambda sqrt(n) (dimensionless) and its formula with figures.
+    """
+    longest = max((_sum_length(tensor.target.shape) for tensor in _products(plan)), default=1)
+    length = 1 if dtype_of(dtype).size == 2 else longest
+    return _LAMBDA * math.sqrt(length), f"8 sqrt(n), n = {length}"
+
+
 def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     """Return the largest relative difference that rounding can explain.
 
-    Both models compute the same sums in a different order. A sum of n products in a type of unit roundoff u
-    has a relative error of at most lambda u sqrt(n), with a probability of at least
-    1 - 2 n exp(-lambda^2 / 2) (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 3.1). With lambda = 8
-    and n = 10^4, it is exceeded with a probability of 10^-10. To first order, the errors of L consecutive
-    products add up, at worst linearly. Products of float16 and bfloat16 are summed in float32 and rounded once,
-    so their n is 1.
+    Both models compute the same sums in a different order. To first order, the errors of L consecutive products add
+    up, at worst linearly.
 
     Args:
         plan: provides the number and the length of the sums.
@@ -73,14 +89,17 @@ def tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     Returns:
         The tolerance (dimensionless) and a line that explains it.
     """
-    products = [tensor for tensor in plan.tensors if len(tensor.target.shape) >= 2]
-    longest = max((_sum_length(tensor.target.shape) for tensor in products), default=1)
+    factor, formula = rounding_factor(plan, dtype)
+    depth = max(1, len(_products(plan)))
     compute_type = dtype_of(dtype)
-    length = 1 if compute_type.size == 2 else longest
-    depth = max(1, len(products))
     unit, name = compute_type.unit_roundoff, compute_type.torch_name
+    length = formula.rpartition(" ")[2]
     reason = f"8 u L sqrt(n): u = {unit:.1e} ({name}), L = {depth} products, longest sum n = {length}"
-    return _LAMBDA * unit * depth * math.sqrt(length), reason
+    return factor * unit * depth, reason
+
+
+def _products(plan: Plan) -> list[TensorPlan]:
+    return [tensor for tensor in plan.tensors if len(tensor.target.shape) >= 2]
 
 
 def stored_tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:

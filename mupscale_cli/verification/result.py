@@ -129,35 +129,59 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredCheck:
-    """Distance of a stored tensor from the planned one.
+class StepComparison:
+    """Difference of a wide parameter from the planned one after some steps, all relative to its largest element.
 
     Attributes:
-        what: name of the tensor.
-        units: largest distance of an element, in units in the last place of the stored type; rounding explains
-            up to 1.
+        what: name of the parameter.
+        max_rel: largest difference of an element.
+        allowed: the largest difference that rounding explains.
+        moved: how far an element has come since the first step.
     """
 
     what: str
-    units: float
+    max_rel: float
+    allowed: float
+    moved: float
+
+    @property
+    def ratio(self) -> float:
+        """The difference in units of what is allowed; infinity if it is NaN."""
+        if math.isnan(self.max_rel):
+            return math.inf
+        return self.max_rel / self.allowed if self.allowed else (0.0 if self.max_rel == 0 else math.inf)
+
+    @property
+    def agrees(self) -> bool:
+        return self.ratio <= 1
+
+    def as_record(self) -> recorded.StepComparison:
+        """Return the object that mupscale.json and `--json` contain."""
+        return {
+            "what": self.what,
+            "max_rel": figure(self.max_rel),
+            "allowed": figure(self.allowed),
+            "moved": figure(self.moved),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingVerification:
-    """Comparison of two models that were trained side by side.
+    """Comparison of two models that took the same optimizer steps.
 
     Attributes:
         steps: number of optimizer steps.
         optimizer: name and main settings of the optimizer.
         losses: loss of the narrow and of the wide model before each step.
-        weights: the parameter that is farthest from c R(narrow) after the last step, relative to its largest element.
-        stored: the stored weight or state that is farthest from the planned one.
+        loss_response: largest relative change of the narrow model's losses if its parameters move to neighboring
+            numbers before each step.
+        factor: how many times such a change rounding explains.
+        factor_reason: formula of the factor.
+        weights: the parameter that is farthest off after the last step, in units of what it is allowed.
+        first_difference: the same after the first step, if it is not allowed; else after the last; None if it is.
+        ignored: number of narrow elements that were not compared, because their gradients were only rounding errors.
+        stored_differences: stored weights, state entries and settings that are not exactly the planned ones.
         carried: whether a carried optimizer state was compared.
-        first_difference: the parameter that is farthest off after the first step whose losses differ.
-        tolerance: largest relative difference of the losses that rounding can explain.
-        tolerance_reason: derivation of the tolerance, in a line.
-        weights_tolerance: largest relative difference of the weights that rounding can explain; larger than
-            `tolerance` if a step multiplies errors, as Muon's does.
         without_noise: whether the wide model was trained without its stored noise.
         start: the optimizer state that both models started from, as a phrase.
     """
@@ -165,15 +189,21 @@ class TrainingVerification:
     steps: int
     optimizer: str
     losses: tuple[tuple[float, float], ...]
-    weights: Comparison
-    stored: StoredCheck
+    loss_response: float
+    factor: float
+    factor_reason: str
+    weights: StepComparison
+    first_difference: StepComparison | None
+    ignored: int
+    stored_differences: tuple[str, ...]
     carried: bool
-    first_difference: Comparison | None
-    tolerance: float
-    tolerance_reason: str
-    weights_tolerance: float
     without_noise: bool = False
     start: str = "a fresh start"
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference of the losses that rounding explains."""
+        return self.factor * self.loss_response
 
     @property
     def max_rel(self) -> float:
@@ -184,35 +214,31 @@ class TrainingVerification:
     @property
     def steps_agree(self) -> bool:
         """Whether both models took the same steps from the planned weights and state."""
-        return self.max_rel <= self.tolerance and self.weights.max_rel <= self.weights_tolerance
-
-    @property
-    def is_stored_correctly(self) -> bool:
-        """Whether the stored weights and state are the planned ones, up to rounding."""
-        return self.stored.units <= 1
+        return self.max_rel <= self.tolerance and self.first_difference is None
 
     @property
     def agrees(self) -> bool:
-        return self.steps_agree and self.is_stored_correctly
+        return self.steps_agree and not self.stored_differences
 
     def as_record(self) -> recorded.Training:
         """Return the object that mupscale.json and `--json` contain."""
-        first = self.first_difference
         return {
             "agrees": self.agrees,
             "steps": self.steps,
             "optimizer": self.optimizer,
-            "max_rel": figure(self.max_rel),
-            "tolerance": self.tolerance,
-            "tolerance_reason": self.tolerance_reason,
             "losses": [[figure(a), figure(b)] for a, b in self.losses],
-            "weights_tolerance": self.weights_tolerance,
-            "weights": {"what": self.weights.what, "max_rel": figure(self.weights.max_rel)},
-            "stored": {"what": self.stored.what, "units": figure(self.stored.units)},
+            "max_rel": figure(self.max_rel),
+            "tolerance": figure(self.tolerance),
+            "response": figure(self.loss_response),
+            "factor": self.factor,
+            "factor_reason": self.factor_reason,
+            "weights": self.weights.as_record(),
+            "first_difference": self.first_difference.as_record() if self.first_difference else None,
+            "ignored_elements": self.ignored,
+            "stored_differences": list(self.stored_differences),
             "state_compared": self.carried,
             "without_noise": self.without_noise,
             "start": self.start,
-            "first_difference": None if first is None else {"what": first.what, "max_rel": figure(first.max_rel)},
         }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.memory import training_bytes
@@ -23,7 +23,7 @@ from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, check_memory, training_device
 from mupscale_cli.verification.result import CannotVerify, TrainingVerification
 from mupscale_cli.verification.training import batch_loss, verify_training
-from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
+from mupscale_cli.verification.weights import unperturbed_checkpoint
 
 
 def train_checkpoints(
@@ -59,19 +59,26 @@ def train_checkpoints(
     device = training_device(options.device)
     check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
     load_model, _ = choose_builders(options, plan)
+    batches: dict[int, Inputs] = {}
+
+    def inputs(model: nn.Module, step: int) -> Inputs:
+        """Return the inputs of a step, made with the narrow model, which asks for them first."""
+        if step not in batches:
+            _, make_inputs = choose_builders(replace(options, seed=options.seed + step), plan)
+            batches[step] = make_inputs(model, narrow).to(device, torch.float64)
+        return batches[step]
+
     to_train = unperturbed_checkpoint(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
     with to_train as checkpoint:
-        models = (load_model(each, torch.float64, Placement(device)) for each in (narrow, checkpoint))
-        narrow_model, wide_model = (model.requires_grad_() for model in models)
-
-    def inputs(step: int) -> Inputs:
-        _, make_inputs = choose_builders(replace(options, seed=options.seed + step), plan)
-        return make_inputs(narrow_model, narrow).to(device, torch.float64)
-
-    loss = batch_loss(inputs, _logits, options.seed)
-    training = verify_training(
-        narrow_model, wide_model, without_noise(plan), loss, options.steps, state=state, wide_state=wide_state
-    )
+        training = verify_training(
+            lambda: load_model(narrow, torch.float64, Placement(device)),
+            lambda: load_model(checkpoint, torch.float64, Placement(device)),
+            plan,
+            batch_loss(inputs, _logits, options.seed),
+            options.steps,
+            state=state,
+            wide_state=wide_state,
+        )
     return replace(training, without_noise=plan.perturbation is not None)
 
 

@@ -1,54 +1,64 @@
-"""Training the narrow and the wide model side by side, and comparing their steps.
+"""Taking the same optimizer steps with the narrow and the wide model, and comparing losses and parameters.
 
-The stored weights and optimizer state are compared first: they must be what the plan makes of the narrow ones, up to
-one rounding in their type. Training then starts from the unrounded values in float64, so the rounding of stored values
-can neither hide a wrong rule nor look like one.
+The narrow model trains together with a copy of itself whose parameters move to a neighboring number before each step.
+How far the two come apart is what one rounding grows into in this model with this optimizer, and the wide model may be
+a multiple of that away from the planned steps (page `theory`). It trains afterwards, alone in memory.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mupscale_cli.dtypes import DTYPES, DType, dtype_of
-from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizers.content import scales_by_parameter
-from mupscale_cli.optimizers.groups import WideGroup, widen_groups
-from mupscale_cli.optimizers.multipliers import state_scale
-from mupscale_cli.optimizers.rules import OptimizerRule, default_settings, infer_optimizer, state_kind
-from mupscale_cli.optimizers.state_plan import ParameterNames, rescale
+from mupscale_cli.optimizers.rules import OptimizerRule, infer_optimizer
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.text import counted
 from mupscale_cli.verification.activations import name_in
 from mupscale_cli.verification.inputs import Inputs
-from mupscale_cli.verification.optimizers import make_optimizer
-from mupscale_cli.verification.precision import everything_in, tolerance
-from mupscale_cli.verification.result import Comparison, StoredCheck, TrainingVerification
+from mupscale_cli.verification.optimizers import decayed_parameters, make_optimizer
+from mupscale_cli.verification.placement import free_unused
+from mupscale_cli.verification.planned import (
+    FRESH_START,
+    Group,
+    States,
+    is_finished,
+    is_stored,
+    narrow_groups,
+    plan_start,
+    planned_change,
+    planned_copies,
+    planned_weight,
+    restart,
+)
+from mupscale_cli.verification.precision import everything_in, rounding_factor
+from mupscale_cli.verification.result import CannotVerify, StepComparison, TrainingVerification
+from mupscale_cli.verification.weights import without_noise
 
-_PASSES = 3  # forward, backward to activations, backward to weights: each computes as many products
+_FAR = 100  # a parameter must move this many times farther than rounding may: a step that is off by 1% is noticed
 Loss = Callable[[nn.Module, int], Tensor]
 
 
 @dataclass(frozen=True)
-class TrainingSetup:
+class _Trainee:
     """A model with its optimizer."""
 
-    rule: OptimizerRule
-    parameters: Mapping[str, nn.Parameter]
     model: nn.Module
+    rule: OptimizerRule
     optimizer: torch.optim.Optimizer
 
 
 def verify_training(
-    narrow: nn.Module,
-    wide: nn.Module,
+    load_narrow: Callable[[], nn.Module],
+    load_wide: Callable[[], nn.Module],
     plan: Plan,
     loss: Loss,
     steps: int,
@@ -56,194 +66,109 @@ def verify_training(
     state: OptimizerTree | None = None,
     wide_state: OptimizerTree | None = None,
 ) -> TrainingVerification:
-    """Train both models for some optimizer steps, and compare losses and weights.
+    """Train both models for some optimizer steps, and compare losses and parameters.
 
     Args:
-        narrow: model in float64 with the weights of the source.
-        wide: model in float64 with the weights of the widened checkpoint; they are replaced by the planned ones.
-        plan: plan of the weights.
-        loss: returns the loss of a model on the batch of a step, which is the same for both models.
+        load_narrow: returns a model in float64 with the weights of the source.
+        load_wide: returns a model in float64 with the weights of the widened checkpoint, without noise. It trains from
+            the planned weights, which are not rounded.
+        plan: plan of the widening.
+        loss: returns the loss of a model on the batch of a step, which is the same for all models.
         steps: number of steps.
         state: state of the narrow optimizer. Default: AdamW without a state.
-        wide_state: the carried state, which is compared with what the plan makes of `state`.
+        wide_state: the carried state, which must be what the plan makes of `state`.
 
     Raises:
+        CannotVerify: the steps move some parameter no farther than rounding may.
         VerifyError: a model cannot be trained, or the plan does not match the weights.
     """
-    for model in (narrow, wide):
-        _use_batch_statistics(model)
-    tensors = _by_parameter(plan, narrow, wide)
-    stored = [_replace_by_planned(tensor, before, after) for tensor, before, after in tensors.values()]
-    groups, wide_groups = _groups(plan, state, wide_state, narrow)
-    narrow_states = dict(state.states) if state else {}
-    wide_states, checks = _wide_states(plan, narrow_states, wide_state)
-    setups = (
-        _set_up(narrow, groups, narrow_states, dict(narrow.named_parameters())),
-        _set_up(wide, wide_groups, wide_states, dict(wide.named_parameters())),
-    )
-    allowed, reason = _tolerance(plan, steps)
-    gradients = _GradientHistory({name: before for name, (_, before, _) in tensors.items()}, allowed)
-    losses: list[tuple[float, float]] = []
-    first: Comparison | None = None
+    narrow = _prepared(load_narrow())
+    groups = narrow_groups(state, decayed_parameters(narrow))
+    states: States = state.states if state else {}
+    start = plan_start(plan, groups, states, wide_state)
+    wide_groups = start.groups
+    if is_finished(groups):
+        groups, wide_groups = restart(groups), restart(wide_groups)
+    tensors = dict(_narrow_tensors(without_noise(plan), narrow))
+    names = dict(narrow.named_parameters(remove_duplicate=False))
+    initial = {name: names[name].detach().to("cpu", copy=True) for _, name in tensors.values()}
+    factor, reason = rounding_factor(plan, torch.float64)
+    expected = _train_narrow(narrow, groups, states, tensors, loss, steps, factor)
+    description = _optimizer_text(groups)
+    device = next(narrow.parameters()).device
+    del narrow, names
+    free_unused(device)  # the wide model trains alone in memory
+
+    wide = _prepared(load_wide())
+    parameters = _wide_parameters(wide, tensors)
+    stored = list(start.differences)
+    for name, parameter in parameters.items():
+        tensor, source = tensors[name]
+        if not is_stored(tensor, initial[source], parameter):
+            stored.append(name)
+        parameter.data.copy_(planned_weight(tensor, initial[source]))
+    trainee = _trainee(wide, wide_groups, start.states)
+    losses, first = [], None
     with everything_in(torch.float64):
         for step in range(steps):
-            losses.append(tuple(_step(setup, loss, step) for setup in setups))  # type: ignore[arg-type]
-            gradients.update()
-            deviations = [
-                _deviation(name, tensor, before, after, gradients.only_rounding(name))
-                for name, (tensor, before, after) in tensors.items()
-            ]
-            worst = max(deviations, key=lambda deviation: deviation.max_rel)
-            first_loss = abs(losses[-1][0] - losses[-1][1]) / max(abs(losses[-1][0]), 1e-300)
-            if first is None and not first_loss <= allowed:
-                first = replace(worst, what=f"{worst.what} (step {step + 1})")
-    return TrainingVerification(
+            losses.append((expected.losses[step], _step(trainee, loss, step)))
+            if step == 0:
+                first = _compare(expected.first, parameters)
+    last = _compare(expected.last, parameters)
+    result = TrainingVerification(
         steps=steps,
-        optimizer=_optimizer_text(setups[0].rule, groups[0][0]),
+        optimizer=description,
         losses=tuple(losses),
-        weights=worst,
-        stored=_worst_check([*stored, *checks]),
+        loss_response=expected.loss_response,
+        factor=factor,
+        factor_reason=reason,
+        weights=last,
+        first_difference=next((c for c in (first, last) if c is not None and not c.agrees), None),
+        ignored=expected.ignored,
+        stored_differences=tuple(stored),
         carried=wide_state is not None,
         start="carried state" if wide_state is not None else "a fresh start",
-        first_difference=first,
-        tolerance=allowed,
-        tolerance_reason=reason,
-        weights_tolerance=allowed * getattr(setups[0].optimizer, "condition", 1.0),
     )
+    if result.agrees:
+        _refuse_standstill(expected.last, steps)
+    return result
 
 
-def _tolerance(plan: Plan, steps: int) -> tuple[float, str]:
-    forward, reason = tolerance(plan, torch.float64)
-    return forward * _PASSES * steps, f"{reason}; times {_PASSES} passes and {steps} steps"
+# Models --------------------------------------------------------------------------------------------
 
 
-# Stored values -------------------------------------------------------------------------------------
+def _prepared(model: nn.Module) -> nn.Module:
+    """Make a model trainable: BatchNorm uses the batch, as in training. Dropout stays off, since it is random."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+    return model.requires_grad_()
 
 
-def _by_parameter(
-    plan: Plan, narrow: nn.Module, wide: nn.Module
-) -> dict[str, tuple[TensorPlan, nn.Parameter, nn.Parameter]]:
-    """Return the plan, the narrow and the wide parameter for each parameter name of the wide model."""
-    before, after = (dict(model.named_parameters(remove_duplicate=False)) for model in (narrow, wide))
-    canonical = {id(parameter): name for name, parameter in wide.named_parameters()}
-    matched = {}
+def _narrow_tensors(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, str]]]:
+    """Yield the name of each wide parameter, its plan and the name of its source in the narrow model."""
+    names = dict(narrow.named_parameters(remove_duplicate=False))
     for tensor in (*plan.tensors, *plan.parameters):
-        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), before)
-        target = name_in(wide, plan.recipe.parameter_name(tensor.target.name), after)
-        if source is not None and target is not None:
-            matched[canonical[id(after[target])]] = tensor, before[source], after[target]
-    unplanned = set(canonical.values()) - matched.keys()
+        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), names)
+        if source is not None:
+            yield plan.recipe.parameter_name(tensor.target.name), (tensor, source)
+
+
+def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the wide parameter of each planned name."""
+    names = dict(wide.named_parameters(remove_duplicate=False))
+    targets = {name: name_in(wide, name, names) for name in planned_names}
+    found = {name: names[target] for name, target in targets.items() if target is not None}
+    planned = set(map(id, found.values()))
+    unplanned = [name for name, parameter in wide.named_parameters() if id(parameter) not in planned]
     if unplanned:
         raise VerifyError(f"the wide model has a parameter `{min(unplanned)}` that is not in the plan")
-    return matched
+    return found
 
 
-def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:
-    """Compute C R(W) (page `theory`) in float64, without rounding.
-
-    Args:
-        tensor: plan of the weight W.
-        narrow: W, of the plan's source shape.
-
-    Returns:
-        The wide weight, of the plan's target shape.
-    """
-    exact = replace(rescale(tensor, lambda c, _: c), offset=tensor.offset)
-    return _planned(exact, narrow)
-
-
-def _planned(tensor: TensorPlan, narrow: Tensor) -> Tensor:
-    source = narrow.detach().to("cpu", torch.float64).contiguous()
-    spec = replace(tensor.source, dtype="F64")
-    return expand_whole(replace(tensor, source=spec, target=replace(tensor.target, dtype="F64")), source)
-
-
-def _replace_by_planned(tensor: TensorPlan, narrow: nn.Parameter, wide: nn.Parameter) -> StoredCheck:
-    """Compare a stored weight with the planned one, then replace it by the planned one, in place."""
-    ideal = planned_weight(tensor, narrow)
-    check = _check(tensor.target.name, DTYPES[tensor.target.dtype], ideal, wide)
-    wide.data.copy_(ideal)
-    return check
-
-
-def _check(name: str, dtype: DType, ideal: Tensor, stored: Tensor) -> StoredCheck:
-    """Measure the distance of a stored tensor from the planned one in units in the last place of its type.
-
-    A share of an exact split is off by up to one such unit, which is twice the unit roundoff.
-    """
-    unit = 2 * dtype.unit_roundoff
-    error = (stored.detach().cpu().double() - ideal).abs()
-    smallest = torch.finfo(dtype.torch).tiny
-    ratio = float((error / (ideal.abs() * unit).clamp_min(smallest * unit)).max()) if ideal.numel() else 0.0
-    return StoredCheck(name, ratio if math.isfinite(ratio) else math.inf)
-
-
-def _worst_check(checks: Sequence[StoredCheck]) -> StoredCheck:
-    return max(checks, key=lambda check: check.units)
-
-
-# State and groups ----------------------------------------------------------------------------------
-
-
-def _groups(
-    plan: Plan, state: OptimizerTree | None, wide_state: OptimizerTree | None, narrow: nn.Module
-) -> tuple[list[tuple[Mapping[str, Any], Sequence[str]]], list[tuple[Mapping[str, Any], Sequence[str]]]]:
-    """Return the parameter groups of both optimizers as settings and parameter names.
-
-    They are read from the state files. Without them, the narrow optimizer has default settings, and the rules derive
-    the settings of the wide one.
-    """
-    groups = list(state.groups) if state and state.groups else []
-    if not groups:
-        names = [name for name, _ in narrow.named_parameters()]
-        keys = {key for entries in (state.states.values() if state else ()) for key in entries}
-        groups = [(default_settings(keys), names)]
-    if wide_state and wide_state.groups:
-        return groups, list(wide_state.groups)
-    keys_of = {name: entries.keys() for name, entries in (state.states if state else {}).items()}
-    wide_groups: list[WideGroup] = widen_groups(groups, keys_of, scales_by_parameter(plan))
-    return groups, [(group.settings, group.names) for group in wide_groups]
-
-
-def _wide_states(
-    plan: Plan, states: Mapping[str, Mapping[str, Any]], carried: OptimizerTree | None
-) -> tuple[dict[str, dict[str, Any]], list[StoredCheck]]:
-    """Return the planned state of every wide parameter, and the distance of the carried state from it."""
-    names = ParameterNames(plan)
-    planned_states: dict[str, dict[str, Any]] = {}
-    checks = []
-    for parameter, entries in states.items():
-        for tensor in names.find(parameter):
-            wide = names.wide_name(parameter, tensor)
-            for key, value in entries.items():
-                planned = _planned_state(tensor, key, value, set(entries))
-                planned_states.setdefault(wide, {})[key] = planned
-                if carried is None or not isinstance(value, Tensor):
-                    continue
-                stored = carried.states.get(wide, {}).get(key)
-                if not isinstance(stored, Tensor) or stored.shape != planned.shape:
-                    raise VerifyError(f"the carried state of `{wide}` has no `{key}` of shape {tuple(planned.shape)}")
-                if stored.is_floating_point():
-                    checks.append(_check(f"{key} of {wide}", dtype_of(stored.dtype), planned.double(), stored))
-    return planned_states, checks
-
-
-def _planned_state(tensor: TensorPlan, key: str, value: Any, keys: set[str]) -> Any:
-    if not isinstance(value, Tensor) or tuple(value.shape) != tensor.source.shape:
-        return value.clone() if isinstance(value, Tensor) else value
-    kind = state_kind(key, keys)
-    if kind == "weight":
-        return planned_weight(tensor, value)
-    return _planned(rescale(tensor, lambda c, m: state_scale(kind, c, m)), value)  # type: ignore[arg-type]
-
-
-def _set_up(
-    model: nn.Module,
-    groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]],
-    states: Mapping[str, Mapping[str, Any]],
-    parameters: Mapping[str, nn.Parameter],
-) -> TrainingSetup:
+def _trainee(model: nn.Module, groups: Sequence[Group], states: States) -> _Trainee:
     """Make an optimizer for a model, with the given parameter groups and state."""
+    parameters = dict(model.named_parameters())
     by_name = {
         name: parameters[in_model]
         for name in (n for _, names in groups for n in names)
@@ -256,12 +181,12 @@ def _set_up(
     inferred = infer_optimizer(settings, {key for name in names for key in states.get(name, ())})
     if inferred is None:
         raise VerifyError("cannot tell which optimizer the state belongs to")
-    torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in groups]
+    torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in groups if names]
     optimizer = make_optimizer(*inferred, torch_groups)
     for name, entries in states.items():
         if name in by_name:
             optimizer.state[by_name[name]] = {key: _as_float64(value) for key, value in entries.items()}
-    return TrainingSetup(inferred[0], parameters, model, optimizer)
+    return _Trainee(model, inferred[0], optimizer)
 
 
 def _as_float64(value: Any) -> Any:
@@ -270,81 +195,209 @@ def _as_float64(value: Any) -> Any:
     return value
 
 
-def _optimizer_text(rule: OptimizerRule, settings: Mapping[str, Any]) -> str:
+def _optimizer_text(groups: Sequence[Group]) -> str:
+    settings = groups[0][0]
+    inferred = infer_optimizer(settings, ())
+    name = inferred[0].name if inferred else "optimizer"
     shown = ", ".join(f"{key} {settings[key]:g}" for key in ("lr", "weight_decay", "momentum") if settings.get(key))
-    return f"{rule.name} ({shown})"
+    return f"{name} ({shown})"
 
 
 # Steps ---------------------------------------------------------------------------------------------
 
 
-def _use_batch_statistics(model: nn.Module) -> None:
-    """Make BatchNorm normalize by the batch, as in training. Dropout stays off, since it is random."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
+@dataclass(frozen=True)
+class _ExpectedParameter:
+    """What a wide parameter should be after a step.
+
+    Attributes:
+        tensor: plan of the parameter.
+        narrow: the narrow parameter after the step, on the CPU.
+        allowed: largest absolute difference of a wide element that rounding explains.
+        moved: how far an element has come in these steps, in the wide model's units.
+        ignored: elements of the narrow parameter whose gradients have all been rounding errors.
+        trains: whether the optimizer moves it: its learning rate is not 0, and some element has a gradient.
+    """
+
+    tensor: TensorPlan
+    narrow: Tensor
+    allowed: float
+    moved: float
+    ignored: Tensor
+    trains: bool
 
 
-def _step(setup: TrainingSetup, loss: Loss, step: int) -> float:
+@dataclass
+class _Expected:
+    """What the wide model should do, learned from the narrow one.
+
+    Attributes:
+        losses: loss before each step.
+        loss_response: largest relative change of a loss by the disturbance.
+        first: what the wide parameters should be after the first step, by name.
+        last: the same after the last step.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    loss_response: float = 0.0
+    first: dict[str, _ExpectedParameter] = field(default_factory=dict)
+    last: dict[str, _ExpectedParameter] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int:
+        return sum(int(each.ignored.sum()) for each in self.last.values())
+
+
+def _train_narrow(
+    narrow: nn.Module,
+    groups: Sequence[Group],
+    states: States,
+    tensors: Mapping[str, tuple[TensorPlan, str]],
+    loss: Loss,
+    steps: int,
+    factor: float,
+) -> _Expected:
+    """Train the narrow model and a disturbed copy of it; return what the wide model should do."""
+    twins = tuple(_trainee(model, groups, states) for model in (narrow, copy.deepcopy(narrow)))
+    plain, disturbed = (dict(twin.model.named_parameters(remove_duplicate=False)) for twin in twins)
+    names = {source for _, source in tensors.values()}
+    initial = {name: plain[name].detach().clone() for name in names}
+    gradients = {name: _GradientHistory(plain[name], factor) for name in names}
+    rates = {id(p): group["lr"] for group in twins[0].optimizer.param_groups for p in group["params"]}
+    generator = torch.Generator().manual_seed(0)
+    expected = _Expected()
+
+    def expect() -> dict[str, _ExpectedParameter]:
+        parameters = {}
+        for name, (tensor, source) in tensors.items():
+            now, history = plain[source].detach(), gradients[source]
+            ignored = history.only_rounding
+            response = _largest(planned_change(tensor, (disturbed[source].detach() - now) * ~ignored))
+            moved = _largest(planned_change(tensor, (now - initial[source]) * ~ignored))
+            parameters[name] = _ExpectedParameter(
+                tensor=tensor,
+                narrow=now.to("cpu", copy=True),
+                allowed=factor * response,
+                moved=moved,
+                ignored=ignored.cpu(),
+                trains=history.has_gradient and rates.get(id(plain[source]), 0) > 0,
+            )
+        return parameters
+
+    with everything_in(torch.float64):
+        for step in range(steps):
+            _disturb(twins[1].model, generator)
+            value, changed = (_step(twin, loss, step) for twin in twins)
+            expected.losses.append(value)
+            unit = torch.finfo(torch.float64).eps  # a difference cannot be known more closely
+            change = abs(changed - value) / abs(value) if value else abs(changed)
+            expected.loss_response = max(expected.loss_response, change, unit)
+            for name, history in gradients.items():
+                history.add(plain[name].grad, disturbed[name].grad)
+            if step == 0:
+                expected.first = expect()
+    expected.last = expect()
+    return expected
+
+
+def _disturb(model: nn.Module, generator: torch.Generator) -> None:
+    """Move every parameter to the next floating-point number above or below, at random."""
+    for parameter in model.parameters():
+        up = torch.randint(0, 2, parameter.shape, generator=generator).bool().to(parameter.device)
+        limit = torch.full_like(parameter, math.inf)
+        parameter.data = torch.nextafter(parameter.data, torch.where(up, limit, -limit))
+
+
+def _step(trainee: _Trainee, loss: Loss, step: int) -> float:
     """Take an optimizer step; return the loss before it."""
     try:
-        value = loss(setup.model, step)
-        setup.optimizer.zero_grad()
+        value = loss(trainee.model, step)
+        trainee.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        setup.optimizer.step()
-    except (RuntimeError, TypeError, ValueError) as error:
+        trainee.optimizer.step()
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise VerifyError(f"the model failed to train: {error}") from error
     return float(value.detach())
 
 
 class _GradientHistory:
-    """Tracks which elements of the narrow parameters have had only rounding errors as gradients.
+    """Finds the elements of a parameter whose gradients are only rounding errors.
 
     If the loss does not depend on an element (such as a bias of attention's keys, which cancels in the softmax), its
-    gradient is rounding error, and an optimizer that uses its sign moves the element at random.
+    gradient is a rounding error, and an optimizer that normalizes gradients moves the element at random.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], allowed: float) -> None:
-        self._parameters = parameters
-        self._allowed = allowed
-        self._real = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in parameters.items()}
-        self._noise = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in parameters.items()}
+    def __init__(self, parameter: Tensor, factor: float) -> None:
+        self._factor = factor
+        self._largest = torch.zeros_like(parameter)
+        self._response = 0.0
 
-    def update(self) -> None:
-        """Add the gradients of the step just taken."""
-        sizes = {name: p.grad.abs() for name, p in self._parameters.items() if p.grad is not None}
-        limit = self._allowed * max((float(size.max()) for size in sizes.values()), default=0.0)
-        for name, size in sizes.items():
-            self._real[name] |= size > limit
-            self._noise[name] |= (size > 0) & (size <= limit)
+    def add(self, gradient: Tensor | None, disturbed: Tensor | None) -> None:
+        """Add the gradients of both narrow models in the step just taken."""
+        if gradient is not None and disturbed is not None:
+            self._largest = torch.maximum(self._largest, torch.maximum(gradient.abs(), disturbed.abs()))
+            self._response = max(self._response, _largest(disturbed - gradient))
 
-    def only_rounding(self, name: str) -> Tensor:
-        """Return a mask of the elements of a parameter whose gradients have all been rounding errors so far."""
-        return self._noise[name] & ~self._real[name]
+    @property
+    def only_rounding(self) -> Tensor:
+        """A mask of the elements whose gradients never exceeded what rounding may change a gradient by."""
+        return (self._largest > 0) & (self._largest <= self._factor * self._response)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the gradient of some element is more than a rounding error."""
+        return bool((self._largest > self._factor * self._response).any())
 
 
-def _deviation(name: str, tensor: TensorPlan, narrow: Tensor, wide: Tensor, ignored: Tensor) -> Comparison:
-    """Measure the distance of a wide parameter from c R(narrow), except for the ignored elements."""
-    ideal = planned_weight(tensor, narrow)
+# Comparing -----------------------------------------------------------------------------------------
+
+
+def _compare(expected: Mapping[str, _ExpectedParameter], parameters: Mapping[str, Tensor]) -> StepComparison:
+    """Compare all wide parameters; return the one whose difference exceeds what is allowed by the largest factor."""
+    comparisons = (_compare_parameter(name, expected[name], value) for name, value in parameters.items())
+    return max(comparisons, key=lambda comparison: comparison.ratio)
+
+
+def _compare_parameter(name: str, expected: _ExpectedParameter, wide: Tensor) -> StepComparison:
+    ideal = planned_weight(expected.tensor, expected.narrow)
     errors = (wide.detach().cpu() - ideal).abs()
-    if bool(ignored.any()):
-        errors[_planned(rescale(tensor, lambda _c, _m: 1.0), ignored) > 0] = 0
-    error = float(errors.max())
-    scale = float(ideal.abs().max())
-    return Comparison(name, error, error / scale if scale else (0.0 if error == 0 else math.inf))
+    if bool(expected.ignored.any()):
+        errors[planned_copies(expected.tensor, expected.ignored)] = 0
+    scale = _largest(ideal) or 1.0
+    return StepComparison(name, _largest(errors) / scale, expected.allowed / scale, expected.moved / scale)
 
 
-def batch_loss(inputs: Callable[[int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
+def _refuse_standstill(expected: Mapping[str, _ExpectedParameter], steps: int) -> None:
+    """Refuse to call steps equal that moved a parameter no farther than rounding may, or that moved none."""
+    trained = {name: each for name, each in expected.items() if each.trains}
+    if not trained:
+        raise CannotVerify("the steps move no parameter: every gradient or every learning rate is 0", hint=FRESH_START)
+    name, least = min(trained.items(), key=lambda item: item[1].moved / (item[1].allowed or 1e-300))
+    if least.moved <= _FAR * least.allowed:
+        raise CannotVerify(
+            f"{counted(steps, 'step')} cannot show that both models train alike: `{name}` moves by {least.moved:.1e}, "
+            f"and rounding explains a difference of {least.allowed:.1e}",
+            hint=FRESH_START,
+        )
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest magnitude; infinity if any value is NaN."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return math.inf if math.isnan(largest) else largest
+
+
+def batch_loss(inputs: Callable[[nn.Module, int], Inputs], output: Callable[[Any], Tensor], seed: int) -> Loss:
     """Make a loss for any model: next-token cross-entropy if it takes tokens, else the distance to random targets.
 
     Args:
-        inputs: returns the inputs of a step.
+        inputs: returns the inputs of a step, given the model.
         output: returns the tensor to compute the loss from, given a model's output.
         seed: random seed of the targets.
     """
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        batch = inputs(step)
+        batch = inputs(model, step)
         result = output(model(*batch.arguments, **batch.keywords))
         tokens: Any = batch.keywords.get("input_ids", batch.arguments[0] if batch.arguments else None)
         is_text = isinstance(tokens, Tensor) and not tokens.is_floating_point() and result.dim() == 3

@@ -1,15 +1,23 @@
 """The wide model, with its carried state, takes the same optimizer steps as the narrow one."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from helpers import MODELS, randomize
-from mupscale_cli.errors import VerifyError
+from helpers import MODELS, build, randomize
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.optimizers import multipliers
 from mupscale_cli.optimizers.rules import OPTIMIZERS as RULES
 from mupscale_cli.optimizers.rules import Powers
+from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
+from mupscale_cli.verification.optimizers import decayed_parameters
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.result import CannotVerify
+from mupscale_cli.verification.steps import train_checkpoints
 from training import OPTIMIZERS, make, save_training
 
 STEPS, SLOW_STEPS = 8, 20  # a wrong rule shows after two
@@ -117,58 +125,288 @@ def test_every_kind_with_every_optimizer(case, optimizer, factor, steps, tmp_pat
     check(train(tmp_path, case, optimizer, factor, steps=steps), steps)
 
 
-# Mistakes -------------------------------------------------------------------------------------
+# The allowance ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "factor"), [("lr", 1.01), ("eps", 1.5), ("weight_decay", 1.1), ("lr", 3.0)])
+@pytest.mark.parametrize("case", ["ResNet-basic", "ResNet-bottleneck", "Llama-untied", "Gemma2-tied"])
+def test_a_fresh_start_agrees(case, saved, tmp_path):
+    """Adam's first steps have the size of the learning rate, however small the gradient: rounding decides some."""
+    widen(saved(case), tmp_path / "wide", 3, verify=False)
+    training = verify(tmp_path / "wide", dtype="float64", steps=20).training
+    assert training.agrees, training
+    assert training.start == "a fresh start"
+    assert training.weights.moved > 1e6 * training.weights.allowed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TRAINED)
+def test_a_fresh_start_of_every_recipe_agrees(case, saved, tmp_path):
+    widen(saved(case), tmp_path / "wide", 3, verify=False)
+    assert verify(tmp_path / "wide", dtype="float64", steps=20).training.agrees
+
+
+def test_the_allowance_is_a_multiple_of_the_measured_response(tmp_path):
+    training = train(tmp_path, "Llama-tied", "adamw", 3)
+    record = training.as_record()
+    assert record["factor"] == 8 * 144**0.5  # the longest sum: 3 times 48 units
+    assert record["factor_reason"] == "8 sqrt(n), n = 144"
+    assert record["tolerance"] == record["factor"] * record["response"]
+    # A loss cannot be known more closely than 2^-52; disturbing last bits changes it by a few of those.
+    assert 2**-52 <= record["response"] < 100 * 2**-52
+    assert 2**-53 < training.weights.allowed / training.factor < 1e-14
+
+
+def test_gradients_that_are_rounding_errors_are_not_compared(tmp_path):
+    """The bias of attention's keys cancels in the softmax, and Lion follows the sign of its rounding errors."""
+    training = train(tmp_path, "GPT2-tied", "lion", 2)
+    check(training)
+    assert training.ignored == 2 * 32  # of two layers, the keys' third of the biases
+    assert train(tmp_path / "llama", "Llama-tied", "lion", 2).ignored == 0
+
+
+# Steps that show nothing --------------------------------------------------------------------------
+
+
+def change_groups(folder, change):
+    """Change every parameter group of a stored state."""
+    file = folder / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    for group in state["param_groups"]:
+        change(group)
+    torch.save(state, file)
+
+
+def finished(tmp_path, settings):
+    """Widen a checkpoint whose schedule has ended: its groups have other settings than in the middle of training."""
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    change_groups(source, lambda group: group.update(settings))
+    widen(source, tmp_path / "wide", 3, verify=False)
+    return tmp_path / "wide"
+
+
+def test_a_finished_run_is_continued_with_its_initial_rate(tmp_path):
+    wide = finished(tmp_path, {"lr": 0.0, "initial_lr": 3e-3})
+    training = verify(wide, dtype="float64", steps=STEPS).training
+    check(training)
+    assert "lr 0.003" in training.optimizer
+    assert training.weights.moved > 1e-3
+    change_groups(wide, lambda group: group.update(initial_lr=group["initial_lr"] * 1.01))
+    wrong = verify(wide, dtype="float64", steps=STEPS).training
+    assert not wrong.steps_agree
+    assert any("initial_lr" in name for name in wrong.stored_differences)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"lr": 0.0}, "every learning rate in the optimizer state is 0"), ({"lr": 1e-15}, "cannot show that both models")],
+)
+def test_steps_that_move_nothing_are_refused(settings, reason, tmp_path):
+    wide = finished(tmp_path, settings)
+    with pytest.raises(CannotVerify, match=reason) as refused:
+        verify(wide, dtype="float64", steps=2)
+    assert "--optimizer none" in refused.value.hint
+    assert verify(wide, dtype="float64", steps=2, optimizer=Path("none")).training.agrees
+
+
+def test_frozen_parameters_stay_and_the_others_are_compared(tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
+    file = source / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    (group,) = state["param_groups"]
+    frozen = {**group, "lr": 0.0, "params": group["params"][:5], "param_names": group["param_names"][:5]}
+    rest = {**group, "params": group["params"][5:], "param_names": group["param_names"][5:]}
+    torch.save({**state, "param_groups": [frozen, rest]}, file)
+    widen(source, tmp_path / "wide", 3, verify=False)
+    check(verify(tmp_path / "wide", dtype="float64", steps=STEPS).training)
+    change_groups(tmp_path / "wide", lambda group: group.update(lr=group["lr"] or 1e-9))
+    assert not verify(tmp_path / "wide", dtype="float64", steps=STEPS).training.steps_agree
+
+
+# Default decay ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", ["Gemma3-tied", "Nemotron-untied", "Mamba-tied", "T5-gated", "ResNet-basic", "CLIP-both"]
+)
+def test_a_fresh_start_decays_what_the_trainer_decays(case):
+    from transformers import Trainer
+
+    model = build(case)
+    decayed = decayed_parameters(model)
+    trainer = set(Trainer.get_decay_parameter_names(None, model))  # names tied parameters several times
+    assert {name for name in decayed if decayed[name]} == trainer & decayed.keys()
+    assert set(decayed.values()) == {True, False}
+
+
+@pytest.mark.slow
+def test_no_offset_gain_is_decayed(saved):
+    """Decay acts on the stored difference from 1, not on the gain, so it cannot be preserved."""
+    offsets = 0
+    for case in MODELS:
+        decayed = decayed_parameters(build(case))
+        plan = plan_widening(saved(case), factor=1)
+        for tensor in plan.tensors:
+            if tensor.offset:
+                offsets += 1
+                assert not decayed[plan.recipe.parameter_name(tensor.target.name)]
+    assert offsets > 20
+
+
+# Mistakes -----------------------------------------------------------------------------------------
+
+
+def spoil(folder, name, change):
+    """Give one parameter of a stored state a group of its own, and change that group and its state entries."""
+    file = folder / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    for group in list(state["param_groups"]):
+        if name in group["param_names"]:
+            place = group["param_names"].index(name)
+            number = group["params"].pop(place)
+            group["param_names"].pop(place)
+            own = {**group, "params": [number], "param_names": [name]}
+            state["param_groups"].append(own)
+            change(own, state["state"][number])
+    state["param_groups"] = [group for group in state["param_groups"] if group["params"]]
+    torch.save(state, file)
+
+
+def multiply(key, factor):
+    """Return a change for `spoil`: multiply a setting, or every moment if `key` is `state`."""
+
+    def change(group, entries):
+        if key == "state":
+            for value in entries.values():
+                value.mul_(factor if value.dim() else 1)
+        else:
+            group[key] *= factor
+
+    return change
+
+
+SPOILED = {
+    "Llama-tied": "model.layers.1.mlp.down_proj.weight",
+    "GPT2-tied": "transformer.h.0.attn.c_attn.weight",
+    "Mixtral-tied": "model.layers.1.mlp.gate.weight",
+    "T5-gated": "decoder.block.1.layer.1.EncDecAttention.o.weight",
+    "ResNet-basic": "resnet.encoder.stages.1.layers.0.layer.1.convolution.weight",
+}
+WRONG = [("lr", 2), ("lr", 1.01), ("state", 2)]
+
+
+@pytest.mark.parametrize(
+    ("case", "optimizer"),
+    [("Llama-tied", "adamw"), ("GPT2-tied", "sgd"), ("Mixtral-tied", "lion"), ("T5-gated", "rmsprop")]
+    + [("ResNet-basic", "adamw")]
+    + [
+        pytest.param(case, optimizer, marks=pytest.mark.slow)
+        for case in SPOILED
+        for optimizer in OPTIMIZERS
+        if not (optimizer == "muon" and case.startswith(NO_MATRICES))
+    ],
+)
+def test_a_mistake_in_one_parameter_is_found_by_its_steps(case, optimizer, tmp_path):
+    """The steps themselves tell, and name the parameter; not only the comparison of what is stored."""
+    source = save_training(tmp_path / "narrow", case, optimizer)
+    widen(source, tmp_path / "wide", 2, verify=False)
+    right = (tmp_path / "wide" / "optimizer.pt").read_bytes()
+    for key, factor in WRONG:
+        if key == "state" and optimizer == "lion":
+            continue  # a step has only the sign of the state
+        (tmp_path / "wide" / "optimizer.pt").write_bytes(right)
+        spoil(tmp_path / "wide", SPOILED[case], multiply(key, factor))
+        training = verify(tmp_path / "wide", dtype="float64", steps=2).training
+        assert training.stored_differences, (key, factor)
+        if key != "state":
+            assert training.first_difference.what == SPOILED[case], (key, factor)
+
+
+@pytest.mark.parametrize(("key", "factor"), [("lr", 3.0), ("eps", 1.5), ("weight_decay", 1.1)])
 def test_a_wrong_hyperparameter_is_found(key, factor, tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
     widen(source, tmp_path / "wide", 3, verify=False)
-    file = tmp_path / "wide" / "optimizer.pt"
-    state = torch.load(file, weights_only=True)
-    wrong = next(group for group in state["param_groups"] if any("q_proj" in name for name in group["param_names"]))
-    wrong[key] *= factor
-    torch.save(state, file)
-    found = verify(tmp_path / "wide", dtype="float64", steps=STEPS).training
-    assert not found.agrees
-    assert found.stored.units <= 1
-    assert found.first_difference is None or found.first_difference.what.split(" ")[0] in wrong["param_names"]
+    spoil(tmp_path / "wide", SPOILED["Llama-tied"], multiply(key, factor))
+    found = verify(tmp_path / "wide", dtype="float64", steps=2).training
+    assert not found.steps_agree
+    assert found.first_difference.what == SPOILED["Llama-tied"]
+    assert found.stored_differences == (f"setting `{key}` of {SPOILED['Llama-tied']}",)
+
+
+@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay"])
+def test_a_wrong_rule_is_found(key, tmp_path, monkeypatch):
+    """Give a multiplier c^2 instead of its own power of c. Both files follow the wrong rule, so only the steps tell."""
+    rule = RULES["adamw"]
+    formulas = {**rule.formulas(decoupled=True), key: Powers(c=2)}
+    monkeypatch.setattr(type(rule), "formulas", lambda *_: formulas)
+    found = train(tmp_path, "Llama-tied", "adamw", 2)
+    assert not found.stored_differences
+    assert not found.steps_agree
+    assert found.first_difference is not None
+
+
+@pytest.mark.parametrize("kind", ["linear", "quadratic"])
+def test_a_wrong_rule_of_the_state_is_found(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(multipliers._GRADIENT_POWERS, kind, 0)
+    found = train(tmp_path, "Llama-tied", "adamw", 2)
+    assert not found.stored_differences
+    assert not found.steps_agree
+
+
+def one_ulp(value):
+    value.view(-1)[7] = torch.nextafter(value.view(-1)[7], torch.tensor(torch.inf, dtype=value.dtype))
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
-def test_a_wrong_state_is_found_and_named(key, tmp_path):
-    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_last_bit_of_the_state_is_found_and_named(key, dtype, tmp_path):
+    source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=dtype)
     widen(source, tmp_path / "wide", 3, verify=False)
-    file = tmp_path / "wide" / "optimizer.pt"
-    state = torch.load(file, weights_only=True)
-    names = [name for group in state["param_groups"] for name in group["param_names"]]
-    number = names.index("model.layers.1.mlp.up_proj.weight")
-    state["state"][number][key] *= 1.001
-    torch.save(state, file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    spoil(tmp_path / "wide", name, lambda _group, entries: one_ulp(entries[key]))
     found = verify(tmp_path / "wide", dtype="float64", steps=2).training
-    assert not found.agrees
-    assert found.stored.what == f"{key} of model.layers.1.mlp.up_proj.weight"
+    assert found.stored_differences == (f"{key} of {name}",)
+    assert found.steps_agree  # from the planned state
 
 
-def test_a_wrong_rule_is_found(tmp_path, monkeypatch):
-    """Multiply Adam's learning rate by c^2 instead of c."""
-    import dataclasses
+def test_a_last_bit_of_a_weight_is_found_and_named(saved, tmp_path):
+    widen(saved("Llama-tied"), tmp_path / "wide", 3, verify=False)
+    file = tmp_path / "wide" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    one_ulp(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+    narrow, wide = open_checkpoint(saved("Llama-tied")), open_checkpoint(tmp_path / "wide")
+    plan = plan_widening(narrow.path, factor=3)
+    found = train_checkpoints(narrow, wide, plan, VerifyOptions(steps=1))
+    assert found.stored_differences == (name,)
 
-    monkeypatch.setitem(RULES, "adamw", dataclasses.replace(RULES["adamw"], lr=Powers(c=2)))
-    found = train(tmp_path, "Llama-tied", "adamw", 2)
-    assert not found.agrees
-    assert found.first_difference.what.endswith("(step 2)")
+
+def without_a_state(group, entries):
+    entries.clear()
 
 
-def test_a_missing_state_is_named(tmp_path):
+def with_another_entry(group, entries):
+    entries["max_exp_avg_sq"] = entries["exp_avg_sq"].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda group, _: group.update(amsgrad=True), "setting `amsgrad` of {}"),
+        (lambda group, _: group.update(betas=(0.5, 0.999)), "setting `betas` of {}"),
+        (lambda group, _: group.pop("eps"), "setting `eps` of {}"),
+        (lambda group, _: group.update(new=1), "setting `new` of {}"),
+        (without_a_state, "exp_avg of {}"),
+        (with_another_entry, "max_exp_avg_sq of {}"),
+    ],
+)
+def test_a_state_of_another_form_is_a_difference_and_no_crash(change, difference, tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw")
     widen(source, tmp_path / "wide", 2, verify=False)
-    file = tmp_path / "wide" / "optimizer.pt"
-    state = torch.load(file, weights_only=True)
-    del state["state"][3]
-    torch.save(state, file)
-    with pytest.raises(VerifyError, match=r"carried state of `model\."):
-        verify(tmp_path / "wide", dtype="float64", steps=2)
+    spoil(tmp_path / "wide", SPOILED["Llama-tied"], change)
+    found = verify(tmp_path / "wide", dtype="float64", steps=2).training
+    assert difference.format(SPOILED["Llama-tied"]) in found.stored_differences
+    assert not found.agrees
 
 
 def test_without_a_state_both_start_from_zero(saved, tmp_path):
@@ -176,8 +414,8 @@ def test_without_a_state_both_start_from_zero(saved, tmp_path):
     found = verify(tmp_path / "wide", dtype="float64", steps=5).training
     assert found.agrees
     assert not found.carried
-    # Stored bfloat16 weights are compared, but training starts from the unrounded values.
-    assert 0 < found.stored.units <= 1
+    # Stored bfloat16 weights are compared exactly, but training starts from the unrounded values.
+    assert not found.stored_differences
 
 
 @pytest.mark.parametrize("factor", [2, 3])

@@ -126,7 +126,7 @@ def step_losses(verification: Verification | None, title: str) -> Losses:
     if not training:
         raise PictureError(f"the verification of `{title}` has no steps", hint="run `mupscale verify WIDE --steps 20`")
     narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
-    return Losses(narrow, wide, training["tolerance"], training["optimizer"], training["without_noise"])
+    return Losses(narrow, wide, float(training["tolerance"]), training["optimizer"], training["without_noise"])
 
 
 def draw_errors(modules: ModuleErrors, title: str) -> Any:
