@@ -7,6 +7,7 @@ names are replaced in the text of the documents, before parsing, so the rest of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,7 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
             )
             for key, node in entries("config")
         ],
+        "requires": [(_expression(key, rename), node) for key, node in entries("requires")],
         "tensors": [
             (_pattern(key, part, rename), _map_choices(node, lambda text: _layout(text, rename), expression))
             for key, node in entries("tensors")
@@ -196,11 +198,18 @@ def _map_choices(node: Node, value: Callable[[Text], Text], condition: Callable[
 
 def _map_axis(node: Node, expression: Callable[[Node], Node]) -> Node:
     if isinstance(node, Entries):
-        pairs = [(key, _map_axis(inner, expression) if key.value == "size" else inner) for key, inner in node]
+        pairs = [(key, _map_axis(inner, expression) if key.value in ("size", "eps") else inner) for key, inner in node]
         return Entries(tuple(pairs), node.origin)
-    if isinstance(node, Text) and node.value in ("from shapes", "varies"):
+    if isinstance(node, Text) and (node.value in ("from shapes", "varies") or _is_number(node.value)):
         return node
     return expression(node)
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
 
 
 def _replace_names(text: Text, names: Iterable[tuple[int, str, str]]) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Union
+from typing import Literal, Union
 
 from mupscale_cli.architecture.expressions import Expression, expression_at
 from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError
@@ -39,10 +39,29 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """A scale of factor(axis) ** exponent, written `axis^exponent`."""
+    """A scale: a power of an axis's number of copies, `axis^exponent`, or of its size ratio, `#axis^exponent`.
+
+    Both are the same for whole factors. With 60 units instead of 40, a unit has one copy and the size ratio is 1.5.
+    """
 
     axis: str
     exponent: Fraction
+    span: tuple[int, int]
+    of_size: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What a norm's gain or bias says about the norm, written `rms of q_proj` at the end of its layout.
+
+    Attributes:
+        kind: `rms` divides by the root mean square over the gain's last dimension, `layer` subtracts the mean first.
+        of: the module whose output it normalizes, if nothing stands between the two; else None.
+        span: where it is written.
+    """
+
+    kind: Literal["rms", "layer"]
+    of: str | None
     span: tuple[int, int]
 
 
@@ -74,16 +93,18 @@ class Layout:
         dims: one entry for each dimension of the tensor; empty for a scalar.
         powers: the scale of the whole tensor.
         offset: o if the layer uses o + w instead of the stored w; the scale applies to o + w.
+        norm: the norm that the tensor is the gain or bias of; None if it is neither or the recipe does not say.
     """
 
     dims: tuple[Dim, ...]
     powers: tuple[Power, ...]
     offset: int
     span: tuple[int, int]
+    norm: Norm | None = None
 
 
 def parse_layout(text: str) -> Layout:
-    """Parse the dimensions of a tensor: `embed, /(kv g d) | embed^-0.5 offset 1`.
+    """Parse the dimensions of a tensor: `embed, /(kv g d) | embed^-0.5 offset 1`, `d | #d^0.5 rms of q_proj`.
 
     Raises:
         LanguageError: the text is not a layout.
@@ -96,9 +117,13 @@ def parse_layout(text: str) -> Layout:
             dims.append(_dim(cursor))
     if not (cursor.at("|") or cursor.token.kind == "end"):
         raise cursor.unexpected("expected `,`, `|` or the end (write two axes in one dimension as `(a b)`)")
-    powers, offset = _scale(cursor) if cursor.accept("|") else ((), 0)
+    if cursor.accept("|") is None:
+        cursor.finish()
+        return Layout(tuple(dims), (), 0, (0, len(text)))
+    powers = () if cursor.at("offset", "rms", "layer") else _powers(cursor)
+    offset, norm = _offset(cursor), _norm(cursor)
     cursor.finish()
-    return Layout(tuple(dims), powers, offset, (0, len(text)))
+    return Layout(tuple(dims), powers, offset, (0, len(text)), norm)
 
 
 def parse_scaled_expression(text: str) -> tuple[Expression, tuple[Power, ...]]:
@@ -114,24 +139,44 @@ def parse_scaled_expression(text: str) -> tuple[Expression, tuple[Power, ...]]:
     return expression, powers
 
 
-def _scale(cursor: Cursor) -> tuple[tuple[Power, ...], int]:
-    powers = () if cursor.at("offset") else _powers(cursor)
+def _offset(cursor: Cursor) -> int:
     if cursor.accept("offset") is None:
-        return powers, 0
+        return 0
     if cursor.token.kind != "number" or "." in cursor.token.text:
         raise cursor.unexpected("expected a whole number after `offset`")
-    return powers, int(cursor.advance().text)
+    return int(cursor.advance().text)
+
+
+def _norm(cursor: Cursor) -> Norm | None:
+    token = cursor.token
+    if cursor.accept("rms", "layer") is None:
+        return None
+    end, of = token.span[1], None
+    if cursor.accept("of"):
+        module = cursor.token
+        if module.kind != "name" or module.text in KEYWORDS:
+            raise cursor.unexpected("expected the name of the module in front of the norm, like `q_proj`")
+        cursor.advance()
+        end, of = module.span[1], module.text
+    return Norm("rms" if token.text == "rms" else "layer", of, (token.start, end))
 
 
 def _powers(cursor: Cursor) -> tuple[Power, ...]:
     powers = []
-    while cursor.token.kind == "name" and cursor.token.text not in KEYWORDS:
-        token = cursor.advance()
+    while cursor.at("#") or (cursor.token.kind == "name" and cursor.token.text not in KEYWORDS):
+        of_size = cursor.accept("#") is not None
+        token = cursor.token
+        if token.kind != "name" or token.text in KEYWORDS:
+            raise cursor.unexpected("expected an axis after `#`, as in `#embed^0.5`")
+        cursor.advance()
         exponent = _exponent(cursor) if cursor.accept("^") else Fraction(1)
         end = cursor.tokens[cursor.position - 1].span[1]
-        powers.append(Power(token.text, exponent, (token.start, end)))
+        powers.append(Power(token.text, exponent, (token.start, end), of_size))
     if not powers:
-        raise cursor.unexpected("expected a power of an axis, like `embed^-1`")
+        error = cursor.unexpected("expected a power of an axis, like `embed^-1`")
+        if cursor.token.kind == "end":  # YAML takes ` #` in a text without quotes for the start of a comment
+            error.hint = "write a layout with `#` in quotes"
+        raise error
     return tuple(powers)
 
 

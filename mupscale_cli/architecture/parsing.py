@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Literal, TypeVar
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
-from mupscale_cli.architecture.expressions import Expression, parse_expression
+from mupscale_cli.architecture.expressions import Expression, Name, parse_expression
 from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_layout, parse_scaled_expression
 from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
 from mupscale_cli.architecture.types import (
+    ROTARY,
     TIES,
     AxisRule,
     Choice,
@@ -20,13 +22,15 @@ from mupscale_cli.architecture.types import (
     Omit,
     ParameterRule,
     Recipe,
+    Requirement,
     TensorRule,
     TieRule,
 )
 from mupscale_cli.errors import RecipeError
-from mupscale_cli.text import suggest
+from mupscale_cli.text import listed, suggest
 
 T = TypeVar("T")
+_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary")
 _SECTIONS = (
     "about",
     "extends",
@@ -40,6 +44,7 @@ _SECTIONS = (
     "fixed",
     "linked",
     "config",
+    "requires",
     "tensors",
     "parameters",
     "tie",
@@ -91,6 +96,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         fixed={key.value: _text(node).value for key, node in _entries(sections.get("fixed"))},
         links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
         config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
+        requires=tuple(_requirement(key, node) for key, node in _entries(sections.get("requires"))),
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
     _check_names(recipe, sections)
@@ -141,23 +147,46 @@ def _definition(key: Text, node: Node) -> tuple[str, Expression, Text]:
 def _axis(key: Text, node: Node) -> AxisRule:
     if key.as_written:
         _check_identifier(key)
-    if not isinstance(node, Entries):
-        size, about, uneven = _text(node), "", False
-    else:
-        for name, _ in node:
-            if name.value not in ("size", "about", "uneven"):
-                raise name.error(f"unknown key `{name.value}`", hint="an axis has `size`, `about` and `uneven`")
-        size_node = node.get("size")
-        if size_node is None:
-            raise key.error(f"the axis `{key.value}` has no `size`")
-        size, about = _text(size_node), _optional_text(node.get("about"))
-        uneven = _flag(node.get("uneven"))
+    entries = node.pairs if isinstance(node, Entries) else ()
+    for name, _ in entries:
+        if name.value not in _AXIS_WORDS:
+            raise name.error(f"unknown key `{name.value}`", hint=f"an axis can have {listed(_AXIS_WORDS)}")
+    words = {name.value: inner for name, inner in entries} if isinstance(node, Entries) else {"size": node}
+    if "size" not in words:
+        raise key.error(f"the axis `{key.value}` has no `size`")
+    size = _text(words["size"])
     kind: Expression | Literal["shapes", "varies"]
     if size.value in ("from shapes", "varies"):
         kind = "shapes" if size.value == "from shapes" else "varies"
     else:
         kind = size.parse(parse_expression)
-    return AxisRule(key.value, kind, about, size, uneven)
+    about, uneven = _optional_text(words.get("about")), _flag(words.get("uneven"))
+    return AxisRule(key.value, kind, about, size, uneven, _eps(words.get("eps")), _rotary(words.get("rotary")))
+
+
+def _eps(node: Node | None) -> str | float | None:
+    """Parse the config key of an eps, or its value."""
+    if node is None:
+        return None
+    text = _text(node)
+    with suppress(ValueError):
+        return float(text.value)
+    if not isinstance(text.parse(parse_expression), Name):
+        raise text.error("expected the config key of the norms' eps, or its value")
+    return text.value
+
+
+def _rotary(node: Node | None) -> str | None:
+    if node is None:
+        return None
+    text = _text(node)
+    if text.value not in ROTARY:
+        raise text.error(f"unknown order of rotary positions `{text.value}`", hint=f"known: {', '.join(ROTARY)}")
+    return text.value
+
+
+def _requirement(key: Text, node: Node) -> Requirement:
+    return Requirement(key.parse(parse_expression), _text(node).value, key)
 
 
 def _flag(node: Node | None) -> bool:

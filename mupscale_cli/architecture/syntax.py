@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-KEYWORDS = {"or", "and", "not", "offset"}  # names that no axis or config key can have
+KEYWORDS = {"or", "and", "not", "offset", "rms", "layer"}  # names that no axis or config key can have
 
 
 class LanguageError(ValueError):
@@ -33,7 +33,7 @@ _TOKEN = re.compile(
     r"""(?P<number>[0-9]+(?:\.[0-9]+)?)
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)
       | (?P<text>"[^"]*"|'[^']*')
-      | (?P<op>==|//|[-+*/()\[\],.|@^~])
+      | (?P<op>==|//|[-+*/()\[\],.|@^~\#])
       | (?P<space>\s+)""",
     re.VERBOSE,
 )

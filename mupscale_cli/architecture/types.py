@@ -16,6 +16,7 @@ from mupscale_cli.architecture.patterns import Pattern
 
 T = TypeVar("T")
 TIES = ("fold", "config", "untie")
+ROTARY = ("halves", "pairs", "none")
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 
@@ -48,6 +49,10 @@ class AxisRule:
         about: a description for people.
         text: the size as written.
         uneven: whether some units may be copied more often than others, because no layer averages over the axis.
+        eps: the config key of the eps of the norms over the axis, or its value if the code fixes it; None if the recipe
+            does not say.
+        rotary: a key of `ROTARY` if attention multiplies queries and keys over the axis: rotary positions turn unit i
+            with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
     """
 
     name: str
@@ -55,6 +60,8 @@ class AxisRule:
     about: str
     text: Text
     uneven: bool = False
+    eps: str | float | None = None
+    rotary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,15 @@ class Link:
 
     axis: str
     product: tuple[str, ...]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A condition that the widened config must satisfy, and the reason."""
+
+    condition: Expression
+    reason: str
     text: Text
 
 
@@ -147,6 +163,7 @@ class Recipe:
         fixed: the axes that must not be widened, each with the reason.
         links: axes that the config derives from others.
         config: the values of the widened config.
+        requires: conditions that the widened config must satisfy.
         tensors: the rules for tensors; each tensor follows one of them.
         parameters: the names and shapes that the reference model gives to tensors that it saves in another form.
         tie: how to treat a readout that shares the embedding's tensor, None if it never does.
@@ -166,6 +183,7 @@ class Recipe:
     fixed: dict[str, str] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
     config: tuple[ConfigRule, ...] = ()
+    requires: tuple[Requirement, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     parameters: tuple[ParameterRule, ...] = ()
     tie: TieRule | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
@@ -140,7 +141,7 @@ class Axis:
         name: name in the recipe.
         size: number of units in the source; None if it differs between tensors.
         factor: number of copies of each unit, a whole number >= 1.
-        fresh: number of new units that copy nothing, fewer than `size`.
+        fresh: number of new units that copy nothing.
         arrangement: positions of the copies.
         uneven: whether some units may be copied more often than others, since no layer averages over the axis.
     """
@@ -155,6 +156,16 @@ class Axis:
     @property
     def wide_size(self) -> int | None:
         return None if self.size is None else self.size * self.factor + self.fresh
+
+    @property
+    def ratio(self) -> Fraction:
+        """R, the size in the target divided by the size in the source."""
+        return Fraction(self.factor) + (Fraction(self.fresh, self.size) if self.size else 0)
+
+    @property
+    def filled(self) -> Fraction:
+        """Rho = k / R, the fraction of the new units that are copies."""
+        return self.factor / self.ratio
 
     def copy_map(self, size: int | None = None) -> CopyMap:
         """Return the copy map of the axis in a dimension with `size` units. Default: the axis' own size."""

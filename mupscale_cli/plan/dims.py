@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import reduce
 
 from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Power, Product
@@ -93,13 +94,19 @@ class DimMap:
 
 
 def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
-    """Return the product of factor(axis) ** exponent, computed from whole numbers if every exponent is 1 or -1."""
-    exact = math.prod(axes[power.axis].factor for power in powers if power.exponent == 1)
-    inverse = math.prod(axes[power.axis].factor for power in powers if power.exponent == -1)
-    others = math.prod(
-        math.pow(axes[power.axis].factor, power.exponent) for power in powers if abs(power.exponent) != 1
-    )
-    return exact * others / inverse
+    """Return the product of the powers of the axes' copies and size ratios; whole powers are multiplied exactly."""
+    exponents: dict[tuple[str, Fraction], Fraction] = {}  # by axis and base: copies and size ratio are often equal
+    for power in powers:
+        axis = axes[power.axis]
+        key = (power.axis, axis.ratio if power.of_size else Fraction(axis.factor))
+        exponents[key] = exponents.get(key, Fraction(0)) + power.exponent
+    exact, others = Fraction(1), 1.0
+    for (_, base), exponent in exponents.items():
+        if exponent.denominator == 1:
+            exact *= base**exponent.numerator
+        else:
+            others *= math.pow(base, exponent)
+    return exact.numerator * others / exact.denominator
 
 
 def solve_size(dim: Dim, axes: Mapping[str, Axis], size: int) -> tuple[set[str], int | None]:

@@ -34,6 +34,17 @@ def test_a_recipe_is_parsed():
     assert [choice.condition and choice.condition.value for choice in choices] == ["wide", None]
 
 
+def test_axes_say_what_norms_and_attention_do_with_them():
+    text = SMALL.replace("about: the stream", "eps: norm_eps").replace(
+        "inner or 4 * embed", "{size: inner, rotary: pairs}"
+    )
+    embed, ffn = parse(text).axes
+    assert (embed.eps, embed.rotary, ffn.eps, ffn.rotary) == ("norm_eps", None, None, "pairs")
+    assert parse(SMALL.replace("about: the stream", "eps: 1e-6")).axes[0].eps == 1e-6
+    (requirement,) = parse(SMALL + 'requires: {"hidden == 4": too large}\n').requires
+    assert requirement.reason == "too large"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -42,6 +53,10 @@ def test_a_recipe_is_parsed():
         ('"ffn, /embed"', '"fnn, /embed"', "small.yaml:9.*fnn"),
         ("embed^-1", "embd^-1", "embd"),
         ("size: hidden", "sise: hidden", "unknown key `sise`"),
+        ("about: the stream", "rotary: thirds", "unknown order of rotary positions `thirds`.*halves"),
+        ("about: the stream", "eps: a + b", "config key of the norms' eps"),
+        ("widen: [embed, ffn]", "requires: {embed ==: no}", "expected a name"),
+        ('"ffn, /embed"', "ffn, /embed | #embed^0.5", "quotes"),
         ("{size: hidden, about: the stream}", "{about: the stream}", "has no `size`"),
         ("when: wide, ", "", "needs both"),
         ('[{when: wide, dims: "embed, /ffn | embed^-1"}, "embed, /ffn"]', "[embed, embed]", "never used"),

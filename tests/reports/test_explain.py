@@ -86,8 +86,8 @@ def test_consequences_are_those_that_hparams_computes(saved):
 def test_every_alternative_of_a_rule_is_explained():
     explanations = explain_rule(load_recipe("llama"), "model.norm.weight")
     assert [(each.when, each.layout) for each in explanations] == [
-        ("tied_readout", "embed | embed^-1"),
-        ("otherwise", "embed"),
+        ("tied_readout", "embed | embed^-1 rms"),
+        ("otherwise", "embed | rms"),
     ]
     assert explanations[0].bare_factor(explanations[0].parts[0]) == ("1 / K", "K")
     assert [each.layout for each in explain_rule(load_recipe("llama"), "k_proj")] == ["(kv d), /embed"]

@@ -64,7 +64,7 @@ def test_tree_shows_shapes_layouts_and_scales(saved):
     assert [column.header for column in table.columns] == ["tensor", "shape", "layout", "c", "m", "bytes"]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
     row = next(row for row in rows if "32x48" in row[1])
-    assert row[1:5] == ("32x48 -> 128x192", "(kv g d), /embed", "1/4", "16")
+    assert row[1:5] == ("32x48 -> 128x192", "(kv g d), /embed | #d^0.5", "1/4", "16")
 
 
 def test_each_widened_axis_has_its_own_color(saved):

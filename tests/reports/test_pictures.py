@@ -103,7 +103,7 @@ def test_default_tensor_grows_in_both_dimensions(wide):
     plan = replan_widening(wide).plan
     assert choose_tensor(plan, None).multiplicity == 16
     figure = draw_weights(read_blocks(replan_widening(wide), choose_tensor(plan, "q_proj")))
-    assert figure.get_suptitle() == "model.layers.0.self_attn.q_proj.weight:  (kv g d), /embed"
+    assert figure.get_suptitle() == "model.layers.0.self_attn.q_proj.weight:  (kv g d), /embed | #d^0.5"
     assert "c = 1/4, m = 16" in figure.axes[1].get_title(loc="left")
 
 
