@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
-from mupscale_cli.checkpoints.staging import replace_json
+from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.errors import CheckpointError
 
 JOURNAL = ".mupscale-journal.json"
@@ -41,7 +42,7 @@ class Journal:
     """The finished shards of one output.
 
     Attributes:
-        directory: directory of the shards and the journal.
+        directory: directory of the shards; the journal is in its parent, so that it is not a part of the output.
         fingerprint: fingerprint of the planned output.
         shards: finished shards by file name.
         name: file name of the journal; each process of a job writes its own.
@@ -68,12 +69,7 @@ class Journal:
             OutputError: the journal cannot be written.
         """
         content = {"fingerprint": self.fingerprint, "shards": [asdict(shard) for shard in self.shards.values()]}
-        replace_json(self.directory / self.name, content)
-
-    def clear(self) -> None:
-        """Remove the journals of all processes once the output is complete."""
-        for file in _files(self.directory):
-            file.unlink(missing_ok=True)
+        replace_json(self.directory.parent / self.name, content)
 
 
 def journal_name(rank: int) -> str:
@@ -81,8 +77,9 @@ def journal_name(rank: int) -> str:
     return JOURNAL if rank == 0 else JOURNAL.replace(".json", f"-{rank}.json")
 
 
-def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob(JOURNAL.replace(".json", "*.json")))
+def journal_files(folder: Path) -> list[Path]:
+    """Return the journals of all processes, the one of the first process last."""
+    return sorted(folder.glob(JOURNAL.replace(".json", "*.json")), key=lambda file: (file.name == JOURNAL, file.name))
 
 
 def fingerprint(*values: Any) -> str:
@@ -91,27 +88,62 @@ def fingerprint(*values: Any) -> str:
 
 
 def read_journal(directory: Path) -> Journal | None:
-    """Read and merge the journals of all processes that wrote to a folder; None if there is no valid journal."""
-    journal: Journal | None = None
-    for file in _files(directory):
-        try:
-            content = read_json(file)
-            shards = {entry["file"]: _parse_shard(entry) for entry in content["shards"]}
-            if journal is None:
-                journal = Journal(directory, content["fingerprint"], shards)
-            elif content["fingerprint"] == journal.fingerprint:
-                journal.shards.update(shards)
-        except (CheckpointError, KeyError, TypeError):
-            continue
-    return journal
+    """Read and merge the journals of all processes that wrote shards to a directory; None if there is none.
+
+    Raises:
+        CheckpointError: a journal cannot be read or is damaged.
+    """
+    journals = [_read(file, directory) for file in reversed(journal_files(directory.parent))]
+    if not journals:
+        return None
+    first = journals[0]
+    shards = [journal.shards for journal in journals if journal.fingerprint == first.fingerprint]
+    return Journal(directory, first.fingerprint, {name: shard for each in shards for name, shard in each.items()})
 
 
-def _parse_shard(entry: Mapping[str, Any]) -> FinishedShard:
-    shard = FinishedShard(**entry)
-    mappings = (shard.stds, shard.nonfinite)
-    if not is_file_name(shard.file) or not all(isinstance(mapping, dict) for mapping in mappings):
-        raise TypeError
-    return shard
+def _read(file: Path, directory: Path) -> Journal:
+    content = read_json(file)
+    wanted, shards = content.get("fingerprint"), content.get("shards")
+    if not isinstance(wanted, str) or not isinstance(shards, list):
+        raise _damaged(file)
+    parsed = [_parse_shard(entry, file) for entry in shards]
+    return Journal(directory, wanted, {shard.file: shard for shard in parsed}, file.name)
+
+
+def _parse_shard(entry: Any, file: Path) -> FinishedShard:
+    if not isinstance(entry, dict) or entry.keys() != _CHECKS.keys():
+        raise _damaged(file)
+    if not all(check(entry[key]) for key, check in _CHECKS.items()):
+        raise _damaged(file)
+    return FinishedShard(**entry)
+
+
+def _damaged(file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"`{file}` is damaged: it does not list the finished files of an output",
+        hint=f"remove `{file.parent}`; the run then starts from the beginning",
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_size(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+
+
+def _maps_names_to(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+_CHECKS: dict[str, Callable[[object], bool]] = {  # of each field of a finished shard
+    "file": is_file_name,
+    "digest": lambda value: isinstance(value, str),
+    "stds": _maps_names_to(_is_size),
+    "nonfinite": _maps_names_to(_is_count),
+    "overflowed": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+}
 
 
 def intact_shards(journal: Journal) -> dict[str, FinishedShard]:
@@ -120,7 +152,8 @@ def intact_shards(journal: Journal) -> dict[str, FinishedShard]:
 
 
 def _is_intact(directory: Path, shard: FinishedShard) -> bool:
+    file = directory / shard.file
     try:
-        return segments_digest(directory / shard.file) == shard.digest
+        return file.is_file() and segments_digest(file) == shard.digest
     except CheckpointError:
         return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,15 +12,21 @@ from filelock import FileLock, Timeout
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def try_lock(file: Path) -> FileLock | None:
+def try_lock(file: Path, seconds: float = 0) -> FileLock | None:
     """Lock a file, creating it if necessary; return None if another process holds the lock.
 
     On a file system without locks this always succeeds.
 
+    Args:
+        file: file to lock.
+        seconds: how long to wait for the other process.
+
     Raises:
         OSError: the file cannot be opened.
     """
-    lock = FileLock(file, blocking=False, thread_local=False)
+    if not file.parent.is_dir():  # filelock would create it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
+    lock = FileLock(file, timeout=seconds, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
@@ -30,6 +38,9 @@ def try_lock(file: Path) -> FileLock | None:
 
 
 def release(lock: FileLock) -> None:
-    """Release a lock and remove its file."""
+    """Remove the file of a lock, if the system permits, and release it."""
+    if os.name == "nt":  # removes no open file
+        lock.release()
+    with suppress(OSError):  # before the release elsewhere, so that no process locks a file that is then removed
+        Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)

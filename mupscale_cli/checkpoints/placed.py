@@ -13,7 +13,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from mupscale_cli.checkpoints.digests import SEGMENT_BYTES, segment_digest
-from mupscale_cli.checkpoints.staging import output_errors
+from mupscale_cli.checkpoints.output_files import output_errors
 
 # A segment is a few large pages of the system's cache, but not a huge page: a virtual machine may have to request huge
 # pages from its host, which reclaims unused ones, and then writing takes up to ten times as long.

@@ -149,7 +149,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if weights_format is None:
         raise _not_supported(path)
     weights = weights_format.read(Folder(path, frozenset()), (path,))
-    config = _config_beside(path)
+    config = config_path(path)
     content = read_json(require_own_file(config)) if config.is_file() else None
     return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata)
 
@@ -172,7 +172,7 @@ def open_folder(folder: Folder) -> Checkpoint:
     raise CheckpointError(f"`{path}` contains no safetensors weights")
 
 
-def _config_beside(file: Path) -> Path:
+def config_path(file: Path) -> Path:
     """Return the config path of a single file: `NAME.config.json`, which widening writes, or else config.json."""
     own = file.with_suffix(".config.json")
     return own if own.is_file() else file.parent / CONFIG

@@ -1,274 +1,289 @@
-"""Staging: outputs appear under their final name only when they are complete and on disk."""
+"""Staging: an output is written to a hidden folder beside its final name, and published when it is complete.
+
+The folder `.NAME.partial-…` is locked until the last part of the output has its name and nothing of the previous one is
+needed. It contains:
+
+    .lock                       held by the run that writes
+    .mupscale-journal.json      the finished shards; shows that the folder is ours and not yet published
+    .mupscale-publication.json  the parts of the output, while they are renamed
+    output/                     the output
+    replaced/                   parts of the previous output, while they are renamed
+
+If a run dies, the next one for the same output restores or completes what it was publishing, removes what is of no
+use, and says so. A folder without these marks is never touched.
+"""
 
 from __future__ import annotations
 
 import glob
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
+from mupscale_cli.checkpoints.journal import JOURNAL, Journal, journal_files, read_journal
 from mupscale_cli.checkpoints.lock import release, try_lock
-from mupscale_cli.checkpoints.reading import RECORD
-from mupscale_cli.errors import OutputError, OutputExistsError
-from mupscale_cli.files import flush, flush_tree
-from mupscale_cli.text import bytes_text
+from mupscale_cli.checkpoints.output_files import output_errors
+from mupscale_cli.checkpoints.publication import PUBLICATION, Publication, publication_lock, read_publication
+from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.files import flush_tree
 
-LOCK = ".lock"  # in the temporary directory
-_DISK_SLACK = 64 << 20  # headers, config, tokenizer
+_LOCK = ".lock"
+_CONTENT = "output"
+_MARKS = (_LOCK, JOURNAL, PUBLICATION)  # and temporary files with these names
+_TOKEN_BYTES = 4
+_ANY_TOKEN = "[0-9a-f]" * (2 * _TOKEN_BYTES)
 
 
+@dataclass(frozen=True)
 class Staging:
-    """A temporary directory next to the output; publishing renames it, or a file in it, to the final name.
-
-    A context manager. Until publishing, the final name stays untouched. If the context fails, the temporary directory
-    is removed unless `keep` returns true for the error. If the process is killed, the directory stays under a
-    recognizable name, and `resume` finds it.
+    """The locked folder of an output that is being written.
 
     Attributes:
-        output: final path.
-        directory: temporary directory.
-        keep: decides from the error whether the directory is worth keeping for `--resume`.
+        output: final path of the output: a folder, or the weight file.
+        folder: the hidden folder beside it.
+        journal: the finished shards.
+        lock: the lock of the folder.
     """
 
-    def __init__(self, output: Path, *, overwrite: bool) -> None:
-        self.output = output
-        self.overwrite = overwrite
-        self.directory = output.parent / f".{output.name}.partial-{secrets.token_hex(4)}"
-        self.keep: Callable[[BaseException], bool] = lambda _error: False
-        self._lock: FileLock | None = None
+    output: Path
+    folder: Path
+    journal: Journal
+    lock: FileLock
 
-    def __enter__(self) -> Staging:
-        with output_errors(self.output):
-            if self._lock is None:
-                self.output.parent.mkdir(parents=True, exist_ok=True)
-                self.directory.mkdir()
-                self._lock = try_lock(self.directory / LOCK)
-        return self
+    @property
+    def content(self) -> Path:
+        """The folder to write the output to."""
+        return self.folder / _CONTENT
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._release()
-        if error is None or not self.keep(error):
-            shutil.rmtree(self.directory, ignore_errors=True)
-
-    def resume(self, is_wanted: Callable[[Path], bool]) -> bool:
-        """Continue in the directory of an earlier run, if there is one. Call this before entering the context.
-
-        Args:
-            is_wanted: whether a directory contains the same output.
-
-        Returns:
-            Whether there is a directory to continue.
+    def clear(self) -> None:
+        """Remove everything from the output except the finished shards.
 
         Raises:
-            OutputError: another run is still writing the output.
+            OutputError: the system cannot remove it.
         """
         with output_errors(self.output):
-            for folder in self._folders():
-                lock = try_lock(folder / LOCK)
-                if lock is None:
-                    raise OutputError(
-                        f"another run is writing `{self.output}`",
-                        hint="wait for it to finish, or stop it and try again",
-                    )
-                if is_wanted(folder):
-                    self.directory, self._lock = folder, lock
-                    return True
-                release(lock)
-        return False
-
-    def abandoned(self) -> dict[Path, int]:
-        """Return unfinished outputs of earlier runs and their sizes in bytes; unreadable folders are skipped."""
-        sizes = {}
-        for folder in self._folders():
-            if folder == self.directory:
-                continue
-            try:
-                lock = try_lock(folder / LOCK)
-                if lock is not None:
-                    release(lock)
-                    sizes[folder] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            except OSError:  # belongs to another user, or was just removed
-                continue
-        return sizes
-
-    def _folders(self) -> list[Path]:
-        """Return the temporary directories of this output, from all runs."""
-        folders = sorted(self.output.parent.glob(f".{glob.escape(self.output.name)}.partial-*"))
-        return [folder for folder in folders if not folder.is_symlink()]  # runs never create links
-
-    def clear(self, *keep: str) -> None:
-        """Remove everything from the directory except the named files and the lock."""
-        with output_errors(self.output):
-            for path in self.directory.iterdir():
-                if path.is_dir():
+            for path in self.content.iterdir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
-                elif path.name not in (*keep, LOCK):
+                elif path.name not in self.journal.shards:
                     path.unlink()
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            release(self._lock)
-
-    def publish_directory(self) -> None:
-        """Rename the staged directory to its final name, replacing an existing one with `overwrite`.
-
-        Raises:
-            OutputExistsError: the output exists and may not be overwritten.
-            OutputError: the system cannot flush or rename it.
-        """
-        with output_errors(self.output):
-            self._release()
-            flush_tree(self.directory)
-            replaced = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
-            if self.output.exists():
-                if not self.overwrite:
-                    raise output_exists_error(self.output)
-                self.output.rename(replaced)
-            self.directory.rename(self.output)
-            flush(self.output.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
-
-    def publish_file(self, staged: str, companions: Mapping[str, Path]) -> None:
-        """Move a staged file to its final name, after its companion files.
+    def publish(self, parts: Mapping[str, str | None], *, overwrite: bool) -> None:
+        """Flush the output and give it its final names; if that fails, the previous output stays.
 
         Args:
-            staged: name of the file in the staging directory.
-            companions: final paths of further files, by name in the staging directory.
+            parts: path within `content` of each part, by its final name: first the weights or, as the empty path, the
+                whole folder, then companions. None removes a companion of the previous output.
+            overwrite: whether the parts may replace existing files and folders.
 
         Raises:
-            OutputExistsError: a file exists and may not be overwritten.
-            OutputError: the system cannot flush or move a file.
+            OutputExistsError: an output exists and may not be replaced.
+            OutputError: the system cannot flush or rename a part, or cannot restore the previous output.
         """
         with output_errors(self.output):
-            self._release()
-            flush_tree(self.directory)
-            for file in (self.output, *companions.values()):
-                if file.exists() and not self.overwrite:
-                    raise output_exists_error(file)
-            for name, final in companions.items():
-                (self.directory / name).replace(final)
-            (self.directory / staged).replace(self.output)
-            flush(self.output.parent)
+            flush_tree(self.content)
+            staged = {name: None if path is None else f"{_CONTENT}/{path}".rstrip("/") for name, path in parts.items()}
+            with publication_lock(self.output):
+                Publication.of(self.folder, staged).publish(overwrite=overwrite)
+                with suppress(OSError):  # the next run then finds a complete publication
+                    _mark_published(self.folder)
 
-
-def output_exists_error(file: Path) -> OutputExistsError:
-    """Return the error for an output path that exists."""
-    return OutputExistsError(
-        f"`{file}` already exists", hint="choose another name with `-o`, or replace it with `--overwrite`"
-    )
-
-
-def check_output(output: Path, source: Path, *, needed_bytes: int, overwrite: bool) -> None:
-    """Check that an output can be published, before any data is read.
-
-    Args:
-        output: final path.
-        source: path of the input checkpoint.
-        needed_bytes: size of the output in bytes.
-        overwrite: whether an existing checkpoint may be replaced.
-
-    Raises:
-        OutputError: the output exists, overlaps the source, is not a checkpoint that may be replaced, cannot be
-            written, or does not fit on the disk.
-    """
-    real, real_source = _resolved(output), _resolved(source)
-    if real == real_source:
-        raise OutputError(f"output and input are both `{source}`", hint="choose another name with `-o`")
-    if real_source.is_dir() and real.is_relative_to(real_source):
-        raise OutputError(
-            f"the output `{output}` is inside the input `{source}`", hint="choose a path outside it with `-o`"
-        )
-    if real_source.is_relative_to(real):
-        raise OutputError(f"the input `{source}` is inside the output `{output}`", hint="choose another path with `-o`")
-    if output.exists() or output.is_symlink():
-        if not overwrite:
-            raise output_exists_error(output)
-        _refuse_replacing(output, source)
-    existing = next(parent for parent in _resolved(output).parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise OutputError(f"`{existing}` is not a writable directory", hint="choose another path with `-o`")
-    free = shutil.disk_usage(existing).free
-    if needed_bytes + _DISK_SLACK > free:
-        raise OutputError(
-            f"not enough disk space: the output takes {bytes_text(needed_bytes)}, "
-            f"`{existing}` has {bytes_text(free)} free",
-            hint="free some space, or write to another disk with `-o`",
-        )
-
-
-def _refuse_replacing(output: Path, source: Path) -> None:
-    if output.is_symlink() or output.is_dir() == source.is_file():
-        kind = "file" if source.is_file() else "directory"
-        raise OutputError(f"`{output}` is not a {kind}, so `--overwrite` does not replace it")
-    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
-        raise OutputError(
-            f"`{output}` was not written by mupscale (it has no {RECORD}), so `--overwrite` does not replace it",
-            hint="remove it yourself, or choose another name with `-o`",
-        )
-
-
-def _resolved(path: Path) -> Path:
-    return Path(os.path.realpath(path))
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a new JSON file and flush it to disk.
-
-    Raises:
-        OutputError: the file exists or cannot be written.
-    """
-    with output_errors(file), open(file, "x", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_json(file: Path, content: Any) -> None:
-    """Replace a JSON file atomically.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        write_json(temporary, content)
-        with output_errors(file):
-            temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def copy_file(source: Path, directory: Path) -> None:
-    """Copy a file into a directory under the same name, following symbolic links.
-
-    Raises:
-        OutputError: the file cannot be read or the copy cannot be written.
-    """
-    with output_errors(directory / source.name):
-        shutil.copyfile(source, directory / source.name)
+    def discard(self) -> None:
+        """Remove the folder as far as the system permits; the next run for this output removes the rest."""
+        _remove(self.folder, self.lock)
 
 
 @contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` inside the context into `OutputError`.
+def stage(
+    output: Path, fingerprint: str, *, resume: bool, keep: Callable[[Staging, BaseException], bool]
+) -> Iterator[Staging]:
+    """Lock a folder for an output, and remove it at the end.
 
     Args:
-        path: output path, for the message.
+        output: final path of the output.
+        fingerprint: fingerprint of the planned output.
+        resume: continue in the folder of a run that died and wrote the same output, if there is one.
+        keep: decides from an error whether the folder is worth keeping for `resume`.
 
     Raises:
-        OutputError: the operating system reported an error.
+        OutputError: another run is writing this output, or the system cannot create the folder.
+        CheckpointError: the journal of a run to continue is damaged.
     """
+    with output_errors(output):
+        staging = (_resumed(output, fingerprint) if resume else None) or _created(output, fingerprint)
     try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write `{path}`: {error.strerror or error}", hint="no output was created under the final name"
-        ) from error
+        yield staging
+    except BaseException as error:
+        if isinstance(error, OutputError) and error.hint is None:
+            exists = os.path.lexists(output)
+            error.hint = f"the existing `{output}` is unchanged" if exists else f"no `{output}` was created"
+        if keep(staging, error) or (staging.folder / PUBLICATION).exists():  # parts of the previous output are in it
+            staging.lock.release()
+        else:
+            staging.discard()
+        raise
+    staging.discard()
+
+
+def _created(output: Path, fingerprint: str) -> Staging:
+    """Create and lock a folder; try again if another run takes the empty folder for an abandoned one."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = output.parent / f".{output.name}.partial-{secrets.token_hex(_TOKEN_BYTES)}"
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            lock = try_lock(folder / _LOCK)
+            if lock is not None and (folder / _LOCK).exists():
+                break
+    journal = Journal((folder / _CONTENT).absolute(), fingerprint, {})  # absolute: processes may have other folders
+    staging = Staging(output, folder, journal, lock)
+    try:
+        journal.save()
+        staging.content.mkdir()
+    except BaseException:
+        staging.discard()
+        raise
+    return staging
+
+
+def _resumed(output: Path, fingerprint: str) -> Staging | None:
+    """Lock the folder of a run that died and wrote the same output; return None if there is none."""
+    for folder in _folders(output):
+        if (folder / PUBLICATION).exists():  # another run has just published it
+            continue
+        lock = try_lock(folder / _LOCK)
+        if lock is None:
+            raise OutputError(
+                f"another run is writing `{output}`", hint="wait for it to finish, or stop it and try again"
+            )
+        try:
+            journal = read_journal((folder / _CONTENT).absolute())
+            if journal is not None and journal.fingerprint == fingerprint:
+                (folder / _CONTENT).mkdir(exist_ok=True)
+                return Staging(output, folder, journal, lock)
+        except BaseException:
+            lock.release()
+            raise
+        lock.release()
+    return None
+
+
+def recover(output: Path, note: Callable[[str], None]) -> None:
+    """Restore or complete what runs that died were publishing, and remove what they left and nobody can use.
+
+    Args:
+        output: final path of an output.
+        note: told what was found and done.
+
+    Raises:
+        OutputError: the previous output cannot be restored.
+        CheckpointError: the record of a publication is damaged.
+    """
+    for folder in _folders(output):
+        with _locked(folder) as lock:
+            if lock is not None and (text := _recover(output, folder, lock)):
+                note(text)
+
+
+def _recover(output: Path, folder: Path, lock: FileLock) -> str | None:
+    """Recover one folder; return what was done, or None if nothing was."""
+    publication = read_publication(folder)
+    if publication is not None and (folder / JOURNAL).exists():
+        with output_errors(output), publication_lock(output):
+            if not publication.is_complete:
+                publication.restore()
+                return f"a run was killed while it published `{output}`; the previous state is restored"
+            _mark_published(folder)
+    if publication is not None:
+        _remove(folder, lock)
+        return f"a run was killed after it had published `{output}`; removed its folder `{folder}`"
+    if _is_useless(folder):
+        _remove(folder, lock)
+        return f"removed `{folder}` of a run that was killed before it finished a file"
+    return None
+
+
+def _is_useless(folder: Path) -> bool:
+    """Return whether a run made a folder and finished nothing in it."""
+    if not (folder / JOURNAL).exists():
+        return True  # killed before it wrote the journal
+    try:
+        journal = read_journal(folder / _CONTENT)
+    except CheckpointError:
+        return False
+    return journal is not None and not journal.shards
+
+
+def unfinished(staging: Staging) -> Iterator[tuple[Path, int, str | None]]:
+    """Yield the folder of every other run that died, the size of its files in bytes, and its fingerprint.
+
+    The fingerprint is None if the journal is damaged. Folders that cannot be read are skipped.
+    """
+    for folder in _folders(staging.output):
+        if folder == staging.folder:
+            continue
+        with _locked(folder) as lock:
+            if lock is None:
+                continue
+            files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+            try:
+                journal = read_journal(folder / _CONTENT)
+            except CheckpointError:
+                journal = None
+            yield folder, sum(file.stat().st_size for file in files), journal.fingerprint if journal else None
+
+
+def _folders(output: Path) -> list[Path]:
+    """Return the folders of this output from all runs: those with a mark of ours, and empty ones."""
+    named = output.parent.glob(f".{glob.escape(output.name)}.partial-{_ANY_TOKEN}")
+    return sorted(folder for folder in named if folder.is_dir() and not folder.is_symlink() and _is_ours(folder))
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError:  # belongs to another user, or was just removed
+        return False
+    return bool(names & {JOURNAL, PUBLICATION}) or all(any(mark in name for mark in _MARKS) for name in names)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[FileLock | None]:
+    """Hold the lock of a folder; None if its run is alive, or it is another user's or was just removed."""
+    try:
+        lock = try_lock(folder / _LOCK)
+    except OSError:
+        lock = None
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _mark_published(folder: Path) -> None:
+    """Remove the journals: from now on, the record of the publication marks the folder as one to remove."""
+    for file in journal_files(folder):
+        file.unlink()
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    """Remove a locked folder, the marks last, so that the next run recognizes what this one cannot remove."""
+    marks = [*journal_files(folder), folder / PUBLICATION]
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path not in marks and path.name != _LOCK:
+                path.unlink()
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        release(lock)
+        folder.rmdir()
+    lock.release()

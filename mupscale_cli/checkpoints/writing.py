@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mupscale_cli.checkpoints.digests import Segments, segments_digest
 from mupscale_cli.checkpoints.header import encode_header
+from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.checkpoints.placed import PlacedFile
-from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import OutputError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
-from mupscale_cli.checkpoints.staging import check_output
+from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.cli import explain, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest
+from mupscale_cli.checkpoints.output_files import copy_file
 from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
-from mupscale_cli.checkpoints.staging import copy_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.finding import SCHEDULER, companion_files, open_optimizer
@@ -109,7 +109,9 @@ def plan_carried_state(
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
     state = opened.widen(plan, options.policy)
     # With a single file the state is called `NAME.optimizer.pt`; publishing adds NAME.
-    name = path.name.removeprefix(f"{source.path.stem}.") if source.is_file else path.name
+    name = path.name
+    if source.is_file:  # several files of one state become one
+        name = name.removeprefix(f"{source.path.stem}.").replace(".safetensors.index.json", ".safetensors")
     companions: tuple[Path, ...] = ()
     scheduler = None
     if state.groups and path.parent == source.path:

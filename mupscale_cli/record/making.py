@@ -57,7 +57,13 @@ def hash_source_files(
     return entries
 
 
-def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Origin, version: str) -> dict[str, Any]:
+def make_record(
+    plan: Plan,
+    files: Mapping[str, Mapping[str, Any]],
+    origin: Origin,
+    version: str,
+    companions: Iterable[str] = (),
+) -> dict[str, Any]:
     """Create the record of a widening before its output is written.
 
     Args:
@@ -65,6 +71,7 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
         files: the result of `hash_source_files` for the narrow checkpoint.
         origin: the origin of the narrow checkpoint, where `verify` finds it.
         version: version of mupscale.
+        companions: names of the files beside a single weight file, without its own name.
     """
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
@@ -74,6 +81,7 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
         "mupscale_version": version,
         "source": {**where, "files": files},
         "written": {},
+        "companions": list(companions),
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes

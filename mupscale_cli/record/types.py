@@ -274,6 +274,10 @@ class Record(Growth):
     mupscale_version: Annotated[str, "Version of mupscale that wrote the record."]
     source: Annotated[LocalSource | HubSource, "The narrow checkpoint."]
     written: Annotated[dict[str, Written], "Every weight file, by name."]
+    companions: Annotated[
+        list[FileName],
+        "Files that belong to a single weight file, beside it: `config.json` stands for NAME.config.json.",
+    ]
     recipe: Annotated[RecipeUsed, "The recipe."]
     shared: Annotated[dict[str, str], "Tensors absent from the output, and the tensors used in their place."]
     omitted: Annotated[list[str], "Tensors of the source that were omitted."]

@@ -14,8 +14,8 @@ import torch
 from mupscale_cli._version import __version__
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.output_files import copy_file, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.checkpoints.staging import copy_file, write_json
 from mupscale_cli.errors import MupscaleError, PlanError, SweepError
 from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.record.making import Origin, hash_source_files, make_record

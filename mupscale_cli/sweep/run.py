@@ -15,8 +15,8 @@ from typing import Any
 
 from mupscale_cli.checkpoints.digests import file_digest
 from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.checkpoints.staging import replace_json
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.lock import release, try_lock
-from mupscale_cli.checkpoints.staging import replace_json
+from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.errors import SweepError
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Trial

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from mupscale_cli.checkpoints.journal import JOURNAL, Journal, fingerprint, intact_shards, read_journal
-from mupscale_cli.checkpoints.staging import Staging
+from mupscale_cli.checkpoints.journal import Journal, fingerprint, intact_shards, read_journal
+from mupscale_cli.checkpoints.staging import Staging, stage, unfinished
 from mupscale_cli.engine.events import Events
-from mupscale_cli.errors import JobError, MupscaleError, OutputError, OutputExistsError
+from mupscale_cli.errors import CheckpointError, JobError, MupscaleError, OutputError, OutputExistsError
 from mupscale_cli.tasks.options import WidenOptions
 from mupscale_cli.tasks.writing import Output
 from mupscale_cli.text import bytes_text
@@ -20,8 +19,8 @@ from mupscale_cli.text import bytes_text
 @contextmanager
 def resumable(
     output: Output, target: Path, options: WidenOptions, *, resume: bool, events: Events
-) -> Iterator[tuple[Staging, Journal]]:
-    """Stage an output in a folder that outlives a killed process once it contains a finished shard.
+) -> Iterator[Staging]:
+    """Stage an output in a folder that outlives a killed process.
 
     Args:
         output: the output to write.
@@ -31,24 +30,20 @@ def resumable(
         events: receive the progress, and notes about unfinished outputs of other runs.
 
     Yields:
-        The staged folder, and the journal of its finished shards.
+        The folder with the journal of finished shards.
 
     Raises:
         OutputError: another run is writing this output.
+        CheckpointError: the journal of the run to continue is damaged.
     """
-    staging = Staging(target, overwrite=options.overwrite)
     wanted = _fingerprint(output, options)
-    previous = _find_previous(staging, wanted) if resume else None
-    with staging:
-        staging.keep = partial(_is_worth_keeping, staging.directory, len(output.plan.shards))
-        for folder, num_bytes in staging.abandoned().items():
-            events.note(_abandoned_text(folder, num_bytes, resume=resume))
-        directory = staging.directory.absolute()  # other processes may have another working directory
-        journal = Journal(directory, wanted, {} if previous is None else previous.shards)
-        if journal.shards:
-            _drop_changed(journal, output, events)
-        staging.clear(JOURNAL, *journal.shards)
-        yield staging, journal
+    with stage(target, wanted, resume=resume, keep=partial(_is_worth_keeping, len(output.plan.shards))) as staging:
+        for folder, num_bytes, found in unfinished(staging):
+            events.note(_unfinished_text(folder, num_bytes, is_same=found == wanted))
+        if staging.journal.shards:
+            _drop_changed(staging.journal, output, events)
+        staging.clear()
+        yield staging
 
 
 def _fingerprint(output: Output, options: WidenOptions) -> str:
@@ -63,18 +58,6 @@ def _fingerprint(output: Output, options: WidenOptions) -> str:
     return fingerprint(output.record, shards, options.decisive)
 
 
-def _find_previous(staging: Staging, wanted: str) -> Journal | None:
-    """Find the journal of the killed run to continue, and move the staging to its folder."""
-
-    def is_wanted(folder: Path) -> bool:
-        journal = read_journal(folder)
-        if journal is None:  # the run was killed before it finished a shard
-            shutil.rmtree(folder, ignore_errors=True)
-        return journal is not None and journal.fingerprint == wanted
-
-    return read_journal(staging.directory) if staging.resume(is_wanted) else None
-
-
 def _drop_changed(journal: Journal, output: Output, events: Events) -> None:
     """Drop finished shards that have changed since from the journal."""
     events.phase("checking finished shards", 0)
@@ -85,12 +68,12 @@ def _drop_changed(journal: Journal, output: Output, events: Events) -> None:
     journal.save()
 
 
-def _abandoned_text(folder: Path, num_bytes: int, *, resume: bool) -> str:
+def _unfinished_text(folder: Path, num_bytes: int, *, is_same: bool) -> str:
     """Describe the unfinished output of an earlier run."""
     what = f"`{folder}` ({bytes_text(num_bytes)}) is the unfinished output of a killed run"
-    if resume:
-        return f"{what} with another source or other options; remove it if you do not need it"
-    return f"{what}; continue it with `--resume`, or remove it"
+    if is_same:
+        return f"{what}; continue it with `--resume`, or remove it"
+    return f"{what} with another source or other options; remove it if you do not need it"
 
 
 def _reused_text(num_good: int, num_recorded: int, num_all: int) -> str:
@@ -100,18 +83,23 @@ def _reused_text(num_good: int, num_recorded: int, num_all: int) -> str:
     return f"reusing {num_good} of {num_all} files from the interrupted run{rewritten}"
 
 
-def _is_worth_keeping(directory: Path, num_shards: int, error: BaseException) -> bool:
+def _is_worth_keeping(num_shards: int, staging: Staging, error: BaseException) -> bool:
     """Decide whether to keep the finished shards for `--resume`; if so, add that to the error's hint."""
     is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError))
     if is_final or isinstance(error, OutputExistsError) or num_shards == 1:
         return False
-    written = read_journal(directory)  # includes the shards of other processes
+    try:
+        written = read_journal(staging.content)  # includes the shards of other processes
+    except CheckpointError:
+        return False
     if written is None or not written.shards:
         return False
-    count = f"{len(written.shards)} of {num_shards} files are finished and kept in `{directory}`"
+    count = f"{len(written.shards)} of {num_shards} files are finished and kept in `{staging.folder}`"
     resume_hint = f"{count}; repeat the command with `--resume` to continue"
-    if isinstance(error, MupscaleError):
-        error.hint = resume_hint if isinstance(error, JobError) else f"free some space; {resume_hint}"
+    if isinstance(error, JobError):
+        error.hint = resume_hint
+    elif isinstance(error, OutputError):
+        error.hint = f"{error.hint}; {resume_hint}"
     elif isinstance(error, (KeyboardInterrupt, SystemExit)):
         error.resume_hint = resume_hint  # type: ignore[union-attr]  # the command line prints it
     return True

@@ -12,8 +12,10 @@ from mupscale_cli._version import __version__
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
-from mupscale_cli.checkpoints.staging import LOCK, Staging, check_output, copy_file, output_exists_error, write_json
+from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, config_path, open_checkpoint
+from mupscale_cli.checkpoints.staging import recover
+from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import Identity, identities, require_unchanged
@@ -25,6 +27,7 @@ from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.tasks.target import Target, plan_target
 from mupscale_cli.tasks.writing import Output, write
 
 if TYPE_CHECKING:
@@ -95,30 +98,39 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     """
     source = find_source(checkpoint, headers_only=True)
     plan = call.plan or plan_source(source, call)
-    target = output_path(source, call)
+    path = output_path(source, call)
+    if call.ranks.is_first:
+        recover(path, call.events.note)
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
-        check_output(target, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
+        check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)
     output = _plan_output(source.checkpoint, plan, call)
-    check_output(
-        target,
-        output.source.path,
-        needed_bytes=0 if call.resume else output.num_bytes,
-        overwrite=call.overwrite,
-    )
-    if output.source.is_file and not call.overwrite and (config := companion_path(target, CONFIG)).exists():
-        raise output_exists_error(config)
+    target = plan_target(path, output)
+    inputs = _inputs(output, call)
+    needed_bytes = 0 if call.resume else output.num_bytes
+    target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
     before = identities((*source_files(output.source), *(output.carried.source.files if output.carried else ())))
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
-    output = replace(output, record=make_record(plan, files, source.origin(target, plan.recipe), __version__))
+    record = make_record(plan, files, source.origin(path, plan.recipe), __version__, target.companions)
+    output = replace(output, record=record)
     outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
-    return Widened(target, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
+    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
     """Add the optimizer state and further files to a plan of weights."""
     carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
     return Output(plan, source, carried, source.carried_files, options.allow_nonfinite)
+
+
+def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
+    """Return every file that a run reads, none of which its output may replace."""
+    source, carried = output.source, output.carried
+    config = config_path(source.path) if source.is_file else source.path / CONFIG
+    state = (*carried.files, *carried.source.files) if carried else ()
+    model = (options.model or "").rpartition(":")[0]
+    by_user = (output.plan.recipe.path, Path(model) if model else None)
+    return (*source.files, config, *output.companions, *state, *filter(None, by_user))
 
 
 def _hash_source(source: Source, events: Events) -> dict[str, dict[str, Any]]:
@@ -136,20 +148,20 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(output: Output, target: Path, call: WidenCall, before: Mapping[Path, Identity | None]) -> _Outcome:
+def _lead(output: Output, target: Target, call: WidenCall, before: Mapping[Path, Identity | None]) -> _Outcome:
     """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
-    staged_output = resumable(output, target, call, resume=call.resume, events=call.events)
-    with staged_output as (staging, journal):
-        record = write(output, call.ranks.broadcast(journal), call.events, call.ranks, call.processes)
+    with resumable(output, target.path, call, resume=call.resume, events=call.events) as staging:
+        record = write(output, call.ranks.broadcast(staging.journal), call.events, call.ranks, call.processes)
         assert record is not None
-        require_unchanged(before)
         plan = with_noise(output.plan, record["noise"])
-        _write_companions(output, staging.directory)
-        verification, skipped = _verify(output.source, plan, staging.directory, call)
+        _write_companions(output, staging.content)
+        verification, skipped = _verify(output.source, plan, staging.content, call)
+        require_unchanged(before)
         record["verification"] = verification.as_record() if verification else None
         if verification is None or verification.agrees:
-            journal.clear()
-            _publish(staging, plan, output.source, record)
+            _write_record(output, record, staging.content)
+            target.check(output.source.path, _inputs(output, call), needed_bytes=None, overwrite=call.overwrite)
+            staging.publish(target.parts, overwrite=call.overwrite)
     return call.ranks.broadcast(_Outcome(record, verification, skipped))
 
 
@@ -189,18 +201,11 @@ def _verify(source: Checkpoint, plan: Plan, directory: Path, call: WidenCall) ->
         return None, str(reason)
 
 
-def _publish(staging: Staging, plan: Plan, source: Checkpoint, record: dict[str, Any]) -> None:
-    """Add the record to the staged output and give it its final name."""
-    if not source.is_file:
-        write_json(staging.directory / RECORD, record)
-        staging.publish_directory()
+def _write_record(output: Output, record: dict[str, Any], directory: Path) -> None:
+    """Add the record to the staged output: as mupscale.json, or to the header of a single file."""
+    if not output.source.is_file:
+        write_json(directory / RECORD, record)
         return
-    (shard,) = plan.shards
-    replace_metadata(staging.directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})
-    names = (file.name for file in staging.directory.iterdir() if file.name not in (shard.file, LOCK))
-    staging.publish_file(shard.file, {name: companion_path(staging.output, name) for name in names})
-
-
-def companion_path(target: Path, name: str) -> Path:
-    """Return the path of a companion of a single-file output, such as `NAME.config.json`."""
-    return target.with_name(f"{target.stem}.{name}")
+    (shard,) = output.plan.shards
+    with output_errors(directory / shard.file):
+        replace_metadata(directory / shard.file, {"format": "pt", METADATA_KEY: json.dumps(record)})

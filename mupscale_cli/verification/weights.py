@@ -13,10 +13,10 @@ import torch
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.header import ReadableTensor
+from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.checkpoints.scratch import scratch_folder
-from mupscale_cli.checkpoints.staging import write_json
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.processes import Forks, run_forked, worthwhile

@@ -19,7 +19,7 @@ KINDS = ["torch", "safetensors", "distributed"]
 def name_of(handle, root):
     """Return the name of an open file below a folder, without the random part of the staged folder's name."""
     name = Path(f"/proc/self/fd/{handle}").readlink().relative_to(root).as_posix()
-    return re.sub(r"\.(wide[^/]*)\.partial-\w+", r"\1", name)
+    return re.sub(r"\.(wide[^/]*)\.partial-\w+(/output)?", r"\1", name)
 
 
 @pytest.fixture(params=[(kind, is_file) for kind in KINDS for is_file in (False, True)], ids=str)

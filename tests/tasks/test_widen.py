@@ -231,13 +231,3 @@ def test_the_output_matches_the_plan(saved, tmp_path):
         }
     assert {file.name for file in shards_of(tmp_path / "wide")} == {shard.file for shard in plan.shards}
     assert json.loads((tmp_path / "wide" / "config.json").read_text()) == plan.config
-
-
-def test_an_existing_config_next_to_a_single_file_is_not_replaced(saved, tmp_path):
-    source = saved("Llama-untied") / "model.safetensors"
-    (tmp_path / "w.config.json").write_text("mine")
-    with pytest.raises(OutputError, match=r"w\.config\.json` already exists"):
-        widen(source, tmp_path / "w.safetensors", 2, verify=False)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("w.config.json", "mine")]
-    widen(source, tmp_path / "w.safetensors", 2, verify=False, overwrite=True)
-    assert (tmp_path / "w.config.json").read_text() != "mine"

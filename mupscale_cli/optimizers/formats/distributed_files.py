@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from mupscale_cli.checkpoints.json_files import is_file_name
-from mupscale_cli.checkpoints.staging import output_errors
+from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.files import read_errors

@@ -10,7 +10,7 @@ from typing import Any
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.formats.safetensors import merge_headers, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
-from mupscale_cli.checkpoints.staging import write_json
+from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState, WriteOptions
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state

@@ -22,8 +22,8 @@ from torch.serialization import skip_data
 
 from mupscale_cli.checkpoints.digests import Segments
 from mupscale_cli.checkpoints.header import ReadableTensor
+from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.checkpoints.placed import PlacedFile
-from mupscale_cli.checkpoints.staging import output_errors
 from mupscale_cli.engine.finite import NonFinite, NonFiniteCounts
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError

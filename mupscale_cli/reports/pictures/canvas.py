@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.staging import output_errors
+from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.errors import OutputError, PictureError
 
 SUFFIXES = (".png", ".svg")

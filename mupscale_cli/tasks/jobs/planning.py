@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.checkpoints.staging import check_output
+from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan

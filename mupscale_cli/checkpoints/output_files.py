@@ -1,0 +1,69 @@
+"""Single files of an output: each write is flushed, and its errors name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.errors import OutputError
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a new JSON file and flush it to disk.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+    """
+    with output_errors(file), open(file, "x", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_json(file: Path, content: Any) -> None:
+    """Replace a JSON file atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        write_json(temporary, content)
+        with output_errors(file):
+            temporary.replace(file)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, directory: Path) -> None:
+    """Copy a file into a directory under the same name, following symbolic links.
+
+    Raises:
+        OutputError: the file cannot be read or the copy cannot be written.
+    """
+    with output_errors(directory / source.name):
+        shutil.copyfile(source, directory / source.name)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside the context into `OutputError`.
+
+    Args:
+        path: output path, for the message.
+
+    Raises:
+        OutputError: the operating system reported an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error

@@ -1,0 +1,144 @@
+"""The paths that an output will take: checks before anything is read or written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
+from mupscale_cli.checkpoints.json_files import parse_object, read_json
+from mupscale_cli.checkpoints.publication import output_exists_error
+from mupscale_cli.checkpoints.reading import RECORD
+from mupscale_cli.errors import CheckpointError, OutputError
+from mupscale_cli.text import bytes_text
+
+_DISK_SLACK = 64 << 20  # headers, config, tokenizer
+
+
+def check_output(
+    output: Path,
+    source: Path,
+    *,
+    needed_bytes: int | None,
+    overwrite: bool,
+    companions: Collection[Path] = (),
+    replaced: Collection[Path] = (),
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Check that an output can be published, before any data is read.
+
+    Args:
+        output: final path.
+        source: path of the input checkpoint.
+        needed_bytes: size of the output in bytes; None if it has been written.
+        overwrite: whether an existing checkpoint may be replaced.
+        companions: final paths of the files beside a single weight file.
+        replaced: companions of an existing weight file, by its record.
+        inputs: further files that the run reads.
+
+    Raises:
+        OutputError: the output exists, overlaps an input, is not a checkpoint that may be replaced, cannot be written,
+            or does not fit on the disk.
+    """
+    _refuse_overlap(output, source)
+    _refuse_inputs((output, *companions, *replaced), inputs)
+    for path in (output, *companions):
+        if os.path.lexists(path):
+            if not overwrite:
+                raise output_exists_error(path)
+            _refuse_kind(path, is_directory=source.is_dir() if path == output else path.is_dir())
+            if path != output and path not in replaced:
+                raise _not_ours(path, "no existing output has a record that names it")
+    if os.path.lexists(output):
+        _require_record(output)
+    existing = next(parent for parent in _resolved(output).parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OutputError(f"`{existing}` is not a writable directory", hint="choose another path with `-o`")
+    free = shutil.disk_usage(existing).free
+    if needed_bytes is not None and needed_bytes + _DISK_SLACK > free:
+        raise OutputError(
+            f"not enough disk space: the output takes {bytes_text(needed_bytes)}, "
+            f"`{existing}` has {bytes_text(free)} free",
+            hint="free some space, or write to another disk with `-o`",
+        )
+
+
+def _refuse_overlap(output: Path, source: Path) -> None:
+    """Check that neither of input and output contains the other."""
+    real, real_source = _resolved(output), _resolved(source)
+    if real == real_source:
+        raise OutputError(f"output and input are both `{source}`", hint="choose another name with `-o`")
+    if real_source.is_dir() and real.is_relative_to(real_source):
+        raise OutputError(
+            f"the output `{output}` is inside the input `{source}`", hint="choose a path outside it with `-o`"
+        )
+    if real_source.is_relative_to(real):
+        raise OutputError(f"the input `{source}` is inside the output `{output}`", hint="choose another path with `-o`")
+
+
+def _refuse_inputs(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Check that nothing that a run writes or replaces is one of its inputs, under this or another name."""
+    named = {identity: file for file in inputs for identity in _identities(file)}
+    for path in (path for target in targets for path in _tree(target)):
+        known = next((named[identity] for identity in _identities(path) if identity in named), None)
+        if known is not None:
+            as_name = "" if known == path else f" (`{known}`)"
+            raise OutputError(
+                f"the output would replace `{path}`, which is an input{as_name}", hint="choose another name with `-o`"
+            )
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """Yield a path and everything in it, without following links to folders."""
+    yield path
+    for folder, folders, files in os.walk(path):
+        yield from (Path(folder, name) for name in (*folders, *files))
+
+
+def _identities(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield device and inode of a path and of what it links to; nothing if it does not exist."""
+    for follow_links in (False, True):
+        with suppress(OSError):
+            found = path.stat(follow_symlinks=follow_links)
+            yield found.st_dev, found.st_ino
+
+
+def _refuse_kind(path: Path, *, is_directory: bool) -> None:
+    """Check that an existing path is no link, and a folder where one is expected."""
+    if path.is_symlink() or path.is_dir() != is_directory:
+        kind = "directory" if is_directory else "file"
+        raise OutputError(f"`{path}` is not a {kind}, so `--overwrite` does not replace it")
+
+
+def _require_record(output: Path) -> None:
+    """Check that an existing output has our record, or is an empty folder."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if existing_record(output) is None:
+        raise _not_ours(output, f"it has no valid {RECORD}" if output.is_dir() else "its header has no record")
+
+
+def existing_record(output: Path) -> dict[str, Any] | None:
+    """Return the record of an existing output; None if there is none, or it cannot be read."""
+    try:
+        if output.is_dir():
+            return read_json(output / RECORD)
+        text = read_header(output).metadata.get(METADATA_KEY)
+        return None if text is None else parse_object(text, output)
+    except CheckpointError:
+        return None
+
+
+def _not_ours(path: Path, why: str) -> OutputError:
+    return OutputError(
+        f"`{path}` was not written by mupscale ({why}), so `--overwrite` does not replace it",
+        hint="remove it yourself, or choose another name with `-o`",
+    )
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
