@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from mupscale_cli.tasks.options import WidenOptions
     from mupscale_cli.tasks.planning import plan_widening
     from mupscale_cli.tasks.push import Push, PushOptions, prepare_push
-    from mupscale_cli.tasks.verify import verify, verify_weights
+    from mupscale_cli.tasks.verify import verify
     from mupscale_cli.tasks.widen import Widened, widen
     from mupscale_cli.verification.options import VerifyOptions
-    from mupscale_cli.verification.result import Verification, WeightsCheck
+    from mupscale_cli.verification.result import Verification
 
 _MODULES = {
     "MupscaleError": "errors",
@@ -47,9 +47,7 @@ _MODULES = {
     "load_recipe": "architecture.loading",
     "Verification": "verification.result",
     "VerifyOptions": "verification.options",
-    "WeightsCheck": "verification.result",
     "verify": "tasks.verify",
-    "verify_weights": "tasks.verify",
     "Widened": "tasks.widen",
     "WidenOptions": "tasks.options",
     "plan_widening": "tasks.planning",
@@ -67,7 +65,6 @@ __all__ = [
     "Verification",
     "VerifyOptions",
     "VerifyStep",
-    "WeightsCheck",
     "WidenOptions",
     "WidenStep",
     "Widened",
@@ -80,7 +77,6 @@ __all__ = [
     "prepare_push",
     "run_job",
     "verify",
-    "verify_weights",
     "widen",
 ]
 

@@ -79,7 +79,7 @@ widen llama -f 2 --tie fold -o tie-fold
 widen llama -f 2 --tie untie -o tie-untie
 widen models/Granite-tied -f 2 --tie config -o tie-config
 verify wide
-verify llama wide-x3 --weights
+verify llama wide-x3 --only weights
 verify llama noise-free-rms
 verify models/Qwen2-tied wide
 inspect wide
@@ -174,8 +174,8 @@ def commands() -> Iterator[str]:
     for kind in ("safetensors", "torch", "distributed"):
         for policy in ("copy", "reset-new", "reset"):
             yield f"widen state-{kind} -f 2 --allow-pickle --no-verify --optimizer-policy {policy} -o {kind}-{policy}"
-        yield f"verify {kind}-copy --weights"
-        yield f"verify {kind}-copy --steps 2"
+        yield f"verify {kind}-copy --only weights --only files --allow-pickle"
+        yield f"verify {kind}-copy --steps 2 --allow-pickle"
     yield from filter(None, OTHER.splitlines())
     for optimizer in OPTIMIZERS:
         yield f"hparams wide --lr 1e-3 --weight-decay 0.1 --optimizer {optimizer}"

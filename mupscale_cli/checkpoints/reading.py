@@ -80,6 +80,12 @@ class Checkpoint:
         return read_json(file) if file.is_file() else None
 
     @property
+    def config_file(self) -> Path | None:
+        """The file that holds the config; None if there is none."""
+        file = config_path(self.path) if self.is_file else self.path / CONFIG
+        return file if file.is_file() else None
+
+    @property
     def carried_files(self) -> tuple[Path, ...]:
         """Files that tokenizers, processors and generation need, which are copied to the output.
 

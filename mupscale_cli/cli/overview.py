@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
 # First lines of the commands' own help, in order; a test compares the two.
 SUMMARIES = {
     "widen": "Widen a checkpoint: weights, optimizer state, config, and everything that loading it needs.",
-    "verify": "Check that the wide model computes the same function as the narrow one. Exits with 1 if it does not.",
+    "verify": "Check that the wide model is what the plan makes of its source. Exits with 1 if anything differs.",
     "inspect": "Show what is in a checkpoint: its recipe, axes and tensors, and how it was made.",
     "hparams": "Print the hyperparameters to continue training a widened model with.",
     "sweep": "Find learning rate and noise on small widened models, for the large one.",

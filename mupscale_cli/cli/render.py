@@ -22,7 +22,13 @@ from mupscale_cli.text import listed
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
     from mupscale_cli.record.types import Verification as VerificationFigures
-    from mupscale_cli.verification.result import StepComparison, TrainingVerification, Verification, WeightsCheck
+    from mupscale_cli.verification.result import (
+        FunctionCheck,
+        StepComparison,
+        TensorsCheck,
+        TrainingVerification,
+        Verification,
+    )
 
 _SHOWN_STEPS = 6
 _SHOWN_DIFFERENCES = 5
@@ -153,14 +159,17 @@ def _verified_text(figures: VerificationFigures | None) -> str:
     """Describe the last verification."""
     if figures is None:
         return "not verified"
-    compared = figures["unperturbed"] or figures
+    function = figures["function"]
+    if function is None:
+        return "files verified, but no model was run" if figures["agrees"] else "the last verification FAILED"
+    compared = function["unperturbed"] or function
     worst = max(float(comparison["max_rel"]) for comparison in compared["comparisons"])
-    difference = f"largest relative difference {worst:.1e} in {figures['dtype']}"
+    difference = f"largest relative difference {worst:.1e} in {function['dtype']}"
     if not figures["agrees"]:
         return f"the last verification FAILED, {difference}"
-    if compared is figures and not figures["keeps_function"]:
+    if compared is function and not function["keeps_function"]:
         return f"differs as intended, {difference}"
-    return f"verified{' without noise' if compared is not figures else ''}, {difference}"
+    return f"verified{' without noise' if compared is not function else ''}, {difference}"
 
 
 def untying_advice(plan: Plan) -> str | None:
@@ -170,119 +179,142 @@ def untying_advice(plan: Plan) -> str | None:
     return None
 
 
-def print_verification(console: Console, verification: Verification) -> None:
-    """Print what was compared, the differences, the tolerance and the verdict."""
+def print_function(console: Console, function: FunctionCheck) -> None:
+    """Print what both models computed, the differences, the tolerance and the verdict."""
     result = table("compared", "largest relative", "largest absolute", right=("largest relative", "largest absolute"))
-    for comparison in verification.comparisons:
-        style = None if comparison.max_rel <= verification.tolerance or not verification.keeps_function else "bold red"
+    for comparison in function.comparisons:
+        style = None if comparison.max_rel <= function.tolerance or not function.keeps_function else "bold red"
         result.add_row(escape(comparison.what), f"{comparison.max_rel:.1e}", f"{comparison.max_abs:.1e}", style=style)
-    if verification.worst_module is not None:
-        worst = verification.worst_module
-        what = f"worst of {verification.num_modules} modules (`{worst.what}`)"
+    if function.worst_module is not None:
+        worst = function.worst_module
+        what = f"worst of {function.num_modules} modules (`{worst.what}`)"
         result.add_row(escape(what), f"{worst.max_rel:.1e}", f"{worst.max_abs:.1e}")
     console.print(result)
-    if verification.keeps_function:
-        console.print(f"tolerance {verification.tolerance:.1e} = {verification.tolerance_reason}", markup=False)
-    if verification.rounding is not None:
+    if function.keeps_function:
+        console.print(f"tolerance {function.tolerance:.1e} = {function.tolerance_reason}", markup=False)
+    if function.rounding is not None:
         console.print(
-            f"storing {counted(verification.rounded_tensors, 'scaled tensor')} rounds values, which changes the "
-            f"logits by {verification.rounding.max_rel:.1e}; above, the narrow model is rounded in the same way",
+            f"storing {counted(function.rounded_tensors, 'scaled tensor')} rounds values, which changes the "
+            f"logits by {function.rounding.max_rel:.1e}; above, the narrow model is rounded in the same way",
             markup=False,
         )
-    where = f"{verification.dtype} on {verification.device}, {verification.inputs}"
-    if verification.training is not None:
-        _print_training(console, verification.training)
-    if verification.weights is not None:
-        print_weights(console, verification.weights)
-    if verification.unperturbed is not None:
-        _print_unperturbed(console, verification.unperturbed)
-    if not verification.keeps_function:
-        _print_other_function(console, verification)
-        return
-    if verification.agrees:
-        trained = f", same {verification.training.steps} steps" if verification.training else ""
-        trained += " without noise" if verification.training and verification.training.without_noise else ""
-        console.print(f"[bold green]same function[/]{trained} ({escape(where)})")
-        return
-    console.print(f"[bold red]{_verdict(verification)}[/] ({escape(where)})")
-    if verification.first_difference is not None:
-        first = verification.first_difference
+    if function.unperturbed is not None:
+        _print_unperturbed(console, function.unperturbed)
+    where = f"{function.dtype} on {function.device}, {function.inputs}"
+    style = "bold green" if function.agrees else "bold red"
+    console.print(f"[{style}]{function_verdict(function)}[/] ({escape(where)})")
+    if function.keeps_function and function.first_difference is not None:
+        first = function.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
 
 
-def _verdict(verification: Verification) -> str:
-    training = verification.training
-    only_stored = training is not None and training.steps_agree and verification.first_difference is None
-    return "stored values differ from the plan" if only_stored else "the models differ"
+def function_verdict(function: FunctionCheck) -> str:
+    """Return in a few words what the comparison of both models found."""
+    if function.keeps_function:
+        return "same function" if function.agrees else "the models differ"
+    return intended_difference(function) if function.agrees else "the wide model differs from the plan"
+
+
+def intended_difference(function: FunctionCheck) -> str:
+    """Return how far apart two models are that are meant to differ."""
+    return f"differs as intended: {function.max_rel:.1e} relative"
+
+
+def print_verification(console: Console, verification: Verification) -> None:
+    """Print a whole verification: details of the models, then what each part covered and found."""
+    if verification.function is not None:
+        print_function(console, verification.function)
+        console.print()
+    if verification.training is not None:
+        _print_training(console, verification.training)
+        console.print()
+    parts = table("part", "covers", "found")
+    for part, (covers, found, differences) in _parts(verification).items():
+        parts.add_row(part, escape(covers), escape(found), style="bold red" if differences else None)
+    for part, reason in verification.skipped.items():
+        parts.add_row(part, "", escape(f"not compared: {reason}"), style="yellow")
+    console.print(parts)
+    for part, (_, _, differences) in _parts(verification).items():
+        for difference in differences[:_SHOWN_DIFFERENCES]:
+            console.print(f"{part}: {difference}", style="bold red", markup=False, soft_wrap=True)
+        if (more := len(differences) - _SHOWN_DIFFERENCES) > 0:
+            console.print(f"{part}: and {more} more", style="bold red", markup=False)
+
+
+def _parts(verification: Verification) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Return for each part of a verification what it covered, what it found, and its differences."""
+    parts: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    if (function := verification.function) is not None:
+        covers = f"{counted(len(function.comparisons), 'output')}, {counted(function.num_modules, 'module')}"
+        parts["function"] = covers, function_verdict(function), () if function.agrees else (_first(function),)
+    if (training := verification.training) is not None:
+        differences = _training_differences(training)
+        parts["training"] = (
+            f"{counted(training.steps, 'step')} of {training.optimizer}",
+            _found(differences),
+            differences,
+        )
+    if (weights := verification.weights) is not None:
+        parts["weights"] = _tensors_text(weights), _found(weights.differences), weights.differences
+    if (config := verification.config) is not None:
+        parts["config"] = (
+            f"{counted(config.num_keys, 'key')} of config.json",
+            _found(config.differences),
+            config.differences,
+        )
+    if (files := verification.files) is not None:
+        parts["files"] = ", ".join(files.names), _found(files.differences), files.differences
+        if (state := files.state) is not None:
+            parts["optimizer"] = f"{_tensors_text(state)}, settings", _found(state.differences), state.differences
+        elif files.state_skipped is not None:
+            parts["optimizer"] = "", f"not compared: {files.state_skipped}", ()
+    return parts
+
+
+def _tensors_text(check: TensorsCheck) -> str:
+    return f"{counted(check.num_tensors, 'tensor')}, {bytes_text(check.num_bytes)}, every byte"
+
+
+def _found(differences: tuple[str, ...]) -> str:
+    return counted(len(differences), "difference") if differences else "as planned"
+
+
+def _first(function: FunctionCheck) -> str:
+    """Return the verdict on models that differ, and the first place where they do."""
+    first = function.first_difference if function.keeps_function else None
+    where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
+    return f"{function_verdict(function)}{where}"
+
+
+def _training_differences(training: TrainingVerification) -> tuple[str, ...]:
+    """Return how the training of both models differs."""
+    found = []
+    if training.stored_differences:
+        found.append(f"stored values differ from the plan: {listed(training.stored_differences, 3)}")
+    if not training.steps_agree:
+        first = "" if training.first_difference is None else f", {_first_update(training.first_difference)}"
+        found.append(f"the models train differently{first}")
+    return tuple(found)
 
 
 def failure_text(verification: Verification) -> str:
-    """Return one line that says why a verification failed."""
-    if verification.weights is not None and not verification.weights.agrees:
-        return "; ".join(verification.weights.differences)
-    if not verification.keeps_function:
-        return _DIFFERS_FROM_PLAN
-    training = verification.training
-    if training is not None and training.steps_agree and training.stored_differences:
-        return f"{_verdict(verification)}: {listed(training.stored_differences, 3)}"
-    first = verification.first_difference or (training.first_difference if training is not None else None)
-    where = "" if first is None else f", first in `{first.what}`, by {first.max_rel:.1e} relative"
-    return f"{_verdict(verification)}{where}"
+    """Return the reasons why a verification failed, one a line."""
+    return "\n".join(
+        f"{part}: {difference}" for part, (_, _, found) in _parts(verification).items() for difference in found
+    )
 
 
-def _print_other_function(console: Console, verification: Verification) -> None:
-    """Print the verdict on a model that is meant to compute another function."""
-    where = f"{verification.dtype} on {verification.device}, {verification.inputs}"
-    if verification.agrees:
-        console.print(f"[bold green]{intended_difference(verification)}[/] ({escape(where)})")
-    else:
-        console.print(f"[bold red]{_DIFFERS_FROM_PLAN}[/] ({escape(where)})")
-
-
-_DIFFERS_FROM_PLAN = "the wide model differs from the plan"
-
-
-def intended_difference(verification: Verification) -> str:
-    """Return how far apart two models are that are meant to differ."""
-    return f"differs as intended: {verification.max_rel:.1e} relative"
-
-
-def _print_unperturbed(console: Console, verification: Verification) -> None:
+def _print_unperturbed(console: Console, function: FunctionCheck) -> None:
     """Print the comparison with the model without its noise."""
-    tolerance = f"{verification.tolerance:.1e} = {verification.tolerance_reason}"
-    worst = f"{verification.max_rel:.1e} relative, tolerance {tolerance}"
-    if verification.agrees:
+    tolerance = f"{function.tolerance:.1e} = {function.tolerance_reason}"
+    worst = f"{function.max_rel:.1e} relative, tolerance {tolerance}"
+    if function.agrees:
         console.print(f"without noise: same function, {worst}", markup=False)
         return
     console.print(f"without noise, the models differ: {worst}", style="bold red", markup=False)
-    if verification.first_difference is not None:
-        first = verification.first_difference
+    if function.first_difference is not None:
+        first = function.first_difference
         console.print(f"first module that differs: `{first.what}`, by {first.max_rel:.1e} relative", markup=False)
-
-
-def print_weights(console: Console, check: WeightsCheck) -> None:
-    """Print the comparison of every byte of weights and optimizer state."""
-    _print_bytes(console, "weights", check)
-    if check.state is not None:
-        _print_bytes(console, "optimizer state", check.state)
-    elif check.state_skipped is not None:
-        console.print(f"optimizer state: not compared: {check.state_skipped}", markup=False, soft_wrap=True)
-
-
-def _print_bytes(console: Console, what: str, check: WeightsCheck) -> None:
-    for difference in check.differences[:_SHOWN_DIFFERENCES]:
-        console.print(f"{what}: {difference}", style="bold red", markup=False)
-    more = len(check.differences) - _SHOWN_DIFFERENCES
-    if more > 0:
-        console.print(f"{what}: and {more} more", style="bold red", markup=False)
-    if not check.differences and not check.num_tensors:
-        console.print(f"{what}: no tensors, as planned", markup=False)
-    elif not check.differences:
-        console.print(
-            f"{what}: {counted(check.num_tensors, 'tensor')}, {bytes_text(check.num_bytes)}, every byte matches "
-            "source, rule and noise",
-            markup=False,
-        )
 
 
 def _print_training(console: Console, training: TrainingVerification) -> None:
@@ -295,7 +327,6 @@ def _print_training(console: Console, training: TrainingVerification) -> None:
         narrow, wide = training.losses[step]
         difference = abs(narrow - wide) / abs(narrow) if narrow else abs(wide)
         result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
-    console.print()
     console.print(result)
     worst = training.weights
     console.print(

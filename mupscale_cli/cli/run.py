@@ -124,13 +124,12 @@ def _equivalence(result: StepResult) -> str:
     verification = result.verification
     if verification is None:
         return ""
-    from mupscale_cli.verification.result import WeightsCheck  # verifying has imported torch already
-
-    if isinstance(verification, WeightsCheck):
-        return "every byte" if verification.agrees else f"{len(verification.differences)} differ"
-    compared = verification.unperturbed or verification
-    noise = "" if compared is verification else " without noise"
-    return f"{compared.max_rel:.1e} in {verification.dtype}{noise}"
+    function = verification.function
+    if function is None:
+        return "as planned" if verification.agrees else "differs from the plan"
+    compared = function.unperturbed or function
+    noise = "" if compared is function else " without noise"
+    return f"{compared.max_rel:.1e} in {function.dtype}{noise}"
 
 
 def _document(file: Path, job: JobPlan, results: tuple[StepResult, ...]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.text import time_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.result import Verification
+    from mupscale_cli.verification.result import FunctionCheck
 
 _POLICIES = {
     "copy": "state widened",
@@ -105,7 +105,7 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")
 
 
-def _equivalence(verification: Verification) -> Text:
+def _equivalence(verification: FunctionCheck) -> Text:
     where = f"{verification.dtype} on {verification.device}"
     compared = verification.unperturbed or verification
     figure = _figure(compared)
@@ -118,14 +118,14 @@ def _equivalence(verification: Verification) -> Text:
     return Text(f"same function: {figure} ({where}{modules})")
 
 
-def _figure(compared: Verification) -> str:
+def _figure(compared: FunctionCheck) -> str:
     return f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
 
 
 def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     wide = shlex.quote(str(result.output))
     if result.verification is None and result.record.get("nonfinite"):
-        yield f"mupscale verify {wide} --weights", "check every byte against source and rules"
+        yield f"mupscale verify {wide} --only weights --only files", "check every byte against source and rules"
     elif result.verification is None:
         yield f"mupscale verify {wide}", "compare both models; add `--model FILE:FUNCTION` for your own class"
     yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "hyperparameters to continue training with"

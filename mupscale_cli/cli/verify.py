@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,14 @@ def verify(
             help="The two checkpoints. Default for NARROW: the source that WIDE records; for WIDE: the newest widened "
             "checkpoint in the current folder.",
             autocompletion=complete_checkpoint,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Verify only this part; repeat it for several. function: run both models. weights: every element. "
+            "config: every key of config.json. files: all other files and the optimizer state. Default: all.",
         ),
     ] = None,
     dtype: options.VerifyDtype = "auto",
@@ -48,14 +57,6 @@ def verify(
         ),
     ] = None,
     allow_pickle: options.AllowPickle = False,
-    weights: Annotated[
-        bool,
-        typer.Option(
-            "--weights",
-            help="Run no model. Compare every byte of weights and optimizer state with the result of source, rule and "
-            "noise.",
-        ),
-    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -67,7 +68,10 @@ def verify(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check that the wide model computes the same function as the narrow one. Exits with 1 if it does not."""
+    """Check that the wide model is what the plan makes of its source. Exits with 1 if anything differs.
+
+    Exits with 2 if the models cannot run; `--only weights --only config --only files` needs no model.
+    """
     from mupscale_cli.tasks import verify as task
 
     given = checkpoints or []
@@ -77,25 +81,24 @@ def verify(
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint in this folder")
     narrow = given[0] if len(given) == 2 else None
-    if weights and steps:
-        raise MupscaleError("`--weights` runs no model, but `--steps` trains two", hint="omit one of them")
     if report is not None:
-        check_report(report, weights=weights, overwrite=overwrite)
-    if weights:
-        _verify_weights(wide, narrow, recipe, optimizer, allow_pickle=allow_pickle, as_json=as_json)
-        return
-    result = task.verify(
-        wide,
-        narrow,
-        dtype=dtype,
-        device=device,
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        steps=steps,
-        optimizer=optimizer,
-        allow_pickle=allow_pickle,
-    )
+        check_report(report, only or (), overwrite=overwrite)
+    with output.progress() as events:
+        result = task.verify(
+            wide,
+            narrow,
+            only=tuple(only or ()),
+            dtype=dtype,
+            device=device,
+            model=model,
+            recipe=recipe,
+            seed=seed,
+            steps=steps,
+            optimizer=optimizer,
+            allow_pickle=allow_pickle,
+            events=events,
+            processes=None,
+        )
     if as_json:
         output.print_document("verify", {"wide": wide, **result.as_document()})
     else:
@@ -104,6 +107,9 @@ def verify(
         write_report(report, wide, narrow, result)
     if not result.agrees:
         _fail(render.failure_text(result))
+    if error := result.incomplete:
+        output.print_error(error)
+        raise typer.Exit(error.exit_code)
 
 
 def _fail(reason: str) -> None:
@@ -113,7 +119,7 @@ def _fail(reason: str) -> None:
     raise typer.Exit(1)
 
 
-def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
+def check_report(file: Path, only: Sequence[str], *, overwrite: bool) -> None:
     """Check before a verification that its report can be written.
 
     Raises:
@@ -121,8 +127,10 @@ def check_report(file: Path, *, weights: bool, overwrite: bool) -> None:
     """
     from mupscale_cli.reports.pictures.canvas import check_file, check_matplotlib
 
-    if weights:
-        raise MupscaleError("`--report` shows what models compute, but `--weights` runs none", hint="omit one of them")
+    if only and "function" not in only:
+        raise MupscaleError(
+            f"`--report` shows what models compute, but `--only {only[0]}` runs none", hint="add `--only function`"
+        )
     if file.suffix.lower() not in (".html", ".htm"):
         raise MupscaleError(
             f"the report `{file}` does not end in .html", hint=f"for example `--report {file.stem}.html`"
@@ -143,20 +151,3 @@ def write_report(file: Path, wide: str, narrow: str | None, verification: Verifi
     with style():
         publish(file, report(wide, widening.record, verification.as_document(), blocks).encode())
     output.note(f"wrote {file}")
-
-
-def _verify_weights(
-    wide: str, narrow: str | None, recipe: str | None, optimizer: Path | None, *, allow_pickle: bool, as_json: bool
-) -> None:
-    from mupscale_cli.tasks import verify as task
-
-    with output.progress() as events:
-        result = task.verify_weights(
-            wide, narrow, recipe=recipe, optimizer=optimizer, allow_pickle=allow_pickle, events=events, processes=None
-        )
-    if as_json:
-        output.print_document("verify-weights", {"wide": wide, **result.as_record()})
-    else:
-        render.print_weights(output.report(), result)
-    if not result.agrees:
-        _fail("\n".join((*result.differences, *(result.state.differences if result.state else ()))))

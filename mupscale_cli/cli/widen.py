@@ -222,7 +222,7 @@ def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
     console.print(render.axes_table(result.plan))
     console.print()
     if result.verification is not None:
-        render.print_verification(console, result.verification)
+        render.print_function(console, result.verification)
         if advice := render.untying_advice(result.plan):
             output.note(advice)
         if not result.verification.agrees:

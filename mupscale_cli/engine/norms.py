@@ -12,6 +12,7 @@ from torch import Tensor
 from mupscale_cli.engine.random import fill_normal, noise_key
 from mupscale_cli.plan import TensorPlan
 from mupscale_cli.plan.dims import DimMap
+from mupscale_cli.plan.perturbation import Noise
 
 Rows = Callable[[int, int], Tensor]  # first row and number of rows -> (rows, columns), in the stored type
 
@@ -24,6 +25,9 @@ _DIGITS = 12  # binary digits of the result, so that last-bit differences betwee
 def measured_std(tensor: TensorPlan, rows: Rows) -> float:
     """Measure the source to find the standard deviation of a tensor's noise.
 
+    A standard deviation that is already known is returned if the measured one is the same up to its last digit, which
+    may depend on the machine.
+
     Args:
         tensor: a plan with noise.
         rows: reads rows of the source, with all other dimensions flattened into columns.
@@ -33,10 +37,14 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
     """
     noise = tensor.noise
     assert noise is not None
-    if noise.std is not None:
-        return noise.std
     if noise.norm is None:
         return noise.std_for(0.0)
+    measured = _rounded(noise.std_for(_norm(tensor, noise, rows)))
+    return noise.std if noise.std is not None and _is_same(noise.std, measured) else measured
+
+
+def _norm(tensor: TensorPlan, noise: Noise, rows: Rows) -> float:
+    """Return the norm of the wide tensor that its noise is relative to."""
     rows_by, columns_by = _amplitude(tensor.dims[0]), torch.ones(1)
     for dim in tensor.dims[1:]:
         columns_by = (columns_by[:, None] * _amplitude(dim)).flatten()
@@ -44,7 +52,7 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
     norm = (
         math.sqrt(scaled.sum_of_squares() / math.prod(noise.shape)) if noise.norm == "rms" else scaled.spectral_norm()
     )
-    return _rounded(noise.std_for(abs(tensor.scale) / tensor.name_pieces * norm))
+    return abs(tensor.scale) / tensor.name_pieces * norm
 
 
 def _amplitude(dim: DimMap) -> Tensor:
@@ -125,3 +133,8 @@ def _rounded(value: float) -> float:
         return value  # reported when the tensor is read (`NonFinite`) or gets its noise (`check_noisy`)
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(mantissa * (1 << _DIGITS)), exponent - _DIGITS)
+
+
+def _is_same(known: float, measured: float) -> bool:
+    """Return whether two rounded values differ by at most one unit in the last digit; NaN differs from everything."""
+    return abs(known - measured) <= math.ldexp(1, math.frexp(measured)[1] - _DIGITS)

@@ -26,21 +26,37 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
     Raises:
         CheckpointError: the file is not the state of a scheduler.
     """
+    torch.save(wide_scheduler(source, groups), target)
+
+
+def wide_scheduler(source: Path, groups: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """Return the state that `widen_scheduler` writes."""
+    state = read_scheduler(source)
+    narrow = len(state["base_lrs"])
+    wide = dict(state)
+    for key, value in state.items():
+        if isinstance(value, list) and len(value) == narrow:
+            rates = key in _RATES
+            wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
+    return wide
+
+
+def read_scheduler(file: Path) -> dict[str, Any]:
+    """Read the state of a learning rate scheduler.
+
+    Raises:
+        CheckpointError: the file is not the state of a scheduler.
+    """
     try:
-        check_archive(source)
-        state: Any = torch.load(source, weights_only=True)
-        check_structure(state, source)
-        narrow = len(state["base_lrs"])
-        wide = dict(state)
-        for key, value in state.items():
-            if isinstance(value, list) and len(value) == narrow:
-                rates = key in _RATES
-                wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
+        check_archive(file)
+        state: Any = torch.load(file, weights_only=True)
+        check_structure(state, file)
+        len(state["base_lrs"])
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"cannot read the scheduler state `{source}`: {first_line(error)}",
+            f"cannot read the scheduler state `{file}`: {first_line(error)}",
             hint="only plain values are read, since a pickle could run code",
         ) from error
-    torch.save(wide, target)
+    return dict(state)

@@ -5,23 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import file_digest, segments_digest
+from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.record.reading import companion_path
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
 
 
 def source_resized(record: Record, source: Checkpoint) -> str | None:
-    """Return the name of a source file that is new or has another size than in the record; None if all match."""
-    recorded = record["source"]["files"]
-    resized = (
-        file
-        for file in source_files(source)
-        if file.name not in recorded or recorded[file.name]["bytes"] != file.stat().st_size
-    )
-    return next((file.name for file in resized), None)
+    """Return the name of a source file that is new, missing or of another size than recorded; None if all match."""
+    recorded, present = record["source"]["files"], {file.name: file for file in source_files(source)}
+    if missing := recorded.keys() ^ present.keys():
+        return min(missing)
+    return next((name for name, file in present.items() if recorded[name]["bytes"] != file.stat().st_size), None)
 
 
 def source_changed(record: Record, source: Checkpoint) -> str | None:
@@ -38,6 +36,8 @@ def source_changed(record: Record, source: Checkpoint) -> str | None:
 def output_changed(record: Record, wide: Checkpoint) -> str | None:
     """Return the name of an output file that has changed since the widening; None if none has.
 
+    The optimizer state has a digest of its own.
+
     Raises:
         CheckpointError: a file cannot be read.
     """
@@ -47,10 +47,14 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
         files = dict.fromkeys(digests, wide.path) if len(digests) == 1 else files
     if files.keys() != digests.keys():
         return min(files.keys() ^ digests.keys())
-    return next((file.name for name, file in files.items() if segments_digest(file) != digests[name]), None)
+    for name, written in record["others"].items():
+        files[name], digests[name] = companion_path(wide, name), written["digest"]
+        if not is_file_name(name) or not files[name].is_file():
+            return name
+    return next((name for name, file in files.items() if segments_digest(file) != digests[name]), None)
 
 
 def source_files(source: Checkpoint) -> tuple[Path, ...]:
-    """Return the files of a checkpoint that an output is made from: its weights and, in a folder, config.json."""
-    config = source.path / CONFIG
-    return (*source.files, config) if config.is_file() else source.files
+    """Return the files of a checkpoint that an output is made from, except those of its optimizer."""
+    config = () if source.config_file is None else (source.config_file,)
+    return (*source.files, *config, *source.carried_files)

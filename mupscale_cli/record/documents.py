@@ -24,7 +24,6 @@ from mupscale_cli.record.types import (
     Seed,
     Shape,
     Verification,
-    Weights,
 )
 
 
@@ -464,7 +463,7 @@ class Step(TypedDict):
     disk_bytes: Annotated[Count, "Bytes to write."]
     download_bytes: Annotated[Count, "Bytes to download from the Hub."]
     memory_bytes: Annotated[Count, "Peak memory in bytes."]
-    verification: Annotated[Verification | Weights | None, "Result of the verification; null if there is none."]
+    verification: Annotated[Verification | None, "Result of the verification; null if there is none."]
     url: Annotated[str | None, "Address of a pushed repository or pull request; null for other steps."]
     error: Annotated[StepError | None, "Error of a failed step; null for other steps."]
 
@@ -604,12 +603,6 @@ class Verify(Verification):
     wide: Annotated[str, "The verified checkpoint."]
 
 
-class VerifyWeights(Weights):
-    """Output of `mupscale verify --weights`."""
-
-    wide: Annotated[str, "The verified checkpoint."]
-
-
 class Pushed(TypedDict):
     """The repository that a widened checkpoint was published in."""
 
@@ -644,7 +637,6 @@ DOCUMENTS: dict[str, type] = {
     "run": Run,
     "sweep": Sweep,
     "verify": Verify,
-    "verify-weights": VerifyWeights,
     "widen": Widen,
 }
 VERSIONS = {**dict.fromkeys(DOCUMENTS, 1), "record": FORMAT_VERSION}

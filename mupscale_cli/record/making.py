@@ -82,6 +82,7 @@ def make_record(
         "source": {**where, "files": files},
         "written": {},
         "companions": list(companions),
+        "others": {},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes

@@ -87,5 +87,9 @@ def state_path(wide: Checkpoint, carried: OptimizerState) -> Path:
         wide: the checkpoint.
         carried: the optimizer state in its record.
     """
-    name = carried["file"]
+    return companion_path(wide, carried["file"])
+
+
+def companion_path(wide: Checkpoint, name: str) -> Path:
+    """Return the path of a file beside the weights: `NAME.config.json` if the checkpoint is a single file."""
     return wide.path.parent / f"{wide.path.stem}.{name}" if wide.is_file else wide.path / name

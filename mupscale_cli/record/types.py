@@ -130,7 +130,7 @@ class HubSource(TypedDict):
 
 
 class Written(TypedDict):
-    """A written weight file."""
+    """A written file."""
 
     digest: Annotated[Hash, "XXH3-128 of the XXH3-128 of each 256 KiB; `mupscale help formats` has the details."]
 
@@ -212,15 +212,31 @@ class Training(TypedDict):
     start: Annotated[str, "State that both models started from."]
 
 
-class Weights(TypedDict):
-    """Whether every byte matches source, rule and noise."""
+class Tensors(TypedDict):
+    """Whether every byte of some tensors matches source, rule and noise."""
 
     agrees: Annotated[bool, "Whether all bytes match."]
     tensors: Annotated[Count, "Number of compared tensors."]
     bytes: Annotated[Count, "Size of the compared tensors in bytes."]
     differences: Annotated[list[str], "Differences, each with the name of its tensor."]
+
+
+class ConfigKeys(TypedDict):
+    """Whether config.json is the planned one."""
+
+    agrees: Annotated[bool, "Whether all keys match."]
+    keys: Annotated[Count, "Number of compared keys, including those of nested objects."]
+    differences: Annotated[list[str], "Differences, each with its key."]
+
+
+class Files(TypedDict):
+    """Whether all files other than weights and config.json are the planned ones."""
+
+    agrees: Annotated[bool, "Whether all files match."]
+    files: Annotated[list[str], "Names of the compared files."]
+    differences: Annotated[list[str], "Differences, each with the name of its file."]
     optimizer_state: NotRequired[
-        Annotated[Weights, "Result for the optimizer state; absent if none was widened or compared."]
+        Annotated[Tensors, "Result for the optimizer state; absent if none was widened or compared."]
     ]
     optimizer_state_skipped: NotRequired[Annotated[str, "Why the optimizer state was not compared; absent if it was."]]
 
@@ -228,6 +244,7 @@ class Weights(TypedDict):
 class VerifiedWith(TypedDict):
     """The options of a verification."""
 
+    only: Annotated[list[str], "Values of `--only`; empty for everything."]
     dtype: Annotated[str, "Value of `--dtype`."]
     device: Annotated[str, "Value of `--device`."]
     own_model: Annotated[bool, "Whether `--model` was given."]
@@ -235,10 +252,10 @@ class VerifiedWith(TypedDict):
     steps: Annotated[Count, "Number of optimizer steps."]
 
 
-class Verification(TypedDict):
-    """Whether two models agree, and how closely."""
+class Function(TypedDict):
+    """Whether two models compute the same, and how closely."""
 
-    agrees: Annotated[bool, "Whether everything agrees as planned."]
+    agrees: Annotated[bool, "Whether the models agree as planned."]
     dtype: Annotated[str, "Data type that both models ran in."]
     device: Annotated[str, "Device that both models ran on."]
     inputs: Annotated[str, "Description of the inputs."]
@@ -255,14 +272,24 @@ class Verification(TypedDict):
         "Change of the outputs by rounding scaled tensors to their data type; null if nothing is rounded.",
     ]
     rounded_tensors: Annotated[Count, "Number of rounded tensors."]
-    training: Annotated[Training | None, "Result of training both models; null if they were not trained."]
     keeps_function: Annotated[bool, "Whether the widening should keep the function."]
-    unperturbed: Annotated[Verification | None, "Result without the noise; null if there is no noise."]
-    weights: Annotated[Weights | None, "Comparison of the stored bytes with the plan; null if they were not compared."]
-    options: NotRequired[Annotated[VerifiedWith, "Options of `mupscale verify`; only in mupscale.json."]]
+    unperturbed: Annotated[Function | None, "Result without the noise; null if there is no noise."]
     modules: NotRequired[
         Annotated[list[Comparison], "Comparison of each module, in execution order; only in the output of `--json`."]
     ]
+
+
+class Verification(TypedDict):
+    """Whether a wide checkpoint is what the plan makes of its source."""
+
+    agrees: Annotated[bool, "Whether nothing differs in the parts that were compared."]
+    function: Annotated[Function | None, "Comparison of what both models compute; null if they did not run."]
+    training: Annotated[Training | None, "Result of training both models; null if they were not trained."]
+    weights: Annotated[Tensors | None, "Comparison of every element; null if there was none."]
+    config: Annotated[ConfigKeys | None, "Comparison of config.json; null if there was none."]
+    files: Annotated[Files | None, "Comparison of all other files; null if there was none."]
+    skipped: Annotated[dict[str, str], "Parts that were requested but could not be compared, and why."]
+    options: NotRequired[Annotated[VerifiedWith, "Options of `mupscale verify`; only in mupscale.json."]]
 
 
 class Record(Growth):
@@ -277,6 +304,9 @@ class Record(Growth):
     companions: Annotated[
         list[FileName],
         "Files that belong to a single weight file, beside it: `config.json` stands for NAME.config.json.",
+    ]
+    others: Annotated[
+        dict[str, Written], "Every other written file except the optimizer state and the record, by name."
     ]
     recipe: Annotated[RecipeUsed, "The recipe."]
     shared: Annotated[dict[str, str], "Tensors absent from the output, and the tensors used in their place."]

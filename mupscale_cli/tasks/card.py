@@ -14,7 +14,7 @@ from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.text import count_text, number_text, starred
 
 if TYPE_CHECKING:
-    from mupscale_cli.record.types import Record
+    from mupscale_cli.record.types import Function, Record, Verification
 
 BEGIN, END = "<!-- mupscale begin -->", "<!-- mupscale end -->"
 _UNKNOWN_SOURCE = "CHECKPOINT"
@@ -103,12 +103,20 @@ def _equivalence(record: Record) -> Iterable[str]:
     if verification is None:
         yield "**Not verified**: the two models have not been compared. `mupscale verify` compares them."
         return
-    base = verification["unperturbed"]
-    if base is not None and not verification["keeps_function"]:
+    if function := verification["function"]:
+        yield from _function(function)
+    else:
+        yield "The two models have not been run. `mupscale verify` compares what they compute."
+    yield "\n".join(_further(verification))
+
+
+def _function(function: Function) -> Iterable[str]:
+    base = function["unperturbed"]
+    if base is not None and not function["keeps_function"]:
         yield "The noise changes the function. These figures are for the model without its noise."
-    elif not verification["keeps_function"]:
+    elif not function["keeps_function"]:
         yield "This method changes the function on purpose. The figures say by how much the models differ."
-    shown = base or verification
+    shown = base or function
     yield (
         f"`mupscale verify` ran both models in {shown['dtype']} on {shown['inputs']}"
         + (f" and compared {shown['modules_compared']} modules." if shown["modules_compared"] else ".")
@@ -118,21 +126,28 @@ def _equivalence(record: Record) -> Iterable[str]:
         worst = shown["worst_module"]
         rows.append((f"worst module (`{worst['what']}`)", _error(worst["max_rel"]), _error(worst["max_abs"])))
     yield _table(("compared", "largest relative difference", "largest absolute"), rows)
-    lines = [f"- tolerance: {shown['tolerance']:.1e} = {shown['tolerance_reason']}"]
-    if shown["rounding"]:
-        lines.append(
+
+
+def _further(verification: Verification) -> Iterable[str]:
+    """Yield a list entry for everything else that was verified."""
+    function = verification["function"]
+    shown = function and (function["unperturbed"] or function)
+    if shown:
+        yield f"- tolerance: {shown['tolerance']:.1e} = {shown['tolerance_reason']}"
+    if shown and shown["rounding"]:
+        yield (
             f"- {shown['rounded_tensors']} tensors were rounded to their data type, which moves the outputs by "
             f"{_error(shown['rounding']['max_rel'])}"
         )
-    if verification["weights"]:
-        lines.append(f"- every byte of {verification['weights']['tensors']} tensors matches source, rule and noise")
-    if verification["training"]:
-        training = verification["training"]
-        lines.append(
+    if weights := verification["weights"]:
+        yield f"- every byte of {weights['tensors']} tensors matches source, rule and noise"
+    if config := verification["config"]:
+        yield f"- {config['keys']} keys of config.json are as planned"
+    if training := verification["training"]:
+        yield (
             f"- {training['steps']} steps of {training['optimizer']} on both models: losses differ by at most "
             f"{_error(training['max_rel'])}"
         )
-    yield "\n".join(lines)
 
 
 def _error(value: float | str) -> str:

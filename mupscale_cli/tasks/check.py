@@ -23,7 +23,7 @@ from mupscale_cli.tasks.widen import widen
 if TYPE_CHECKING:
     from torch import nn
 
-    from mupscale_cli.verification.result import Verification
+    from mupscale_cli.verification.result import FunctionCheck
 
 EXACT = 1e-10  # a forgotten `/` moves the logits of a small model by at least 5e-8, rounding by 1e-14
 _MAX_LINKED = 3  # axes that are widened along with one
@@ -194,7 +194,7 @@ def _run_trial(
     return Trial(factors, tie, found.max_rel, None if found.max_rel < EXACT else _difference(found))
 
 
-def _difference(found: Verification) -> str:
+def _difference(found: FunctionCheck) -> str:
     where = found.first_difference.what if found.first_difference else "none of the compared modules"
     return f"the models differ by {found.max_rel:.1e}; first module that differs: {where}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,22 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.optimizers.carrying import CarriedState, plan_carried_state
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
+from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.tree import OptimizerTree
-from mupscale_cli.plan import Plan, make_plan, with_noise
-from mupscale_cli.record.changes import output_changed, source_changed, source_resized
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, with_noise
+from mupscale_cli.record.changes import source_changed, source_resized
 from mupscale_cli.record.reading import read_record, recorded_method, recorded_request, state_path
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.verification.comparing import verify_checkpoints
+from mupscale_cli.verification.config import check_config
+from mupscale_cli.verification.files import check_files
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.result import Verification, WeightsCheck
+from mupscale_cli.verification.result import FilesCheck, TensorsCheck, TrainingVerification, Verification
 from mupscale_cli.verification.steps import train_checkpoints
 from mupscale_cli.verification.weights import check_state, check_weights
 
@@ -36,122 +40,128 @@ NO_STATE = Path("none")  # given as the path of the optimizer state: skip it
 _OTHER_SOURCE = "compare with the original source, which may have moved or changed, or widen again"
 
 
-@called_with(VerifyOptions)
-def verify(wide: str | Path, options: VerifyOptions) -> Verification:
-    """Check that a widened checkpoint computes the same function as its source.
+@dataclass(frozen=True)
+class VerifyCall(VerifyOptions):
+    """The arguments of `verify`: what to check, and how to run.
 
-    Store the result in the directory's mupscale.json if that is writable.
+    Attributes:
+        events: receive the progress.
+        processes: number of local processes that compare files, as for `widen`.
+    """
+
+    _: KW_ONLY
+    events: Events = SILENT
+    processes: int | None = 1
+
+
+@called_with(VerifyCall)
+def verify(wide: str | Path, call: VerifyCall) -> Verification:
+    """Check that a widened checkpoint is what its source, the recipe and the factors make of it, and computes the same.
+
+    Everything is planned again from the source; of the record, only the names of source and recipe, factors and options
+    are used. Store the result in the directory's mupscale.json if that is writable.
 
     Args:
         wide: a checkpoint written by mupscale.
-        options: the fields of `VerifyOptions`, as separate arguments.
+        call: the fields of `VerifyOptions` and `VerifyCall`, as separate arguments.
+
+    Returns:
+        What was found. If several parts are verified and the models cannot run, `skipped` says why.
 
     Raises:
-        MupscaleError: a checkpoint is missing or differs from its record.
+        MupscaleError: a checkpoint is missing, or the source is not the recorded one.
 
     Example:
         >>> verify("tiny-x4", dtype="float64").agrees  # doctest: +SKIP
         True
     """
-    widening = replan_widening(wide, options.narrow, options.recipe, with_state=options.steps > 0)
-    found = verify_checkpoints(widening.narrow, widening.wide, widening.plan, options)
-    if widening.plan.perturbation is not None:
-        found = replace(found, weights=check_weights(widening.narrow, widening.wide, widening.plan))
-    if options.steps:
-        states = _states(widening, options.optimizer, allow_pickle=options.allow_pickle)
-        training = train_checkpoints(widening.narrow, widening.wide, widening.plan, options, *states)
-        carried = widening.record["optimizer_state"]
-        policy = carried["policy"] if carried else "copy"
-        if policy != "copy":
-            training = replace(training, start=f"a fresh start (the state was written with `{policy}` and is not used)")
-        found = replace(found, training=training)
-    if found.agrees and (changed := output_changed(widening.record, widening.wide)):
-        raise CheckpointError(
-            f"`{changed}` of `{wide}` has changed since mupscale wrote it, although the models agree",
-            hint="`mupscale verify --weights` names the tensors that differ",
-        )
-    _store_result(
-        widening.wide, {**widening.record, "verification": {**found.as_record(), "options": options.as_record()}}
-    )
+    parts = call.parts
+    widening = replan_widening(wide, call.narrow, call.recipe, with_state="files" in parts or call.steps > 0)
+    narrow, target, plan = widening.narrow, widening.wide, widening.plan
+    state = _plan_state(widening, call) if "files" in parts else None  # a missing one is reported before the work
+    found = Verification(config=check_config(plan.config, target.config) if "config" in parts else None)
+    if "weights" in parts:
+        call.events.phase("comparing weights", plan.num_bytes)
+        found = replace(found, weights=check_weights(narrow, target, plan, call.events.advance, call.processes))
+    if "files" in parts:
+        found = replace(found, files=_check_files(widening, state, call))
+    if "function" in parts:  # last: processes must be forked before torch starts threads
+        call.events.phase("running both models", 0)
+        found = _run_models(widening, found, call)
+    if call.steps:
+        found = replace(found, training=_train(widening, call))
+    if not found.agrees or not call.only or "function" in parts:
+        _store_result(target, {**widening.record, "verification": {**found.as_record(), "options": call.as_record()}})
     return found
 
 
-def verify_weights(
-    wide: str | Path,
-    narrow: str | Path | None = None,
-    *,
-    recipe: str | Path | None = None,
-    optimizer: Path | None = None,
-    allow_pickle: bool = False,
-    events: Events = SILENT,
-    processes: int | None = 1,
-) -> WeightsCheck:
-    """Check that every byte of a widened checkpoint matches source, rule and noise; run no model.
-
-    Check the optimizer state as well if one was widened with the weights.
-
-    Args:
-        wide: a checkpoint written by mupscale.
-        narrow: its source. Default: the source named in its record.
-        recipe: name or file of the recipe. Default: the recipe named in the record.
-        optimizer: path of the narrow optimizer state, or `none` to skip it. Default: found next to the source.
-        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
-        events: receive the progress.
-        processes: number of local processes that share the work, as for `widen`.
+def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCall) -> Verification:
+    """Add the comparison of what both models compute, or why there is none.
 
     Raises:
-        MupscaleError: a checkpoint is missing or differs from its record.
+        MupscaleError: the models cannot run, and no other part is verified.
     """
-    widening = replan_widening(wide, narrow, recipe, with_state=True)
-
-    state = _narrow_state(widening, optimizer)  # report a missing state before reading the weights
-    events.phase("comparing", widening.plan.num_bytes)
-    found = check_weights(widening.narrow, widening.wide, widening.plan, events.advance, processes)
-    if isinstance(state, Path):
-        return replace(found, state=_check_state(widening, state, events, processes, allow_pickle=allow_pickle))
-    return replace(found, state_skipped=state)
+    try:
+        return replace(found, function=verify_checkpoints(widening.narrow, widening.wide, widening.plan, call))
+    except MupscaleError as error:
+        if call.parts == ("function",):
+            raise
+        return replace(found, skipped={"function": f"{error.message}; {error.hint}" if error.hint else error.message})
 
 
-def _narrow_state(widening: RecordedWidening, optimizer: Path | None) -> Path | str | None:
-    """Find the narrow optimizer state.
+def _train(widening: RecordedWidening, call: VerifyCall) -> TrainingVerification:
+    """Take optimizer steps on both models, from the widened state if there is one."""
+    states = _states(widening, call.optimizer, allow_pickle=call.allow_pickle)
+    training = train_checkpoints(widening.narrow, widening.wide, widening.plan, call, *states)
+    carried = widening.record["optimizer_state"]
+    policy = carried["policy"] if carried else "copy"
+    if policy == "copy":
+        return training
+    return replace(training, start=f"a fresh start (the state was written with `{policy}` and is not used)")
+
+
+def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | str | None:
+    """Plan the optimizer state of the wide model again.
 
     Returns:
-        Its path; or, as text, why to skip it; or None if no state was widened.
+        The planned state; or, as text, why to skip it; or None if no state was widened.
 
     Raises:
-        CheckpointError: it does not exist.
+        CheckpointError: the narrow state is missing, or not the one that was widened.
     """
-    carried = widening.record["optimizer_state"]
+    narrow, wide, carried = widening.narrow, widening.wide, widening.record["optimizer_state"]
     if carried is None:
         return None
-    if optimizer == NO_STATE:
+    if call.optimizer == NO_STATE:
         return "disabled by `--optimizer none`"
-    if widening.is_published and not state_path(widening.wide, carried).exists():
+    if widening.is_published and not state_path(wide, carried).exists():
         return "it was not published with the weights"
-    before = optimizer or find_optimizer(widening.narrow)
-    if before is None:
-        raise _no_narrow_state(widening.narrow, carried)
-    return before
-
-
-def _check_state(
-    widening: RecordedWidening, before: Path, events: Events, processes: int | None, *, allow_pickle: bool
-) -> WeightsCheck:
-    """Compare the wide optimizer state with the narrow one."""
-    carried = widening.record["optimizer_state"]
-    assert carried is not None
-    after, key = state_path(widening.wide, carried), carried.get("key")
-    if not after.exists():
-        return WeightsCheck(0, 0, (f"`{after.name}` is missing",))
-    narrow = open_optimizer(before, widening.narrow.config, key=key, allow_pickle=allow_pickle)
-    wide = open_optimizer(after, widening.wide.config, key=key, allow_pickle=allow_pickle)
-    if carried["source_digest"] != files_digest(narrow.files):
+    path = call.optimizer or find_optimizer(narrow)
+    if path is None:
+        raise _no_narrow_state(narrow, carried)
+    options = StateOptions(path, carried["policy"], carried.get("key"), call.allow_pickle)
+    state = plan_carried_state(options, narrow, widening.plan, DEFAULT_SHARD_BYTES)
+    assert state is not None
+    if carried["source_digest"] != files_digest(state.source.files):
         raise CheckpointError(
-            f"`{before}` is not the optimizer state that was widened with `{widening.wide.path}`", hint=_OTHER_SOURCE
+            f"`{path}` is not the optimizer state that was widened with `{wide.path}`", hint=_OTHER_SOURCE
         )
-    planned = narrow.widen(widening.plan, carried["policy"])
-    events.phase("comparing state", planned.num_bytes)
-    return check_state(planned, wide, events.advance, processes)
+    return state
+
+
+def _check_files(widening: RecordedWidening, state: CarriedState | str | None, call: VerifyCall) -> FilesCheck:
+    """Compare all files but weights and config with those that source and plan give."""
+    wide, carried = widening.wide, widening.record["optimizer_state"]
+    planned = state if isinstance(state, CarriedState) else None
+    found = check_files(widening.narrow, wide, widening.plan, widening.record, planned)
+    if planned is None or carried is None:
+        return replace(found, state_skipped=state if isinstance(state, str) else None)
+    path = state_path(wide, carried)
+    if not path.exists():
+        return replace(found, state=TensorsCheck(0, 0, (f"`{path.name}` is missing",)))
+    stored = open_optimizer(path, wide.config, key=carried.get("key"), allow_pickle=call.allow_pickle)
+    call.events.phase("comparing optimizer state", planned.state.num_bytes)
+    return replace(found, state=check_state(planned.state, stored, call.events.advance, call.processes))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli._version import __version__
 from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
@@ -31,7 +32,8 @@ from mupscale_cli.tasks.target import Target, plan_target
 from mupscale_cli.tasks.writing import Output, write
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.result import Verification
+    from mupscale_cli.record import types as recorded
+    from mupscale_cli.verification.result import FunctionCheck
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Widened:
         output: the written file or directory.
         plan: the executed plan.
         record: the content of mupscale.json.
-        verification: the result of the verification; None if there was none.
+        verification: the comparison of both models; None if there was none.
         skipped: why there was no verification; None if there was one.
         skipped_files: files of the source that were not copied.
     """
@@ -50,7 +52,7 @@ class Widened:
     output: Path
     plan: Plan
     record: dict[str, Any]
-    verification: Verification | None
+    verification: FunctionCheck | None
     skipped: str | None
     skipped_files: tuple[Path, ...] = ()
 
@@ -144,7 +146,7 @@ class _Outcome(NamedTuple):
     """The result that the first process sends to the others."""
 
     record: dict[str, Any]
-    verification: Verification | None
+    verification: FunctionCheck | None
     skipped: str | None
 
 
@@ -154,10 +156,11 @@ def _lead(output: Output, target: Target, call: WidenCall, before: Mapping[Path,
         record = write(output, call.ranks.broadcast(staging.journal), call.events, call.ranks, call.processes)
         assert record is not None
         plan = with_noise(output.plan, record["noise"])
-        _write_companions(output, staging.content)
+        names = _write_companions(output, staging.content)
+        record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
         verification, skipped = _verify(output.source, plan, staging.content, call)
         require_unchanged(before)
-        record["verification"] = verification.as_record() if verification else None
+        record["verification"] = _as_record(verification)
         if verification is None or verification.agrees:
             _write_record(output, record, staging.content)
             target.check(output.source.path, _inputs(output, call), needed_bytes=None, overwrite=call.overwrite)
@@ -171,21 +174,32 @@ def _follow(output: Output, call: WidenCall) -> _Outcome:
     return call.ranks.broadcast(None)
 
 
-def _write_companions(output: Output, directory: Path) -> None:
-    """Write the config, the index and the files for the tokenizer and for generation."""
-    plan = output.plan
+def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
+    """Write the config, the index and the files for the tokenizer and for generation.
+
+    Returns:
+        Their names, and those of the files that were written with the optimizer state.
+    """
+    plan, state = output.plan, output.carried
+    names = [file.name for file in state.files if file != state.source.path] if state else []
     if plan.config is not None:
         write_json(directory / CONFIG, plan.config)
+        names.append(CONFIG)
     if output.source.is_file:
-        return
+        return tuple(names)
     if len(plan.shards) > 1:
         weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write_json(directory / INDEX, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
+        names.append(INDEX)
     for file in output.companions:
         copy_file(file, directory)
+        names.append(file.name)
+    return tuple(names)
 
 
-def _verify(source: Checkpoint, plan: Plan, directory: Path, call: WidenCall) -> tuple[Verification | None, str | None]:
+def _verify(
+    source: Checkpoint, plan: Plan, directory: Path, call: WidenCall
+) -> tuple[FunctionCheck | None, str | None]:
     """Verify the staged output; return the result, or why there is none."""
     if not call.verify:
         return None, "disabled by `--no-verify`"
@@ -199,6 +213,15 @@ def _verify(source: Checkpoint, plan: Plan, directory: Path, call: WidenCall) ->
         return verify_checkpoints(source, staged, plan, call.verification, directory), None
     except CannotVerify as reason:
         return None, str(reason)
+
+
+def _as_record(function: FunctionCheck | None) -> recorded.Verification | None:
+    """Return the record's entry for a verification that ran the models; the bytes were just written and hashed."""
+    if function is None:
+        return None
+    from mupscale_cli.verification.result import Verification
+
+    return Verification(function=function).as_record()
 
 
 def _write_record(output: Output, record: dict[str, Any], directory: Path) -> None:

@@ -40,7 +40,7 @@ from mupscale_cli.verification.models import (
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, choose_placements, free_unused
 from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
-from mupscale_cli.verification.result import CannotVerify, Comparison, Verification, compare
+from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed_checkpoint
 
@@ -86,7 +86,7 @@ class _Outputs:
 
 def verify_checkpoints(
     narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions, scratch_parent: Path | None = None
-) -> Verification:
+) -> FunctionCheck:
     """Run two checkpoints on the same random inputs and compare their outputs.
 
     This compares the models' outputs and the outputs of every module whose weight is in the plan, which must be
@@ -126,7 +126,7 @@ def verify_checkpoints(
             if placements.narrow.offload is not None:
                 raise CannotVerify(
                     f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
-                    "the narrow model in memory; `mupscale verify --weights` compares the weights alone"
+                    "the narrow model in memory; `mupscale verify --only weights` compares the weights alone"
                 )
             exact = before
             round_scaled_tensors(model, plan)
@@ -136,13 +136,13 @@ def verify_checkpoints(
         del model
         free_unused(placements.narrow.device)
 
-        def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> Verification:
+        def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> FunctionCheck:
             model = load_model(checkpoint, dtype, placements.wide)
             after = _run(model, settings, placements.wide, before.tokens)
             del model
             free_unused(placements.wide.device)
             modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
-            return Verification(
+            return FunctionCheck(
                 comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
                 num_modules=len(modules),
                 worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
@@ -238,7 +238,7 @@ def _refuse_nonfinite(outputs: _Outputs) -> None:
     what, values = next(iter(outputs.logits.items()))
     if not bool(values.isfinite().all()):
         raise CannotVerify(
-            f"the {what} of the narrow model are not finite; `mupscale verify --weights` compares the weights alone"
+            f"the {what} of the narrow model are not finite; `mupscale verify --only weights` runs no model"
         )
 
 

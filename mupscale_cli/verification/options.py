@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mupscale_cli.errors import VerifyError
+
 if TYPE_CHECKING:
     from mupscale_cli.record.types import VerifiedWith
+
+PARTS = {
+    "function": "run both models and compare what they compute",
+    "weights": "every element against source and rule",
+    "config": "config.json against the plan, every key",
+    "files": "all other files, and the optimizer state, against source and rule",
+}
 
 
 @dataclass(frozen=True)
@@ -16,19 +26,24 @@ class VerifyOptions:
 
     Attributes:
         narrow: path of the source. Default: the source named in the record.
+        only: parts to verify, keys of `PARTS`. Default: all.
         dtype: `auto` or a key of `dtypes.FLOATS`; `auto` is float64 if the models fit in memory, else float32.
         device: `auto`, a torch device, `disk` or `spread`; see `placement.choose_placements`.
         model: `path/or/module.py:build` of a user-defined model that replaces the transformers class.
         recipe: name or file of the recipe. Default: the recipe named in the record.
         seed: random seed of the inputs.
         steps: number of optimizer steps to train both models for, in addition to comparing their outputs.
-        optimizer: state file of the narrow optimizer, used by `steps`; `none` ignores any state. Default: the
-            state next to the source.
+        optimizer: state file of the narrow optimizer; `none` ignores any state. Default: the state next to the
+            source.
         allow_pickle: read distributed checkpoints, whose metadata is a pickle.
+
+    Raises:
+        VerifyError: a part is unknown, or `steps` trains models that `only` excludes.
     """
 
     narrow: str | Path | None = None
     _: KW_ONLY
+    only: Sequence[str] = ()
     dtype: str = "auto"
     device: str = "auto"
     model: str | None = None
@@ -38,9 +53,23 @@ class VerifyOptions:
     optimizer: Path | None = None
     allow_pickle: bool = False
 
+    def __post_init__(self) -> None:
+        if unknown := next((part for part in self.only if part not in PARTS), None):
+            raise VerifyError(f"unknown part `{unknown}`", hint=f"known: {', '.join(PARTS)}")
+        if self.steps and "function" not in self.parts:
+            raise VerifyError(
+                f"`--steps` trains both models, but `--only {self.only[0]}` runs none", hint="add `--only function`"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts to verify, in the order of `PARTS`."""
+        return tuple(part for part in PARTS if part in self.only) if self.only else tuple(PARTS)
+
     def as_record(self) -> VerifiedWith:
         """Return the options that a record keeps; it has no paths."""
         return {
+            "only": list(self.parts) if self.only else [],
             "dtype": self.dtype,
             "device": self.device,
             "own_model": self.model is not None,

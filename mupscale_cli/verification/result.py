@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.record.figures import figure
+from mupscale_cli.verification.options import PARTS
 
 if TYPE_CHECKING:
     from mupscale_cli.record import types as recorded
@@ -39,8 +41,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
-    """Comparison of two models: whether they agree, and how closely.
+class FunctionCheck:
+    """Comparison of two models that ran on the same inputs: whether they agree, and how closely.
 
     Attributes:
         comparisons: comparisons of the models' outputs, each for its own inputs.
@@ -56,10 +58,8 @@ class Verification:
             rounded. The comparisons are with the narrow model after that rounding, which therefore cannot
             hide a wrong rule.
         rounded_tensors: number of rounded tensors.
-        training: comparison of optimizer steps; None if there was none.
         keeps_function: whether the models should agree; otherwise the comparisons tell how different they are.
         unperturbed: comparison with the wide model without its noise; None if it has none.
-        weights: comparison of the stored bytes with the planned ones; None if there was none.
         modules: comparisons of all modules, in the order of execution.
     """
 
@@ -74,16 +74,14 @@ class Verification:
     inputs: str
     rounding: Comparison | None = None
     rounded_tensors: int = 0
-    training: TrainingVerification | None = None
     keeps_function: bool = True
-    unperturbed: Verification | None = None
-    weights: WeightsCheck | None = None
+    unperturbed: FunctionCheck | None = None
     modules: tuple[Comparison, ...] = ()
 
     @property
     def agrees(self) -> bool:
-        """Whether the wide model is what its method promises."""
-        if any(part is not None and not part.agrees for part in (self.training, self.unperturbed, self.weights)):
+        """Whether the wide model computes what its method promises."""
+        if self.unperturbed is not None and not self.unperturbed.agrees:
             return False
         return not self.keeps_function or self.is_equal
 
@@ -98,7 +96,7 @@ class Verification:
         errors = [comparison.max_rel for comparison in self.comparisons]
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
-    def as_record(self) -> recorded.Verification:
+    def as_record(self) -> recorded.Function:
         """Return the object that mupscale.json contains."""
         return {
             "agrees": self.agrees,
@@ -113,13 +111,11 @@ class Verification:
             "first_difference": self.first_difference.as_record() if self.first_difference else None,
             "rounding": self.rounding.as_record() if self.rounding else None,
             "rounded_tensors": self.rounded_tensors,
-            "training": self.training.as_record() if self.training else None,
             "keeps_function": self.keeps_function,
             "unperturbed": self.unperturbed.as_record() if self.unperturbed else None,
-            "weights": self.weights.as_record() if self.weights else None,
         }
 
-    def as_document(self) -> recorded.Verification:
+    def as_document(self) -> recorded.Function:
         """Return the object that `--json` prints: the record's, and the comparison of every module."""
         return {
             **self.as_record(),
@@ -243,33 +239,79 @@ class TrainingVerification:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightsCheck:
+class TensorsCheck:
     """Comparison of stored tensors with the planned ones, byte by byte.
 
     Attributes:
         num_tensors: number of tensors that were compared.
         num_bytes: size of their data.
         differences: one sentence per difference, with the name of the tensor or setting.
-        state: comparison of the optimizer's state; None if it was not compared.
-        state_skipped: reason why an existing state was not compared.
     """
 
     num_tensors: int
     num_bytes: int
     differences: tuple[str, ...]
-    state: WeightsCheck | None = None
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+    def as_record(self) -> recorded.Tensors:
+        """Return the object that mupscale.json and `--json` contain."""
+        return {
+            "agrees": self.agrees,
+            "tensors": self.num_tensors,
+            "bytes": self.num_bytes,
+            "differences": list(self.differences),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCheck:
+    """Comparison of config.json with the planned one.
+
+    Attributes:
+        num_keys: number of keys that were compared, those of nested objects included.
+        differences: one sentence per difference, with its key.
+    """
+
+    num_keys: int
+    differences: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+    def as_record(self) -> recorded.ConfigKeys:
+        """Return the object that mupscale.json and `--json` contain."""
+        return {"agrees": self.agrees, "keys": self.num_keys, "differences": list(self.differences)}
+
+
+@dataclass(frozen=True, slots=True)
+class FilesCheck:
+    """Comparison of every other file: the tokenizer's, the index, the optimizer state, the record itself.
+
+    Attributes:
+        names: the files that were compared.
+        differences: one sentence per difference, with the name of the file.
+        state: comparison of the optimizer's state; None if it was not compared.
+        state_skipped: reason why an existing state was not compared.
+    """
+
+    names: tuple[str, ...]
+    differences: tuple[str, ...]
+    state: TensorsCheck | None = None
     state_skipped: str | None = None
 
     @property
     def agrees(self) -> bool:
         return not self.differences and (self.state is None or self.state.agrees)
 
-    def as_record(self) -> recorded.Weights:
+    def as_record(self) -> recorded.Files:
         """Return the object that mupscale.json and `--json` contain."""
-        record: recorded.Weights = {
+        record: recorded.Files = {
             "agrees": self.agrees,
-            "tensors": self.num_tensors,
-            "bytes": self.num_bytes,
+            "files": list(self.names),
             "differences": list(self.differences),
         }
         if self.state:
@@ -277,6 +319,58 @@ class WeightsCheck:
         if self.state_skipped:
             record["optimizer_state_skipped"] = self.state_skipped
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Everything that a verification found; a part that was not requested is None.
+
+    Attributes:
+        function: comparison of what both models compute.
+        training: comparison of optimizer steps.
+        weights: comparison of every element with source and rule.
+        config: comparison of config.json with the planned one.
+        files: comparison of all other files.
+        skipped: parts that were requested and could not be compared, and why.
+    """
+
+    function: FunctionCheck | None = None
+    training: TrainingVerification | None = None
+    weights: TensorsCheck | None = None
+    config: ConfigCheck | None = None
+    files: FilesCheck | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing differs in the parts that were compared."""
+        parts = (self.function, self.training, self.weights, self.config, self.files)
+        return all(part is None or part.agrees for part in parts)
+
+    @property
+    def incomplete(self) -> CannotVerify | None:
+        """The error that says which requested parts could not be compared; None if all were."""
+        if not self.skipped:
+            return None
+        reasons = "; ".join(f"{part}: {reason}" for part, reason in self.skipped.items())
+        rest = " ".join(f"--only {part}" for part in PARTS if part not in self.skipped)
+        return CannotVerify(f"not everything could be verified: {reasons}", hint=f"`{rest}` leaves that out")
+
+    def as_record(self) -> recorded.Verification:
+        """Return the object that mupscale.json contains."""
+        return {
+            "agrees": self.agrees,
+            "function": self.function.as_record() if self.function else None,
+            "training": self.training.as_record() if self.training else None,
+            "weights": self.weights.as_record() if self.weights else None,
+            "config": self.config.as_record() if self.config else None,
+            "files": self.files.as_record() if self.files else None,
+            "skipped": dict(self.skipped),
+        }
+
+    def as_document(self) -> recorded.Verification:
+        """Return the object that `--json` prints: the record's, and the comparison of every module."""
+        return {**self.as_record(), "function": self.function.as_document() if self.function else None}
 
 
 def compare(what: str, narrow: Tensor, wide: Tensor) -> Comparison:

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.header import ReadableTensor
@@ -24,13 +21,11 @@ from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
-from mupscale_cli.optimizers.nested import Place, place_name
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
-from mupscale_cli.text import shown
-from mupscale_cli.verification.result import CannotVerify, WeightsCheck
+from mupscale_cli.verification.content import content_differences
+from mupscale_cli.verification.result import CannotVerify, TensorsCheck
 
 Progress = Callable[[int], None]
-_MAX_SHOWN = 60  # characters of a value in a message
 
 
 def check_weights(
@@ -39,13 +34,13 @@ def check_weights(
     plan: Plan,
     progress: Progress = lambda _: None,
     processes: int | None = 1,
-) -> WeightsCheck:
+) -> TensorsCheck:
     """Widen the source again; compare every byte with the stored weights instead of writing it.
 
     Args:
         narrow: the source.
         wide: its widening.
-        plan: plan of the widening.
+        plan: plan of the widening, with the recorded size of the noise, which is measured again.
         progress: called with the number of bytes just compared.
         processes: number of processes to use, as for `widen`.
 
@@ -60,7 +55,7 @@ def check_state(
     wide: OptimizerSource,
     progress: Progress = lambda _: None,
     processes: int | None = 1,
-) -> WeightsCheck:
+) -> TensorsCheck:
     """Widen an optimizer's state again; compare every byte and every setting with the stored state.
 
     Args:
@@ -73,8 +68,7 @@ def check_state(
         CheckpointError: one of the states cannot be read.
     """
     check = _check(planned.tensors, planned.stored, wide.stored, progress, processes)
-    settings = _differing_settings(planned.content, wide.content) if planned.content is not None else ()
-    return replace(check, differences=(*check.differences, *settings))
+    return replace(check, differences=(*check.differences, *content_differences(planned.content, wide.content)))
 
 
 def _check(
@@ -83,7 +77,7 @@ def _check(
     wide: Mapping[str, ReadableTensor],
     progress: Progress,
     processes: int | None,
-) -> WeightsCheck:
+) -> TensorsCheck:
     planned = {tensor.target.name: tensor for tensor in tensors}
     differences = [f"`{name}` is not in the plan" for name in wide if name not in planned]
     comparable: list[TensorPlan] = []
@@ -100,29 +94,38 @@ def _check(
             comparable.append(tensor)
     num_bytes = sum(tensor.target.num_bytes for tensor in comparable)
     first: dict[str, int] = {}
+    stds: dict[str, float] = {}
 
-    def work(forks: Forks) -> list[dict[str, int]]:
-        return forks.gather(_first_differences(comparable, narrow, wide, forks))
+    def work(forks: Forks) -> list[tuple[dict[str, int], dict[str, float]]]:
+        return forks.gather(_compare(comparable, narrow, wide, forks))
 
-    for offsets in run_forked(processes or worthwhile(num_bytes), work, progress):
+    for offsets, measured in run_forked(processes or worthwhile(num_bytes), work, progress):
+        stds |= measured
         for name, offset in offsets.items():
             first[name] = min(offset, first.get(name, offset))
     differences += [_describe(planned[name], offset) for name, offset in first.items()]
-    return WeightsCheck(len(comparable), num_bytes, tuple(differences))
+    wrong = (name for name, std in stds.items() if std != _noise_std(planned[name]))
+    differences += [_describe_noise(planned[name], stds[name]) for name in wrong]
+    return TensorsCheck(len(comparable), num_bytes, tuple(differences))
 
 
-def _first_differences(
+def _compare(
     tensors: Sequence[TensorPlan],
     narrow: Mapping[str, ReadableTensor],
     wide: Mapping[str, ReadableTensor],
     forks: Forks,
-) -> dict[str, int]:
-    """Return the offset of the first differing byte of each tensor, in this process's share of the work."""
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Compare this process's share of the tensors.
+
+    Returns:
+        The offset of the first differing byte of each tensor that differs, and the standard deviation of the noise of
+        each tensor that has some.
+    """
     nonfinite = NonFinite(is_allowed=True)  # the source may have some; a stored one that it lacks is a difference
     part = range(*byte_share(tensors, forks))
     with _ComparingWriter(wide) as writer:
-        write_tensors(tensors, narrow, writer, progress=forks.advance, nonfinite=nonfinite, part=part)
-    return writer.first
+        stds = write_tensors(tensors, narrow, writer, progress=forks.advance, nonfinite=nonfinite, part=part)
+    return writer.first, stds
 
 
 class _ComparingWriter:
@@ -169,36 +172,6 @@ class _ComparingWriter:
         return buffer
 
 
-def _differing_settings(planned: Any, stored: Any, place: Place = ()) -> Iterator[str]:
-    """Yield the differences of two nested structures of mappings and sequences, except those of tensors."""
-    if isinstance(planned, torch.Tensor) or isinstance(stored, torch.Tensor):
-        return  # `_check` compares tensors, and reports missing ones
-    if isinstance(planned, Mapping) and isinstance(stored, Mapping):
-        for key in (*planned, *(key for key in stored if key not in planned)):
-            inner = (*place, key)
-            if key in planned and key in stored:
-                yield from _differing_settings(planned[key], stored[key], inner)
-            else:
-                yield from _one_sided((planned if key in planned else stored)[key], inner, is_planned=key in planned)
-    elif isinstance(planned, (list, tuple)) and isinstance(stored, (list, tuple)) and len(planned) == len(stored):
-        for index, pair in enumerate(zip(planned, stored, strict=True)):
-            yield from _differing_settings(*pair, (*place, index))
-    elif planned != stored and repr(planned) != repr(stored):  # NaN equals NaN here
-        yield f"`{place_name(place)}` is {shown(stored, _MAX_SHOWN)}, expected {shown(planned, _MAX_SHOWN)}"
-
-
-def _one_sided(value: Any, place: Place, *, is_planned: bool) -> Iterator[str]:
-    """Yield the settings in a value that only one structure has.
-
-    An empty mapping is not a difference: distributed checkpoints do not keep it.
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _one_sided(inner, (*place, key), is_planned=is_planned)
-    elif not isinstance(value, torch.Tensor):
-        yield f"`{place_name(place)}` is {'missing' if is_planned else 'not in the plan'}"
-
-
 def _describe(tensor: TensorPlan, offset: int) -> str:
     """Describe a difference at a byte offset by the index of its element."""
     element, index = offset // DTYPES[tensor.target.dtype].size, []
@@ -206,6 +179,19 @@ def _describe(tensor: TensorPlan, offset: int) -> str:
         element, position = divmod(element, size)
         index.append(position)
     return f"`{tensor.target.name}` differs, first at element {tuple(reversed(index))}"
+
+
+def _noise_std(tensor: TensorPlan) -> float | None:
+    """Return the recorded standard deviation of a tensor's noise; None if the record lacks it."""
+    return None if tensor.noise is None else tensor.noise.std
+
+
+def _describe_noise(tensor: TensorPlan, std: float) -> str:
+    recorded = "missing" if _noise_std(tensor) is None else f"{_noise_std(tensor):.6g}"
+    return (
+        f"the recorded standard deviation of the noise of `{tensor.target.name}` is {recorded}, "
+        f"but the source gives {std:.6g}"
+    )
 
 
 def without_noise(plan: Plan) -> Plan:

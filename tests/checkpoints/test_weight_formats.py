@@ -56,7 +56,7 @@ def test_a_format_is_one_class_and_one_entry(named, folders, monkeypatch):
         mupscale_cli.widen(folders / named, folders / "wide", 2, recipe="mlp", verify=False)
     monkeypatch.setattr(reading, "FORMATS", (Raw(), *reading.FORMATS))
     mupscale_cli.widen(folders / named, folders / "wide", 2, recipe="mlp", verify=False)
-    assert mupscale_cli.verify_weights(folders / "wide").agrees
+    assert mupscale_cli.verify(folders / "wide", only=["weights", "config", "files"]).agrees
     mupscale_cli.widen(folders / "safetensors", folders / "expected", 2, recipe="mlp", verify=False)
     (wide,) = [file for file in (folders / "wide", folders / "wide" / "model.safetensors") if file.is_file()]
     expected = load_file(folders / "expected" / "model.safetensors")

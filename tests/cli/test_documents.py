@@ -11,7 +11,7 @@ from cli_runner import run
     ("command", "keys"),
     [
         (["widen", "NARROW", "--factor", "2", "--dry-run"], {"recipe", "axes", "tensors", "bytes", "files", "config"}),
-        (["verify", "WIDE"], {"agrees", "comparisons", "tolerance", "dtype"}),
+        (["verify", "WIDE"], {"agrees", "function", "weights", "config", "files"}),
         (["inspect", "NARROW"], {"recipe", "axes", "tensors"}),
         (["inspect", "WIDE"], {"recipe", "axes", "tensors", "record"}),
         (["hparams", "WIDE", "--lr", "1e-3"], {"groups", "formulas", "optimizer"}),
@@ -38,4 +38,4 @@ def test_json_of_widen_contains_its_record(saved, tmp_path):
 
 def test_verify_records_its_result(widened):
     assert run("verify", str(widened), "--dtype", "float32").code == 0
-    assert json.loads((widened / "mupscale.json").read_text())["verification"]["dtype"] == "float32"
+    assert json.loads((widened / "mupscale.json").read_text())["verification"]["function"]["dtype"] == "float32"

@@ -47,12 +47,12 @@ def test_quiet_prints_why_a_verification_failed(saved, tmp_path, wide):
     weights["model.norm.weight"][3] *= 2
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     source = str(saved("Llama-tied"))
-    result = run("verify", source, str(broken), "--weights", "--quiet")
+    result = run("verify", source, str(broken), "--only", "weights", "--quiet")
     assert (result.code, result.out) == (1, "")
-    assert result.err == "`model.norm.weight` differs, first at element (3,)\n"
-    result = run("verify", source, str(broken), "--quiet")
+    assert result.err == "weights: `model.norm.weight` differs, first at element (3,)\n"
+    result = run("verify", source, str(broken), "--only", "function", "--quiet")
     assert (result.code, result.out) == (1, "")
-    assert re.fullmatch(r"the models differ, first in `.*norm`, by .* relative\n", result.err)
+    assert re.fullmatch(r"function: the models differ, first in `.*norm`, by .* relative\n", result.err)
 
 
 def test_wrongly_stored_state_is_not_reported_as_models_that_differ(saved, wide):
@@ -67,7 +67,7 @@ def test_wrongly_stored_state_is_not_reported_as_models_that_differ(saved, wide)
     assert "stored weights differ from the plan: `exp_avg of model.norm.weight`" in shown
     assert "stored values differ from the plan" in shown
     assert "the models differ" not in shown
-    assert failure_text(found) == "stored values differ from the plan: `exp_avg of model.norm.weight`"
+    assert failure_text(found) == "training: stored values differ from the plan: `exp_avg of model.norm.weight`"
 
 
 def test_verbose_explains_decisions_and_debug_prints_more(saved, tmp_path):

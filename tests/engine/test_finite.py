@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cli_runner import run
-from mupscale_cli import verify_weights, widen
+from mupscale_cli import verify, widen
 from mupscale_cli.errors import CheckpointError
 
 UP, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
@@ -46,9 +46,9 @@ def test_the_hint_for_a_nonfinite_value_works(saved, tmp_path):
     source = changed(saved("Llama-tied"), tmp_path / "narrow", spoil)
     result = run("widen", str(source), "-f", "2", "-o", str(tmp_path / "wide"), "--allow-nonfinite")
     assert result.code == 0, result.err
-    next_step = next(line for line in result.out.splitlines() if "mupscale verify" in line)
-    assert "--weights" in next_step  # running the models could not tell anything
-    assert run("verify", str(tmp_path / "wide"), "--weights").code == 0
+    next_step = next(line for line in result.out.splitlines() if line.startswith("  mupscale verify"))
+    assert "--only weights --only files" in next_step  # running the models could not tell anything
+    assert run("verify", str(tmp_path / "wide"), "--only", "weights").code == 0
 
 
 def test_nonfinite_values_are_copied_and_counted_when_allowed(saved, tmp_path):
@@ -62,7 +62,7 @@ def test_nonfinite_values_are_copied_and_counted_when_allowed(saved, tmp_path):
     assert json.loads((tmp_path / "wide" / "mupscale.json").read_text())["nonfinite"] == {UP: 3, NORM: 1}
     assert widened.verification is None
     assert "not finite" in widened.skipped
-    assert verify_weights(tmp_path / "wide", source).agrees
+    assert verify(tmp_path / "wide", source, only=["weights"]).agrees
     narrow, wide = load_file(source / "model.safetensors"), load_file(tmp_path / "wide" / "model.safetensors")
     copies = wide[UP].reshape(*(size for old in narrow[UP].shape for size in (old, 3)))
     for row, column in ((3, 5), (3, 6), (3, 7)):

@@ -15,7 +15,7 @@ from mupscale_cli.engine.events import Events
 from mupscale_cli.engine.processes import run_forked, worthwhile
 from mupscale_cli.engine.threads import num_workers
 from mupscale_cli.errors import CheckpointError, JobError
-from mupscale_cli.tasks.verify import verify_weights
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 
@@ -223,11 +223,11 @@ def test_several_processes_write_the_bytes_of_one(kind, tmp_path):
         for name in ("optimizer.safetensors", "model-00002"):  # a byte of a state, then one of the weights
             file = next(file for file in wide.rglob("*.safetensors") if name.partition(".")[0] in file.name)
             flip(file)
-    found = [verify_weights(wide, source, allow_pickle=True, processes=size) for size in (1, 3)]
+    found = [verify(wide, source, only=("weights", "files"), allow_pickle=True, processes=size) for size in (1, 3)]
     assert found[0] == found[1]
     assert found[0].agrees == (kind != "safetensors")
     if kind == "safetensors":
-        assert len(found[0].differences) == len(found[0].state.differences) == 1
+        assert len(found[0].weights.differences) == len(found[0].files.state.differences) == 1
 
 
 def test_a_failed_run_leaves_nothing_behind(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from helpers import mlp_tensors
 from mupscale_cli.errors import PlanError
-from mupscale_cli.tasks.verify import verify_weights
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from training import save_training, trained
 
@@ -34,7 +34,7 @@ def test_weights_saved_with_the_state_may_have_the_form_of_the_model(tmp_path):
     stored = torch.load(tmp_path / "wide" / "all.pt", weights_only=True)
     assert stored["model"].keys() == wide.keys()
     assert all(torch.equal(tensor, wide[name]) for name, tensor in stored["model"].items())
-    assert verify_weights(tmp_path / "wide", optimizer=tmp_path / "all.pt").agrees
+    assert verify(tmp_path / "wide", only=["weights", "files"], optimizer=tmp_path / "all.pt").agrees
     with pytest.raises(PlanError, match="for which the noise would differ"):
         widen(tmp_path / "narrow", tmp_path / "noisy", 2, verify=False, **state, noise=0.1)
 

@@ -17,7 +17,7 @@ from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.plan.methods import METHODS, make_method
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.tasks.verify import verify, verify_weights
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.models import build_reference_model
 from training import random_loss, save_training
@@ -62,7 +62,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
     wide = tmp_path / ("wide.safetensors" if model else "wide")
     result = run("widen", path, "-o", str(wide), "--factor", "3", *GROWTHS[growth], *model, "--json")
     assert result.code == 0, result.err
-    record = json.loads(result.out)["verification"]
+    record = json.loads(result.out)["verification"]["function"]
     assert record["agrees"]
     assert record["keeps_function"] == (growth in EQUAL)
     worst = max(comparison["max_rel"] for comparison in record["comparisons"])
@@ -76,8 +76,7 @@ def test_every_method_keeps_its_promise(source, growth, tmp_path):
         assert max(comparison["max_rel"] for comparison in record["unperturbed"]["comparisons"]) < 1e-12
     again = run("verify", str(wide), *model, "--json")
     assert again.code == 0, again.err
-    weights = run("verify", str(wide), "--weights", "--json")
-    assert json.loads(weights.out)["differences"] == []
+    assert json.loads(again.out)["weights"]["differences"] == []
 
 
 @pytest.mark.parametrize("method", ["mupscale", "net2net", "hyperclone"])
@@ -217,13 +216,15 @@ def test_every_state_policy_works_with_every_method(method, policy, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"noise": 0.1}, {"method": "net2net"}])
 def test_a_single_flipped_bit_is_located(settings, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, verify=False, **settings)
-    assert verify_weights(tmp_path / "wide").agrees
+    assert verify(tmp_path / "wide", only=["weights"]).agrees
     tensors = tensors_of(tmp_path / "wide")
     name = "model.layers.1.mlp.down_proj.weight"
     tensors[name].view(torch.int32)[7, 3] ^= 1
     save_file(tensors, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
-    assert verify_weights(tmp_path / "wide").differences == (f"`{name}` differs, first at element (7, 3)",)
-    result = run("verify", str(tmp_path / "wide"), "--weights")
+    assert verify(tmp_path / "wide", only=["weights"]).weights.differences == (
+        f"`{name}` differs, first at element (7, 3)",
+    )
+    result = run("verify", str(tmp_path / "wide"), "--only", "weights")
     assert result.code == 1
     assert f"`{name}` differs, first at element (7, 3)" in result.out
 
@@ -235,7 +236,7 @@ def test_tensors_that_are_missing_added_or_of_another_shape_are_named(saved, tmp
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:5]
     tensors["strange"] = torch.zeros(1)
     save_file(tensors, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
-    found = verify_weights(tmp_path / "wide").differences
+    found = verify(tmp_path / "wide", only=["weights"]).weights.differences
     assert "`strange` is not in the plan" in found
     assert "`lm_head.weight` is missing" in found
     assert "`model.norm.weight` is F32 (5,), expected F32 (96,)" in found
@@ -307,7 +308,7 @@ def test_a_damaged_method_in_the_record_is_an_error(saved, tmp_path):
         ('"mupscale_version"', '"version"'),
     ],
 )
-@pytest.mark.parametrize("command", [["inspect"], ["verify", "--weights"], ["hparams", "--lr", "1"]])
+@pytest.mark.parametrize("command", [["inspect"], ["verify", "--only", "weights"], ["hparams", "--lr", "1"]])
 def test_hostile_records_never_cause_a_traceback(command, before, after, saved, tmp_path):
     widen(saved("Llama-untied"), tmp_path / "wide", 2, noise=0.1, verify=False)
     record = tmp_path / "wide" / "mupscale.json"

@@ -70,7 +70,7 @@ def place(saved, tmp_path_factory):
     (folder / "trainer.py").write_text(TRAINER)
     (folder / "job.yaml").write_text(
         f"steps:\n  - {{widen: {saved('Llama-tied')}, factor: 2, output: jobbed}}\n"
-        "  - {verify: jobbed, weights: true}\n"
+        "  - {verify: jobbed, only: [weights, config]}\n"
     )
     save_mlp(folder / "net.safetensors")
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(folder / "wide")).code == 0
@@ -89,7 +89,7 @@ def place(saved, tmp_path_factory):
         ("widen NARROW -f 2 --dry-run --method net2net --seed 3", "plan"),
         ("verify wide --steps 2", "verify"),
         ("verify noisy", "verify"),
-        ("verify wide --weights", "verify-weights"),
+        ("verify wide --only weights --only files", "verify"),
         ("inspect NARROW", "inspect"),
         ("inspect wide", "inspect"),
         ("inspect wide --tensor q_proj", "explain"),

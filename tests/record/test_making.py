@@ -24,7 +24,7 @@ def test_the_record_describes_the_widening(saved, tmp_path):
     assert record["recipe"]["name"] == "llama"
     files = {
         name: {"bytes": (source / name).stat().st_size, "xxh128": file_digest(source / name)}
-        for name in ("model.safetensors", "config.json")
+        for name in ("model.safetensors", "config.json", "generation_config.json")
     }
     assert record["source"]["files"] == files
     wide = merged(widened.output)

@@ -109,11 +109,12 @@ def test_default_tensor_grows_in_both_dimensions(wide):
 
 def test_draw_errors_rings_modules_beyond_the_tolerance(verified):
     modules = module_errors(verified[0], "wide")
-    assert len(modules.names) == verified[0]["modules_compared"] == 20
+    assert len(modules.names) == verified[0]["function"]["modules_compared"] == 20
     (panel,) = draw_errors(modules, "title").axes
     dots = [line for line in panel.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in dots) == 20
-    wrong = {**verified[0], "modules": [{"what": "a", "max_rel": "inf"}, {"what": "b", "max_rel": 0.0}]}
+    worse = [{"what": "a", "max_rel": "inf"}, {"what": "b", "max_rel": 0.0}]
+    wrong = {**verified[0], "function": {**verified[0]["function"], "modules": worse}}
     (panel,) = draw_errors(module_errors(wrong, "wide"), "title").axes
     assert [list(line.get_xdata()) for line in panel.lines if line.get_label() == "beyond the tolerance"] == [[0]]
 
@@ -244,7 +245,7 @@ def test_report_shows_the_verification(verified):
     shown = " ".join(Page(text).text)
     assert "same function, and the same 3 steps" in shown
     assert "wide, widened from narrow" in shown
-    for comparison in verification["comparisons"]:
+    for comparison in verification["function"]["comparisons"]:
         assert comparison["what"] in shown
         assert f"{comparison['max_rel']:.1e}" in shown
     assert "mupscale verify" in shown
@@ -267,7 +268,7 @@ def test_invalid_report_is_refused_before_the_verification(wide, tmp_path):
     for arguments, message in (
         (("--report", str(tmp_path / "there.html")), "exists"),
         (("--report", "out.pdf"), "does not end in .html"),
-        (("--report", "out.html", "--weights"), "omit one of them"),
+        (("--report", "out.html", "--only", "weights"), "add `--only function`"),
     ):
         result = run("verify", str(wide), *arguments)
         assert (result.code, message in result.err) == (2, True)
@@ -302,8 +303,10 @@ def test_report_renders_in_a_browser(verified, wide, tmp_path):
 
 
 def test_damaged_verification_is_reported(tmp_path):
-    (tmp_path / "verified.json").write_text('{"agrees": true, "tolerance": 1, "comparisons": []}')
-    with pytest.raises(PictureError, match="is damaged: `dtype` is missing"):
+    (tmp_path / "verified.json").write_text('{"agrees": true, "function": {}, "weights": null}')
+    with pytest.raises(PictureError, match="is damaged: `training` is missing"):
         read_verification(tmp_path / "verified.json")
     with pytest.raises(PictureError, match="no module of `x` was compared"):
-        module_errors({"modules": [], "unperturbed": None, "tolerance": 1, "dtype": "float64"}, "x")
+        module_errors({"function": {"modules": [], "unperturbed": None}}, "x")
+    with pytest.raises(PictureError, match="no module of `x` was compared"):
+        module_errors({"function": None}, "x")

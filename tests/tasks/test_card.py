@@ -126,23 +126,32 @@ FIGURES = {
     "worst_module": {"what": "norm", "max_abs": 1e-14, "max_rel": 2e-15},
     "keeps_function": True,
     "rounding": None,
-    "training": None,
     "unperturbed": None,
-    "weights": None,
 }
+
+
+def verified(**parts):
+    return {"function": None, "training": None, "weights": None, "config": None, "files": None, **parts}
 
 
 @pytest.mark.parametrize(
     ("verification", "says"),
     [
         (None, ["**Not verified**"]),
-        (FIGURES, ["float64 on 2 sequences and compared 3 modules", "| logits | nan | 1.0e-15 |", "(`norm`)", "= why"]),
-        ({**FIGURES, "keeps_function": False}, ["changes the function on purpose"]),
-        ({**FIGURES, "keeps_function": False, "unperturbed": FIGURES}, ["without its noise"]),
-        ({**FIGURES, "rounding": {"max_rel": 3e-4}, "rounded_tensors": 2}, ["2 tensors were rounded", "3.0e-04"]),
-        ({**FIGURES, "weights": {"tensors": 34}}, ["every byte of 34 tensors"]),
         (
-            {**FIGURES, "training": {"steps": 20, "optimizer": "adamw", "max_rel": 1e-12}},
+            verified(function=FIGURES),
+            ["float64 on 2 sequences and compared 3 modules", "| logits | nan | 1.0e-15 |", "(`norm`)", "= why"],
+        ),
+        (verified(function={**FIGURES, "keeps_function": False}), ["changes the function on purpose"]),
+        (verified(function={**FIGURES, "keeps_function": False, "unperturbed": FIGURES}), ["without its noise"]),
+        (
+            verified(function={**FIGURES, "rounding": {"max_rel": 3e-4}, "rounded_tensors": 2}),
+            ["2 tensors were rounded", "3.0e-04"],
+        ),
+        (verified(weights={"tensors": 34}), ["every byte of 34 tensors", "have not been run"]),
+        (verified(function=FIGURES, config={"keys": 31}), ["31 keys of config.json"]),
+        (
+            verified(function=FIGURES, training={"steps": 20, "optimizer": "adamw", "max_rel": 1e-12}),
             ["20 steps of adamw", "1.0e-12"],
         ),
     ],

@@ -45,6 +45,7 @@ WIDEN = {
 }
 VERIFY = {
     "narrow": ("/narrow", "/narrow"),
+    "only": ("function", ("function",)),
     "dtype": ("float32", "float32"),
     "device": ("cpu", "cpu"),
     "model": ("own:build", "own:build"),
@@ -98,7 +99,7 @@ def test_an_option_of_verify_is_in_the_api_the_command_and_job_files(field, tmp_
         taken.append(options)
         raise VerifyError("enough")
 
-    monkeypatch.setattr(verify_task, "verify", called_with(VerifyOptions)(check))
+    monkeypatch.setattr(verify_task, "verify", called_with(verify_task.VerifyCall)(check))
     text, value = VERIFY[field]
     arguments = (text, "/x") if field == "narrow" else ("/x", *words({field: text}))
     assert "enough" in run("verify", *arguments).err

@@ -16,7 +16,7 @@ from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.tasks.card import BEGIN, END
 from mupscale_cli.tasks.push import prepare_push
 
-VERIFIED = {
+FUNCTION = {
     "agrees": True,
     "dtype": "float64",
     "device": "cpu",
@@ -31,8 +31,15 @@ VERIFIED = {
     "rounded_tensors": 0,
     "keeps_function": True,
     "unperturbed": None,
-    "weights": None,
+}
+VERIFIED = {
+    "agrees": True,
+    "function": FUNCTION,
     "training": None,
+    "weights": None,
+    "config": None,
+    "files": None,
+    "skipped": {},
 }
 SOURCE_CARD = (
     b"---\nlicense: other\nlicense_name: tiny-licence\nlicense_link: LICENSE\npipeline_tag: text-generation\n---\n"
@@ -118,7 +125,7 @@ def test_unchanged_files_are_not_sent_again(hub, wide):
     assert "nothing to update" in again.out
     assert not hub.asked("PUT|POST .*/commit/")
     assert hub.repos["me/wide"].refs["main"] == before
-    note(wide, verification={**VERIFIED, "dtype": "float32"})
+    note(wide, verification={**VERIFIED, "function": {**FUNCTION, "dtype": "float32"}})
     changed = json.loads(run("push", "wide", "me/wide", "--json").out)
     assert not hub.asked("PUT")
     assert [file["path"] for file in changed["files"] if file["status"] == "changed"] == ["README.md", "mupscale.json"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cli_runner import run
 from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
 from mupscale_cli.tasks.verify import newest_widened, verify
@@ -58,7 +59,7 @@ def change_weights(directory, change):
 def test_the_record_is_enough_to_verify(pair):
     found = verify(pair / "wide", dtype="float64")
     assert found.agrees
-    assert found.max_rel < 1e-12
+    assert found.function.max_rel < 1e-12
 
 
 def test_a_pair_that_moved_together_is_verified(pair, tmp_path, monkeypatch):
@@ -106,10 +107,13 @@ def test_a_touched_source_is_unchanged(pair):
     assert verify(pair / "wide").agrees
 
 
-def test_files_that_are_not_part_of_the_model_may_change(pair):
+def test_files_that_are_not_carried_may_change(pair):
     (pair / "narrow" / "README.md").write_text("news")
-    (pair / "narrow" / "generation_config.json").unlink()
+    (pair / "wide" / "README.md").write_text("more news")
     assert verify(pair / "wide").agrees
+    (pair / "narrow" / "generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        verify(pair / "wide")
 
 
 def test_another_model_is_not_the_source(pair, saved):
@@ -170,25 +174,39 @@ def test_a_changed_weight_is_found(pair):
     change_weights(pair / "wide", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.001))
     found = verify(pair / "wide")
     assert not found.agrees
-    assert found.first_difference.what == "model.layers.1.mlp.up_proj"
+    assert found.function.first_difference.what == "model.layers.1.mlp.up_proj"
 
 
 def test_a_missing_weight_is_an_error(pair):
     change_weights(pair / "wide", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(VerifyError, match="up_proj"):
-        verify(pair / "wide")
+        verify(pair / "wide", only=["function"])
+    found = verify(pair / "wide")
+    assert found.weights.differences == ("`model.layers.1.mlp.up_proj.weight` is missing",)
+    assert "up_proj" in found.skipped["function"]
 
 
 def test_a_config_that_does_not_fit_the_weights_is_an_error(pair):
     file = pair / "wide" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "intermediate_size": 80}))
     with pytest.raises(VerifyError):
-        verify(pair / "wide")
+        verify(pair / "wide", only=["function"])
+    found = verify(pair / "wide")
+    assert found.config.differences == ("`intermediate_size` is 80, expected 120",)
+    assert found.function is None
+    assert not found.agrees
 
 
 def test_a_missing_reference_model_is_reported(mlp_pair):
     with pytest.raises(CannotVerify, match="--model"):
-        verify(mlp_pair[0])
+        verify(mlp_pair[0], only=["function"])
+    found = verify(mlp_pair[0])
+    assert found.agrees  # as far as it was compared
+    assert "--model" in found.incomplete.message
+    result = run("verify", str(mlp_pair[0]))
+    assert result.code == 2
+    assert "`--only weights --only config --only files` leaves that out" in result.err
+    assert run("verify", str(mlp_pair[0]), "--only", "weights", "--only", "config", "--only", "files").code == 0
 
 
 @pytest.mark.parametrize("spoil", [False, True])
@@ -202,7 +220,7 @@ def test_the_result_is_stored_in_the_record_and_nowhere_else(spoil, pair):
     after = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (pair / "wide").iterdir()}
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["mupscale.json"]
-    options = {"dtype": "float64", "device": "auto", "own_model": False, "seed": 7, "steps": 0}
+    options = {"only": [], "dtype": "float64", "device": "auto", "own_model": False, "seed": 7, "steps": 0}
     assert record_of(pair / "wide") == {**record, "verification": {**found.as_record(), "options": options}}
     assert found.agrees is not spoil
 
@@ -226,7 +244,7 @@ def test_a_single_file_is_verified_and_not_changed(mlp_pair):
 
 def test_options_reach_the_verification(pair):
     found = verify(pair / "wide", dtype="float32")
-    assert found.dtype == "float32"
+    assert found.function.dtype == "float32"
     assert torch.get_default_dtype() == torch.float32
 
 

@@ -29,7 +29,7 @@ def test_auto_chooses_the_most_precise_type_that_fits(monkeypatch, mlp, tmp_path
 @pytest.mark.parametrize("case", ["Llama-tied", "Mixtral-untied", "T5-tied"])
 def test_reading_weights_from_disk_gives_the_same_result(case, saved, tmp_path):
     here = widen(saved(case), tmp_path / "wide", 3, dtype="float64").verification
-    found = verify(tmp_path / "wide", saved(case), device="disk")
+    found = verify(tmp_path / "wide", saved(case), only=["function"], device="disk").function
     assert found.agrees
     assert found.device == "cpu, weights read from disk"
     assert found.num_modules == here.num_modules
@@ -39,7 +39,7 @@ def test_reading_weights_from_disk_gives_the_same_result(case, saved, tmp_path):
     name = next(name for name, value in weights.items() if value.dim() == 2 and "embed" not in name)
     weights[name][0, 0] += 1
     save_file(weights, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
-    assert not verify(tmp_path / "wide", saved(case), device="disk").agrees
+    assert not verify(tmp_path / "wide", saved(case), only=["function"], device="disk").agrees
 
 
 def test_a_single_file_can_be_read_from_disk(saved, tmp_path):

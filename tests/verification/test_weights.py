@@ -9,7 +9,7 @@ import torch
 from cli_runner import run
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.finding import open_optimizer
-from mupscale_cli.tasks.verify import verify_weights
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from training import save_state
 
@@ -25,9 +25,9 @@ STATE_FILES = {"safetensors": "optimizer.safetensors", "torch": "optimizer.pt", 
 def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
     source, wide = save_state(tmp_path / "narrow", kind), tmp_path / "wide"
     widen(source, wide, axes=AXES, verify=False, optimizer_policy=policy, allow_pickle=True)
-    found = verify_weights(wide, allow_pickle=True)
+    found = verify(wide, allow_pickle=True, only=("weights", "files"))
     assert found.agrees
-    assert found.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
+    assert found.files.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
     if policy == "reset":
         return
     # Flip one bit of an element in the middle of a tensor.
@@ -39,14 +39,14 @@ def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
         (before,) = stream.read(1)
         stream.seek(place.offset)
         stream.write(bytes([before ^ 1]))
-    found = verify_weights(wide, allow_pickle=True)
-    assert found.state.differences == (f"`{name}` differs, first at element (7, 3)",)
+    found = verify(wide, allow_pickle=True, only=("weights", "files"))
+    assert found.files.state.differences == (f"`{name}` differs, first at element (7, 3)",)
     assert not found.agrees
-    assert found.differences == ()
-    result = run("verify", str(wide), "--weights", "--allow-pickle")
+    assert found.weights.agrees
+    result = run("verify", str(wide), "--only", "weights", "--only", "files", "--allow-pickle")
     assert result.code == 1
-    assert f"optimizer state: `{name}` differs, first at element (7, 3)" in result.out
-    assert "weights: 34 tensors" in result.out
+    assert f"optimizer: `{name}` differs, first at element (7, 3)" in result.out
+    assert "34 tensors" in result.out
 
 
 def open_state(folder, kind):
@@ -62,7 +62,7 @@ def test_settings_of_a_state_are_compared(tmp_path):
     state["state"].pop(3)
     state["more"] = 1
     torch.save(state, tmp_path / "wide" / "optimizer.pt")
-    found = verify_weights(tmp_path / "wide").state.differences
+    found = verify(tmp_path / "wide", only=("weights", "files")).files.state.differences
     assert "`state/3/exp_avg` is missing" in found
     assert any(each.startswith("`param_groups/0/lr` is 0.006, expected 0.003") for each in found)
     assert "`param_groups/1/eps` is missing" in found
@@ -77,26 +77,26 @@ def test_a_changed_or_missing_narrow_state_is_an_error(tmp_path):
     state["state"][3]["exp_avg"] += 1
     torch.save(state, source / "optimizer.pt")
     with pytest.raises(CheckpointError, match=r"is not the optimizer state that was widened with"):
-        verify_weights(tmp_path / "wide")
+        verify(tmp_path / "wide", only=("weights", "files"))
     (source / "optimizer.pt").unlink()
-    result = run("verify", str(tmp_path / "wide"), "--weights", "-q")
+    result = run("verify", str(tmp_path / "wide"), "--only", "weights", "--only", "files", "-q")
     assert result.code == 2
     assert "no optimizer state `optimizer.pt` next to" in result.err
     assert "--optimizer PATH" in result.err
-    result = run("verify", str(tmp_path / "wide"), "--weights", "--optimizer", "none")
+    result = run("verify", str(tmp_path / "wide"), "--only", "weights", "--only", "files", "--optimizer", "none")
     assert result.code == 0
-    assert "optimizer state: not compared: disabled by" in result.out
+    assert "not compared: disabled by" in result.out
     (tmp_path / "wide" / "optimizer.pt").unlink()
     shutil.copytree(save_state(tmp_path / "again", "torch"), tmp_path / "copy")
-    found = verify_weights(tmp_path / "wide", optimizer=tmp_path / "copy" / "optimizer.pt")
-    assert found.state.differences == ("`optimizer.pt` is missing",)
+    found = verify(tmp_path / "wide", optimizer=tmp_path / "copy" / "optimizer.pt", only=("weights", "files"))
+    assert found.files.state.differences == ("`optimizer.pt` is missing",)
 
 
 def test_no_pickle_is_read_without_allow_pickle(tmp_path):
     source = save_state(tmp_path / "narrow", "distributed")
     widen(source, tmp_path / "wide", 2, verify=False, allow_pickle=True)
     with pytest.raises(CheckpointError, match="--allow-pickle"):
-        verify_weights(tmp_path / "wide")
-    found = verify_weights(tmp_path / "wide", optimizer=Path("none"))
-    assert found.state is None
-    assert found.as_record()["optimizer_state_skipped"] == found.state_skipped
+        verify(tmp_path / "wide", only=("weights", "files"))
+    found = verify(tmp_path / "wide", optimizer=Path("none"), only=("weights", "files"))
+    assert found.files.state is None
+    assert found.files.as_record()["optimizer_state_skipped"] == found.files.state_skipped

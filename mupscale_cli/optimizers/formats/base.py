@@ -73,7 +73,7 @@ class OptimizerSource(Protocol):
 
     @property
     def content(self) -> Any:
-        """The nested content with blank tensors; None if the state holds only tensors."""
+        """Everything else that the files hold: nested values with blank tensors, or the metadata."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -141,7 +141,7 @@ class WideState:
         about: entries for the record.
         groups: for each wide group, the index of its narrow group and the factor of its learning rate.
         copied: entries of the file that are copied unchanged.
-        content: the nested content with blank tensors; None if the state holds only tensors.
+        content: everything else to write: nested values with blank tensors, or the metadata.
     """
 
     tensors: tuple[TensorPlan, ...]

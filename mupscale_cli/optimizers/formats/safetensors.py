@@ -55,7 +55,10 @@ class SafetensorsState:
     files: tuple[Path, ...]
     stored: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
-    content: None = None
+
+    @property
+    def content(self) -> dict[str, str]:
+        return dict(self.metadata)
 
     def load(self) -> OptimizerTree:
         from safetensors import safe_open
@@ -102,7 +105,7 @@ class SafetensorsState:
             write_json(options.directory / f"{stem}{_INDEX}", index)
             return StateFile(f"{stem}{_INDEX}", *about)
 
-        return WideState(tensors, self.stored, write, {"format": "safetensors"})
+        return WideState(tensors, self.stored, write, {"format": "safetensors"}, content=self.content)
 
     def _entries(self, plan: Plan) -> list[StateEntry]:
         """Split the tensors' names into parameters and keys, after the prefix with which the parameters are known."""

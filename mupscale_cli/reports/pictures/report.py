@@ -16,7 +16,7 @@ from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
 from mupscale_cli.text import count_text
 
 if TYPE_CHECKING:
-    from mupscale_cli.record.types import Record, Verification
+    from mupscale_cli.record.types import Function, Record, Verification
 
 _CSS = """
 :root { --ink: #1b1b2f; --gray: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
@@ -62,7 +62,7 @@ def report(wide: str, record: Record, verification: Verification, blocks: Blocks
     sections = [
         _heading(title, verification),
         _section("What was widened", _sizes(record), _facts(record)),
-        _section("What was compared", _comparisons(verification), *_notes(verification)),
+        _section("What was compared", *_compared(verification)),
         *_pictures(wide, verification, blocks),
         _section("Reproduce", _commands(wide)),
         _section(
@@ -114,7 +114,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
 def _heading(title: str, verification: Verification) -> str:
     verdict = verdict_text(verification)
     mark = "" if verification["agrees"] else " bad"
-    where = f"{verification['dtype']} on {verification['device']}, {verification['inputs']}"
+    function = verification["function"]
+    where = f"{function['dtype']} on {function['device']}, {function['inputs']}" if function else "no model was run"
     return (
         f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
         f'<p class="gray">{_text(where)}</p>\n</header>'
@@ -123,12 +124,14 @@ def _heading(title: str, verification: Verification) -> str:
 
 def verdict_text(verification: Verification) -> str:
     """Summarize a verification in a few words."""
-    keeps = verification["keeps_function"]
+    function, training = verification["function"], verification["training"]
     if not verification["agrees"]:
+        keeps = not function or function["keeps_function"]
         return "the models differ" if keeps else "the models do not differ as intended"
-    training = verification["training"]
+    if not function:
+        return "as planned"
     trained = f", and the same {training['steps']} steps" if training else ""
-    return f"same function{trained}" if keeps else f"differs as intended{trained}"
+    return f"same function{trained}" if function["keeps_function"] else f"differs as intended{trained}"
 
 
 def _sizes(record: Record) -> str:
@@ -156,15 +159,34 @@ def _facts(record: Record) -> str:
     return _table(("", "value"), rows)
 
 
-def _comparisons(verification: Verification) -> str:
-    keeps, tolerance = verification["keeps_function"], verification["tolerance"]
+def _compared(verification: Verification) -> Iterable[str]:
+    """Describe what was compared in each part of a verification."""
+    if function := verification["function"]:
+        yield _comparisons(function)
+        yield from _notes(function)
+    if weights := verification["weights"]:
+        result = "every byte matches source, rule and noise" if weights["agrees"] else weights["differences"][0]
+        yield _paragraph(f"weights: {weights['tensors']} tensors, {result}")
+    if config := verification["config"]:
+        result = "as planned" if config["agrees"] else config["differences"][0]
+        yield _paragraph(f"config.json: {config['keys']} keys, {result}")
+    if files := verification["files"]:
+        state = files.get("optimizer_state", {}).get("differences", [])
+        result = "as planned" if files["agrees"] else [*files["differences"], *state][0]
+        yield _paragraph(f"files: {', '.join(files['files'])}, {result}")
+    for part, reason in verification["skipped"].items():
+        yield _paragraph(f"{part}: not compared: {reason}")
+
+
+def _comparisons(function: Function) -> str:
+    keeps, tolerance = function["keeps_function"], function["tolerance"]
     rows: list[tuple[object, ...]] = []
-    for each in verification["comparisons"]:
+    for each in function["comparisons"]:
         wrong = keeps and not float(each["max_rel"]) <= tolerance
         row = (each["what"], _number(each["max_rel"]), _number(each["max_abs"]))
         rows.append(("!", *row) if wrong else row)
-    if worst := verification["worst_module"]:
-        what = f"worst of {verification['modules_compared']} modules, {worst['what']}"
+    if worst := function["worst_module"]:
+        what = f"worst of {function['modules_compared']} modules, {worst['what']}"
         rows.append((what, _number(worst["max_rel"]), _number(worst["max_abs"])))
     numbers = ("largest relative", "largest absolute")
     return _table(("compared", *numbers), rows, numbers)
@@ -174,23 +196,20 @@ def _number(value: object) -> str:
     return f"{float(str(value)):.1e}"
 
 
-def _notes(verification: Verification) -> Iterable[str]:
-    if verification["keeps_function"]:
-        yield _paragraph(f"tolerance {_number(verification['tolerance'])} = {verification['tolerance_reason']}")
-    if rounding := verification["rounding"]:
+def _notes(function: Function) -> Iterable[str]:
+    if function["keeps_function"]:
+        yield _paragraph(f"tolerance {_number(function['tolerance'])} = {function['tolerance_reason']}")
+    if rounding := function["rounding"]:
         yield _paragraph(
-            f"storing {verification['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
+            f"storing {function['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
             f"{_number(rounding['max_rel'])}; the narrow model is rounded in the same way"
         )
-    if first := verification["first_difference"]:
+    if first := function["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
-    if plain := verification["unperturbed"]:
+    if plain := function["unperturbed"]:
         worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
         verdict = "same function" if plain["agrees"] else "the models differ"
         yield _paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
-    if weights := verification["weights"]:
-        result = "every byte matches source, rule and noise" if weights["agrees"] else weights["differences"][0]
-        yield _paragraph(f"weights: {weights['tensors']} tensors, {result}")
 
 
 def _paragraph(text: str) -> str:
@@ -198,7 +217,8 @@ def _paragraph(text: str) -> str:
 
 
 def _pictures(wide: str, verification: Verification, blocks: Blocks | None) -> Iterable[str]:
-    without = ", without its noise" if verification["unperturbed"] else ""
+    function = verification["function"]
+    without = ", without its noise" if function and function["unperturbed"] else ""
     try:
         modules = module_errors(verification, wide)
     except PictureError as error:

@@ -79,7 +79,7 @@ def read_verification(file: Path) -> Verification:
         raise PictureError(f"cannot read `{file}`: {error}") from error
     except ValueError as error:
         raise PictureError(f"`{file}` is not valid JSON: {error}") from error
-    if not isinstance(document, dict) or "tolerance" not in document or "comparisons" not in document:
+    if not isinstance(document, dict) or "function" not in document or "weights" not in document:
         raise PictureError(
             f"`{file}` was not printed by `mupscale verify --json`",
             hint="`mupscale verify WIDE --json > verified.json`",
@@ -99,17 +99,17 @@ def module_errors(verification: Verification, title: str) -> ModuleErrors:
     Raises:
         PictureError: no modules were compared.
     """
-    compared = verification["unperturbed"] or verification
-    modules = compared.get("modules", [])
-    names = tuple(module["what"] for module in modules)
-    errors = tuple(float(module["max_rel"]) for module in modules)
-    tolerance, dtype = compared["tolerance"], compared["dtype"]
-    if not names:
+    function = verification["function"]
+    compared = function and (function["unperturbed"] or function)
+    modules = compared.get("modules") if compared else None
+    if not compared or not modules:
         raise PictureError(
             f"no module of `{title}` was compared",
             hint="`mupscale verify` compares modules if the method copies units and both models run",
         )
-    return ModuleErrors(names, errors, tolerance, dtype)
+    names = tuple(module["what"] for module in modules)
+    errors = tuple(float(module["max_rel"]) for module in modules)
+    return ModuleErrors(names, errors, compared["tolerance"], compared["dtype"])
 
 
 def step_losses(verification: Verification | None, title: str) -> Losses:

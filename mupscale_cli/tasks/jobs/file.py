@@ -77,6 +77,11 @@ def _text(node: Node, _folder: Path) -> str:
     return node.value
 
 
+def _texts(node: Node, folder: Path) -> tuple[str, ...]:
+    """Read a text, or a list of texts."""
+    return tuple(_text(text, folder) for text in (node.nodes if isinstance(node, Items) else (node,)))
+
+
 def _flag(node: Node, folder: Path) -> bool:
     value = _text(node, folder)
     if value not in _TRUTH:
@@ -168,12 +173,12 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
     },
     "verify": {
         "narrow": _text,
+        "only": _texts,
         "recipe": _recipe,
         "seed": _count,
         "steps": _count,
         "optimizer": _path,
         "allow_pickle": _flag,
-        "weights": _flag,
         **_COMPARING,
     },
     "push": {
@@ -260,12 +265,8 @@ def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep
 
 
 def _verify(wide: str, given: Mapping[str, Any], paths: _JobPaths) -> VerifyStep:
-    if given.get("weights") and given.get("steps"):
-        raise RunError("`weights` and `steps` conflict: `weights` runs no model", hint="remove one of them")
-    chosen = {name: value for name, value in given.items() if name != "weights"}
-    if "narrow" in given:
-        chosen["narrow"] = paths.locate(given["narrow"])
-    return VerifyStep(wide, VerifyOptions(**chosen), given.get("weights", False))
+    narrow = {"narrow": paths.locate(given["narrow"])} if "narrow" in given else {}
+    return VerifyStep(wide, VerifyOptions(**{**given, **narrow}))
 
 
 def _push(wide: str, given: Mapping[str, Any]) -> PushStep:

@@ -135,9 +135,10 @@ def _state_changed(step: WidenStep, source: Source, output: Checkpoint, carried:
 def is_recorded(step: VerifyStep, output: Checkpoint) -> bool:
     """Return whether the record contains a successful verification with the options of this step."""
     verification = check_record(output.record, output.path)["verification"] if output.record else None
-    if step.weights or verification is None:
+    if verification is None:
         return False
-    return verification["agrees"] and verification.get("options") == step.options.as_record()
+    is_same = verification.get("options") == step.options.as_record()
+    return is_same and verification["agrees"] and not verification["skipped"]
 
 
 def is_still_verified(step: VerifyStep) -> bool:

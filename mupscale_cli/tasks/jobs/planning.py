@@ -130,14 +130,14 @@ def _state_bytes(step: WidenStep, source: Source, plan: Plan) -> int:
 def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     path = Path(step.wide)
     future = made.get(path.resolve())
-    what = "bytes of " if step.weights else ""
+    what = f"{', '.join(step.options.parts)} of " if step.options.only else ""
     title = f"{what}{step.wide}" + (f" against {step.options.narrow}" if step.options.narrow else "")
     if future is not None:
         sizes = future.num_parameters
     else:
         found = find_source(step.wide, headers_only=True).checkpoint
         sizes = read_record(found)["parameters"]["before"], sum(spec.num_elements for spec in found.specs)
-    memory = 0.0 if step.weights else inference_bytes(max(sizes), _FLOAT64)
+    memory = 0.0 if "function" not in step.options.parts else inference_bytes(max(sizes), _FLOAT64)
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
     is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))

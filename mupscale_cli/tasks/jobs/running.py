@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.reading import open_checkpoint
@@ -20,9 +19,6 @@ from mupscale_cli.tasks.push import prepare_push, push_target
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import bytes_text
-
-if TYPE_CHECKING:
-    from mupscale_cli.verification.result import Verification, WeightsCheck
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 
@@ -110,8 +106,12 @@ def _run_widen(planned: PlannedStep, step: WidenStep, events: Events, processes:
         events=events,
         processes=processes,
     )
-    verification = result.verification
-    if verification is not None and not verification.agrees:
+    if result.verification is None:
+        return StepResult(planned, "done", "widened", result)
+    from mupscale_cli.verification.result import Verification  # verifying has imported torch already
+
+    verification = Verification(function=result.verification)
+    if not verification.agrees:
         return StepResult(planned, "differs", "the models differ; nothing was written", result, verification)
     return StepResult(planned, "done", "widened", result, verification)
 
@@ -124,8 +124,9 @@ def _result_of_finished(planned: PlannedStep, step: WidenStep) -> StepResult:
     from mupscale_cli.tasks.verify import verify
     from mupscale_cli.verification.result import CannotVerify
 
+    options = replace(step.options.verification, narrow=step.checkpoint, only=("function",))
     try:
-        verification = verify(planned.target, **vars(replace(step.options.verification, narrow=step.checkpoint)))
+        verification = verify(planned.target, **vars(options))
     except CannotVerify as reason:
         return StepResult(planned, "skipped", f"complete; not verified: {reason.message}")
     if not verification.agrees:
@@ -134,26 +135,15 @@ def _result_of_finished(planned: PlannedStep, step: WidenStep) -> StepResult:
 
 
 def _run_verify(planned: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> StepResult:
-    from mupscale_cli.tasks.verify import verify, verify_weights
+    from mupscale_cli.tasks.verify import verify
 
-    verification: Verification | WeightsCheck
-    if step.weights:
-        verification = verify_weights(
-            step.wide,
-            step.options.narrow,
-            recipe=step.options.recipe,
-            optimizer=step.options.optimizer,
-            allow_pickle=step.options.allow_pickle,
-            events=events,
-            processes=processes,
-        )
-    else:
-        if Path(step.wide).exists() and is_still_verified(step):
-            return StepResult(planned, "skipped", "verified with the same options")
-        events.phase("verifying", 0)
-        verification = verify(step.wide, **vars(step.options))
+    if Path(step.wide).exists() and is_still_verified(step):
+        return StepResult(planned, "skipped", "verified with the same options")
+    verification = verify(step.wide, **vars(step.options), events=events, processes=processes)
     if not verification.agrees:
         return StepResult(planned, "differs", "the models differ", verification=verification)
+    if error := verification.incomplete:
+        return StepResult(planned, "failed", error.message, verification=verification, error=error)
     return StepResult(planned, "done", "verified", verification=verification)
 
 

@@ -15,7 +15,7 @@ from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from mupscale_cli.verification.result import Verification, WeightsCheck
+    from mupscale_cli.verification.result import Verification
 
 Status = Literal["to do", "done", "skipped", "differs", "failed", "not run"]
 
@@ -43,12 +43,10 @@ class VerifyStep:
     Attributes:
         wide: path or Hub id of the checkpoint to verify.
         options: options of `verify`.
-        weights: compare every byte and run no model, as `verify_weights` does.
     """
 
     wide: str
     options: VerifyOptions = field(default_factory=VerifyOptions)
-    weights: bool = False
     kind: Literal["verify"] = "verify"
 
 
@@ -150,7 +148,7 @@ class StepResult:
     status: Status
     reason: str
     widened: Widened | None = None
-    verification: Verification | WeightsCheck | None = None
+    verification: Verification | None = None
     url: str | None = None
     error: MupscaleError | None = None
 

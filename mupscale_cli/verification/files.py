@@ -1,0 +1,130 @@
+"""Comparing every file beside the weights with what source and plan make of it; trusts no recorded digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mupscale_cli.checkpoints.formats.safetensors import INDEX
+from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
+from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
+from mupscale_cli.optimizers.carrying import CarriedState
+from mupscale_cli.optimizers.finding import state_names
+from mupscale_cli.optimizers.recorded import scaled_tensors
+from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
+from mupscale_cli.plan import Plan
+from mupscale_cli.record.making import Origin, make_record
+from mupscale_cli.record.reading import companion_path
+from mupscale_cli.text import bytes_text
+from mupscale_cli.verification.content import content_differences
+from mupscale_cli.verification.result import FilesCheck
+
+if TYPE_CHECKING:
+    from mupscale_cli.record.types import Record
+
+_BLOCK_BYTES = 1 << 20
+# What the plan decides again. The other keys of a record say where the source is and what was found while widening.
+_PLANNED = ("axes", "parameters", "called", "shared", "omitted", "tie", "rounded", "method", "perturbation")
+
+
+def check_files(
+    narrow: Checkpoint, wide: Checkpoint, plan: Plan, record: Record, state: CarriedState | None = None
+) -> FilesCheck:
+    """Compare all files except weights, config.json and the optimizer state; of the record, what the plan decides.
+
+    Args:
+        narrow: the source.
+        wide: its widening.
+        plan: plan of the widening.
+        record: its record.
+        state: the optimizer state, planned again; None if none was widened, or it is not compared.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    copied = (*narrow.carried_files, *(state.companions if state else ()))
+    planned: dict[str, Callable[[Path], Iterable[str]]] = {
+        file.name: partial(_copy_differences, file) for file in copied
+    }
+    if len(wide.files) > 1:
+        planned[INDEX] = partial(_index_differences, wide)
+    if state is not None and state.scheduler is not None:
+        planned[state.scheduler.name] = partial(_scheduler_differences, state)
+    differences = [f"`{name}` is not in the plan" for name in _unplanned(wide, record, planned)]
+    for name, compare in planned.items():
+        file = companion_path(wide, name)
+        differences += compare(file) if file.is_file() else (f"`{name}` is missing",)
+    for file in wide.files:
+        differences += _metadata_differences(file, is_single=wide.is_file)
+    differences += _record_differences(plan, record)
+    return FilesCheck((*planned, RECORD), tuple(differences))
+
+
+def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str]) -> Iterator[str]:
+    """Yield the files that a loader or a trainer would read although the plan does not have them."""
+    if wide.is_file:
+        return
+    names = {file.relative_to(wide.path).as_posix() for file in wide.path.rglob("*") if file.is_file()}
+    state = record["optimizer_state"]
+    expected = {*planned, *(file.name for file in wide.files), *(state_names(names, state["file"]) if state else ())}
+    trained = state_names(names)
+    for name in sorted(names - expected):
+        is_loaded = "/" not in name and (is_carried(name) or name in INDICES or name.endswith(SUFFIXES))
+        if is_loaded or name in trained:
+            yield name
+
+
+def _copy_differences(source: Path, file: Path) -> Iterator[str]:
+    """Compare a file with the one that it was copied from."""
+    sizes = source.stat().st_size, file.stat().st_size
+    if sizes[0] != sizes[1]:
+        yield f"`{file.name}` is {bytes_text(sizes[1])}, expected {bytes_text(sizes[0])}"
+        return
+    offset = 0
+    with open_file(source) as planned, open_file(file) as stored:
+        while block := planned.read(_BLOCK_BYTES):
+            other = stored.read(_BLOCK_BYTES)
+            if block != other:
+                first = next(i for i, (a, b) in enumerate(zip(block, other, strict=False)) if a != b)
+                yield f"`{file.name}` differs from the source's, first at byte {offset + first}"
+                return
+            offset += len(block)
+
+
+def _index_differences(wide: Checkpoint, file: Path) -> Iterator[str]:
+    total = sum(tensor.spec.num_bytes for tensor in wide.tensors.values())
+    places = {name: tensor.file.name for name, tensor in wide.tensors.items()}
+    planned = {"metadata": {"total_size": total}, "weight_map": places}
+    yield from _named(file, content_differences(planned, read_json(file)))
+
+
+def _scheduler_differences(state: CarriedState, file: Path) -> Iterator[str]:
+    assert state.scheduler is not None
+    planned = wide_scheduler(state.scheduler, state.state.groups)
+    yield from _named(file, content_differences(planned, read_scheduler(file)))
+
+
+def _metadata_differences(file: Path, *, is_single: bool) -> Iterator[str]:
+    """Compare the metadata of a weight file, by which libraries choose how to read it."""
+    stored = read_header(file).metadata
+    planned = {"format": "pt", **({METADATA_KEY: stored.get(METADATA_KEY, "")} if is_single else {})}
+    yield from _named(file, content_differences(planned, stored))
+
+
+def _record_differences(plan: Plan, record: Record) -> Iterator[str]:
+    """Compare what a record says about the plan: `hparams`, trainers and cards believe it."""
+    planned = make_record(plan, {}, Origin(""), record["mupscale_version"])
+    yield from _named(Path(RECORD), content_differences(_comparable(planned), _comparable(record)))
+
+
+def _comparable(record: Any) -> dict[str, Any]:
+    scaling = {tensor.name: asdict(tensor) for tensor in scaled_tensors(record)}
+    return {**{key: record[key] for key in _PLANNED}, "rules": scaling}
+
+
+def _named(file: Path, differences: Iterable[str]) -> Iterator[str]:
+    return (f"{difference} in `{file.name}`" for difference in differences)
