@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from mupscale_cli.architecture.document import Text
-from mupscale_cli.architecture.expressions import Expression
+from mupscale_cli.architecture.expressions import Expression, names_in
 from mupscale_cli.architecture.layouts import Layout, Power
 from mupscale_cli.architecture.patterns import Pattern
 
@@ -81,6 +81,11 @@ class ConfigRule:
     optional: bool
     choices: tuple[Choice[tuple[Expression, tuple[Power, ...]]], ...]
     text: Text
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The axes and config keys that the value depends on."""
+        return frozenset(name.name for choice in self.choices for name in names_in(choice.value[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,16 @@ AxisFactors = Annotated[
         autocompletion=complete_axis,
     ),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="TARGET",
+        help="Grow to the sizes of another model of this architecture: a config.json, a model directory, or a model on "
+        "the Hub. Everything but sizes stays as it is.",
+        autocompletion=complete_checkpoint,
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

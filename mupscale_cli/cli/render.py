@@ -14,10 +14,11 @@ from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.plan.types import GoalComparison, KeyDifference
 from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
-from mupscale_cli.text import listed
+from mupscale_cli.text import listed, shortened
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _SHOWN_STEPS = 6
 _SHOWN_DIFFERENCES = 5
+_SHOWN_VALUE = 16  # characters of a config's value
 
 
 def axes_table(plan: Plan) -> Table:
@@ -53,6 +55,7 @@ def axes_table(plan: Plan) -> Table:
 def print_plan(console: Console, plan: Plan, output: str) -> None:
     """Print a plan: axes, tensors, config changes and sizes."""
     before, after = plan.num_parameters
+    print_goal(console, plan)
     console.print(axes_table(plan))
     console.print()
     console.print(tensors_tree(plan, console))
@@ -120,6 +123,7 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         "bytes": plan.num_bytes,
         "files": {shard.file: shard.num_bytes for shard in plan.shards},
         "config": [{"key": c.key, "before": c.before, "after": c.after} for c in plan.config_changes],
+        "to": plan.goal and {"name": plan.goal.name, "keys": [_key_document(row) for row in plan.goal.keys]},
         "omitted": list(plan.omitted),
         "tensors": [
             {
@@ -139,6 +143,31 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         ],
         "tree": [node.as_record() for node in outline(plan)],
     }
+
+
+def _key_document(row: KeyDifference) -> dict[str, Any]:
+    return {"key": row.key, "before": row.before, "target": row.target, "after": row.after, "fate": row.fate}
+
+
+def print_goal(console: Console, plan: Plan) -> None:
+    """Print the config keys that differ between the source and the model whose sizes are taken, if there is one."""
+    if plan.goal is None:
+        return
+    console.print(f"sizes of {plan.goal.name}", markup=False, soft_wrap=True)
+    console.print(_goal_table(plan.goal))
+    console.print()
+
+
+def _goal_table(goal: GoalComparison) -> Table:
+    result = table("key", "source", "target", "output", "", right=("source", "target", "output"))
+    for row in sorted(goal.keys, key=lambda row: row.fate):
+        texts = (escape(_value_text(value)) for value in (row.before, row.target, row.after))
+        result.add_row(escape(row.key), *texts, row.fate, style="bold" if row.fate == "grown" else None)
+    return result
+
+
+def _value_text(value: object) -> str:
+    return "-" if value is None else shortened(str(value), _SHOWN_VALUE)
 
 
 def record_text(record: Record) -> str:

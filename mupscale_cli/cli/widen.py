@@ -35,6 +35,7 @@ def widen(
     ] = None,
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
+    to: options.Target = None,
     recipe: options.RecipeName = None,
     tie: options.Tie = None,
     method: options.MethodName = "mupscale",
@@ -92,6 +93,7 @@ def widen(
                 out,
                 None if factor is None else parse_factor(factor),
                 parse_axes(axis),
+                to=to,
                 recipe=recipe,
                 tie=tie,
                 method=method,
@@ -219,6 +221,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
 def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
     """Print the axes, the verification, notes, the summary and the next commands."""
     console = output.report()
+    render.print_goal(console, result.plan)
     console.print(render.axes_table(result.plan))
     console.print()
     if result.verification is not None:

@@ -1,17 +1,16 @@
-"""Resolving what a user asks for, as factors, sizes or another model's config, to the growth of every axis."""
+"""Resolving what a user asks for, factors and sizes of axes and config keys, to the growth of every axis."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, Union
 
-from mupscale_cli.architecture.expressions import Name, look_up, names_in
-from mupscale_cli.architecture.types import ConfigRule, Link, Recipe
+from mupscale_cli.architecture.expressions import look_up
+from mupscale_cli.architecture.types import Link, Recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.text import suggest
@@ -37,12 +36,12 @@ class Request:
     Attributes:
         factor: factor of the axes that the recipe widens by default.
         axes: factors or sizes by the name of an axis, of a group of axes or of a config key; they override `factor`.
-        target: config of the model whose sizes to take.
+        sizes: sizes by axis, of another model; `factor` and `axes` override them.
     """
 
     factor: int | Fraction | None = None
     axes: Mapping[str, Amount] = field(default_factory=dict)
-    target: Mapping[str, Any] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 IDENTITY = Request()
@@ -66,7 +65,7 @@ def grow_axes(
     """Return every axis with its growth.
 
     Of several amounts for an axis, the most specific one counts: that of the axis itself, of a config key, of a group
-    of axes, of the target, of the factor. If all but one of the axes of a link are asked for, the last one follows.
+    of axes, of the factor, of another model. If all but one of the axes of a link are asked for, the last one follows.
 
     Args:
         recipe: recipe of the architecture.
@@ -80,11 +79,9 @@ def grow_axes(
         PlanError: an axis is unknown or fixed, an amount is no whole number of units or too large, an axis
             would shrink, or linked axes contradict each other.
     """
-    asked: dict[str, _Asked] = {}
+    asked = {name: _Asked(Size(size), "--to") for name, size in request.sizes.items()}
     if request.factor is not None:
         asked |= dict.fromkeys(recipe.widen, _Asked(request.factor, "--factor"))
-    if request.target is not None:
-        asked |= _asked_sizes(sizes(request.target), "the target")
     groups, keys, single = _sorted_by_kind(recipe, request.axes, config)
     for name, amount in groups.items():
         asked |= _asked_of_group(recipe.groups[name], amount, name)
@@ -126,10 +123,6 @@ def _asked_of_group(members: Iterable[str], amount: Amount, name: str) -> dict[s
     return dict.fromkeys(members, _Asked(amount, f"--axis {name}"))
 
 
-def _asked_sizes(sizes: Mapping[str, int | None], option: str) -> dict[str, _Asked]:
-    return {name: _Asked(Size(size), option) for name, size in sizes.items() if size is not None}
-
-
 def _asked_of_keys(
     recipe: Recipe, amounts: Mapping[str, Amount], config: Mapping[str, Any], sizes: Sizes
 ) -> dict[str, _Asked]:
@@ -141,7 +134,7 @@ def _asked_of_keys(
     before = sizes(config)
     asked: dict[str, _Asked] = {}
     for key, value in values.items():
-        named = {name.name for rule in recipe.config if rule.key == key for name in _names(rule)} & before.keys()
+        named = {name for rule in recipe.config if rule.key == key for name in rule.names & before.keys()}
         after = sizes(_with_keys(config, {key: value}))
         dependent = named | {name for name, size in after.items() if size != before[name]}
         if not dependent:
@@ -152,10 +145,6 @@ def _asked_of_keys(
         asked |= dict.fromkeys(dependent, _Asked(1, f"--axis {key}"))
     after = sizes(_with_keys(config, values))
     return {name: one._replace(amount=Size(size)) for name, one in asked.items() if (size := after[name])}
-
-
-def _names(rule: ConfigRule) -> Iterator[Name]:
-    return itertools.chain.from_iterable(names_in(choice.value[0]) for choice in rule.choices)
 
 
 def _with_keys(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str, Any]:

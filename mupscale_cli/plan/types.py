@@ -122,6 +122,36 @@ class ConfigChange:
     after: Any
 
 
+@dataclass(frozen=True, slots=True)
+class KeyDifference:
+    """A config key that differs between source and target.
+
+    Attributes:
+        key: the key, dotted within sections.
+        before: its value in the source; None if it is absent.
+        target: its value in the target; None if it is absent.
+        after: its value in the output.
+    """
+
+    key: str
+    before: Any
+    target: Any
+    after: Any
+
+    @property
+    def fate(self) -> str:
+        """`kept` if the output has the source's value, `grown` if it has the target's, else `adapted`."""
+        return "kept" if self.after == self.before else "grown" if self.after == self.target else "adapted"
+
+
+@dataclass(frozen=True, slots=True)
+class GoalComparison:
+    """The model whose sizes were taken, by path or Hub id, and the config keys that differ from it."""
+
+    name: str
+    keys: tuple[KeyDifference, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A complete plan of a widening; carrying it out requires no further decisions.
@@ -139,6 +169,7 @@ class Plan:
         used: axes that occur in some tensor.
         method: method of growing.
         perturbation: noise to add; None for no noise.
+        goal: the model whose sizes were taken; None if the sizes were chosen in another way.
     """
 
     recipe: Recipe
@@ -152,6 +183,7 @@ class Plan:
     used: frozenset[str] = frozenset()
     method: Method = MUPSCALE
     perturbation: Perturbation | None = None
+    goal: GoalComparison | None = None
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:

@@ -257,6 +257,26 @@ class Change(TypedDict):
     after: Annotated[Any, "Value in the wide config."]
 
 
+class TargetKey(TypedDict):
+    """A key of config.json that differs between the source and the model whose sizes are taken."""
+
+    key: Annotated[str, "Name of the key."]
+    before: Annotated[Any, "Value in the narrow config; null if it is absent."]
+    target: Annotated[Any, "Value in the target's config; null if it is absent."]
+    after: Annotated[Any, "Value in the wide config."]
+    fate: Annotated[
+        Literal["grown", "kept", "adapted"],
+        "grown: the target's value. kept: the narrow model's. adapted: another, which the widening needs.",
+    ]
+
+
+class GoalComparison(TypedDict):
+    """The model whose sizes are taken."""
+
+    name: Annotated[str, "Path or Hub id."]
+    keys: Annotated[list[TargetKey], "Every key that differs."]
+
+
 class PlannedTensor(TypedDict):
     """A tensor of the output."""
 
@@ -302,6 +322,7 @@ class Plan(TypedDict):
     bytes: Annotated[Count, "Size of the weights in bytes."]
     files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
     config: Annotated[list[Change], "Changes of config.json."]
+    to: Annotated[GoalComparison | None, "The model whose sizes are taken; null if there is none."]
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]
     tensors: Annotated[list[PlannedTensor], "Every tensor of the output."]
     tree: Annotated[list[Tree], "The tensors as a tree of modules, with equal modules merged."]

@@ -90,6 +90,7 @@ def make_record(
         "parameters": {"before": before, "after": after},
         "rules": _rules((*plan.tensors, *plan.parameters)),
         "called": _called(plan),
+        "to": plan.goal.name if plan.goal else None,
         "shared": _shared(plan),
         "omitted": list(plan.omitted),
         "tie": plan.tie,

@@ -309,6 +309,7 @@ class Record(Growth):
         dict[str, Written], "Every other written file except the optimizer state and the record, by name."
     ]
     recipe: Annotated[RecipeUsed, "The recipe."]
+    to: Annotated[str | None, "Path or Hub id of the model whose sizes were taken; null if there was none."]
     shared: Annotated[dict[str, str], "Tensors absent from the output, and the tensors used in their place."]
     omitted: Annotated[list[str], "Tensors of the source that were omitted."]
     tie: Annotated[

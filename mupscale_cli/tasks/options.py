@@ -39,6 +39,7 @@ class WidenOptions:
         output: output path. Default: `NAME-x4` next to the input.
         factor: target width over source width, for every axis that the recipe widens; whole or not.
         axes: factors, or sizes as `Size`, of single axes or keys of config.json; they override or add to `factor`.
+        to: the model whose sizes to take: a config.json, a model directory, or a Hub id; `axes` override them.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
@@ -68,6 +69,7 @@ class WidenOptions:
     factor: float | Fraction | None = None
     axes: Mapping[str, float | Fraction | Size] | None = None
     _: KW_ONLY
+    to: str | Path | None = None
     recipe: str | Path | None = None
     tie: str | None = None
     method: str = "mupscale"
@@ -92,6 +94,8 @@ class WidenOptions:
     def __post_init__(self) -> None:
         if self.max_shard_size < 1:
             raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
+        if self.to is not None and self.factor is not None:
+            raise PlanError("`--to` and `--factor` conflict: the target gives every axis its size", hint="omit one")
         _ = self.request, self.growth, self.state  # raise if an option is invalid
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan import Amount, Plan, Size, make_plan
+from mupscale_cli.plan.goal import Goal
+from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -93,7 +96,13 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
     """
     checkpoint = source.checkpoint
     recipe = choose_recipe(checkpoint, options.recipe)
-    request = options.request
+    request, tie = options.request, options.tie
+    goal = None if options.to is None else _read_goal(options.to, recipe, checkpoint)
+    if goal is not None:
+        narrow = make_plan(recipe, checkpoint.specs, checkpoint.config, tie=tie)
+        sizes = goal.sizes(narrow, checkpoint.config or {}, request.axes.keys())
+        request = replace(request, sizes=sizes)
+        tie = tie or ("untie" if goal.unties(narrow) else None)
     method, perturbation = options.growth
     plan = make_plan(
         recipe,
@@ -101,10 +110,12 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
         checkpoint.config,
         request,
         None if checkpoint.is_file else options.max_shard_size,
-        options.tie,
+        tie,
         method=method,
         perturbation=perturbation,
     )
+    if goal is not None:
+        plan = replace(plan, goal=goal.compare(checkpoint.config or {}, plan.config or {}))
     _log_reasons(plan)
     for name, amount in request.axes.items():
         members = recipe.groups.get(name, (name,) if name in recipe.axis_names else ())
@@ -116,6 +127,16 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
             hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
     return plan
+
+
+def _read_goal(name: str | Path, recipe: Recipe, checkpoint: Checkpoint) -> Goal:
+    """Read the model whose sizes to take, and check that it has the source's architecture."""
+    if checkpoint.config is None:
+        raise PlanError(
+            f"`{checkpoint.display_name}` has no config.json to compare with that of `{name}`",
+            hint="choose sizes with `--axis NAME:SIZE`",
+        )
+    return read_goal(name).for_recipe(recipe, checkpoint.config)
 
 
 def _log_reasons(plan: Plan) -> None:
@@ -147,8 +168,9 @@ def output_path(source: Source, options: WidenOptions) -> Path:
         return Path(options.output)
     request = options.request
     bare = [f"x{_amount_text(request.factor)}"] if request.factor is not None else []
+    target = [] if options.to is None else [f"to-{goal_stem(options.to)}"]
     axes = [f"{name}{_amount_text(amount)}" for name, amount in request.axes.items()]
-    name = f"{source.stem}-{'-'.join(bare + axes)}"
+    name = f"{source.stem}-{'-'.join(bare + target + axes)}"
     return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)
 
 

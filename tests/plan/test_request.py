@@ -23,16 +23,16 @@ LLAMA = {
 GPT2 = {"n_embd": 24, "n_head": 3, "n_inner": 96}
 
 
-def grow(name, config, factor=None, axes=None, target=None):
+def grow(name, config, factor=None, axes=None, sizes=None):
     """Return every axis with its growth."""
     recipe = load_recipe(name)
     used = frozenset(recipe.axis_names)
 
-    def sizes(changed):
+    def sizes_in(changed):
         return sizes_from_config(recipe, environment(recipe, changed), used)
 
-    axes_before = {axis: Axis(axis, size) for axis, size in sizes(config).items()}
-    return grow_axes(recipe, Request(factor, axes or {}, target), axes_before, used, config, sizes)
+    axes_before = {axis: Axis(axis, size) for axis, size in sizes_in(config).items()}
+    return grow_axes(recipe, Request(factor, axes or {}, sizes or {}), axes_before, used, config, sizes_in)
 
 
 def sizes(*request, **more):
@@ -69,12 +69,10 @@ def test_a_config_key_gives_the_axes_that_depend_on_it_their_sizes():
     assert sizes("gpt2", GPT2, None, {"n_embd": Size(48), "n_head": Size(6)}) == {"embed": 48, "h": 6}
 
 
-def test_a_target_gives_every_axis_its_size():
-    target = {**LLAMA, "hidden_size": 32, "num_attention_heads": 8, "intermediate_size": 96}
-    assert sizes("llama", LLAMA, target=target) == {"embed": 32, "g": 4, "ffn": 96}
-    assert sizes("llama", LLAMA, None, {"ffn": 1}, target) == {"embed": 32, "g": 4}
-    medium = {"n_embd": 32, "n_head": 4}  # n_inner follows from n_embd
-    assert sizes("gpt2", GPT2, target=medium) == {"embed": 32, "h": 4, "ffn": 128}
+def test_sizes_of_another_model_are_overridden_by_what_is_named():
+    other = {"embed": 32, "kv": 2, "g": 4, "d": 8, "ffn": 96}
+    assert sizes("llama", LLAMA, sizes=other) == {"embed": 32, "g": 4, "ffn": 96}
+    assert sizes("llama", LLAMA, None, {"ffn": 1, "hidden_size": Size(48)}, other) == {"embed": 48, "g": 4}
 
 
 def test_the_last_axis_of_a_link_follows_from_the_others():

@@ -22,6 +22,7 @@ WIDEN = {
     "output": ("/out", Path("/out"), {}),
     "factor": ("3", 3, {}),
     "axes": ("ffn=4", {"ffn": 4}, {}),
+    "to": ("/target", "/target", {}),
     "recipe": ("llama", "llama", {}),
     "tie": ("untie", "untie", {}),
     "method": ("net2net", "net2net", {}),

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 
@@ -81,6 +82,23 @@ def open_remote(model: HubId) -> RemoteModel:
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
         raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
     return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
+
+
+def read_config(model: HubId) -> dict[str, Any]:
+    """Return the config of a model on the Hub; nothing else is downloaded.
+
+    Raises:
+        HubError: the model cannot be read, or has no config.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with hub_errors("read", model), progress_bars(shown=False):
+        try:
+            file = hf_hub_download(model.repo, CONFIG, revision=model.revision)
+        except RemoteEntryNotFoundError as error:
+            raise HubError(f"`{model}` has no {CONFIG}") from error
+    return read_json(Path(file))
 
 
 def _file_sizes(model: HubId) -> dict[str, int] | None:

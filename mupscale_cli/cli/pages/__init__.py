@@ -14,6 +14,7 @@ KINDS = {
     "guides": (
         "install",
         "inspect",
+        "shapes",
         "optimizers",
         "noise",
         "methods",

@@ -133,6 +133,12 @@ def _recipe(node: Node, folder: Path) -> str:
     return str(folder / text) if text.endswith((".yaml", ".yml")) or (folder / text).is_file() else text
 
 
+def _target(node: Node, folder: Path) -> str:
+    """Read the path of a model or of its config, or a Hub id."""
+    text = _text(node, folder)
+    return text if parse_hub_id(text) is not None and not (folder / text).exists() else str(folder / text)
+
+
 def _state(node: Node, folder: Path) -> str:
     text = _text(node, folder)
     return text if text in ("auto", "none") else str(folder / text)
@@ -152,6 +158,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "output": _path,
         "factor": _factor,
         "axes": _axes,
+        "to": _target,
         "recipe": _recipe,
         "tie": _text,
         "method": _text,
