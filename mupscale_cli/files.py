@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mupscale_cli.errors import CheckpointError, MupscaleError
+from mupscale_cli.text import bytes_text
 
-SMALL_BYTES = 16 << 20  # no config, job file, card or document is longer
+SMALL_BYTES = 16_000_000  # no config, job file, card or document is longer
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -35,7 +36,7 @@ def plain(path: str, flags: int) -> int:
     Raises:
         OSError: the file cannot be opened, or is a folder, a pipe, a socket or a device.
     """
-    handle = os.open(path, flags | _NO_WAIT)
+    handle = os.open(path, flags | _NO_WAIT, 0o666)
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind == stat.S_IFREG:
         return handle
@@ -57,6 +58,17 @@ def read_errors(path: Path, kind: type[MupscaleError] = CheckpointError) -> Iter
         raise kind(f"cannot read `{path}`: {error.strerror or error}") from error
 
 
+def require_plain(file: Path, limit: int | None = None) -> None:
+    """Check that a file that another library will open is a plain one of at most `limit` bytes.
+
+    Raises:
+        OSError: the file cannot be opened, is not a plain file, or is longer.
+    """
+    with open(file, "rb", opener=plain) as stream:
+        if limit is not None and os.fstat(stream.fileno()).st_size > limit:
+            raise _too_large(file, limit)
+
+
 def read_bytes(file: Path, limit: int = SMALL_BYTES) -> bytes:
     """Read a plain file of at most `limit` bytes.
 
@@ -66,8 +78,12 @@ def read_bytes(file: Path, limit: int = SMALL_BYTES) -> bytes:
     with open(file, "rb", opener=plain) as stream:
         data = stream.read(limit + 1)  # the size that the file system reports may be wrong
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(file))
+        raise _too_large(file, limit)
     return data
+
+
+def _too_large(file: Path, limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {bytes_text(limit)}", str(file))
 
 
 def read_text(file: Path, limit: int = SMALL_BYTES) -> str:

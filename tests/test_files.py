@@ -41,7 +41,7 @@ def test_only_plain_files_are_opened(kind, tmp_path):
 def test_a_file_is_read_up_to_a_limit(tmp_path):
     (tmp_path / "x").write_text("12345")
     assert read_text(tmp_path / "x", 5) == "12345"
-    with pytest.raises(OSError, match="larger than 4 bytes"):
+    with pytest.raises(OSError, match="larger than 4 B"):
         read_text(tmp_path / "x", 4)
 
 

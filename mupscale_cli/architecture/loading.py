@@ -20,6 +20,7 @@ from mupscale_cli.architecture.parsing import parse_match, parse_recipe
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import RecipeError
+from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.text import suggest
 
 _MAX_EXTENDS = 20  # length of a chain of recipes that extend one another
@@ -122,14 +123,8 @@ def _display_name(path: Path) -> str:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     """Read a file's document, merged with the recipes that it extends, and return it with the hash of all of them."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device has no end
-            raise RecipeError(f"cannot read the recipe `{path}`: it is not a file")
-        with open(path, "rb") as stream:
-            text = stream.read(MAX_BYTES + 1).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"cannot read the recipe `{path}`: {reason}") from error
+    with read_errors(path, RecipeError):
+        text = read_text(path, MAX_BYTES)
     document = _strip_version(parse_document(text, _display_name(path)))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")

@@ -9,9 +9,9 @@ from typing import Any
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.errors import CheckpointError, is_printable
+from mupscale_cli.files import SMALL_BYTES, read_errors, read_text
 
-_MAX_JSON_BYTES = 100_000_000  # an index or a record lists every tensor, like a header
-_MAX_CONFIG_BYTES = 16 << 20
+MAX_LIST_BYTES = 100_000_000  # an index or a record lists every tensor, like a header
 _MAX_JSON_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -29,15 +29,8 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, is too large, or is not a valid JSON object.
     """
-    limit = _MAX_CONFIG_BYTES if file.name.endswith(CONFIG) else _MAX_JSON_BYTES
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(limit + 1)  # the size that the file system reports may be wrong
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read `{file}`: {error}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"`{file}` is larger than {limit // 10**6} MB")
+    with read_errors(file):
+        text = read_text(file, SMALL_BYTES if file.name.endswith(CONFIG) else MAX_LIST_BYTES)
     return parse_object(text, file)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.errors import OutputError
+from mupscale_cli.files import plain
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -49,8 +50,9 @@ def copy_file(source: Path, directory: Path) -> None:
     Raises:
         OutputError: the file cannot be read or the copy cannot be written.
     """
-    with output_errors(directory / source.name):
-        shutil.copyfile(source, directory / source.name)
+    target = directory / source.name
+    with output_errors(target), open(source, "rb", opener=plain) as narrow, open(target, "wb") as copy:
+        shutil.copyfileobj(narrow, copy)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,8 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.files import Identity, identities
+from mupscale_cli.text import bytes_text
 
 RECORD = "mupscale.json"
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
@@ -24,6 +26,7 @@ INDICES = tuple(name for each in FORMATS for name in each.indices)
 # and its training state, would be wrong for the wide one and are not copied.
 _CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".merges", ".spm")
 _CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+_MAX_CARRIED_BYTES = 1 << 30  # the largest vocabularies take a twentieth
 _NOT_CARRIED = (
     CONFIG,
     *INDICES,
@@ -47,6 +50,7 @@ class Checkpoint:
         config: content of config.json; None if there is none.
         metadata: metadata of the first file.
         title: name that the user passed if it is not the path, for instance a Hub id.
+        opened: identities of its files before any of them was read; empty for remote files.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Checkpoint:
     config: dict[str, Any] | None
     metadata: Mapping[str, str]
     title: str = ""
+    opened: Mapping[Path, Identity | None] = field(default_factory=dict)
 
     @property
     def display_name(self) -> str:
@@ -145,7 +150,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the checkpoint does not exist, has an unsupported format, or contradicts itself.
     """
     if path.is_dir():
-        return open_folder(Folder(path, frozenset(file.name for file in path.iterdir() if file.is_file())))
+        opened = identities(_plain_files(path))
+        return replace(open_folder(Folder(path, frozenset(file.name for file in opened))), opened=opened)
     if not path.is_file():
         raise CheckpointError(
             f"no checkpoint at `{path}`",
@@ -154,10 +160,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if weights_format is None:
         raise _not_supported(path)
-    weights = weights_format.read(Folder(path, frozenset()), (path,))
     config = config_path(path)
-    content = read_json(require_own_file(config)) if config.is_file() else None
-    return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata)
+    opened = identities((path, config))
+    weights = weights_format.read(Folder(path, frozenset()), (path,))
+    content = read_json(require_own_file(config)) if config.exists() else None
+    return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened)
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a model directory.
+
+    Raises:
+        CheckpointError: reading a file would not end (a pipe, a device), or one beside the weights is too large.
+    """
+    for file in folder.iterdir():
+        if file.is_file():
+            if is_carried(file.name) and file.stat().st_size > _MAX_CARRIED_BYTES:
+                raise CheckpointError(
+                    f"`{file}` is larger than {bytes_text(_MAX_CARRIED_BYTES)}, the limit for files beside the weights",
+                    hint="move it out of the model's folder",
+                )
+            yield file
+        elif file.exists() and (not file.is_dir() or file.suffix == ".json"):
+            raise CheckpointError(f"`{file}` is not a plain file", hint="move it out of the model's folder")
 
 
 def open_folder(folder: Folder) -> Checkpoint:

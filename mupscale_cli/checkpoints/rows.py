@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.files import plain
 
 
 class RowReader:
@@ -50,6 +51,6 @@ class RowReader:
     def _open(self, file: Path) -> BinaryIO:
         if self._file != file or self._stream is None:
             self.close()
-            self._stream = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self._stream = open(file, "rb", buffering=0, opener=plain)  # noqa: SIM115 (closed by `close`)
             self._file = file
         return self._stream

@@ -12,6 +12,7 @@ import torch
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.engine.threads import one_thread
+from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.infer.architecture import Architecture, TransformersArchitecture, UserArchitecture, random_model
 from mupscale_cli.infer.errors import InferError, TinyError
 from mupscale_cli.infer.proof import prove
@@ -83,9 +84,11 @@ def infer_target(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    with read_errors(path, InferError):
+        text = read_text(path)
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InferError(f"cannot read `{path}` as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InferError(f"`{path}` is not a JSON object")

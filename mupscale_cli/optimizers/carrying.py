@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mupscale_cli.checkpoints.output_files import copy_file
 from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
+from mupscale_cli.files import Identity, identities
 from mupscale_cli.optimizers.finding import SCHEDULER, companion_files, open_optimizer
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState, WriteOptions
 from mupscale_cli.optimizers.options import StateOptions
@@ -35,6 +36,7 @@ class CarriedState:
         scheduler: the learning rate scheduler's file, if there is one.
         key: dotted keys that lead to the state in a file that holds more.
         max_shard_bytes: largest file of a format with several files; None for a single file.
+        opened: identities of all these files before any of them was read.
     """
 
     source: OptimizerSource
@@ -45,6 +47,7 @@ class CarriedState:
     scheduler: Path | None
     key: str | None = None
     max_shard_bytes: int | None = None
+    opened: Mapping[Path, Identity | None] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -106,6 +109,8 @@ def plan_carried_state(
             hint="omit the state with `--optimizer none`"
             + (", or choose another `--tie`" if plan.recipe.tie and len(plan.recipe.tie.ways) > 1 else ""),
         )
+    nearby = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # shards lie beside their index
+    before = identities(file for file in nearby if file.is_file())
     opened = open_optimizer(path, source.config, key=options.key, allow_pickle=options.allow_pickle)
     state = opened.widen(plan, options.policy)
     # With a single file the state is called `NAME.optimizer.pt`; publishing adds NAME.
@@ -116,6 +121,17 @@ def plan_carried_state(
     scheduler = None
     if state.groups and path.parent == source.path:
         companions = companion_files(path.parent)
-        scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).is_file() else None
+        scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).exists() else None
     limit = None if source.is_file else max_shard_bytes
-    return CarriedState(opened, name, state, options.policy, companions, scheduler, options.key, limit)
+    used = (*opened.files, *companions, *((scheduler,) if scheduler else ()))
+    return CarriedState(
+        opened,
+        name,
+        state,
+        options.policy,
+        companions,
+        scheduler,
+        options.key,
+        limit,
+        opened={file: known for file, known in {**source.opened, **before}.items() if file in used},
+    )

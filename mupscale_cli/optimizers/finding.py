@@ -32,7 +32,7 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
     """Find the optimizer state next to the weights of a checkpoint; return None if there is none."""
     path = checkpoint.path
     folder, prefix = (path.parent, f"{path.stem}.") if checkpoint.is_file else (path, "")
-    name = _first_state(lambda marker: (folder / f"{prefix}{marker}").is_file())
+    name = _first_state(lambda marker: (folder / f"{prefix}{marker}").exists())
     return None if name is None else folder / f"{prefix}{name}"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.files import read_bytes
 from mupscale_cli.optimizers.formats.torch_reading import check_archive, first_line
 from mupscale_cli.optimizers.nested import check_structure
 
@@ -49,7 +51,7 @@ def read_scheduler(file: Path) -> dict[str, Any]:
     """
     try:
         check_archive(file)
-        state: Any = torch.load(file, weights_only=True)
+        state: Any = torch.load(BytesIO(read_bytes(file)), weights_only=True)
         check_structure(state, file)
         len(state["base_lrs"])
     except CheckpointError:

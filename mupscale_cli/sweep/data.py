@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
+from mupscale_cli.files import require_plain
 
 Tokens = NDArray[Any]
 _FORMATS = ".bin, .npy, .safetensors, .pt (token ids), .txt, .jsonl, or a folder of a Hugging Face dataset"
@@ -55,6 +56,9 @@ def read_tokens(path: Path, tokenizer: Path, vocab_size: int, data_type: str = "
     if not path.exists():
         raise SweepError(f"`{path}` does not exist", hint=f"known: {_FORMATS}")
     try:
+        for file in path.rglob("*") if path.is_dir() else (path,):
+            if not file.is_dir():
+                require_plain(file)
         tokens = _read(path, tokenizer, vocab_size, data_type)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise SweepError(f"cannot read `{path}`: {error}") from error

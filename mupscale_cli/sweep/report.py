@@ -10,6 +10,7 @@ from typing import Any
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import SweepError
+from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.sweep.grid import Grid, Point
@@ -156,10 +157,10 @@ def _read(file: Path) -> dict[str, Any]:
     """Read the JSON document of a sweep and check its version."""
     if file.is_dir():
         file /= "sweep.json"
+    with read_errors(file, SweepError):
+        text = read_text(file)
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepError(f"cannot read `{file}`: {error}", hint="give the sweep.json of `mupscale sweep`") from error
+        content = parse_json(text)
     except ValueError as error:
         raise SweepError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(content, dict) or "recommendation" not in content or "grid" not in content:

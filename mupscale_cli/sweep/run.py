@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.digests import file_digest
+from mupscale_cli.checkpoints.digests import file_digest, files_digest
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.record.changes import source_files
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
 from mupscale_cli.sweep.grid import Point
@@ -145,11 +146,12 @@ def _prepare(settings: Sweep, events: Events) -> Study:
 
 
 def _content(settings: Sweep, source: Checkpoint) -> dict[str, Any]:
-    """Identify the content of checkpoint and data, since training may overwrite a checkpoint under its name."""
-    content: dict[str, Any] = {file.name: file_digest(file) for file in source.files}
-    if settings.data is not None and settings.data.is_file():
-        content[settings.data.name] = f"{settings.data.stat().st_size} bytes"  # hashing large data takes too long
-    return content
+    """Hash checkpoint and data, since training may overwrite a checkpoint, and data may be prepared again."""
+    content: dict[str, Any] = {file.name: file_digest(file) for file in source_files(source)}
+    if (data := settings.data) is None:
+        return content
+    files = [file for file in data.rglob("*") if file.is_file()] if data.is_dir() else [data]
+    return {**content, "data": files_digest(files)}
 
 
 def _check_directory(directory: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.errors import SweepError
+from mupscale_cli.files import read_bytes, read_text
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Trial
 
@@ -163,13 +165,12 @@ class Study:
 
     def _drop_torn_line(self) -> None:
         """Remove the start of a line whose process or machine stopped while writing it."""
-        with open(self._file, "ab+") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+        self._file.touch()
+        os.truncate(self._file, read_bytes(self._file).rfind(b"\n") + 1)
 
     def _lines(self) -> list[dict[str, Any]]:
         """Read the complete lines; another process may be appending one."""
-        return [json.loads(line) for line in self._file.read_text(encoding="utf-8").split("\n")[:-1]]
+        return [json.loads(line) for line in read_text(self._file).split("\n")[:-1]]
 
     def _finished(self) -> dict[Point, float | None]:
         return {Point(**line["point"]): line["loss"] for line in self._lines()[1:]}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files, recipe_for
 from mupscale_cli.architecture.matching import match_rules
@@ -57,6 +59,22 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         f"`{checkpoint.display_name}` has no config.json with a `model_type`, and {several}",
         hint="name a recipe with `--recipe`, or add config.json next to the weights",
     )
+
+
+def require_same_recipe(recipe: Recipe, config: Mapping[str, Any] | None) -> None:
+    """Check that a user's recipe, and the recipes that it extends, still have the content that they were read with.
+
+    Raises:
+        RecipeError: a file was modified, replaced or removed.
+    """
+    if recipe.path is None:
+        return
+    try:
+        is_same = load_recipe(recipe.path, config).digest == recipe.digest
+    except RecipeError:
+        is_same = False
+    if not is_same:
+        raise RecipeError(f"`{recipe.path}` changed while it was being used", hint="widen again")
 
 
 def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:

@@ -23,6 +23,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
 from mupscale_cli.checkpoints.hub.reading import read_card
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.files import read_bytes, read_errors
 from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.card import card_section
@@ -237,7 +238,7 @@ def _existing_card(checkpoint: Checkpoint, repository: Repository) -> str | None
     """Return the card next to the weights or, if there is none, the card of the repository."""
     local = checkpoint.path / CARD
     if not checkpoint.is_file and local.is_file():
-        return local.read_text(encoding="utf-8", errors="replace")
+        return _read_card(local)
     if CARD not in repository.files:
         return None
     return read_card(HubId(repository.id.repo, repository.commit))
@@ -253,4 +254,9 @@ def _source_facts(checkpoint: Checkpoint, record: Record) -> tuple[dict[str, Any
             return {}, f"cannot read the card of the source, so no license is inherited: {error.message}"
     narrow = checkpoint.path.resolve().parent / source["path"]
     card = (narrow if narrow.is_dir() else narrow.parent) / CARD
-    return inherited_facts(card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None), None
+    return inherited_facts(_read_card(card) if card.is_file() else None), None
+
+
+def _read_card(file: Path) -> str:
+    with read_errors(file):
+        return read_bytes(file).decode("utf-8", errors="replace")

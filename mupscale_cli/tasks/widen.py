@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,18 +13,18 @@ from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, config_path, open_checkpoint
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
-from mupscale_cli.files import Identity, identities, require_unchanged
+from mupscale_cli.files import require_unchanged
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.options import WidenOptions, called_with
-from mupscale_cli.tasks.planning import output_path, plan_source
+from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
 from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.target import Target, plan_target
@@ -111,11 +110,11 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     inputs = _inputs(output, call)
     needed_bytes = 0 if call.resume else output.num_bytes
     target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
-    before = identities((*source_files(output.source), *(output.carried.source.files if output.carried else ())))
+    require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     record = make_record(plan, files, source.origin(path, plan.recipe), __version__, target.companions)
     output = replace(output, record=record)
-    outcome = _lead(output, target, call, before) if call.ranks.is_first else _follow(output, call)
+    outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
 
 
@@ -127,12 +126,9 @@ def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions) -> Outpu
 
 def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
     """Return every file that a run reads, none of which its output may replace."""
-    source, carried = output.source, output.carried
-    config = config_path(source.path) if source.is_file else source.path / CONFIG
-    state = (*carried.files, *carried.source.files) if carried else ()
     model = (options.model or "").rpartition(":")[0]
     by_user = (output.plan.recipe.path, Path(model) if model else None)
-    return (*source.files, config, *output.companions, *state, *filter(None, by_user))
+    return (*output.opened, *(output.carried.files if output.carried else ()), *filter(None, by_user))
 
 
 def _hash_source(source: Source, events: Events) -> dict[str, dict[str, Any]]:
@@ -150,7 +146,7 @@ class _Outcome(NamedTuple):
     skipped: str | None
 
 
-def _lead(output: Output, target: Target, call: WidenCall, before: Mapping[Path, Identity | None]) -> _Outcome:
+def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
     """Run the first process: stage the output, write a share of it, verify the whole and publish it."""
     with resumable(output, target.path, call, resume=call.resume, events=call.events) as staging:
         record = write(output, call.ranks.broadcast(staging.journal), call.events, call.ranks, call.processes)
@@ -159,7 +155,8 @@ def _lead(output: Output, target: Target, call: WidenCall, before: Mapping[Path,
         names = _write_companions(output, staging.content)
         record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
         verification, skipped = _verify(output.source, plan, staging.content, call)
-        require_unchanged(before)
+        require_unchanged(output.opened)
+        require_same_recipe(plan.recipe, output.source.config)
         record["verification"] = _as_record(verification)
         if verification is None or verification.agrees:
             _write_record(output, record, staging.content)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.header import METADATA_KEY
 from mupscale_cli.checkpoints.journal import Journal, journal_name
-from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.checkpoints.reading import RECORD, Checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError
+from mupscale_cli.files import Identity
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.plan import Plan
 
@@ -44,6 +46,13 @@ class Output:
     @property
     def num_bytes(self) -> int:
         return self.plan.num_bytes + (self.carried.state.num_bytes if self.carried else 0)
+
+    @cached_property
+    def opened(self) -> dict[Path, Identity | None]:
+        """Identities of the files that it is made from, before any of them was read."""
+        unused = {*self.skipped_files, self.source.path / RECORD}
+        state = self.carried.opened if self.carried else {}
+        return {**{file: known for file, known in self.source.opened.items() if file not in unused}, **state}
 
     @property
     def skipped_files(self) -> tuple[Path, ...]:

@@ -27,6 +27,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.engine.memory import return_freed_memory
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.files import require_plain
 from mupscale_cli.text import listed
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
@@ -49,6 +50,7 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
         )
     try:
         if source.endswith(".py"):
+            require_plain(Path(source))
             spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             assert spec is not None
             assert spec.loader is not None

@@ -59,7 +59,7 @@ def test_extending_an_unknown_recipe_or_itself_is_refused(extends, message, writ
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="cannot read the recipe"):
+    with pytest.raises(RecipeError, match="cannot read `"):
         load_recipe(tmp_path / "none.yaml")
 
 

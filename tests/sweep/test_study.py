@@ -13,7 +13,7 @@ from cli_runner import run
 from helpers import build, randomize
 from mupscale_cli.sweep.grid import make_grid
 from mupscale_cli.sweep.study import TRIALS, Running, Study
-from sweeps import OWN, sweep, words
+from sweeps import OWN, SHORT, sweep, words
 
 
 def start(*arguments):
@@ -115,6 +115,19 @@ def test_changed_checkpoint_is_refused(trainer, tmp_path, saved):
     result = run("sweep", str(narrow), *map(str, arguments))
     assert result.code == 2
     assert "was started with model.safetensors" in result.err
+
+
+def test_changed_data_of_the_same_size_is_refused(tokens, tmp_path, saved):
+    data = tmp_path / tokens.name
+    shutil.copy(tokens, data)
+    arguments = (saved("Llama-untied"), "--data", data, *words("--lr-steps 1 --noise 0 -f 2 --no-picture"), *SHORT)
+    sweep(*arguments, "-o", tmp_path / "s")
+    content = bytearray(data.read_bytes())
+    content[-2] ^= 1  # the lower byte of the last token
+    data.write_bytes(content)
+    result = run("sweep", *map(str, arguments), "-o", str(tmp_path / "s"))
+    assert result.code == 2
+    assert "was started with data" in result.err
 
 
 def test_unreadable_trials_are_reported(tmp_path, saved):

@@ -14,6 +14,7 @@ from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, without_secrets
 from mupscale_cli.checkpoints.hub.ids import HubId
 from mupscale_cli.errors import HubError
+from mupscale_cli.files import plain
 
 Status = Literal["new", "changed", "unchanged", "deleted"]
 _HASH_BYTES = 1 << 20
@@ -169,7 +170,7 @@ def _digest(file: LocalFile, digest: hashlib._Hash) -> str:
     if isinstance(file.content, bytes):
         digest.update(file.content)
         return digest.hexdigest()
-    with open(file.content, "rb") as stream:
+    with open(file.content, "rb", opener=plain) as stream:
         while block := stream.read(_HASH_BYTES):
             digest.update(block)
     return digest.hexdigest()

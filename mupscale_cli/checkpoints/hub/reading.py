@@ -13,12 +13,14 @@ from typing import Any, BinaryIO
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.formats.base import Folder
+from mupscale_cli.checkpoints.header import open_file
 from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.files import read_text
 
 _FIRST_BYTES = 1 << 16  # size of the first request; most headers fit, longer ones take a second request
 _SERVER_ERROR = 500
@@ -124,7 +126,7 @@ def _open_file(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractCo
     from huggingface_hub import HfFileSystem
 
     if file.is_file():
-        return open(file, "rb")
+        return open_file(file)
     path = f"{model.repo}@{file.parent.name}/{file.name}"
     stream: AbstractContextManager[BinaryIO] = HfFileSystem().open(
         path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=sizes[file.name]
@@ -177,4 +179,4 @@ def read_card(model: HubId) -> str | None:
             file = hf_hub_download(model.repo, _CARD, revision=model.revision)
         except RemoteEntryNotFoundError:
             return None
-        return Path(file).read_text(encoding="utf-8")
+        return read_text(Path(file))

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from mupscale_cli.checkpoints.header import ByteRange
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.files import plain
 from mupscale_cli.optimizers.formats.torch_reading import data_offset, first_line
 
 
@@ -49,7 +50,7 @@ class Chunk:
             CheckpointError: the archive cannot be read, or its content contradicts the metadata.
         """
         try:
-            with open(self.file, "rb") as stream:
+            with open(self.file, "rb", opener=plain) as stream:
                 view = cast(BinaryIO, _create_file_view(stream, self.start, self.num_bytes))
                 tensor = torch.load(view, weights_only=True, map_location="meta")
         except Exception as error:

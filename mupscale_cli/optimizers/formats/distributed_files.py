@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.checkpoints.json_files import MAX_LIST_BYTES, is_file_name
 from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
-from mupscale_cli.files import read_errors
+from mupscale_cli.files import read_errors, require_plain
 from mupscale_cli.optimizers.content import locate_optimizer
 from mupscale_cli.optimizers.formats.base import OpenOptions
 from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
@@ -32,6 +32,7 @@ from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, dtype_na
 from mupscale_cli.optimizers.formats.torch_writing import TensorSlot, find_slots, save_blank
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 from mupscale_cli.optimizers.nested import Place, check_structure, map_tensors, place_name
+from mupscale_cli.text import shown
 
 
 def open_distributed(options: OpenOptions) -> TreeState:
@@ -57,7 +58,9 @@ def open_distributed(options: OpenOptions) -> TreeState:
 def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
     """Read the content of a distributed checkpoint with blank tensors, and where the data of each place is stored."""
     try:
+        require_plain(path / ".metadata", MAX_LIST_BYTES)
         metadata: Metadata = FileSystemReader(path).read_metadata()
+        _check_files(path, metadata)
         plain: dict[str, Any] = {
             name: None for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)
         }
@@ -81,6 +84,14 @@ def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
     return _restore_lists(content), stored
 
 
+def _check_files(path: Path, metadata: Metadata) -> None:
+    """Check that the metadata names only plain files in the folder."""
+    for name in {info.relative_path for info in (metadata.storage_data or {}).values()}:
+        if not is_file_name(name):
+            raise CheckpointError(f"its metadata name the file {shown(name)}")
+        require_plain(path / name)
+
+
 def _chunks(
     path: Path, name: str, spec: TensorSpec, kind: TensorStorageMetadata, metadata: Metadata
 ) -> tuple[Chunk, ...]:
@@ -92,7 +103,7 @@ def _chunks(
             first >= 0 and count >= 0 and first + count <= size
             for first, count, size in zip(corner, sizes, spec.shape, strict=True)
         )
-        if not is_inside or info is None or not is_file_name(info.relative_path):
+        if not is_inside or info is None:
             raise CheckpointError(
                 f"the metadata of the distributed checkpoint `{path}` has no valid location for `{name}`"
             )

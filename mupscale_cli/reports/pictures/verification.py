@@ -10,8 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mupscale_cli.checkpoints.json_files import parse_json
+from mupscale_cli.checkpoints.json_files import MAX_LIST_BYTES, parse_json
 from mupscale_cli.errors import PictureError
+from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GRAY, INK, color_map, dress, heading, new_figure
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def read_verification(file: Path) -> Verification:
     from mupscale_cli.record.schema import json_schema, mistake
     from mupscale_cli.record.types import Verification
 
+    with read_errors(file, PictureError):
+        text = read_text(file, MAX_LIST_BYTES)
     try:
-        document = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PictureError(f"cannot read `{file}`: {error}") from error
+        document = parse_json(text)
     except ValueError as error:
         raise PictureError(f"`{file}` is not valid JSON: {error}") from error
     if not isinstance(document, dict) or "function" not in document or "weights" not in document:

@@ -9,9 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.architecture.document import Entries, Items, Node, Text, parse_document
+from mupscale_cli.architecture.document import MAX_BYTES, Entries, Items, Node, Text, parse_document
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.errors import MupscaleError, RunError
+from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.plan import Size
 from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_factor, parse_size
@@ -31,11 +32,8 @@ def read_job(file: Path) -> tuple[Step, ...]:
     Raises:
         RunError: the file cannot be read or has a mistake, shown with file, line and caret.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot read the job file `{file}`: {reason}") from error
+    with read_errors(file, RunError):
+        text = read_text(file, MAX_BYTES)
     document = parse_document(text, str(file), RunError)
     _check_keys(document, _TOP, "a job file")
     if (version := document.get("version")) is not None and _text(version, file.parent) != str(VERSION):
