@@ -56,6 +56,9 @@ def widen(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was killed. Checks its finished files and keeps them.")
     ] = False,
+    allow_large_factor: Annotated[
+        bool, typer.Option("--allow-large-factor", help="Accept factors above 16, which are mostly meant as sizes.")
+    ] = False,
     allow_nonfinite: Annotated[
         bool,
         typer.Option("--allow-nonfinite", help="Copy NaNs and infinities and report them, instead of failing."),
@@ -109,6 +112,7 @@ def widen(
                 allow_pickle=allow_pickle,
                 max_shard_size=parse_size(max_shard_size),
                 overwrite=overwrite,
+                allow_large_factor=allow_large_factor,
                 allow_nonfinite=allow_nonfinite,
                 verify=verify,
                 dtype=dtype,

@@ -16,6 +16,7 @@ from mupscale_cli.plan.copies import Axis
 from mupscale_cli.text import suggest
 
 MAX_FACTOR = 4096  # of one axis
+USUAL_FACTOR = 16  # a larger one needs the user's consent
 Sizes = Callable[[Mapping[str, Any]], Mapping[str, "int | None"]]
 
 
@@ -37,11 +38,13 @@ class Request:
         factor: factor of the axes that the recipe widens by default.
         axes: factors or sizes by the name of an axis, of a group of axes or of a config key; they override `factor`.
         sizes: sizes by axis, of another model; `factor` and `axes` override them.
+        most: largest factor; a larger one is more likely to be meant as a size.
     """
 
     factor: int | Fraction | None = None
     axes: Mapping[str, Amount] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    most: int = MAX_FACTOR
 
 
 IDENTITY = Request()
@@ -79,6 +82,7 @@ def grow_axes(
         PlanError: an axis is unknown or fixed, an amount is no whole number of units or too large, an axis
             would shrink, or linked axes contradict each other.
     """
+    _check_factors(request)
     asked = {name: _Asked(Size(size), "--to") for name, size in request.sizes.items()}
     if request.factor is not None:
         asked |= dict.fromkeys(recipe.widen, _Asked(request.factor, "--factor"))
@@ -94,6 +98,20 @@ def grow_axes(
         if ratios[name] != 1:
             raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
     return {name: _grown(axis, ratios[name]) if name in used else axis for name, axis in axes.items()}
+
+
+def _check_factors(request: Request) -> None:
+    amounts = {"--factor": request.factor, **{f"--axis {name}": amount for name, amount in request.axes.items()}}
+    for option, amount in amounts.items():
+        if amount is None or isinstance(amount, Size) or not request.most < amount <= MAX_FACTOR:
+            continue
+        factor, name = _shown(Fraction(amount)), option.removeprefix("--axis ")
+        spelled = f"{option} {factor}" if name == option else f"{option}={factor}"
+        raise PlanError(
+            f"`{spelled}` would make {'every axis' if name == option else f'`{name}`'} {factor} times as large",
+            hint=("" if name == option else f"for a size of {factor}, write `--axis {name}:{factor}`; ")
+            + "if you mean the factor, add `--allow-large-factor`",
+        )
 
 
 def _sorted_by_kind(

@@ -215,6 +215,11 @@ class Plan:
         return self.method.trains_alike(self.axes)
 
     @property
+    def stays_symmetric(self) -> bool:
+        """Whether copies have equal gradients and thus stay equal in training (page `noise`)."""
+        return self.method.is_copying and self.perturbation is None and bool(self.factors)
+
+    @property
     def num_parameters(self) -> tuple[int, int]:
         """Number of elements in floating-point tensors, before and after."""
         floats = [tensor for tensor in self.tensors if DTYPES[tensor.target.dtype].kind == "float"]

@@ -10,6 +10,7 @@ from mupscale_cli.text import count_text
 
 RELIABLE_GROWTH = 2.0  # of parameters: arXiv 2605.13405 found that this growth speeds up training most reliably
 TOKENS_PER_PARAMETER = 20  # below this budget, that study found the largest gains
+SYMMETRY = "copies have equal gradients and stay equal until something tells them apart"
 _STUDY = "arXiv 2605.13405"
 
 
@@ -66,8 +67,8 @@ def guidance(plan: Plan) -> Guidance:
         f"gains were largest if training then takes fewer than {TOKENS_PER_PARAMETER} tokens per parameter: here, "
         f"fewer than {count_text(budget)} tokens ({_STUDY})"
     )
-    if plan.perturbation is None and plan.method.is_copying:
-        advice.append("copies have equal gradients and never separate: add `--noise 0.1`, or use the new width later")
+    if plan.stays_symmetric:
+        advice.append(f"{SYMMETRY}: add `--noise 0.1`, or use the new width later")
     return Guidance(parameters, flops, tuple(advice))
 
 

@@ -171,6 +171,11 @@ def _warnings(
             f"the best noise, {noise:g}, is the largest of the grid: the optimum may lie beyond it; "
             f"extend the grid to {2 * noise:g}"
         )
+    if noise == 0:
+        warnings.append(
+            "no noise was best within these few steps, but copies then stay equal until something tells them apart: "
+            "before a longer run, compare it with `--noise 0.05` or more steps (`mupscale help noise`)"
+        )
     for kind, shift in zip(("learning rates", "noise sizes"), shifts, strict=True):
         if shift > 1:
             warnings.append(

@@ -17,6 +17,7 @@ from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
+from mupscale_cli.plan.request import MAX_FACTOR, USUAL_FACTOR
 from mupscale_cli.verification.options import VerifyOptions
 
 # Options that `--resume` may change: where the output goes, and how it is verified once it is complete.
@@ -55,6 +56,7 @@ class WidenOptions:
         allow_pickle: read distributed checkpoints, whose metadata is a pickle.
         max_shard_size: maximum size of a file in an output directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
+        allow_large_factor: accept factors above 16, which are more likely to be meant as sizes.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
         verify: check that both models agree before publishing the output.
         dtype: data type of the verification; see `VerifyOptions`.
@@ -85,6 +87,7 @@ class WidenOptions:
     allow_pickle: bool = False
     max_shard_size: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
+    allow_large_factor: bool = False
     allow_nonfinite: bool = False
     verify: bool = True
     dtype: str = "auto"
@@ -103,7 +106,8 @@ class WidenOptions:
         """What to grow, and how far."""
         factor = None if self.factor is None else _amount(self.factor, "--factor")
         assert not isinstance(factor, Size)
-        return Request(factor, {name: _amount(amount, f"--axis {name}") for name, amount in (self.axes or {}).items()})
+        axes = {name: _amount(amount, f"--axis {name}") for name, amount in (self.axes or {}).items()}
+        return Request(factor, axes, most=MAX_FACTOR if self.allow_large_factor else USUAL_FACTOR)
 
     @property
     def growth(self) -> tuple[Method, Perturbation | None]:

@@ -231,6 +231,8 @@ def test_weights_that_are_not_finite(narrow, tmp_path):
         (["--axis", "ffn:big"], ["ffn:big", "whole number", "--axis ffn=2"]),
         (["--axis", "ffn:8"], ["`ffn` has size 40", "8"]),
         (["--axis", "ffn=0"], ["ffn", "0"]),
+        (["--axis", "ffn=256"], ["256 times as large", "`--axis ffn:256`", "--allow-large-factor"]),
+        (["--factor", "32"], ["every axis 32 times as large", "--allow-large-factor"]),
         (["--axis", "ffn=2", "--axis", "ffn=3"], ["ffn", "twice"]),
         (["--axis", "fnn=2"], ["fnn", "did you mean `ffn`?"]),
         (["--axis", "d=2"], ["`d`", "rotary"]),

@@ -32,7 +32,7 @@ def test_only_large_growths_are_advised_against(saved):
 def test_copies_without_noise_are_advised_to_add_it(saved):
     def is_advised(**options):
         return any(
-            "never separate" in line
+            "stay equal until something tells them apart" in line
             for line in guidance(plan_widening(saved("Llama-untied"), factor=2, **options)).advice
         )
 

@@ -38,6 +38,7 @@ WIDEN = {
     "allow_pickle": (True, True, {}),
     "max_shard_size": ("3MB", 3_000_000, {}),
     "overwrite": (True, True, {}),
+    "allow_large_factor": (True, True, {}),
     "allow_nonfinite": (True, True, {}),
     "verify": (False, False, {}),
     "dtype": ("float32", "float32", {}),

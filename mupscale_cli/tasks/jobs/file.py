@@ -172,6 +172,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "allow_pickle": _flag,
         "max_shard_size": _size,
         "overwrite": _flag,
+        "allow_large_factor": _flag,
         "allow_nonfinite": _flag,
         "verify": _flag,
         **_COMPARING,
