@@ -9,6 +9,8 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import suppress
+from typing import NoReturn
 
 import typer
 
@@ -16,11 +18,13 @@ from mupscale_cli.cli.failures import is_given, print_error_document
 from mupscale_cli.cli.overview import overview
 from mupscale_cli.errors import Interrupted, MupscaleError, Terminated, without_secrets
 
+_NO_THREAD = "can't start new thread"  # Python's message
 BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means that the models differ
 
 
 def main() -> None:
     """Run the command line. Errors that the user can fix print one message and exit with 2."""
+    _require_streams()
     signal.signal(signal.SIGTERM, _terminate)
     _collect_less()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # from torch; mupscale uses no NumPy
@@ -37,14 +41,42 @@ def main() -> None:
     except OSError as error:  # full disk, missing permission: not caught closer to its cause
         place = f"`{error.filename}`: " if error.filename is not None else ""
         _fail(MupscaleError(f"{place}{error.strerror or error}"), cause=error)
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            _fail_as_bug(error)
+        _fail(
+            MupscaleError(
+                "the system starts no more threads or processes",
+                hint="raise the limit (`ulimit -u`, or the container's number of tasks), or end other processes",
+            ),
+            cause=error,
+        )
     except MemoryError as error:
         _fail(MupscaleError("not enough memory"), cause=error)
     except Exception as error:  # noqa: BLE001 (this is the boundary)
-        failure = MupscaleError(
-            f"unexpected {type(error).__name__}: {error}",
-            hint="this is a bug in mupscale; please report it with the output of `--debug`",
-        )
-        _fail(failure, cause=error, code=BUG)
+        _fail_as_bug(error)
+
+
+def _require_streams() -> None:
+    """Refuse to run without a stream for results and one for messages.
+
+    Files that are opened while a standard descriptor is closed get its number, and whatever a library prints would be
+    written into them. So the closed ones are opened first.
+    """
+    closed = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            closed.append(number)
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    streams = ((1, "standard output", sys.__stdout__), (2, "standard error", sys.__stderr__))
+    lacking = [name for number, name, stream in streams if number in closed or stream is None]
+    if lacking:
+        with suppress(OSError):
+            hint = "redirect what you do not need: `>/dev/null`, `2>/dev/null`"
+            os.write(1 if 2 in closed else 2, f"error: {' and '.join(lacking)} closed\n\nhint: {hint}\n".encode())
+        sys.exit(MupscaleError.exit_code)
 
 
 def _application() -> typer.Typer:
@@ -57,7 +89,7 @@ def _application() -> typer.Typer:
     return app
 
 
-def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int | None = None) -> None:
+def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int | None = None) -> NoReturn:
     """Print an error for people and, under `--json`, for scripts; then exit."""
     from mupscale_cli.cli import output
 
@@ -68,6 +100,15 @@ def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int
     code = error.exit_code if code is None else code
     print_error_document(error, type(cause or error).__name__, code)
     sys.exit(code)
+
+
+def _fail_as_bug(error: Exception) -> NoReturn:
+    """Print an error that mupscale did not expect, and exit."""
+    failure = MupscaleError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="this is a bug in mupscale; please report it with the output of `--debug`",
+    )
+    _fail(failure, cause=error, code=BUG)
 
 
 def _collect_less() -> None:
