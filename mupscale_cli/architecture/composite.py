@@ -123,6 +123,10 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
         "axes": [(axis(key), _map_axis(node, expression)) for key, node in entries("axes")],
         "fixed": [(axis(key), node) for key, node in entries("fixed")],
         "linked": [(axis(key), _map_texts(node, lambda text: _product(text, axis))) for key, node in entries("linked")],
+        "depth": [
+            (axis(key), _map_depth(node, expression, lambda text: _pattern(text, part, rename), config_key))
+            for key, node in entries("depth")
+        ],
         "config": [
             (
                 _renamed(key, config_key(key.value)),
@@ -210,6 +214,25 @@ def _is_number(text: str) -> bool:
         float(text)
         return True
     return False
+
+
+def _map_depth(
+    node: Node, expression: Callable[[Node], Node], pattern: Callable[[Text], Text], config_key: Callable[[str], str]
+) -> Node:
+    """Rename within the description of a stack of blocks."""
+    changes: dict[str, Callable[[Node], Node]] = {
+        "size": expression,
+        "every": expression,
+        "names": lambda inner: _map_texts(inner, pattern),
+        "about": lambda inner: inner,
+    }
+
+    def as_keys(inner: Node) -> Node:
+        return _map_texts(inner, lambda text: _renamed(text, config_key(text.value)))
+
+    if not isinstance(node, Entries):
+        return node
+    return Entries(tuple((key, changes.get(key.value, as_keys)(inner)) for key, inner in node), node.origin)
 
 
 def _replace_names(text: Text, names: Iterable[tuple[int, str, str]]) -> Text:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Literal, TypeVar
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
-from mupscale_cli.architecture.expressions import Expression, Name, parse_expression
+from mupscale_cli.architecture.expressions import Expression, Name, names_in, parse_expression
 from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_layout, parse_scaled_expression
 from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
 from mupscale_cli.architecture.types import (
@@ -17,6 +17,7 @@ from mupscale_cli.architecture.types import (
     AxisRule,
     Choice,
     ConfigRule,
+    DepthRule,
     Keep,
     Link,
     Omit,
@@ -43,6 +44,7 @@ _SECTIONS = (
     "widen",
     "fixed",
     "linked",
+    "depth",
     "config",
     "requires",
     "tensors",
@@ -95,6 +97,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         widen=_widen(sections.get("widen"), groups),
         fixed={key.value: _text(node).value for key, node in _entries(sections.get("fixed"))},
         links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
+        depths=tuple(_depth_rule(key, node, prefixes[0]) for key, node in _entries(sections.get("depth"))),
         config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
         requires=tuple(_requirement(key, node) for key, node in _entries(sections.get("requires"))),
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
@@ -201,6 +204,43 @@ def _flag(node: Node | None) -> bool:
 def _link(key: Text, node: Node) -> Link:
     text = _text(node)
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
+
+
+_DEPTH_KEYS = ("size", "names", "about", "lists", "numbers", "first", "every")
+
+
+def _depth_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> DepthRule:
+    if key.as_written:
+        _check_identifier(key)
+    entries = {name.value: value for name, value in _entries(node)}
+    for name, _ in _entries(node):
+        if name.value not in _DEPTH_KEYS:
+            raise name.error(f"unknown key `{name.value}`", hint=f"a stack of blocks has {listed(_DEPTH_KEYS)}")
+    if "size" not in entries or "names" not in entries:
+        raise node.error("a stack of blocks needs both `size` and `names`")
+    size, names = _text(entries["size"]), _text(entries["names"])
+    expression = size.parse(parse_expression)
+    if next(names_in(expression), None) is None:
+        raise size.error("the number of blocks must be a key of the config")
+    blocks = names.parse(lambda text: parse_pattern(text, prefixes))
+    if blocks.num_wildcards != 1 or blocks.parts[-1] is not STAR:
+        raise names.error("expected the beginning of a block's tensor names up to its number, such as `layers.*`")
+
+    def keys(word: str) -> tuple[str, ...]:
+        return tuple(text.value for text in _texts(entries[word])) if word in entries else ()
+
+    every = _texts(entries["every"]) if "every" in entries else ()
+    return DepthRule(
+        name=key.value,
+        size=expression,
+        blocks=blocks,
+        about=_optional_text(entries.get("about")),
+        lists=keys("lists"),
+        numbers=keys("numbers"),
+        first=keys("first"),
+        every=tuple((text.parse(parse_expression), text) for text in every),
+        text=key,
+    )
 
 
 def _tie(node: Node | None, prefixes: Mapping[str, str]) -> TieRule | None:
@@ -324,7 +364,7 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
             check_axis(text.value, text)
             if text.value in recipe.fixed:
                 raise text.error(f"the axis `{text.value}` is in both `widen` and `fixed`")
-    for key, _ in _entries(sections.get("fixed")):
+    for key in _fixed_axes(recipe, sections):
         check_axis(key.value, key)
     for key, _ in _entries(sections.get("linked")):
         check_axis(key.value, key)
@@ -338,6 +378,15 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
     for key, _ in _entries(sections["axes"]):
         if key.value not in mentioned:
             raise key.error(f"no tensor uses the axis `{key.value}`", hint="remove it, or use it in a tensor")
+
+
+def _fixed_axes(recipe: Recipe, sections: dict[str, Node]) -> Iterator[Text]:
+    """Yield the names in `fixed` that are no stacks of blocks."""
+    stacks = {rule.name for rule in recipe.depths}
+    for rule in recipe.depths:
+        if rule.name in recipe.axis_names:
+            raise rule.text.error(f"`{rule.name}` is the name of an axis")
+    return (key for key, _ in _entries(sections.get("fixed")) if key.value not in stacks)
 
 
 def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:

@@ -107,6 +107,38 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthRule:
+    """A stack of blocks, and the config keys that depend on the number of blocks.
+
+    Attributes:
+        name: the name of the stack, which users type like that of an axis.
+        size: the number of blocks, an expression over the config; its first name is the key that holds the number.
+        blocks: matches the beginning of a block's tensor names; its `*` is the number of the block.
+        about: a description for people.
+        lists: config keys that hold a list with an entry for each block.
+        numbers: config keys that hold a list of block numbers.
+        first: config keys that hold a number of blocks at the front.
+        every: periods of the properties that the model derives from a block's number.
+        text: the name as written.
+    """
+
+    name: str
+    size: Expression
+    blocks: Pattern
+    about: str
+    lists: tuple[str, ...]
+    numbers: tuple[str, ...]
+    first: tuple[str, ...]
+    every: tuple[tuple[Expression, Text], ...]
+    text: Text
+
+    @property
+    def key(self) -> str:
+        """The config key that holds the number of blocks."""
+        return next(names_in(self.size)).name
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterRule:
     """A parameter that the reference model saves under another name, split or merged.
 
@@ -167,6 +199,7 @@ class Recipe:
         groups: for each part of a composite model, the axes that the part's factor widens.
         fixed: the axes that must not be widened, each with the reason.
         links: axes that the config derives from others.
+        depths: the stacks of blocks that can become deeper.
         config: the values of the widened config.
         requires: conditions that the widened config must satisfy.
         tensors: the rules for tensors; each tensor follows one of them.
@@ -187,6 +220,7 @@ class Recipe:
     widen: tuple[str, ...] = ()
     fixed: dict[str, str] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
+    depths: tuple[DepthRule, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     requires: tuple[Requirement, ...] = ()
     tensors: tuple[TensorRule, ...] = ()

@@ -47,6 +47,18 @@ Target = Annotated[
         autocompletion=complete_checkpoint,
     ),
 ]
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", metavar="N", help="Number of blocks in the new model. New ones start as the identity."),
+]
+LayersAt = Annotated[
+    str | None,
+    typer.Option(
+        "--layers-at",
+        metavar="PLACE",
+        help="Where new blocks go: interleaved, start, end, or their positions, such as 3,7. Default: interleaved.",
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

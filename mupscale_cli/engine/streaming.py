@@ -195,6 +195,9 @@ def _run_job(job: _BlockJob | _MeasureJob, *, workspace: _Workspace, work: _Work
         return
     tensor, block, noise, nonfinite = job.tensor, job.block, job.noise, work.nonfinite
     row_bytes = _wide_row_bytes(tensor)
+    if tensor.fill is not None:
+        _fill_block(tensor, tensor.fill, block, workspace, work)
+        return
     read, source = workspace.rows(tensor, work.stored[tensor.source.name], block.row, block.num_rows)
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
     nonfinite.check_source(tensor, source, block.row)
@@ -225,6 +228,17 @@ def _run_job(job: _BlockJob | _MeasureJob, *, workspace: _Workspace, work: _Work
                 pieces = _pieces(buffer, row_bytes, distinct.within(run.first, run.count))
                 work.writer.write(tensor.target.name, run.row * row_bytes, pieces)
                 work.progress(run.count * row_bytes)
+
+
+def _fill_block(tensor: TensorPlan, value: float, block: Block, workspace: _Workspace, work: _Work) -> None:
+    """Write one value to all places of a block, without reading the source."""
+    row_bytes = _wide_row_bytes(tensor)
+    shape = (block.num_wide_rows, row_bytes // DTYPES[tensor.source.dtype].size)
+    data, rows = workspace.scratch("target", shape, element_dtype(DTYPES[tensor.source.dtype]))
+    rows.fill_(value)
+    for run in (run for group in block.groups for place in group for run in place):
+        work.writer.write(tensor.target.name, run.row * row_bytes, [data[: run.count * row_bytes]])
+        work.progress(run.count * row_bytes)
 
 
 def _is_unchanged(tensor: TensorPlan, rows: Sequence[Strip]) -> bool:
@@ -341,6 +355,8 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite 
     Raises:
         CheckpointError: the source contains values that are not finite, or scaling makes some.
     """
+    if tensor.fill is not None:
+        return torch.full(tensor.target.shape, tensor.fill, dtype=source.dtype)
     nonfinite = nonfinite or NonFinite(is_allowed=False)
     nonfinite.check_source(tensor, source, 0)
     rows = _rows(tensor)

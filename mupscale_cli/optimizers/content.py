@@ -14,6 +14,7 @@ from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
+from mupscale_cli.optimizers.rules import initial_value
 from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, strip_wrappers
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
@@ -46,7 +47,7 @@ def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
 
     def find(parameter: str) -> list[ScaledTensor]:
         return [
-            ScaledTensor(names.wide_name(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset)
+            ScaledTensor(names.wide_name(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset, t.block)
             for t in names.find(parameter)
         ]
 
@@ -122,7 +123,8 @@ def widen_content(
         for name, state_values in tree.states.items():
             plain = {key: value for key, value in state_values.items() if not isinstance(value, torch.Tensor)}
             for tensor_plan in names.find(name) if plain else ():
-                states.setdefault(names.wide_name(name, tensor_plan), {}).update(plain)
+                values = {k: initial_plain(k, v) for k, v in plain.items()} if tensor_plan.is_new else plain
+                states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
     optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
     copied: list[str] = []
     weights = _WeightFinder(names, plan, config, specs, plans_by_id)
@@ -130,6 +132,12 @@ def widen_content(
     tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
     # `wide` keeps the blank tensors of `plans_by_id` alive, so their ids are unique.
     return WideContent(wide, tensors, tuple(groups), tuple(copied))
+
+
+def initial_plain(key: str, value: Any) -> Any:
+    """Return the value before the first step of a state entry that is no tensor; only numbers change."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value)(initial_value(key)) if is_number else value
 
 
 def _plan_at(

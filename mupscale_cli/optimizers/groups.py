@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,13 @@ def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dic
     return result
 
 
+def _in_model_order(names: Iterable[str], scaled: Callable[[str], Sequence[ScaledTensor]]) -> Iterator[ScaledTensor]:
+    """Yield the wide tensors of parameters in the wide model's order: a deeper stack is sorted by its blocks."""
+    widened = (tensor for name in names for tensor in scaled(name))
+    for _, tensors in itertools.groupby(widened, key=lambda tensor: tensor.block and tensor.block.stack):
+        yield from sorted(tensors, key=lambda tensor: (tensor.block and tensor.block.position) or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class WideGroup:
     """A parameter group of the widened optimizer.
@@ -93,7 +101,7 @@ def widen_groups(
                 f"the optimizer's settings match no known optimizer: {', '.join(sorted(map(str, settings)))}",
                 hint="omit the state with `--optimizer none`",
             )
-        tensors = {tensor.name: tensor for name in names for tensor in scaled(name)}
+        tensors = {tensor.name: tensor for tensor in _in_model_order(names, scaled)}
         by_name = {name: tensor_multipliers(tensor, *inferred, settings) for name, tensor in tensors.items()}
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings(settings, multipliers)

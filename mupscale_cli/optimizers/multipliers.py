@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mupscale_cli.optimizers.rules import NORM_WEIGHT, OptimizerRule, StateKind
+from mupscale_cli.plan.types import Block
 
 _GRADIENT_POWERS: Mapping[StateKind, int] = {"same": 0, "linear": 1, "quadratic": 2}
 
@@ -39,6 +40,7 @@ class ScaledTensor:
         shape: the shape before widening.
         wide_shape: the shape after widening.
         offset: o if the layer uses o + w.
+        block: the block that the tensor belongs to; None outside of stacks of blocks.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ScaledTensor:
     shape: tuple[int, ...]
     wide_shape: tuple[int, ...]
     offset: int = 0
+    block: Block | None = None
 
 
 def state_scale(kind: StateKind, coefficient: float, multiplicity: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mupscale_cli.optimizers.multipliers import ScaledTensor
+from mupscale_cli.plan.types import Block
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Growth
@@ -20,6 +21,7 @@ def scaled_tensors(record: Growth) -> tuple[ScaledTensor, ...]:
             tuple(rule["shape"]),
             tuple(rule["wide_shape"]),
             rule["offset"],
+            None if rule["block"] is None else Block(**rule["block"]),
         )
         for rule in record["rules"]
         for name in rule["tensors"]

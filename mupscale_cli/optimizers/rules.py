@@ -90,6 +90,7 @@ class OptimizerRule:
         twin: name of the same optimizer with the other default weight decay, if that has its own name.
         settings: default settings of a parameter group, which verification trains with if no file holds others.
         implied: state entries that exist only with certain settings, and those settings.
+        initial: values of state entries before the first step, where these are not 0.
         marks: names of settings or state entries that together distinguish its groups from those of the rules above
             it in the table. Empty if nothing distinguishes them.
         lacks: names of settings that its groups never have.
@@ -110,6 +111,7 @@ class OptimizerRule:
     twin: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    initial: Mapping[str, float] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     class_names: Mapping[str, str] = field(default_factory=dict)
@@ -200,6 +202,7 @@ _TABLE = (
         lr=Powers(c=1),
         eps=PER_GRADIENT,
         settings={**_ADAM_SETTINGS, "momentum_decay": 4e-3, "decoupled_weight_decay": False},
+        initial={"mu_product": 1.0},
         marks=("momentum_decay",),
         class_names={"torch": "torch.optim.NAdam"},
     ),
@@ -321,6 +324,11 @@ def state_kind(key: str, keys: Collection[str]) -> StateKind | None:
         return _COMMON_STATE[key]
     rule = _closest((rule for rule in OPTIMIZERS.values() if key in rule.state), keys)
     return None if rule is None else rule.state[key]
+
+
+def initial_value(key: str) -> float:
+    """Return the value of a state entry before the first step."""
+    return next((rule.initial[key] for rule in OPTIMIZERS.values() if key in rule.initial), 0.0)
 
 
 def default_settings(keys: Collection[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Literal
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.multipliers import state_scale
-from mupscale_cli.optimizers.rules import StateKind, state_kind
+from mupscale_cli.optimizers.rules import StateKind, initial_value, state_kind
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
 from mupscale_cli.text import suggest
@@ -122,7 +122,7 @@ def plan_state(plan: Plan, entries: Sequence[StateEntry], policy: Policy = "copy
         entries: all tensors of the state.
         policy: `copy` gives every copy of a unit its share of the moments; `reset-new` gives the share to the first
             copy and zeros to the others (SPARKLING, arXiv 2602.02472); `reset` drops the state, so the optimizer
-            starts from the beginning.
+            starts from the beginning. New blocks always start from the beginning.
 
     Raises:
         PlanError: an entry has an unknown parameter, an unknown key, or a shape that is not its parameter's.
@@ -155,17 +155,21 @@ def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy
             f"the optimizer's `{entry.key}` of `{entry.parameter}` is {entry.spec.dtype}, which cannot be scaled",
             hint="an 8-bit state keeps its scales in separate tensors; convert it to float32 first",
         )
-    for index, tensor in enumerate(tensors):
+    copies = [tensor for tensor in tensors if not tensor.is_new]
+    for tensor in tensors:
+        index = 0 if tensor.is_new else copies.index(tensor)
         parameter = names.wide_name(entry.parameter, tensor)
         name = entry.spec.name.replace(entry.parameter, parameter)
-        yield StatePlan(parameter, entry.key, kind, _state_tensor(tensor, entry.spec, name, kind, policy, index))
+        planned = _state_tensor(tensor, entry.key, entry.spec, name, kind, policy, index)
+        yield StatePlan(parameter, entry.key, kind, planned)
 
 
 def _state_tensor(
-    tensor: TensorPlan, spec: TensorSpec, name: str, kind: StateKind, policy: Policy, index: int
+    tensor: TensorPlan, key: str, spec: TensorSpec, name: str, kind: StateKind, policy: Policy, index: int
 ) -> TensorPlan:
+    fill = initial_value(key) if tensor.is_new else None
     if spec.shape != tensor.source.shape:  # a scalar such as `step`
-        return TensorPlan(spec, replace(spec, name=name), tensor.rule, "keep", keep_dims(spec.shape))
+        return TensorPlan(spec, replace(spec, name=name), tensor.rule, "keep", keep_dims(spec.shape), fill=fill)
     target = TensorSpec(name, spec.dtype, tensor.target.shape)
     if kind == "weight":
         return replace(tensor, source=spec, target=target)
@@ -173,7 +177,7 @@ def _state_tensor(
     if policy == "reset-new":
         dims = tuple(_map_digits(dim, lambda digit: replace(digit, contracted=True)) for dim in rescaled.dims)
         rescaled = replace(rescaled, dims=dims, first_only=True, name_pieces=tensor.name_copies, piece=index)
-    return replace(rescaled, source=spec, target=target)
+    return replace(rescaled, source=spec, target=target, fill=fill)
 
 
 def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> TensorPlan:

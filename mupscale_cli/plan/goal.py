@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mupscale_cli.architecture.expressions import look_up
@@ -14,6 +14,7 @@ from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import environment, evaluate_located
 from mupscale_cli.plan.config import widen_config
 from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.depth import stack_sizes
 from mupscale_cli.plan.types import GoalComparison, KeyDifference, Plan
 from mupscale_cli.text import counted, shown
 
@@ -57,7 +58,7 @@ class Goal:
         )
 
     def sizes(self, narrow: Plan, config: Mapping[str, Any], without: Container[str] = ()) -> dict[str, int]:
-        """Return the size of every axis in the target.
+        """Return the size of every axis and of every stack of blocks in the target.
 
         Args:
             narrow: the plan that copies the source unchanged.
@@ -68,7 +69,8 @@ class Goal:
             PlanError: an axis would shrink or must keep its size, or the target's sizes contradict each other.
         """
         recipe = narrow.recipe
-        values = environment(recipe, self.config, [tensor.source.name for tensor in narrow.tensors], narrow.tie)
+        names = [tensor.source.name for tensor in narrow.tensors]
+        values = environment(recipe, self.config, names, narrow.tie)
         sizes = sizes_from_config(recipe, values, narrow.used)
         axes = {axis.name: Axis(axis.name, sizes[axis.name] or axis.size) for axis in narrow.axes}
         _, wrong = widen_config(recipe, self.config, values, axes)
@@ -77,7 +79,11 @@ class Goal:
             for change in wrong
             if change.before is not None
         ]
-        chosen = [axis for axis in narrow.axes if axis.name in narrow.used and axis.name not in without]
+        sizes |= stack_sizes(recipe, names, self.config)
+        stacks = [Axis(name, size) for name, size in stack_sizes(recipe, names, config).items()]
+        axes |= {stack.name: replace(stack, size=sizes[stack.name]) for stack in stacks}
+        used = [axis for axis in narrow.axes if axis.name in narrow.used]
+        chosen = [axis for axis in (*used, *stacks) if axis.name not in without]
         stuck = {axis.name: why for axis in chosen if (why := self._obstacle(recipe, axis, axes[axis.name], config))}
         if reasons or stuck:
             options = " ".join(f"--axis {name}=1" for name in stuck)
@@ -94,8 +100,9 @@ class Goal:
         """Return why an axis cannot have the target's size; None if it can."""
         if axis.size is None or wanted.size is None or wanted.size == axis.size:
             return None
-        rules = (rule.key for rule in recipe.config if axis.name in rule.names)
-        values = ((key, look_up(key, config), look_up(key, self.config)) for key in rules)
+        written = [rule.key for rule in recipe.config if axis.name in rule.names]
+        counted_by = [rule.key for rule in recipe.depths if axis.name == rule.name]
+        values = ((key, look_up(key, config), look_up(key, self.config)) for key in (*written, *counted_by))
         keys = ", ".join(f"`{key}` {a} -> {b}" for key, a, b in values if None not in (a, b) and a != b)
         where = f"{keys}: the axis `{axis.name}`" if keys else f"the axis `{axis.name}`"
         if wanted.size < axis.size:

@@ -14,6 +14,8 @@ from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
 from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.depth import deepen, map_blocks, without_stacks
+from mupscale_cli.plan.identity import find_writers, stream_axes
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
@@ -55,6 +57,9 @@ def make_plan(
         PlanError: the checkpoint cannot be widened in this way.
     """
     _refuse_quantized(config)
+    blocks = map_blocks(recipe, [spec.name for spec in specs], config, request, stacked=not method.adds_identity)
+    deeper = deepen(recipe, specs, config, blocks)
+    specs, config = deeper.specs, deeper.config
     names = [spec.name for spec in specs]
     tie = resolve_tie(recipe, config or {}, names, tie)
     tied_before = (config or {}).get(TIE_KEY)
@@ -73,14 +78,16 @@ def make_plan(
         return sizes_from_config(recipe, environment(recipe, config, matches, tie), used)
 
     stated, _ = widen_config(recipe, config or {}, values, axes)
-    axes = grow_axes(recipe, request, axes, used, stated, sizes)
+    axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values())
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     noise = choose_perturbation(method, perturbation)
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
-    omitted = tuple(name for name, choice in layouts.items() if choice.value == "omit")
+    omitted = {name for name, choice in layouts.items() if choice.value == "omit"}
+    streams = stream_axes(layouts, deeper.names.places)
+    writers = find_writers({name: layouts[name] for name in deeper.names.places}, streams)
     tensors = [
-        read_shared(plan, shared)
+        deeper.names.place(read_shared(plan, shared), spec.name, writers, adds_identity=method.adds_identity)
         for spec in specs
         if spec.name not in omitted
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
@@ -91,20 +98,28 @@ def make_plan(
         wide_values = environment(recipe, new_config, matches, tie)
         check_sizes(recipe, wide_values, axes, used)
         check_layouts(layouts, matches, wide_values)
+    changes = (*deeper.changes, *changes)
     if tie == "untie":
         changes = (*changes, ConfigChange(TIE_KEY, tied_before, False))
+    merged, merged_layouts = deeper.names.parameters(recipe)
+    merged_writers = find_writers(merged_layouts, streams)
     return Plan(
         recipe,
         tuple(axes.values()),
         split_into_shards(tensors, max_shard_bytes),
         new_config,
         changes,
-        omitted,
+        tuple(dict.fromkeys(deeper.names.reads.get(name, name) for name in layouts if name in omitted)),
         tie,
-        planner.parameters(recipe, specs),
+        tuple(
+            merged.place(plan, plan.source.name, merged_writers, adds_identity=method.adds_identity)
+            for plan in planner.parameters(recipe, specs)
+        ),
         used,
         method,
         noise,
+        blocks=blocks,
+        untied=tuple(shared),
     )
 
 

@@ -29,6 +29,8 @@ class Method(Arrangement):
     Attributes:
         name: key in `METHODS`.
         is_copying: whether every new unit copies an old one; the function is then kept, except for noise.
+        adds_identity: whether a new block is the identity at first, so that a deeper stack keeps the function; else it
+            computes what the block that it copies does.
         draws_unevenly: whether its maps copy some units more often than others if the architecture allows it.
         recorded: names of the options in mupscale.json, from which a verification makes the method again.
         seed: random seed of copy maps and of the method's own noise.
@@ -36,6 +38,7 @@ class Method(Arrangement):
 
     name: ClassVar[str]
     is_copying: ClassVar[bool] = True
+    adds_identity: ClassVar[bool] = True
     draws_unevenly: ClassVar[bool] = False
     recorded: ClassVar[tuple[str, ...]] = ()
     seed: int = 0
@@ -129,7 +132,15 @@ class WarmStart(Method):
         return padded_map(size, axis.factor)
 
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Mupscale, Net2Net, HyperClone, WarmStart)}
+@dataclass(frozen=True)
+class Stack(Mupscale):
+    """Repeats the blocks of a stack as they are; keeps the function in width, but not in depth (arXiv 2405.15319)."""
+
+    name = "stack"
+    adds_identity = False
+
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Mupscale, Net2Net, HyperClone, WarmStart, Stack)}
 MUPSCALE = Mupscale()
 
 

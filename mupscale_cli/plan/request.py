@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Union
 from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.types import Link, Recipe
 from mupscale_cli.errors import PlanError
+from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.text import suggest
 
@@ -39,12 +40,18 @@ class Request:
         axes: factors or sizes by the name of an axis, of a group of axes or of a config key; they override `factor`.
         sizes: sizes by axis, of another model; `factor` and `axes` override them.
         most: largest factor; a larger one is more likely to be meant as a size.
+        layers: factor or size of the only stack of blocks; `axes` can name any stack.
+        layers_at: where new blocks go, see `place_blocks`; None for the default.
+        blocks: the blocks of every stack that grows, if they are already known.
     """
 
     factor: int | Fraction | None = None
     axes: Mapping[str, Amount] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     most: int = MAX_FACTOR
+    layers: Amount | None = None
+    layers_at: str | None = None
+    blocks: Mapping[str, BlockMap] = field(default_factory=dict)
 
 
 IDENTITY = Request()
@@ -95,7 +102,7 @@ def grow_axes(
     ratios = {name: (_ratio if name in used else _nominal_ratio)(axes[name], *one) for name, one in asked.items()}
     ratios = _with_links(recipe, axes, ratios)
     for name, reason in recipe.fixed.items():
-        if ratios[name] != 1:
+        if ratios.get(name, 1) != 1:
             raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
     return {name: _grown(axis, ratios[name]) if name in used else axis for name, axis in axes.items()}
 
@@ -146,7 +153,7 @@ def _asked_of_keys(
 ) -> dict[str, _Asked]:
     """Return the sizes of the axes that depend on some keys of the config, after these have changed."""
     values = {
-        key: _grow(f"the key `{key}`", look_up(key, config), amount, f"--axis {key}")  # type: ignore[arg-type]
+        key: grown(f"the key `{key}`", look_up(key, config), amount, f"--axis {key}")  # type: ignore[arg-type]
         for key, amount in amounts.items()
     }
     before = sizes(config)
@@ -180,13 +187,13 @@ def _with_keys(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str
 def _ratio(axis: Axis, amount: Amount, option: str) -> Fraction:
     """Return the wide size of an axis divided by its size."""
     if axis.size is not None:
-        return Fraction(_grow(f"the axis `{axis.name}`", axis.size, amount, option), axis.size)
+        return Fraction(grown(f"the axis `{axis.name}`", axis.size, amount, option), axis.size)
     if isinstance(amount, Size) or Fraction(amount).denominator != 1:
         raise PlanError(
             f"the axis `{axis.name}` has different sizes in different tensors, so it needs a whole factor",
             hint=f"for instance `--axis {axis.name}=2`",
         )
-    return Fraction(_grow(f"the axis `{axis.name}`", 1, amount, option))
+    return Fraction(grown(f"the axis `{axis.name}`", 1, amount, option))
 
 
 def _nominal_ratio(axis: Axis, amount: Amount, _option: str) -> Fraction:
@@ -196,7 +203,7 @@ def _nominal_ratio(axis: Axis, amount: Amount, _option: str) -> Fraction:
     return Fraction(amount)
 
 
-def _grow(what: str, size: int, amount: Amount, option: str) -> int:
+def grown(what: str, size: int, amount: Amount, option: str) -> int:
     """Return a size after it grows by an amount.
 
     Raises:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.dtypes import DTYPES, TensorSpec
+from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Noise, Perturbation
 from mupscale_cli.plan.request import Request, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The block of a stack that a tensor belongs to.
+
+    Attributes:
+        stack: name of the stack in the recipe.
+        is_new: whether the block is new, so that its optimizer state starts from zero.
+        writes: whether the block's contribution to the residual stream is linear in the tensor.
+        position: number of the block in the deeper stack; None if it does not matter.
+    """
+
+    stack: str
+    is_new: bool
+    writes: bool
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,9 @@ class TensorPlan:
         noise: noise to add at the end.
         shrink: factor of the source in addition to c; methods that keep the function have 1.
         fresh: value of elements without a source, before noise.
+        fill: value of every element, if the tensor has no data of the source; shapes and scales are still those of
+            its rule.
+        block: the block that the tensor belongs to; None outside of stacks of blocks.
     """
 
     source: TensorSpec
@@ -53,6 +74,8 @@ class TensorPlan:
     noise: Noise | None = None
     shrink: float = 1.0
     fresh: float = 0.0
+    fill: float | None = None
+    block: Block | None = None
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:
@@ -84,6 +107,11 @@ class TensorPlan:
         return self.parts[0][1] if len({m for _, m in self.parts}) == 1 else None
 
     @property
+    def is_new(self) -> bool:
+        """Whether the tensor belongs to a new block."""
+        return self.block is not None and self.block.is_new
+
+    @property
     def is_changed(self) -> bool:
         return self.source.shape != self.target.shape or self.is_scaled or self.name_copies > 1
 
@@ -98,7 +126,8 @@ class TensorPlan:
             self.scale * math.prod(strip.scale for strip in combination)
             for combination in itertools.product(*(dim.strips for dim in self.dims))
         }
-        return any(scale != 1 and (self.offset or math.frexp(scale)[0] != 0.5) for scale in scales)
+        is_inexact = any(scale != 1 and (self.offset or math.frexp(scale)[0] != 0.5) for scale in scales)
+        return is_inexact and self.fill is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +196,8 @@ class Plan:
         parameters: parameters of the reference model that the checkpoint stores in another form, such as
             experts that the model keeps in one tensor and the checkpoint in several.
         used: axes that occur in some tensor.
+        blocks: the blocks of every stack that grows, by its name.
+        untied: names of output tensors that share the data of another tensor in the source.
         method: method of growing.
         perturbation: noise to add; None for no noise.
         goal: the model whose sizes were taken; None if the sizes were chosen in another way.
@@ -184,6 +215,8 @@ class Plan:
     method: Method = MUPSCALE
     perturbation: Perturbation | None = None
     goal: GoalComparison | None = None
+    blocks: Mapping[str, BlockMap] = field(default_factory=dict)
+    untied: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -197,7 +230,8 @@ class Plan:
     @property
     def request(self) -> Request:
         """The request that grows the same axes as far again."""
-        return Request(axes={axis.name: Size(axis.wide_size) if axis.wide_size else axis.factor for axis in self.axes})
+        axes = {axis.name: Size(axis.wide_size) if axis.wide_size else axis.factor for axis in self.axes}
+        return Request(axes=axes, blocks=self.blocks)
 
     @property
     def num_bytes(self) -> int:
@@ -205,14 +239,19 @@ class Plan:
         return sum(shard.num_bytes for shard in self.shards)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the wide model without noise computes the same function as the narrow one."""
+        return self.method.is_copying and (self.method.adds_identity or not self.blocks)
+
+    @property
     def keeps_function(self) -> bool:
         """Whether the wide model computes the same function as the narrow one."""
-        return self.method.is_copying and (self.perturbation is None or self.perturbation.mode == "preserving")
+        return self.is_exact and (self.perturbation is None or self.perturbation.mode == "preserving")
 
     @property
     def trains_alike(self) -> bool:
-        """Whether the wide model, without noise, takes the same optimizer steps as the narrow one."""
-        return self.method.trains_alike(self.axes)
+        """Whether the wide model, without noise and with frozen new blocks, takes the same optimizer steps."""
+        return self.is_exact and self.method.trains_alike(self.axes)
 
     @property
     def stays_symmetric(self) -> bool:
@@ -225,13 +264,6 @@ class Plan:
         floats = [tensor for tensor in self.tensors if DTYPES[tensor.target.dtype].kind == "float"]
         sources = {tensor.source.name: tensor.source for tensor in floats}
         return sum(spec.num_elements for spec in sources.values()), sum(t.target.num_elements for t in floats)
-
-    @property
-    def untied(self) -> tuple[str, ...]:
-        """Names of output tensors that share the data of another tensor in the source."""
-        if self.tie != "untie":
-            return ()
-        return tuple(t.target.name for t in self.tensors if t.target.name != t.source.name and t.name_copies == 1)
 
     @property
     def rounded(self) -> tuple[TensorPlan, ...]:

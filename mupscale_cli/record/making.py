@@ -87,6 +87,15 @@ def make_record(
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
         },
+        "blocks": {
+            name: {
+                "size": units.size,
+                "wide_size": units.wide_size,
+                "sources": list(units.sources),
+                "new": list(units.new),
+            }
+            for name, units in plan.blocks.items()
+        },
         "parameters": {"before": before, "after": after},
         "rules": _rules((*plan.tensors, *plan.parameters)),
         "called": _called(plan),
@@ -121,10 +130,11 @@ def _shared(plan: Plan) -> dict[str, str]:
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
-    """Group tensors by rule, layout, parts and shape."""
+    """Group tensors by rule, layout, parts, shape and kind of block."""
     rules: dict[tuple[Any, ...], dict[str, Any]] = {}
     for tensor in tensors:
-        key = (tensor.rule, tensor.layout, tensor.parts, tensor.source.shape)
+        block = tensor.block and {"stack": tensor.block.stack, "is_new": tensor.is_new, "writes": tensor.block.writes}
+        key = (tensor.rule, tensor.layout, tensor.parts, tensor.source.shape, tensor.fill, str(block))
         if key not in rules:
             rules[key] = {
                 "pattern": tensor.rule,
@@ -133,6 +143,8 @@ def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:
                 "offset": tensor.offset,
                 "shape": list(tensor.source.shape),
                 "wide_shape": list(tensor.target.shape),
+                "fill": tensor.fill,
+                "block": block,
                 "tensors": [],
             }
         rules[key]["tensors"].append(tensor.target.name)

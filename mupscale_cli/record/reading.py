@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.plan import Request, Size
+from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record import FORMAT_VERSION
@@ -64,7 +65,10 @@ def check_record(content: Mapping[str, Any], file: Path) -> Record:
 def recorded_request(record: Record) -> Request:
     """Return the request that grows every axis to its recorded size."""
     axes = record["axes"].items()
-    return Request(axes={name: Size(axis["wide_size"]) if axis["wide_size"] else axis["factor"] for name, axis in axes})
+    return Request(
+        axes={name: Size(axis["wide_size"]) if axis["wide_size"] else axis["factor"] for name, axis in axes},
+        blocks=recorded_blocks(record),
+    )
 
 
 def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
@@ -78,6 +82,11 @@ def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
         make_method(method["name"], seed=method.get("seed", 0), shrink=method.get("shrink")),
         None if noise is None else Perturbation(noise["size"], noise["mode"], noise["scale"], noise["seed"]),
     )
+
+
+def recorded_blocks(record: Record) -> dict[str, BlockMap]:
+    """Return the blocks of every stack that became deeper."""
+    return {name: BlockMap(tuple(blocks["sources"]), tuple(blocks["new"])) for name, blocks in record["blocks"].items()}
 
 
 def state_path(wide: Checkpoint, carried: OptimizerState) -> Path:

@@ -54,6 +54,14 @@ class Part(TypedDict):
 Parts = Annotated[list[Part], "Each part of the tensor that is scaled alike, in order.", limits(minItems=1)]
 
 
+class Block(TypedDict):
+    """The blocks of a deep network that a tensor belongs to."""
+
+    stack: Annotated[str, "Name of the stack of blocks."]
+    is_new: Annotated[bool, "Whether the block is new."]
+    writes: Annotated[bool, "Whether the block's contribution to the residual stream is linear in the tensor."]
+
+
 class Rule(TypedDict):
     """A rule of the recipe, applied to tensors of one shape."""
 
@@ -63,13 +71,25 @@ class Rule(TypedDict):
     offset: Annotated[int, "Value that the layer adds to the stored value."]
     shape: Shape
     wide_shape: Shape
+    fill: Annotated[float | None, "Value of all elements; null if they are copies of the source's."]
+    block: Annotated[Block | None, "Block of the tensors; null outside of stacks of blocks."]
     tensors: Annotated[list[str], "Names of the tensors."]
+
+
+class Blocks(TypedDict):
+    """A stack of blocks that became deeper."""
+
+    size: Annotated[Count, "Number of blocks in the narrow model."]
+    wide_size: Annotated[Count, "Number of blocks in the wide model."]
+    sources: Annotated[list[Count], "Block of the narrow model that each block of the wide model copies."]
+    new: Annotated[list[Count], "Positions of the new blocks."]
 
 
 class Growth(TypedDict):
     """How the tensors of one model follow from those of another."""
 
     axes: Annotated[dict[str, Axis], "Every axis of the recipe, by name.", limits(minProperties=1)]
+    blocks: Annotated[dict[str, Blocks], "Every stack of blocks that became deeper, by name."]
     parameters: Annotated[Counts, "Number of parameters."]
     rules: Annotated[list[Rule], "The applied rules, one entry for each layout, parts and shape."]
     called: Annotated[
@@ -210,6 +230,7 @@ class Training(TypedDict):
     state_compared: Annotated[bool, "Whether a widened optimizer state was compared."]
     without_noise: Annotated[bool, "Whether the noise was removed before training."]
     start: Annotated[str, "State that both models started from."]
+    frozen: Annotated[list[str], "Stacks of blocks that are deeper in the wide model, whose new blocks were frozen."]
 
 
 class Tensors(TypedDict):

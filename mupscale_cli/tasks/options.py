@@ -41,6 +41,9 @@ class WidenOptions:
         factor: target width over source width, for every axis that the recipe widens; whole or not.
         axes: factors, or sizes as `Size`, of single axes or keys of config.json; they override or add to `factor`.
         to: the model whose sizes to take: a config.json, a model directory, or a Hub id; `axes` override them.
+        layers: number of blocks of the deeper model, if it has a single stack of blocks.
+        layers_at: where new blocks go: `interleaved`, `start`, `end`, or their positions, such as `3,7`. Default:
+            `interleaved`; `end` with the method `stack`.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
@@ -72,6 +75,8 @@ class WidenOptions:
     axes: Mapping[str, float | Fraction | Size] | None = None
     _: KW_ONLY
     to: str | Path | None = None
+    layers: int | None = None
+    layers_at: str | None = None
     recipe: str | Path | None = None
     tie: str | None = None
     method: str = "mupscale"
@@ -107,7 +112,9 @@ class WidenOptions:
         factor = None if self.factor is None else _amount(self.factor, "--factor")
         assert not isinstance(factor, Size)
         axes = {name: _amount(amount, f"--axis {name}") for name, amount in (self.axes or {}).items()}
-        return Request(factor, axes, most=MAX_FACTOR if self.allow_large_factor else USUAL_FACTOR)
+        most = MAX_FACTOR if self.allow_large_factor else USUAL_FACTOR
+        layers = None if self.layers is None else Size(self.layers)
+        return Request(factor, axes, most=most, layers=layers, layers_at=self.layers_at)
 
     @property
     def growth(self) -> tuple[Method, Perturbation | None]:

@@ -139,7 +139,7 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
         members = recipe.groups.get(name, (name,) if name in recipe.axis_names else ())
         if amount != 1 and members and not plan.used.intersection(members):
             raise PlanError(f"no tensor of `{checkpoint.display_name}` has the axis `{name}`")
-    if not plan.factors:
+    if not plan.factors and not plan.blocks:
         raise PlanError(
             "nothing is widened: every axis keeps its size",
             hint="use `--factor 2`, or `--axis NAME=2` for a single axis",

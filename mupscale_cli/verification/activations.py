@@ -62,16 +62,32 @@ def name_in(model: nn.Module, name: str, known: Mapping[str, object]) -> str | N
     return next((candidate for candidate in (name, f"{prefix}.{name}") if candidate in known), None)
 
 
-def planned_modules(model: nn.Module, plan: Plan) -> dict[str, TensorPlan]:
-    """Return the modules whose weight is in the plan, as names in the model and plans of the weights."""
+@dataclass(frozen=True, slots=True)
+class PlannedModule:
+    """A module whose weight is in the plan.
+
+    Attributes:
+        wide_name: its name in the wide model, where its block may have another number.
+        weight: the plan of its weight.
+    """
+
+    wide_name: str
+    weight: TensorPlan
+
+
+def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
+    """Return the modules whose weight is in the plan, except those of new blocks, by name in the narrow model."""
     modules = dict(model.named_modules())
     planned = {}
     for tensor in plan.tensors:
-        target = plan.recipe.parameter_name(tensor.target.name)
-        owner, _, kind = target.rpartition(".")
-        name = name_in(model, owner, modules) if kind == "weight" and tensor.name_copies == 1 else None
+        narrow, wide = (
+            plan.recipe.parameter_name(name).rpartition(".")
+            for name in (tensor.target.name if tensor.block is None else tensor.source.name, tensor.target.name)
+        )
+        is_single = narrow[2] == "weight" and tensor.name_copies == 1 and not tensor.is_new
+        name = name_in(model, narrow[0], modules) if is_single else None
         if name is not None:
-            planned[name] = tensor
+            planned[name] = PlannedModule(name.removesuffix(narrow[0]) + wide[0], tensor)
     return planned
 
 
@@ -88,6 +104,8 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
             setattr(module, kind, nn.Parameter(getattr(module, kind).detach().clone()))
     parameters = dict(model.named_parameters())
     for tensor in plan.rounded:
+        if tensor.is_new:
+            continue
         stored_as = tensor.target.name if tensor.target.name in plan.untied else tensor.source.name
         name = name_in(model, plan.recipe.parameter_name(stored_as), parameters)
         if name is None:
@@ -99,12 +117,12 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
 
 
 def compare_activations(
-    plans: dict[str, TensorPlan], narrow: dict[str, Tensor], wide: dict[str, Tensor]
+    modules: Mapping[str, PlannedModule], narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]
 ) -> list[Comparison]:
     """Compare the recorded outputs of every module whose output the plan predicts.
 
     Args:
-        plans: plan of each module's weight, as `planned_modules` returns them.
+        modules: as `planned_modules` returns them.
         narrow: recorded outputs of the narrow model.
         wide: recorded outputs of the wide model.
 
@@ -113,9 +131,10 @@ def compare_activations(
     """
     comparisons = []
     for name, output in narrow.items():
-        if name in wide:
-            predictions = _predictions(plans[name], output, wide[name])
-            candidates = [compare(name, prediction, wide[name].to(prediction.dtype)) for prediction in predictions]
+        found = wide.get(modules[name].wide_name)
+        if found is not None:
+            predictions = _predictions(modules[name].weight, output, found)
+            candidates = [compare(name, prediction, found.to(prediction.dtype)) for prediction in predictions]
             if candidates:
                 comparisons.append(min(candidates, key=lambda comparison: comparison.max_rel))
     return comparisons

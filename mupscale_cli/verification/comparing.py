@@ -115,14 +115,15 @@ def verify_checkpoints(
     load_model, make_inputs = choose_builders(options, plan)
     with torch.no_grad():
         model = load_model(narrow, dtype, placements.narrow)
-        plans = planned_modules(model, plan)
+        modules = planned_modules(model, plan)
         inputs = make_inputs(model, narrow)
         num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
-        settings = _RunSettings(inputs, frozenset(plans), dtype, options.seed, num_tokens)
+        settings = _RunSettings(inputs, frozenset(modules), dtype, options.seed, num_tokens)
+        wide_settings = replace(settings, names=frozenset(module.wide_name for module in modules.values()))
         before = _run(model, settings, placements.narrow)
         _refuse_nonfinite(before)
         rounding = None
-        if plan.rounded and plan.method.is_copying:
+        if plan.rounded and plan.is_exact:
             if placements.narrow.offload is not None:
                 raise CannotVerify(
                     f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
@@ -138,15 +139,15 @@ def verify_checkpoints(
 
         def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> FunctionCheck:
             model = load_model(checkpoint, dtype, placements.wide)
-            after = _run(model, settings, placements.wide, before.tokens)
+            after = _run(model, wide_settings, placements.wide, before.tokens)
             del model
             free_unused(placements.wide.device)
-            modules = compare_activations(plans, before.modules, after.modules) if plan.method.is_copying else []
+            compared = compare_activations(modules, before.modules, after.modules) if plan.is_exact else []
             return FunctionCheck(
-                comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
-                num_modules=len(modules),
-                worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
-                first_difference=next((c for c in modules if not c.max_rel <= allowed[0]), None),
+                comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(compared, before)),
+                num_modules=len(compared),
+                worst_module=max(compared, key=lambda comparison: comparison.max_rel, default=None),
+                first_difference=next((c for c in compared if not c.max_rel <= allowed[0]), None),
                 tolerance=allowed[0],
                 tolerance_reason=allowed[1],
                 dtype=str(dtype).removeprefix("torch."),
@@ -154,11 +155,11 @@ def verify_checkpoints(
                 inputs=inputs.description,
                 rounding=rounding,
                 rounded_tensors=len(plan.rounded),
-                modules=tuple(modules),
+                modules=tuple(compared),
             )
 
         verification = compare_with(wide, stored_tolerance(plan, dtype))
-        if plan.perturbation is None or not plan.method.is_copying:
+        if plan.perturbation is None or not plan.is_exact:
             return replace(verification, keeps_function=plan.keeps_function)
         with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
             unperturbed = compare_with(checkpoint, tolerance(plan, dtype))

@@ -17,7 +17,7 @@ from torch import Tensor
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.streaming import expand_whole
-from mupscale_cli.optimizers.content import scales_by_parameter
+from mupscale_cli.optimizers.content import initial_plain, scales_by_parameter
 from mupscale_cli.optimizers.groups import widen_groups
 from mupscale_cli.optimizers.rules import default_settings
 from mupscale_cli.optimizers.state_plan import ParameterNames, StateEntry, StatePlan, plan_state, rescale
@@ -182,8 +182,8 @@ def _wide_entries(plan: Plan, states: States) -> Iterator[tuple[StatePlan | _Sca
         yield state, named[state.tensor.source.name][2]
     names = ParameterNames(plan)
     for name, key, value in named.values():
-        if not isinstance(value, Tensor):
-            yield from ((_Scalar(names.wide_name(name, tensor), key), value) for tensor in names.find(name))
+        for tensor in names.find(name) if not isinstance(value, Tensor) else ():
+            yield _Scalar(names.wide_name(name, tensor), key), initial_plain(key, value) if tensor.is_new else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _unrounded(entry: StatePlan | _Scalar, value: Any) -> Any:
     if entry.kind == "weight":
         return planned_weight(entry.tensor, value)
     if not value.is_floating_point():
-        return value.clone()
+        return value.clone() if entry.tensor.fill is None else torch.full_like(value, entry.tensor.fill)
     return _expand(entry.tensor, value, torch.float64)
 
 

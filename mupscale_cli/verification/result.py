@@ -180,6 +180,7 @@ class TrainingVerification:
         carried: whether a carried optimizer state was compared.
         without_noise: whether the wide model was trained without its stored noise.
         start: the optimizer state that both models started from, as a phrase.
+        frozen: the stacks of blocks that are deeper in the wide model, whose new blocks were frozen.
     """
 
     steps: int
@@ -195,6 +196,7 @@ class TrainingVerification:
     carried: bool
     without_noise: bool = False
     start: str = "a fresh start"
+    frozen: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
@@ -235,6 +237,7 @@ class TrainingVerification:
             "state_compared": self.carried,
             "without_noise": self.without_noise,
             "start": self.start,
+            "frozen": list(self.frozen),
         }
 
 

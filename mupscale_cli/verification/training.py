@@ -68,6 +68,8 @@ def verify_training(
 ) -> TrainingVerification:
     """Train both models for some optimizer steps, and compare losses and parameters.
 
+    New blocks of a deeper model are frozen, since they learn what the narrow model cannot.
+
     Args:
         load_narrow: returns a model in float64 with the weights of the source.
         load_wide: returns a model in float64 with the weights of the widened checkpoint, without noise. It trains from
@@ -93,7 +95,8 @@ def verify_training(
     names = dict(narrow.named_parameters(remove_duplicate=False))
     initial = {name: names[name].detach().to("cpu", copy=True) for _, name in tensors.values()}
     factor, reason = rounding_factor(plan, torch.float64)
-    expected = _train_narrow(narrow, groups, states, tensors, loss, steps, factor)
+    trained = {name: found for name, found in tensors.items() if not found[0].is_new}
+    expected = _train_narrow(narrow, groups, states, trained, loss, steps, factor)
     description = _optimizer_text(groups)
     device = next(narrow.parameters()).device
     del narrow, names
@@ -107,6 +110,7 @@ def verify_training(
         if not is_stored(tensor, initial[source], parameter):
             stored.append(name)
         parameter.data.copy_(planned_weight(tensor, initial[source]))
+        parameter.requires_grad_(not tensor.is_new)
     trainee = _trainee(wide, wide_groups, start.states)
     losses, first = [], None
     with everything_in(torch.float64):
@@ -128,6 +132,7 @@ def verify_training(
         stored_differences=tuple(stored),
         carried=wide_state is not None,
         start="carried state" if wide_state is not None else "a fresh start",
+        frozen=tuple(plan.blocks),
     )
     if result.agrees:
         _refuse_standstill(expected.last, steps)

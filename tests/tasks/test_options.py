@@ -23,6 +23,8 @@ WIDEN = {
     "factor": ("3", 3, {}),
     "axes": ("ffn=4", {"ffn": 4}, {}),
     "to": ("/target", "/target", {}),
+    "layers": ("6", 6, {}),
+    "layers_at": ("end", "end", {}),
     "recipe": ("llama", "llama", {}),
     "tie": ("untie", "untie", {}),
     "method": ("net2net", "net2net", {}),

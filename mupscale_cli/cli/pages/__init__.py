@@ -18,6 +18,7 @@ KINDS = {
         "optimizers",
         "noise",
         "methods",
+        "depth",
         "sweep",
         "recipes",
         "hub",

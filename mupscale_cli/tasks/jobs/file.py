@@ -157,6 +157,8 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "factor": _factor,
         "axes": _axes,
         "to": _target,
+        "layers": _count,
+        "layers_at": _text,
         "recipe": _recipe,
         "tie": _text,
         "method": _text,

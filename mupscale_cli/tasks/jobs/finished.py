@@ -11,7 +11,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
-from mupscale_cli.record.reading import check_record, read_record, state_path
+from mupscale_cli.record.reading import check_record, read_record, recorded_blocks, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.tasks.source import Source
 
@@ -49,12 +49,14 @@ def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint,
     if recorded_factors != factors:
         return f"it was widened by {_factors_text(recorded_factors)}, not by {_factors_text(factors)}"
     wanted = {
+        "blocks": dict(plan.blocks),
         "recipe": plan.recipe.digest,
         "tie": plan.tie,
         "method": plan.method.as_record(),
         "noise": plan.perturbation.as_record() if plan.perturbation else None,
     }
     recorded = {
+        "blocks": recorded_blocks(record),
         "recipe": record["recipe"]["sha256"],
         "tie": record["tie"],
         "method": record["method"],
@@ -62,7 +64,7 @@ def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint,
     }
     for name, value in wanted.items():
         if recorded[name] != value:
-            return f"its {name} differs"
+            return f"its {name} differ{'' if name.endswith('s') else 's'}"
     if source.remote is not None:
         origin = record["source"]
         if (origin.get("repo"), origin.get("revision")) != (source.remote.id.repo, source.remote.commit):

@@ -1,0 +1,64 @@
+"""Finding what a block writes to the residual stream with: if it is zero, the block is the identity (page `theory`)."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.types import Choice
+
+
+def stream_axes(layouts: Mapping[str, Choice[Any]], in_blocks: Container[str]) -> frozenset[str]:
+    """Return the axes that tensors outside of all blocks have: the residual stream is among them.
+
+    Args:
+        layouts: chosen layout of each tensor by its name.
+        in_blocks: the tensors in blocks.
+    """
+    outside = _distinct(choice.value for name, choice in layouts.items() if name not in in_blocks)
+    return frozenset(axis for layout in outside for axis in _axes(layout))
+
+
+def find_writers(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) -> frozenset[str]:
+    """Return the tensors of blocks in which the contribution of a block to the residual stream is linear.
+
+    These are the last projections, which sum over some axis and whose output is the stream, and their biases.
+
+    Args:
+        layouts: chosen layout of each tensor in a block by its name.
+        streams: as `stream_axes` returns them.
+    """
+    inside = {name: layout for name, choice in layouts.items() if isinstance(layout := choice.value, Layout)}
+    distinct = _distinct(inside.values())
+    projections = {id(layout) for layout in distinct if _sums(layout) and _written(layout) & streams}
+    biases = {id(layout) for layout in distinct if not _sums(layout) and _written(layout) & streams}
+    weights = {name for name, layout in inside.items() if id(layout) in projections}
+    return frozenset(
+        name
+        for name, layout in inside.items()
+        if name in weights or (id(layout) in biases and _weight(name) in weights)
+    )
+
+
+def _distinct(layouts: Iterable[Any]) -> Iterable[Layout]:
+    return {id(layout): layout for layout in layouts if isinstance(layout, Layout)}.values()
+
+
+def _axes(layout: Layout) -> set[str]:
+    return {ref.name for ref in axis_refs(layout) if isinstance(ref, AxisRef)}
+
+
+def _sums(layout: Layout) -> bool:
+    return any(ref.contracted or ref.averaged for ref in axis_refs(layout) if isinstance(ref, AxisRef))
+
+
+def _written(layout: Layout) -> set[str]:
+    """Return the axes that fill a whole dimension of the layer's output."""
+    return {dim.name for dim in layout.dims if isinstance(dim, AxisRef) and not (dim.contracted or dim.averaged)}
+
+
+def _weight(bias: str) -> str:
+    """Return the name of the weight that a bias belongs to: `fc2.weight` for `fc2.bias`, `down` for `down_bias`."""
+    stem = bias.removesuffix("bias")
+    return f"{stem}weight" if stem.endswith(".") else stem.removesuffix("_")
