@@ -111,6 +111,7 @@ def verify_training(
             stored.append(name)
         parameter.data.copy_(planned_weight(tensor, initial[source]))
         parameter.requires_grad_(not tensor.is_new)
+    parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
     trainee = _trainee(wide, wide_groups, start.states)
     losses, first = [], None
     with everything_in(torch.float64):

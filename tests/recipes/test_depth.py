@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from helpers import change_config, save_model
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.tasks.verify import verify, verify_weights
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
 # One case for each way to write to the residual stream and to name blocks.
@@ -75,11 +75,10 @@ def test_verification_knows_the_positions(saved, tmp_path):
     """The recorded blocks are compared with those that they copy, and old blocks train as before."""
     widened = widen(saved("Qwen3-tied"), tmp_path / "deep", 2, layers=4, dtype="float64")
     assert widened.verification.max_rel < 1e-14
-    assert verify_weights(tmp_path / "deep").agrees
     found = verify(tmp_path / "deep", steps=3)
     assert found.agrees
     assert found.training.frozen == ("layers",)
-    assert found.training.max_rel < 1e-13
+    assert found.training.steps_agree
 
 
 def test_stacked_blocks_compute_another_function(saved, tmp_path):
