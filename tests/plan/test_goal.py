@@ -40,15 +40,16 @@ REACHABLE = [
 @pytest.mark.parametrize(("source", "target"), REACHABLE)
 def test_the_sizes_of_a_target_are_those_of_its_own_plan(source, target):
     found, plan = sizes(source, target)
-    wide, _ = narrow(target)
-    assert found == {axis.name: axis.size for axis in wide.axes if axis.name in plan.used}
+    wide, config = narrow(target)
+    layers = config.get("num_hidden_layers") or config["n_layer"]
+    assert found == {**{axis.name: axis.size for axis in wide.axes if axis.name in plan.used}, "layers": layers}
 
 
 @pytest.mark.parametrize(
     ("source", "target", "reasons"),
     [
         ("Llama-3.2-1B", "Llama-3.2-3B", ["`num_attention_heads` 32 -> 24: the axis `g` cannot shrink from 4 to 3"]),
-        ("SmolLM2-360M", "SmolLM2-1.7B", ["the axis `g` cannot shrink from 3 to 1"]),
+        ("SmolLM2-360M", "SmolLM2-1.7B", ["the axis `g` cannot shrink from 3 to 1", "`num_hidden_layers` 32 -> 24"]),
         ("Qwen3-1.7B", "Qwen3-0.6B", ["`hidden_size` 2048 -> 1024", "`intermediate_size` 6144 -> 3072"]),
     ],
 )
@@ -61,7 +62,7 @@ def test_every_obstacle_is_in_one_message(source, target, reasons):
 
 def test_an_axis_that_is_chosen_in_another_way_is_no_obstacle():
     found, _ = sizes("Qwen3-1.7B", "Qwen3-0.6B", without={"embed", "ffn"})
-    assert found == {"kv": 8, "g": 2, "d": 128}
+    assert found == {"kv": 8, "g": 2, "d": 128, "layers": 28}
 
 
 def test_head_counts_that_do_not_divide_are_refused():
