@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
 
 CONFIG = "config.json"
+# Numbers that a model class makes lists or tables of, and what each may be whatever the tensors' dimensions are.
+_SIZES = (
+    (re.compile(r"(^|_)(labels|experts)$"), 1 << 16),  # a base model keeps the names of a head's classes
+    (re.compile(r"(^|_)(positions|seq_len|seq_length|sequence_length|context_length|ctx)$"), 1 << 20),
+    (re.compile(r"(^|_)(position_embeddings|size|dim|heads|channels|buckets|window)$"), 1 << 24),
+)
 _IS_DEPTH = re.compile(r"^(n|num|encoder|decoder)_(\w+_)?(layers?|blocks?|stages)$|depths?$")
 
 
@@ -18,23 +26,37 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def check_depth(config: Mapping[str, Any], num_tensors: int) -> None:
-    """Refuse a config with more layers than the checkpoint has tensors, before a model is built from it.
+def check_limits(config: Mapping[str, Any], specs: Collection[TensorSpec]) -> None:
+    """Refuse a config that asks for much more than its tensors show, before a list or a model is made from it.
+
+    Model classes make a list of that many layers, names for that many labels, and tables of that many positions. A
+    context length may exceed every dimension, because rotary positions have no table.
 
     Args:
         config: the content of config.json; nested configs are checked too.
-        num_tensors: number of tensors in the checkpoint.
+        specs: tensors of the checkpoint.
 
     Raises:
-        CheckpointError: a depth in the config exceeds the number of tensors.
+        CheckpointError: a number in the config exceeds its limit.
     """
+    largest = max((size for spec in specs for size in spec.shape), default=0)
+    _check(config, len(specs), largest)
+
+
+def _check(config: Mapping[str, Any], num_tensors: int, largest: int) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
-            check_depth(value, num_tensors)
+            _check(value, num_tensors, largest)
             continue
+        if _IS_DEPTH.search(key):
+            limit: float = num_tensors
+            shown = f"the checkpoint has only {num_tensors} tensors"
+        else:
+            limit = max(largest, next((least for pattern, least in _SIZES if pattern.search(key)), math.inf))
+            shown = f"the largest dimension of a tensor is {largest}"
         counts = value if isinstance(value, list) else [value]
-        if _IS_DEPTH.search(key) and any(isinstance(count, (int, float)) and count > num_tensors for count in counts):
+        if any(isinstance(count, (int, float)) and count > limit for count in counts):
             raise CheckpointError(
-                f"config.json sets `{key}` to {str(value)[:40]}, but the checkpoint has only {num_tensors} tensors",
+                f"config.json sets `{key}` to {str(value)[:40]}, but {shown}",
                 hint="config.json and the weights belong to different models; download or save the checkpoint again",
             )

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.config import CONFIG, check_limits
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
@@ -164,7 +164,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     opened = identities((path, config))
     weights = weights_format.read(Folder(path, frozenset()), (path,))
     content = read_json(require_own_file(config)) if config.exists() else None
-    return Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened)
+    return _checked(Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened))
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose config asks for no more than its tensors show."""
+    if checkpoint.config is not None:
+        check_limits(checkpoint.config, checkpoint.specs)
+    return checkpoint
 
 
 def _plain_files(folder: Path) -> Iterator[Path]:
@@ -196,7 +203,7 @@ def open_folder(folder: Folder) -> Checkpoint:
         if files := each.files(folder):
             weights = each.read(folder, files)
             content = read_json(require_own_file(path / CONFIG)) if CONFIG in folder.names else None
-            return Checkpoint(path, False, files, weights.tensors, content, weights.metadata)
+            return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata))
     for name in sorted(folder.names):
         if not any(each.recognizes(path / name) for each in FORMATS):
             raise _not_supported(path / name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoints.config import architecture_of, check_depth
+from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.tree import Groups
 from mupscale_cli.text import counted
@@ -31,7 +31,7 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
         CheckpointError: the model cannot be built, or its parameters do not fit the optimizer's.
     """
     numbers: list[Any] = [number for _, members in groups for number in members]
-    model = _empty_model(config, len(numbers))
+    model = _empty_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     order = list(shapes)
     if len(groups) == 2:
@@ -65,7 +65,7 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     return names
 
 
-def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch.nn.Module:
+def _empty_model(config: Mapping[str, Any] | None) -> torch.nn.Module:
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
@@ -77,7 +77,6 @@ def _empty_model(config: Mapping[str, Any] | None, num_parameters: int) -> torch
             "the optimizer numbers its parameters, and their names are unknown without a transformers model",
             hint=_SAVE_NAMES,
         )
-    check_depth(config, num_parameters)
     try:
         with torch.device("meta"):
             model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -21,17 +23,20 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from mupscale_cli.checkpoints.config import CONFIG, architecture_of, check_depth
+from mupscale_cli.checkpoints.config import CONFIG, architecture_of
 from mupscale_cli.checkpoints.formats.safetensors import WEIGHTS
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.engine.memory import return_freed_memory
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.files import require_plain
-from mupscale_cli.text import listed
+from mupscale_cli.text import count_text, listed
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.transformers import import_transformers
+
+_log = logging.getLogger(__name__)  # `--debug` shows it
+_SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
 
 
 def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:
@@ -138,8 +143,8 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
             "or give your own model with `--model module.py:build`"
         )
     )
-    check_depth(checkpoint.config, len(checkpoint.tensors))
     model_class = _model_class(transformers, checkpoint.config)
+    _check_size(model_class, checkpoint)
     device_map = placement.device_map if placement else None
     offloading: dict[str, Any] = {}
     folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
@@ -181,6 +186,28 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)
     return built
+
+
+def _check_size(model_class: Any, checkpoint: Checkpoint) -> None:
+    """Refuse a config whose model is much larger than the checkpoint, before its memory is allocated.
+
+    Raises:
+        VerifyError: the model has more than twice as many elements, parameters and buffers together.
+    """
+    try:
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_dict(dict(checkpoint.config or {})))
+    except Exception as error:  # noqa: BLE001 (loading the model will tell)
+        _log.debug("the size of the model is unknown: %s", error)
+        return
+    asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    stored = sum(math.prod(spec.shape) for spec in checkpoint.specs)
+    if asked > 2 * stored + _SMALL_MODEL:
+        raise VerifyError(
+            f"config.json of `{checkpoint.path}` describes a model of {count_text(asked)} elements, "
+            f"but the checkpoint has {count_text(stored)}",
+            hint="config.json and the weights belong to different models; download or save the checkpoint again",
+        )
 
 
 @contextmanager

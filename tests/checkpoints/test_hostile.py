@@ -154,6 +154,59 @@ def test_a_config_with_more_layers_than_tensors_is_refused(narrow):
     assert "has only 34 tensors" in refused("widen", narrow, "--factor", "2")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_labels": 10**9},
+        {"max_seq_len": 10**8},
+        {"n_positions": 10**8},
+        {"max_position_embeddings": 10**9},
+        {"num_local_experts": 10**9},
+        {"vocab_size": 10**9},
+        {"num_hidden_layers": 1e9},
+        {"text_config": {"num_labels": 10**9}},
+        {"depths": [1, 10**9]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_config_asks_for_no_more_than_its_tensors_show(change, narrow):
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, **change}))
+    key = next(iter(change.get("text_config", change)))
+    for command in (("inspect", narrow), ("widen", narrow, "--factor", 2, "--no-verify")):
+        assert f"config.json sets `{key}` to" in refused(*command)
+    assert [file.name for file in narrow.parent.iterdir()] == ["narrow"]
+
+
+def test_a_table_that_the_tensors_do_not_show_is_not_allocated(saved, tmp_path):
+    narrow = shutil.copytree(saved("GPT2-tied"), tmp_path / "narrow")
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, "n_positions": 1 << 20}))
+    message = refused("widen", narrow, "--factor", 2)
+    assert "describes a model of" in message
+    assert listing(tmp_path) == ["narrow"]
+
+
+@pytest.mark.parametrize(
+    "usual",
+    [
+        {"max_position_embeddings": 10_485_760},  # of rotary positions
+        {"num_labels": 1000},
+        {"rope_theta": 1_000_000_000},
+        {"sliding_window": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_usual_configs_are_within_the_limits(usual, narrow):
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, **usual}))
+    assert open_checkpoint(narrow).config == {**config, **usual}
+
+
+def listing(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
 def test_factors_have_a_limit(narrow):
     assert "from 1 to 4096" in refused("widen", narrow, "--factor", 10**9)
     assert "many digits" in refused("widen", narrow, "--factor", "9" * 4000)
