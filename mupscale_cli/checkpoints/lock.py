@@ -37,10 +37,16 @@ def try_lock(file: Path, seconds: float = 0) -> FileLock | None:
     return lock
 
 
-def release(lock: FileLock) -> None:
-    """Remove the file of a lock, if the system permits, and release it."""
-    if os.name == "nt":  # removes no open file
+def unlock(lock: FileLock) -> None:
+    """Release a lock and leave its file. A lock that the system does not release ends with this process."""
+    with suppress(OSError):
         lock.release()
+
+
+def release(lock: FileLock) -> None:
+    """Release a lock and remove its file, if the system permits."""
+    if os.name == "nt":  # removes no open file
+        unlock(lock)
     with suppress(OSError):  # before the release elsewhere, so that no process locks a file that is then removed
         Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+    unlock(lock)

@@ -72,14 +72,17 @@ class Publication:
             OutputError: the system cannot rename or flush a part, or cannot restore the previous output.
         """
         for part in self.parts:
-            if not overwrite and os.path.lexists(self._final(part)):
+            if not overwrite and _exists(self._final(part)):
                 raise output_exists_error(self._final(part))
         try:
             (self.folder / _REPLACED).mkdir(exist_ok=True)
             replace_json(self.folder / PUBLICATION, {"parts": [asdict(part) for part in self.parts]})
             flush(self.folder)
-            if not (overwrite and self._exchange()):
-                self._rename()
+            if not overwrite:
+                self._appear()
+            elif not self._exchange():
+                self._set_aside()
+                self._appear()
             flush(self.folder.parent)
         except BaseException as error:
             self.restore()
@@ -89,15 +92,18 @@ class Publication:
 
     def _exchange(self) -> bool:
         """Exchange a single part with its predecessor in one step; return False where this is impossible."""
-        if len(self.parts) > 1 or not os.path.lexists(self._final(self.parts[0])):
+        if len(self.parts) > 1 or not _exists(self._final(self.parts[0])):
             return False
         return exchange(self._staged(self.parts[0]), self._final(self.parts[0]))
 
-    def _rename(self) -> None:
-        """Set the old parts aside, weights first, then let the new ones appear, weights last."""
+    def _set_aside(self) -> None:
+        """Move the old parts away, weights first."""
         for part in self.parts:
-            if os.path.lexists(self._final(part)):
+            if _exists(self._final(part)):
                 self._final(part).rename(self._replaced(part))
+
+    def _appear(self) -> None:
+        """Give the new parts their final names, weights last."""
         for part in reversed(self.parts):
             if part.staged is not None:
                 rename_new(self._staged(part), self._final(part))
@@ -105,7 +111,7 @@ class Publication:
     @property
     def is_complete(self) -> bool:
         """Whether every new part has been given its final name."""
-        return all(not os.path.lexists(self._staged(part)) or self._is_published(part) for part in self.parts)
+        return all(not _exists(self._staged(part)) or self._is_published(part) for part in self.parts)
 
     def restore(self) -> None:
         """Move every new part back to the staged output and every old one to its name, and drop the record.
@@ -116,12 +122,12 @@ class Publication:
         with self._restoring():
             for part in self.parts:
                 if self._is_published(part):
-                    if os.path.lexists(self._staged(part)):
+                    if _exists(self._staged(part)):
                         exchange(self._staged(part), self._final(part))
                     else:
                         rename_new(self._final(part), self._staged(part))
             for part in reversed(self.parts):
-                if os.path.lexists(self._replaced(part)):
+                if _exists(self._replaced(part)):
                     rename_new(self._replaced(part), self._final(part))
             flush(self.folder.parent)
             if (self.folder / _REPLACED).exists():
@@ -141,7 +147,7 @@ class Publication:
 
     def _is_published(self, part: Part) -> bool:
         """Return whether the new part is at its final name."""
-        return os.path.lexists(self._final(part)) and os.lstat(self._final(part)).st_ino == part.inode
+        return _exists(self._final(part)) and os.lstat(self._final(part)).st_ino == part.inode
 
     def _final(self, part: Part) -> Path:
         return self.folder.parent / part.name
@@ -160,7 +166,7 @@ def read_publication(folder: Path) -> Publication | None:
         CheckpointError: the record cannot be read or is damaged.
     """
     file = folder / PUBLICATION
-    if not os.path.lexists(file):
+    if not _exists(file):
         return None
     parts = read_json(file).get("parts")
     if not (isinstance(parts, list) and parts and all(map(_is_part, parts))):
@@ -184,13 +190,32 @@ def publication_lock(output: Path) -> Iterator[None]:
     Raises:
         OutputError: another run holds it and does not proceed.
     """
-    lock = try_lock(output.with_name(f".{output.name}.publishing"), _LOCK_SECONDS)
+    lock = try_lock(_lock_file(output), _LOCK_SECONDS)
     if lock is None:
         raise OutputError(f"another run is publishing `{output}`", hint="stop it and try again")
     try:
         yield
     finally:
         release(lock)
+
+
+def remove_lock(output: Path) -> None:
+    """Remove the empty file of the publication lock that a killed run left, if there is one."""
+    if _lock_file(output).exists() and (lock := try_lock(_lock_file(output))) is not None:
+        release(lock)
+
+
+def _lock_file(output: Path) -> Path:
+    return output.with_name(f".{output.name}.publishing")
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is something at a path; unlike `os.path.lexists`, do not take an error for an answer."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def output_exists_error(file: Path) -> OutputExistsError:

@@ -27,9 +27,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from mupscale_cli.checkpoints.journal import JOURNAL, Journal, journal_files, read_journal
-from mupscale_cli.checkpoints.lock import release, try_lock
+from mupscale_cli.checkpoints.lock import release, try_lock, unlock
 from mupscale_cli.checkpoints.output_files import output_errors
-from mupscale_cli.checkpoints.publication import PUBLICATION, Publication, publication_lock, read_publication
+from mupscale_cli.checkpoints.publication import (
+    PUBLICATION,
+    Publication,
+    publication_lock,
+    read_publication,
+    remove_lock,
+)
 from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.files import flush_tree
 
@@ -124,7 +130,7 @@ def stage(
             exists = os.path.lexists(output)
             error.hint = f"the existing `{output}` is unchanged" if exists else f"no `{output}` was created"
         if keep(staging, error) or (staging.folder / PUBLICATION).exists():  # parts of the previous output are in it
-            staging.lock.release()
+            unlock(staging.lock)
         else:
             staging.discard()
         raise
@@ -168,9 +174,9 @@ def _resumed(output: Path, fingerprint: str) -> Staging | None:
                 (folder / _CONTENT).mkdir(exist_ok=True)
                 return Staging(output, folder, journal, lock)
         except BaseException:
-            lock.release()
+            unlock(lock)
             raise
-        lock.release()
+        unlock(lock)
     return None
 
 
@@ -189,6 +195,8 @@ def recover(output: Path, note: Callable[[str], None]) -> None:
         with _locked(folder) as lock:
             if lock is not None and (text := _recover(output, folder, lock)):
                 note(text)
+    with output_errors(output):
+        remove_lock(output)
 
 
 def _recover(output: Path, folder: Path, lock: FileLock) -> str | None:
@@ -264,7 +272,7 @@ def _locked(folder: Path) -> Iterator[FileLock | None]:
         yield lock
     finally:
         if lock is not None:
-            lock.release()
+            unlock(lock)
 
 
 def _mark_published(folder: Path) -> None:
@@ -286,4 +294,4 @@ def _remove(folder: Path, lock: FileLock) -> None:
             mark.unlink(missing_ok=True)
         release(lock)
         folder.rmdir()
-    lock.release()
+    unlock(lock)

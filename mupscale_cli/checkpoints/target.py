@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
@@ -26,7 +27,7 @@ def check_output(
     needed_bytes: int | None,
     overwrite: bool,
     companions: Collection[Path] = (),
-    replaced: Collection[Path] = (),
+    replaced: Mapping[Path, bool] = MappingProxyType({}),
     inputs: Iterable[Path] = (),
 ) -> None:
     """Check that an output can be published, before any data is read.
@@ -37,7 +38,7 @@ def check_output(
         needed_bytes: size of the output in bytes; None if it has been written.
         overwrite: whether an existing checkpoint may be replaced.
         companions: final paths of the files beside a single weight file.
-        replaced: companions of an existing weight file, by its record.
+        replaced: companions of an existing weight file, by its record, and whether each is a directory.
         inputs: further files that the run reads.
 
     Raises:
@@ -50,9 +51,11 @@ def check_output(
         if os.path.lexists(path):
             if not overwrite:
                 raise output_exists_error(path)
-            _refuse_kind(path, is_directory=source.is_dir() if path == output else path.is_dir())
             if path != output and path not in replaced:
                 raise _not_ours(path, "no existing output has a record that names it")
+    for path, is_directory in {output: source.is_dir(), **replaced}.items():
+        if os.path.lexists(path):
+            _refuse_kind(path, is_directory=is_directory)
     if os.path.lexists(output):
         _require_record(output)
     existing = next(parent for parent in _resolved(output).parents if parent.exists())
@@ -123,13 +126,19 @@ def _require_record(output: Path) -> None:
 
 
 def existing_record(output: Path) -> dict[str, Any] | None:
-    """Return the record of an existing output; None if there is none, or it cannot be read."""
+    """Return the record of an existing output; None if it has no valid one.
+
+    Raises:
+        CheckpointError: the system cannot read the output.
+    """
     try:
         if output.is_dir():
             return read_json(output / RECORD)
         text = read_header(output).metadata.get(METADATA_KEY)
         return None if text is None else parse_object(text, output)
-    except CheckpointError:
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
         return None
 
 

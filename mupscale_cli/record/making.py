@@ -57,13 +57,7 @@ def hash_source_files(
     return entries
 
 
-def make_record(
-    plan: Plan,
-    files: Mapping[str, Mapping[str, Any]],
-    origin: Origin,
-    version: str,
-    companions: Iterable[str] = (),
-) -> dict[str, Any]:
+def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Origin, version: str) -> dict[str, Any]:
     """Create the record of a widening before its output is written.
 
     Args:
@@ -71,7 +65,6 @@ def make_record(
         files: the result of `hash_source_files` for the narrow checkpoint.
         origin: the origin of the narrow checkpoint, where `verify` finds it.
         version: version of mupscale.
-        companions: names of the files beside a single weight file, without its own name.
     """
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
@@ -81,7 +74,6 @@ def make_record(
         "mupscale_version": version,
         "source": {**where, "files": files},
         "written": {},
-        "companions": list(companions),
         "others": {},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
         "axes": {

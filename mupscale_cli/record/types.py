@@ -322,10 +322,6 @@ class Record(Growth):
     mupscale_version: Annotated[str, "Version of mupscale that wrote the record."]
     source: Annotated[LocalSource | HubSource, "The narrow checkpoint."]
     written: Annotated[dict[str, Written], "Every weight file, by name."]
-    companions: Annotated[
-        list[FileName],
-        "Files that belong to a single weight file, beside it: `config.json` stands for NAME.config.json.",
-    ]
     others: Annotated[
         dict[str, Written], "Every other written file except the optimizer state and the record, by name."
     ]

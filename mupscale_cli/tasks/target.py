@@ -59,11 +59,14 @@ class Target:
         return {self.path.name: self.weights, **removed, **added}
 
     @property
-    def _replaced(self) -> tuple[Path, ...]:
-        """Companions that the record of an existing weight file names."""
+    def _replaced(self) -> dict[Path, bool]:
+        """Companions that the record of an existing weight file names, and whether each is a directory."""
         record = existing_record(self.path) if self.weights is not None and self.path.is_file() else None
-        names = (record or {}).get("companions")
-        return tuple(companion_path(self.path, name) for name in names or () if is_file_name(name))
+        others, state = (record or {}).get("others"), (record or {}).get("optimizer_state")
+        names = dict.fromkeys(others, False) if isinstance(others, dict) else {}
+        if isinstance(state, dict):
+            names[state.get("file")] = state.get("format") == "distributed"
+        return {companion_path(self.path, name): is_folder for name, is_folder in names.items() if is_file_name(name)}
 
 
 def plan_target(path: Path, output: Output) -> Target:

@@ -112,8 +112,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
-    record = make_record(plan, files, source.origin(path, plan.recipe), __version__, target.companions)
-    output = replace(output, record=record)
+    output = replace(output, record=make_record(plan, files, source.origin(path, plan.recipe), __version__))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
 

@@ -42,7 +42,7 @@ def damaged():
         yield json.dumps(content)
 
 
-@pytest.mark.parametrize("text", damaged())
+@pytest.mark.parametrize("text", list(damaged()))
 def test_a_damaged_journal_is_one_message(text, tmp_path):
     (tmp_path / JOURNAL).write_text(text)
     with pytest.raises(CheckpointError, match="journal"):
