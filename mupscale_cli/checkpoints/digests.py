@@ -7,6 +7,7 @@ concatenated segment digests. Segments that no process wrote as a whole are read
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,19 @@ def file_digest(file: Path, progress: Callable[[int], None] = lambda _: None) ->
         while count := stream.readinto(block):
             digest.update(block[:count])
             progress(count)
+    return digest.hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, as the Hub states it for large files.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with read_errors(file), open(file, "rb", buffering=0, opener=plain) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, utils
@@ -14,7 +17,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cli_runner import run
 from helpers import build, save_mlp, save_model
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, Blob, HubServer, _Handler
+from mupscale_cli.checkpoints.hub import reading
 from mupscale_cli.checkpoints.hub.failures import hub_error, hub_errors
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.optimizers.options import StateOptions
@@ -306,3 +310,59 @@ def test_a_published_model_can_be_read_back(hub, tmp_path):
     assert run("hparams", "me/wide", "--lr", "1e-3").code == 0
     assert param_groups(build("Llama-tied", **WIDE), "hf://me/wide", lr=1e-3)[0]["params"]
     assert not hub.asked("GET .*/resolve/.*(optimizer|generation)")
+
+
+# Damaged and endless answers -----------------------------------------------------------------
+
+
+def test_a_download_with_another_sha256_than_stated_is_refused(hub, saved, monkeypatch):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    part = Blob.part
+
+    def damaged(blob, start, end):
+        data = part(blob, start, end)
+        return data[:-1] + bytes([data[-1] ^ 1]) if blob.is_large and start + len(data) == blob.size else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blob, "part", damaged)
+        result = run("widen", "org/tiny", "--factor", "2", "--no-verify")
+    assert result.code == 2
+    assert "`model.safetensors` of `org/tiny` is damaged: its SHA-256 is not" in result.err
+    cached = run("widen", "org/tiny", "--factor", "2", "--no-verify")  # from the cache, which is damaged
+    assert cached.code == 2
+    Path(re.search("remove `(.*?)`", cached.err.replace("\n", ""))[1]).unlink()
+    assert run("widen", "org/tiny", "--factor", "2", "--no-verify").code == 0
+
+
+@pytest.mark.parametrize("size", ["12", None, -1, 1.5, [1]])
+def test_a_size_that_is_no_number_is_reported(size, hub, saved, monkeypatch):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    entry = _Handler._entry
+    monkeypatch.setattr(_Handler, "_entry", lambda self, path, blob: {**entry(self, path, blob), "size": size})
+    result = run("inspect", "org/tiny")
+    assert result.code == 2
+    assert "the size" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_stalled_answer_ends_in_a_message(hub, saved, monkeypatch):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    monkeypatch.setattr(reading, "_MAX_SECONDS", 1)
+    stalled = threading.Event()
+
+    def request(_model):
+        stalled.wait(20)
+
+    monkeypatch.setattr(reading, "_file_sizes", request)
+    result = run("inspect", "org/tiny")
+    stalled.set()
+    assert result.code == 2
+    assert "has not finished its answer after 1 s" in result.err
+
+
+def test_an_endless_list_of_files_is_refused(hub, saved, monkeypatch):
+    hub.add("org/tiny", content(saved("Llama-tied")))
+    monkeypatch.setattr(reading, "_MAX_FILES", 2)
+    result = run("inspect", "org/tiny")
+    assert result.code == 2
+    assert "has more than 2 files" in result.err

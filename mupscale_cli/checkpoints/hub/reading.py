@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, BinaryIO, TypeVar, cast
 
 from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.digests import sha256
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.header import open_file
 from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
-from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
+from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id, stated_sha256
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
+from mupscale_cli.text import shown
 
+Answer = TypeVar("Answer")
+_MAX_SECONDS = 120  # for the list of files, and for config, record and index
+_MAX_FILES = 100_000
 _FIRST_BYTES = 1 << 16  # size of the first request; most headers fit, longer ones take a second request
 _SERVER_ERROR = 500
 _CARD = "README.md"
@@ -67,9 +75,12 @@ def open_remote(model: HubId) -> RemoteModel:
     from huggingface_hub import snapshot_download
 
     with hub_errors("read", model), progress_bars(shown=False):
-        folder = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=[CONFIG, RECORD, *INDICES]))
+        small = [CONFIG, RECORD, *INDICES]
+        folder = Path(
+            _in_time(model, lambda: snapshot_download(model.repo, revision=model.revision, allow_patterns=small))
+        )
         commit = folder.name
-        sizes = _file_sizes(HubId(model.repo, commit))
+        sizes = _in_time(model, lambda: _file_sizes(HubId(model.repo, commit)))
     try:
         if sizes is None:
             cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
@@ -103,6 +114,35 @@ def read_config(model: HubId) -> dict[str, Any]:
     return read_json(Path(file))
 
 
+def _in_time(model: HubId, request: Callable[[], Answer]) -> Answer:
+    """Return the answer to a request for lists and small files.
+
+    The client limits the time between two bytes, not the number of pages or the time of an answer.
+
+    Raises:
+        HubError: there is no complete answer in time.
+    """
+    answers: Queue[tuple[Answer | None, BaseException | None]] = Queue()
+
+    def run() -> None:
+        try:
+            answers.put((request(), None))
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
+            answers.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=_MAX_SECONDS)
+    except Empty:
+        raise HubError(
+            f"cannot read `{model}`: the Hub has not finished its answer after {_MAX_SECONDS} s",
+            hint="try again, or check that HF_ENDPOINT is a Hub",
+        ) from None
+    if error is not None:
+        raise error
+    return cast("Answer", answer)
+
+
 def _file_sizes(model: HubId) -> dict[str, int] | None:
     """Return the sizes of a commit's files in bytes; None if the Hub cannot be reached and only the cache can serve."""
     from huggingface_hub import HfApi, constants
@@ -111,14 +151,23 @@ def _file_sizes(model: HubId) -> dict[str, int] | None:
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        entries = list(HfApi().list_repo_tree(model.repo, revision=model.revision, recursive=True))
+        tree = HfApi().list_repo_tree(model.repo, revision=model.revision, recursive=True)
+        entries = list(itertools.islice(tree, _MAX_FILES + 1))
     except HfHubHTTPError as error:
         if error.response.status_code < _SERVER_ERROR:
             raise
         return None
     except transport_error():  # no response
         return None
-    return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    except (TypeError, AttributeError) as error:
+        raise HubError(f"cannot read `{model.repo}`: the Hub's list of files is malformed: {error}") from error
+    if len(entries) > _MAX_FILES:
+        raise HubError(f"`{model.repo}` has more than {_MAX_FILES} files")
+    sizes = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    for path, size in sizes.items():
+        if not isinstance(path, str) or type(size) is not int or size < 0:
+            raise HubError(f"cannot read `{model.repo}`: the Hub gives {shown(path)} the size {shown(size)}")
+    return sizes
 
 
 def _open_file(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
@@ -162,6 +211,13 @@ def download(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
         patterns = [glob.escape(name) for name in model.needed(more)]
         with hub_errors("download", model.id), progress_bars(shown=sys.stderr.isatty()):
             snapshot_download(model.id.repo, revision=model.commit, allow_patterns=patterns)
+    for name in model.needed(more):
+        stated = stated_sha256(file := model.folder / name)
+        if stated is not None and sha256(file) != stated:
+            raise HubError(
+                f"`{name}` of `{model.id}` is damaged: its SHA-256 is not {stated}, as the Hub states",
+                hint=f"remove `{file.resolve()}` to download it again",
+            )
     return replace(open_checkpoint(model.folder), title=str(model.id))
 
 
