@@ -357,7 +357,7 @@ def test_a_stalled_answer_ends_in_a_message(hub, saved, monkeypatch):
     result = run("inspect", "org/tiny")
     stalled.set()
     assert result.code == 2
-    assert "has not finished its answer after 1 s" in result.err
+    assert "did not finish its answer within 1 s" in result.err
 
 
 def test_an_endless_list_of_files_is_refused(hub, saved, monkeypatch):

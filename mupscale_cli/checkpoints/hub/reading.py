@@ -135,7 +135,7 @@ def _in_time(model: HubId, request: Callable[[], Answer]) -> Answer:
         answer, error = answers.get(timeout=_MAX_SECONDS)
     except Empty:
         raise HubError(
-            f"cannot read `{model}`: the Hub has not finished its answer after {_MAX_SECONDS} s",
+            f"cannot read `{model}`: the Hub did not finish its answer within {_MAX_SECONDS} s",
             hint="try again, or check that HF_ENDPOINT is a Hub",
         ) from None
     if error is not None:
