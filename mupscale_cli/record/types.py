@@ -282,6 +282,11 @@ class Function(TypedDict):
     inputs: Annotated[str, "Description of the inputs."]
     tolerance: Annotated[float, "Largest relative difference that rounding explains."]
     tolerance_reason: Annotated[str, "Derivation of the tolerance from the data types."]
+    module_by_module: Annotated[
+        bool,
+        "Whether each module of the wide model started from the narrow model's values, so that differences did not add "
+        "up.",
+    ]
     comparisons: Annotated[list[Comparison], "Comparison of the outputs for each set of inputs.", limits(minItems=1)]
     modules_compared: Annotated[Count, "Number of modules with compared outputs."]
     worst_module: Annotated[Comparison | None, "Module with the largest difference."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +19,90 @@ _CHANNELS = (-1, 1)  # features are the last dimension, or the second one in con
 
 
 @dataclass
-class Recorder:
-    """Recorded outputs of modules, in the order in which the modules first ran."""
+class Trace:
+    """What the modules of a model returned while it ran, in the order in which they first ran.
 
-    outputs: dict[str, Tensor]
+    Attributes:
+        outputs: the outputs of every call of each module.
+        last: the module that ran last; its output reaches the model's.
+        comparisons: the largest difference of each module's outputs from those that it should have returned; empty if
+            they were only recorded.
+    """
+
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    last: str | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
 
 
 @contextmanager
-def recording(model: nn.Module, names: Collection[str]) -> Iterator[Recorder]:
-    """Record the first output of every named module while the model runs."""
-    recorder = Recorder({})
-    handles = []
+def recording(model: nn.Module, names: Collection[str]) -> Iterator[Trace]:
+    """Record the outputs of every named module while the model runs."""
+    trace = Trace()
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and name not in recorder.outputs:
-                recorder.outputs[name] = output.detach().to("cpu", copy=True)
+    def record(name: str, output: Tensor) -> None:
+        trace.outputs.setdefault(name, []).append(output.detach().to("cpu", copy=True))
+        trace.last = name
 
-        return record
+    with _watching(model, names, record):
+        yield trace
 
-    for name, module in model.named_modules():
-        if name in names:
-            handles.append(module.register_forward_hook(hook(name)))
+
+@contextmanager
+def following(
+    model: nn.Module,
+    path: Trace,
+    names: Mapping[str, str],
+    predict: Callable[[str, Tensor, Tensor], Iterator[Tensor]],
+    disturb: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[Trace]:
+    """Keep a model on the path of the narrow one while it runs: each module starts from the narrow model's values.
+
+    The output of every module is compared with what the narrow model's output predicts, and then replaced by it, so
+    that differences do not add up. The output of the last module is not replaced.
+
+    Args:
+        model: the model.
+        path: recorded outputs of the narrow model, from a run on the same inputs.
+        names: name in the narrow model of each module.
+        predict: yields what an output can be, given the narrow name, the narrow output and this model's.
+        disturb: changes the values that replace an output. Default: they are not changed.
+    """
+    trace = Trace(last=path.last)
+    expected = {name: iter(outputs) for name, outputs in path.outputs.items()}
+
+    def follow(own_name: str, output: Tensor) -> Tensor | None:
+        name = names[own_name]
+        narrow = next(expected.get(name, iter(())), None)
+        if narrow is None:
+            return None
+        actual = output.detach().cpu()
+        candidates = [(compare(name, value, actual), value) for value in predict(name, narrow, actual)]
+        if not candidates:
+            return None
+        comparison, value = min(candidates, key=lambda candidate: candidate[0].max_rel)
+        so_far = trace.comparisons.setdefault(name, comparison)
+        trace.comparisons[name] = max(so_far, comparison, key=lambda each: each.max_rel)
+        if name == path.last or value.shape != output.shape:
+            return None
+        return (disturb(value) if disturb else value).to(output.device, output.dtype)
+
+    with _watching(model, names, follow):
+        yield trace
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, names: Collection[str], watch: Callable[[str, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call a function with the output of every named module; what it returns replaces the output."""
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+        return lambda _module, _inputs, output: watch(name, output) if isinstance(output, Tensor) else None
+
+    modules = ((name, module) for name, module in model.named_modules() if name in names)
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
     try:
-        yield recorder
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -116,9 +176,7 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
         parameter.data.copy_(effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset))
 
 
-def compare_activations(
-    modules: Mapping[str, PlannedModule], narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]
-) -> list[Comparison]:
+def compare_activations(modules: Mapping[str, PlannedModule], narrow: Trace, wide: Trace) -> list[Comparison]:
     """Compare the recorded outputs of every module whose output the plan predicts.
 
     Args:
@@ -127,20 +185,23 @@ def compare_activations(
         wide: recorded outputs of the wide model.
 
     Returns:
-        One comparison per module, in the order of execution; the closest of its possible predictions.
+        One comparison per module, in the order of execution: the call that differs most from the closest of its
+        possible predictions.
     """
     comparisons = []
-    for name, output in narrow.items():
-        found = wide.get(modules[name].wide_name)
-        if found is not None:
-            predictions = _predictions(modules[name].weight, output, found)
-            candidates = [compare(name, prediction, found.to(prediction.dtype)) for prediction in predictions]
-            if candidates:
-                comparisons.append(min(candidates, key=lambda comparison: comparison.max_rel))
+    for name, outputs in narrow.outputs.items():
+        module = modules[name]
+        calls = [
+            min(candidates, key=lambda comparison: comparison.max_rel)
+            for before, after in zip(outputs, wide.outputs.get(module.wide_name, ()), strict=False)
+            if (candidates := [compare(name, value, after) for value in predictions(module.weight, before, after)])
+        ]
+        if calls:
+            comparisons.append(max(calls, key=lambda comparison: comparison.max_rel))
     return comparisons
 
 
-def _predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
+def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
     """Yield what the wide output can be: copies of the narrow one, with the tensor's scale and without it.
 
     It is without the scale if the module undoes it, as an embedding that is multiplied by sqrt(hidden_size) does.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,14 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
 from mupscale_cli.plan.copies import CopyMap
+from mupscale_cli.text import starred
 from mupscale_cli.verification.activations import (
+    PlannedModule,
+    Trace,
     compare_activations,
+    following,
     planned_modules,
+    predictions,
     recording,
     round_scaled_tensors,
 )
@@ -38,8 +45,14 @@ from mupscale_cli.verification.models import (
     user_config,
 )
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, choose_placements, free_unused
-from mupscale_cli.verification.precision import everything_in, stored_tolerance, tolerance
+from mupscale_cli.verification.placement import Placement, Placements, choose_placements, free_unused
+from mupscale_cli.verification.precision import (
+    deciding_type,
+    everything_in,
+    module_tolerance,
+    noise_tolerance,
+    tolerance,
+)
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed_checkpoint
@@ -60,6 +73,7 @@ class _RunSettings:
         dtype: type of weights and activations.
         seed: random seed of the padded batch.
         num_tokens: number of tokens to generate.
+        all_passes: whether modules are compared in every pass, or only in the first one.
     """
 
     inputs: Inputs
@@ -67,6 +81,7 @@ class _RunSettings:
     dtype: torch.dtype
     seed: int
     num_tokens: int
+    all_passes: bool
 
 
 @dataclass
@@ -75,12 +90,12 @@ class _Outputs:
 
     Attributes:
         logits: every compared output by its name, the main one first.
-        modules: outputs of modules by their names.
+        modules: outputs of modules, or their comparisons with the narrow model's.
         tokens: prompt and generated tokens, shape (batch, length); None if the model does not generate.
     """
 
     logits: dict[str, Tensor]
-    modules: dict[str, Tensor]
+    modules: Trace
     tokens: Tensor | None
 
 
@@ -115,55 +130,200 @@ def verify_checkpoints(
     load_model, make_inputs = choose_builders(options, plan)
     with torch.no_grad():
         model = load_model(narrow, dtype, placements.narrow)
-        modules = planned_modules(model, plan)
-        inputs = make_inputs(model, narrow)
-        num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
-        settings = _RunSettings(inputs, frozenset(modules), dtype, options.seed, num_tokens)
-        wide_settings = replace(settings, names=frozenset(module.wide_name for module in modules.values()))
-        before = _run(model, settings, placements.narrow)
-        _refuse_nonfinite(before)
-        rounding = None
-        if plan.rounded and plan.is_exact:
-            if placements.narrow.offload is not None:
-                raise CannotVerify(
-                    f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
-                    "the narrow model in memory; `mupscale verify --only weights` compares the weights alone"
-                )
-            exact = before
-            round_scaled_tensors(model, plan)
-            before = _run(model, settings, placements.narrow, exact.tokens)
-            main = next(iter(exact.logits))
-            rounding = compare(main, exact.logits[main], before.logits[main])
+        observed = _observe_narrow(model, make_inputs(model, narrow), plan, placements, options.seed)
         del model
         free_unused(placements.narrow.device)
 
-        def compare_with(checkpoint: Checkpoint, allowed: tuple[float, str]) -> FunctionCheck:
+        def compare_with(checkpoint: Checkpoint, allowed: _Allowed) -> FunctionCheck:
             model = load_model(checkpoint, dtype, placements.wide)
-            after = _run(model, wide_settings, placements.wide, before.tokens)
+            compared = _compare_wide(model, observed, plan, placements.wide, allowed)
             del model
             free_unused(placements.wide.device)
-            compared = compare_activations(modules, before.modules, after.modules) if plan.is_exact else []
-            return FunctionCheck(
-                comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(compared, before)),
-                num_modules=len(compared),
-                worst_module=max(compared, key=lambda comparison: comparison.max_rel, default=None),
-                first_difference=next((c for c in compared if not c.max_rel <= allowed[0]), None),
-                tolerance=allowed[0],
-                tolerance_reason=allowed[1],
-                dtype=str(dtype).removeprefix("torch."),
-                device=str(placements.wide),
-                inputs=inputs.description,
-                rounding=rounding,
-                rounded_tensors=len(plan.rounded),
-                modules=tuple(compared),
-            )
+            return compared
 
-        verification = compare_with(wide, stored_tolerance(plan, dtype))
-        if plan.perturbation is None or not plan.is_exact:
-            return replace(verification, keeps_function=plan.keeps_function)
-        with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
-            unperturbed = compare_with(checkpoint, tolerance(plan, dtype))
-        return replace(verification, keeps_function=plan.keeps_function, unperturbed=unperturbed)
+        verification = compare_with(wide, _allowed(plan, dtype, observed.response, has_noise=True))
+        verification = replace(verification, keeps_function=plan.keeps_function)
+        if plan.perturbation is not None and plan.is_exact:
+            with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
+                unperturbed = compare_with(checkpoint, _allowed(plan, dtype, observed.response, has_noise=False))
+            verification = replace(verification, unperturbed=unperturbed)
+    if verification.agrees:
+        _refuse_large_tolerance(verification, plan, dtype, observed)
+    return verification
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What rounding may change.
+
+    Attributes:
+        tolerance: largest relative difference.
+        reason: derivation of the tolerance, in a line.
+        module_by_module: whether it holds for each module by itself, and not for differences that have added up.
+    """
+
+    tolerance: float
+    reason: str
+    module_by_module: bool
+
+
+def _allowed(plan: Plan, dtype: torch.dtype, response: Comparison | None, *, has_noise: bool) -> _Allowed:
+    """Return what rounding may change in the wide model, with its noise or without it.
+
+    In float64, differences may add up: the sum of all that rounding explains is far below what a mistake makes. In a
+    lower type it is not, so each module is compared by itself. So are weights whose noise was rounded to a lower type.
+    """
+    noise_cancels = has_noise and plan.perturbation is not None and plan.keeps_function
+    changes_function = has_noise and not plan.keeps_function  # nothing is claimed; it is shown how much adds up
+    if response is None or changes_function or (dtype == torch.float64 and not noise_cancels):
+        return _Allowed(*tolerance(plan, dtype), module_by_module=False)
+    allowed = noise_tolerance if noise_cancels else module_tolerance
+    return _Allowed(*allowed(plan, dtype, response), module_by_module=True)
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What the narrow model does.
+
+    Attributes:
+        settings: how it ran.
+        modules: the compared modules, by name.
+        outputs: its outputs, after its scaled tensors were rounded as stored ones are.
+        rounding: change of the main output by that; None if no tensor is rounded.
+        response: the largest change of an output if one rounding changes every output before it; None if not needed.
+        mistake: the smallest change of an output by a forgotten factor of 2 in one of the weights.
+    """
+
+    settings: _RunSettings
+    modules: Mapping[str, PlannedModule]
+    outputs: _Outputs
+    rounding: Comparison | None
+    response: Comparison | None
+    mistake: Comparison
+
+
+def _observe_narrow(model: nn.Module, inputs: Inputs, plan: Plan, placements: Placements, seed: int) -> _Observed:
+    modules, dtype, is_exact = planned_modules(model, plan), placements.dtype, plan.is_exact
+    module_by_module = is_exact and (dtype != torch.float64 or (plan.perturbation is not None and plan.keeps_function))
+    num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
+    settings = _RunSettings(inputs, frozenset(modules), dtype, seed, num_tokens, all_passes=module_by_module)
+    outputs = _run(model, settings, placements.narrow)
+    _refuse_nonfinite(outputs)
+    rounding = None
+    if plan.rounded and is_exact:
+        if placements.narrow.offload is not None:
+            raise CannotVerify(
+                f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
+                "the narrow model in memory; `mupscale verify --only weights` compares the weights alone"
+            )
+        exact = outputs
+        round_scaled_tensors(model, plan)
+        outputs = _run(model, settings, placements.narrow, exact.tokens)
+        main = next(iter(exact.logits))
+        rounding = compare(main, exact.logits[main], outputs.logits[main])
+    response, mistake = None, Comparison("every module", 0.5, 0.5)  # of a weight whose module is compared
+    if module_by_module:
+        response = max(_changes(model, settings, placements.narrow, outputs, _neighbors(seed)), key=_max_rel)
+        mistake = min((mistake, *_hidden_mistakes(model, settings, placements.narrow, outputs)), key=_max_rel)
+    return _Observed(settings, modules, outputs, rounding, response, mistake)
+
+
+def _compare_wide(
+    model: nn.Module, narrow: _Observed, plan: Plan, placement: Placement, allowed: _Allowed
+) -> FunctionCheck:
+    """Run a wide model on the narrow one's inputs, and compare all outputs."""
+    before, planned = narrow.outputs, narrow.modules
+    names = {module.wide_name: name for name, module in planned.items()}
+    if allowed.module_by_module:
+        watched = following(model, before.modules, names, lambda name, *pair: predictions(planned[name].weight, *pair))
+    else:
+        watched = recording(model, names)
+    after = _run(model, narrow.settings, placement, before.tokens, watched)
+    modules = list(after.modules.comparisons.values())
+    if not allowed.module_by_module and plan.is_exact:
+        modules = compare_activations(planned, before.modules, after.modules)
+    return FunctionCheck(
+        comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
+        num_modules=len(modules),
+        worst_module=max(modules, key=lambda comparison: comparison.max_rel, default=None),
+        first_difference=next((c for c in modules if not c.max_rel <= allowed.tolerance), None),
+        tolerance=allowed.tolerance,
+        tolerance_reason=allowed.reason,
+        module_by_module=allowed.module_by_module,
+        dtype=str(narrow.settings.dtype).removeprefix("torch."),
+        device=str(placement),
+        inputs=narrow.settings.inputs.description,
+        rounding=narrow.rounding,
+        rounded_tensors=len(plan.rounded),
+        modules=tuple(modules),
+    )
+
+
+def _changes(
+    model: nn.Module,
+    settings: _RunSettings,
+    placement: Placement,
+    before: _Outputs,
+    disturb: Callable[[Tensor], Tensor] | None = None,
+) -> list[Comparison]:
+    """Run a changed narrow model again, every module from the values that it had before, and compare all outputs."""
+    names = {name: name for name in before.modules.outputs}
+    watched = following(model, before.modules, names, lambda _name, narrow, _output: iter((narrow,)), disturb)
+    after = _run(model, settings, placement, before.tokens, watched)
+    outputs = (compare(what, before.logits[what], value) for what, value in after.logits.items())
+    return [*after.modules.comparisons.values(), *outputs]
+
+
+def _neighbors(seed: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that moves every number to the next one above or below, at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(values: Tensor) -> Tensor:
+        up = torch.randint(0, 2, values.shape, generator=generator).bool()
+        limit = torch.full_like(values, torch.inf)
+        return torch.nextafter(values, torch.where(up, limit, -limit))
+
+    return move
+
+
+def _hidden_mistakes(
+    model: nn.Module, settings: _RunSettings, placement: Placement, before: _Outputs
+) -> Iterator[Comparison]:
+    """Yield what a factor of 2 changes, for each kind of matrix whose own module's output is not compared.
+
+    Experts that share a tensor are such matrices. All layers are changed at the same time, since no module sees what
+    changed before the one in front of it; the change is that of the layer that shows it least.
+    """
+    kinds: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name.rpartition(".")[0] not in before.modules.outputs and not parameter.is_meta:
+            kinds[starred(name)].append(parameter)
+    for kind, parameters in kinds.items():
+        for parameter in parameters:
+            parameter.mul_(2)
+        changes = sorted((c.max_rel for c in _changes(model, settings, placement, before)), reverse=True)
+        for parameter in parameters:
+            parameter.div_(2)
+        least = changes[len(parameters) - 1] if len(parameters) <= len(changes) else 0.0
+        yield Comparison(kind, least, least)
+
+
+def _max_rel(comparison: Comparison) -> float:
+    return comparison.max_rel
+
+
+def _refuse_large_tolerance(verification: FunctionCheck, plan: Plan, dtype: torch.dtype, narrow: _Observed) -> None:
+    """Refuse to call models equal if a wrong one would pass as well."""
+    parts = (verification, verification.unperturbed)
+    largest = max(part.tolerance for part in parts if part is not None and part.keeps_function)
+    limit = narrow.mistake.max_rel / 2
+    if narrow.response is not None and not largest <= limit:
+        raise CannotVerify(
+            f"{verification.dtype} cannot tell this model from a wrong one: rounding explains a difference of "
+            f"{largest:.1e}, and a forgotten factor of 2 in `{narrow.mistake.what}` makes one of "
+            f"{narrow.mistake.max_rel:.1e}",
+            hint=f"compare with more precision: `--dtype {deciding_type(plan, dtype, narrow.response, limit)}`",
+        )
 
 
 def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> Iterator[Comparison]:
@@ -196,7 +356,7 @@ def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tenso
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:
     """Return the comparison of the last module before the readout, under a name of its own; empty if there is none."""
     logits = next(iter(outputs.logits.values()))
-    inner = [c for c in modules if outputs.modules[c.what].shape != logits.shape]
+    inner = [c for c in modules if outputs.modules.outputs[c.what][0].shape != logits.shape]
     return (replace(inner[-1], what=f"final hidden states (`{inner[-1].what}`)"),) if inner else ()
 
 
@@ -214,13 +374,29 @@ def choose_builders(
     )
 
 
-def _run(model: nn.Module, settings: _RunSettings, placement: Placement, tokens: Tensor | None = None) -> _Outputs:
-    """Run a model on all its inputs. Generation follows `tokens` if they are given."""
+def _run(
+    model: nn.Module,
+    settings: _RunSettings,
+    placement: Placement,
+    tokens: Tensor | None = None,
+    watched: AbstractContextManager[Trace] | None = None,
+) -> _Outputs:
+    """Run a model on all its inputs.
+
+    Args:
+        model: the model.
+        settings: its inputs.
+        placement: where it runs.
+        tokens: tokens that generation follows. Default: the most likely ones.
+        watched: watches the outputs of modules. Default: they are recorded.
+    """
     inputs = settings.inputs.to(placement.device, settings.dtype)
     try:
-        with everything_in(settings.dtype):
-            with recording(model, settings.names) as recorder:
-                logits = _outputs(model(*inputs.arguments, **inputs.keywords))
+        with everything_in(settings.dtype), ExitStack() as stack:
+            trace = stack.enter_context(watched or recording(model, settings.names))
+            logits = _outputs(model(*inputs.arguments, **inputs.keywords))
+            if not settings.all_passes:
+                stack.close()
             if _generates(model):
                 padded, mask = _left_padded(model, settings.seed, inputs)
                 output = output_tensor(model(input_ids=padded, attention_mask=mask))
@@ -231,7 +407,7 @@ def _run(model: nn.Module, settings: _RunSettings, placement: Placement, tokens:
         if placement.offload is not None:  # some modules use the weights of others, which are not loaded then
             raise CannotVerify(f"the model cannot run unless all its weights are on one device: {error}") from error
         raise VerifyError(f"the model failed to run: {error}") from error
-    return _Outputs({what: value.cpu() for what, value in logits.items()}, recorder.outputs, tokens)
+    return _Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
 
 
 def _refuse_nonfinite(outputs: _Outputs) -> None:

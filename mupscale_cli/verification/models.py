@@ -222,7 +222,10 @@ def _creating_weights_in(dtype: torch.dtype) -> Iterator[None]:
         if value is None or not value.is_floating_point() or value.dtype == dtype:
             return None  # torch keeps the value
         converted = value.detach().to(dtype)
-        return nn.Parameter(converted, value.requires_grad) if isinstance(value, nn.Parameter) else converted
+        if isinstance(value, nn.Parameter):
+            converted = nn.Parameter(converted, value.requires_grad)
+        vars(converted).update(vars(value))  # transformers marks loaded weights, and initializes the others at random
+        return converted
 
     hooks = register_module_parameter_registration_hook(cast), register_module_buffer_registration_hook(cast)
     try:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mupscale_cli.dtypes import DTYPES, FLOATS, dtype_of
+from mupscale_cli.dtypes import DTYPES, FLOATS, DType, dtype_of
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.verification.result import Comparison
 
 _LOW = tuple(dtype.torch for dtype in FLOATS.values() if dtype.torch != torch.float64)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
@@ -102,8 +103,27 @@ def _products(plan: Plan) -> list[TensorPlan]:
     return [tensor for tensor in plan.tensors if len(tensor.target.shape) >= 2]
 
 
-def stored_tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the tolerance for stored weights, which is larger than `tolerance` if they have noise that cancels.
+def module_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tuple[float, str]:
+    """Return the largest relative difference that rounding can explain if no differences add up.
+
+    Args:
+        plan: provides the length of the sums.
+        dtype: type in which the models run.
+        response: the largest change of an output of the narrow model if one rounding changes every output before it.
+
+    Returns:
+        The tolerance (dimensionless) and a line that explains it.
+    """
+    factor, formula = rounding_factor(plan, dtype)
+    name = dtype_of(dtype).torch_name
+    reason = (
+        f"{factor:.3g} x {response.max_rel:.1e}: {formula}; one rounding to {name} changes `{response.what}` by that"
+    )
+    return factor * response.max_rel, reason
+
+
+def noise_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tuple[float, str]:
+    """Return the tolerance for weights with noise that cancels, which is larger than `module_tolerance`.
 
     The last share of such noise is rounded to the stored type. This changes each weight by about one unit roundoff
     of that type, and a product passes the relative error on unchanged.
@@ -111,19 +131,40 @@ def stored_tolerance(plan: Plan, dtype: torch.dtype) -> tuple[float, str]:
     Returns:
         The tolerance (dimensionless) and a line that explains it.
     """
-    of_computing, reason = tolerance(plan, dtype)
-    noisy = [DTYPES[tensor.target.dtype] for tensor in plan.tensors if tensor.noise is not None]
-    if not noisy:
+    of_computing, reason = module_tolerance(plan, dtype, response)
+    stored = noise_type(plan)
+    if stored is None:
         return of_computing, reason
-    stored = max(noisy, key=lambda stored: stored.unit_roundoff)
-    depth = max(1, sum(len(tensor.target.shape) >= 2 for tensor in plan.tensors))
-    of_storing = _LAMBDA * stored.unit_roundoff * depth
-    if of_storing <= of_computing:
+    change = response.max_rel * stored.unit_roundoff / dtype_of(dtype).unit_roundoff
+    if _LAMBDA * change <= of_computing:
         return of_computing, reason
-    return (
-        of_storing,
-        f"8 u L: u = {stored.unit_roundoff:.1e} ({stored.name}, the type of stored noise), L = {depth} products",
+    cause = f"one rounding to {stored.torch_name}, the type of stored noise"
+    return _LAMBDA * change, f"8 x {change:.1e}: {cause}, changes `{response.what}` by that"
+
+
+def noise_type(plan: Plan) -> DType | None:
+    """Return the least precise type in which noise is stored; None if there is no noise."""
+    noisy = (DTYPES[tensor.target.dtype] for tensor in plan.tensors if tensor.noise is not None)
+    return max(noisy, key=lambda dtype: dtype.unit_roundoff, default=None)
+
+
+def deciding_type(plan: Plan, dtype: torch.dtype, response: Comparison, limit: float) -> str:
+    """Name the least precise type whose `module_tolerance` would not exceed a limit.
+
+    Args:
+        plan: provides the length of the sums.
+        dtype: type in which the response was measured; it is proportional to the type's unit roundoff.
+        response: see `module_tolerance`.
+        limit: largest tolerance (dimensionless).
+    """
+    relative = response.max_rel / dtype_of(dtype).unit_roundoff
+    types = sorted(FLOATS.values(), key=lambda each: -each.unit_roundoff)
+    enough = (
+        each.torch_name
+        for each in types
+        if rounding_factor(plan, each.torch)[0] * relative * each.unit_roundoff <= limit
     )
+    return next(enough, "float64")
 
 
 def _sum_length(shape: tuple[int, ...]) -> int:

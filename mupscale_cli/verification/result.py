@@ -51,6 +51,8 @@ class FunctionCheck:
         first_difference: the first module, in the order of execution, whose difference exceeds the tolerance.
         tolerance: largest relative difference that rounding can explain.
         tolerance_reason: derivation of the tolerance, in a line.
+        module_by_module: whether each module of the wide model started from the narrow model's values, so that
+            differences did not add up.
         dtype: type in which both models ran.
         device: device on which the wide model ran.
         inputs: description of the inputs.
@@ -69,6 +71,7 @@ class FunctionCheck:
     first_difference: Comparison | None
     tolerance: float
     tolerance_reason: str
+    module_by_module: bool
     dtype: str
     device: str
     inputs: str
@@ -105,6 +108,7 @@ class FunctionCheck:
             "inputs": self.inputs,
             "tolerance": self.tolerance,
             "tolerance_reason": self.tolerance_reason,
+            "module_by_module": self.module_by_module,
             "comparisons": [comparison.as_record() for comparison in self.comparisons],
             "modules_compared": self.num_modules,
             "worst_module": self.worst_module.as_record() if self.worst_module else None,

@@ -23,6 +23,7 @@ FUNCTION = {
     "inputs": "2 sequences of 16 random tokens",
     "tolerance": 1e-13,
     "tolerance_reason": "8 u L sqrt(n)",
+    "module_by_module": False,
     "worst_module": None,
     "modules_compared": 20,
     "comparisons": [{"what": "logits", "max_abs": 4e-15, "max_rel": 1.3e-15}],

@@ -1,12 +1,14 @@
 """Recording the outputs of modules by their names, and rounding scaled tensors."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.verification.activations import name_in, recording, round_scaled_tensors
+from mupscale_cli.verification.activations import following, name_in, recording, round_scaled_tensors
 from mupscale_cli.verification.models import build_reference_model
 
 
@@ -32,16 +34,50 @@ def test_scaled_tensors_are_rounded_as_stored_ones_are(saved):
     assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
 
 
-def test_recording_keeps_the_first_output_of_each_named_module_and_removes_its_hooks():
+def test_recording_keeps_the_outputs_of_each_named_module_and_removes_its_hooks():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    with recording(model, {"2", "0"}) as recorder:
-        first = model(torch.ones(1, 2))
-        model(torch.zeros(1, 2))
-    assert list(recorder.outputs) == ["0", "2"]
-    assert torch.equal(recorder.outputs["2"], first)
-    recorder.outputs.clear()
+    with recording(model, {"2", "0"}) as trace:
+        outputs = [model(torch.ones(1, 2)), model(torch.zeros(1, 2))]
+    assert list(trace.outputs) == ["0", "2"]
+    assert trace.last == "2"
+    assert torch.equal(torch.stack(trace.outputs["2"]), torch.stack(outputs))
+    trace.outputs.clear()
     model(torch.ones(1, 2))
-    assert not recorder.outputs
+    assert not trace.outputs
+
+
+def test_a_model_that_follows_a_path_starts_every_module_from_the_right_values():
+    """A wrong module differs, and those after it do not."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    names = {"0": "0", "1": "1", "2": "2"}
+    with recording(model, names) as path:
+        right = model(torch.ones(1, 2).double())
+    wrong = deepcopy(model)
+    with torch.no_grad():
+        wrong[1].weight *= 2
+        wrong[1].bias *= 2
+    with following(wrong, path, names, lambda _name, narrow, _output: iter((narrow,))) as trace:
+        output = wrong(torch.ones(1, 2).double())
+    assert [comparison.max_rel for comparison in trace.comparisons.values()] == [0, 1, 0]
+    assert torch.equal(output, right)
+    wrong[2].weight.data *= 2
+    with following(wrong, path, names, lambda _name, narrow, _output: iter((narrow,))) as trace:
+        output = wrong(torch.ones(1, 2).double())
+    assert not torch.equal(output, right)  # the last module's output is left alone
+    assert trace.comparisons["2"].max_rel > 0.1
+
+
+def test_the_values_of_a_path_can_be_disturbed():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    names = {"0": "0", "1": "1"}
+    with recording(model, names) as path:
+        model(torch.ones(1, 2).double())
+    with following(
+        model, path, names, lambda _name, narrow, _output: iter((narrow,)), lambda value: value * 3
+    ) as trace:
+        output = model(torch.ones(1, 2).double())
+    assert trace.comparisons["0"].max_rel == 0
+    torch.testing.assert_close(output, model[1](3 * path.outputs["0"][0]))
 
 
 def test_recording_removes_its_hooks_after_an_error():
