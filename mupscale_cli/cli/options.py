@@ -128,7 +128,8 @@ VerifyDtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="Data type to run both models in: float64, float32, bfloat16 or float16. auto: float64 if it fits.",
+        help="Data type to run both models in: float64, float32, bfloat16 or float16. auto: float64 if it fits. Below "
+        "float64, each module is compared by itself; a type in which a wrong model could pass is refused.",
     ),
 ]
 VerifyDevice = Annotated[

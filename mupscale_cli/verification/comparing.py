@@ -292,7 +292,8 @@ def _hidden_mistakes(
     """Yield what a factor of 2 changes, for each kind of matrix whose own module's output is not compared.
 
     Experts that share a tensor are such matrices. All layers are changed at the same time, since no module sees what
-    changed before the one in front of it; the change is that of the layer that shows it least.
+    changed before the one in front of it; the change is that of the layer that shows it least. A matrix that changes
+    nothing is not used.
     """
     kinds: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -301,11 +302,11 @@ def _hidden_mistakes(
     for kind, parameters in kinds.items():
         for parameter in parameters:
             parameter.mul_(2)
-        changes = sorted((c.max_rel for c in _changes(model, settings, placement, before)), reverse=True)
+        changes = sorted((c.max_rel for c in _changes(model, settings, placement, before) if c.max_rel), reverse=True)
         for parameter in parameters:
             parameter.div_(2)
-        least = changes[len(parameters) - 1] if len(parameters) <= len(changes) else 0.0
-        yield Comparison(kind, least, least)
+        if shown := changes[: len(parameters)]:
+            yield Comparison(kind, shown[-1], shown[-1])
 
 
 def _max_rel(comparison: Comparison) -> float:

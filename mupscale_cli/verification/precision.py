@@ -138,8 +138,8 @@ def noise_tolerance(plan: Plan, dtype: torch.dtype, response: Comparison) -> tup
     change = response.max_rel * stored.unit_roundoff / dtype_of(dtype).unit_roundoff
     if _LAMBDA * change <= of_computing:
         return of_computing, reason
-    cause = f"one rounding to {stored.torch_name}, the type of stored noise"
-    return _LAMBDA * change, f"8 x {change:.1e}: {cause}, changes `{response.what}` by that"
+    cause = f"one rounding to {stored.torch_name}, the type of stored noise, changes `{response.what}` by that"
+    return _LAMBDA * change, f"8 x {change:.1e} for each module by itself: {cause}"
 
 
 def noise_type(plan: Plan) -> DType | None:
