@@ -316,7 +316,7 @@ def _max_rel(comparison: Comparison) -> float:
 def _refuse_large_tolerance(verification: FunctionCheck, plan: Plan, dtype: torch.dtype, narrow: _Observed) -> None:
     """Refuse to call models equal if a wrong one would pass as well."""
     parts = (verification, verification.unperturbed)
-    largest = max(part.tolerance for part in parts if part is not None and part.keeps_function)
+    largest = max((part.tolerance for part in parts if part is not None and part.keeps_function), default=0.0)
     limit = narrow.mistake.max_rel / 2
     if narrow.response is not None and not largest <= limit:
         raise CannotVerify(

@@ -31,7 +31,7 @@ def test_compare(narrow, wide, max_abs, max_rel):
 
 def result(*errors, first=None, allowed=1e-3):
     comparisons = tuple(Comparison(f"output {i}", error, error) for i, error in enumerate(errors))
-    return FunctionCheck(comparisons, 1, first, first, allowed, "because", "float64", "cpu", "numbers")
+    return FunctionCheck(comparisons, 1, first, first, allowed, "because", False, "float64", "cpu", "numbers")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_type_that_cannot_tell_refuses(pair):
     result = run("verify", str(pair[2]), str(pair[3]), "--dtype", "bfloat16", "--only", "function")
     assert result.code == 2
     assert "bfloat16 cannot tell this model from a wrong one" in result.err
-    assert "experts" in result.err
+    assert "a forgotten factor of 2 in `model.layers.*.mlp." in result.err
     assert "hint: compare with more precision: `--dtype float32`" in result.err
 
 
