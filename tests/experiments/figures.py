@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.results import Growth, Optima, Warmstart
+from experiments.shapes import Ways
 from experiments.speed import Speed
 from experiments.training import Curve
 from experiments.transfer import Grid, power, shift
@@ -34,7 +35,11 @@ _HIGHEST = 2.2  # times the largest of the best losses; higher points are far fr
 
 
 def draw_all(
-    optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], folder: Path
+    optima: Sequence[Optima],
+    growth: Sequence[Growth],
+    warmstart: Sequence[Warmstart],
+    ways: Sequence[Ways],
+    folder: Path,
 ) -> list[Path]:
     """Draw every figure and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +51,8 @@ def draw_all(
             files.append(_save(draw_speed(growth), folder / "growth.svg"))
         if warmstart:
             files.append(_save(draw_shrinking(warmstart, growth), folder / "warmstart.svg"))
+        if ways:
+            files.append(_save(draw_ways(ways), folder / "ways.svg"))
     return files
 
 
@@ -221,4 +228,22 @@ def draw_identity(all_results: Sequence[Optima]) -> Figure:
         axes.set_xlabel("step")
     panels[0][0].set_ylabel("loss of the batch (nats)")
     panels[0][0].legend(fontsize=7)
+    return figure
+
+
+def draw_ways(all_results: Sequence[Ways]) -> Figure:
+    """Draw the training loss of every way of growing over all compute, the narrow model's training included."""
+    figure, panels = _panels(1, len(all_results), (4.4, 3.2))
+    for axes, results in zip(panels[0], all_results, strict=True):
+        for grown, color in zip(results.grown, _colors(len(results.grown)), strict=True):
+            by_flops = {
+                grown.before + step * grown.flops: seen for step, seen in _by_step(grown.curves).items() if step
+            }
+            _band(axes, by_flops, color, label=grown.way, linewidth=1.2)
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+        axes.set_title(results.title, fontsize=9)
+        axes.set_xlabel("floating-point operations, narrow training included")
+        axes.legend(fontsize=6)
+    panels[0][0].set_ylabel("training loss (nats)")
     return figure

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from experiments.cost import Cost
 from experiments.identity import Identity
+from experiments.shapes import Ways
 from experiments.speed import Speed
 from experiments.transfer import Grid, Transfer, power, shift
 from experiments.warmstart import Shrinking
@@ -87,7 +88,7 @@ class Warmstart:
     shrinkings: tuple[Shrinking, ...]
 
 
-Results = Union[Optima, Growth, Warmstart, Cost]
+Results = Union[Optima, Growth, Warmstart, Cost, Ways]
 
 
 def save(results: Results, file: Path) -> None:
@@ -99,7 +100,7 @@ def save(results: Results, file: Path) -> None:
 def load(file: Path) -> Results:
     """Read results that `save` wrote."""
     content = json.loads(file.read_text())
-    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart, Cost)}
+    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart, Cost, Ways)}
     return _typed(kinds[content.pop("kind")], content)
 
 
@@ -239,6 +240,29 @@ def cost_table(all_results: Sequence[Cost]) -> str:
     return _table(["", "noise", *(f"x{factor}" for factor in factors)], rows)
 
 
+def ways_table(all_results: Sequence[Ways]) -> str:
+    """Tabulate the final losses of ways of growing that spend the same compute."""
+    rows = [
+        [
+            results.title,
+            grown.way,
+            _short(grown.parameters),
+            str(grown.steps),
+            str(grown.lr),
+            "none" if grown.noise is None else str(grown.noise),
+            _losses(grown.curves, lambda c: c.last),
+            _losses(grown.curves, lambda c: c.held_out[max(c.held_out)]),
+        ]
+        for results in all_results
+        for grown in results.grown
+    ]
+    return _table(["", "way", "parameters", "steps", "learning rate", "noise", "loss", "held out"], rows)
+
+
+def _short(count: int) -> str:
+    return f"{count / 1000:.3g} k" if count < 10**6 else f"{count / 10**6:.3g} M"
+
+
 def _losses(curves: Sequence[Any], loss: Callable[[Any], float]) -> str:
     return _spread([loss(curve) for curve in curves])
 
@@ -264,7 +288,11 @@ def sizes_table(all_results: Sequence[Union[Optima, Growth]]) -> str:
 
 
 def tables(
-    optima: Sequence[Optima], growth: Sequence[Growth], warmstart: Sequence[Warmstart], cost: Sequence[Cost]
+    optima: Sequence[Optima],
+    growth: Sequence[Growth],
+    warmstart: Sequence[Warmstart],
+    cost: Sequence[Cost],
+    ways: Sequence[Ways],
 ) -> dict[str, str]:
     """Return every table by its name in README.md."""
     named = {}
@@ -280,6 +308,8 @@ def tables(
         named |= {"shrink": shrink_table(warmstart, growth)}
     if cost:
         named |= {"cost": cost_table(cost)}
+    if ways:
+        named |= {"ways": ways_table(ways)}
     return named
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -16,6 +17,7 @@ from experiments import figures  # noqa: E402 (after the path is set)
 from experiments.cost import measure_cost  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
+from experiments.shapes import Ways, measure_ways  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
@@ -24,7 +26,7 @@ from mupscale_cli.engine.threads import one_thread  # noqa: E402
 
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
-_PARTS = ("optima", "growth", "warmstart", "cost")
+_PARTS = ("optima", "growth", "warmstart", "cost", "ways")
 _IDENTITY_STEPS = 40
 
 
@@ -90,6 +92,21 @@ def measure_warmstart(task: Task, folder: Path, report: Callable[[str], None], s
     return Warmstart(task.name, task.title, _sizes(task), time.monotonic() - started, grid, shrinkings)
 
 
+def compare_ways(task: Task, folder: Path, report: Callable[[str], None]) -> Ways:
+    """Compare ways of growing to a shape at equal compute.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        report: receives progress messages.
+    """
+    started = time.monotonic()
+    narrow, grid = narrow_checkpoint(task, folder)
+    report(f"narrow: {grid.summary}")
+    grown = measure_ways(task, folder, nearest_power(narrow.lr), report)
+    return Ways(task.name, task.title, _sizes(task), time.monotonic() - started, grid, grown)
+
+
 def _sizes(task: Task) -> dict[str, str]:
     counts = [sum(p.numel() for p in task.build(factor).parameters()) for factor in (1, *task.factors)]
     return {
@@ -130,9 +147,11 @@ def main(arguments: list[str] | None = None) -> None:
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
-            if part == "warmstart" and name not in _SHRUNK:
+            if part in ("warmstart", "ways") and name not in _SHRUNK:
                 continue
             task = TASKS[name].quick() if options.quick else TASKS[name]
+            if part == "ways":  # four heads can become six, and more steps show more of the new capacity
+                task = replace(task, grown_by=4, long_steps=2 * task.long_steps)
             task = task if part in ("optima", "cost") else task.enlarged()
             started = time.monotonic()
 
@@ -148,18 +167,20 @@ def main(arguments: list[str] | None = None) -> None:
                     results = measure_growth(task, Path(folder), report)
                 elif part == "cost":
                     results = measure_cost(task, Path(folder), *((task.factors,) if options.quick else ()))
+                elif part == "ways":
+                    results = compare_ways(task, Path(folder), report)
                 else:
                     shrinks = SHRINKS[::4] if options.quick else SHRINKS
                     results = measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
             save(results, output / "results" / f"{part}-{name}.json")
-    optima, growth, warmstart, cost = (
+    optima, growth, warmstart, cost, ways = (
         [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
         for part in _PARTS
     )
-    figures.draw_all(optima, growth, warmstart, output / "figures")
+    figures.draw_all(optima, growth, warmstart, ways, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart, cost)))
+        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart, cost, ways)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

@@ -174,14 +174,14 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def train_narrow(
-    task: Task, folder: Path, lr: float, dtype: torch.dtype = torch.float32, steps: int | None = None
+    task: Task, folder: Path, lr: float, dtype: torch.dtype = torch.float32, steps: int | None = None, seed: int = 0
 ) -> Checkpoint:
-    """Train the narrow model and save it next to its optimizer's state."""
+    """Train the narrow model and save it next to its optimizer's state; `seed` draws its weights and batches."""
     steps = task.narrow_steps if steps is None else steps
-    model = initialize(task.build(1), 0).to(dtype)
+    model = initialize(task.build(1), seed).to(dtype)
     optimizer = plain_optimizer(task, model, lr)
     data = task.data().to(dtype)
-    curve = train(model, optimizer, data.batches(task.batch_size, steps, seed=-1), steps)
+    curve = train(model, optimizer, data.batches(task.batch_size, steps, seed=-1 - seed), steps)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "narrow.safetensors"
     # A tied tensor is stored under the name that the optimizer uses.
@@ -219,7 +219,7 @@ def continued(narrow: Checkpoint, lr: float, dtype: torch.dtype = torch.float32)
     """Load the narrow model and its optimizer, to continue training."""
     model = load(narrow.task, narrow.file, 1, dtype)
     optimizer = plain_optimizer(narrow.task, model, lr)
-    load_state(optimizer, _state(narrow.file))
+    resume_state(optimizer, narrow.file)
     return model, optimizer
 
 
@@ -238,14 +238,15 @@ def widened(
     """
     model = load(narrow.task, wide, factor, dtype)
     optimizer = mapped_optimizer(narrow.task, model, wide, lr) if mapped else plain_optimizer(narrow.task, model, lr)
-    state = wide.with_suffix(".optimizer.pt")
-    if state.exists():
-        load_state(optimizer, _state(wide))
+    resume_state(optimizer, wide)
     return model, optimizer
 
 
-def _state(file: Path) -> dict[str, Any]:
-    return torch.load(file.with_suffix(".optimizer.pt"), weights_only=True)
+def resume_state(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Load the moments next to a checkpoint, if there are any."""
+    state = file.with_suffix(".optimizer.pt")
+    if state.exists():
+        load_state(optimizer, torch.load(state, weights_only=True))
 
 
 def from_scratch(
