@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mupscale_cli.architecture.loading import load_recipe

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mupscale_cli._version import __version__
+from mupscale_cli import __version__
 
 SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,

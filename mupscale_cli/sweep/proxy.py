@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli._version import __version__
+from mupscale_cli import __version__
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.output_files import copy_file, write_json

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli._version import __version__
+from mupscale_cli import __version__
 from mupscale_cli.architecture.loading import BUILT_IN, recipe_files
 from mupscale_cli.checkpoints.hub.environment import HubSettings, hub_settings
 from mupscale_cli.engine.memory import free_memory

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mupscale_cli._version import __version__
+from mupscale_cli import __version__
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.formats.safetensors import INDEX

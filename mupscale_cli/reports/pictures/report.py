@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli._version import __version__
+from mupscale_cli import __version__
 from mupscale_cli.errors import PictureError
 from mupscale_cli.reports.pictures.canvas import inline_svg
 from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, module_errors, step_losses
