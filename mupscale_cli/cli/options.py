@@ -59,6 +59,15 @@ LayersAt = Annotated[
         help="Where new blocks go: interleaved, start, end, or their positions, such as 3,7. Default: interleaved.",
     ),
 ]
+Parameters = Annotated[
+    str | None,
+    typer.Option(
+        "--params",
+        metavar="N",
+        help="Grow in proportion to about N parameters, such as 1.2B, in sizes that suit the hardware. With --dry-run, "
+        "list the nearest shapes.",
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.plan import Plan
+from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.types import GoalComparison, KeyDifference
@@ -143,6 +145,54 @@ def plan_document(plan: Plan, output: str) -> dict[str, Any]:
         ],
         "tree": [node.as_record() for node in outline(plan)],
     }
+
+
+def print_shapes(console: Console, shapes: Sequence[Plan]) -> None:
+    """Print the shapes that `--params` proposes, if any."""
+    if not shapes:
+        return
+    columns = ("parameters", "FLOPs per token", "bytes")
+    result = table(*columns, "grows", right=columns)
+    for number, plan in enumerate(shapes):
+        style = "bold" if number == 0 else None
+        flops = count_text(guidance(plan).flops[1])
+        result.add_row(
+            count_text(plan.num_parameters[1]), flops, bytes_text(plan.num_bytes), _growths_text(plan), style=style
+        )
+    console.print(result)
+    options = " ".join(f"--axis {axis.name}:{axis.wide_size}" for axis in grown_axes(shapes[-1]))
+    console.print("\nthe first shape is planned below", end="")
+    if len(shapes) > 1:
+        console.print(f"; for the last one, write `{options}`", markup=False, soft_wrap=True, end="")
+    console.print("\n")
+
+
+def shapes_document(shapes: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Return the proposed shapes for the JSON document of a plan."""
+    return [
+        {
+            "axes": {axis.name: axis.wide_size for axis in grown_axes(plan)},
+            "parameters": plan.num_parameters[1],
+            "flops_per_token": guidance(plan).flops[1],
+            "bytes": plan.num_bytes,
+        }
+        for plan in shapes
+    ]
+
+
+def shape_text(plan: Plan) -> str:
+    """Describe the size of a plan's output, and how each axis grows."""
+    return f"{count_text(plan.num_parameters[1])} parameters; {_growths_text(plan)}"
+
+
+def grown_axes(plan: Plan) -> list[Axis]:
+    """Return the axes that have another size in the output."""
+    return [axis for axis in plan.axes if axis.wide_size != axis.size or axis.factor > 1]
+
+
+def _growths_text(plan: Plan) -> str:
+    growths = ((axis, f"x{axis.factor}" + (f" + {axis.fresh}" if axis.fresh else "")) for axis in grown_axes(plan))
+    return ", ".join(f"{axis.name} {axis.size} -> {axis.wide_size} ({growth})" for axis, growth in growths)
 
 
 def _key_document(row: KeyDifference) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +18,8 @@ from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
-from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_factor, parse_size
-from mupscale_cli.tasks.planning import output_path, plan_source
+from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
+from mupscale_cli.tasks.planning import output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -38,6 +39,7 @@ def widen(
     to: options.Target = None,
     layers: options.Layers = None,
     layers_at: options.LayersAt = None,
+    params: options.Parameters = None,
     recipe: options.RecipeName = None,
     tie: options.Tie = None,
     method: options.MethodName = "mupscale",
@@ -101,6 +103,7 @@ def widen(
                 to=to,
                 layers=layers,
                 layers_at=layers_at,
+                params=None if params is None else parse_count(params),
                 recipe=recipe,
                 tie=tie,
                 method=method,
@@ -132,7 +135,7 @@ def widen(
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = find_source(checkpoint, headers_only=True)
-            plan = plan_source(source, chosen)
+            plan, *others = plan_shapes(source, chosen)
             target = output_path(source, chosen)
             if tensor is not None and not dry_run:
                 raise PlanError(
@@ -140,10 +143,12 @@ def widen(
                     hint="add `--dry-run`, or run `mupscale inspect CKPT --tensor NAME`",
                 )
             if dry_run:
-                _show_plan(source, plan, tensor, chosen.state, target, repository, as_json=as_json)
+                shapes = () if chosen.params is None else (plan, *others)
+                _show_plan(source, plan, shapes, tensor, chosen.state, target, repository, as_json=as_json)
                 return
             if repository is not None:  # fail now rather than after the work
                 require_login(repository)
+            _note_shape(plan, chosen, is_first=ranks.is_first)
             began = time.monotonic()
             source = _fetch(source, chosen, plan, target)
         with output.progress(quiet=not ranks.is_first) as events:
@@ -183,9 +188,16 @@ def _fetch(source: Source, chosen: WidenOptions, plan: Plan, target: Path) -> So
     return source.fetched(chosen.state)
 
 
+def _note_shape(plan: Plan, chosen: WidenOptions, *, is_first: bool) -> None:
+    """Say which shape was chosen if only the number of parameters was given."""
+    if chosen.params is not None and is_first:
+        output.note(f"`--params` chooses {render.shape_text(plan)}; `--dry-run` lists others")
+
+
 def _show_plan(
     source: Source,
     plan: Plan,
+    shapes: Sequence[Plan],
     tensor: str | None,
     state: StateOptions,
     target: Path,
@@ -193,14 +205,16 @@ def _show_plan(
     *,
     as_json: bool,
 ) -> None:
-    """Print the plan, or explain one tensor of it."""
+    """Print the proposed shapes, if any, and the plan of the first; or explain one tensor of it."""
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
     if as_json:
-        output.print_document("plan", render.plan_document(plan, str(target)))
+        document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
+        output.print_document("plan", document)
         return
     console = output.stdout()
+    render.print_shapes(console, shapes)
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
     found = "not widened" if state.optimizer == "none" else source.find_state(state) or "none found"

@@ -151,6 +151,20 @@ def size_of(dim: Dim, axes: Mapping[str, Axis]) -> int:
     return constant
 
 
+def grown_size(dim: Dim, axes: Mapping[str, Axis], wide: Mapping[str, Axis], size: int) -> int:
+    """Return the size of a dimension after its axes have other sizes.
+
+    Args:
+        dim: layout of the dimension.
+        axes: every axis by name.
+        wide: the same axes with their new sizes.
+        size: size of the dimension, in elements.
+    """
+    _, unknown = solve_size(dim, axes, size)
+    constant, slope, _ = _linear(dim, wide)
+    return constant + (slope or 0) * (unknown or 0)
+
+
 def _linear(dim: Dim, axes: Mapping[str, Axis]) -> tuple[int, int | None, set[str]]:
     """Return a and b of a dimension's size a + b x, b None if it is not linear, and the names of the unknown axes."""
     match dim:

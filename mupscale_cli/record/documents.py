@@ -277,6 +277,15 @@ class GoalComparison(TypedDict):
     keys: Annotated[list[TargetKey], "Every key that differs."]
 
 
+class ProposedShape(TypedDict):
+    """A shape with about the requested number of parameters."""
+
+    axes: Annotated[dict[str, int], "Size of every axis that grows."]
+    parameters: Annotated[Count, "Number of parameters."]
+    flops_per_token: Annotated[Count, "FLOPs of a forward pass per token."]
+    bytes: Annotated[Count, "Size of the weights in bytes."]
+
+
 class PlannedTensor(TypedDict):
     """A tensor of the output."""
 
@@ -326,6 +335,9 @@ class Plan(TypedDict):
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]
     tensors: Annotated[list[PlannedTensor], "Every tensor of the output."]
     tree: Annotated[list[Tree], "The tensors as a tree of modules, with equal modules merged."]
+    proposals: NotRequired[
+        Annotated[list[ProposedShape], "Shapes near the number of `--params`, best first; the first one is planned."]
+    ]
 
 
 class Inspect(Plan):

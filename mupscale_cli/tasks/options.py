@@ -27,6 +27,8 @@ Options = TypeVar("Options")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 _MAX_DIGITS = 18
+_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_COUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)")
 _FACTOR = re.compile(r"[+-]?\d{1,18}(\.\d{0,18}|/\d{1,18})?")
 _AXIS = re.compile(r"\s*([^=:]*[^=:\s])\s*([=:])\s*(.*?)\s*")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -44,6 +46,7 @@ class WidenOptions:
         layers: number of blocks of the deeper model, if it has a single stack of blocks.
         layers_at: where new blocks go: `interleaved`, `start`, `end`, or their positions, such as `3,7`. Default:
             `interleaved`; `end` with the method `stack`.
+        params: number of parameters that the output is to have, nearly; the axes grow in proportion.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
@@ -77,6 +80,7 @@ class WidenOptions:
     to: str | Path | None = None
     layers: int | None = None
     layers_at: str | None = None
+    params: float | None = None
     recipe: str | Path | None = None
     tie: str | None = None
     method: str = "mupscale"
@@ -102,8 +106,9 @@ class WidenOptions:
     def __post_init__(self) -> None:
         if self.max_shard_size < 1:
             raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
-        if self.to is not None and self.factor is not None:
-            raise PlanError("`--to` and `--factor` conflict: the target gives every axis its size", hint="omit one")
+        sizing = {"--factor": self.factor, "--to": self.to, "--params": self.params}
+        if len(given := [name for name, value in sizing.items() if value is not None]) > 1:
+            raise PlanError(f"`{given[0]}` and `{given[1]}` conflict: each gives every axis its size", hint="omit one")
         _ = self.request, self.growth, self.state  # raise if an option is invalid
 
     @property
@@ -242,6 +247,18 @@ def _parse_units(text: str, name: str) -> Size:
             hint=f"for instance `--axis {name}:2048`, or `--axis {name}=2` for a factor",
         )
     return Size(int(text))
+
+
+def parse_count(text: str, option: str = "--params") -> float:
+    """Parse a number of parameters: `1.2B`, `350M`.
+
+    Raises:
+        PlanError: the text is not such a number.
+    """
+    match = _COUNT.fullmatch(text.strip().upper())
+    if match is None:
+        raise PlanError(f"`{option} {text}` is not a number of parameters", hint=f"for instance `{option} 1.2B`")
+    return float(Fraction(match[1]) * _COUNTS[match[2]])
 
 
 def parse_size(text: str) -> int:

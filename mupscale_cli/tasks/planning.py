@@ -14,11 +14,13 @@ from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.plan import Amount, Plan, Size, make_plan
+from mupscale_cli.plan import Amount, Plan, Request, Size, make_plan
 from mupscale_cli.plan.goal import Goal
+from mupscale_cli.plan.proposals import propose
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.text import count_text
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 
@@ -112,29 +114,47 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
     Raises:
         MupscaleError: the user can fix the problem.
     """
+    return plan_shapes(source, options)[0]
+
+
+def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
+    """Plan the widening of an opened checkpoint; several shapes, best first, if only the number of parameters is given.
+
+    Raises:
+        MupscaleError: the user can fix the problem.
+    """
     checkpoint = source.checkpoint
     recipe = choose_recipe(checkpoint, options.recipe)
-    request, tie = options.request, options.tie
-    goal = None if options.to is None else _read_goal(options.to, recipe, checkpoint)
-    if goal is not None:
-        narrow = make_plan(recipe, checkpoint.specs, checkpoint.config, tie=tie)
-        sizes = goal.sizes(narrow, checkpoint.config or {}, request.axes.keys())
-        request = replace(request, sizes=sizes)
-        tie = tie or ("untie" if goal.unties(narrow) else None)
-    method, perturbation = options.growth
-    plan = make_plan(
-        recipe,
-        checkpoint.specs,
-        checkpoint.config,
-        request,
-        None if checkpoint.is_file else options.max_shard_size,
-        tie,
-        method=method,
-        perturbation=perturbation,
-    )
-    if goal is not None:
-        plan = replace(plan, goal=goal.compare(checkpoint.config or {}, plan.config or {}))
-    _log_reasons(plan)
+    config, specs, method = checkpoint.config, checkpoint.specs, options.growth
+    shard_size = None if checkpoint.is_file else options.max_shard_size
+
+    def plan(request: Request, tie: str | None = options.tie) -> Plan:
+        return make_plan(recipe, specs, config, request, shard_size, tie, method=method[0], perturbation=method[1])
+
+    if options.params is not None:
+        narrow = make_plan(recipe, specs, config, tie=options.tie)
+        plans = propose(narrow, specs, config, options.params, options.request, plan)
+    elif options.to is not None:
+        goal = _read_goal(options.to, recipe, checkpoint)
+        narrow = make_plan(recipe, specs, config, tie=options.tie)
+        sizes = goal.sizes(narrow, config or {}, options.request.axes.keys())
+        tie = options.tie or ("untie" if goal.unties(narrow) else None)
+        grown = plan(replace(options.request, sizes=sizes), tie)
+        plans = (replace(grown, goal=goal.compare(config or {}, grown.config or {})),)
+    else:
+        plans = (plan(options.request),)
+    _check_grown(plans[0], options.request, checkpoint)
+    _log_reasons(plans[0])
+    return plans
+
+
+def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:
+    """Check that every requested axis grows.
+
+    Raises:
+        PlanError: the checkpoint lacks an axis, or nothing grows.
+    """
+    recipe = plan.recipe
     for name, amount in request.axes.items():
         members = recipe.groups.get(name, (name,) if name in recipe.axis_names else ())
         if amount != 1 and members and not plan.used.intersection(members):
@@ -144,7 +164,6 @@ def plan_source(source: Source, options: WidenOptions) -> Plan:
             "nothing is widened: every axis keeps its size",
             hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
-    return plan
 
 
 def _read_goal(name: str | Path, recipe: Recipe, checkpoint: Checkpoint) -> Goal:
@@ -187,6 +206,7 @@ def output_path(source: Source, options: WidenOptions) -> Path:
     request = options.request
     bare = [f"x{_amount_text(request.factor)}"] if request.factor is not None else []
     target = [] if options.to is None else [f"to-{goal_stem(options.to)}"]
+    target += [] if options.params is None else [count_text(options.params).replace(" ", "")]
     axes = [f"{name}{_amount_text(amount)}" for name, amount in request.axes.items()]
     name = f"{source.stem}-{'-'.join(bare + target + axes)}"
     return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)

@@ -25,6 +25,7 @@ WIDEN = {
     "to": ("/target", "/target", {}),
     "layers": ("6", 6, {}),
     "layers_at": ("end", "end", {}),
+    "params": ("1.2B", 1_200_000_000, {}),
     "recipe": ("llama", "llama", {}),
     "tie": ("untie", "untie", {}),
     "method": ("net2net", "net2net", {}),
@@ -85,7 +86,7 @@ def test_an_option_of_widen_is_in_the_api_the_command_and_job_files(field, tmp_p
         raise PlanError("enough")
 
     monkeypatch.setattr(widen_command, "find_source", lambda *_, **__: None)
-    monkeypatch.setattr(widen_command, "plan_source", plan)
+    monkeypatch.setattr(widen_command, "plan_shapes", plan)
     text, value, beside = WIDEN[field]
     given = {field: text, **beside}
     assert "enough" in run("widen", "/x", *words(given)).err

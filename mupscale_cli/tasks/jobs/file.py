@@ -15,7 +15,7 @@ from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.plan import Size
 from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
-from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_factor, parse_size
+from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_count, parse_factor, parse_size
 from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.text import suggest
 from mupscale_cli.verification.options import VerifyOptions
@@ -121,6 +121,10 @@ def _size(node: Node, folder: Path) -> int:
     return parse_size(_text(node, folder))
 
 
+def _parameters(node: Node, folder: Path) -> float:
+    return parse_count(_text(node, folder), "params")
+
+
 def _path(node: Node, folder: Path) -> Path:
     return folder / _text(node, folder)
 
@@ -159,6 +163,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "to": _target,
         "layers": _count,
         "layers_at": _text,
+        "params": _parameters,
         "recipe": _recipe,
         "tie": _text,
         "method": _text,
