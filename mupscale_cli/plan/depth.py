@@ -153,6 +153,12 @@ def without_stacks(recipe: Recipe, request: Request) -> Request:
     return replace(request, axes=axes, sizes={n: size for n, size in request.sizes.items() if n not in stacks})
 
 
+def only_stacks(recipe: Recipe, request: Request) -> Request:
+    """Return what a request asks of stacks of blocks, without the rest."""
+    axes = {name: amount for name, amount in request.axes.items() if name in _named_stacks(recipe)}
+    return Request(axes=axes, layers=request.layers, layers_at=request.layers_at)
+
+
 def _named_stacks(recipe: Recipe) -> dict[str, str]:
     """Return the stacks by the names that users can give them: their own and that of their config key."""
     return {name: rule.name for rule in recipe.depths for name in (rule.key, rule.name)}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mupscale_cli.architecture.layouts import Layout
 from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
-from mupscale_cli.dtypes import DTYPES, TensorSpec
+from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.errors import MupscaleError, PlanError
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.copies import Axis
@@ -122,16 +121,11 @@ class ParameterCounter:
         return round(copies * math.prod(grown_size(dim, self.axes, wide, size) for dim, size in dims))
 
 
-def parameter_counter(narrow: Plan, specs: Sequence[TensorSpec], config: Mapping[str, Any] | None) -> ParameterCounter:
-    """Group the tensors of a checkpoint by what decides their size.
-
-    Args:
-        narrow: the plan that copies the checkpoint unchanged.
-        specs: every tensor of the checkpoint.
-        config: config.json.
-    """
+def parameter_counter(narrow: Plan) -> ParameterCounter:
+    """Group the tensors of a model that is not wider than its source by what decides their size."""
+    specs = [tensor.target for tensor in narrow.tensors]
     matches = match_rules(narrow.recipe, [spec.name for spec in specs])
-    values = environment(narrow.recipe, config or {}, matches, narrow.tie)
+    values = environment(narrow.recipe, narrow.config or {}, matches, narrow.tie)
     groups: Counter[tuple[Layout | None, tuple[str, ...], tuple[int, ...]]] = Counter()
     for spec in specs:
         match = matches[spec.name]
@@ -145,8 +139,6 @@ def parameter_counter(narrow: Plan, specs: Sequence[TensorSpec], config: Mapping
 
 def propose(
     narrow: Plan,
-    specs: Sequence[TensorSpec],
-    config: Mapping[str, Any] | None,
     parameters: float,
     request: Request,
     plan: Callable[[Request], Plan],
@@ -154,9 +146,7 @@ def propose(
     """Return plans with about as many parameters as requested, best first.
 
     Args:
-        narrow: the plan that copies the checkpoint unchanged.
-        specs: every tensor of the checkpoint.
-        config: config.json.
+        narrow: a plan of the source that is as deep as the output, but not wider.
         parameters: requested number of parameters.
         request: the amounts of axes that are chosen already.
         plan: plans a request.
@@ -164,13 +154,14 @@ def propose(
     Raises:
         PlanError: the checkpoint already has as many parameters, or no shape near the number can be planned.
     """
-    present = narrow.num_parameters[0]
+    present = narrow.num_parameters[1]
     if parameters <= present:
         raise PlanError(
-            f"`--params` asks for {count_text(parameters)} parameters, but the checkpoint has {count_text(present)}",
+            f"`--params` asks for {count_text(parameters)} parameters, but without growing wider, the model has "
+            f"{count_text(present)}",
             hint="a model can only grow",
         )
-    shapes = proposed_shapes(narrow, specs, config, parameters, request)
+    shapes = proposed_shapes(narrow, parameters, request)
     plans: list[Plan] = []
     refusal: MupscaleError | None = None
     for shape in shapes[:_ATTEMPTS]:
@@ -189,19 +180,13 @@ def propose(
     return tuple(plans)
 
 
-def proposed_shapes(
-    narrow: Plan,
-    specs: Sequence[TensorSpec],
-    config: Mapping[str, Any] | None,
-    parameters: float,
-    request: Request,
-) -> list[Shape]:
+def proposed_shapes(narrow: Plan, parameters: float, request: Request) -> list[Shape]:
     """Return shapes of the axes that the recipe widens and the request does not name, best first; see `propose`.
 
     Raises:
         PlanError: there is no such axis.
     """
-    recipe, counter = narrow.recipe, parameter_counter(narrow, specs, config)
+    recipe, counter = narrow.recipe, parameter_counter(narrow)
     following = {link.axis for link in recipe.links if set(link.product) & set(recipe.widen)}
     fixed = {*request.axes, *following}
     axes = (counter.axes[name] for name in recipe.widen if name in narrow.used and name not in fixed)

@@ -256,7 +256,7 @@ class Plan:
     @property
     def stays_symmetric(self) -> bool:
         """Whether copies have equal gradients and thus stay equal in training (page `noise`)."""
-        return self.method.is_copying and self.perturbation is None and bool(self.factors)
+        return self.method.is_copying and self.perturbation is None and any(axis.factor > 1 for axis in self.axes)
 
     @property
     def num_parameters(self) -> tuple[int, int]:

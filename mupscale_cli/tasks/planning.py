@@ -15,6 +15,7 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan import Amount, Plan, Request, Size, make_plan
+from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
 from mupscale_cli.tasks.goal import goal_stem, read_goal
@@ -132,8 +133,10 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
         return make_plan(recipe, specs, config, request, shard_size, tie, method=method[0], perturbation=method[1])
 
     if options.params is not None:
-        narrow = make_plan(recipe, specs, config, tie=options.tie)
-        plans = propose(narrow, specs, config, options.params, options.request, plan)
+        narrow = make_plan(
+            recipe, specs, config, only_stacks(recipe, options.request), tie=options.tie, method=method[0]
+        )
+        plans = propose(narrow, options.params, options.request, plan)
     elif options.to is not None:
         goal = _read_goal(options.to, recipe, checkpoint)
         narrow = make_plan(recipe, specs, config, tie=options.tie)
