@@ -1,7 +1,8 @@
 /* A library to preload: the n-th call that touches a folder fails with EIO, or kills the process.
 
    Every wrapper asks `faulty` first. The counter is in memory that forked processes share, so a fault can strike any
-   process of a run, and strikes once. `fault_arm` starts to count, `fault_disarm` stops and returns the count. */
+   process of a run, and strikes once. `fault_arm` starts to count, `fault_disarm` stops and returns the count. A kill
+   can be limited to calls that change something: before any other call, it leaves the same as before the next one. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -17,7 +18,7 @@
 enum { OFF, COUNT, FAIL, KILL, BROKEN };
 
 static struct {
-    int mode;
+    int mode, changes_only;
     long target, count;
     char folder[PATH_MAX], call[3 * PATH_MAX];
 } *shared;
@@ -26,8 +27,9 @@ __attribute__((constructor)) static void share(void) {
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
 
-void fault_arm(const char *folder, int mode, long target) {
+void fault_arm(const char *folder, int mode, int changes_only, long target) {
     strncpy(shared->folder, folder, PATH_MAX - 1);
+    shared->changes_only = changes_only;
     shared->target = target;
     shared->count = 0;
     shared->call[0] = 0;
@@ -54,12 +56,12 @@ static const char *path_of(int handle, const char *name, char *text) {
     return text;
 }
 
-static int faulty(const char *call, int handle, const char *name) {
+static int faulty(int changes, const char *call, int handle, const char *name) {
     char text[2 * PATH_MAX];
     const char *path;
     long number;
     int before = errno;
-    if (!shared || shared->mode == OFF) return 0;
+    if (!shared || shared->mode == OFF || (shared->changes_only && !changes)) return 0;
     path = path_of(handle, name, text);
     errno = before;
     if (strncmp(path, shared->folder, strlen(shared->folder))) return 0;
@@ -78,40 +80,41 @@ static int faulty(const char *call, int handle, const char *name) {
         if (!real) real = (type(*) parameters)dlsym(RTLD_NEXT, #name);                                                 \
         return (condition) ? failed : real arguments;                                                                  \
     }
-#define ON_HANDLE(name, parameters, arguments, handle)                                                                 \
-    WRAP(ssize_t, -1, name, parameters, arguments, faulty(#name, handle, NULL))
-#define ON_PATH(name, parameters, arguments, folder, path)                                                             \
-    WRAP(int, -1, name, parameters, arguments, faulty(#name, folder, path))
+#define ON_HANDLE(changes, name, parameters, arguments, handle)                                                        \
+    WRAP(ssize_t, -1, name, parameters, arguments, faulty(changes, #name, handle, NULL))
+#define ON_PATH(changes, name, parameters, arguments, folder, path)                                                    \
+    WRAP(int, -1, name, parameters, arguments, faulty(changes, #name, folder, path))
+#define WRITES(flags) (((flags) & 3) != 0) /* not O_RDONLY */
 
-ON_PATH(open, (const char *path, int flags, int mode), (path, flags, mode), HERE, path)
-ON_PATH(open64, (const char *path, int flags, int mode), (path, flags, mode), HERE, path)
-ON_PATH(openat, (int at, const char *path, int flags, int mode), (at, path, flags, mode), at, path)
-ON_PATH(openat64, (int at, const char *path, int flags, int mode), (at, path, flags, mode), at, path)
-ON_PATH(mkdir, (const char *path, unsigned mode), (path, mode), HERE, path)
-ON_PATH(rmdir, (const char *path), (path), HERE, path)
-ON_PATH(unlink, (const char *path), (path), HERE, path)
-ON_PATH(unlinkat, (int at, const char *path, int flags), (at, path, flags), at, path)
-ON_PATH(stat64, (const char *path, void *found), (path, found), HERE, path)
-ON_PATH(lstat64, (const char *path, void *found), (path, found), HERE, path)
-ON_PATH(fstatat64, (int at, const char *path, void *found, int flags), (at, path, found, flags), at, path)
-ON_PATH(rename, (const char *from, const char *to), (from, to), HERE, from)
-ON_PATH(renameat, (int at, const char *from, int below, const char *to), (at, from, below, to), at, from)
-ON_PATH(renameat2, (int at, const char *from, int below, const char *to, unsigned flags), (at, from, below, to, flags),
-        at, from)
-ON_HANDLE(read, (int handle, void *data, size_t size), (handle, data, size), handle)
-ON_HANDLE(pread64, (int handle, void *data, size_t size, long at), (handle, data, size, at), handle)
-ON_HANDLE(write, (int handle, const void *data, size_t size), (handle, data, size), handle)
-ON_HANDLE(writev, (int handle, const void *data, int count), (handle, data, count), handle)
-ON_HANDLE(pwrite64, (int handle, const void *data, size_t size, long at), (handle, data, size, at), handle)
-ON_HANDLE(pwritev64v2, (int handle, const void *data, int count, long at, int flags), (handle, data, count, at, flags),
-          handle)
-ON_HANDLE(sendfile64, (int to, int from, void *at, size_t size), (to, from, at, size), to)
-ON_HANDLE(copy_file_range, (int from, long *a, int to, long *b, size_t size, unsigned flags),
+ON_PATH(WRITES(flags), open, (const char *path, int flags, int mode), (path, flags, mode), HERE, path)
+ON_PATH(WRITES(flags), open64, (const char *path, int flags, int mode), (path, flags, mode), HERE, path)
+ON_PATH(WRITES(flags), openat, (int at, const char *path, int flags, int mode), (at, path, flags, mode), at, path)
+ON_PATH(WRITES(flags), openat64, (int at, const char *path, int flags, int mode), (at, path, flags, mode), at, path)
+ON_PATH(1, mkdir, (const char *path, unsigned mode), (path, mode), HERE, path)
+ON_PATH(1, rmdir, (const char *path), (path), HERE, path)
+ON_PATH(1, unlink, (const char *path), (path), HERE, path)
+ON_PATH(1, unlinkat, (int at, const char *path, int flags), (at, path, flags), at, path)
+ON_PATH(1, rename, (const char *from, const char *to), (from, to), HERE, from)
+ON_PATH(1, renameat, (int at, const char *from, int below, const char *to), (at, from, below, to), at, from)
+ON_PATH(1, renameat2, (int at, const char *from, int below, const char *to, unsigned flags),
+        (at, from, below, to, flags), at, from)
+ON_PATH(0, stat64, (const char *path, void *found), (path, found), HERE, path)
+ON_PATH(0, lstat64, (const char *path, void *found), (path, found), HERE, path)
+ON_PATH(0, fstatat64, (int at, const char *path, void *found, int flags), (at, path, found, flags), at, path)
+ON_HANDLE(0, read, (int handle, void *data, size_t size), (handle, data, size), handle)
+ON_HANDLE(0, pread64, (int handle, void *data, size_t size, long at), (handle, data, size, at), handle)
+ON_HANDLE(1, write, (int handle, const void *data, size_t size), (handle, data, size), handle)
+ON_HANDLE(1, writev, (int handle, const void *data, int count), (handle, data, count), handle)
+ON_HANDLE(1, pwrite64, (int handle, const void *data, size_t size, long at), (handle, data, size, at), handle)
+ON_HANDLE(1, pwritev64v2, (int handle, const void *data, int count, long at, int flags),
+          (handle, data, count, at, flags), handle)
+ON_HANDLE(1, sendfile64, (int to, int from, void *at, size_t size), (to, from, at, size), to)
+ON_HANDLE(1, copy_file_range, (int from, long *a, int to, long *b, size_t size, unsigned flags),
           (from, a, to, b, size, flags), to)
-WRAP(int, -1, fsync, (int handle), (handle), faulty("fsync", handle, NULL))
-WRAP(int, -1, fdatasync, (int handle), (handle), faulty("fdatasync", handle, NULL))
-WRAP(int, -1, ftruncate64, (int handle, long size), (handle, size), faulty("ftruncate", handle, NULL))
-WRAP(int, -1, flock, (int handle, int operation), (handle, operation), faulty("flock", handle, NULL))
-WRAP(void *, NULL, opendir, (const char *path), (path), faulty("opendir", HERE, path))
-WRAP(FILE *, NULL, fopen, (const char *path, const char *mode), (path, mode), faulty("fopen", HERE, path))
-WRAP(FILE *, NULL, fopen64, (const char *path, const char *mode), (path, mode), faulty("fopen", HERE, path))
+WRAP(int, -1, fsync, (int handle), (handle), faulty(1, "fsync", handle, NULL))
+WRAP(int, -1, fdatasync, (int handle), (handle), faulty(1, "fdatasync", handle, NULL))
+WRAP(int, -1, ftruncate64, (int handle, long size), (handle, size), faulty(1, "ftruncate", handle, NULL))
+WRAP(int, -1, flock, (int handle, int operation), (handle, operation), faulty(1, "flock", handle, NULL))
+WRAP(void *, NULL, opendir, (const char *path), (path), faulty(0, "opendir", HERE, path))
+WRAP(FILE *, NULL, fopen, (const char *path, const char *mode), (path, mode), faulty(1, "fopen", HERE, path))
+WRAP(FILE *, NULL, fopen64, (const char *path, const char *mode), (path, mode), faulty(1, "fopen", HERE, path))

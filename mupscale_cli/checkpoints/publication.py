@@ -174,6 +174,11 @@ def read_publication(folder: Path) -> Publication | None:
     return Publication(folder, tuple(Part(**part) for part in parts))
 
 
+def has_replaced(folder: Path) -> bool:
+    """Return whether a publication has begun in a folder and set parts of the previous output aside there."""
+    return (folder / PUBLICATION).exists() and any((folder / _REPLACED).glob("*"))
+
+
 def _is_part(entry: object) -> bool:
     """Return whether a JSON value describes a part; its paths do not leave their folders."""
     if not isinstance(entry, dict) or entry.keys() != {"name", "staged", "inode"}:

@@ -153,10 +153,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         opened = identities(_plain_files(path))
         return replace(open_folder(Folder(path, frozenset(file.name for file in opened))), opened=opened)
     if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint at `{path}`",
-            hint="pass a .safetensors file, a model directory, or a Hub id like org/name",
-        )
+        raise _not_found(path)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if weights_format is None:
         raise _not_supported(path)
@@ -214,6 +211,16 @@ def config_path(file: Path) -> Path:
     """Return the config path of a single file: `NAME.config.json`, which widening writes, or else config.json."""
     own = file.with_suffix(".config.json")
     return own if own.is_file() else file.parent / CONFIG
+
+
+def _not_found(path: Path) -> CheckpointError:
+    """Return the error for a path without a checkpoint, which a killed run may have set aside."""
+    from mupscale_cli.checkpoints.staging import set_aside  # only needed here
+
+    usual = "pass a .safetensors file, a model directory, or a Hub id like org/name"
+    found = set_aside(path)
+    interrupted = f"a run was killed while it replaced it; its files are in `{found}`, and widening to it restores them"
+    return CheckpointError(f"no checkpoint at `{path}`", hint=interrupted if found else usual)
 
 
 def _not_supported(file: Path) -> CheckpointError:

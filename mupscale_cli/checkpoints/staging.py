@@ -32,6 +32,7 @@ from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.checkpoints.publication import (
     PUBLICATION,
     Publication,
+    has_replaced,
     publication_lock,
     read_publication,
     remove_lock,
@@ -228,6 +229,11 @@ def _is_useless(folder: Path) -> bool:
     return journal is not None and not journal.shards
 
 
+def set_aside(output: Path) -> Path | None:
+    """Return the folder of a killed run that holds parts of the output; None if there is none."""
+    return next((folder for folder in _folders(output) if has_replaced(folder)), None)
+
+
 def unfinished(staging: Staging) -> Iterator[tuple[Path, int, str | None]]:
     """Yield the folder of every other run that died, the size of its files in bytes, and its fingerprint.
 
@@ -283,8 +289,8 @@ def _mark_published(folder: Path) -> None:
 
 def _remove(folder: Path, lock: FileLock) -> None:
     """Remove a locked folder, the marks last, so that the next run recognizes what this one cannot remove."""
-    marks = [*journal_files(folder), folder / PUBLICATION]
     with suppress(OSError):
+        marks = [*journal_files(folder), folder / PUBLICATION]
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

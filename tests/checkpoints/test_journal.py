@@ -1,6 +1,7 @@
 """Journals of finished shards, also damaged ones."""
 
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -45,5 +46,12 @@ def damaged():
 @pytest.mark.parametrize("text", list(damaged()))
 def test_a_damaged_journal_is_one_message(text, tmp_path):
     (tmp_path / JOURNAL).write_text(text)
+    with pytest.raises(CheckpointError, match="journal"):
+        read_journal(tmp_path / "output")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are part of POSIX")
+def test_a_pipe_as_journal_is_one_message(tmp_path):
+    os.mkfifo(tmp_path / JOURNAL)
     with pytest.raises(CheckpointError, match="journal"):
         read_journal(tmp_path / "output")

@@ -11,6 +11,7 @@ from mupscale_cli.checkpoints.journal import JOURNAL, FinishedShard
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.publication import PUBLICATION
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.staging import recover, stage, unfinished
 from mupscale_cli.errors import CheckpointError, OutputError, OutputExistsError
 
@@ -230,6 +231,17 @@ def test_a_restoration_that_is_impossible_keeps_everything(tmp_path, monkeypatch
     (tmp_path / "w.st").unlink()
     recover(tmp_path / "w.st", print)
     assert (tmp_path / "w.st").read_text() == (tmp_path / "w.config.json").read_text() == "old"
+
+
+def test_a_set_aside_output_is_found_by_who_looks_for_it(tmp_path, monkeypatch):
+    (tmp_path / "w.st").write_text("old")
+    with pytest.raises(CheckpointError, match="a Hub id"):
+        open_checkpoint(tmp_path / "other.st")
+    assert kill(tmp_path, monkeypatch, at=2)
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*\n.*killed while it replaced it.*\.partial-"):
+        open_checkpoint(tmp_path / "w.st")
+    recover(tmp_path / "w.st", print)
+    assert (tmp_path / "w.st").read_text() == "old"
 
 
 def test_folders_that_no_run_made_are_not_touched(tmp_path):

@@ -220,6 +220,39 @@ def test_a_run_that_refuses_what_the_killed_one_allowed_does_not_resume_it(copie
     assert target.is_dir()
 
 
+def test_a_note_promises_only_what_resume_does(saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    folder, _ = interrupted(source, target)
+    notes = []
+    widen(source, target, 3, max_shard_size=SHARD, verify=False, events=Events(note=notes.append))
+    (note,) = notes
+    assert str(folder) in note
+    assert "with another source or other options" in note
+    assert "--resume" not in note
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"fingerprint": 5, "shards": []}', None], ids=["empty", "wrong", "pipe"])
+def test_a_damaged_journal_is_one_message(content, saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    folder, _ = interrupted(source, target)
+    journal = folder / ".mupscale-journal.json"
+    journal.unlink()
+    if content is not None:
+        journal.write_bytes(content)
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(journal)
+    else:
+        pytest.skip("pipes with names are part of POSIX")
+    result = run("widen", *arguments(source, target, "--resume"))
+    assert result.code == 2
+    assert result.err.count("error:") == 1
+    assert "Traceback" not in result.err
+    assert folder.is_dir()
+    result = run("widen", *arguments(source, target))  # does not depend on it, and names it
+    assert result.code == 0
+    assert folder.name in result.err.replace("\n", "")
+
+
 def test_an_unreadable_unfinished_output_is_ignored(saved, tmp_path, monkeypatch):
     folder, _ = interrupted(saved("Llama-tied"), tmp_path / "wide")
     locked = target_module.try_lock

@@ -11,7 +11,7 @@ import struct
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -87,21 +87,30 @@ class _UnwrittenTensor:
 
 
 def find_slots(file: Path) -> list[TensorSlot]:
-    """Return the slot of every storage in a torch.save file, in the order of its directory."""
-    with open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
-        position = archive.start_dir
-        slots = []
-        for info in archive.infolist():
-            stream.seek(info.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", stream.read(4))
-            start = info.header_offset + 30 + name_length + extra_length
-            has_descriptor = bool(info.flag_bits & 8)  # sizes and checksum follow the data
-            local = start + info.file_size + 4 if has_descriptor else info.header_offset + 14
-            if info.filename.rpartition("/")[0].endswith("/data"):
-                slots.append(TensorSlot(file, start, info.file_size, (local, position + 16)))
-            stream.seek(position + 28)
-            position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
-    return slots
+    """Return the slot of every storage in a blank file, in the order of its directory.
+
+    Raises:
+        OutputError: the file cannot be read back.
+    """
+    try:
+        with output_errors(file), open(file, "rb", buffering=0) as stream, zipfile.ZipFile(file) as archive:
+            return list(_slots(file, stream, archive))
+    except zipfile.BadZipFile as error:  # also hides errors of the system
+        raise OutputError(f"cannot write `{file}`: what was written cannot be read back: {error}") from error
+
+
+def _slots(file: Path, stream: FileIO, archive: zipfile.ZipFile) -> Iterator[TensorSlot]:
+    position = archive.start_dir
+    for info in archive.infolist():
+        stream.seek(info.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", stream.read(4))
+        start = info.header_offset + 30 + name_length + extra_length
+        has_descriptor = bool(info.flag_bits & 8)  # sizes and checksum follow the data
+        local = start + info.file_size + 4 if has_descriptor else info.header_offset + 14
+        if info.filename.rpartition("/")[0].endswith("/data"):
+            yield TensorSlot(file, start, info.file_size, (local, position + 16))
+        stream.seek(position + 28)
+        position += 46 + sum(struct.unpack("<HHH", stream.read(6)))
 
 
 class ArchiveWriter:

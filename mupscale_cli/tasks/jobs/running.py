@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.tasks.jobs.finished import find_changed_file, is_still_verified, reason_to_write
@@ -86,6 +87,7 @@ def _run_step(planned: PlannedStep, events: Events, processes: int | None) -> St
 def _run_widen(planned: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
     source = find_source(step.checkpoint, headers_only=True)
     plan = plan_source(source, step.options)
+    recover(planned.target, events.note)
     if planned.target.exists():
         why = reason_to_write(step, source, plan, planned.target, {})
         why = why or find_changed_file(step, source, open_checkpoint(planned.target))
