@@ -5,7 +5,7 @@ import shapes
 
 from mupscale_cli.architecture.loading import load_recipe, recipe_for
 from mupscale_cli.errors import PlanError
-from mupscale_cli.plan import make_plan
+from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.plan.goal import Goal
 
 
@@ -35,6 +35,18 @@ REACHABLE = [
     ("ViT-S", "ViT-B"),
     ("ViT-B", "ViT-L"),
 ]
+# Those that whole copies and new blocks reach.
+WHOLE = [("Qwen3-0.6B", "Qwen3-1.7B"), ("ViT-S", "ViT-B")]
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_embd",
+    "n_layer",
+    "n_head",
+)
 
 
 @pytest.mark.parametrize(("source", "target"), REACHABLE)
@@ -98,4 +110,20 @@ def test_every_key_that_differs_has_a_fate():
         "inner.act": ("gelu", "silu", "gelu", "kept"),
         "top_k": (2, 2, 4, "adapted"),
         "new": (None, 1, None, "kept"),
+    }
+
+
+@pytest.mark.parametrize(("source", "target"), WHOLE)
+def test_the_planned_tensors_are_those_of_the_target(source, target):
+    found, plan = sizes(source, target)
+    config = shapes.full_config(source)
+    tie = "untie" if Goal(target, shapes.PUBLIC[target]).unties(plan) else None
+    wide = make_plan(plan.recipe, shapes.specs(source), config, Request(sizes=found), tie=tie)
+    expected = {spec.name: spec.shape for spec in shapes.specs(target)}
+    assert {tensor.target.name: tensor.target.shape for tensor in wide.tensors} == expected
+    comparison = Goal(target, shapes.full_config(target)).compare(config, wide.config)
+    keys = [key for key in SIZES if key in config]
+    assert all(wide.config[key] == shapes.full_config(target)[key] for key in keys)
+    assert {row.key for row in comparison.keys if row.fate == "grown"} >= {
+        key for key in keys if config[key] != shapes.full_config(target)[key]
     }
