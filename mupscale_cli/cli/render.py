@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _SHOWN_STEPS = 6
 _SHOWN_DIFFERENCES = 5
-_SHOWN_VALUE = 16  # characters of a config's value
+_SHOWN_VALUE = 14  # characters of a config's value
 
 
 def axes_table(plan: Plan) -> Table:
@@ -217,7 +217,8 @@ def _goal_table(goal: GoalComparison) -> Table:
 
 
 def _value_text(value: object) -> str:
-    return "-" if value is None else shortened(str(value), _SHOWN_VALUE)
+    text = counted(len(value), "entry", "entries") if isinstance(value, list) else str(value)
+    return "-" if value is None else shortened(text, _SHOWN_VALUE)
 
 
 def record_text(record: Record) -> str:

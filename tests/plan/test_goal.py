@@ -57,6 +57,18 @@ def test_the_sizes_of_a_target_are_those_of_its_own_plan(source, target):
     assert found == {**{axis.name: axis.size for axis in wide.axes if axis.name in plan.used}, "layers": layers}
 
 
+@pytest.mark.parametrize(("source", "chosen"), [("Mixtral-8x7B", 4), ("Qwen3-30B-A3B", 16)])
+def test_more_experts_are_chosen_for_each_token(source, chosen):
+    key = "num_local_experts"
+    plan, config = narrow(source)
+    goal = Goal("more experts", {**config, key: 2 * config[key]})
+    wide = make_plan(plan.recipe, shapes.specs(source), config, Request(sizes=goal.sizes(plan, config)))
+    assert {row.key: (row.after, row.fate) for row in goal.compare(config, wide.config).keys} == {
+        key: (2 * config[key], "grown"),
+        "num_experts_per_tok": (chosen, "adapted"),
+    }
+
+
 @pytest.mark.parametrize(
     ("source", "target", "reasons"),
     [

@@ -102,3 +102,12 @@ def test_impossible_targets_are_refused_before_anything_is_written(target, saved
     assert "cannot grow to" in result.err
     assert "`hidden_size` 96 -> 48: the axis `embed` cannot shrink from 96 to 48" in result.err
     assert "`--axis embed=1 --axis kv=1 --axis ffn=1` would leave these sizes as in the source" in result.err
+
+
+def test_a_deeper_target_adds_blocks_and_keeps_the_function(target, saved, tmp_path):
+    config = read_json(target / "config.json")
+    (target / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    widened = widen(saved("Llama-tied"), tmp_path / "wide", to=target, dtype="float64")
+    assert widened.verification.max_rel < 1e-12
+    assert read_json(tmp_path / "wide" / "config.json")["num_hidden_layers"] == 5
+    assert {row.key: row.fate for row in widened.plan.goal.keys}["num_hidden_layers"] == "grown"
