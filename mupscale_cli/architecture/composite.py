@@ -20,6 +20,7 @@ from mupscale_cli.text import suggest
 _KEYS = ("config", "recipe", "prefix", "names")
 _IGNORED = ("about", "match", "extends", "prefix", "parameters", "tie")
 _GLOBAL = ("tensors", "tie")  # names that mean the same in the expressions of every part
+FRESH_PREFIX = "fresh."  # of the number of an axis's fresh units, in conditions that the widened model must satisfy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
     def rename(name: str) -> str:
         if name in _GLOBAL:
             return name
+        if name.startswith(FRESH_PREFIX):
+            return FRESH_PREFIX + rename(name.removeprefix(FRESH_PREFIX))
         return f"{part.name}.{name}" if name in local else config_key(name)
 
     def config_key(name: str) -> str:

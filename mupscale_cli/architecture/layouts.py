@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Literal, Union
 
 from mupscale_cli.architecture.expressions import Expression, expression_at
-from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError
+from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,13 @@ class Norm:
         kind: `rms` divides by the root mean square over the gain's last dimension, `layer` subtracts the mean first.
         of: the module whose output it normalizes, if nothing stands between the two; else None.
         span: where it is written.
+        per: an axis of the dimension each of whose units is normalized alone, as a group; None if there are no groups.
     """
 
     kind: Literal["rms", "layer"]
     of: str | None
     span: tuple[int, int]
+    per: AxisRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,20 @@ def _norm(cursor: Cursor) -> Norm | None:
     token = cursor.token
     if cursor.accept("rms", "layer") is None:
         return None
-    end, of = token.span[1], None
+    end, of, per = token.span[1], None, None
+    if cursor.accept("per"):
+        group = _name(cursor, "expected an axis, each of whose units is normalized alone")
+        end, per = group.span[1], AxisRef(group.text, False, group.span)
     if cursor.accept("of"):
-        module = cursor.token
-        if module.kind != "name" or module.text in KEYWORDS:
-            raise cursor.unexpected("expected the name of the module in front of the norm, like `q_proj`")
-        cursor.advance()
+        module = _name(cursor, "expected the name of the module in front of the norm, like `q_proj`")
         end, of = module.span[1], module.text
-    return Norm("rms" if token.text == "rms" else "layer", of, (token.start, end))
+    return Norm("rms" if token.text == "rms" else "layer", of, (token.start, end), per)
+
+
+def _name(cursor: Cursor, expected: str) -> Token:
+    if cursor.token.kind != "name" or cursor.token.text in KEYWORDS:
+        raise cursor.unexpected(expected)
+    return cursor.advance()
 
 
 def _powers(cursor: Cursor) -> tuple[Power, ...]:
@@ -260,3 +268,5 @@ def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
     for dim in layout.dims:
         yield from walk(dim)
     yield from layout.powers
+    if layout.norm is not None and layout.norm.per is not None:
+        yield layout.norm.per

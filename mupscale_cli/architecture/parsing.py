@@ -12,6 +12,7 @@ from mupscale_cli.architecture.expressions import Expression, Name, names_in, pa
 from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_layout, parse_scaled_expression
 from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
 from mupscale_cli.architecture.types import (
+    NORMS,
     ROTARY,
     TIES,
     AxisRule,
@@ -31,7 +32,7 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import listed, suggest
 
 T = TypeVar("T")
-_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary")
+_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary", "norm")
 _SECTIONS = (
     "about",
     "extends",
@@ -163,8 +164,16 @@ def _axis(key: Text, node: Node) -> AxisRule:
         kind = "shapes" if size.value == "from shapes" else "varies"
     else:
         kind = size.parse(parse_expression)
-    about, uneven = _optional_text(words.get("about")), _flag(words.get("uneven"))
-    return AxisRule(key.value, kind, about, size, uneven, _eps(words.get("eps")), _rotary(words.get("rotary")))
+    return AxisRule(
+        key.value,
+        kind,
+        _optional_text(words.get("about")),
+        size,
+        _flag(words.get("uneven")),
+        _eps(words.get("eps")),
+        _one_of(ROTARY, words.get("rotary"), "order of rotary positions"),
+        _one_of(NORMS, words.get("norm"), "norm"),
+    )
 
 
 def _eps(node: Node | None) -> str | float | None:
@@ -179,12 +188,12 @@ def _eps(node: Node | None) -> str | float | None:
     return text.value
 
 
-def _rotary(node: Node | None) -> str | None:
+def _one_of(known: tuple[str, ...], node: Node | None, what: str) -> str | None:
     if node is None:
         return None
     text = _text(node)
-    if text.value not in ROTARY:
-        raise text.error(f"unknown order of rotary positions `{text.value}`", hint=f"known: {', '.join(ROTARY)}")
+    if text.value not in known:
+        raise text.error(f"unknown {what} `{text.value}`", hint=f"known: {', '.join(known)}")
     return text.value
 
 

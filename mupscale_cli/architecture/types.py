@@ -17,6 +17,7 @@ from mupscale_cli.architecture.patterns import Pattern
 T = TypeVar("T")
 TIES = ("fold", "config", "untie")
 ROTARY = ("halves", "pairs", "none")
+NORMS = ("rms", "layer")
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 
@@ -53,6 +54,7 @@ class AxisRule:
             does not say.
         rotary: a key of `ROTARY` if attention multiplies queries and keys over the axis: rotary positions turn unit i
             with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
+        norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
     """
 
     name: str
@@ -62,6 +64,7 @@ class AxisRule:
     uneven: bool = False
     eps: str | float | None = None
     rotary: str | None = None
+    norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ axes: {a: n, e: {size: groups, about: groups}}
 widen: [a]
 linked: {e: a}
 config: {n: a, groups?: e, scale: [{when: wide, value: "scale | a"}, scale]}
+requires: {"fresh.a == 0 or n == 4": odd sizes}
 prefix: [model., ""]
 tensors:
   "{prefix}w.{e}": [{when: double == scale, dims: "/a"}, "a"]
@@ -69,6 +70,11 @@ def test_parts_have_their_own_axes_config_and_names(recipes):
     assert wide["bridge"] == ((6, 10), 1 / 2)
     assert wide["v.v"] == ((10,), 1 / 2)
     assert sorted(name for name in wide if name.startswith("t.w")) == [f"t.w.{i}" for i in range(6)]
+
+
+def test_requirements_name_the_fresh_units_of_a_parts_axes(recipes):
+    (requirement,) = load_recipe(recipes / "outer.yaml", CONFIG).requires
+    assert requirement.text.value == "fresh.text.a == 0 or text_config.n == 4"
 
 
 def test_prefixes_of_the_parts_belong_together(recipes):

@@ -50,6 +50,9 @@ def test_gains_say_what_their_norm_averages_and_what_it_follows():
     assert norm == Norm("rms", "mlp.down_proj", (37, 57))
     assert parse_layout("embed | layer").norm == Norm("layer", None, (8, 13))
     assert parse_layout("embed").norm is None
+    grouped = parse_layout("(g p) | rms per g of in_proj")
+    assert grouped.norm.per.name == "g"
+    assert [ref.name for ref in axis_refs(grouped)] == ["g", "p", "g"]
 
 
 def test_powers_of_copies_and_of_sizes_are_told_apart():

@@ -41,6 +41,7 @@ def test_axes_say_what_norms_and_attention_do_with_them():
     embed, ffn = parse(text).axes
     assert (embed.eps, embed.rotary, ffn.eps, ffn.rotary) == ("norm_eps", None, None, "pairs")
     assert parse(SMALL.replace("about: the stream", "eps: 1e-6")).axes[0].eps == 1e-6
+    assert parse(SMALL.replace("about: the stream", "norm: rms")).axes[0].norm == "rms"
     (requirement,) = parse(SMALL + 'requires: {"hidden == 4": too large}\n').requires
     assert requirement.reason == "too large"
 
@@ -54,6 +55,7 @@ def test_axes_say_what_norms_and_attention_do_with_them():
         ("embed^-1", "embd^-1", "embd"),
         ("size: hidden", "sise: hidden", "unknown key `sise`"),
         ("about: the stream", "rotary: thirds", "unknown order of rotary positions `thirds`.*halves"),
+        ("about: the stream", "norm: batch", "unknown norm `batch`.*layer"),
         ("about: the stream", "eps: a + b", "config key of the norms' eps"),
         ("widen: [embed, ffn]", "requires: {embed ==: no}", "expected a name"),
         ('"ffn, /embed"', "ffn, /embed | #embed^0.5", "quotes"),
