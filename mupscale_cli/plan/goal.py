@@ -104,7 +104,8 @@ class Goal:
         counted_by = [rule.key for rule in recipe.depths if axis.name == rule.name]
         values = ((key, look_up(key, config), look_up(key, self.config)) for key in (*written, *counted_by))
         keys = ", ".join(f"`{key}` {a} -> {b}" for key, a, b in values if None not in (a, b) and a != b)
-        where = f"{keys}: the axis `{axis.name}`" if keys else f"the axis `{axis.name}`"
+        abouts = {rule.name: rule.about for rule in recipe.axes} | {rule.name: rule.about for rule in recipe.depths}
+        where = f"{keys + ': ' if keys else ''}the axis `{axis.name}` ({abouts[axis.name].partition(';')[0]})"
         if wanted.size < axis.size:
             return f"{where} cannot shrink from {axis.size} to {wanted.size}"
         if axis.name in recipe.fixed:

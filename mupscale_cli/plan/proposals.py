@@ -52,7 +52,8 @@ class _Search:
             if abs(distance) < _NEAR:
                 ratios = [shape[axis.name] / (axis.size or 1) for axis in self.free]
                 costs[tuple(shape.items())] = abs(distance) + _PROPORTION * math.log(max(ratios) / min(ratios))
-        return [dict(items) for items in sorted(costs, key=lambda items: (costs[items], items))]
+        best = sorted(costs, key=lambda items: (costs[items], items))
+        return [self.counter.with_linked(dict(items)) for items in best]
 
     def _candidates(self, parameters: float) -> Iterator[Shape]:
         """Yield friendly sizes of the first axis, with sizes of the others in about the same proportion."""
@@ -100,14 +101,19 @@ class ParameterCounter:
     axes: Mapping[str, Axis]
     groups: Mapping[tuple[Layout | None, tuple[str, ...], tuple[int, ...]], int]
 
+    def with_linked(self, shape: Mapping[str, int]) -> Shape:
+        """Return a shape with the sizes of the axes that the config derives from its axes."""
+        complete = dict(shape)
+        for link in self.recipe.links:
+            known = ((self.axes[name].size, complete.get(name)) for name in link.product)
+            ratio = math.prod(after / before for before, after in known if before and after)
+            if link.axis not in complete and (size := self.axes[link.axis].size):
+                complete[link.axis] = round(size * ratio)
+        return complete
+
     def count(self, shape: Mapping[str, int]) -> int:
         """Return the number of elements of all floating-point tensors."""
-        sizes = {name: axis.size for name, axis in self.axes.items()} | dict(shape)
-        for link in self.recipe.links:
-            known = ((self.axes[name].size, sizes[name]) for name in link.product)
-            ratio = math.prod(after / before for before, after in known if before and after)
-            if link.axis not in shape and (size := self.axes[link.axis].size):
-                sizes[link.axis] = round(size * ratio)
+        sizes = {name: axis.size for name, axis in self.axes.items()} | self.with_linked(shape)
         wide = {name: replace(axis, size=sizes[name]) for name, axis in self.axes.items()}
         return sum(number * self._elements(*key, wide) for key, number in self.groups.items())
 

@@ -35,6 +35,7 @@ def test_linked_axes_follow_in_the_count():
     counter = parameter_counter(plan)
     wide = narrow("gpt2", Request(3))
     assert counter.count({"h": 36, "ffn": 9216}) == wide.num_parameters[1]
+    assert counter.with_linked({"h": 36}) == {"h": 36, "embed": 2304}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_linked_axes_follow_in_the_count():
     [
         ("Qwen3-0.6B", 1.2e9, {"embed": 1536, "kv": 12, "ffn": 4480}),
         ("SmolLM2-135M", 360e6, {"embed": 1024, "kv": 5, "ffn": 2560}),
-        ("ViT-S", 86e6, {"h": 12, "ffn": 3072}),
+        ("ViT-S", 86e6, {"h": 12, "ffn": 3072, "embed": 768}),
     ],
 )
 def test_the_first_shape_is_near_in_friendly_sizes_and_proportions(name, parameters, first):

@@ -100,7 +100,7 @@ def test_impossible_targets_are_refused_before_anything_is_written(target, saved
     result = run("widen", str(tmp_path / "wide"), "--to", narrow, "-o", str(tmp_path / "wider"))
     assert result.code == 2
     assert "cannot grow to" in result.err
-    assert "`hidden_size` 96 -> 48: the axis `embed` cannot shrink from 96 to 48" in result.err
+    assert "`hidden_size` 96 -> 48: the axis `embed` (the residual stream) cannot shrink from 96 to 48" in result.err
     assert "`--axis embed=1 --axis kv=1 --axis ffn=1` would leave these sizes as in the source" in result.err
 
 
