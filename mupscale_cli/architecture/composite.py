@@ -226,6 +226,7 @@ def _map_depth(
     changes: dict[str, Callable[[Node], Node]] = {
         "size": expression,
         "every": expression,
+        "unmoved": expression,
         "names": lambda inner: _map_texts(inner, pattern),
         "about": lambda inner: inner,
     }

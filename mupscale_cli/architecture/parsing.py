@@ -215,7 +215,7 @@ def _link(key: Text, node: Node) -> Link:
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
 
 
-_DEPTH_KEYS = ("size", "names", "about", "lists", "numbers", "first", "every")
+_DEPTH_KEYS = ("size", "names", "about", "lists", "runs", "numbers", "first", "every", "unmoved")
 
 
 def _depth_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> DepthRule:
@@ -245,9 +245,11 @@ def _depth_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> DepthRule
         blocks=blocks,
         about=_optional_text(entries.get("about")),
         lists=keys("lists"),
+        runs=keys("runs"),
         numbers=keys("numbers"),
         first=keys("first"),
         every=tuple((text.parse(parse_expression), text) for text in every),
+        unmoved=_text(entries["unmoved"]) if "unmoved" in entries else None,
         text=key,
     )
 
@@ -382,7 +384,8 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
             check_axis(name, link.text)
     mentioned = set()
     for text, axis, span in _axis_mentions(recipe):
-        check_axis(axis, text, span)
+        if axis not in {rule.name for rule in recipe.depths}:
+            check_axis(axis, text, span)
         mentioned.add(axis)
     for key, _ in _entries(sections["axes"]):
         if key.value not in mentioned:

@@ -119,9 +119,11 @@ class DepthRule:
         blocks: matches the beginning of a block's tensor names; its `*` is the number of the block.
         about: a description for people.
         lists: config keys that hold a list with an entry for each block.
+        runs: config keys that hold a list of runs, each a list of types and how often it repeats.
         numbers: config keys that hold a list of block numbers.
         first: config keys that hold a number of blocks at the front.
         every: periods of the properties that the model derives from a block's number.
+        unmoved: a condition under which the model computes with the number itself, so that old blocks must keep theirs.
         text: the name as written.
     """
 
@@ -130,9 +132,11 @@ class DepthRule:
     blocks: Pattern
     about: str
     lists: tuple[str, ...]
+    runs: tuple[str, ...]
     numbers: tuple[str, ...]
     first: tuple[str, ...]
     every: tuple[tuple[Expression, Text], ...]
+    unmoved: Text | None
     text: Text
 
     @property

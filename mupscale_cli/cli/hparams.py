@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,14 @@ def hparams(
         bool | None,
         typer.Option("--decoupled/--l2", help="Kind of weight decay. Default: the optimizer's."),
     ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            "--depth",
+            metavar="completep",
+            help="Scale the blocks of a deeper model as CompleteP does (arXiv 2505.01618). Default: keep their values.",
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORM", help=f"Output format: {', '.join(TRAINER_FORMATS)}.")
     ] = "table",
@@ -60,7 +69,7 @@ def hparams(
     """Print the hyperparameters to continue training a widened model with."""
     record = read_record(find_source(wide, headers_only=True).checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
-    settings = _settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay)
+    settings = replace(_settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay), depth=depth)
     result = hyperparameters(record, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":

@@ -20,7 +20,7 @@ from mupscale_cli.plan.types import GoalComparison, KeyDifference
 from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
-from mupscale_cli.text import listed, shortened
+from mupscale_cli.text import listed, numbers_text, shortened
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
@@ -40,17 +40,21 @@ _SHOWN_VALUE = 14  # characters of a config's value
 
 def axes_table(plan: Plan) -> Table:
     """Return a table of the axes: size, description and, in a plan that widens, factor and wide size."""
-    about = {rule.name: rule.about for rule in plan.recipe.axes}
+    about = {rule.name: rule.about for rule in plan.recipe.axes} | {r.name: r.about for r in plan.recipe.depths}
     styles = axis_styles(plan)
-    change = ("factor", "wide") if plan.factors else ()
+    change = ("factor", "wide") if plan.factors or plan.blocks else ()
     result = table("axis", "size", *change, "what", right=("size", *change))
     for axis in plan.axes:
         size = "varies" if axis.size is None else str(axis.size)
         wide = "varies" if axis.wide_size is None else str(axis.wide_size)
         style = "bold" if axis.factor > 1 else None
-        after = (f"x{axis.factor}", wide) if plan.factors else ()
+        after = (f"x{axis.factor}", wide) if change else ()
         name = Text(axis.name, style=styles.get(axis.name, ""))
         result.add_row(name, size, *after, escape(about[axis.name]), style=style)
+    for stack, units in plan.blocks.items():
+        new = f"{about[stack]}; new at {numbers_text(units.new)}"
+        after = (f"+{len(units.new)}", str(units.wide_size))
+        result.add_row(stack, str(units.size), *after, escape(new), style="bold")
     return result
 
 
@@ -409,9 +413,10 @@ def _print_training(console: Console, training: TrainingVerification) -> None:
         result.add_row(str(step + 1), f"{narrow:.12f}", f"{wide:.12f}", f"{difference:.1e}")
     console.print(result)
     worst = training.weights
+    frozen = f", with the new blocks of {listed(training.frozen)} frozen," if training.frozen else ""
     console.print(
-        f"{counted(training.steps, 'step')} of {training.optimizer} from {training.start} in float64: losses differ by "
-        f"{training.max_rel:.1e}, allowed {training.tolerance:.1e}; weights by {worst.max_rel:.1e}, allowed "
+        f"{counted(training.steps, 'step')} of {training.optimizer} from {training.start}{frozen} in float64: losses "
+        f"differ by {training.max_rel:.1e}, allowed {training.tolerance:.1e}; weights by {worst.max_rel:.1e}, allowed "
         f"{worst.allowed:.1e}, after moving by {worst.moved:.1e} (`{worst.what}`)",
         markup=False,
     )

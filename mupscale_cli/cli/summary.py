@@ -63,8 +63,9 @@ def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
 def _sizes(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
     before, after = plan.num_parameters
     yield "parameters", count_text(before), count_text(after), f"x{after / before:.3g}" if before else ""
-    if layers := num_layers(plan):
-        yield "layers", str(layers), str(layers), ""
+    if layers := num_layers(tensor.target.name for tensor in plan.tensors):
+        old = num_layers(tensor.source.name for tensor in plan.tensors)
+        yield "layers", str(old), str(layers), f"x{layers / old:.3g}" if layers != old else ""
     for name, axis in (("heads", "h"), ("key/value heads", "kv")):
         if (heads := _config_value(plan, axis)) is not None:
             yield name, str(heads[0]), str(heads[1]), _times(*heads)

@@ -37,6 +37,7 @@ class Settings:
         decoupled: True for `p -= lr wd p`, False for `g += wd p`; None for the optimizer's default.
         decay: `matrices` decays tensors of two or more dimensions, `all` every tensor, `none` no tensor.
         adjust_lr: Muon's `adjust_lr_fn`.
+        depth: `completep` scales the blocks of a deeper model as CompleteP does; None keeps their hyperparameters.
     """
 
     lr: float
@@ -47,6 +48,7 @@ class Settings:
     decoupled: bool | None = None
     decay: str = "matrices"
     adjust_lr: str | None = None
+    depth: str | None = None
 
     def decays(self, tensor: ScaledTensor) -> bool:
         """Tell whether weight decay applies to a tensor."""
@@ -128,6 +130,8 @@ def hyperparameters(
     """
     rule = optimizer_rule(settings.optimizer)
     _check(settings)
+    if settings.depth is not None and (rule.name != "adamw" or settings.decoupled is False):
+        raise PlanError(f"CompleteP defines its multipliers for AdamW, not for {rule.title} or L2 decay")
     tensors = {tensor.name: _compose(tensor, proxy) for tensor in scaled_tensors(record)}
     decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
 
@@ -135,6 +139,9 @@ def hyperparameters(
         name: tensor_multipliers(tensor, rule, decoupled, {"adjust_lr_fn": settings.adjust_lr})
         for name, tensor in tensors.items()
     }
+    if settings.depth is not None:
+        ratios = {name: blocks["wide_size"] / blocks["size"] for name, blocks in record["blocks"].items()}
+        by_name = {name: _with_completep(found, tensors[name], ratios) for name, found in by_name.items()}
     groups = []
     for is_decayed in (True, False):
         names = [name for name, tensor in tensors.items() if settings.decays(tensor) == is_decayed]
@@ -160,6 +167,24 @@ def hyperparameters(
     )
 
 
+def _with_completep(multipliers: Multipliers, tensor: ScaledTensor, ratios: Mapping[str, float]) -> Multipliers:
+    """Return the multipliers of a tensor in a deeper stack by CompleteP (arXiv 2505.01618, table 1, with alpha = 1).
+
+    CompleteP multiplies each block's output by 1/r in a stack r times as deep, and eps of the block by 1/r; learning
+    rates stay. The multiplier is part of the last projection here. Its own learning rate is then 1/r times as large,
+    its weight decay r times, and its eps stays (page `theory`).
+
+    Args:
+        multipliers: the multipliers without CompleteP.
+        tensor: the tensor.
+        ratios: r of each stack that became deeper.
+    """
+    ratio = ratios.get(tensor.block.stack, 1.0) if tensor.block is not None else 1.0
+    if tensor.block is not None and tensor.block.writes:
+        return replace(multipliers, lr=multipliers.lr / ratio, weight_decay=multipliers.weight_decay * ratio)
+    return replace(multipliers, eps=multipliers.eps / ratio)
+
+
 def _compose(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> ScaledTensor:
     """Compose the widening of a tensor with that of the proxy: coefficients and multiplicities multiply."""
     if not proxy:
@@ -183,6 +208,8 @@ def _check(settings: Settings) -> None:
             raise PlanError(f"the {name} is {value}, expected a finite number of at least 0")
     if settings.decay not in ("matrices", "all", "none"):
         raise PlanError(f"unknown value `--decay {settings.decay}`", hint="known: matrices, all, none")
+    if settings.depth not in (None, "completep"):
+        raise PlanError(f"unknown value `--depth {settings.depth}`", hint="known: completep")
 
 
 def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
@@ -215,6 +242,12 @@ def _warnings(tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Se
         warnings.append(
             f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so weight decay acts on that "
             "difference, not on the gain; do not decay them (`--decay matrices`)"
+        )
+    new = [tensor.name for tensor in tensors if tensor.block is not None and tensor.block.is_new]
+    if new:
+        warnings.append(
+            f"{listed(new, _MAX_NAMED)} are in new blocks, which learn from the first step on; the other tensors take "
+            "the same steps as before only while these are frozen"
         )
     other = [tensor.name for tensor in tensors if len(tensor.shape) != 2]
     if rule.matrices_only and other:

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mupscale_cli.architecture.expressions import parse_expression
 from mupscale_cli.architecture.patterns import FIRST, LAST
 from mupscale_cli.architecture.types import Choice, DepthRule, Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.blocks import BlockMap, place_blocks
 from mupscale_cli.plan.conditions import Values, environment, evaluate_located
+from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.request import Amount, Request, Size, grown
 from mupscale_cli.plan.types import Block, ConfigChange, TensorPlan
 from mupscale_cli.text import counted, listed, shown
@@ -141,9 +143,22 @@ def map_blocks(
             )
         unit = math.lcm(*(period for period, _ in _periods(_rule(recipe, name), values)))
         maps[name] = place_blocks(sizes[name], wide_size, place, unit, stacked=stacked and place == "end")
+        _check_unmoved(_rule(recipe, name), maps[name], values)
     if request.layers_at and not maps:
         raise PlanError("`--layers-at` adds no blocks by itself", hint="say how many: `--layers N`")
     return maps
+
+
+def stack_axes(recipe: Recipe, sizes: Mapping[str, int], maps: Mapping[str, BlockMap]) -> dict[str, Axis]:
+    """Return the stacks as axes, for the expressions and powers of the config.
+
+    Args:
+        recipe: recipe of the architecture.
+        sizes: as `stack_sizes` returns them.
+        maps: the block map of every stack that grows.
+    """
+    new = {rule.name: len(maps[rule.name].new) if rule.name in maps else 0 for rule in recipe.depths}
+    return {name: Axis(name, sizes.get(name), fresh=fresh) for name, fresh in new.items()}
 
 
 def without_stacks(recipe: Recipe, request: Request) -> Request:
@@ -326,6 +341,17 @@ def _deepen_config(
     return deeper, tuple(ConfigChange(key, _look_up(config, key), value) for key, value in changes.items())
 
 
+def _check_unmoved(rule: DepthRule, units: BlockMap, values: Values) -> None:
+    text = rule.unmoved
+    if text is None or units.old == tuple(range(units.size)):
+        return
+    if evaluate_located(text.parse(parse_expression), values, text.error):
+        raise PlanError(
+            f"the blocks of `{rule.name}` compute with their own number (`{text.value}`), so they must keep it",
+            hint="use `--layers-at end`",
+        )
+
+
 def _check_period(period: int, text: str, name: str, units: BlockMap) -> None:
     moved = [p for p, source in enumerate(units.sources) if p % period != source % period]
     if moved:
@@ -345,6 +371,11 @@ def _changed_keys(rule: DepthRule, config: Mapping[str, Any], units: BlockMap) -
             if len(value) != units.size:
                 raise PlanError(f"`{key}` in config.json has {len(value)} entries for {counted(units.size, 'block')}")
             yield key, [value[source] for source in units.sources]
+    for key in rule.runs:
+        value = _look_up(config, key)
+        if isinstance(value, list):
+            types = [each for run, count in value for _ in range(count) for each in run]
+            yield key, [[[types[source] for source in units.sources], 1]]
     for key in rule.numbers:
         value = _look_up(config, key)
         if isinstance(value, list):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.architecture.expressions import look_up
@@ -14,7 +14,7 @@ from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import environment, evaluate_located
 from mupscale_cli.plan.config import widen_config
 from mupscale_cli.plan.copies import Axis
-from mupscale_cli.plan.depth import stack_sizes
+from mupscale_cli.plan.depth import stack_axes, stack_sizes
 from mupscale_cli.plan.types import GoalComparison, KeyDifference, Plan
 from mupscale_cli.text import counted, shown
 
@@ -73,15 +73,15 @@ class Goal:
         values = environment(recipe, self.config, names, narrow.tie)
         sizes = sizes_from_config(recipe, values, narrow.used)
         axes = {axis.name: Axis(axis.name, sizes[axis.name] or axis.size) for axis in narrow.axes}
+        stacks = [Axis(name, size) for name, size in stack_sizes(recipe, names, config).items()]
+        sizes |= (found := stack_sizes(recipe, names, self.config))
+        axes |= stack_axes(recipe, found, {})
         _, wrong = widen_config(recipe, self.config, values, axes)
         reasons = [
             f"`{change.key}` is {shown(change.before)} in the target, but its parts multiply to {shown(change.after)}"
             for change in wrong
             if change.before is not None
         ]
-        sizes |= stack_sizes(recipe, names, self.config)
-        stacks = [Axis(name, size) for name, size in stack_sizes(recipe, names, config).items()]
-        axes |= {stack.name: replace(stack, size=sizes[stack.name]) for stack in stacks}
         used = [axis for axis in narrow.axes if axis.name in narrow.used]
         chosen = [axis for axis in (*used, *stacks) if axis.name not in without]
         stuck = {axis.name: why for axis in chosen if (why := self._obstacle(recipe, axis, axes[axis.name], config))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
+from mupscale_cli.architecture.layouts import AxisRef, Layout, Norm, axis_refs
 from mupscale_cli.architecture.types import Choice
 
 
@@ -23,7 +23,8 @@ def stream_axes(layouts: Mapping[str, Choice[Any]], in_blocks: Container[str]) -
 def find_writers(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) -> frozenset[str]:
     """Return the tensors of blocks in which the contribution of a block to the residual stream is linear.
 
-    These are the last projections, which sum over some axis and whose output is the stream, and their biases.
+    These are the last projections, which sum over some axis and whose output is the stream, and their biases. If a norm
+    follows a projection directly, they are its gain and bias instead.
 
     Args:
         layouts: chosen layout of each tensor in a block by its name.
@@ -33,12 +34,28 @@ def find_writers(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) ->
     distinct = _distinct(inside.values())
     projections = {id(layout) for layout in distinct if _sums(layout) and _written(layout) & streams}
     biases = {id(layout) for layout in distinct if not _sums(layout) and _written(layout) & streams}
-    weights = {name for name, layout in inside.items() if id(layout) in projections}
+    following = {id(layout): norm.of for layout in distinct if (norm := _norm_behind(layout, streams))}
+    modules = set(following.values())
+    weights = {name for name, layout in inside.items() if id(layout) in projections and _module(name) not in modules}
     return frozenset(
         name
         for name, layout in inside.items()
-        if name in weights or (id(layout) in biases and _weight(name) in weights)
+        if name in weights or id(layout) in following or (id(layout) in biases and _weight(name) in weights)
     )
+
+
+def sum_norm(layouts: Mapping[str, Choice[Any]], streams: frozenset[str]) -> str | None:
+    """Return a norm that subtracts the mean of the residual stream itself, under which no block is the identity.
+
+    Args:
+        layouts: chosen layout of each tensor in a block by its name.
+        streams: as `stream_axes` returns them.
+    """
+    for name, choice in layouts.items():
+        norm = _norm_behind(choice.value, streams) if isinstance(choice.value, Layout) else None
+        if norm is not None and norm.kind == "layer":
+            return name
+    return None
 
 
 def _distinct(layouts: Iterable[Any]) -> Iterable[Layout]:
@@ -56,6 +73,15 @@ def _sums(layout: Layout) -> bool:
 def _written(layout: Layout) -> set[str]:
     """Return the axes that fill a whole dimension of the layer's output."""
     return {dim.name for dim in layout.dims if isinstance(dim, AxisRef) and not (dim.contracted or dim.averaged)}
+
+
+def _norm_behind(layout: Layout, streams: frozenset[str]) -> Norm | None:
+    """Return the norm over the stream that a tensor is the gain or bias of, if it follows directly on a projection."""
+    return layout.norm if layout.norm and layout.norm.of and _written(layout) & streams else None
+
+
+def _module(weight: str) -> str:
+    return weight.removesuffix(".weight").rpartition(".")[2]
 
 
 def _weight(bias: str) -> str:

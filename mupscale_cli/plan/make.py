@@ -14,8 +14,8 @@ from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
 from mupscale_cli.plan.copies import Axis
-from mupscale_cli.plan.depth import deepen, map_blocks, without_stacks
-from mupscale_cli.plan.identity import find_writers, stream_axes
+from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
+from mupscale_cli.plan.identity import find_writers, stream_axes, sum_norm
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
@@ -57,7 +57,9 @@ def make_plan(
         PlanError: the checkpoint cannot be widened in this way.
     """
     _refuse_quantized(config)
-    blocks = map_blocks(recipe, [spec.name for spec in specs], config, request, stacked=not method.adds_identity)
+    source_names = [spec.name for spec in specs]
+    blocks = map_blocks(recipe, source_names, config, request, stacked=not method.adds_identity)
+    stacks = stack_axes(recipe, stack_sizes(recipe, source_names, config), blocks)
     deeper = deepen(recipe, specs, config, blocks)
     specs, config = deeper.specs, deeper.config
     names = [spec.name for spec in specs]
@@ -77,7 +79,7 @@ def make_plan(
     def sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
         return sizes_from_config(recipe, environment(recipe, config, matches, tie), used)
 
-    stated, _ = widen_config(recipe, config or {}, values, axes)
+    stated, _ = widen_config(recipe, config or {}, values, {**axes, **stacks})
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values())
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
@@ -85,7 +87,13 @@ def make_plan(
     planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
     omitted = {name for name, choice in layouts.items() if choice.value == "omit"}
     streams = stream_axes(layouts, deeper.names.places)
-    writers = find_writers({name: layouts[name] for name in deeper.names.places}, streams)
+    inside = {name: layouts[name] for name in deeper.names.places}
+    writers = find_writers(inside, streams)
+    if blocks and method.adds_identity and (norm := sum_norm(inside, streams)):
+        raise PlanError(
+            f"cannot add blocks that compute the identity: `{norm}` normalizes the sum behind a block",
+            hint="`--method stack` repeats blocks as they are, which computes another function",
+        )
     tensors = [
         deeper.names.place(read_shared(plan, shared), spec.name, writers, adds_identity=method.adds_identity)
         for spec in specs
@@ -93,7 +101,7 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]
     _refuse_duplicates(tensors)
-    new_config, changes = widen_config(recipe, config, values, axes) if config is not None else (None, ())
+    new_config, changes = widen_config(recipe, config, values, {**axes, **stacks}) if config is not None else (None, ())
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
         check_sizes(recipe, wide_values, axes, used)

@@ -515,6 +515,12 @@ def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[s
 def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:
     if tensor.name_copies > 1:
         yield f"each such source tensor becomes {tensor.name_copies}; this one is a copy of `{tensor.source.name}`"
+    elif tensor.fill is not None:
+        yield f"every element is {tensor.fill:g}, so that the new block is the identity at first"
+    elif tensor.is_new:
+        yield f"in a new block; a copy of `{tensor.source.name}`"
+    elif tensor.source.name != tensor.target.name and tensor.block is not None:
+        yield f"called `{tensor.source.name}` in the source"
     elif tensor.source.name != tensor.target.name:
         yield f"made from `{tensor.source.name}`, which the source shares with this tensor"
     if tensor.is_rounded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,11 +71,11 @@ def outline(plan: Plan) -> tuple[Node, ...]:
     return tuple(_nodes({name: [child] for name, child in tree.items()}, 0))
 
 
-def num_layers(plan: Plan) -> int:
+def num_layers(names: Iterable[str]) -> int:
     """Return the number of layers: the most modules with a common prefix and different first numbers."""
     numbers: dict[str, set[str]] = {}
-    for tensor in plan.tensors:
-        parts = tensor.target.name.split(".")
+    for name in names:
+        parts = name.split(".")
         first = next((index for index, part in enumerate(parts[:-1]) if part.isdigit()), None)
         if first is not None:
             numbers.setdefault(".".join(parts[:first]), set()).add(parts[first])

@@ -6,12 +6,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import change_config, save_model
+from helpers import MODELS, change_config, save_model
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import PlanError
-from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.plan import Size
+from mupscale_cli.plan.depth import stack_sizes
+from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
+# Reasons not to add blocks that are the identity, by the beginning of a case and its stack.
+REFUSED = {
+    **dict.fromkeys(("Bert-", "Roberta-", "XLMRoberta-", "Camembert-", "DistilBert-"), "normalizes the sum"),
+    **dict.fromkeys(("Electra-", "DebertaV2-", "Bart-", "OPT-projected"), "normalizes the sum"),
+    "ModernBert-": "the first block has no norm",
+    "Llava-clip vision.layers": "vision_feature_layer",
+    "Llava-siglip vision.layers": "vision_feature_layer",
+    "Qwen3VL-images vision.layers": "deepstack_visual_indexes",
+    "Qwen3VL-images text.layers": "behind its first blocks",
+}
+IN_STAGES = ("Swin", "ConvNext", "ResNet")  # their blocks have no number of their own
 # One case for each way to write to the residual stream and to name blocks.
 CASES = ["Llama-tied", "GPT2-tied", "GPTNeoX-tied", "Mixtral-untied", "Gemma2-tied", "ViT-classifier", "Mamba2-tied"]
 
@@ -32,6 +46,24 @@ def test_new_blocks_are_the_identity(case, layers, place, saved, tmp_path):
     assert widened.record["blocks"]["layers"]["wide_size"] == layers
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MODELS)
+def test_every_stack_of_every_model(case, saved, tmp_path):
+    source = saved(case)
+    plan = identity_plan(open_checkpoint(source))
+    sizes = stack_sizes(plan.recipe, [tensor.source.name for tensor in plan.tensors], plan.config)
+    assert bool(sizes) != case.startswith(IN_STAGES)
+    for stack, size in sizes.items():
+        reason = next((reason for start, reason in REFUSED.items() if f"{case} {stack}".startswith(start)), None)
+        for wide_size in (size + 1, 2 * size):
+            options = {"axes": {stack: Size(wide_size)}}
+            if reason is None:
+                deepen(source, tmp_path / f"{stack}{wide_size}", **options)
+            else:
+                with pytest.raises(PlanError, match=reason):
+                    plan_widening(source, **options)
+
+
 def test_encoder_and_decoder_are_separate_stacks(saved, tmp_path):
     """The relative positions of T5 stay in the first block, even if that is new."""
     options = {"axes": {"encoder_layers": 2, "decoder_layers": 1.5}, "layers_at": "start"}
@@ -45,6 +77,33 @@ def test_encoder_and_decoder_are_separate_stacks(saved, tmp_path):
     assert widened.record["blocks"]["decoder_layers"] == {"size": 2, "wide_size": 3, "sources": [0, 0, 1], "new": [0]}
     with pytest.raises(PlanError, match="2 stacks of blocks"):
         plan_widening(saved("T5-tied"), layers=4)
+
+
+def test_config_follows_the_blocks(saved, tmp_path):
+    """Lists, numbers and counts of blocks in the config; a wrong type of attention would change the function."""
+    types = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+    deepen(saved("Gemma2-tied", **types), tmp_path / "types", layers=5)
+    config = json.loads((tmp_path / "types" / "config.json").read_text())
+    assert config["layer_types"] == [*["sliding_attention"] * 3, *["full_attention"] * 2]
+    deepen(saved("Qwen3Moe-untied"), tmp_path / "moe", layers=4, layers_at="2,0")
+    assert json.loads((tmp_path / "moe" / "config.json").read_text())["mlp_only_layers"] == [0, 1, 2]
+    plan = plan_widening(saved("DeepseekV3-untied"), layers=4)
+    assert plan.config["first_k_dense_replace"] == 2
+    with pytest.raises(PlanError, match="the first 1 block of `layers` differ"):
+        plan_widening(saved("DeepseekV3-untied"), layers=3, method="stack")
+
+
+def test_patterns_by_number_allow_only_some_places(saved, tmp_path):
+    source = save_model(tmp_path / "narrow", "GptOss-tied")
+    change_config(source, layer_types=None)
+    with pytest.raises(PlanError, match="the model gives every 2 blocks a pattern") as error:
+        plan_widening(source, layers=3)
+    assert "such as 4" in error.value.hint
+    assert plan_widening(source, layers=4).blocks["layers"].sources == (0, 1, 0, 1)
+    numbered = save_model(tmp_path / "numbered", "GPT2-tied", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(PlanError, match="compute with their own number"):
+        plan_widening(numbered, layers=3)
+    deepen(numbered, tmp_path / "deep", layers=3, layers_at="end")
 
 
 def test_width_and_depth_commute(saved, tmp_path):
