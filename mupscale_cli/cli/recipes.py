@@ -90,6 +90,9 @@ def show_recipe(
     console.print(axes)
     for name, members in found.groups.items():
         console.print(f"\n--axis {name}=K widens {', '.join(members)}", markup=False)
+    for stack in found.depths:
+        fixed = f"; never as the identity: {found.fixed[stack.name]}" if stack.name in found.fixed else ""
+        console.print(f"\n--axis {stack.name}:N adds {stack.about} ({stack.key}){fixed}", markup=False)
     for link in found.links:
         console.print(
             f"\n{link.axis} = {link.text.value}: the config links these axes, so they widen together", markup=False
