@@ -279,7 +279,7 @@ def _blocks(recipe: Recipe, rule: DepthRule, names: Iterable[str]) -> list[_Bloc
 
 
 def _check_numbers(numbers: set[int], name: str, size: int) -> None:
-    if numbers != set(range(size)):
+    if numbers and numbers != set(range(size)):  # a training checkpoint may have weights outside of blocks only
         odd = min(numbers ^ set(range(size)))
         raise PlanError(
             f"the stack `{name}` has {counted(size, 'block')} according to the config, but the checkpoint has "
