@@ -1,6 +1,6 @@
 """Widen with a fault at each system call that touches the output; check what is left, and what comes of it.
 
-    python tests/faults.py [--sample 3] [--seed 0] [--faults EIO kill broken]
+    python tests/faults.py [--sample 3] [--seed 0] [--only file] [--faults EIO kill broken]
 
 A call fails once (EIO), a call that changes something kills its process (kill), or a call fails together with all that
 follow (broken). Whatever a run writes and wherever it is struck, the old output or the new one is there afterwards, at
@@ -294,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="so many points of each scenario and fault. Default: all.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the sample.")
+    parser.add_argument("--only", default="", help="Only scenarios whose description begins so, such as `file, new`.")
     parser.add_argument("--faults", nargs="+", default=["EIO", "kill"], choices=list(FAULTS))
     parser.add_argument("--source", type=Path, help="Model directory with optimizer.pt. Default: a tiny Llama.")
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)  # of the process with the library
@@ -314,7 +315,8 @@ def main() -> None:
         widen(chosen.root / "source" / narrow, chosen.root / f"warm-{narrow}", factor=2, verify=False)
     assert threading.active_count() == 1  # so that processes can be forked
     began, pick = time.monotonic(), random.Random(chosen.seed)
-    runs = itertools.product(SCENARIOS, chosen.faults)
+    scenarios = [scenario for scenario in SCENARIOS if str(scenario).startswith(chosen.only)]
+    runs = itertools.product(scenarios, chosen.faults)
     results = [strike(chosen.root, fault, scenario, chosen.sample, pick) for scenario, fault in runs]
     points, wrong = (sum(each) for each in zip(*results, strict=True))
     say(f"{points} points in {time.monotonic() - began:.0f} s, {wrong} not as promised")

@@ -53,7 +53,7 @@ def check_output(
                 raise output_exists_error(path)
             if path != output and path not in replaced:
                 raise _not_ours(path, "no existing output has a record that names it")
-    for path, is_directory in {output: source.is_dir(), **replaced}.items():
+    for path, is_directory in {output: not source.is_file(), **replaced}.items():
         if os.path.lexists(path):
             _refuse_kind(path, is_directory=is_directory)
     if os.path.lexists(output):

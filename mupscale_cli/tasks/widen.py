@@ -91,7 +91,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         call: the fields of `WidenOptions` and `WidenCall`, as separate arguments.
 
     Raises:
-        MupscaleError: the user can fix the problem; nothing exists under the output's name.
+        MupscaleError: the user can fix the problem; what was under the output's name is unchanged.
 
     Example:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
@@ -102,6 +102,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     path = output_path(source, call)
     if call.ranks.is_first:
         recover(path, call.events.note)
+    call.ranks.broadcast(path)  # the others check it afterwards
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
         check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)

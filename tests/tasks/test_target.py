@@ -12,6 +12,7 @@ import pytest
 from cli_runner import run
 from helpers import save_mlp
 from mupscale_cli.checkpoints.lock import release, try_lock
+from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.errors import OutputError, OutputExistsError
 from mupscale_cli.tasks.widen import widen
 from training import save_state
@@ -109,6 +110,14 @@ def test_inputs_inside_the_replaced_output_are_found(kind, trained, tmp_path):
         options["optimizer"] = shutil.move(source / "optimizer.pt", wide / "before.pt")
     message = refused(tmp_path, source, wide, 2, overwrite=True, **options)
     assert "which is an input" in message
+
+
+def test_a_directory_made_from_the_hub_is_replaced(trained, tmp_path):
+    """The source of a model on the Hub is no path before the download."""
+    widen(trained, tmp_path / "wide", 2, verify=False)
+    check_output(tmp_path / "wide", Path("org/name"), needed_bytes=0, overwrite=True)
+    with pytest.raises(OutputExistsError):
+        check_output(tmp_path / "wide", Path("org/name"), needed_bytes=0, overwrite=False)
 
 
 RUN = """
