@@ -60,8 +60,16 @@ def state_names(names: Collection[str], state: str | None = None) -> tuple[str, 
     name = state or state_name(names)
     if name is None:
         return ()
-    patterns = {*_COPIED, SCHEDULER, *(pattern for each in FORMATS for pattern in each.files(name))}
-    return tuple(sorted(file for file in names if any(fnmatchcase(file, pattern) for pattern in patterns)))
+    return tuple(sorted({*state_files(names, name), *_matching(names, (*_COPIED, SCHEDULER))}))
+
+
+def state_files(names: Collection[str], state: str) -> tuple[str, ...]:
+    """Return the files of a directory that hold a state of the given name."""
+    return _matching(names, [pattern for each in FORMATS for pattern in each.files(state)])
+
+
+def _matching(names: Collection[str], patterns: Collection[str]) -> tuple[str, ...]:
+    return tuple(file for file in names if any(fnmatchcase(file, pattern) for pattern in patterns))
 
 
 def open_optimizer(

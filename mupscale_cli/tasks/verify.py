@@ -102,7 +102,8 @@ def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCal
         MupscaleError: the models cannot run, and no other part is verified.
     """
     try:
-        return replace(found, function=verify_checkpoints(widening.narrow, widening.wide, widening.plan, call))
+        function = verify_checkpoints(widening.narrow, widening.wide, widening.plan, call, is_thorough=True)
+        return replace(found, function=function)
     except MupscaleError as error:
         if call.parts == ("function",):
             raise

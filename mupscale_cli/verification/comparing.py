@@ -53,6 +53,7 @@ from mupscale_cli.verification.precision import (
     noise_tolerance,
     tolerance,
 )
+from mupscale_cli.verification.reach import Run, further_runs
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed_checkpoint
@@ -74,6 +75,7 @@ class _RunSettings:
         seed: random seed of the padded batch.
         num_tokens: number of tokens to generate.
         all_passes: whether modules are compared in every pass, or only in the first one.
+        further: further runs, whose main output is compared.
     """
 
     inputs: Inputs
@@ -82,6 +84,7 @@ class _RunSettings:
     seed: int
     num_tokens: int
     all_passes: bool
+    further: tuple[Run, ...] = ()
 
 
 @dataclass
@@ -100,7 +103,13 @@ class _Outputs:
 
 
 def verify_checkpoints(
-    narrow: Checkpoint, wide: Checkpoint, plan: Plan, options: VerifyOptions, scratch_parent: Path | None = None
+    narrow: Checkpoint,
+    wide: Checkpoint,
+    plan: Plan,
+    options: VerifyOptions,
+    scratch_parent: Path | None = None,
+    *,
+    is_thorough: bool = False,
 ) -> FunctionCheck:
     """Run two checkpoints on the same random inputs and compare their outputs.
 
@@ -114,6 +123,7 @@ def verify_checkpoints(
         plan: plan of the widening.
         options: data type, device, user-defined model and seed.
         scratch_parent: folder for temporary files. Default: the folder that contains the wide checkpoint.
+        is_thorough: also run both models on inputs that reach more of them, as far as that is affordable; see `reach`.
 
     Raises:
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
@@ -130,7 +140,9 @@ def verify_checkpoints(
     load_model, make_inputs = choose_builders(options, plan)
     with torch.no_grad():
         model = load_model(narrow, dtype, placements.narrow)
-        observed = _observe_narrow(model, make_inputs(model, narrow), plan, placements, options.seed)
+        observed = _observe_narrow(
+            model, make_inputs(model, narrow), plan, placements, options.seed, is_thorough=is_thorough
+        )
         del model
         free_unused(placements.narrow.device)
 
@@ -202,11 +214,15 @@ class _Observed:
     mistake: Comparison
 
 
-def _observe_narrow(model: nn.Module, inputs: Inputs, plan: Plan, placements: Placements, seed: int) -> _Observed:
+def _observe_narrow(
+    model: nn.Module, inputs: Inputs, plan: Plan, placements: Placements, seed: int, *, is_thorough: bool
+) -> _Observed:
     modules, dtype, is_exact = planned_modules(model, plan), placements.dtype, plan.is_exact
     module_by_module = is_exact and (dtype != torch.float64 or (plan.perturbation is not None and plan.keeps_function))
     num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
     settings = _RunSettings(inputs, frozenset(modules), dtype, seed, num_tokens, all_passes=module_by_module)
+    if is_thorough and placements.wide.offload is None and not module_by_module:
+        settings = replace(settings, further=_further_runs(model, inputs, plan, dtype, seed))
     outputs = _run(model, settings, placements.narrow)
     _refuse_nonfinite(outputs)
     rounding = None
@@ -333,12 +349,13 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
     Other outputs are skipped if their shape depends on the width: hidden states are compared module by module, and
     a normalized vector has a different scale.
     """
+    main = next(iter(before))
     for position, (what, narrow) in enumerate(before.items()):
         wide = after[what]
         if narrow.shape == wide.shape:
             note = "" if bool(narrow.any()) else " (all zero, so nothing is compared)"
             yield compare(f"{what}{note}", narrow, wide)
-        elif position == 0:
+        elif position == 0 or what.startswith(f"{main} "):
             copies = max(1, wide.shape[-1] // narrow.shape[-1])
             name = f"{what} (each unit {copies} times)"
             candidates = [compare(name, expected, wide) for expected in _possible_copies(narrow, wide, plan)]
@@ -404,11 +421,21 @@ def _run(
                 logits["logits of a left-padded batch"] = output[mask.bool()]
                 generated, tokens = _generate(model, padded, mask, settings.num_tokens, tokens)
                 logits["logits of cached generation"] = generated
+            main = next(iter(logits))
+            for run in settings.further:
+                logits[f"{main} {run.what}"] = run.output(model, placement.device, settings.dtype)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         if placement.offload is not None:  # some modules use the weights of others, which are not loaded then
             raise CannotVerify(f"the model cannot run unless all its weights are on one device: {error}") from error
         raise VerifyError(f"the model failed to run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
+
+
+def _further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtype, seed: int) -> tuple[Run, ...]:
+    try:
+        return further_runs(model, inputs, plan, dtype, seed)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise VerifyError(f"the model failed to run: {error}") from error
 
 
 def _refuse_nonfinite(outputs: _Outputs) -> None:

@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
 from mupscale_cli.optimizers.carrying import CarriedState
-from mupscale_cli.optimizers.finding import state_names
+from mupscale_cli.optimizers.finding import state_files, state_names
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
 from mupscale_cli.plan import Plan
@@ -54,7 +54,9 @@ def check_files(
         planned[INDEX] = partial(_index_differences, wide)
     if state is not None and state.scheduler is not None:
         planned[state.scheduler.name] = partial(_scheduler_differences, state)
-    differences = [f"`{name}` is not in the plan" for name in _unplanned(wide, record, planned)]
+    differences = [
+        f"`{name}` is not in the plan" for name in _unplanned(wide, record, planned, is_state_skipped=state is None)
+    ]
     for name, compare in planned.items():
         file = companion_path(wide, name)
         differences += compare(file) if file.is_file() else (f"`{name}` is missing",)
@@ -64,13 +66,14 @@ def check_files(
     return FilesCheck((*planned, RECORD), tuple(differences))
 
 
-def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str]) -> Iterator[str]:
+def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str], *, is_state_skipped: bool) -> Iterator[str]:
     """Yield the files that a loader or a trainer would read although the plan does not have them."""
     if wide.is_file:
         return
     names = {file.relative_to(wide.path).as_posix() for file in wide.path.rglob("*") if file.is_file()}
-    state = record["optimizer_state"]
-    expected = {*planned, *(file.name for file in wide.files), *(state_names(names, state["file"]) if state else ())}
+    expected = {*planned, *(file.name for file in wide.files)}
+    if (carried := record["optimizer_state"]) is not None:
+        expected |= {*(state_names if is_state_skipped else state_files)(names, carried["file"])}
     trained = state_names(names)
     for name in sorted(names - expected):
         is_loaded = "/" not in name and (is_carried(name) or name in INDICES or name.endswith(SUFFIXES))

@@ -113,15 +113,26 @@ def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
 
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    """Make random tokens. For encoder-decoders, only the last is an end token: their classifiers read its state."""
+    tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
+    return _as_text(config, tokens), f"{BATCH} sequences of {LENGTH} random tokens"
+
+
+def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: int) -> Tensor:
+    """Draw tokens of shape (batch, length) in random order, none twice before all of the vocabulary have occurred."""
+    vocab_size, count = config.get_text_config().vocab_size, batch * length
+    orders = [torch.randperm(vocab_size, generator=generator) for _ in range(-(-count // vocab_size))]
+    return _as_text(config, torch.cat(orders)[:count].view(batch, length))
+
+
+def _as_text(config: Any, tokens: Tensor) -> Tensor:
+    """Remove placeholders of images. For encoder-decoders, end with the only end token: classifiers read its state."""
     text = config.get_text_config()
-    tokens = random_tokens(text.vocab_size, LENGTH, generator)
     tokens[tokens == image_token(config)] = 0
     end = getattr(text, "eos_token_id", None)
     if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and 0 <= end < text.vocab_size:
         tokens[tokens == end] = (end + 1) % text.vocab_size
         tokens[:, -1] = end
-    return tokens, f"{BATCH} sequences of {LENGTH} random tokens"
+    return tokens
 
 
 def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
