@@ -73,7 +73,7 @@ class Mutant:
     @property
     def is_functional(self) -> bool:
         """Whether the damage may change the function, so that running the models may notice it as well."""
-        return self.kind.startswith(("weights: ", "config: `"))
+        return self.kind.startswith("weights: ") or any(topic in self.kind for topic in _TOPICS)
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def weight_mutants(wide: Path) -> Iterator[Mutant]:
         if value.dim() == 1:
             continue
         yield _on_tensor("a share moved between copies", name, _move_share)
-        yield _on_tensor("two rows swapped", name, _swap_rows)
-        yield _on_tensor("a row set to zero", name, lambda w, rng: w[rng.randrange(len(w))].zero_())
+        yield _on_tensor("rows swapped or zeroed", name, _swap_rows)
+        yield _on_tensor("rows swapped or zeroed", name, lambda w, rng: w[rng.randrange(len(w))].zero_())
         if value.dim() == 2 and value.shape[0] == value.shape[1]:
             yield _on_tensor("transposed", name, lambda w, _: w.copy_(w.T.clone()))
     for name in floats:
@@ -173,9 +173,15 @@ def weight_mutants(wide: Path) -> Iterator[Mutant]:
         elif "expert" in name:
             yield _on_tensor("a weight of an expert", name, lambda w, _: w.mul_(2))
     some = next(iter(floats))
-    yield _on_tensors("a tensor removed", some, lambda tensors, _: tensors.pop(some))
-    yield _on_tensors("a tensor added", "more", lambda tensors, _: tensors.update(more=torch.ones(3)))
-    yield _on_tensors("another data type", some, lambda tensors, _: tensors.update({some: tensors[some].double()}))
+    yield _on_tensors("tensors removed, added, of another type", some, lambda tensors, _: tensors.pop(some))
+    yield _on_tensors(
+        "tensors removed, added, of another type", "more", lambda tensors, _: tensors.update(more=torch.ones(3))
+    )
+    yield _on_tensors(
+        "tensors removed, added, of another type",
+        some,
+        lambda tensors, _: tensors.update({some: tensors[some].double()}),
+    )
 
 
 def _one_of_each_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -234,16 +240,22 @@ def config_mutants(wide: Path) -> Iterator[Mutant]:
     config = json.loads((wide / CONFIG).read_text())
     for place, value in _leaves(config, ()):
         name = ".".join(map(str, place))
-        yield _on_config(f"`{name}`" if _matters(name) else "any other key", name, place, _other_value(value))
-        yield _on_config("a key removed", name, place, None, removed=True)
-    yield _on_config("a key added", "more", ("more",), 1)
+        yield _on_config(_topic(name), name, place, _other_value(value))
+        yield _on_config("keys removed or added", name, place, None, removed=True)
+    yield _on_config("keys removed or added", "more", ("more",), 1)
 
 
-_NAMED = ("sliding_window", "layer_types", "dropout", "drop", "rope", "eps", "act", "tie_word", "token_id", "positions")
+_TOPICS = {
+    "windows, layer types, positions": ("sliding_window", "layer_types", "positions", "max_distance"),
+    "rotary positions": ("rope",),
+    "dropout": ("drop",),
+    "eps and activations": ("eps", "act"),
+    "tied embeddings and token ids": ("tie_word", "token_id"),
+}
 
 
-def _matters(name: str) -> bool:
-    return False if name is None else any(part in name for part in _NAMED)
+def _topic(key: str) -> str:
+    return next((topic for topic, words in _TOPICS.items() if any(word in key for word in words)), "all other keys")
 
 
 def _leaves(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -296,19 +308,19 @@ def state_mutants(wide: Path) -> Iterator[Mutant]:
     for entry in ("exp_avg", "exp_avg_sq"):
         for number in (numbers[0], numbers[-1]):
             place = ("state", number, entry)
-            yield _on_state(f"`{entry}`, one element by one ulp", place, _nudge)
-            yield _on_state(f"`{entry}` scaled", place, lambda v, _: v.mul_(2) if bool(v.any()) else v.fill_(1))
-            yield _on_state(f"`{entry}` set to zero", place, lambda v, _: v.zero_() if bool(v.any()) else v.fill_(1))
-    yield _on_state("`step`", ("state", numbers[0], "step"), lambda v, _: v.add_(1))
-    yield _on_content("states of two parameters swapped", partial(_swap_states, numbers))
-    yield _on_content("the state of a parameter removed", lambda s, _: s["state"].pop(numbers[0]))
+            yield _on_state("moments", place, _nudge)
+            yield _on_state("moments", place, lambda v, _: v.mul_(2) if bool(v.any()) else v.fill_(1))
+            yield _on_state("moments", place, lambda v, _: v.zero_() if bool(v.any()) else v.fill_(1))
+    yield _on_state("steps, states swapped or removed", ("state", numbers[0], "step"), lambda v, _: v.add_(1))
+    yield _on_content("steps, states swapped or removed", partial(_swap_states, numbers))
+    yield _on_content("steps, states swapped or removed", lambda s, _: s["state"].pop(numbers[0]))
     for key, value in state["param_groups"][0].items():
         if key in ("params", "param_names"):
-            yield _on_content(f"`{key}` reordered", partial(_reverse_group, key))
+            yield _on_content("groups and their settings", partial(_reverse_group, key))
         else:
-            yield _on_content("settings of a group", partial(_set_group, key, _other_value(value)), key)
-    yield _on_content("a group removed", lambda s, _: s["param_groups"].pop())
-    yield _on_content("an entry added", lambda s, _: s.update(more=1))
+            yield _on_content("groups and their settings", partial(_set_group, key, _other_value(value)), key)
+    yield _on_content("groups and their settings", lambda s, _: s["param_groups"].pop())
+    yield _on_content("groups and their settings", lambda s, _: s.update(more=1))
 
 
 def _swap_states(numbers: Sequence[int], state: dict[str, Any], _rng: random.Random) -> None:
@@ -359,16 +371,16 @@ def _on_content(kind: str, change: Callable[[dict[str, Any], random.Random], Any
 def file_mutants(wide: Path) -> Iterator[Mutant]:
     """Yield damage of every other file."""
     for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "trainer_state.json"):
-        yield _on_file("a byte changed", name, _flip)
-        yield _on_file("truncated", name, lambda file, _: file.write_bytes(file.read_bytes()[:-1]))
-        yield _on_file("removed", name, lambda file, _: file.unlink())
-    yield _on_file("added", "extra.safetensors", lambda file, _: save_file({"x": torch.ones(1)}, file))
+        yield _on_file("a byte changed, truncated", name, _flip)
+        yield _on_file("a byte changed, truncated", name, lambda file, _: file.write_bytes(file.read_bytes()[:-1]))
+        yield _on_file("removed, added", name, lambda file, _: file.unlink())
+    yield _on_file("removed, added", "extra.safetensors", lambda file, _: save_file({"x": torch.ones(1)}, file))
     for name in ("added_tokens.json", "LICENSE", "model.safetensors.index.json", "rng_state.pth"):
-        yield _on_file("added", name, lambda file, _: file.write_text("{}"))
+        yield _on_file("removed, added", name, lambda file, _: file.write_text("{}"))
     for name in (STATE, "scheduler.pt", CONFIG):
-        yield _on_file("removed", name, lambda file, _: file.unlink())
-    yield _on_file("learning rates of the scheduler", "scheduler.pt", _change_scheduler)
-    yield _on_file("metadata of the weights", WEIGHTS, _change_metadata)
+        yield _on_file("removed, added", name, lambda file, _: file.unlink())
+    yield _on_file("scheduler, metadata of weights", "scheduler.pt", _change_scheduler)
+    yield _on_file("scheduler, metadata of weights", WEIGHTS, _change_metadata)
 
 
 def _on_file(kind: str, name: str, change: Callable[[Path, random.Random], Any]) -> Mutant:
@@ -426,7 +438,7 @@ def _on_record(kind: str, place: Sequence[Any], value: Any) -> Mutant:
         section[place[-1]] = value
         (folder / RECORD).write_text(json.dumps(record))
 
-    return Mutant(f"record: {kind}", "/".join(map(str, place)), damage)
+    return Mutant("record: what it says about the plan", f"{kind}: {'/'.join(map(str, place))}", damage)
 
 
 # All of them -------------------------------------------------------------------------------------
@@ -454,6 +466,9 @@ def judge_all(case: str, seed: int = 0) -> list[Outcome]:
         ]
 
 
+_GROUPS = ["weights", "config", "state", "files", "record"]
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return a table of the mutants that were noticed and tried, by kind."""
     tried, noticed = Counter(), Counter()
@@ -461,7 +476,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
         tried[outcome.kind] += 1
         noticed[outcome.kind] += bool(outcome.noticed_by)
     by_function = Counter(outcome.kind for outcome in outcomes if "function" in outcome.noticed_by)
-    rows = [f"| {kind} | {noticed[kind]} of {tried[kind]} | {by_function[kind] or ''} |" for kind in tried]
+    rows = [
+        f"| {kind} | {noticed[kind]} of {tried[kind]} | {by_function[kind] or ''} |"
+        for kind in sorted(tried, key=lambda kind: _GROUPS.index(kind.partition(":")[0]))
+    ]
     total = f"| **all** | **{noticed.total()} of {tried.total()}** | **{by_function.total()}** |"
     return "\n".join(("| damage | noticed | by running the models |", "|---|---:|---:|", *rows, total))
 

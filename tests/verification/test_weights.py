@@ -1,5 +1,7 @@
 """Comparing a stored optimizer state with the planned one, byte by byte and setting by setting."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,3 +102,20 @@ def test_no_pickle_is_read_without_allow_pickle(tmp_path):
     found = verify(tmp_path / "wide", optimizer=Path("none"), only=("weights", "files"))
     assert found.files.state is None
     assert found.files.as_record()["optimizer_state_skipped"] == found.files.state_skipped
+
+
+def test_the_recorded_size_of_noise_is_measured_again(saved, tmp_path):
+    wide = tmp_path / "wide"
+    widen(saved("Llama-tied"), wide, 2, noise=0.1, verify=False)
+    record = json.loads((wide / "mupscale.json").read_text())
+    name = next(iter(record["noise"]))
+    record["noise"][name] *= 1.01
+    (wide / "mupscale.json").write_text(json.dumps(record))
+    (difference,) = verify(wide, only=["weights"]).weights.differences
+    assert re.fullmatch(
+        f"the recorded standard deviation of the noise of `{name}` is .*, but the source gives .*", difference
+    )
+    record["noise"].pop(name)
+    (wide / "mupscale.json").write_text(json.dumps(record))
+    (difference,) = verify(wide, only=["weights"]).weights.differences
+    assert "is missing, but the source gives" in difference
