@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.finding import state_files, state_names
-from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.making import Origin, make_record
@@ -27,8 +25,21 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
 
 _BLOCK_BYTES = 1 << 20
-# What the plan decides again. The other keys of a record say where the source is and what was found while widening.
-_PLANNED = ("axes", "parameters", "called", "shared", "omitted", "tie", "rounded", "method", "perturbation")
+# Keys of a record that the plan does not decide: where everything came from, and what was found while widening.
+_NOT_PLANNED = (
+    "format_version",
+    "mupscale_version",
+    "source",
+    "written",
+    "others",
+    "recipe",
+    "to",
+    "noise",
+    "nonfinite",
+    "overflowed",
+    "optimizer_state",
+    "verification",
+)
 
 
 def check_files(
@@ -120,13 +131,19 @@ def _metadata_differences(file: Path, *, is_single: bool) -> Iterator[str]:
 
 def _record_differences(plan: Plan, record: Record) -> Iterator[str]:
     """Compare what a record says about the plan: `hparams`, trainers and cards believe it."""
-    planned = make_record(plan, {}, Origin(""), record["mupscale_version"])
-    yield from _named(Path(RECORD), content_differences(_comparable(planned), _comparable(record)))
+    planned = _comparable(make_record(plan, {}, Origin(""), record["mupscale_version"]))
+    stored = _comparable(record)
+    yield from _named(Path(RECORD), content_differences(planned, {key: stored.get(key) for key in planned}))
 
 
 def _comparable(record: Any) -> dict[str, Any]:
-    scaling = {tensor.name: asdict(tensor) for tensor in scaled_tensors(record)}
-    return {**{key: record[key] for key in _PLANNED}, "rules": scaling}
+    """Return what the plan decides, with the rule of each tensor under its name; a recipe's wording may change."""
+    rules = {
+        name: {key: value for key, value in rule.items() if key not in ("pattern", "layout", "tensors")}
+        for rule in record["rules"]
+        for name in rule["tensors"]
+    }
+    return {**{key: value for key, value in record.items() if key not in _NOT_PLANNED}, "rules": rules}
 
 
 def _named(file: Path, differences: Iterable[str]) -> Iterator[str]:
