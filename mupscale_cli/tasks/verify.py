@@ -280,7 +280,8 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
     _log.info("source: %s (named in the record of %s)", path, target.path)
     if not path.exists():
         raise CheckpointError(
-            f"the source of `{target.path}` is not at `{path}`", hint="name it: `mupscale verify NARROW WIDE`"
+            f"the source of `{target.path}` is not at `{path}`, and everything is compared with it",
+            hint="name it: `mupscale verify NARROW WIDE`",
         )
     return open_checkpoint(path)
 

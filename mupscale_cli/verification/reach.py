@@ -70,7 +70,9 @@ def further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtyp
     """
     generator = torch.Generator().manual_seed(seed + 2)
     device = next(model.parameters()).device
-    runs = []
+    runs: list[Run] = []
+    if plan.num_parameters[1] * BATCH * LENGTH > _MAX_PRODUCTS:
+        return ()
     if set(inputs.keywords) <= {"input_ids", "decoder_input_ids"} and inputs.keywords:
         runs += [_right_padded(model, generator), *_long_runs(model, plan, generator, device, dtype)]
     training = Run("in training mode", inputs, is_training=True)

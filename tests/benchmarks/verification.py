@@ -1,4 +1,4 @@
-"""Time of `mupscale verify` relative to loading and running both models with plain transformers in the same type.
+"""Time of `mupscale verify --only function` relative to loading and running both models with plain transformers.
 
 The baseline runs, for each model, `from_pretrained`, one forward pass, a padded batch, and greedy generation of eight
 tokens. With `--disk`, the wide model's weights are read from disk on demand, and memory is measured instead of time.
@@ -57,7 +57,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in wide.glob("*.safetensors"))
         for dtype in options.dtypes:
             ours = "import mupscale_cli as m, sys;"
-            ours += f"assert m.verify(sys.argv[1], dtype={dtype!r}, device='{{}}').agrees"
+            ours += f"assert m.verify(sys.argv[1], only=('function',), dtype={dtype!r}, device='{{}}').agrees"
             if options.disk:
                 beyond = peak_private_bytes(ours.format("disk"), str(wide)) - peak_private_bytes(_LIBRARIES)
                 rows.append((dtype, f"{size / 1e9:.2f} GB", beyond / 1e6))
