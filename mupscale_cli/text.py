@@ -53,6 +53,17 @@ def time_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def growth_factor(size: int | None, wide_size: int | None, copies: int) -> str:
+    """Return by how much an axis grows: `x2`, or `x1.5` if some of its new units are fresh.
+
+    Args:
+        size: its units before; None if they vary.
+        wide_size: its units after; None if they vary.
+        copies: copies of each unit.
+    """
+    return f"x{wide_size / size:.4g}" if size and wide_size else f"x{copies}"
+
+
 def numbers_text(numbers: Iterable[int]) -> str:
     """Format whole numbers as runs: `0-5`, `0-5, 7`, `0, 2 .. 26`."""
     ascending = sorted(set(numbers))

@@ -123,7 +123,7 @@ def _print_part(console: Console, explanation: Explanation, part: Part) -> None:
     if scales is None:
         bare_c, bare_m = explanation.bare_factor(part)
         console.print(f"with `--factor K`: c = {bare_c}, m = {bare_m}", markup=False)
-    elif (pieces := part.pieces.value(explanation.factors or {})) > 1:
+    elif (pieces := part.pieces.value(explanation.values or {})) > 1:
         console.print(
             f"the layer sums over {pieces:g} shares of each element, which add up to the element exactly",
             markup=False,

@@ -12,7 +12,7 @@ import typer
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
 from mupscale_cli.errors import Interrupted, PlanError, Terminated
-from mupscale_cli.plan.methods import DEFAULT_SHRINK, METHODS
+from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS
 from mupscale_cli.plan.perturbation import MODES, SCALES
 
 Checkpoint = Annotated[
@@ -101,6 +101,14 @@ MethodName = Annotated[
         "-m",
         metavar="NAME",
         help=f"How to make new units: {', '.join(METHODS)}. `mupscale` keeps function and training exactly.",
+    ),
+]
+Fresh = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(FRESH),
+        help="Weights of fresh units that cannot change the function, if a size is no multiple: initial ones, so that "
+        "the new width learns at once, or zeros, so that training stays the same too. Default: init.",
     ),
 ]
 Shrink = Annotated[

@@ -20,7 +20,7 @@ from mupscale_cli.plan.types import GoalComparison, KeyDifference
 from mupscale_cli.record.reading import recorded_method
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.reports.outline import outline
-from mupscale_cli.text import listed, numbers_text, shortened
+from mupscale_cli.text import growth_factor, listed, numbers_text, shortened
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Record
@@ -47,8 +47,8 @@ def axes_table(plan: Plan) -> Table:
     for axis in plan.axes:
         size = "varies" if axis.size is None else str(axis.size)
         wide = "varies" if axis.wide_size is None else str(axis.wide_size)
-        style = "bold" if axis.factor > 1 else None
-        after = (f"x{axis.factor}", wide) if change else ()
+        style = "bold" if axis.ratio > 1 else None
+        after = (growth_factor(axis.size, axis.wide_size, axis.factor), wide) if change else ()
         name = Text(axis.name, style=styles.get(axis.name, ""))
         result.add_row(name, size, *after, escape(about[axis.name]), style=style)
     for stack, units in plan.blocks.items():
@@ -88,7 +88,8 @@ def growth_text(method: Method, noise: Perturbation | None) -> str | None:
     """Describe method and noise; return None for plain copies without noise."""
     if method.name == MUPSCALE.name and noise is None:
         return None
-    options = (f", {option} {getattr(method, option):.15g}" for option in method.recorded)
+    recorded = () if method.name == MUPSCALE.name else method.recorded
+    options = (f", {option} {getattr(method, option):.15g}" for option in recorded)
     text = f"method {method.name}{''.join(options)}"
     if noise is None:
         return text
@@ -234,7 +235,10 @@ def record_text(record: Record) -> str:
     growth = growth_text(*recorded_method(record))
     source = record["source"]
     where = f"{source['repo']} at {source['revision']}" if "repo" in source else source["path"]
-    factors = ", ".join(f"{name} x{axis['factor']}" for name, axis in record["axes"].items() if axis["factor"] > 1)
+    grown = {
+        name: growth_factor(axis["size"], axis["wide_size"], axis["factor"]) for name, axis in record["axes"].items()
+    }
+    factors = ", ".join(f"{name} {factor}" for name, factor in grown.items() if factor != "x1")
     text = f"widened by mupscale {record['mupscale_version']} from {where}: {factors}"
     return "; ".join((text, *((growth,) if growth else ()), _verified_text(record["verification"])))
 

@@ -27,7 +27,7 @@ _INDENT = "  "
 
 def axis_styles(plan: Plan) -> dict[str, str]:
     """Return the colors of the widened axes or, in a plan that widens none, of all."""
-    names = [axis.name for axis in plan.axes if axis.name in plan.used and (axis.factor > 1 or not plan.factors)]
+    names = [axis.name for axis in plan.axes if axis.name in plan.used and (axis.ratio > 1 or not plan.factors)]
     return dict(zip(names, cycle(_COLORS), strict=False))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from mupscale_cli.plan.copies import FRESH, CopyMap, submap
+from mupscale_cli.plan.copies import CopyMap, fresh_map, submap
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip
 
 
@@ -42,6 +42,8 @@ class Block:
     Attributes:
         row: first row in the source.
         num_rows: number of rows in the source.
+        averaged: if the block is the mean of several such runs of source rows, their number and the distance from one
+            to the next; else None.
         num_wide_rows: number of rows of each copy in the target.
         strips: map from source rows to target rows, relative to the block.
         groups: places of the block's copies in the target. The places of a group hold the shares of a split, in order;
@@ -53,6 +55,7 @@ class Block:
     num_wide_rows: int
     strips: tuple[Strip, ...]
     groups: tuple[tuple[Place, ...], ...]
+    averaged: tuple[int, int] | None = None
 
     @property
     def num_rows_written(self) -> int:
@@ -90,7 +93,11 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
     for chosen in itertools.product(*(_single_units(digit) for digit in outer)):
         for piece in pieces:
             parts = (*chosen, piece)
-            units = _as_fresh(piece.inner) if any(part.inner.fresh for part in chosen) else piece.inner
+            is_within_fresh = any(part.inner.copies == 0 for part in parts)
+            means = (
+                (digit.units.size, digit.stride) for part, digit in zip(parts, shared, strict=False) if part.is_mean
+            )
+            units = _as_fresh(piece.inner) if is_within_fresh else piece.inner
             scale = math.prod(len(part.places) ** digit.power for part, digit in zip(parts, shared, strict=False))
             yield Block(
                 row=base + sum(part.unit * digit.stride for part, digit in zip(parts, shared, strict=False)),
@@ -98,6 +105,7 @@ def _region_blocks(region: Region, wide_row_bytes: int, max_bytes: int) -> Itera
                 num_wide_rows=units.wide_size * cut.wide_stride,
                 strips=tuple(_inner(strip, level, units, base, wide_base, scale) for strip in region.strips),
                 groups=tuple(_groups(parts, shared, wide_base)),
+                averaged=next(means, None) if not is_within_fresh else None,
             )
 
 
@@ -110,25 +118,33 @@ class _Piece:
         num_units: number of source units.
         inner: map of the units.
         places: places of their copies, in target units.
+        is_mean: whether the piece is fresh and holds the mean of all units of the digit.
     """
 
     unit: int
     num_units: int
     inner: CopyMap
     places: tuple[Place, ...]
+    is_mean: bool = False
 
 
 def _pieces(digit: Digit, budget: int) -> Iterator[_Piece]:
     """Cut the units of a digit into pieces of at most `budget` units."""
     units = digit.units
+    if units.order == "spread" and digit.fill == "mean":
+        budget = units.size  # the fresh units between the others hold the mean of all
     if units.is_regular:
         for start in range(0, units.size, budget):
             count = min(budget, units.size - start)
             inner = submap(units, count)
-            copies = 1 if units.order == "interleaved" else units.copies
+            copies = units.copies if units.order == "tiled" else 1
             first = start * units.unit_step
             runs = [Run(first + copy * units.copy_step, 0, inner.wide_size) for copy in range(copies)]
             yield _Piece(start, count, inner, tuple((run,) for run in runs))
+        if units.order != "spread":  # otherwise the fresh units are between the others
+            for start in range(units.size * units.copies, units.wide_size, budget):
+                count = min(budget, units.wide_size - start)
+                yield _fresh_piece(digit, start, count)
     elif _is_scattered(digit):
         yield from _scattered(units, budget)
     else:
@@ -151,10 +167,10 @@ def _scattered(units: CopyMap, budget: int) -> Iterator[_Piece]:
             for turn in range(turns)
         )
         yield _Piece(start, len(positions), CopyMap(len(positions)), tuple(places))
-    for begin in range(0, len(units.fresh), min(budget, units.size)):
-        fresh = units.fresh[begin : begin + min(budget, units.size)]
+    for begin in range(0, len(units.fresh), budget):
+        fresh = units.fresh[begin : begin + budget]
         runs = _runs((position, i) for i, position in enumerate(fresh))
-        yield _Piece(0, len(fresh), _as_fresh(CopyMap(len(fresh))), (runs,))
+        yield _Piece(0, 1, fresh_map(len(fresh)), (runs,))
 
 
 def _runs(pairs: Iterable[tuple[int, int]]) -> Place:
@@ -174,17 +190,23 @@ def _single_units(digit: Digit) -> Iterator[_Piece]:
     for unit, positions in enumerate(digit.units.positions):
         yield _Piece(unit, 1, CopyMap(1), tuple((Run(position, 0, 1),) for position in positions))
     for position in digit.units.fresh:
-        yield _Piece(0, 1, CopyMap(1, sources=(FRESH,)), ((Run(position, 0, 1),),))
+        yield _fresh_piece(digit, position, 1)
+
+
+def _fresh_piece(digit: Digit, position: int, count: int) -> _Piece:
+    """Return the piece of some adjacent new units that copy none."""
+    is_mean = digit.fill == "mean"
+    return _Piece(0, 1, CopyMap(1, count) if is_mean else fresh_map(count), ((Run(position, 0, count),),), is_mean)
 
 
 def _as_fresh(units: CopyMap) -> CopyMap:
     """Return a map of the same sizes that copies nothing, for the inside of a new unit of an outer axis."""
-    return replace(units, sources=(FRESH,) * units.wide_size)
+    return replace(units, sources=None, copies=0, num_fresh=units.wide_size)
 
 
 def _unit_rows(digit: Digit) -> int:
     """Return how many consecutive rows of the target belong to one unit."""
-    together = digit.units.copies if digit.units.is_regular and digit.units.order == "interleaved" else 1
+    together = digit.units.unit_step if digit.units.is_regular and digit.units.order != "tiled" else 1
     return digit.wide_stride * together
 
 
@@ -220,7 +242,8 @@ def _shift_place(place: Place, by: int) -> Place:
 
 
 def _inner(strip: Strip, level: int, units: CopyMap, base: int, wide_base: int, scale: float) -> Strip:
-    digits = (replace(strip.digits[level], units=units), *strip.digits[level + 1 :])
+    cut = replace(strip.digits[level], units=units)
+    digits = (cut if units.copies else replace(cut, fill="zero"), *strip.digits[level + 1 :])
     return _shifted(strip, base, wide_base, digits, scale)
 
 
@@ -296,7 +319,8 @@ def distinct_rows(strips: tuple[Strip, ...], num_wide_rows: int) -> DistinctRows
 
 
 def _repeats(digit: Digit) -> bool:
-    return digit.units.copies > 1 and digit.units.is_regular and not digit.contracted and digit.power == 0
+    units = digit.units
+    return units.copies > 1 and not units.num_fresh and units.is_regular and not digit.contracted and digit.power == 0
 
 
 def _row_runs(order: list[int]) -> list[tuple[int, int]]:

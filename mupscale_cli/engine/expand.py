@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from mupscale_cli.dtypes import DType
 from mupscale_cli.engine.splitting import INTEGERS, Shares, Splits, give_first, split, split_exactly
 from mupscale_cli.plan.copies import FRESH, CopyMap
-from mupscale_cli.plan.dims import Digit, Strip
+from mupscale_cli.plan.dims import Digit, DimMap, Strip
 
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+MEAN_UNITS = 256  # units that are added pairwise
 _MAX_SINGLE_COPIES = 64  # copies written one at a time; more are broadcast (`tests/benchmarks/throughput.py`)
 
 
@@ -69,10 +70,12 @@ def expand(
         piece: index of this tensor if `num_pieces` tensors split each element among them.
         num_pieces: number of tensors that split each element.
         first_only: whether the first share takes the whole element and the others are zero.
-        fresh: value of elements that copy none.
+        fresh: value of elements that copy none, unless they are to hold the mean of those that do.
     """
     if is_regular(strips):
         how = give_first if first_only else split
+        if any(digit.units.num_fresh for dim in strips for strip in dim for digit in strip.digits):
+            target.fill_(fresh)
         _expand_strided(source, target, strips, scale, offset, piece, num_pieces, how)
     else:
         how = give_first if first_only else split_exactly
@@ -134,8 +137,44 @@ def _expand_strided(
         )
         values = source.as_strided([d.units.size for d in digits], [d.stride for d in digits], start)
         part_scale = scale * math.prod(strip.scale for strip in combination)
-        values = scale_elements(values, part_scale, offset)
-        _copy(values, target, wide_start, digits, piece, num_pieces, split)
+        scaled = scale_elements(values, part_scale, offset)
+        _copy(scaled, target, wide_start, digits, piece, num_pieces, split)
+        for position, digit in enumerate(digits):
+            if digit.fill == "mean" and digit.units.num_fresh:
+                units = torch.split(values.movedim(position, 0), MEAN_UNITS)
+                mean = mean_of_units(units, digit.units.size).unsqueeze(position)
+                mean = scale_elements(mean.to(values.dtype), part_scale, offset)
+                for start, fresh in _fresh_digits(digit):
+                    around = [*digits[:position], fresh, *digits[position + 1 :]]
+                    _copy(mean, target, wide_start + start, around, piece, num_pieces, split)
+
+
+def mean_of_units(units: Iterable[Tensor], count: int) -> Tensor:
+    """Return the mean over the first dimension, in float64, added in an order that does not depend on the machine.
+
+    Args:
+        units: consecutive runs of `MEAN_UNITS` units; the last one may be shorter.
+        count: number of all units.
+    """
+    total: Tensor | float = 0.0
+    for run in units:
+        sums = run.to(torch.float64)
+        while len(sums) > 1:
+            half = len(sums) // 2
+            sums = torch.cat((sums[:half] + sums[half : 2 * half], sums[2 * half :]))
+        total = total + sums[0]
+    return torch.as_tensor(total) / count
+
+
+def _fresh_digits(digit: Digit) -> Iterator[tuple[int, Digit]]:
+    """Yield digits that copy a single unit to all fresh units, each with the distance of its first copy."""
+    units, step = digit.units, digit.wide_stride
+    if units.order != "spread":
+        yield units.size * units.copies * step, replace(digit, units=CopyMap(1, units.num_fresh))
+        return
+    for turn in range(1, units.unit_step):
+        copies = CopyMap(1, units.size)
+        yield turn * step, replace(digit, units=copies, wide_stride=units.unit_step * step)
 
 
 def _expand_indexed(
@@ -169,6 +208,12 @@ def _expand_indexed(
     if bool(is_fresh.any()):
         values = values.masked_fill(is_fresh, fresh)
     target.copy_(values)
+
+
+def source_units(dim: DimMap) -> Tensor:
+    """Return the old index that each new index of a dimension copies, or `FRESH`; shape (wide_size,)."""
+    index = dim_index(dim.strips, dim.wide_size)
+    return index.source.masked_fill(index.is_fresh, FRESH)
 
 
 @dataclass(frozen=True, slots=True)

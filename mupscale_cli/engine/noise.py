@@ -33,7 +33,8 @@ def add_noise(
 
     Args:
         stack: (places, rows, ...), the block at each of its places, which hold the shares of one split.
-        out: of the same shape and type as `stack`.
+        out: of the same shape and type as `stack`, or `stack` itself; elements that copy none are not filled if the
+            noise preserves the function.
         noise: noise of the tensor.
         std: standard deviation of the noise.
         strips: map of the block's rows.

@@ -55,6 +55,25 @@ def _norm(tensor: TensorPlan, noise: Noise, rows: Rows) -> float:
     return abs(tensor.scale) / tensor.name_pieces * norm
 
 
+def initial_std(tensor: TensorPlan, rows: Rows) -> float:
+    """Measure the source to find the standard deviation of the initial weights of fresh elements.
+
+    Args:
+        tensor: a plan with initial weights.
+        rows: reads rows of the source, with all other dimensions flattened into columns.
+
+    Returns:
+        The standard deviation, rounded to 12 binary digits; NaN or infinity if the source is not finite.
+    """
+    init = tensor.init
+    assert init is not None
+    if init.std is not None:
+        return init.std
+    sizes = [torch.ones(math.prod(dim.size for dim in dims)) for dims in (tensor.dims[:1], tensor.dims[1:])]
+    squares = _ScaledMatrix(rows, *sizes).sum_of_squares()
+    return _rounded(abs(init.size) * math.sqrt(squares / math.prod(tensor.source.shape)))
+
+
 def _amplitude(dim: DimMap) -> Tensor:
     """Return the factor c sqrt(m) of each source element of a dimension in the norms of the wide tensor.
 

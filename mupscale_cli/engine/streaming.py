@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -17,10 +17,11 @@ from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.engine.blocks import Block, Place, Run, all_rows, distinct_rows, row_blocks
-from mupscale_cli.engine.expand import element_dtype, expand
+from mupscale_cli.engine.expand import MEAN_UNITS, element_dtype, expand, mean_of_units
 from mupscale_cli.engine.finite import NonFinite, check_noisy
+from mupscale_cli.engine.initial import InitialWeights
 from mupscale_cli.engine.noise import add_noise
-from mupscale_cli.engine.norms import Rows, measured_std
+from mupscale_cli.engine.norms import Rows, initial_std, measured_std
 from mupscale_cli.engine.threads import num_workers, run_jobs
 from mupscale_cli.plan import TensorPlan
 from mupscale_cli.plan.copies import CopyMap
@@ -73,12 +74,12 @@ def write_tensors(
     """
     nonfinite = nonfinite or NonFinite(is_allowed=False)
     work = _Work(stored, writer, progress, nonfinite)
-    noises: dict[str, _TensorNoise] = {}
+    additions: dict[str, _Additions] = {}
     with ExitStack() as stack:
         workspaces = [_Workspace(stack.enter_context(RowReader())) for _ in range(num_workers())]
-        jobs = _jobs(_tensor_parts(tensors, part), block_bytes, noises, ahead=len(workspaces))
+        jobs = _jobs(_tensor_parts(tensors, part), block_bytes, additions, ahead=len(workspaces))
         run_jobs(jobs, [partial(_run_job, workspace=workspace, work=work) for workspace in workspaces])
-    return {name: noise.std for name, noise in noises.items()}
+    return {name: added.noise_std for name, added in additions.items() if added.tensor.noise is not None}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class _Work:
     writer: Writer
     progress: Progress
     nonfinite: NonFinite
+    means: dict[tuple[str, int, int], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ def _tensor_parts(tensors: Iterable[TensorPlan], part: range | None) -> list[_Te
 
 @dataclass(frozen=True)
 class _MeasureJob:
-    """Measures the source of a tensor to find the size of its noise."""
+    """Measures the source of a tensor to find the size of what is added to it."""
 
-    noise: _TensorNoise
+    added: _Additions
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class _BlockJob:
 
     tensor: TensorPlan
     block: Block
-    noise: _TensorNoise | None
+    added: _Additions | None
 
 
 class _Workspace:
@@ -157,29 +159,46 @@ class _Workspace:
         self.reader.read(stored, start * columns * dtype.size, data)
         return data, rows
 
+    def mean_rows(self, tensor: TensorPlan, stored: ReadableTensor, block: Block) -> torch.Tensor:
+        """Return the mean of the runs of source rows that a block holds the mean of, (rows, columns)."""
+        assert block.averaged is not None
+        count, step = block.averaged
+        starts = range(block.row, block.row + count * step, step)
+
+        def units() -> Iterator[torch.Tensor]:
+            for begin in range(0, count, MEAN_UNITS):
+                chosen = starts[begin : begin + MEAN_UNITS]
+                if step == block.num_rows:
+                    _, rows = self.rows(tensor, stored, chosen[0], len(chosen) * step)
+                    yield rows.view(len(chosen), step, -1)
+                else:
+                    yield torch.stack([self.rows(tensor, stored, row, block.num_rows)[1].clone() for row in chosen])
+
+        return mean_of_units(units(), count).to(DTYPES[tensor.source.dtype].torch)
+
 
 def _jobs(
-    parts: Sequence[_TensorPart], block_bytes: int, noises: dict[str, _TensorNoise], ahead: int
+    parts: Sequence[_TensorPart], block_bytes: int, additions: dict[str, _Additions], ahead: int
 ) -> Iterator[_BlockJob | _MeasureJob]:
-    """Yield the blocks of all tensors; schedule a tensor's noise measurement a few tensors early.
+    """Yield the blocks of all tensors; schedule the measurement of what is added to a tensor a few tensors early.
 
     Args:
         parts: tensors to write, at least in part.
         block_bytes: size of a block of the output in bytes.
-        noises: receives the noise of each tensor that has some.
+        additions: receives what is added to each tensor that has noise or initial weights.
         ahead: number of tensors to measure in advance.
     """
-    noisy = (part.tensor for part in parts if part.tensor.noise is not None)
+    measured = (part.tensor for part in parts if _has_additions(part.tensor))
     for part in parts:
         tensor, row_bytes, position = part.tensor, _wide_row_bytes(part.tensor), 0
-        if tensor.noise is not None:
-            for upcoming in itertools.islice(noisy, ahead if not noises else 1):
-                noises[upcoming.target.name] = _TensorNoise(upcoming)
-                yield _MeasureJob(noises[upcoming.target.name])
-        noise = noises.get(tensor.target.name)
-        for block in row_blocks(_rows(tensor), row_bytes, block_bytes if noise is None else block_bytes // _NOISY):
+        if _has_additions(tensor):
+            for upcoming in itertools.islice(measured, ahead if not additions else 1):
+                additions[upcoming.target.name] = _Additions(upcoming)
+                yield _MeasureJob(additions[upcoming.target.name])
+        added = additions.get(tensor.target.name)
+        for block in row_blocks(_rows(tensor), row_bytes, block_bytes if added is None else block_bytes // _NOISY):
             if position in part.blocks:
-                yield _BlockJob(tensor, block, noise)
+                yield _BlockJob(tensor, block, added)
             position += block.num_rows_written * row_bytes
         assert position == tensor.target.num_bytes
 
@@ -189,23 +208,29 @@ def _wide_row_bytes(tensor: TensorPlan) -> int:
 
 
 def _run_job(job: _BlockJob | _MeasureJob, *, workspace: _Workspace, work: _Work) -> None:
-    """Measure a tensor for its noise; or read a block, expand it, and write it to its places."""
+    """Measure a tensor for what is added to it; or read a block, expand it, and write it to its places."""
     if isinstance(job, _MeasureJob):
-        job.noise.measure(workspace, work)
+        job.added.measure(workspace, work)
         return
-    tensor, block, noise, nonfinite = job.tensor, job.block, job.noise, work.nonfinite
+    tensor, block, added, nonfinite = job.tensor, job.block, job.added, work.nonfinite
     row_bytes = _wide_row_bytes(tensor)
     if tensor.fill is not None:
         _fill_block(tensor, tensor.fill, block, workspace, work)
         return
-    read, source = workspace.rows(tensor, work.stored[tensor.source.name], block.row, block.num_rows)
+    stored = work.stored[tensor.source.name]
+    if block.averaged is None:
+        read, source = workspace.rows(tensor, stored, block.row, block.num_rows)
+    else:
+        key = (tensor.target.name, block.row, block.num_rows)
+        source = work.means[key] if key in work.means else workspace.mean_rows(tensor, stored, block)
+        work.means[key] = source
     source = source.view(block.num_rows, *(dim.size for dim in tensor.dims[1:]))
     nonfinite.check_source(tensor, source, block.row)
     # Writing a row twice is cheaper than expanding it twice, except for short rows. With noise, all rows differ.
-    is_plain = noise is None and row_bytes >= _SHORT_ROW
+    is_plain = added is None and row_bytes >= _SHORT_ROW
     distinct = (distinct_rows if is_plain else all_rows)(block.strips, block.num_wide_rows)
     num_shares = len(block.groups[0])
-    if is_plain and num_shares == 1 and _is_unchanged(tensor, distinct.strips):
+    if is_plain and num_shares == 1 and block.averaged is None and _is_unchanged(tensor, distinct.strips):
         stack, buffers = source[None], [read]
     else:
         shape = (num_shares, distinct.num_rows, *(dim.wide_size for dim in tensor.dims[1:]))
@@ -217,13 +242,13 @@ def _run_job(job: _BlockJob | _MeasureJob, *, workspace: _Workspace, work: _Work
         buffers = _repeat_rows(stack, _order(block.strips, block.num_wide_rows), workspace)
         distinct = all_rows(distinct.strips, block.num_wide_rows)
     for group in block.groups:
-        if noise is not None:
+        if added is not None:
             data, noisy = workspace.scratch("noisy", stack.shape, stack.dtype)
-            noise.add(stack, noisy, block, group)
+            added.add(stack, noisy, block, group)
             buffers = _shares(data, num_shares)
         for share, (place, buffer) in enumerate(zip(group, buffers, strict=True)):
             for run in place:
-                if noise is not None:
+                if added is not None:
                     check_noisy(tensor, noisy[share, run.first : run.first + run.count])
                 pieces = _pieces(buffer, row_bytes, distinct.within(run.first, run.count))
                 work.writer.write(tensor.target.name, run.row * row_bytes, pieces)
@@ -301,21 +326,29 @@ def _expand(tensor: TensorPlan, rows: Sequence[Strip], source: torch.Tensor, sta
         )
 
 
+def _has_additions(tensor: TensorPlan) -> bool:
+    return tensor.noise is not None or tensor.init is not None
+
+
 @dataclass(frozen=True)
-class _TensorNoise:
-    """The noise of a tensor; one thread measures its size, and others wait for the result."""
+class _Additions:
+    """The noise and the initial weights of a tensor; one thread measures their size, and others wait for the result."""
 
     tensor: TensorPlan
-    _std: Future[float] = field(default_factory=Future)
+    _stds: Future[tuple[float, float]] = field(default_factory=Future)
 
     @property
-    def std(self) -> float:
-        """The standard deviation; waits until it has been measured.
+    def noise_std(self) -> float:
+        """The standard deviation of the noise; waits until it has been measured.
 
         Raises:
             CheckpointError: the source could not be measured.
         """
-        return self._std.result()
+        return self._stds.result()[0]
+
+    @cached_property
+    def _initial(self) -> InitialWeights | None:
+        return None if self.tensor.init is None else InitialWeights(self.tensor)
 
     def measure(self, workspace: _Workspace, work: _Work) -> None:
         """Measure the source on disk."""
@@ -331,17 +364,25 @@ class _TensorNoise:
     def measure_rows(self, rows: Rows) -> None:
         """Measure rows of the source; threads that wait for the result get the error if this fails."""
         try:
-            self._std.set_result(measured_std(self.tensor, rows))
+            noise = 0.0 if self.tensor.noise is None else measured_std(self.tensor, rows)
+            self._stds.set_result((noise, 0.0 if self.tensor.init is None else initial_std(self.tensor, rows)))
         except BaseException as error:
-            self._std.set_exception(error)
+            self._stds.set_exception(error)
             raise
 
     def add(self, stack: torch.Tensor, out: torch.Tensor, block: Block, places: Sequence[Place]) -> None:
-        """Fill `out` with the shares of a block plus noise."""
-        noise = self.tensor.noise
-        assert noise is not None
+        """Fill `out` with the shares of a block plus noise, and with the initial weights of fresh elements."""
+        noise_std, initial_std = self._stds.result()
         columns = [dim.strips for dim in self.tensor.dims[1:]]
-        add_noise(stack, out, noise, self.std, block.strips, columns, places)
+        has_fresh = any(digit.units.num_fresh for dim in (block.strips, *columns) for s in dim for digit in s.digits)
+        if has_fresh or self._initial is not None:  # noise that preserves the function leaves fresh elements alone
+            stack = out.copy_(stack)
+        if self._initial is not None:
+            for target, place in zip(out, places, strict=True):
+                for run in place:
+                    self._initial.fill(target[run.first : run.first + run.count], run.row, initial_std)
+        if self.tensor.noise is not None:
+            add_noise(stack, out, self.tensor.noise, noise_std, block.strips, columns, places)
 
 
 def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite | None = None) -> torch.Tensor:
@@ -366,10 +407,10 @@ def expand_whole(tensor: TensorPlan, source: torch.Tensor, nonfinite: NonFinite 
     stack = torch.empty((1, rows.wide_size, *(dim.wide_size for dim in tensor.dims[1:])), dtype=source.dtype)
     _expand(tensor, rows.strips, shaped, stack)
     nonfinite.check_overflow(tensor, source, stack)
-    if tensor.noise is not None:
-        noise = _TensorNoise(tensor)
-        noise.measure_rows(lambda start, count: shaped.view(rows.size, -1)[start : start + count])
-        noise.add(stack.clone(), stack, whole, (place,))
+    if _has_additions(tensor):
+        added = _Additions(tensor)
+        added.measure_rows(lambda start, count: shaped.view(rows.size, -1)[start : start + count])
+        added.add(stack.clone(), stack, whole, (place,))
     return stack.view(tensor.target.shape)
 
 

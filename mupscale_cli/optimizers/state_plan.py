@@ -200,6 +200,7 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
                     digit,
                     contracted=False,
                     power=0.0 if digit.units.is_regular else summed_power if digit.contracted else kept_power,
+                    fill="zero",
                 )
                 for digit in strip.digits
             ),
@@ -210,7 +211,9 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
 
     dims = tuple(replace(dim, regions=tuple(map(region_scale, dim.regions))) for dim in tensor.dims)
     whole = scale(tensor.scale / tensor.name_pieces, tensor.name_copies)
-    return replace(tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1, noise=None, shrink=1.0, fresh=0.0)
+    return replace(
+        tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1, noise=None, shrink=1.0, fresh=0.0, init=None
+    )
 
 
 def _map_digits(dim: DimMap, change: Callable[[Digit], Digit]) -> DimMap:

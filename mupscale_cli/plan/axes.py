@@ -41,8 +41,10 @@ def find_axes(
         RecipeError: the size of an axis is missing, is not a whole number, or contradicts the number of tensors.
     """
     sizes = sizes_from_config(recipe, values, used)
-    uneven = {rule.name for rule in recipe.axes if rule.uneven}
-    axes = {name: Axis(name, size, uneven=name in uneven) for name, size in sizes.items()}
+    rules = {rule.name: rule for rule in recipe.axes}
+    axes = {
+        name: Axis(name, size, uneven=rules[name].uneven, rotary=rules[name].rotary) for name, size in sizes.items()
+    }
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
     for spec in specs:
         if not open_names:

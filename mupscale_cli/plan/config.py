@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
+from mupscale_cli.architecture.composite import FRESH_PREFIX
+from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.errors import ConfigError, PlanError
@@ -16,9 +21,15 @@ from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.plan.types import ConfigChange
 from mupscale_cli.text import shown
 
+NO_EPS: Mapping[str, Fraction] = MappingProxyType({})
+
 
 def widen_config(
-    recipe: Recipe, config: Mapping[str, Any], values: Values, axes: Mapping[str, Axis]
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    values: Values,
+    axes: Mapping[str, Axis],
+    eps: Mapping[str, Fraction] = NO_EPS,
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
     """Return the config of the wide model and its changes.
 
@@ -27,6 +38,7 @@ def widen_config(
         config: config.json of the source.
         values: names and values of the source, as `environment` returns them.
         axes: every axis by name.
+        eps: factor of the eps in each key that changes, as `eps_factors` returns them.
 
     Raises:
         RecipeError: a rule cannot be evaluated.
@@ -50,6 +62,11 @@ def widen_config(
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             new_section[key] = after
+    for name, factor in eps.items():
+        *path, key = name.split(".")
+        new_section = functools.reduce(lambda section, part: section.setdefault(part, {}), path, widened)
+        new_section[key] = float(look_up(name, values) * factor)  # type: ignore[operator]
+        changes.append(ConfigChange(name, look_up(name, config), new_section[key]))
     return widened, tuple(changes)
 
 
@@ -93,6 +110,24 @@ def check_sizes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis], u
                 hint="also widen the axes that the config links to it; in a recipe of your own, let the `config` "
                 "section change the keys that give its size",
             )
+
+
+def check_requirements(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis]) -> None:
+    """Check the conditions that the recipe sets for the config of a model with fresh units.
+
+    Args:
+        recipe: recipe of the architecture.
+        wide_values: names and values of the widened config, as `environment` returns them.
+        axes: every axis by name.
+
+    Raises:
+        ConfigError: one of them does not hold.
+    """
+    counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh for axis in axes.values()}
+    for requirement in recipe.requires if any(counts.values()) else ():
+        if not evaluate_located(requirement.condition, {**wide_values, **counts}, requirement.text.error):
+            error = requirement.text.error(f"the widened config is not valid: {requirement.reason}")
+            raise ConfigError(error.message, excerpt=error.excerpt, hint="choose other sizes")
 
 
 def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:

@@ -1,8 +1,8 @@
 """Copy maps: which old unit each new unit of an axis copies. Pure Python, no tensors.
 
-The map of the method `mupscale` copies every unit the same number of times, side by side. Other maps repeat the units
-end to end, copy randomly drawn units, or leave new units without a source. Expansion, perturbation and verification
-depend on maps, not on methods.
+The map of the method `mupscale` copies every unit the same number of times, side by side, and ends with fresh units if
+the new size is not a multiple of the old one. Other maps repeat the units end to end, or copy randomly drawn units.
+Expansion, perturbation and verification depend on maps, not on methods.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-Order = Literal["interleaved", "tiled"]
+Order = Literal["interleaved", "tiled", "spread"]
 FRESH = -1  # source of a new unit that is not a copy
 
 
@@ -24,21 +24,30 @@ class CopyMap:
 
     Attributes:
         size: number of old units.
-        copies: number of new units divided by the number of old ones.
+        copies: number of copies of each unit.
         order: `interleaved`: unit i becomes `i*copies ... i*copies+copies-1`, which keeps related units together (the
             query heads of a key/value head, the channels of a normalization group); the convention of arXiv
-            2602.10545. `tiled`: all units are repeated end to end; the convention of arXiv 2409.12903.
-        sources: old unit of each new unit, or `FRESH`, for an irregular map; overrides `order`.
+            2602.10545. `tiled`: all units are repeated end to end; the convention of arXiv 2409.12903. `spread`: unit
+            i becomes `i*R` where R is the ratio of the sizes, and all units between are fresh; where rotary positions
+            turn unit i together with unit i + size/2, the old units keep their frequencies (page `theory`).
+        sources: old unit of each new unit, or `FRESH`, for an irregular map; overrides everything but `size`.
+        num_fresh: number of new units that copy nothing; after all copies, unless they are spread.
     """
 
     size: int
     copies: int = 1
     order: Order = "interleaved"
     sources: tuple[int, ...] | None = None
+    num_fresh: int = 0
 
     @property
     def wide_size(self) -> int:
-        return self.size * self.copies if self.sources is None else len(self.sources)
+        return self.size * self.copies + self.num_fresh if self.sources is None else len(self.sources)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every new unit is the old unit at its place."""
+        return self == CopyMap(self.size)
 
     @property
     def is_regular(self) -> bool:
@@ -48,21 +57,24 @@ class CopyMap:
     @property
     def unit_step(self) -> int:
         """Distance between the first copies of two adjacent units, in new units."""
-        return self.copies if self.order == "interleaved" else 1
+        steps = {"interleaved": self.copies, "tiled": 1, "spread": self.wide_size // self.size}
+        return steps[self.order]
 
     @property
     def copy_step(self) -> int:
         """Distance between two copies of a unit, in new units."""
-        return 1 if self.order == "interleaved" else self.size
+        return self.size if self.order == "tiled" else 1
 
     @cached_property
     def all_sources(self) -> tuple[int, ...]:
         """The old unit of each new unit, or `FRESH`."""
         if self.sources is not None:
             return self.sources
-        if self.order == "interleaved":
-            return tuple(unit for unit in range(self.size) for _ in range(self.copies))
-        return tuple(range(self.size)) * self.copies
+        sources = [FRESH] * self.wide_size
+        for copy in range(self.copies):
+            start, step = copy * self.copy_step, self.unit_step
+            sources[start : start + self.size * step : step] = range(self.size)
+        return tuple(sources)
 
     @cached_property
     def positions(self) -> tuple[tuple[int, ...], ...]:
@@ -76,12 +88,19 @@ class CopyMap:
     @property
     def fresh(self) -> tuple[int, ...]:
         """The new units that are not copies."""
-        return tuple(position for position, source in enumerate(self.sources or ()) if source == FRESH)
+        if self.sources is None and not self.num_fresh:
+            return ()
+        return tuple(position for position, source in enumerate(self.all_sources) if source == FRESH)
 
     @property
     def is_even(self) -> bool:
         """Whether every unit is copied equally often."""
         return self.sources is None or set(Counter(self.sources).values()) == {self.copies}
+
+
+def fresh_map(count: int) -> CopyMap:
+    """Return the map of new units that copy nothing."""
+    return CopyMap(1, copies=0, num_fresh=count)
 
 
 def padded_map(size: int, factor: int) -> CopyMap:
@@ -127,7 +146,7 @@ class Arrangement:
             axis: axis to widen.
             size: number of old units.
         """
-        return CopyMap(size, axis.factor)
+        return CopyMap(size, axis.factor, num_fresh=axis.fresh)
 
 
 INTERLEAVED = Arrangement()
@@ -144,6 +163,8 @@ class Axis:
         fresh: number of new units that copy nothing.
         arrangement: positions of the copies.
         uneven: whether some units may be copied more often than others, since no layer averages over the axis.
+        rotary: how rotary positions order the units, as in `AxisRule`; None if attention does not multiply over the
+            axis.
     """
 
     name: str
@@ -152,6 +173,12 @@ class Axis:
     arrangement: Arrangement = INTERLEAVED
     uneven: bool = False
     fresh: int = 0
+    rotary: str | None = None
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rotary positions turn pairs of units, so that copies would turn at other speeds."""
+        return self.rotary in ("halves", "pairs")
 
     @property
     def wide_size(self) -> int | None:
@@ -171,14 +198,29 @@ class Axis:
         """Return the copy map of the axis in a dimension with `size` units. Default: the axis' own size."""
         units = self.size if size is None else size
         assert units is not None
-        if self.factor == 1:
-            return CopyMap(units)
-        return self.arrangement.copy_map(self, units)
+        outer, *inner = self.digits(units)
+        if not inner:
+            return outer
+        pairs = (source if source == FRESH else 2 * source for source in outer.all_sources)
+        return CopyMap(units, sources=tuple(FRESH if p == FRESH else p + turn for p in pairs for turn in range(2)))
+
+    def digits(self, size: int) -> tuple[CopyMap, ...]:
+        """Return the copy maps whose product is that of the axis, slowest first; several only for pairs of units."""
+        if self.factor == 1 and not self.fresh:
+            return (CopyMap(size),)
+        if not self.is_turned:
+            return (self.arrangement.copy_map(self, size),)
+        if self.rotary == "halves":
+            return (CopyMap(size, order="spread", num_fresh=self.fresh),)
+        return CopyMap(size // 2, order="spread", num_fresh=self.fresh // 2), CopyMap(2)
 
 
 def submap(units: CopyMap, count: int) -> CopyMap:
     """Return the map of `count` adjacent units of a regular map.
 
-    It includes their copies if these are adjacent as well, that is, if the map is interleaved.
+    It includes their copies, and the fresh units between them, if these are adjacent as well; tiled copies are not.
     """
-    return replace(units, size=count) if units.order == "interleaved" else CopyMap(count)
+    if units.order == "tiled":
+        return CopyMap(count)
+    between = units.num_fresh // units.size if units.order == "spread" else 0
+    return replace(units, size=count, num_fresh=count * between)

@@ -8,13 +8,18 @@ Pure Python, no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
+from typing import Literal
 
-from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Power, Product
+from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Power, Product, Segment
 from mupscale_cli.plan.copies import Axis, CopyMap
+
+Fill = Literal["zero", "mean", "init"]
+# What the fresh units of an axis hold, given how the tensor runs over it and the powers that scale it there.
+Fills = Callable[[AxisRef, tuple[Power, ...]], Fill]
 
 
 class LayoutError(ValueError):
@@ -32,6 +37,8 @@ class Digit:
         wide_stride: distance between two new units in the target, in elements of the dimension.
         power: exponent p; the copies of a unit with n copies are multiplied by n ** p, in addition to sharing.
         averaged: whether the layer averages over the axis, so that copies keep the element's value.
+        fill: what fresh units hold: `zero`, the `mean` of the copies, or initial weights (`init`). An element that is
+            fresh along several axes is zero if one of them says so, else the mean, else initial.
     """
 
     units: CopyMap
@@ -40,6 +47,7 @@ class Digit:
     wide_stride: int = 1
     power: float = 0.0
     averaged: bool = False
+    fill: Fill = "zero"
 
     def outside(self, size: int, wide_size: int) -> Digit:
         """Return the digit in front of faster ones that span `size` source and `wide_size` target elements."""
@@ -194,13 +202,22 @@ def _times(left: _Linear, right: _Linear) -> _Linear:
     return left[0] * right[0], left[0] * right[1] + left[1] * right[0], names
 
 
-def map_dim(dim: Dim, axes: Mapping[str, Axis], size: int) -> DimMap:
+def all_zero(_ref: AxisRef, _powers: tuple[Power, ...]) -> Fill:
+    """Fill every fresh unit with zeros."""
+    return "zero"
+
+
+def map_dim(
+    dim: Dim, axes: Mapping[str, Axis], size: int, fills: Fills = all_zero, powers: tuple[Power, ...] = ()
+) -> DimMap:
     """Map a dimension of a tensor.
 
     Args:
         dim: layout of the dimension in the recipe.
         axes: every axis by name, with its factor; its size is None if it differs between tensors.
         size: size of the dimension in the source, in elements.
+        fills: what the fresh units of each axis hold.
+        powers: powers that scale the whole tensor, for `fills`.
 
     Raises:
         LayoutError: the size contradicts the axes, or does not determine all sizes.
@@ -208,14 +225,14 @@ def map_dim(dim: Dim, axes: Mapping[str, Axis], size: int) -> DimMap:
     names, open_size = solve_size(dim, axes, size)
     if names and open_size is None:
         raise LayoutError(f"does not determine the sizes of {', '.join(sorted(names))}")
-    builder = _Builder(axes, open_size)
+    builder = _Builder(axes, open_size, fills, powers)
     if not isinstance(dim, Concatenation):
         part = builder.part(dim)
         return DimMap(part.size, part.wide_size, (part.region(),))
     part = builder.part(dim)
     regions, offset, wide_offset = [], 0, 0
     for segment in dim.segments:
-        inner = builder.part(segment.dim).shifted(offset, wide_offset, power_scale(segment.powers, axes))
+        inner = builder.segment(segment).shifted(offset, wide_offset)
         regions.append(inner.region())
         offset, wide_offset = offset + inner.size, wide_offset + inner.wide_size
     return DimMap(part.size, part.wide_size, tuple(regions))
@@ -234,7 +251,7 @@ class _Part:
     strips: tuple[Strip, ...]
     num_shared: int
 
-    def shifted(self, offset: int, wide_offset: int, scale: float) -> _Part:
+    def shifted(self, offset: int, wide_offset: int, scale: float = 1.0) -> _Part:
         strips = tuple(
             Strip(strip.offset + offset, strip.wide_offset + wide_offset, strip.digits, strip.scale * scale)
             for strip in self.strips
@@ -254,23 +271,32 @@ class _Part:
 class _Builder:
     axes: Mapping[str, Axis]
     open_size: int | None
+    fills: Fills
+    powers: tuple[Power, ...]
 
     def part(self, dim: Dim) -> _Part:
         match dim:
             case Fixed():
-                return self._atom(CopyMap(self.open_size if dim.size is None else dim.size), False)  # type: ignore[arg-type]
+                return self._atom(Digit(CopyMap(self.open_size if dim.size is None else dim.size), False))  # type: ignore[arg-type]
             case AxisRef():
                 axis = self.axes[dim.name]
-                units = axis.copy_map(self.open_size if axis.size is None else axis.size)
-                return self._atom(units, dim.contracted, averaged=dim.averaged)
+                fill = self.fills(dim, self.powers)
+                digits = axis.digits(self.open_size if axis.size is None else axis.size)  # type: ignore[arg-type]
+                atoms = (self._atom(Digit(units, dim.contracted, averaged=dim.averaged, fill=fill)) for units in digits)
+                return reduce(self._times, atoms)
             case Product():
                 return reduce(lambda inner, outer: self._times(outer, inner), map(self.part, reversed(dim.items)))
             case Concatenation():
                 return self._concatenation(dim)
 
-    def _atom(self, units: CopyMap, contracted: bool, *, averaged: bool = False) -> _Part:
-        digit = Digit(units, contracted, averaged=averaged)
-        return _Part(units.size, units.wide_size, (Strip(0, 0, (digit,)),), num_shared=1)
+    def segment(self, segment: Segment) -> _Part:
+        """Map a segment, whose own powers scale it in addition to those of the whole tensor."""
+        part = replace(self, powers=(*self.powers, *segment.powers)).part(segment.dim)
+        return part.shifted(0, 0, power_scale(segment.powers, self.axes))
+
+    @staticmethod
+    def _atom(digit: Digit) -> _Part:
+        return _Part(digit.units.size, digit.units.wide_size, (Strip(0, 0, (digit,)),), num_shared=1)
 
     def _times(self, outer: _Part, inner: _Part) -> _Part:
         strips = tuple(
@@ -290,7 +316,7 @@ class _Builder:
         strips: list[Strip] = []
         size = wide_size = 0
         for segment in dim.segments:
-            part = self.part(segment.dim).shifted(size, wide_size, power_scale(segment.powers, self.axes))
+            part = self.segment(segment).shifted(size, wide_size)
             strips += part.strips
             size, wide_size = size + part.size, wide_size + part.wide_size
         return _Part(size, wide_size, tuple(strips), num_shared=0)
@@ -310,7 +336,7 @@ def _merge(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
 
 
 def _is_unchanged(digit: Digit) -> bool:
-    return digit.units.copies == 1 and digit.units.is_regular
+    return digit.units.is_identity
 
 
 def _are_contiguous(outer: Digit, inner: Digit) -> bool:

@@ -12,9 +12,10 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import choose, environment
-from mupscale_cli.plan.config import check_layouts, check_sizes, widen_config
+from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
+from mupscale_cli.plan.fresh import FreshUnits, eps_factors
 from mupscale_cli.plan.identity import find_writers, stream_axes, sum_norm
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
@@ -81,10 +82,12 @@ def make_plan(
 
     stated, _ = widen_config(recipe, config or {}, values, {**axes, **stacks})
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
-    _refuse_partial(axes.values())
+    _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
+    fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
+    fresh.check(matches)
     noise = choose_perturbation(method, perturbation)
-    planner = TensorPlanner(axes, method, noise, name_prefixes(recipe))
+    planner = TensorPlanner(fresh, method, noise, name_prefixes(recipe))
     omitted = {name for name, choice in layouts.items() if choice.value == "omit"}
     streams = stream_axes(layouts, deeper.names.places)
     inside = {name: layouts[name] for name in deeper.names.places}
@@ -101,11 +104,13 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]
     _refuse_duplicates(tensors)
-    new_config, changes = widen_config(recipe, config, values, {**axes, **stacks}) if config is not None else (None, ())
+    wide = config is not None and widen_config(recipe, config, values, {**axes, **stacks}, fresh.eps)
+    new_config, changes = wide or (None, ())
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
         check_sizes(recipe, wide_values, axes, used)
         check_layouts(layouts, matches, wide_values)
+        check_requirements(recipe, wide_values, axes)
     changes = (*deeper.changes, *changes)
     if tie == "untie":
         changes = (*changes, ConfigChange(TIE_KEY, tied_before, False))
@@ -128,6 +133,7 @@ def make_plan(
         noise,
         blocks=blocks,
         untied=tuple(shared),
+        training_differences=fresh.training_differences(),
     )
 
 
@@ -140,13 +146,13 @@ def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
             )
 
 
-def _refuse_partial(axes: Iterable[Axis]) -> None:
+def _refuse_partial(axes: Iterable[Axis], method: Method) -> None:
     for axis in axes:
-        if axis.fresh:
+        if axis.fresh and not method.grows_to_any_size:
             raise PlanError(
-                f"the axis `{axis.name}` has size {axis.size} and cannot become {axis.wide_size}, which is not a "
-                "multiple",
-                hint=f"for instance `--axis {axis.name}={axis.factor + 1}`",
+                f"`--method {method.name}` makes no fresh units, which `{axis.name}` needs to grow from {axis.size} to "
+                f"{axis.wide_size}",
+                hint="omit `--method`, or use a whole factor",
             )
 
 

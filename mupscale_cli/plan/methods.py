@@ -16,6 +16,7 @@ from mupscale_cli.plan.copies import Arrangement, Axis, CopyMap, drawn_map, padd
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.text import suggest
 
+FRESH = ("init", "zero")
 DEFAULT_SHRINK = 0.4  # of arXiv 2411.07340; if there are few steps, 1 is better (tests/experiments/README.md)
 # Relative to trained weights, which are larger than initial ones: 0.5 was better than 1 for every shrink factor in
 # tests/experiments/README.md.
@@ -28,9 +29,10 @@ class Method(Arrangement):
 
     Attributes:
         name: key in `METHODS`.
-        is_copying: whether every new unit copies an old one; the function is then kept, except for noise.
+        is_copying: whether new units copy old ones or stay out of the function, which is then kept, except for noise.
         adds_identity: whether a new block is the identity at first, so that a deeper stack keeps the function; else it
             computes what the block that it copies does.
+        grows_to_any_size: whether its maps may have fresh units, for sizes that are no multiples.
         draws_unevenly: whether its maps copy some units more often than others if the architecture allows it.
         recorded: names of the options in mupscale.json, from which a verification makes the method again.
         seed: random seed of copy maps and of the method's own noise.
@@ -39,6 +41,7 @@ class Method(Arrangement):
     name: ClassVar[str]
     is_copying: ClassVar[bool] = True
     adds_identity: ClassVar[bool] = True
+    grows_to_any_size: ClassVar[bool] = False
     draws_unevenly: ClassVar[bool] = False
     recorded: ClassVar[tuple[str, ...]] = ()
     seed: int = 0
@@ -47,6 +50,11 @@ class Method(Arrangement):
     def shrink(self) -> float:
         """Factor of the narrow model's matrices (dimensionless)."""
         return 1.0
+
+    @property
+    def initializes(self) -> bool:
+        """Whether weights that read fresh units, or make them, are initialized; otherwise they are 0."""
+        return False
 
     @property
     def perturbation(self) -> Perturbation | None:
@@ -65,9 +73,30 @@ class Method(Arrangement):
 
 @dataclass(frozen=True)
 class Mupscale(Method):
-    """Puts the copies of a unit side by side; keeps function and training (arXiv 2602.10545)."""
+    """Puts the copies of a unit side by side; keeps function and training (arXiv 2602.10545).
+
+    Sizes that are no multiples end with fresh units, which stay out of the function.
+
+    Attributes:
+        fresh: what the weights are whose values cannot change the function, a key of `FRESH`: `init` for initial
+            weights, so that the new width learns at once; `zero` so that training stays the same as well.
+    """
 
     name = "mupscale"
+    grows_to_any_size = True
+    recorded = ("fresh", "seed")
+    fresh: str = "init"
+
+    def __post_init__(self) -> None:
+        if self.fresh not in FRESH:
+            raise PlanError(f"unknown `--fresh {self.fresh}`", hint=f"known: {', '.join(FRESH)}")
+
+    @property
+    def initializes(self) -> bool:
+        return self.fresh == "init"
+
+    def trains_alike(self, axes: Iterable[Axis]) -> bool:
+        return not self.initializes or not any(axis.fresh for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -144,7 +173,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (Mupscale,
 MUPSCALE = Mupscale()
 
 
-def make_method(name: str, *, seed: int = 0, **options: float | None) -> Method:
+def make_method(name: str, *, seed: int = 0, **options: float | str | None) -> Method:
     """Make a method by its name.
 
     Args:

@@ -56,6 +56,24 @@ class Perturbation:
 
 
 @dataclass(frozen=True, slots=True)
+class Init:
+    """Initial weights of the fresh elements of a tensor.
+
+    Attributes:
+        seed: random seed.
+        name: name of the wide tensor without optional prefixes; it seeds the weights together with the seed.
+        size: their standard deviation divided by the root mean square of the narrow tensor. As in muP, it shrinks with
+            the square root of the fan-in, that of a readout with the fan-in.
+        std: their standard deviation, once it is measured.
+    """
+
+    seed: int
+    name: str
+    size: float
+    std: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """Noise of one tensor.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from mupscale_cli.architecture.layouts import Dim, Layout
@@ -16,8 +17,9 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
+from mupscale_cli.plan.fresh import FreshUnits
 from mupscale_cli.plan.methods import Method
-from mupscale_cli.plan.perturbation import Noise, Perturbation
+from mupscale_cli.plan.perturbation import Init, Noise, Perturbation
 from mupscale_cli.plan.types import TensorPlan
 
 _MAX_TENSORS = 10**6  # that one tensor may become if an axis in its name is widened
@@ -27,9 +29,10 @@ class TensorPlanner:
     """Plans tensors, and caches the maps of dimensions, since rules and shapes repeat in every layer."""
 
     def __init__(
-        self, axes: Mapping[str, Axis], method: Method, perturbation: Perturbation | None, prefixes: Sequence[str]
+        self, fresh: FreshUnits, method: Method, perturbation: Perturbation | None, prefixes: Sequence[str]
     ) -> None:
-        self.axes = axes
+        self.axes = fresh.axes
+        self.fresh = fresh
         self.method = method
         self.perturbation = perturbation
         self.prefixes = prefixes
@@ -54,18 +57,8 @@ class TensorPlanner:
         else:
             key = (rule, choice.text.value, spec.shape)
             if key not in self.maps:
-                self.maps[key] = self._map_dims(spec, layout, choice)
-            dims = self.maps[key]
-            shape = tuple(dim.wide_size for dim in dims)
-            plan = TensorPlan(
-                spec,
-                replace(spec, shape=shape),
-                rule,
-                choice.text.value,
-                dims,
-                power_scale(layout.powers, self.axes),
-                layout.offset,
-            )
+                self.maps[key] = self._map_dims(spec, layout, choice, spec.name)
+            plan = self._scaled(spec, rule, layout, choice, self.maps[key], spec.name)
         for copied in self._name_copies(plan, match):
             planned = self._apply_method(copied)
             _check_dtype(planned)
@@ -84,24 +77,29 @@ class TensorPlanner:
                 except LayoutError as problem:
                     raise choice.text.error(f"`{name}` {problem}") from problem
                 parameter = replace(spec, name=name, shape=shape)
-                dims = self._map_dims(parameter, layout, choice)
-                wide = replace(parameter, shape=tuple(dim.wide_size for dim in dims))
-                scale = power_scale(layout.powers, self.axes)
-                plan = TensorPlan(parameter, wide, name, choice.text.value, dims, scale, layout.offset)
-                plans[name] = self._apply_method(plan)
+                dims = self._map_dims(parameter, layout, choice, spec.name)
+                plans[name] = self._apply_method(self._scaled(parameter, name, layout, choice, dims, spec.name))
         return tuple(plans.values())
+
+    def _scaled(
+        self, spec: TensorSpec, rule: str, layout: Layout, choice: Choice[Any], dims: tuple[DimMap, ...], name: str
+    ) -> TensorPlan:
+        """Plan a tensor that is stored under `name`, or is a parameter that the tensor of that name belongs to."""
+        wide = replace(spec, shape=tuple(dim.wide_size for dim in dims))
+        scale = power_scale(layout.powers, self.axes) * self.fresh.scale(name, layout)
+        undone = self.fresh.undone(name)
+        return TensorPlan(spec, wide, rule, choice.text.value, dims, scale, layout.offset, undone=undone)
 
     def _apply_method(self, plan: TensorPlan) -> TensorPlan:
         """Add the effects of the method other than copying: noise, shrinking and the values of fresh units."""
-        growing = sum(any(s.multiplicity > 1 for s in dim.strips) for dim in plan.dims) + (plan.name_copies > 1)
+        growing = sum(dim.wide_size > dim.size for dim in plan.dims) + (plan.name_copies > 1)
         if not growing or DTYPES[plan.source.dtype].kind != "float":
             return plan
         if sum(size > 1 for size in plan.target.shape) < 2:  # gains and biases get no noise
-            if self.method.is_copying:
-                return plan
             # The initial value of gains and variances is 1, that of biases and means 0.
-            starts_at_one = plan.target.name.endswith((".weight", "running_var"))
+            starts_at_one = len(plan.dims) == 1 and plan.target.name.endswith((".weight", "running_var"))
             return replace(plan, fresh=plan.scale - plan.offset if starts_at_one else 0.0)
+        plan = replace(plan, init=self._init(plan))
         is_matrix, c = growing > 1, plan.parts[0][0]
         shrink = 1.0
         if not self.method.is_copying:
@@ -109,16 +107,29 @@ class TensorPlanner:
             shrink = self.method.shrink * (1.0 if is_matrix else c / plan.scale)
         return replace(plan, noise=self._noise(plan, is_matrix=is_matrix), shrink=shrink)
 
+    def _init(self, plan: TensorPlan) -> Init | None:
+        """Return the initial weights of a matrix's fresh elements; None if it has none that may differ from 0."""
+        digits = [digit for dim in plan.dims for strip in dim.strips for digit in strip.digits]
+        if not self.method.initializes or not any(digit.fill == "init" and digit.units.num_fresh for digit in digits):
+            return None
+        fan_in = Fraction(_fan_in(plan, wide=False), _fan_in(plan))
+        is_matrix = sum(dim.wide_size > dim.size for dim in plan.dims) > 1
+        size = plan.scale * (math.sqrt(fan_in) if is_matrix else float(fan_in))
+        return Init(self.method.seed, self._seeding_name(plan), size)
+
+    def _seeding_name(self, plan: TensorPlan) -> str:
+        """Return a tensor's name without prefix: training checkpoints use others for the same weights."""
+        prefix = next((prefix for prefix in self.prefixes if plan.target.name.startswith(prefix)), "")
+        return plan.target.name.removeprefix(prefix)
+
     def _noise(self, plan: TensorPlan, *, is_matrix: bool) -> Noise | None:
         pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
         perturbation = self.perturbation
         if perturbation is None or (perturbation.mode == "preserving" and pieces == 1):
             return None
-        # Training checkpoints use other prefixes for the same weights, which must get the same noise.
-        prefix = next((prefix for prefix in self.prefixes if plan.target.name.startswith(prefix)), "")
         return Noise(
             perturbation,
-            plan.target.name.removeprefix(prefix),
+            self._seeding_name(plan),
             plan.target.shape,
             is_matrix,
             _fan_in(plan),
@@ -126,18 +137,18 @@ class TensorPlanner:
             pieces * plan.name_pieces,
         )
 
-    def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any]) -> tuple[DimMap, ...]:
+    def _map_dims(self, spec: TensorSpec, layout: Layout, choice: Choice[Any], name: str) -> tuple[DimMap, ...]:
         if len(layout.dims) != len(spec.shape):
             raise choice.text.error(
                 f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, "
                 f"but this layout has {len(layout.dims)}"
             )
-        maps = []
+        maps, fills = [], self.fresh.fills(name)
         for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
             if size == 0:
                 raise PlanError(f"`{spec.name}` is empty: its shape is {_shape(spec.shape)}")
             try:
-                maps.append(map_dim(dim, self.axes, size))
+                maps.append(map_dim(dim, self.axes, size, fills, layout.powers))
             except LayoutError as problem:
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
                 raise choice.text.error(
@@ -216,15 +227,15 @@ def name_prefixes(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _fan_in(plan: TensorPlan) -> int:
-    """Return the number of wide elements that the layer sums for each output; 1 for an embedding table."""
+def _fan_in(plan: TensorPlan, *, wide: bool = True) -> int:
+    """Return the number of elements that the layer sums for each output, 1 for an embedding table."""
     first, *others = plan.dims
-    kernel = math.prod(dim.wide_size for dim in others[1:])
+    sizes = [dim.wide_size if wide else dim.size for dim in plan.dims]
     if _is_summed(first):  # stored as (inputs, outputs)
-        return first.wide_size * kernel
+        return sizes[0] * math.prod(sizes[2:])
     is_summed = any(map(_is_summed, others))
-    is_lookup = not is_summed and all(strip.multiplicity == 1 for strip in first.strips)
-    return 1 if is_lookup else math.prod(dim.wide_size for dim in others)
+    is_lookup = not is_summed and first.wide_size == first.size
+    return 1 if is_lookup else math.prod(sizes[1:])
 
 
 def _is_summed(dim: DimMap) -> bool:

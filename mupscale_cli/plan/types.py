@@ -15,7 +15,7 @@ from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.plan.methods import MUPSCALE, Method
-from mupscale_cli.plan.perturbation import Noise, Perturbation
+from mupscale_cli.plan.perturbation import Init, Noise, Perturbation
 from mupscale_cli.plan.request import Request, Size
 
 
@@ -58,6 +58,8 @@ class TensorPlan:
         fill: value of every element, if the tensor has no data of the source; shapes and scales are still those of
             its rule.
         block: the block that the tensor belongs to; None outside of stacks of blocks.
+        init: initial weights of the fresh elements that may differ from `fresh`; None if they get none.
+        undone: the part of the scale that the layer undoes: a norm over fresh units divides by a smaller number.
     """
 
     source: TensorSpec
@@ -76,6 +78,8 @@ class TensorPlan:
     fresh: float = 0.0
     fill: float | None = None
     block: Block | None = None
+    init: Init | None = None
+    undone: float = 1.0
 
     @cached_property
     def parts(self) -> tuple[tuple[float, int], ...]:
@@ -201,6 +205,7 @@ class Plan:
         method: method of growing.
         perturbation: noise to add; None for no noise.
         goal: the model whose sizes were taken; None if the sizes were chosen in another way.
+        training_differences: axes whose growth makes training differ even if all fresh weights are 0, with the reasons.
     """
 
     recipe: Recipe
@@ -217,6 +222,7 @@ class Plan:
     goal: GoalComparison | None = None
     blocks: Mapping[str, BlockMap] = field(default_factory=dict)
     untied: tuple[str, ...] = ()
+    training_differences: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -224,8 +230,8 @@ class Plan:
 
     @property
     def factors(self) -> dict[str, int]:
-        """Factors of the widened axes by name."""
-        return {axis.name: axis.factor for axis in self.axes if axis.factor > 1}
+        """Copies of each unit of the widened axes by name."""
+        return {axis.name: axis.factor for axis in self.axes if axis.factor > 1 or axis.fresh}
 
     @property
     def request(self) -> Request:
@@ -251,7 +257,7 @@ class Plan:
     @property
     def trains_alike(self) -> bool:
         """Whether the wide model, without noise and with frozen new blocks, takes the same optimizer steps."""
-        return self.is_exact and self.method.trains_alike(self.axes)
+        return self.is_exact and self.method.trains_alike(self.axes) and not self.training_differences
 
     @property
     def stays_symmetric(self) -> bool:

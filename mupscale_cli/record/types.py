@@ -37,7 +37,7 @@ class Axis(TypedDict):
 
     size: Annotated[Count | None, "Units in the narrow model; null if it varies within the model."]
     wide_size: Annotated[Count | None, "Units in the wide model; null if it varies within the model."]
-    factor: Annotated[int, "Copies of each unit.", limits(minimum=1)]
+    factor: Annotated[int, "Copies of each unit; all other new units are fresh.", limits(minimum=1)]
 
 
 class Part(TypedDict):
@@ -102,7 +102,10 @@ class Method(TypedDict):
     """The method of a widening."""
 
     name: Annotated[str, f"{', '.join(_OTHERS)} or {_LAST}."]
-    seed: NotRequired[Annotated[Seed, "Random seed of the copy maps."]]
+    seed: NotRequired[Annotated[Seed, "Random seed of the copy maps and of initial weights."]]
+    fresh: NotRequired[
+        Annotated[Literal["init", "zero"], "What the weights of fresh units are where they cannot change the function."]
+    ]
     shrink: NotRequired[
         Annotated[
             float,

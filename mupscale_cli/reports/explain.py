@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
@@ -21,18 +21,20 @@ from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules import OPTIMIZERS, OptimizerRule, Powers
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.text import listed, number_text, starred
 
 _MAX_KINDS = 4  # kinds of tensors to explain at once
-_Powers = dict[str, Fraction]
+_RATIO = "#"  # before an axis, as in recipes: the ratio of its sizes
+NORMS = "s"  # what makes up for norms that average over fresh units as well
 
 
 @dataclass(frozen=True)
 class Monomial:
-    """A product of powers of factors: k(embed)^-1 k(d)^-0.5.
+    """A product of powers of copies and of size ratios: k(embed)^-1 R(d)^0.5.
 
     Attributes:
-        powers: exponent of each axis's factor.
+        powers: exponent of each axis's number of copies; of its size ratio, if `#` precedes the axis; and of `NORMS`.
     """
 
     powers: Mapping[str, Fraction]
@@ -49,14 +51,15 @@ class Monomial:
         dropped = frozenset(names)
         return Monomial({name: power for name, power in self.powers.items() if name not in dropped and power})
 
-    def value(self, factors: Mapping[str, int]) -> float:
+    def value(self, factors: Mapping[str, int | float | Fraction]) -> float:
         """Return its value; integer powers are multiplied exactly."""
         exact, inexact = Fraction(1), 1.0
         for name, power in self.powers.items():
-            if power.denominator == 1:
-                exact *= Fraction(factors.get(name, 1)) ** power.numerator
+            base = factors.get(name, factors.get(name.removeprefix(_RATIO), 1))
+            if power.denominator == 1 and not isinstance(base, float):
+                exact *= Fraction(base) ** power.numerator
             else:
-                inexact *= math.pow(factors.get(name, 1), power)
+                inexact *= math.pow(base, power)
         return float(exact) * inexact
 
     def __str__(self) -> str:
@@ -69,7 +72,8 @@ class Monomial:
 
 
 def _power_text(name: str, power: Fraction) -> str:
-    return f"k({name})" + ("" if power == 1 else f"^{float(power):g}")
+    symbol = f"R({name.removeprefix(_RATIO)})" if name.startswith(_RATIO) else name if name == NORMS else f"k({name})"
+    return symbol + ("" if power == 1 else f"^{float(power):g}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ def _along(name: str, *, contracted: bool) -> Part:
 
 
 def _monomial(powers: Iterable[Power]) -> Monomial:
-    return math.prod((Monomial({power.axis: power.exponent}) for power in powers), start=Monomial({}))
+    named = ((f"{_RATIO}{power.axis}" if power.of_size else power.axis, power.exponent) for power in powers)
+    return math.prod((Monomial({name: exponent}) for name, exponent in named if exponent), start=Monomial({}))
 
 
 # Explanations ---------------------------------------------------------------------------------
@@ -192,6 +197,7 @@ class Explanation:
         factors: factors of the axes; None if unknown.
         bare: axes that a bare `--factor` widens.
         remarks: clauses on everything else that happens to the tensor, and why.
+        further: values of what formulas contain in addition to copies: size ratios, and `NORMS`.
     """
 
     names: tuple[str, ...]
@@ -205,6 +211,7 @@ class Explanation:
     factors: Mapping[str, int] | None
     bare: tuple[str, ...]
     remarks: tuple[str, ...]
+    further: Mapping[str, float | Fraction] = field(default_factory=dict)
 
     @property
     def is_widened(self) -> bool:
@@ -214,12 +221,17 @@ class Explanation:
 
     def scales(self, part: Part) -> tuple[float, float] | None:
         """Return c and m of a part; None if the factors are unknown."""
-        return None if self.factors is None else (part.c.value(self.factors), part.m.value(self.factors))
+        return None if self.values is None else (part.c.value(self.values), part.m.value(self.values))
+
+    @property
+    def values(self) -> Mapping[str, int | float | Fraction] | None:
+        """Values of everything that formulas contain; None if the factors are unknown."""
+        return None if self.factors is None else {**self.factors, **self.further}
 
     def consequences(self, part: Part) -> tuple[Consequence, ...]:
         """Return the hyperparameter multipliers of a part, for each optimizer that accepts such a tensor."""
         rules = [rule for rule in OPTIMIZERS.values() if not rule.matrices_only or len(self.dims) == 2]
-        return tuple(_consequences(rules, part, self.factors))
+        return tuple(_consequences(rules, part, self.values))
 
     def bare_factor(self, part: Part) -> tuple[str, str]:
         """Return formulas in K of c and m with `--factor K`."""
@@ -284,7 +296,7 @@ class Consequence:
 
 
 def _consequences(
-    known: Iterable[OptimizerRule], part: Part, factors: Mapping[str, int] | None
+    known: Iterable[OptimizerRule], part: Part, factors: Mapping[str, int | float | Fraction] | None
 ) -> Iterator[Consequence]:
     """Yield the hyperparameter multipliers of a part, once for optimizers that share them."""
     by_formulas: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
@@ -407,6 +419,19 @@ def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping
     sizes = {axis.name: axis.size for axis in plan.axes}
     layout = None if tensor.layout == "keep" else parse_layout(tensor.layout)
     name_axes = rule.pattern.axes if rule else ()
+    parts = _parts_for(plan.recipe, layout, name_axes)
+    further: dict[str, float | Fraction] = {}
+    if layout is not None and plan.factors:
+        axes = {axis.name: axis for axis in plan.axes}
+        further = {f"{_RATIO}{name}": axis.ratio for name, axis in axes.items()}
+        further[NORMS] = tensor.scale / power_scale(layout.powers, axes)
+    if factors is not None:
+        grown = {axis.name for axis in plan.axes if factors.get(axis.name, 1) > 1 or axis.fresh}
+        unchanged = [f"{_RATIO}{axis.name}" for axis in plan.axes if axis.name not in grown]
+        parts = _distinct(part.without(unchanged) for part in parts)
+    if further.get(NORMS, 1.0) != 1.0:
+        scale = Part(Monomial({NORMS: Fraction(1)}), _ONE.m, _ONE.pieces)
+        parts = tuple(part * scale for part in parts)
     return Explanation(
         names=tuple(member.target.name for member in members),
         rule=tensor.rule,
@@ -415,10 +440,11 @@ def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping
         shapes=(tensor.source.shape, tensor.target.shape),
         dtype=tensor.source.dtype,
         dims=_dims(plan.recipe, layout, sizes, factors, tensor.source.shape),
-        parts=_parts_for(plan.recipe, layout, name_axes),
+        parts=parts,
         factors=factors,
         bare=plan.recipe.widen,
-        remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor)),
+        remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor), *_norm_remarks(further)),
+        further=further,
     )
 
 
@@ -444,8 +470,8 @@ def _explain_choices(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
 def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAxis]) -> tuple[Part, ...]:
     if layout is None:
         return (_ONE,)
-    fixed = tuple(recipe.fixed)
-    return _distinct(part.without(fixed) for part in parts_of(layout, name_axes))
+    never_copied = [*recipe.fixed, *(axis.name for axis in recipe.axes if axis.rotary in ("halves", "pairs"))]
+    return _distinct(part.without(never_copied) for part in parts_of(layout, name_axes))
 
 
 def _dims(
@@ -510,6 +536,11 @@ def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[s
         names = " ".join(axis.names)
         shared = "; the layer sums over them, so each takes a share" if axis.contracted else ""
         yield f"{names} counts tensors: widening it adds tensors{shared}"
+
+
+def _norm_remarks(further: Mapping[str, float | Fraction]) -> Iterator[str]:
+    if (scale := further.get(NORMS, 1.0)) != 1.0:
+        yield f"{NORMS} = {number_text(float(scale))} makes up for norms that average over fresh units as well"
 
 
 def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:

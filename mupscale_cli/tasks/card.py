@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.text import count_text, number_text, starred
+from mupscale_cli.text import count_text, growth_factor, number_text, starred
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Function, Record, Verification
@@ -69,7 +69,8 @@ def _origin(record: Record, name: str) -> str:
 
 def _axes(record: Record) -> str:
     rows = [
-        (f"`{axis}`", size["size"], f"x{size['factor']}", size["wide_size"]) for axis, size in record["axes"].items()
+        (f"`{axis}`", size["size"], growth_factor(size["size"], size["wide_size"], size["factor"]), size["wide_size"])
+        for axis, size in record["axes"].items()
     ]
     return _table(("axis", "before", "factor", "after"), rows)
 
@@ -198,8 +199,11 @@ def reproducing_command(record: Record, name: str) -> str:
     source, recipe = record["source"], record["recipe"]
     words = ["mupscale", "widen", f"{source['repo']}@{source['revision']}" if "repo" in source else _UNKNOWN_SOURCE]
     for axis, size in record["axes"].items():
-        if size["factor"] > 1:
-            words += ["--axis", f"{axis}={size['factor']}"]
+        before, after, copies = size["size"], size["wide_size"], size["factor"]
+        if before != after and before and after and after != before * copies:
+            words += ["--axis", f"{axis}:{after}"]
+        elif copies > 1:
+            words += ["--axis", f"{axis}={copies}"]
     # The folder belongs to the machine where the model was widened, and its separators may be those of Windows.
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
     if record["tie"]:
@@ -217,6 +221,8 @@ def _growth_options(record: Record) -> list[str]:
     words = [] if method["name"] == "mupscale" else ["--method", method["name"]]
     if "shrink" in method:
         words += ["--shrink", repr(method["shrink"])]
+    if method.get("fresh", "init") != "init":
+        words += ["--fresh", method["fresh"]]
     if noise:
         words += ["--noise", repr(noise["size"]), "--noise-mode", noise["mode"], "--noise-scale", noise["scale"]]
     seed = noise["seed"] if noise else method.get("seed", 0)

@@ -173,7 +173,7 @@ def smallest_factors(recipe: Recipe, checkpoint: Checkpoint, axis: str, factor: 
                 continue
             except MupscaleError:
                 return factors  # a mistake of the recipe, which a trial will show
-            return plan.factors if axis in plan.factors else None
+            return {each.name: int(each.ratio) for each in plan.axes if each.ratio > 1} or None
     return refused
 
 

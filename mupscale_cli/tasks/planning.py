@@ -182,9 +182,9 @@ def _read_goal(name: str | Path, recipe: Recipe, checkpoint: Checkpoint) -> Goal
 def _log_reasons(plan: Plan) -> None:
     """Log the reasons for the plan's decisions."""
     for axis in plan.axes:
-        if axis.factor == 1 and axis.name in plan.recipe.fixed:
+        if axis.ratio == 1 and axis.name in plan.recipe.fixed:
             _log.info("axis %s is not widened: %s", axis.name, plan.recipe.fixed[axis.name])
-        elif axis.factor == 1 and axis.name not in plan.recipe.widen:
+        elif axis.ratio == 1 and axis.name not in plan.recipe.widen:
             _log.info("axis %s is not widened by a bare factor; `--axis %s=K` widens it", axis.name, axis.name)
     if plan.tie is not None:
         _log.info("the readout shares the embedding; its factor is applied as by `--tie %s`", plan.tie)

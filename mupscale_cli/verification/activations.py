@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.expand import effective_source, expand
+from mupscale_cli.engine.expand import effective_source, expand, source_units
 from mupscale_cli.plan import Plan, TensorPlan
-from mupscale_cli.plan.dims import DimMap, Strip
+from mupscale_cli.plan.copies import FRESH
+from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.verification.result import Comparison, compare
 
 _CHANNELS = (-1, 1)  # features are the last dimension, or the second one in convolutions
@@ -204,19 +205,23 @@ def compare_activations(modules: Mapping[str, PlannedModule], narrow: Trace, wid
 def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
     """Yield what the wide output can be: copies of the narrow one, with the tensor's scale and without it.
 
-    It is without the scale if the module undoes it, as an embedding that is multiplied by sqrt(hidden_size) does.
+    Fresh units, about which nothing is known, are as they are. It is without the scale if the module undoes it, as an
+    embedding that is multiplied by sqrt(hidden_size) does.
     """
     for dim in tensor.dims:
-        if any(digit.contracted and digit.units.copies > 1 for strip in dim.strips for digit in strip.digits):
+        if any(digit.contracted and not digit.units.is_identity for strip in dim.strips for digit in strip.digits):
             continue
         for position in _CHANNELS:
             if not _fits(dim, narrow, wide, position):
                 continue
-            copies, scale = _copies(dim), _scales(dim).to(narrow.dtype) * tensor.scale
-            copied = narrow.index_select(position, copies)
-            if tensor.is_scaled and not bool((scale == 1).all()):
-                yield copied.movedim(position, -1).mul(scale).movedim(-1, position)
-            yield copied
+            sources = source_units(dim)
+            places = (sources != FRESH).nonzero().flatten()
+            scale = _scales(dim)[places].to(narrow.dtype) * (tensor.scale / tensor.undone)
+            copied, fresh = narrow.index_select(position, sources[places]), wide.to(narrow.dtype)
+            if not bool((scale == 1).all()):
+                scaled = copied.movedim(position, -1).mul(scale).movedim(-1, position)
+                yield fresh.index_copy(position, places, scaled)
+            yield fresh.index_copy(position, places, copied)
             return
 
 
@@ -226,14 +231,6 @@ def _fits(dim: DimMap, narrow: Tensor, wide: Tensor, position: int) -> bool:
     expected = list(narrow.shape)
     expected[position] = dim.wide_size
     return narrow.shape[position] == dim.size and list(wide.shape) == expected
-
-
-def _copies(dim: DimMap) -> Tensor:
-    """Return the source index of each wide index of a dimension; shape (wide_size,)."""
-    indices = torch.empty(dim.wide_size, dtype=torch.int64)
-    strips = [Strip(strip.offset, strip.wide_offset, strip.digits) for strip in dim.strips]
-    expand(torch.arange(dim.size), indices, (strips,))
-    return indices
 
 
 def _scales(dim: DimMap) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan
-from mupscale_cli.plan.copies import CopyMap
+from mupscale_cli.plan.copies import FRESH, CopyMap
 from mupscale_cli.text import starred
 from mupscale_cli.verification.activations import (
     PlannedModule,
@@ -368,7 +368,8 @@ def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tenso
     maps = {axis.copy_map() for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size)}
     for units in maps or {CopyMap(size, max(1, wide_size // size))}:
         sources = torch.tensor(units.all_sources, device=narrow.device)
-        yield narrow.index_select(-1, sources.clamp_min(0))
+        places = (sources != FRESH).nonzero().flatten()
+        yield wide.to(narrow.dtype).index_copy(-1, places, narrow.index_select(-1, sources[places]))
 
 
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:

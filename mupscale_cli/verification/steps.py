@@ -53,6 +53,8 @@ def train_checkpoints(
     if not plan.trains_alike:
         uneven = [axis.name for axis in plan.axes if axis.uneven and axis.factor > 1] if plan.method.is_copying else []
         reason = f", because it copied some units of {listed(uneven)} more often than others" if uneven else ""
+        for axis, why in plan.training_differences.items():
+            reason = f": along `{axis}`, {why}"
         raise CannotVerify(
             f"a model widened by `{plan.method.name}` does not train like its source{reason}; omit `--steps`"
         )

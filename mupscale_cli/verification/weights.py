@@ -196,8 +196,8 @@ def _describe_noise(tensor: TensorPlan, std: float) -> str:
 
 def without_noise(plan: Plan) -> Plan:
     """Return a plan for the same widening without noise, in a single file."""
-    tensors = [replace(tensor, noise=None) for tensor in plan.tensors]
-    parameters = tuple(replace(tensor, noise=None) for tensor in plan.parameters)
+    tensors = [replace(tensor, noise=None, init=None) for tensor in plan.tensors]
+    parameters = tuple(replace(tensor, noise=None, init=None) for tensor in plan.parameters)
     return replace(plan, shards=split_into_shards(tensors, None), parameters=parameters, perturbation=None)
 
 

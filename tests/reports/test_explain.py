@@ -129,7 +129,7 @@ def test_inspect_uses_the_factors_of_a_widened_checkpoint(saved, tmp_path):
 
 def test_recipes_show_explains_a_rule(saved):
     shown = run("recipes", "show", "gpt2", "--tensor", "c_attn").out
-    assert "times 1 / k(d)^0.5" in shown
+    assert "times R(d)^0.5 / k(d)" in shown
     assert "part 2 of 2" in shown
     document = json.loads(run("recipes", "show", "gpt2", "--json").out)
     assert document["name"] == "gpt2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.expand import element_dtype, expand
+from mupscale_cli.engine.expand import element_dtype, source_units
 from mupscale_cli.errors import PictureError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
-from mupscale_cli.plan.dims import DimMap, Strip
+from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.reports.explain import matching_names
 from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure
 from mupscale_cli.tasks.verify import RecordedWidening
@@ -91,17 +91,7 @@ def read_blocks(widening: RecordedWidening, tensor: TensorPlan, size: int = BLOC
 
 def copied_units(dim: DimMap) -> tuple[int, ...]:
     """Return, for each new index of a dimension, the old index that it copies; FRESH where it copies none."""
-    indices = torch.empty(dim.wide_size, dtype=torch.int64)
-    strips = tuple(
-        Strip(
-            strip.offset,
-            strip.wide_offset,
-            tuple(replace(digit, contracted=False, power=0.0) for digit in strip.digits),
-        )
-        for strip in dim.strips
-    )
-    expand(torch.arange(dim.size), indices, (strips,), fresh=FRESH)
-    return tuple(indices.tolist())
+    return tuple(source_units(dim).tolist())
 
 
 def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:

@@ -171,6 +171,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "noise_mode": _text,
         "noise_scale": _text,
         "seed": _count,
+        "fresh": _text,
         "shrink": _number,
         "snr": _number,
         "optimizer": _state,

@@ -14,6 +14,7 @@ from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import check_record, read_record, recorded_blocks, state_path
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.tasks.source import Source
+from mupscale_cli.text import growth_factor
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import OptimizerState, Record
@@ -44,8 +45,10 @@ def reason_to_write(step: WidenStep, source: Source, plan: Plan, target: Path, m
 
 def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint, record: Record) -> str | None:
     """Return how a finished output differs from the one that a step would write; None if it does not."""
-    factors = {axis.name: axis.factor for axis in plan.axes}
-    recorded_factors = {name: axis["factor"] for name, axis in record["axes"].items()}
+    factors = {axis.name: growth_factor(axis.size, axis.wide_size, axis.factor) for axis in plan.axes}
+    recorded_factors = {
+        name: growth_factor(axis["size"], axis["wide_size"], axis["factor"]) for name, axis in record["axes"].items()
+    }
     if recorded_factors != factors:
         return f"it was widened by {_factors_text(recorded_factors)}, not by {_factors_text(factors)}"
     wanted = {
@@ -76,8 +79,8 @@ def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint,
     return _state_difference(step, source, output, record)
 
 
-def _factors_text(factors: Mapping[str, int]) -> str:
-    return " ".join(f"{name}=x{factor}" for name, factor in factors.items() if factor > 1)
+def _factors_text(factors: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={factor}" for name, factor in factors.items() if factor != "x1")
 
 
 def _state_difference(step: WidenStep, source: Source, output: Checkpoint, record: Record) -> str | None:

@@ -19,6 +19,7 @@ from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, 
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.text import growth_factor
 
 _FLOAT64 = 8  # bytes
 
@@ -75,7 +76,9 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
                 hint="replace it with `overwrite: true` in the step or with `--overwrite`, or choose another `output`",
             )
         check_output(target, source.checkpoint.path, needed_bytes=0, overwrite=True)
-    factors = " ".join(f"{axis.name}=x{axis.factor}" for axis in plan.axes if axis.factor > 1)
+    factors = " ".join(
+        f"{axis.name}={growth_factor(axis.size, axis.wide_size, axis.factor)}" for axis in plan.axes if axis.ratio > 1
+    )
     compared = inference_bytes(max(plan.num_parameters), _FLOAT64) if options.verify else 0
     return PlannedStep(
         step,
