@@ -246,7 +246,7 @@ def config_mutants(wide: Path) -> Iterator[Mutant]:
 
 
 _TOPICS = {
-    "windows, layer types, positions": ("sliding_window", "layer_types", "positions", "max_distance"),
+    "windows, layer types, positions": ("sliding_window", "layer_types", "positions"),
     "rotary positions": ("rope",),
     "dropout": ("drop",),
     "eps and activations": ("eps", "act"),
