@@ -68,6 +68,10 @@ class PlanError(MupscaleError):
     """A widening that is impossible with the requested factors, axes and options, or for the checkpoint."""
 
 
+class SizeError(PlanError):
+    """Sizes that the function does not allow, or the class of the model."""
+
+
 class OutputError(MupscaleError):
     """An output that cannot be written to the requested path."""
 

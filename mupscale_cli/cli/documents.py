@@ -105,7 +105,13 @@ def _trial_document(trial: ModelTrial) -> dict[str, Any]:
         "mistakes": list(checked.mistakes) if checked else [],
         "worst": _plain(checked.worst) if checked else None,
         "trials": [
-            {"factors": dict(one.factors), "tie": one.tie, "error": _plain(one.error), "problem": one.problem}
+            {
+                "factors": {axis: float(factor) for axis, factor in one.factors.items()},
+                "tie": one.tie,
+                "error": _plain(one.error),
+                "problem": one.problem,
+                "refusal": one.refusal,
+            }
             for one in (checked.trials if checked else ())
         ],
     }

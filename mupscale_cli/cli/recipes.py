@@ -253,7 +253,9 @@ def _try_on(recipe: str, source: Path, label: str, console: Console, model: str 
             factors = " ".join(f"{name}={factor}" for name, factor in trial.factors.items())
             console.print(f"{label}: {factors}: {trial.problem}", markup=False, soft_wrap=True)
     wrong = sum(trial.problem is not None for trial in checked.trials)
-    widenings = output.counted(len(checked.trials), "widening")
+    for refusal in dict.fromkeys(trial.refusal for trial in checked.trials if trial.refusal):
+        console.print(f"{label}: impossible: {refusal}", markup=False, soft_wrap=True)
+    widenings = output.counted(sum(trial.refusal is None for trial in checked.trials), "widening")
     outcome = f"{wrong} of {widenings} wrong" if wrong else f"{widenings}, all equal within {checked.worst:.0e}"
     console.print(f"{label}: {outcome}", markup=False)
     return documents.ModelTrial(label, checked)

@@ -13,7 +13,7 @@ from mupscale_cli.architecture.composite import FRESH_PREFIX
 from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
-from mupscale_cli.errors import ConfigError, PlanError
+from mupscale_cli.errors import ConfigError, PlanError, SizeError
 from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import Values, choose, evaluate_located
 from mupscale_cli.plan.copies import Axis
@@ -121,13 +121,12 @@ def check_requirements(recipe: Recipe, wide_values: Values, axes: Mapping[str, A
         axes: every axis by name.
 
     Raises:
-        ConfigError: one of them does not hold.
+        SizeError: one of them does not hold.
     """
     counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh for axis in axes.values()}
     for requirement in recipe.requires if any(counts.values()) else ():
         if not evaluate_located(requirement.condition, {**wide_values, **counts}, requirement.text.error):
-            error = requirement.text.error(f"the widened config is not valid: {requirement.reason}")
-            raise ConfigError(error.message, excerpt=error.excerpt, hint="choose other sizes")
+            raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint="choose others")
 
 
 def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:

@@ -208,7 +208,12 @@ def all_zero(_ref: AxisRef, _powers: tuple[Power, ...]) -> Fill:
 
 
 def map_dim(
-    dim: Dim, axes: Mapping[str, Axis], size: int, fills: Fills = all_zero, powers: tuple[Power, ...] = ()
+    dim: Dim,
+    axes: Mapping[str, Axis],
+    size: int,
+    fills: Fills = all_zero,
+    powers: tuple[Power, ...] = (),
+    segment_scale: Callable[[Segment], float] = lambda _: 1.0,
 ) -> DimMap:
     """Map a dimension of a tensor.
 
@@ -218,6 +223,7 @@ def map_dim(
         size: size of the dimension in the source, in elements.
         fills: what the fresh units of each axis hold.
         powers: powers that scale the whole tensor, for `fills`.
+        segment_scale: factor of each segment, in addition to its powers.
 
     Raises:
         LayoutError: the size contradicts the axes, or does not determine all sizes.
@@ -225,7 +231,7 @@ def map_dim(
     names, open_size = solve_size(dim, axes, size)
     if names and open_size is None:
         raise LayoutError(f"does not determine the sizes of {', '.join(sorted(names))}")
-    builder = _Builder(axes, open_size, fills, powers)
+    builder = _Builder(axes, open_size, fills, powers, segment_scale)
     if not isinstance(dim, Concatenation):
         part = builder.part(dim)
         return DimMap(part.size, part.wide_size, (part.region(),))
@@ -273,6 +279,7 @@ class _Builder:
     open_size: int | None
     fills: Fills
     powers: tuple[Power, ...]
+    segment_scale: Callable[[Segment], float]
 
     def part(self, dim: Dim) -> _Part:
         match dim:
@@ -292,7 +299,7 @@ class _Builder:
     def segment(self, segment: Segment) -> _Part:
         """Map a segment, whose own powers scale it in addition to those of the whole tensor."""
         part = replace(self, powers=(*self.powers, *segment.powers)).part(segment.dim)
-        return part.shifted(0, 0, power_scale(segment.powers, self.axes))
+        return part.shifted(0, 0, power_scale(segment.powers, self.axes) * self.segment_scale(segment))
 
     @staticmethod
     def _atom(digit: Digit) -> _Part:

@@ -12,17 +12,26 @@ the function follows from the layouts alone (page `theory`, "Any size"):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Layout, Power, Product, axis_refs
+from mupscale_cli.architecture.layouts import (
+    AxisRef,
+    Concatenation,
+    Dim,
+    Layout,
+    Power,
+    Product,
+    Segment,
+    axis_refs,
+)
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
-from mupscale_cli.errors import PlanError
+from mupscale_cli.errors import SizeError
 from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import Fill, Fills
@@ -86,7 +95,7 @@ class FreshUnits:
     @cached_property
     def _in_front(self) -> dict[str, list[_Norm]]:
         """The norms that follow directly on each tensor's module."""
-        in_front: dict[str, list[_Norm]] = {}
+        in_front: dict[str, dict[_Norm, None]] = {}
         of_module = {
             module: [name for name in self.layouts if f".{module}." in f".{name}"]
             for module in {norm.of for norm in self._norms.values()}
@@ -104,9 +113,13 @@ class FreshUnits:
                     f"`{name}` is the gain of a norm `of {norm.of}`, but the checkpoint has no such module",
                     self.layouts[name].norm.span,  # type: ignore[union-attr]
                 )
-            for other in tensors:
-                in_front.setdefault(other, []).append(norm)
-        return in_front
+            for other in tensors:  # several norms are alike if each head has its own
+                in_front.setdefault(other, {})[norm] = None
+        return {name: list(norms) for name, norms in in_front.items()}
+
+    def in_front(self, name: str) -> tuple[_Norm, ...]:
+        """Return the norms that follow directly on a tensor's module; its fresh units and factors depend on them."""
+        return tuple(self._in_front.get(name, ()))
 
     # Scales -----------------------------------------------------------------------------------
 
@@ -126,8 +139,8 @@ class FreshUnits:
             for stream in self._streams.keys() & {ref.name for ref in _refs(*layout.dims) if not ref.contracted}:
                 square *= self._eps_factor([stream]) / self.axes[stream].filled
             for following in self._in_front.get(name, ()):
-                if not following.axes <= self._streams.keys():
-                    square *= self._eps_factor(following.axes) / self._filled(following)
+                if not following.axes <= self._streams.keys() and not _segments_of(layout, following.axes):
+                    square *= self._in_front_square(following)
             return square
         if not name.endswith(_BIASES):
             square *= self._filled(norm)
@@ -138,6 +151,20 @@ class FreshUnits:
             elif any(not power.of_size and power.exponent == -1 for power in layout.powers):
                 square /= of_stream  # the readout that follows is the embedding, which has this factor
         return square
+
+    def segment_scale(self, name: str) -> Callable[[Segment], float]:
+        """Return the factor of each of a fused tensor's segments, which a norm may follow alone."""
+        in_front = [norm for norm in self._in_front.get(name, ()) if not norm.axes <= self._streams.keys()]
+
+        def scale(segment: Segment) -> float:
+            axes = {ref.name for ref in _refs(segment.dim) if not ref.contracted}
+            return math.prod(_root(self._in_front_square(norm)) for norm in in_front if norm.axes <= axes)
+
+        return scale
+
+    def _in_front_square(self, norm: _Norm) -> Fraction:
+        """Return the square of the factor of what a norm follows on."""
+        return self._eps_factor(norm.axes) / self._filled(norm)
 
     def _filled(self, norm: _Norm) -> Fraction:
         return math.prod((self.axes[name].filled for name in norm.axes), start=Fraction(1))
@@ -167,10 +194,12 @@ class FreshUnits:
                 return "init" if ref.contracted else self._level(self._streams[ref.name])
             if ref.contracted:
                 return "init" if axis.rotary else "zero"
+            if _is_marked(ref.name, powers):
+                return "init"
             kinds = [following.kind for following in in_front if ref.name in following.axes]
             if kinds:
                 return self._level(kinds[0])
-            return "init" if not axis.rotary or _makes_queries(ref.name, powers) else "zero"
+            return "zero" if axis.rotary else "init"
 
         return fill
 
@@ -185,13 +214,13 @@ class FreshUnits:
         """Check that fresh units can be kept out of the function.
 
         Raises:
-            PlanError: nothing can do that, or the recipe does not say enough.
+            SizeError: nothing can do that, or the recipe does not say enough.
         """
         for axis in self.axes.values():
             if axis.fresh:
                 reason = next(self._obstacles(axis, matches), None)
                 if reason is not None:
-                    raise PlanError(
+                    raise SizeError(
                         f"the axis `{axis.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
                         hint=f"use a multiple, for instance `--axis {axis.name}={int(axis.ratio) + 1}`",
                     )
@@ -202,6 +231,28 @@ class FreshUnits:
             yield "rotary positions turn pairs of units at speeds that depend on the size, so it grows by whole factors"
         if any(name in part.names for match in matches.values() for part in match.rule.pattern.axes):
             yield "it counts tensors"
+        yield from self._norm_obstacles(axis)
+        with_axis = [
+            (tensor, layout)
+            for tensor, layout in self.layouts.items()
+            if any(r.name == name for r in _refs(*layout.dims))
+        ]
+        for tensor, layout in with_axis:
+            if len(layout.dims) == 1 and tensor.endswith(".weight") and tensor not in self._norms:
+                yield f"the recipe `{self.recipe.name}` does not say what `{tensor}` normalizes (`rms` or `layer`)"
+            if any(ref.averaged for ref in _refs(*layout.dims) if ref.name == name):
+                yield f"the layer of `{tensor}` divides by its size"
+        if name in self._streams or axis.rotary:
+            return
+        if not any(ref.contracted for _, layout in with_axis for ref in _refs(*layout.dims) if ref.name == name):
+            yield "no layer sums over it, so no layer could ignore fresh units"
+        part = name.rpartition(".")[0]
+        says = any(rule.rotary for rule in self.recipe.axes if rule.name.rpartition(".")[0] == part)
+        if not says and any(name in names and len(names) > 1 for _, layout in with_axis for names in _runs(layout)):
+            yield f"the recipe `{self.recipe.name}` does not say which axis attention multiplies over (`rotary`)"
+
+    def _norm_obstacles(self, axis: Axis) -> Iterator[str]:
+        name = axis.name
         over = {tensor: norm for tensor, norm in self._norms.items() if name in norm.axes}
         for tensor, norm in over.items():
             if norm.kind == "layer" and norm.of is not None and name in self._streams:
@@ -209,30 +260,12 @@ class FreshUnits:
                     f"the output of a norm that subtracts the mean, `{tensor}`, is the residual stream, so a fresh "
                     "unit would have to hold the mean of all units, which differs from token to token"
                 )
+            if norm.kind == "layer" and axis.rotary == "pairs":
+                yield f"the norm `{tensor}` subtracts the mean, which units between pairs do not keep"
             if len(norm.axes) > 1 and (norm.kind == "layer" or norm.of is None):
                 yield f"the norm `{tensor}` averages over several axes"
         if name in self._streams and len({norm.kind for norm in over.values() if norm.of is None}) > 1:
             yield "some norms over it subtract the mean and others do not"
-        with_axis = [
-            (tensor, layout)
-            for tensor, layout in self.layouts.items()
-            if any(r.name == name for r in _refs(*layout.dims))
-        ]
-        for tensor, layout in with_axis:
-            if len(layout.dims) == 1 and tensor.endswith(".weight") and tensor not in over:
-                yield f"the recipe `{self.recipe.name}` does not say what `{tensor}` normalizes (`rms` or `layer`)"
-            if any(ref.averaged for ref in _refs(*layout.dims) if ref.name == name):
-                yield f"the layer of `{tensor}` divides by its size"
-        if name in self._streams:
-            return
-        if not axis.rotary and not all(
-            any(self.axes[other].rotary for other in others)
-            for _, layout in with_axis
-            for others in _products(layout.dims, name)
-        ):
-            yield f"the recipe `{self.recipe.name}` does not say which axis attention multiplies over (`rotary`)"
-        if not any(ref.contracted for _, layout in with_axis for ref in _refs(*layout.dims) if ref.name == name):
-            yield "no layer sums over it, so no layer could ignore fresh units"
 
     def training_differences(self) -> dict[str, str]:
         """Return the axes whose growth makes training differ even if all fresh weights are 0, with the reasons."""
@@ -254,7 +287,7 @@ class FreshUnits:
 def eps_factors(recipe: Recipe, axes: Mapping[str, Axis], values: Values) -> dict[str, Fraction]:
     """Return the factor of the eps in each config key that changes: the fraction of units that are copies.
 
-    A key that several axes share follows the first of them.
+    A key that several axes name belongs to a norm over all of them.
 
     Args:
         recipe: recipe of the architecture.
@@ -264,7 +297,7 @@ def eps_factors(recipe: Recipe, axes: Mapping[str, Axis], values: Values) -> dic
     factors: dict[str, Fraction] = {}
     for rule in recipe.axes:
         if isinstance(rule.eps, str) and isinstance(look_up(rule.eps, values), (int, float)):
-            factors.setdefault(rule.eps, axes[rule.name].filled)
+            factors[rule.eps] = factors.get(rule.eps, Fraction(1)) * axes[rule.name].filled
     return {key: factor for key, factor in factors.items() if factor != 1}
 
 
@@ -272,7 +305,8 @@ def _root(square: Fraction) -> float:
     return math.sqrt(square.numerator) / math.sqrt(square.denominator)
 
 
-def _makes_queries(name: str, powers: Iterable[Power]) -> bool:
+def _is_marked(name: str, powers: Iterable[Power]) -> bool:
+    """Return whether a recipe marks what makes queries, whose fresh units are multiplied with 0."""
     return any(power.of_size and power.axis == name for power in powers)
 
 
@@ -281,12 +315,25 @@ def _refs(*dims: Dim) -> list[AxisRef]:
     return [ref for ref in axis_refs(Layout(dims, (), 0, (0, 0))) if isinstance(ref, AxisRef)]
 
 
-def _products(dims: Iterable[Dim], name: str) -> Iterator[set[str]]:
-    """Yield the axes that each product with an axis runs over, if there are others."""
-    for dim in dims:
-        for names in (*_rows(dim), *_rows(dim, contracted=True)):
-            if name in names and len(names) > 1:
-                yield names
+def _segments_of(layout: Layout, axes: frozenset[str]) -> bool:
+    """Return whether a tensor is fused, and some of its segments run over axes."""
+    segments = [segment for dim in layout.dims for segment in _segments(dim)]
+    return any(axes <= {ref.name for ref in _refs(segment.dim)} for segment in segments)
+
+
+def _segments(dim: Dim) -> Iterator[Segment]:
+    match dim:
+        case Product():
+            for item in dim.items:
+                yield from _segments(item)
+        case Concatenation():
+            yield from dim.segments
+
+
+def _runs(layout: Layout) -> Iterator[set[str]]:
+    """Yield the axes of each segment of each dimension."""
+    for dim in layout.dims:
+        yield from (*_rows(dim), *_rows(dim, contracted=True))
 
 
 def _rows(dim: Dim, *, contracted: bool = False) -> list[set[str]]:

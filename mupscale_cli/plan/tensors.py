@@ -36,7 +36,7 @@ class TensorPlanner:
         self.method = method
         self.perturbation = perturbation
         self.prefixes = prefixes
-        self.maps: dict[tuple[str, str, tuple[int, ...]], tuple[DimMap, ...]] = {}
+        self.maps: dict[Any, tuple[DimMap, ...]] = {}
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
         """Plan the output tensors that a tensor becomes; several if an axis in its name is widened.
@@ -55,7 +55,7 @@ class TensorPlanner:
         if layout == "keep":
             plan = TensorPlan(spec, spec, rule, "keep", keep_dims(spec.shape))
         else:
-            key = (rule, choice.text.value, spec.shape)
+            key = (rule, choice.text.value, spec.shape, self.fresh.in_front(spec.name))
             if key not in self.maps:
                 self.maps[key] = self._map_dims(spec, layout, choice, spec.name)
             plan = self._scaled(spec, rule, layout, choice, self.maps[key], spec.name)
@@ -143,12 +143,12 @@ class TensorPlanner:
                 f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, "
                 f"but this layout has {len(layout.dims)}"
             )
-        maps, fills = [], self.fresh.fills(name)
+        maps, fills, segment_scale = [], self.fresh.fills(name), self.fresh.segment_scale(name)
         for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
             if size == 0:
                 raise PlanError(f"`{spec.name}` is empty: its shape is {_shape(spec.shape)}")
             try:
-                maps.append(map_dim(dim, self.axes, size, fills, layout.powers))
+                maps.append(map_dim(dim, self.axes, size, fills, layout.powers, segment_scale))
             except LayoutError as problem:
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
                 raise choice.text.error(

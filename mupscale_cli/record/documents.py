@@ -377,10 +377,11 @@ class Push(TypedDict):
 class Trial(TypedDict):
     """A trial widening of a recipe."""
 
-    factors: Annotated[dict[str, int], "Factor of each widened axis."]
+    factors: Annotated[dict[str, float], "Factor of each widened axis."]
     tie: Annotated[str | None, "Treatment of a tied readout; null for the recipe's default."]
     error: Annotated[Figure | None, "Largest relative difference; null if the models were not compared."]
     problem: Annotated[str | None, "What went wrong; null if nothing did."]
+    refusal: Annotated[str | None, "Why these sizes are impossible, which is no mistake; null if they are possible."]
 
 
 class TriedModel(TypedDict):
