@@ -15,7 +15,7 @@ from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
 from mupscale_cli.plan import Plan
-from mupscale_cli.reports.guidance import SYMMETRY
+from mupscale_cli.reports.guidance import idle_reason
 from mupscale_cli.reports.outline import num_layers
 from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.text import time_text
@@ -103,7 +103,7 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
     if growth:
         yield "growth", Text(growth)
     if result.plan.stays_symmetric:
-        yield "new width", Text(f"unused so far: {SYMMETRY}", style="yellow")
+        yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     if state := result.record["optimizer_state"]:
         yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")
@@ -136,6 +136,6 @@ def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     if result.plan.trains_alike and result.verification is not None:
         yield f"mupscale verify {wide} --steps 20", "check that both models take the same training steps"
     if result.plan.stays_symmetric:
-        yield "mupscale help noise", "tell the copies apart, here (`--noise 0.1`) or later in training"
+        yield "mupscale help noise", "put the new width to use, here (`--noise 0.1`) or later in training"
     if not is_pushed:
         yield f"mupscale push {wide} ORG/NAME", "publish it on the Hub"

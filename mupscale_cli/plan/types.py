@@ -261,8 +261,9 @@ class Plan:
 
     @property
     def stays_symmetric(self) -> bool:
-        """Whether copies have equal gradients and thus stay equal in training (page `noise`)."""
-        return self.method.is_copying and self.perturbation is None and any(axis.factor > 1 for axis in self.axes)
+        """Whether copies have equal gradients and thus stay equal in training, and fresh units none (page `noise`)."""
+        idle = any(axis.factor > 1 or (axis.fresh and not self.method.initializes) for axis in self.axes)
+        return self.method.is_copying and self.perturbation is None and idle
 
     @property
     def num_parameters(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from mupscale_cli.text import count_text
 
 RELIABLE_GROWTH = 2.0  # of parameters: arXiv 2605.13405 found that this growth speeds up training most reliably
 TOKENS_PER_PARAMETER = 20  # below this budget, that study found the largest gains
-SYMMETRY = "copies have equal gradients and stay equal until something tells them apart"
 _STUDY = "arXiv 2605.13405"
 
 
@@ -68,8 +67,15 @@ def guidance(plan: Plan) -> Guidance:
         f"fewer than {count_text(budget)} tokens ({_STUDY})"
     )
     if plan.stays_symmetric:
-        advice.append(f"{SYMMETRY}: add `--noise 0.1`, or use the new width later")
+        advice.append(f"{idle_reason(plan)}: add `--noise 0.1`, or use the new width later")
     return Guidance(parameters, flops, tuple(advice))
+
+
+def idle_reason(plan: Plan) -> str:
+    """Return why the new width of a plan that `stays_symmetric` is not used."""
+    if any(axis.factor > 1 for axis in plan.axes):
+        return "copies have equal gradients and stay equal until something tells them apart"
+    return "fresh units at zero have no gradients and stay zero until something moves them"
 
 
 def _multiplying(plan: Plan, *, wide: bool) -> list[int]:

@@ -41,6 +41,17 @@ def test_copies_without_noise_are_advised_to_add_it(saved):
     assert not is_advised(method="warmstart")
 
 
+def test_fresh_units_at_zero_are_advised_to_be_moved(saved):
+    source = saved("Llama-untied")
+
+    def reasons(**options):
+        advice = guidance(plan_widening(source, factor=1.5, **options)).advice
+        return [line for line in advice if "have no gradients" in line]
+
+    assert reasons(fresh="zero")
+    assert not reasons(fresh="init")
+
+
 def test_dry_run_prints_the_guidance(saved):
     path = str(saved("Llama-untied"))
     text = run("widen", path, "-f", "2", "--dry-run").out
