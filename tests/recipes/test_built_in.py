@@ -49,7 +49,7 @@ def test_all_axes_widen_together(case, saved, tmp_path):
 
 @pytest.mark.parametrize("case", EVERY_AXIS)
 def test_every_axis_with_every_tie(case, saved):
-    checked = check_model(saved(case))
+    checked = check_model(saved(case, dtype=torch.float64))
     assert len(checked.trials) > 4
     assert checked.passed, [trial for trial in checked.trials if trial.problem]
     assert not checked.mistakes
@@ -59,7 +59,7 @@ def test_every_axis_with_every_tie(case, saved):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in MODELS if case not in EVERY_AXIS])
 def test_every_axis_of_every_model(case, saved):
-    checked = check_model(saved(case))
+    checked = check_model(saved(case, dtype=torch.float64))
     assert checked.passed, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
 
 
