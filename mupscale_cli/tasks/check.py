@@ -191,7 +191,7 @@ def unrelated_sizes(recipe: Recipe, checkpoint: Checkpoint) -> Factors | None:
         except MupscaleError:
             continue
         else:
-            return factors
+            return factors or None
     return None
 
 
