@@ -18,6 +18,7 @@ from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.plan.request import MAX_FACTOR, USUAL_FACTOR
+from mupscale_cli.text import shortened
 from mupscale_cli.verification.options import VerifyOptions
 
 # Options that `--resume` may change: where the output goes, and how it is verified once it is complete.
@@ -215,7 +216,7 @@ def parse_factor(text: str, option: str = "--factor") -> int | Fraction:
         factor = None
     if factor is None:
         raise PlanError(
-            f"`{option}` is `{text}`, expected a number of at least 1",
+            f"`{option}` is `{shortened(text, 40)}`, expected a number of at least 1",
             hint=f"for instance `{option} 2` or `{option} 1.5`",
         )
     return factor.numerator if factor.denominator == 1 else factor

@@ -87,7 +87,7 @@ def test_text_is_read_and_written_as_utf_8(file):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         named = {keyword.arg for keyword in node.keywords}
-        if name in ("read_text", "write_text"):
+        if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):  # not `files.read_text`
             assert "encoding" in named, f"line {node.lineno}"
         if name == "open" and isinstance(node.func, ast.Name):
             modes = [word.value for mode in node.args[1:2] for word in ast.walk(mode) if isinstance(word, ast.Constant)]
