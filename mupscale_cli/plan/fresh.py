@@ -279,7 +279,8 @@ class FreshUnits:
 
     def _shares_values(self, name: str) -> bool:
         """Return whether an axis counts query heads only: keys and values run over head dimensions without it."""
-        dims = [product for layout in self.layouts.values() for dim in layout.dims for product in _rows(dim)]
+        projections = [layout for tensor, layout in self.layouts.items() if tensor not in self._norms]
+        dims = [product for layout in projections for dim in layout.dims for product in _rows(dim)]
         heads = [names for names in dims if any(self.axes[other].rotary for other in names)]
         return any(name in names for names in heads) and not all(name in names for names in heads)
 
