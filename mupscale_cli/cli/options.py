@@ -12,7 +12,7 @@ import typer
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
 from mupscale_cli.errors import Interrupted, PlanError, Terminated
-from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS
+from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS, SPREADS
 from mupscale_cli.plan.perturbation import MODES, SCALES
 
 Checkpoint = Annotated[
@@ -109,6 +109,14 @@ Fresh = Annotated[
         metavar="|".join(FRESH),
         help="Weights of fresh units that cannot change the function, if a size is no multiple: initial ones, so that "
         "the new width learns at once, or zeros, so that training stays the same too. Default: init.",
+    ),
+]
+Spread = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(SPREADS),
+        help="How residual streams grow: to whole copies, padded with fresh units; or to copies only, balanced and scaled "
+        "by 1/sqrt(n), for training with SGD or Muon, whose learning rates then stay. Default: padded.",
     ),
 ]
 Shrink = Annotated[

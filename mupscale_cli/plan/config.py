@@ -123,7 +123,7 @@ def check_requirements(recipe: Recipe, wide_values: Values, axes: Mapping[str, A
     Raises:
         SizeError: one of them does not hold.
     """
-    counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh for axis in axes.values()}
+    counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
     for requirement in recipe.requires if any(counts.values()) else ():
         if not evaluate_located(requirement.condition, {**wide_values, **counts}, requirement.text.error):
             raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint="choose others")

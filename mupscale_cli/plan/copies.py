@@ -165,6 +165,8 @@ class Axis:
         uneven: whether some units may be copied more often than others, since no layer averages over the axis.
         rotary: how rotary positions order the units, as in `AxisRule`; None if attention does not multiply over the
             axis.
+        extra: number of units, the last ones, that have one copy more than the others.
+        isometric: whether n copies of a unit are 1/sqrt(n) times the unit, so that sums of squares stay the same.
     """
 
     name: str
@@ -174,6 +176,8 @@ class Axis:
     uneven: bool = False
     fresh: int = 0
     rotary: str | None = None
+    extra: int = 0
+    isometric: bool = False
 
     @property
     def is_turned(self) -> bool:
@@ -182,27 +186,43 @@ class Axis:
 
     @property
     def wide_size(self) -> int | None:
-        return None if self.size is None else self.size * self.factor + self.fresh
+        return None if self.size is None else self.size * self.factor + self.fresh + self.extra
 
     @property
     def ratio(self) -> Fraction:
         """R, the size in the target divided by the size in the source."""
-        return Fraction(self.factor) + (Fraction(self.fresh, self.size) if self.size else 0)
+        return Fraction(self.factor) + (Fraction(self.fresh + self.extra, self.size) if self.size else 0)
+
+    @property
+    def repeats(self) -> int:
+        """By how much a sum over the products of units grows: k for copies, 1 if they are isometric."""
+        return 1 if self.isometric else self.factor
 
     @property
     def filled(self) -> Fraction:
-        """Rho = k / R, the fraction of the new units that are copies."""
-        return self.factor / self.ratio
+        """Rho, the mean square of the new units over that of the old ones: k/R, the fraction of copies, or 1/R."""
+        return self.repeats / self.ratio
 
     def copy_map(self, size: int | None = None) -> CopyMap:
         """Return the copy map of the axis in a dimension with `size` units. Default: the axis' own size."""
         units = self.size if size is None else size
         assert units is not None
+        if self.isometric:
+            runs, sources, start = self.runs(units), list[int](), 0
+            for run in runs:
+                sources += (start + source for source in run.all_sources)
+                start += run.size
+            return runs[0] if len(runs) == 1 else CopyMap(units, self.factor, sources=tuple(sources))
         outer, *inner = self.digits(units)
         if not inner:
             return outer
         pairs = (source if source == FRESH else 2 * source for source in outer.all_sources)
         return CopyMap(units, sources=tuple(FRESH if p == FRESH else p + turn for p in pairs for turn in range(2)))
+
+    def runs(self, size: int) -> tuple[CopyMap, ...]:
+        """Return the copy maps of consecutive units that have equally many copies."""
+        runs = (CopyMap(size - self.extra, self.factor), CopyMap(self.extra, self.factor + 1))
+        return tuple(run for run in runs if run.size)
 
     def digits(self, size: int) -> tuple[CopyMap, ...]:
         """Return the copy maps whose product is that of the axis, slowest first; several only for pairs of units."""

@@ -8,7 +8,7 @@ Pure Python, no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
@@ -56,12 +56,21 @@ class Digit:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A part of a dimension that is a product of digits, slowest first, with its own scale."""
+    """A part of a dimension that is a product of digits, slowest first, with its own scale.
+
+    Attributes:
+        offset: first element in the source.
+        wide_offset: first element in the target.
+        digits: the digits.
+        scale: scale of the elements, in addition to the division by copies of summed axes.
+        undone: the part of the scale that the layer undoes.
+    """
 
     offset: int
     wide_offset: int
     digits: tuple[Digit, ...]
     scale: float = 1.0
+    undone: float = 1.0
 
     @property
     def pieces(self) -> int:
@@ -106,7 +115,7 @@ def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
     exponents: dict[tuple[str, Fraction], Fraction] = {}  # by axis and base: copies and size ratio are often equal
     for power in powers:
         axis = axes[power.axis]
-        key = (power.axis, axis.ratio if power.of_size else Fraction(axis.factor))
+        key = (power.axis, axis.ratio if power.of_size else Fraction(axis.repeats))
         exponents[key] = exponents.get(key, Fraction(0)) + power.exponent
     exact, others = Fraction(1), 1.0
     for (_, base), exponent in exponents.items():
@@ -214,6 +223,8 @@ def map_dim(
     fills: Fills = all_zero,
     powers: tuple[Power, ...] = (),
     segment_scale: Callable[[Segment], float] = lambda _: 1.0,
+    *,
+    is_gain: bool = False,
 ) -> DimMap:
     """Map a dimension of a tensor.
 
@@ -224,6 +235,7 @@ def map_dim(
         fills: what the fresh units of each axis hold.
         powers: powers that scale the whole tensor, for `fills`.
         segment_scale: factor of each segment, in addition to its powers.
+        is_gain: whether the tensor multiplies units that are scaled already, as the gain of a norm does.
 
     Raises:
         LayoutError: the size contradicts the axes, or does not determine all sizes.
@@ -231,17 +243,11 @@ def map_dim(
     names, open_size = solve_size(dim, axes, size)
     if names and open_size is None:
         raise LayoutError(f"does not determine the sizes of {', '.join(sorted(names))}")
-    builder = _Builder(axes, open_size, fills, powers, segment_scale)
-    if not isinstance(dim, Concatenation):
-        part = builder.part(dim)
-        return DimMap(part.size, part.wide_size, (part.region(),))
-    part = builder.part(dim)
     regions, offset, wide_offset = [], 0, 0
-    for segment in dim.segments:
-        inner = builder.segment(segment).shifted(offset, wide_offset)
-        regions.append(inner.region())
-        offset, wide_offset = offset + inner.size, wide_offset + inner.wide_size
-    return DimMap(part.size, part.wide_size, tuple(regions))
+    for part in _Builder(axes, open_size, fills, powers, segment_scale, is_gain).parts(dim):
+        regions.append(part.shifted(offset, wide_offset).region())
+        offset, wide_offset = offset + part.size, wide_offset + part.wide_size
+    return DimMap(offset, wide_offset, tuple(regions))
 
 
 def keep_dims(shape: Iterable[int]) -> tuple[DimMap, ...]:
@@ -258,11 +264,16 @@ class _Part:
     num_shared: int
 
     def shifted(self, offset: int, wide_offset: int, scale: float = 1.0) -> _Part:
-        strips = tuple(
-            Strip(strip.offset + offset, strip.wide_offset + wide_offset, strip.digits, strip.scale * scale)
+        strips = (
+            replace(
+                strip,
+                offset=strip.offset + offset,
+                wide_offset=strip.wide_offset + wide_offset,
+                scale=strip.scale * scale,
+            )
             for strip in self.strips
         )
-        return replace(self, strips=strips)
+        return replace(self, strips=tuple(strips))
 
     def region(self) -> Region:
         shared = self.num_shared
@@ -280,6 +291,17 @@ class _Builder:
     fills: Fills
     powers: tuple[Power, ...]
     segment_scale: Callable[[Segment], float]
+    is_gain: bool
+
+    def parts(self, dim: Dim) -> list[_Part]:
+        """Map the parts of a dimension that lie one after another."""
+        match dim:
+            case Concatenation():
+                return list(map(self.segment, dim.segments))
+            case AxisRef() if self.axes[dim.name].isometric:
+                return list(self._isometric(dim, self.axes[dim.name]))
+            case _:
+                return [self.part(dim)]
 
     def part(self, dim: Dim) -> _Part:
         match dim:
@@ -287,6 +309,8 @@ class _Builder:
                 return self._atom(Digit(CopyMap(self.open_size if dim.size is None else dim.size), False))  # type: ignore[arg-type]
             case AxisRef():
                 axis = self.axes[dim.name]
+                if axis.isometric:
+                    return self._joined(self.parts(dim))
                 fill = self.fills(dim, self.powers)
                 digits = axis.digits(self.open_size if axis.size is None else axis.size)  # type: ignore[arg-type]
                 atoms = (self._atom(Digit(units, dim.contracted, averaged=dim.averaged, fill=fill)) for units in digits)
@@ -294,7 +318,15 @@ class _Builder:
             case Product():
                 return reduce(lambda inner, outer: self._times(outer, inner), map(self.part, reversed(dim.items)))
             case Concatenation():
-                return self._concatenation(dim)
+                return self._joined(self.parts(dim))
+
+    def _isometric(self, ref: AxisRef, axis: Axis) -> Iterator[_Part]:
+        """Map the units with k and those with k + 1 copies: n copies share what is sqrt(n) times as large."""
+        for units in axis.runs(self.open_size if axis.size is None else axis.size):  # type: ignore[arg-type]
+            root = math.sqrt(units.copies)
+            part = self._atom(Digit(units, ref.contracted, averaged=ref.averaged))
+            scale, undone = (1.0, root) if self.is_gain else (root if ref.contracted else 1 / root, 1.0)
+            yield replace(part, strips=(replace(part.strips[0], scale=scale, undone=undone),))
 
     def segment(self, segment: Segment) -> _Part:
         """Map a segment, whose own powers scale it in addition to those of the whole tensor."""
@@ -312,6 +344,7 @@ class _Builder:
                 slow.wide_offset * inner.wide_size + fast.wide_offset,
                 tuple(digit.outside(inner.size, inner.wide_size) for digit in slow.digits) + fast.digits,
                 slow.scale * fast.scale,
+                slow.undone * fast.undone,
             )
             for slow in outer.strips
             for fast in inner.strips
@@ -319,12 +352,12 @@ class _Builder:
         shared = len(outer.strips[0].digits) + inner.num_shared if len(outer.strips) == 1 else 0
         return _Part(outer.size * inner.size, outer.wide_size * inner.wide_size, strips, shared)
 
-    def _concatenation(self, dim: Concatenation) -> _Part:
+    @staticmethod
+    def _joined(parts: Iterable[_Part]) -> _Part:
         strips: list[Strip] = []
         size = wide_size = 0
-        for segment in dim.segments:
-            part = self.segment(segment).shifted(size, wide_size)
-            strips += part.strips
+        for part in parts:
+            strips += part.shifted(size, wide_size).strips
             size, wide_size = size + part.size, wide_size + part.wide_size
         return _Part(size, wide_size, tuple(strips), num_shared=0)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -31,7 +31,7 @@ from mupscale_cli.architecture.layouts import (
 )
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
-from mupscale_cli.errors import SizeError
+from mupscale_cli.errors import PlanError, SizeError
 from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import Fill, Fills
@@ -62,11 +62,11 @@ class FreshUnits:
     recipe: Recipe
     axes: Mapping[str, Axis]
     choices: Mapping[str, Choice[Any]]
-    eps: Mapping[str, Fraction]
+    eps: Mapping[str, Fraction] = field(default_factory=dict)
 
     @property
     def _is_needed(self) -> bool:
-        return any(axis.fresh for axis in self.axes.values())
+        return any(axis.filled != 1 for axis in self.axes.values())
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -121,6 +121,34 @@ class FreshUnits:
         """Return the norms that follow directly on a tensor's module; its fresh units and factors depend on them."""
         return tuple(self._in_front.get(name, ()))
 
+    def isometric_axes(self) -> dict[str, Axis]:
+        """Return the axes such that the residual streams grow isometrically, without fresh units.
+
+        Raises:
+            PlanError: no residual stream grows, or its norms subtract the mean.
+        """
+        streams = {name: kind for name, kind in self._streams.items() if self.axes[name].ratio > 1}
+        if not streams:
+            raise PlanError(
+                "`--spread balanced` is for residual streams under RMSNorm, and none grows",
+                hint="omit `--spread`; all other axes grow in the same way with and without it",
+            )
+        for name, kind in streams.items():
+            if kind == "layer":
+                raise PlanError(
+                    f"`--spread balanced` does not work under LayerNorm: the norms over `{name}` subtract the mean of "
+                    "all units, which changes if some have more copies than others",
+                    hint="omit `--spread`",
+                )
+        return {
+            name: replace(axis, fresh=0, extra=axis.fresh, isometric=True) if name in streams else axis
+            for name, axis in self.axes.items()
+        }
+
+    def is_gain(self, name: str) -> bool:
+        """Tell whether a tensor is the gain of a norm."""
+        return name in self._norms and not name.endswith(_BIASES)
+
     # Scales -----------------------------------------------------------------------------------
 
     def scale(self, name: str, layout: Layout) -> float:
@@ -129,8 +157,7 @@ class FreshUnits:
 
     def undone(self, name: str) -> float:
         """Return the part of a gain's factor that does not show in the output of the norm, since the norm undoes it."""
-        norm = self._norms.get(name)
-        return 1.0 if norm is None or name.endswith(_BIASES) else _root(self._filled(norm))
+        return _root(self._filled(self._norms[name])) if self.is_gain(name) else 1.0
 
     def _square(self, name: str, layout: Layout) -> Fraction:
         norm = self._norms.get(name)
@@ -142,7 +169,7 @@ class FreshUnits:
                 if not following.axes <= self._streams.keys() and not _segments_of(layout, following.axes):
                     square *= self._in_front_square(following)
             return square
-        if not name.endswith(_BIASES):
+        if self.is_gain(name):
             square *= self._filled(norm)
         if norm.axes <= self._streams.keys():
             of_stream = self._eps_factor(norm.axes) / self._filled(norm)
@@ -211,18 +238,20 @@ class FreshUnits:
     # Limits -----------------------------------------------------------------------------------
 
     def check(self, matches: Mapping[str, Match]) -> None:
-        """Check that fresh units can be kept out of the function.
+        """Check that the growth of every axis can keep the function.
 
         Raises:
             SizeError: nothing can do that, or the recipe does not say enough.
         """
         for axis in self.axes.values():
-            if axis.fresh:
+            if axis.fresh or axis.isometric:
                 reason = next(self._obstacles(axis, matches), None)
                 if reason is not None:
                     raise SizeError(
                         f"the axis `{axis.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
-                        hint=f"use a multiple, for instance `--axis {axis.name}={int(axis.ratio) + 1}`",
+                        hint="omit `--spread`"
+                        if axis.isometric
+                        else f"use a multiple, for instance `--axis {axis.name}={int(axis.ratio) + 1}`",
                     )
 
     def _obstacles(self, axis: Axis, matches: Mapping[str, Match]) -> Iterator[str]:
@@ -275,6 +304,11 @@ class FreshUnits:
                 reasons[axis.name] = "its fresh units hold the mean of the others, and their weights learn on their own"
             elif axis.fresh and self._shares_values(axis.name):
                 reasons[axis.name] = "fresh query heads attend to existing values, so what reads them learns"
+            elif axis.extra:
+                reasons[axis.name] = (
+                    f"some units have {axis.factor} and others {axis.factor + 1} copies, so only SGD and Muon take the "
+                    "same steps, and only while the gains of norms are frozen"
+                )
         return reasons
 
     def _shares_values(self, name: str) -> bool:

@@ -84,6 +84,8 @@ def make_plan(
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
+    if method.is_isometric:
+        axes = FreshUnits(recipe, axes, layouts).isometric_axes()
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
     noise = choose_perturbation(method, perturbation)

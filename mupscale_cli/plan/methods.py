@@ -17,6 +17,7 @@ from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.text import suggest
 
 FRESH = ("init", "zero")
+SPREADS = ("padded", "balanced")
 DEFAULT_SHRINK = 0.4  # of arXiv 2411.07340; if there are few steps, 1 is better (tests/experiments/README.md)
 # Relative to trained weights, which are larger than initial ones: 0.5 was better than 1 for every shrink factor in
 # tests/experiments/README.md.
@@ -57,6 +58,11 @@ class Method(Arrangement):
         return False
 
     @property
+    def is_isometric(self) -> bool:
+        """Whether residual streams grow isometrically (page `theory`, "Any size")."""
+        return False
+
+    @property
     def perturbation(self) -> Perturbation | None:
         """The method's own noise, which is used unless the user requests another."""
         return None
@@ -80,16 +86,24 @@ class Mupscale(Method):
     Attributes:
         fresh: what the weights are whose values cannot change the function, a key of `FRESH`: `init` for initial
             weights, so that the new width learns at once; `zero` so that training stays the same as well.
+        spread: how residual streams grow, a key of `SPREADS`: `padded` to whole copies and fresh units; `balanced` to
+            copies only, of which some units have one more than others, scaled so that SGD and Muon keep their rates.
     """
 
     name = "mupscale"
     grows_to_any_size = True
-    recorded = ("fresh", "seed")
+    recorded = ("fresh", "spread", "seed")
     fresh: str = "init"
+    spread: str = "padded"
 
     def __post_init__(self) -> None:
-        if self.fresh not in FRESH:
-            raise PlanError(f"unknown `--fresh {self.fresh}`", hint=f"known: {', '.join(FRESH)}")
+        for option, value, known in (("fresh", self.fresh, FRESH), ("spread", self.spread, SPREADS)):
+            if value not in known:
+                raise PlanError(f"unknown `--{option} {value}`", hint=f"known: {', '.join(known)}")
+
+    @property
+    def is_isometric(self) -> bool:
+        return self.spread == "balanced"
 
     @property
     def initializes(self) -> bool:

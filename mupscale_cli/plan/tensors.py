@@ -143,12 +143,13 @@ class TensorPlanner:
                 f"`{spec.name}` has {len(spec.shape)} dimensions {_shape(spec.shape)}, "
                 f"but this layout has {len(layout.dims)}"
             )
-        maps, fills, segment_scale = [], self.fresh.fills(name), self.fresh.segment_scale(name)
+        maps, fills, is_gain = [], self.fresh.fills(name), self.fresh.is_gain(name)
+        segment_scale = self.fresh.segment_scale(name)
         for position, (dim, size) in enumerate(zip(layout.dims, spec.shape, strict=True)):
             if size == 0:
                 raise PlanError(f"`{spec.name}` is empty: its shape is {_shape(spec.shape)}")
             try:
-                maps.append(map_dim(dim, self.axes, size, fills, layout.powers, segment_scale))
+                maps.append(map_dim(dim, self.axes, size, fills, layout.powers, segment_scale, is_gain=is_gain))
             except LayoutError as problem:
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
                 raise choice.text.error(

@@ -231,7 +231,7 @@ class Plan:
     @property
     def factors(self) -> dict[str, int]:
         """Copies of each unit of the widened axes by name."""
-        return {axis.name: axis.factor for axis in self.axes if axis.factor > 1 or axis.fresh}
+        return {axis.name: axis.factor for axis in self.axes if axis.ratio > 1}
 
     @property
     def request(self) -> Request:
@@ -262,7 +262,7 @@ class Plan:
     @property
     def stays_symmetric(self) -> bool:
         """Whether copies have equal gradients and thus stay equal in training, and fresh units none (page `noise`)."""
-        idle = any(axis.factor > 1 or (axis.fresh and not self.method.initializes) for axis in self.axes)
+        idle = any(axis.factor > 1 or axis.extra or (axis.fresh and not self.method.initializes) for axis in self.axes)
         return self.method.is_copying and self.perturbation is None and idle
 
     @property

@@ -79,7 +79,13 @@ def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
     """
     method, noise = record["method"], record["perturbation"]
     return (
-        make_method(method["name"], seed=method.get("seed", 0), fresh=method.get("fresh"), shrink=method.get("shrink")),
+        make_method(
+            method["name"],
+            seed=method.get("seed", 0),
+            fresh=method.get("fresh"),
+            spread=method.get("spread"),
+            shrink=method.get("shrink"),
+        ),
         None if noise is None else Perturbation(noise["size"], noise["mode"], noise["scale"], noise["seed"]),
     )
 

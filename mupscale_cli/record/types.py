@@ -37,7 +37,9 @@ class Axis(TypedDict):
 
     size: Annotated[Count | None, "Units in the narrow model; null if it varies within the model."]
     wide_size: Annotated[Count | None, "Units in the wide model; null if it varies within the model."]
-    factor: Annotated[int, "Copies of each unit; all other new units are fresh.", limits(minimum=1)]
+    factor: Annotated[
+        int, "Copies of each unit; other new units are fresh or, with `balanced`, further copies.", limits(minimum=1)
+    ]
 
 
 class Part(TypedDict):
@@ -105,6 +107,12 @@ class Method(TypedDict):
     seed: NotRequired[Annotated[Seed, "Random seed of the copy maps and of initial weights."]]
     fresh: NotRequired[
         Annotated[Literal["init", "zero"], "What the weights of fresh units are where they cannot change the function."]
+    ]
+    spread: NotRequired[
+        Annotated[
+            Literal["padded", "balanced"],
+            "How residual streams grow: to whole copies and fresh units, or to copies only, scaled by 1/sqrt(n).",
+        ]
     ]
     shrink: NotRequired[
         Annotated[

@@ -223,6 +223,8 @@ def _growth_options(record: Record) -> list[str]:
         words += ["--shrink", repr(method["shrink"])]
     if method.get("fresh", "init") != "init":
         words += ["--fresh", method["fresh"]]
+    if method.get("spread", "padded") != "padded":
+        words += ["--spread", method["spread"]]
     if noise:
         words += ["--noise", repr(noise["size"]), "--noise-mode", noise["mode"], "--noise-scale", noise["scale"]]
     seed = noise["seed"] if noise else method.get("seed", 0)

@@ -56,6 +56,7 @@ class WidenOptions:
         noise_scale: what `noise` is relative to: `spectral`, `rms`, `fan-in` or `init`.
         seed: random seed for noise, random copy maps and initial weights.
         fresh: what the weights of fresh units are where they cannot change the function: `init` or `zero`.
+        spread: how residual streams grow: `padded` or `balanced`, a key of `plan.methods.SPREADS`. Default: `padded`.
         shrink: factor that `warmstart` multiplies the narrow weights by.
         snr: signal-to-noise ratio of `hyperclone`, in dB.
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
@@ -91,6 +92,7 @@ class WidenOptions:
     noise_scale: str | None = None
     seed: int = 0
     fresh: str | None = None
+    spread: str | None = None
     shrink: float | None = None
     snr: float | None = None
     optimizer: str | Path = "auto"
@@ -127,7 +129,9 @@ class WidenOptions:
     @property
     def growth(self) -> tuple[Method, Perturbation | None]:
         """The method, and the noise to add to it (None for the method's own)."""
-        method = make_method(self.method, seed=self.seed, fresh=self.fresh, shrink=self.shrink, snr=self.snr)
+        method = make_method(
+            self.method, seed=self.seed, fresh=self.fresh, spread=self.spread, shrink=self.shrink, snr=self.snr
+        )
         has_details = (self.noise_mode, self.noise_scale) != (None, None)
         if self.snr is not None and (self.noise is not None or has_details):
             raise PlanError(

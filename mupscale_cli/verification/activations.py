@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,7 @@ def compare_activations(modules: Mapping[str, PlannedModule], narrow: Trace, wid
 
 
 def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:
-    """Yield what the wide output can be: copies of the narrow one, with the tensor's scale and without it.
+    """Yield what the wide output can be: copies of the narrow one, with the whole tensor's scale and without it.
 
     Fresh units, about which nothing is known, are as they are. It is without the scale if the module undoes it, as an
     embedding that is multiplied by sqrt(hidden_size) does.
@@ -216,12 +216,10 @@ def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Te
                 continue
             sources = source_units(dim)
             places = (sources != FRESH).nonzero().flatten()
-            scale = _scales(dim)[places].to(narrow.dtype) * (tensor.scale / tensor.undone)
             copied, fresh = narrow.index_select(position, sources[places]), wide.to(narrow.dtype)
-            if not bool((scale == 1).all()):
-                scaled = copied.movedim(position, -1).mul(scale).movedim(-1, position)
-                yield fresh.index_copy(position, places, scaled)
-            yield fresh.index_copy(position, places, copied)
+            scaled = copied.movedim(position, -1).mul(_scales(dim)[places].to(narrow.dtype)).movedim(-1, position)
+            for scale in dict.fromkeys((tensor.scale / tensor.undone, 1.0)):
+                yield fresh.index_copy(position, places, scaled * scale)
             return
 
 
@@ -234,7 +232,8 @@ def _fits(dim: DimMap, narrow: Tensor, wide: Tensor, position: int) -> bool:
 
 
 def _scales(dim: DimMap) -> Tensor:
-    """Return the scale of each wide index of a dimension, which its segment defines; shape (wide_size,)."""
+    """Return the scale that the output shows for each wide index of a dimension; shape (wide_size,)."""
     scales = torch.empty(dim.wide_size, dtype=torch.float64)
-    expand(torch.ones(dim.size, dtype=torch.float64), scales, (dim.strips,))
+    strips = tuple(replace(strip, scale=strip.scale / strip.undone) for strip in dim.strips)
+    expand(torch.ones(dim.size, dtype=torch.float64), scales, (strips,))
     return scales

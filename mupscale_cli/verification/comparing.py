@@ -363,13 +363,16 @@ def _compare_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor], 
 
 
 def _possible_copies(narrow: Tensor, wide: Tensor, plan: Plan) -> Iterator[Tensor]:
-    """Yield hidden states with copied units, once for each different copy map of an axis of their size."""
+    """Yield hidden states with copied units, once for each different growth of an axis of their size."""
     size, wide_size = narrow.shape[-1], wide.shape[-1]
-    maps = {axis.copy_map() for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size)}
-    for units in maps or {CopyMap(size, max(1, wide_size // size))}:
+    axes = (axis for axis in plan.axes if (axis.size, axis.wide_size) == (size, wide_size))
+    maps = {(axis.copy_map(), axis.isometric) for axis in axes}
+    for units, isometric in maps or {(CopyMap(size, max(1, wide_size // size)), False)}:
         sources = torch.tensor(units.all_sources, device=narrow.device)
         places = (sources != FRESH).nonzero().flatten()
-        yield wide.to(narrow.dtype).index_copy(-1, places, narrow.index_select(-1, sources[places]))
+        counts = torch.tensor([len(copies) for copies in units.positions], device=narrow.device)
+        unit = narrow / counts.to(narrow.dtype).sqrt() if isometric else narrow
+        yield wide.to(narrow.dtype).index_copy(-1, places, unit.index_select(-1, sources[places]))
 
 
 def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Comparison, ...]:

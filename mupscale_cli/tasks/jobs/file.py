@@ -172,6 +172,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "noise_scale": _text,
         "seed": _count,
         "fresh": _text,
+        "spread": _text,
         "shrink": _number,
         "snr": _number,
         "optimizer": _state,
