@@ -115,8 +115,8 @@ Spread = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(SPREADS),
-        help="How residual streams grow: to whole copies, padded with fresh units; or to copies only, balanced and scaled "
-        "by 1/sqrt(n), for training with SGD or Muon, whose learning rates then stay. Default: padded.",
+        help="How residual streams under RMSNorm grow: to whole copies, padded with fresh units; or to copies only, "
+        "balanced and scaled by 1/sqrt(n), so that SGD and Muon keep their learning rates. Default: padded.",
     ),
 ]
 Shrink = Annotated[

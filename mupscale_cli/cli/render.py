@@ -196,7 +196,10 @@ def grown_axes(plan: Plan) -> list[Axis]:
 
 
 def _growths_text(plan: Plan) -> str:
-    growths = ((axis, f"x{axis.factor}" + (f" + {axis.fresh}" if axis.fresh else "")) for axis in grown_axes(plan))
+    growths = (
+        (axis, f"x{axis.factor}" + (f" + {axis.fresh + axis.extra}" if axis.fresh or axis.extra else ""))
+        for axis in grown_axes(plan)
+    )
     return ", ".join(f"{axis.name} {axis.size} -> {axis.wide_size} ({growth})" for axis, growth in growths)
 
 

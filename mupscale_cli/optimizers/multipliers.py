@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from mupscale_cli.optimizers.rules import NORM_WEIGHT, OptimizerRule, StateKind
@@ -101,4 +101,5 @@ def tensor_multipliers(
 
 def is_exact(tensor: ScaledTensor, rule: OptimizerRule) -> bool:
     """Tell whether one set of hyperparameters is exact for every part of a tensor."""
-    return len({multipliers(rule, c, m) for c, m in tensor.parts}) == 1
+    first, *others = (astuple(multipliers(rule, c, m)) for c, m in tensor.parts)
+    return all(math.isclose(a, b, rel_tol=1e-12) for other in others for a, b in zip(first, other, strict=True))

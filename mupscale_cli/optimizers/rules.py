@@ -125,6 +125,10 @@ class OptimizerRule:
     def name(self) -> str:
         return self.title.lower()
 
+    def trains(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether the optimizer trains tensors of a shape."""
+        return not self.matrices_only or len(shape) == 2
+
     def formulas(self, decoupled: bool) -> dict[str, Powers]:
         """Return the factor of each hyperparameter of this optimizer, for one kind of weight decay."""
         eps = {} if self.eps is None else {"eps": self.eps}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -62,7 +62,7 @@ class FreshUnits:
     recipe: Recipe
     axes: Mapping[str, Axis]
     choices: Mapping[str, Choice[Any]]
-    eps: Mapping[str, Fraction] = field(default_factory=dict)
+    eps: Mapping[str, Fraction]
 
     @property
     def _is_needed(self) -> bool:
@@ -87,7 +87,7 @@ class FreshUnits:
         }
 
     @cached_property
-    def _streams(self) -> dict[str, str]:
+    def streams(self) -> dict[str, str]:
         """The residual streams, which norms without a module in front of them average over, with the kind of norm."""
         stated = {rule.name: rule.norm for rule in self.recipe.axes if rule.norm is not None}
         return {axis: norm.kind for norm in self._norms.values() if norm.of is None for axis in norm.axes} | stated
@@ -121,30 +121,6 @@ class FreshUnits:
         """Return the norms that follow directly on a tensor's module; its fresh units and factors depend on them."""
         return tuple(self._in_front.get(name, ()))
 
-    def isometric_axes(self) -> dict[str, Axis]:
-        """Return the axes such that the residual streams grow isometrically, without fresh units.
-
-        Raises:
-            PlanError: no residual stream grows, or its norms subtract the mean.
-        """
-        streams = {name: kind for name, kind in self._streams.items() if self.axes[name].ratio > 1}
-        if not streams:
-            raise PlanError(
-                "`--spread balanced` is for residual streams under RMSNorm, and none grows",
-                hint="omit `--spread`; all other axes grow in the same way with and without it",
-            )
-        for name, kind in streams.items():
-            if kind == "layer":
-                raise PlanError(
-                    f"`--spread balanced` does not work under LayerNorm: the norms over `{name}` subtract the mean of "
-                    "all units, which changes if some have more copies than others",
-                    hint="omit `--spread`",
-                )
-        return {
-            name: replace(axis, fresh=0, extra=axis.fresh, isometric=True) if name in streams else axis
-            for name, axis in self.axes.items()
-        }
-
     def is_gain(self, name: str) -> bool:
         """Tell whether a tensor is the gain of a norm."""
         return name in self._norms and not name.endswith(_BIASES)
@@ -163,15 +139,15 @@ class FreshUnits:
         norm = self._norms.get(name)
         square = Fraction(1)
         if norm is None:
-            for stream in self._streams.keys() & {ref.name for ref in _refs(*layout.dims) if not ref.contracted}:
+            for stream in self.streams.keys() & {ref.name for ref in _refs(*layout.dims) if not ref.contracted}:
                 square *= self._eps_factor([stream]) / self.axes[stream].filled
             for following in self._in_front.get(name, ()):
-                if not following.axes <= self._streams.keys() and not _segments_of(layout, following.axes):
+                if not following.axes <= self.streams.keys() and not _segments_of(layout, following.axes):
                     square *= self._in_front_square(following)
             return square
         if self.is_gain(name):
             square *= self._filled(norm)
-        if norm.axes <= self._streams.keys():
+        if norm.axes <= self.streams.keys():
             of_stream = self._eps_factor(norm.axes) / self._filled(norm)
             if norm.of is not None:  # its output goes into the stream
                 square *= of_stream
@@ -181,7 +157,7 @@ class FreshUnits:
 
     def segment_scale(self, name: str) -> Callable[[Segment], float]:
         """Return the factor of each of a fused tensor's segments, which a norm may follow alone."""
-        in_front = [norm for norm in self._in_front.get(name, ()) if not norm.axes <= self._streams.keys()]
+        in_front = [norm for norm in self._in_front.get(name, ()) if not norm.axes <= self.streams.keys()]
 
         def scale(segment: Segment) -> float:
             axes = {ref.name for ref in _refs(segment.dim) if not ref.contracted}
@@ -217,8 +193,8 @@ class FreshUnits:
                 return "zero"
             if norm is not None:
                 return "zero" if name.endswith(_BIASES) else "init"
-            if ref.name in self._streams:
-                return "init" if ref.contracted else self._level(self._streams[ref.name])
+            if ref.name in self.streams:
+                return "init" if ref.contracted else self._level(self.streams[ref.name])
             if ref.contracted:
                 return "init" if axis.rotary else "zero"
             if _is_marked(ref.name, powers):
@@ -271,7 +247,7 @@ class FreshUnits:
                 yield f"the recipe `{self.recipe.name}` does not say what `{tensor}` normalizes (`rms` or `layer`)"
             if any(ref.averaged for ref in _refs(*layout.dims) if ref.name == name):
                 yield f"the layer of `{tensor}` divides by its size"
-        if name in self._streams or axis.rotary:
+        if name in self.streams or axis.rotary:
             return
         if not any(ref.contracted for _, layout in with_axis for ref in _refs(*layout.dims) if ref.name == name):
             yield "no layer sums over it, so no layer could ignore fresh units"
@@ -284,7 +260,7 @@ class FreshUnits:
         name = axis.name
         over = {tensor: norm for tensor, norm in self._norms.items() if name in norm.axes}
         for tensor, norm in over.items():
-            if norm.kind == "layer" and norm.of is not None and name in self._streams:
+            if norm.kind == "layer" and norm.of is not None and name in self.streams:
                 yield (
                     f"the output of a norm that subtracts the mean, `{tensor}`, is the residual stream, so a fresh "
                     "unit would have to hold the mean of all units, which differs from token to token"
@@ -293,14 +269,14 @@ class FreshUnits:
                 yield f"the norm `{tensor}` subtracts the mean, which units between pairs do not keep"
             if len(norm.axes) > 1 and (norm.kind == "layer" or norm.of is None):
                 yield f"the norm `{tensor}` averages over several axes"
-        if name in self._streams and len({norm.kind for norm in over.values() if norm.of is None}) > 1:
+        if name in self.streams and len({norm.kind for norm in over.values() if norm.of is None}) > 1:
             yield "some norms over it subtract the mean and others do not"
 
     def training_differences(self) -> dict[str, str]:
         """Return the axes whose growth makes training differ even if all fresh weights are 0, with the reasons."""
         reasons = {}
         for axis in self.axes.values():
-            if axis.fresh and self._streams.get(axis.name) == "layer":
+            if axis.fresh and self.streams.get(axis.name) == "layer":
                 reasons[axis.name] = "its fresh units hold the mean of the others, and their weights learn on their own"
             elif axis.fresh and self._shares_values(axis.name):
                 reasons[axis.name] = "fresh query heads attend to existing values, so what reads them learns"
@@ -317,6 +293,37 @@ class FreshUnits:
         dims = [product for layout in projections for dim in layout.dims for product in _rows(dim)]
         heads = [names for names in dims if any(self.axes[other].rotary for other in names)]
         return any(name in names for names in heads) and not all(name in names for names in heads)
+
+
+def isometric_axes(recipe: Recipe, axes: Mapping[str, Axis], choices: Mapping[str, Choice[Any]]) -> dict[str, Axis]:
+    """Return the axes such that the residual streams grow isometrically, without fresh units.
+
+    Args:
+        recipe: recipe of the architecture.
+        axes: every axis by name, with its growth.
+        choices: chosen layout of each tensor by its name.
+
+    Raises:
+        PlanError: no residual stream grows, or its norms subtract the mean.
+    """
+    kinds = FreshUnits(recipe, axes, choices, {}).streams
+    streams = {name: kind for name, kind in kinds.items() if axes[name].ratio > 1}
+    if not streams:
+        raise PlanError(
+            "`--spread balanced` needs a residual stream under RMSNorm that grows, and there is none",
+            hint="omit `--spread`; all other axes grow in the same way with and without it",
+        )
+    if "layer" in streams.values():
+        name = next(name for name, kind in streams.items() if kind == "layer")
+        raise PlanError(
+            f"`--spread balanced` does not work under LayerNorm: the norms over `{name}` subtract the mean of all "
+            "units, which changes if some have more copies than others",
+            hint="omit `--spread`",
+        )
+    return {
+        name: replace(axis, fresh=0, extra=axis.fresh, isometric=True) if name in streams else axis
+        for name, axis in axes.items()
+    }
 
 
 def eps_factors(recipe: Recipe, axes: Mapping[str, Axis], values: Values) -> dict[str, Fraction]:

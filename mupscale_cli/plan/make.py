@@ -15,7 +15,7 @@ from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
-from mupscale_cli.plan.fresh import FreshUnits, eps_factors
+from mupscale_cli.plan.fresh import FreshUnits, eps_factors, isometric_axes
 from mupscale_cli.plan.identity import find_writers, stream_axes, sum_norm
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
@@ -84,8 +84,7 @@ def make_plan(
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
-    if method.is_isometric:
-        axes = FreshUnits(recipe, axes, layouts).isometric_axes()
+    axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
     noise = choose_perturbation(method, perturbation)

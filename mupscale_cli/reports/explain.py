@@ -25,8 +25,9 @@ from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.text import listed, number_text, starred
 
 _MAX_KINDS = 4  # kinds of tensors to explain at once
+_COUNT = "="  # before an axis whose units have n copies, scaled by 1/sqrt(n)
 _RATIO = "#"  # before an axis, as in recipes: the ratio of its sizes
-NORMS = "s"  # what makes up for norms that average over fresh units as well
+NORMS = "s"  # what makes up for norms that average over more units
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Monomial:
 
 
 def _power_text(name: str, power: Fraction) -> str:
-    symbol = f"R({name.removeprefix(_RATIO)})" if name.startswith(_RATIO) else name if name == NORMS else f"k({name})"
+    kinds = {_RATIO: "R", _COUNT: "n"}
+    symbol = name if name == NORMS else f"{kinds.get(name[0], 'k')}({name.lstrip(_RATIO + _COUNT)})"
     return symbol + ("" if power == 1 else f"^{float(power):g}")
 
 
@@ -150,6 +152,18 @@ def _along(name: str, *, contracted: bool) -> Part:
     return Part(one**-1, one, one) if contracted else Part(_ONE.c, one, _ONE.pieces)
 
 
+def _isometric(part: Part, name: str, *, is_gain: bool) -> Part:
+    """Return a part in which n copies of an axis' units are 1/sqrt(n) times the unit, except for gains."""
+
+    def renamed(monomial: Monomial) -> Monomial:
+        powers = {f"{_COUNT}{name}": power for axis, power in monomial.powers.items() if axis == name}
+        return monomial.without([name]) * Monomial(powers)
+
+    root = Fraction(0) if is_gain else -part.m.powers.get(name, Fraction(0)) / 2
+    c = part.c.without([name]) * Monomial({f"{_COUNT}{name}": root} if root else {})
+    return Part(c, renamed(part.m), renamed(part.pieces))
+
+
 def _monomial(powers: Iterable[Power]) -> Monomial:
     named = ((f"{_RATIO}{power.axis}" if power.of_size else power.axis, power.exponent) for power in powers)
     return math.prod((Monomial({name: exponent}) for name, exponent in named if exponent), start=Monomial({}))
@@ -217,7 +231,7 @@ class Explanation:
     def is_widened(self) -> bool:
         """Return whether an axis of the tensor grows, or may grow if the factors are unknown."""
         powers = (name for part in self.parts for name in (*part.m.powers, *part.c.powers))
-        return any(self.factors is None or self.factors.get(name, 1) > 1 for name in powers)
+        return any(self.factors is None or name.startswith(_COUNT) or self.factors.get(name, 1) > 1 for name in powers)
 
     def scales(self, part: Part) -> tuple[float, float] | None:
         """Return c and m of a part; None if the factors are unknown."""
@@ -425,8 +439,12 @@ def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping
         axes = {axis.name: axis for axis in plan.axes}
         further = {f"{_RATIO}{name}": axis.ratio for name, axis in axes.items()}
         further[NORMS] = tensor.scale / power_scale(layout.powers, axes)
+        for axis in plan.axes:
+            if axis.isometric:
+                further[f"{_COUNT}{axis.name}"] = axis.factor
+                parts = _distinct(_isometric(part, axis.name, is_gain=layout.norm is not None) for part in parts)
     if factors is not None:
-        grown = {axis.name for axis in plan.axes if factors.get(axis.name, 1) > 1 or axis.fresh}
+        grown = {axis.name for axis in plan.axes if factors.get(axis.name, 1) > 1 or axis.ratio > 1}
         unchanged = [f"{_RATIO}{axis.name}" for axis in plan.axes if axis.name not in grown]
         parts = _distinct(part.without(unchanged) for part in parts)
     if further.get(NORMS, 1.0) != 1.0:
@@ -443,7 +461,7 @@ def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping
         parts=parts,
         factors=factors,
         bare=plan.recipe.widen,
-        remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor), *_norm_remarks(further)),
+        remarks=(*past, *_remarks(layout, name_axes), *_plan_remarks(plan, tensor, parts), *_norm_remarks(further)),
         further=further,
     )
 
@@ -540,10 +558,10 @@ def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[s
 
 def _norm_remarks(further: Mapping[str, float | Fraction]) -> Iterator[str]:
     if (scale := further.get(NORMS, 1.0)) != 1.0:
-        yield f"{NORMS} = {number_text(float(scale))} makes up for norms that average over fresh units as well"
+        yield f"{NORMS} = {number_text(float(scale))} makes up for norms that average over more units"
 
 
-def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:
+def _plan_remarks(plan: Plan, tensor: TensorPlan, parts: Sequence[Part]) -> Iterator[str]:
     if tensor.name_copies > 1:
         yield f"each such source tensor becomes {tensor.name_copies}; this one is a copy of `{tensor.source.name}`"
     elif tensor.fill is not None:
@@ -554,6 +572,10 @@ def _plan_remarks(plan: Plan, tensor: TensorPlan) -> Iterator[str]:
         yield f"called `{tensor.source.name}` in the source"
     elif tensor.source.name != tensor.target.name:
         yield f"made from `{tensor.source.name}`, which the source shares with this tensor"
+    for axis in plan.axes:
+        if axis.extra and any(f"n({axis.name})" in str(part.m) for part in parts):
+            counts = f"{axis.factor}, and {axis.factor + 1} for the last {axis.extra} units"
+            yield f"n({axis.name}) is {counts}; the values here are for {axis.factor}"
     if tensor.is_rounded:
         yield f"the scale is not exact in {tensor.target.dtype}, so each element is rounded once"
     if not plan.method.is_copying and tensor.is_changed:

@@ -73,7 +73,7 @@ def guidance(plan: Plan) -> Guidance:
 
 def idle_reason(plan: Plan) -> str:
     """Return why the new width of a plan that `stays_symmetric` is not used."""
-    if any(axis.factor > 1 for axis in plan.axes):
+    if any(axis.factor > 1 or axis.extra for axis in plan.axes):
         return "copies have equal gradients and stay equal until something tells them apart"
     return "fresh units at zero have no gradients and stay zero until something moves them"
 

@@ -34,6 +34,7 @@ WIDEN = {
     "noise_scale": ("rms", "rms", {"noise": "0.1"}),
     "seed": ("7", 7, {}),
     "fresh": ("zero", "zero", {}),
+    "spread": ("balanced", "balanced", {}),
     "shrink": ("0.5", 0.5, {"method": "warmstart"}),
     "snr": ("20", 20, {"method": "hyperclone"}),
     "optimizer": ("none", "none", {}),
