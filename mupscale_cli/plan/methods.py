@@ -87,7 +87,7 @@ class Mupscale(Method):
         fresh: what the weights are whose values cannot change the function, a key of `FRESH`: `init` for initial
             weights, so that the new width learns at once; `zero` so that training stays the same as well.
         spread: how residual streams grow, a key of `SPREADS`: `padded` to whole copies and fresh units; `balanced` to
-            copies only, of which some units have one more than others, scaled so that SGD and Muon keep their rates.
+            copies only. Some units then have one copy more than others, and scales let SGD and Muon keep their rates.
     """
 
     name = "mupscale"
