@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from helpers import build
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.exact import ExactMuon
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.options import Size
 from mupscale_cli.tasks.planning import plan_widening
@@ -151,3 +154,23 @@ def test_a_tensor_is_explained_with_the_copies_of_its_units(tmp_path):
         assert shown.code == 0, shown.err
         assert f"c = {c}" in shown.out
         assert "n(embed) is 1, and 2 for the last 24 units" in shown.out
+
+
+@pytest.mark.parametrize(("key", "moment"), [("exp_avg", lambda g: g), ("exp_avg_sq", torch.square)])
+def test_carried_moments_are_those_of_the_gradients(key, moment, tmp_path):
+    """Each unit's moments are scaled by its own number of copies, also those of gains."""
+    result = grown("Llama-untied", tmp_path, {"embed": 72}, verify=False)
+    narrow, wide = gradients(tmp_path / "narrow"), gradients(result.output)
+    keys = ("exp_avg", "exp_avg_sq")  # both, so that they are recognized as Adam's
+    entries = [StateEntry(n, k, TensorSpec(f"{n}.{k}", "F64", tuple(g.shape))) for n, g in narrow.items() for k in keys]
+    planned = [state for state in plan_state(result.plan, entries) if state.key == key]
+    assert len(planned) == len(narrow)
+    for state in planned:
+        carried, expected = expand_whole(state.tensor, moment(narrow[state.parameter])), moment(wide[state.parameter])
+        assert float((carried - expected).abs().max() / expected.abs().max()) < 1e-12, state.parameter
+
+
+def gradients(path):
+    model = build_reference_model(open_checkpoint(path), torch.float64)
+    random_loss(model, torch.Generator().manual_seed(0)).backward()
+    return {name: weight.grad for name, weight in model.named_parameters()}
