@@ -18,6 +18,7 @@ from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.text import bytes_text
 
 _DISK_SLACK = 64 << 20  # headers, config, tokenizer
+_MOST_SHOWN = 5  # names in a message
 
 
 def check_output(
@@ -121,8 +122,25 @@ def _require_record(output: Path) -> None:
     """Check that an existing output has our record, or is an empty folder."""
     if output.is_dir() and not any(output.iterdir()):
         return
-    if existing_record(output) is None:
+    record = existing_record(output)
+    if record is None:
         raise _not_ours(output, f"it has no valid {RECORD}" if output.is_dir() else "its header has no record")
+    others = _unrecorded(output, record) if output.is_dir() else []
+    if others:
+        shown = ", ".join(f"`{name}`" for name in others[:_MOST_SHOWN]) + (", ..." if len(others) > _MOST_SHOWN else "")
+        raise OutputError(
+            f"`{output}` also has files that mupscale did not write, and `--overwrite` would delete them: {shown}",
+            hint="move them elsewhere, or choose another name with `-o`",
+        )
+
+
+def _unrecorded(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """Return what is in the folder of an output but not in its record."""
+    parts = (record.get(key) for key in ("written", "others"))
+    state = record.get("optimizer_state")
+    named = {name for part in parts if isinstance(part, dict) for name in part}
+    named |= {RECORD, state.get("file") if isinstance(state, dict) else None}
+    return sorted(path.name for path in folder.iterdir() if path.name not in named)
 
 
 def existing_record(output: Path) -> dict[str, Any] | None:

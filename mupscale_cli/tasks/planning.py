@@ -13,7 +13,7 @@ from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_f
 from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.errors import OutputError, PlanError, RecipeError
 from mupscale_cli.plan import Amount, Plan, Request, Size, make_plan
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
@@ -203,9 +203,16 @@ def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = N
 
 
 def output_path(source: Source, options: WidenOptions) -> Path:
-    """Return the output path. Default: `NAME-x4` next to the input; in the current folder for a model on the Hub."""
+    """Return the output path. Default: `NAME-x4` next to the input; in the current folder for a model on the Hub.
+
+    Raises:
+        OutputError: the path names no folder or file that could be made.
+    """
     if options.output is not None:
-        return Path(options.output)
+        output = Path(options.output)
+        if output.name in ("", ".."):
+            raise OutputError(f"`{output}` is not a name for an output", hint="name a new folder or file with `-o`")
+        return output
     request = options.request
     bare = [f"x{_amount_text(request.factor)}"] if request.factor is not None else []
     target = [] if options.to is None else [f"to-{goal_stem(options.to)}"]

@@ -70,6 +70,24 @@ def test_a_file_that_mupscale_did_not_write_is_not_replaced(net, tmp_path):
     assert "was not written by mupscale" in refused(tmp_path, net, tmp_path / "thesis.txt", 2, overwrite=True)
 
 
+def test_a_directory_with_files_that_mupscale_did_not_write_is_not_replaced(trained, tmp_path):
+    wide = tmp_path / "wide"
+    widen(trained, wide, 2, verify=False, max_shard_size=4000)
+    widen(trained, wide, 3, verify=False, overwrite=True)
+    (wide / "runs").mkdir()
+    (wide / "runs" / "log.txt").write_text("mine")
+    (wide / "notes.txt").write_text("mine")
+    message = refused(tmp_path, trained, wide, 2, overwrite=True)
+    assert "would delete them: `notes.txt`, `runs`" in message
+
+
+@pytest.mark.parametrize("name", [".", "/", "", ".."])
+def test_an_output_needs_a_name(name, net, tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    assert "not a name for an output" in refused(tmp_path, net, name, 2)
+
+
 def test_a_companion_that_mupscale_did_not_write_is_not_replaced(net, tmp_path):
     (tmp_path / "wide.config.json").write_text("mine")
     target = tmp_path / "wide.safetensors"
