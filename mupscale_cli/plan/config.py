@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
@@ -49,10 +48,10 @@ def widen_config(
     changes = []
     for rule in recipe.config:
         *path, key = rule.key.split(".")
-        section, new_section = config, widened
+        section = config
         for name in path:
-            section, new_section = section.get(name) or {}, new_section.setdefault(name, {})
-            if not isinstance(section, Mapping) or not isinstance(new_section, dict):
+            section = section.get(name) or {}
+            if not isinstance(section, Mapping):
                 raise PlanError(f"`{name}` in config.json is {shown(section)}, expected an object with `{key}`")
         if rule.optional and key not in section:
             continue
@@ -61,13 +60,22 @@ def widen_config(
         after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
-            new_section[key] = after
+            _set(widened, rule.key, after)
     for name, factor in eps.items():
-        *path, key = name.split(".")
-        new_section = functools.reduce(lambda section, part: section.setdefault(part, {}), path, widened)
-        new_section[key] = float(look_up(name, values) * factor)  # type: ignore[operator]
-        changes.append(ConfigChange(name, look_up(name, config), new_section[key]))
+        after = float(look_up(name, values) * factor)  # type: ignore[operator]
+        changes.append(ConfigChange(name, look_up(name, config), after))
+        _set(widened, name, after)
     return widened, tuple(changes)
+
+
+def _set(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a key, which may be dotted, in place; sections that are missing or null are created."""
+    *path, key = name.split(".")
+    for part in path:
+        if config.get(part) is None:
+            config[part] = {}
+        config = config[part]
+    config[key] = value
 
 
 def _scale(value: Any, scale: float, choice: Choice[Any]) -> Any:

@@ -195,8 +195,10 @@ def _check_size(model_class: Any, checkpoint: Checkpoint) -> None:
         VerifyError: the model has more than twice as many elements, parameters and buffers together.
     """
     try:
+        with as_directory(checkpoint) as directory:
+            config = model_class.config_class.from_pretrained(directory, local_files_only=True)
         with torch.device("meta"):
-            model = model_class(model_class.config_class.from_dict(dict(checkpoint.config or {})))
+            model = model_class(config)
     except Exception as error:  # noqa: BLE001 (loading the model will tell)
         _log.debug("the size of the model is unknown: %s", error)
         return

@@ -64,7 +64,7 @@ def here(saved, tmp_path_factory):
         ("mupscale inspect runs/", "runs/step-90"),
         ("mupscale verify narrow w", "wide"),
         ("mupscale hparams ", "net.safetensors wide"),
-        ("mupscale widen narrow --axis ", "embed= kv= g= ffn="),
+        ("mupscale widen narrow --axis ", "embed= kv= g= d= ffn="),
         ("mupscale widen narrow --axis ff", "ffn=2 ffn=3 ffn=4 ffn=8"),
         ("mupscale widen runs/step-90 --factor 2 --axis ", "embed= h= d= ffn="),
         ("mupscale widen elsewhere --recipe gpt2 --axis h", "h=2 h=3 h=4 h=8"),

@@ -76,7 +76,7 @@ def test_verbose_explains_decisions_and_debug_prints_more(saved, tmp_path):
     assert plain.out == verbose.out == debug.out
     assert plain.err == ""
     assert "recipe llama (config.json: `model_type: llama`)" in verbose.err
-    assert "axis d is not widened: rotary" in verbose.err
+    assert "axis d is not widened by a bare factor" in verbose.err
     assert "rule {prefix}layers" not in verbose.err
     assert "rule {prefix}layers" in debug.err
     assert run(*plan).err == ""  # verbosity ends with the command

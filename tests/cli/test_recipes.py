@@ -6,7 +6,7 @@ from cli_runner import run
 def test_show_prints_conditions_and_reasons():
     shown = run("recipes", "show", "llama").out
     assert "tied_readout" in shown
-    assert "rotary frequencies" in shown
+    assert "--axis layers:N adds blocks" in shown
 
 
 def test_check_against_a_checkpoint(saved):

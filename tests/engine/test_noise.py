@@ -212,7 +212,7 @@ def test_the_record_describes_the_noise(saved, tmp_path):
     found = widen(saved("Llama-untied"), tmp_path / "w", 2, noise=0.1, seed=5, verify=False)
     record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
     assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}
-    assert record["method"] == {"name": "mupscale", "fresh": "init", "seed": 5}
+    assert record["method"] == {"name": "mupscale", "fresh": "init", "spread": "padded", "seed": 5}
     noisy = {tensor.target.name for tensor in found.plan.tensors if tensor.noise is not None}
     assert record["noise"].keys() == noisy
     assert all(std > 0 for std in record["noise"].values())

@@ -63,7 +63,6 @@ _WIDER = (
     Way("x1.5, fresh units zero, noise", {"factor": 1.5, "fresh": "zero"}, has_noise=True),
     Way("x1.5, fresh readers initialized", {"factor": 1.5, "fresh": "init"}),
     Way("x1.5, fresh readers initialized, noise", {"factor": 1.5, "fresh": "init"}, has_noise=True),
-    Way("x1.5, balanced, noise", {"factor": 1.5, "spread": "balanced"}, has_noise=True),
     Way("x2, copies", {"factor": 2}),
     Way("x2, copies, noise", {"factor": 2}, has_noise=True),
     Way("x2, from scratch", {"factor": 2}, is_new=True),
