@@ -1,0 +1,143 @@
+"""Grow a tiny random model of every family to any size, and write the errors into recipes/README.md.
+
+    python tests/size_table.py             # all of them, about 20 minutes
+    python tests/size_table.py Llama GPT2  # only these, printed and not written
+
+Each model goes from disk to disk: the residual stream to 1.5 times its size and to an odd size, heads and feed-forward
+layer to 1.5 times, heads of 2 and 3 times the dimensions, and all axes to unrelated sizes. Both models are
+compared in float64, as the reference implementation computes them. A letter stands for the reason why a size is
+impossible. Exits with 1 if any model differs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from helpers import MODELS, save_model
+from mupscale_cli.engine.threads import one_thread
+from mupscale_cli.errors import SizeError
+from mupscale_cli.plan import Plan
+from mupscale_cli.tasks.check import EXACT, Factors, run_trial, smallest_factors, unrelated_sizes
+from mupscale_cli.tasks.planning import identity_plan
+from mupscale_cli.tasks.source import Source, find_source
+
+README = Path(__file__).parent.parent / "recipes" / "README.md"
+BEGIN, END = "<!-- table: tests/size_table.py -->\n", "<!-- end of the table of sizes -->\n"
+STREAM, HEADS, NEURONS, HEAD = (
+    ("embed", "text.embed"),
+    ("kv", "text.kv", "h", "ng"),
+    ("ffn", "text.ffn", "i"),
+    ("d", "text.d"),
+)
+HALF = Fraction(3, 2)
+# A column is a name, the axes of which the first one that a model has grows, and its factor; None for an odd size.
+COLUMNS: tuple[tuple[str, tuple[str, ...], Fraction | int | None], ...] = (
+    ("stream x1.5", STREAM, HALF),
+    ("stream odd", STREAM, None),
+    ("heads x1.5", HEADS, HALF),
+    ("ffn x1.5", NEURONS, HALF),
+    ("head size x2", HEAD, 2),
+    ("head size x3", HEAD, 3),
+)
+
+
+def families() -> tuple[str, ...]:
+    """Return one case for each class of configs."""
+    first: dict[str, str] = {}
+    for case, (_, config_class, _) in MODELS.items():
+        first.setdefault(config_class, case)
+    return tuple(first.values())
+
+
+def size_cells(case: str) -> list[str]:
+    """Grow a family and return its cells: errors, reasons why a size is impossible, or nothing."""
+    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder, one_thread():
+        path = save_model(Path(folder) / "narrow", case, dtype=torch.float64)
+        source = find_source(path)
+        plan = identity_plan(source.checkpoint)
+        cells = [_cell(path, _growth(source, plan, axes, factor)) for _, axes, factor in COLUMNS]
+        return [plan.recipe.name, *cells, _cell(path, unrelated_sizes(plan.recipe, source.checkpoint))]
+
+
+def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Factors | str | None:
+    """Return the factors that grow an axis, or why that is impossible; None if the model has no such axis."""
+    axis = next((axis for axis in plan.axes if axis.name in names and axis.name in plan.used), None)
+    if axis is None or axis.size is None:
+        return None
+    if axis.name in plan.recipe.fixed:
+        return plan.recipe.fixed[axis.name]
+    try:
+        ratio = Fraction(axis.size + axis.size // 2 + 1, axis.size) if factor is None else factor
+        return smallest_factors(plan.recipe, source.checkpoint, axis.name, ratio)
+    except SizeError as error:
+        return _reason(error.message)
+
+
+def _reason(message: str) -> str:
+    """Return why sizes are impossible, without the names and numbers of this model."""
+    text = re.sub(r"^.*? (?:units|sizes): ", "", message)
+    return re.sub(r",? `[^`]*[.][^`]*`,?", "", text)
+
+
+def _cell(path: Path, growth: Factors | str | None) -> str:
+    if growth is None or isinstance(growth, str):
+        return growth or ""
+    trial = run_trial(path, None, growth, None, None)
+    return f"**{trial.problem}**" if trial.problem or trial.error is None else f"{trial.error:.0e}"
+
+
+def table(rows: Mapping[str, Sequence[str]]) -> str:
+    """Return the table with a letter for each reason, and the reasons."""
+    cells = [cell for row in rows.values() for cell in row[1:]]
+    reasons = sorted({cell for cell in cells if cell and not _is_error(cell)}, key=lambda one: (-cells.count(one), one))
+    letters = {reason: chr(ord("a") + number) for number, reason in enumerate(reasons)}
+    heads = ("case", "recipe", *(name for name, _, _ in COLUMNS), "all sizes")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines += [f"| {' | '.join([case, *(letters.get(cell, cell) for cell in row)])} |" for case, row in rows.items()]
+    lines += ["", *(f"- {letter}: {reason}" for reason, letter in letters.items())]
+    return "\n".join(lines) + "\n"
+
+
+def read_table(text: str) -> dict[str, list[str]]:
+    """Return the cells of each case from the text of the table, with reasons in full."""
+    reasons = dict(re.findall(r"^- ([a-z]): (.*)$", text, re.MULTILINE))
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
+    return {case: [recipe, *(reasons.get(cell, cell) for cell in cells)] for case, recipe, *cells in rows[1:]}
+
+
+def _is_error(cell: str) -> bool:
+    return re.fullmatch(r"\de[-+]\d\d", cell) is not None
+
+
+def kinds(row: Sequence[str]) -> list[str]:
+    """Return a row with `exact` in place of each error that is as small as rounding."""
+    return ["exact" if _is_error(cell) and float(cell) < EXACT else cell for cell in row]
+
+
+def main() -> None:
+    """Create the table, and write it to recipes/README.md if it contains every family."""
+    chosen = [case for case in families() if not sys.argv[1:] or case.startswith(tuple(sys.argv[1:]))]
+    rows: dict[str, list[str]] = {}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for case, row in zip(chosen, pool.map(size_cells, chosen), strict=True):
+            rows[case] = row
+            print(case, *row, sep=" | ", flush=True)  # noqa: T201 (a script)
+    if any(cell.startswith("**") for row in rows.values() for cell in row):
+        sys.exit("some models differ")
+    if len(chosen) == len(families()):
+        text = README.read_text()
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        README.write_text(f"{before}{BEGIN}{table(rows)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
