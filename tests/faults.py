@@ -292,7 +292,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, help="so many points of each scenario and fault. Default: all.")
+    parser.add_argument("--sample", type=int, help="number of points of each scenario and fault. Default: all.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the sample.")
     parser.add_argument("--only", default="", help="Only scenarios whose description begins so, such as `file, new`.")
     parser.add_argument("--faults", nargs="+", default=["EIO", "kill"], choices=list(FAULTS))
