@@ -15,10 +15,11 @@ from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
 from mupscale_cli.optimizers.rules import initial_value
-from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state, strip_wrappers
+from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
+from mupscale_cli.plan.names import ParameterNames, strip_wrappers
 
 _USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
@@ -48,7 +49,7 @@ def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
     def find(parameter: str) -> list[ScaledTensor]:
         return [
             ScaledTensor(names.wide_name(parameter, t), t.parts, t.source.shape, t.target.shape, t.offset, t.block)
-            for t in names.find(parameter)
+            for t in parameter_tensors(names, parameter)
         ]
 
     return find
@@ -122,7 +123,7 @@ def widen_content(
     if policy != "reset":
         for name, state_values in tree.states.items():
             plain = {key: value for key, value in state_values.items() if not isinstance(value, torch.Tensor)}
-            for tensor_plan in names.find(name) if plain else ():
+            for tensor_plan in parameter_tensors(names, name) if plain else ():
                 values = {k: initial_plain(k, v) for k, v in plain.items()} if tensor_plan.is_new else plain
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
     optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))

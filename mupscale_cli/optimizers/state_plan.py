@@ -14,12 +14,10 @@ from mupscale_cli.optimizers.multipliers import state_scale
 from mupscale_cli.optimizers.rules import StateKind, initial_value, state_kind
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
-from mupscale_cli.text import suggest
+from mupscale_cli.plan.names import ParameterNames
 
 Policy = Literal["copy", "reset", "reset-new"]
 POLICIES: tuple[Policy, ...] = ("copy", "reset", "reset-new")
-# Prefixes that wrappers add to the names of parameters and of their modules.
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,64 +52,18 @@ class StatePlan:
     tensor: TensorPlan
 
 
-class ParameterNames:
-    """Finds the planned tensors of an optimizer's parameters, independently of wrappers around the model."""
+def parameter_tensors(names: ParameterNames, parameter: str) -> Sequence[TensorPlan]:
+    """Return the plans of the tensor of a parameter that the optimizer has state for.
 
-    def __init__(self, plan: Plan) -> None:
-        self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
-        for tensor in (*plan.tensors, *plan.parameters):
-            self._tensors[tensor.source.name].append(tensor)
-        self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
-        self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
-        self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
-
-    def find(self, parameter: str) -> Sequence[TensorPlan]:
-        """Return the plans of a parameter's tensor: one, or several if widening adds tensors.
-
-        Raises:
-            PlanError: the checkpoint has no such tensor.
-        """
-        spelling = self._spelling(parameter)
-        if spelling is None:
-            raise PlanError(
-                f"the optimizer has state for `{parameter}`, but the checkpoint has no such tensor",
-                hint=suggest(strip_wrappers(parameter), self._tensors)
-                or "the state belongs to another checkpoint; omit it with `--optimizer none`",
-            )
-        return self._tensors[spelling]
-
-    def _spelling(self, parameter: str) -> str | None:
-        name = strip_wrappers(parameter)
-        name = self.saved_name(name)
-        spellings = (
-            name,
-            *(name.removeprefix(prefix) for prefix in self._prefixes),
-            *(prefix + name for prefix in self._prefixes),
+    Raises:
+        PlanError: the checkpoint has no such tensor.
+    """
+    if not (tensors := names.find(parameter)):
+        raise PlanError(
+            f"the optimizer has state for `{parameter}`, but the checkpoint has no such tensor",
+            hint=names.suggest(parameter) or "the state belongs to another checkpoint; omit it with `--optimizer none`",
         )
-        aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
-        return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
-
-    def saved_name(self, parameter: str) -> str:
-        """Return the name in the checkpoint of a parameter of the reference model."""
-        return self._saved_names.get(parameter, parameter)
-
-    def knows(self, parameter: str) -> bool:
-        """Tell whether the checkpoint has the tensor of a parameter."""
-        return self._spelling(parameter) is not None
-
-    @staticmethod
-    def wide_name(parameter: str, tensor: TensorPlan) -> str:
-        """Return the name of a wide parameter, in the spelling of the optimizer's narrow one."""
-        if tensor.source.name == tensor.target.name:
-            return parameter
-        return parameter.replace(tensor.source.name, tensor.target.name)
-
-
-def strip_wrappers(parameter: str) -> str:
-    """Strip the prefixes that DDP, FSDP, compilation and activation checkpointing add to a parameter's name."""
-    for wrapper in _WRAPPERS:
-        parameter = parameter.replace(wrapper, "")
-    return parameter
+    return tensors
 
 
 def plan_state(plan: Plan, entries: Sequence[StateEntry], policy: Policy = "copy") -> tuple[StatePlan, ...]:
@@ -137,7 +89,7 @@ def plan_state(plan: Plan, entries: Sequence[StateEntry], policy: Policy = "copy
 
 
 def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy: Policy) -> Iterator[StatePlan]:
-    tensors = names.find(entry.parameter)
+    tensors = parameter_tensors(names, entry.parameter)
     kind = state_kind(entry.key, keys)
     if kind is None:
         raise PlanError(

@@ -17,7 +17,7 @@ from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, sc
 from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import optimizer_rule
-from mupscale_cli.optimizers.state_plan import strip_wrappers
+from mupscale_cli.plan.names import strip_wrappers
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.text import suggest
 

@@ -20,9 +20,10 @@ from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.optimizers.content import initial_plain, scales_by_parameter
 from mupscale_cli.optimizers.groups import widen_groups
 from mupscale_cli.optimizers.rules import default_settings
-from mupscale_cli.optimizers.state_plan import ParameterNames, StateEntry, StatePlan, plan_state, rescale
+from mupscale_cli.optimizers.state_plan import StateEntry, StatePlan, parameter_tensors, plan_state, rescale
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.verification.result import CannotVerify
 
 Group = tuple[Mapping[str, Any], Sequence[str]]  # settings and names of parameters
@@ -182,7 +183,7 @@ def _wide_entries(plan: Plan, states: States) -> Iterator[tuple[StatePlan | _Sca
         yield state, named[state.tensor.source.name][2]
     names = ParameterNames(plan)
     for name, key, value in named.values():
-        for tensor in names.find(name) if not isinstance(value, Tensor) else ():
+        for tensor in parameter_tensors(names, name) if not isinstance(value, Tensor) else ():
             yield _Scalar(names.wide_name(name, tensor), key), initial_plain(key, value) if tensor.is_new else value
 
 

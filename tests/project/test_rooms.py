@@ -41,6 +41,7 @@ NO_TORCH = [
     "plan.copies",
     "plan.dims",
     "plan.methods",
+    "plan.names",
     "plan.perturbation",
     "checkpoints.journal",
     "engine.blocks",

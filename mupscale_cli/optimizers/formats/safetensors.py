@@ -13,9 +13,10 @@ from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState, WriteOptions
-from mupscale_cli.optimizers.state_plan import ParameterNames, Policy, StateEntry, plan_state
+from mupscale_cli.optimizers.state_plan import Policy, StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, Shard, split_into_shards
+from mupscale_cli.plan.names import ParameterNames
 
 _INDEX = ".safetensors.index.json"
 _PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")

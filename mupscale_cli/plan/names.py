@@ -1,0 +1,66 @@
+"""Names of parameters: the planned tensors that a parameter of the model is stored in. No torch, no data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from mupscale_cli.plan.types import Plan, TensorPlan
+from mupscale_cli.text import suggest
+
+# Prefixes that wrappers add to the names of parameters and of their modules.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+class ParameterNames:
+    """Finds the planned tensors of a model's parameters, independently of wrappers around the model."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
+        for tensor in (*plan.tensors, *plan.parameters):
+            self._tensors[tensor.source.name].append(tensor)
+        self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
+        self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
+        self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
+
+    def find(self, parameter: str) -> Sequence[TensorPlan]:
+        """Return the plans of a parameter's tensor: one, several if widening adds tensors, none if there is none."""
+        spelling = self._spelling(parameter)
+        return () if spelling is None else self._tensors[spelling]
+
+    def suggest(self, parameter: str) -> str | None:
+        """Return a hint that names a tensor with a similar name."""
+        return suggest(strip_wrappers(parameter), self._tensors)
+
+    def _spelling(self, parameter: str) -> str | None:
+        name = strip_wrappers(parameter)
+        name = self.saved_name(name)
+        spellings = (
+            name,
+            *(name.removeprefix(prefix) for prefix in self._prefixes),
+            *(prefix + name for prefix in self._prefixes),
+        )
+        aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
+        return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
+
+    def saved_name(self, parameter: str) -> str:
+        """Return the name in the checkpoint of a parameter of the reference model."""
+        return self._saved_names.get(parameter, parameter)
+
+    def knows(self, parameter: str) -> bool:
+        """Tell whether the checkpoint has the tensor of a parameter."""
+        return self._spelling(parameter) is not None
+
+    @staticmethod
+    def wide_name(parameter: str, tensor: TensorPlan) -> str:
+        """Return the name of a wide parameter, in the spelling of the narrow one."""
+        if tensor.source.name == tensor.target.name:
+            return parameter
+        return parameter.replace(tensor.source.name, tensor.target.name)
+
+
+def strip_wrappers(parameter: str) -> str:
+    """Strip the prefixes that DDP, FSDP, compilation and activation checkpointing add to a parameter's name."""
+    for wrapper in _WRAPPERS:
+        parameter = parameter.replace(wrapper, "")
+    return parameter
