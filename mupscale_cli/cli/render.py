@@ -265,7 +265,7 @@ def _verified_text(figures: VerificationFigures | None) -> str:
 
 def untying_advice(plan: Plan) -> str | None:
     """Return advice if a tied readout's factor is rounded and another `--tie` avoids that."""
-    if plan.tie == "fold" and plan.rounded and plan.recipe.tie and "untie" in plan.recipe.tie.ways:
+    if plan.fold_rounds and plan.recipe.tie and "untie" in plan.recipe.tie.ways:
         return "`--tie untie` avoids this rounding; it gives the readout a tensor of its own"
     return None
 
@@ -285,8 +285,8 @@ def print_function(console: Console, function: FunctionCheck) -> None:
         console.print(f"tolerance {function.tolerance:.1e} = {function.tolerance_reason}", markup=False)
     if function.rounding is not None:
         console.print(
-            f"storing {counted(function.rounded_tensors, 'scaled tensor')} rounds values, which changes the "
-            f"logits by {function.rounding.max_rel:.1e}; above, the narrow model is rounded in the same way",
+            f"storing {counted(function.rounded_tensors, 'tensor')} rounds scaled values or means, which changes the "
+            f"logits by {function.rounding.max_rel:.1e}; the comparison above leaves this rounding out",
             markup=False,
         )
     if function.unperturbed is not None:

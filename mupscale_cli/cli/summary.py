@@ -18,7 +18,7 @@ from mupscale_cli.plan import Plan
 from mupscale_cli.reports.guidance import idle_reason
 from mupscale_cli.reports.outline import num_layers
 from mupscale_cli.tasks.widen import Widened
-from mupscale_cli.text import time_text
+from mupscale_cli.text import counted, time_text
 
 if TYPE_CHECKING:
     from mupscale_cli.verification.result import FunctionCheck
@@ -81,7 +81,7 @@ def _types(plan: Plan) -> str:
 
 def _times(before: Any, after: Any) -> str:
     same = before == after or not isinstance(before, int) or not isinstance(after, int)
-    return "" if same else f"x{after // before}"
+    return "" if same else f"x{after / before:.3g}"
 
 
 def _config_value(plan: Plan, axis: str) -> tuple[Any, Any] | None:
@@ -100,6 +100,10 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
         yield "equivalence", Text(f"not verified: {result.skipped}", style="yellow")
     else:
         yield "equivalence", _equivalence(result.verification)
+        compared = result.verification.unperturbed or result.verification
+        if compared.rounding is not None:
+            moved = f"{compared.rounding.max_rel:.1e} of the outputs, which the comparison leaves out"
+            yield "rounding", Text(f"{moved}: {counted(compared.rounded_tensors, 'tensor')}, {_types(result.plan)}")
     if growth:
         yield "growth", Text(growth)
     if result.plan.stays_symmetric:

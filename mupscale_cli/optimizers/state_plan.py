@@ -13,7 +13,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.multipliers import state_scale
 from mupscale_cli.optimizers.rules import StateKind, initial_value, state_kind
 from mupscale_cli.plan import Plan, TensorPlan
-from mupscale_cli.plan.dims import Digit, DimMap, Region, Strip, keep_dims
+from mupscale_cli.plan.dims import Region, Strip, keep_dims
 from mupscale_cli.plan.names import ParameterNames
 
 Policy = Literal["copy", "reset", "reset-new"]
@@ -127,7 +127,7 @@ def _state_tensor(
         return replace(tensor, source=spec, target=target)
     rescaled = rescale(tensor, lambda c, m: state_scale(kind, c, m))
     if policy == "reset-new":
-        dims = tuple(_map_digits(dim, lambda digit: replace(digit, contracted=True)) for dim in rescaled.dims)
+        dims = tuple(dim.with_digits(lambda digit: replace(digit, contracted=True)) for dim in rescaled.dims)
         rescaled = replace(rescaled, dims=dims, first_only=True, name_pieces=tensor.name_copies, piece=index)
     return replace(rescaled, source=spec, target=target, fill=fill)
 
@@ -165,17 +165,4 @@ def rescale(tensor: TensorPlan, scale: Callable[[float, float], float]) -> Tenso
     whole = scale(tensor.scale / tensor.name_pieces, tensor.name_copies)
     return replace(
         tensor, dims=dims, scale=whole, offset=0, piece=0, name_pieces=1, noise=None, shrink=1.0, fresh=0.0, init=None
-    )
-
-
-def _map_digits(dim: DimMap, change: Callable[[Digit], Digit]) -> DimMap:
-    return replace(
-        dim,
-        regions=tuple(
-            replace(
-                region,
-                strips=tuple(replace(strip, digits=tuple(map(change, strip.digits))) for strip in region.strips),
-            )
-            for region in dim.regions
-        ),
     )

@@ -109,6 +109,15 @@ class DimMap:
     def strips(self) -> tuple[Strip, ...]:
         return tuple(strip for region in self.regions for strip in region.strips)
 
+    def with_digits(self, change: Callable[[Digit], Digit]) -> DimMap:
+        """Return the map with every digit changed."""
+
+        def changed(strip: Strip) -> Strip:
+            return replace(strip, digits=tuple(map(change, strip.digits)))
+
+        regions = (replace(region, strips=tuple(map(changed, region.strips))) for region in self.regions)
+        return replace(self, regions=tuple(regions))
+
 
 def power_scale(powers: tuple[Power, ...], axes: Mapping[str, Axis]) -> float:
     """Return the product of the powers of the axes' copies and size ratios; whole powers are multiplied exactly."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mupscale_cli.architecture.matching import match_rules
-from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.architecture.matching import Match, match_rules
+from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
@@ -135,6 +135,17 @@ def make_plan(
         blocks=blocks,
         untied=tuple(shared),
         training_differences=fresh.training_differences(),
+        folded=_folded(recipe, config or {}, matches, layouts) if tie == "fold" else frozenset(),
+    )
+
+
+def _folded(
+    recipe: Recipe, config: Mapping[str, Any], matches: Mapping[str, Match], layouts: Mapping[str, Choice[Any]]
+) -> frozenset[str]:
+    """Return the tensors whose layout would be another one if the readout had weights of its own."""
+    untied = environment(recipe, untie_config(config), matches, "untie")
+    return frozenset(
+        name for name, match in matches.items() if choose(match.rule.choices, untied, match) is not layouts[name]
     )
 
 

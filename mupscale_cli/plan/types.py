@@ -133,6 +133,12 @@ class TensorPlan:
         is_inexact = any(scale != 1 and (self.offset or math.frexp(scale)[0] != 0.5) for scale in scales)
         return is_inexact and self.fill is None
 
+    @property
+    def has_means(self) -> bool:
+        """Whether some elements are the mean of others, which storing rounds."""
+        digits = (digit for dim in self.dims for strip in dim.strips for digit in strip.digits)
+        return self.fill is None and any(digit.fill == "mean" and digit.units.num_fresh for digit in digits)
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -206,6 +212,7 @@ class Plan:
         perturbation: noise to add; None for no noise.
         goal: the model whose sizes were taken; None if the sizes were chosen in another way.
         training_differences: axes whose growth makes training differ even if all fresh weights are 0, with the reasons.
+        folded: tensors of the source that take the factor of a readout which shares the embedding.
     """
 
     recipe: Recipe
@@ -223,6 +230,7 @@ class Plan:
     blocks: Mapping[str, BlockMap] = field(default_factory=dict)
     untied: tuple[str, ...] = ()
     training_differences: Mapping[str, str] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
@@ -276,6 +284,16 @@ class Plan:
     def rounded(self) -> tuple[TensorPlan, ...]:
         """Tensors whose scaling rounds."""
         return tuple(tensor for tensor in self.tensors if tensor.is_rounded)
+
+    @property
+    def with_means(self) -> tuple[TensorPlan, ...]:
+        """Tensors some of whose elements are means of others, which storing rounds."""
+        return tuple(tensor for tensor in self.tensors if tensor.has_means)
+
+    @property
+    def fold_rounds(self) -> bool:
+        """Whether scaling rounds nothing but tensors that take a tied readout's factor, which untying avoids."""
+        return bool(self.rounded) and all(tensor.source.name in self.folded for tensor in self.rounded)
 
 
 def with_noise(plan: Plan, stds: Mapping[str, float]) -> Plan:

@@ -306,7 +306,8 @@ class Function(TypedDict):
     ]
     rounding: Annotated[
         Comparison | None,
-        "Change of the outputs by rounding scaled tensors to their data type; null if nothing is rounded.",
+        "Change of the outputs by rounding scaled values, and means that fresh units hold, to their data type; null if "
+        "nothing is rounded.",
     ]
     rounded_tensors: Annotated[Count, "Number of rounded tensors."]
     keeps_function: Annotated[bool, "Whether the widening should keep the function."]

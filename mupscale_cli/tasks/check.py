@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Union
 
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.dtypes import DTYPES
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError, SizeError
 from mupscale_cli.plan import Plan, Request, make_plan
 from mupscale_cli.plan.copies import Axis
@@ -260,22 +259,7 @@ def run_trial(source: Path, recipe: str | Path | None, factors: Factors, tie: st
     found = widened.verification
     if found is None:
         return Trial(factors, tie, None, f"not verified: {widened.skipped}")
-    is_exact = found.max_rel < max(EXACT, _rounding(widened.plan))
-    return Trial(factors, tie, found.max_rel, None if is_exact else _difference(found))
-
-
-def _rounding(plan: Plan) -> float:
-    """Return the relative rounding of fresh units that hold the mean of others, in the type of the checkpoint."""
-    import torch
-
-    kinds = {
-        tensor.source.dtype
-        for tensor in plan.tensors
-        for dim in tensor.dims
-        for strip in dim.strips
-        if any(digit.fill == "mean" and digit.units.num_fresh for digit in strip.digits)
-    }
-    return max((torch.finfo(DTYPES[kind].torch).eps / 2 for kind in kinds), default=0.0)
+    return Trial(factors, tie, found.max_rel, None if found.max_rel < EXACT else _difference(found))
 
 
 def _difference(found: FunctionCheck) -> str:

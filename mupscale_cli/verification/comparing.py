@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.plan import Plan
+from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH, CopyMap
 from mupscale_cli.text import starred
 from mupscale_cli.verification.activations import (
@@ -23,6 +23,7 @@ from mupscale_cli.verification.activations import (
     Trace,
     compare_activations,
     following,
+    name_in,
     planned_modules,
     predictions,
     recording,
@@ -46,6 +47,7 @@ from mupscale_cli.verification.models import (
 )
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement, Placements, choose_placements, free_unused
+from mupscale_cli.verification.planned import narrow_tensors, restore_means
 from mupscale_cli.verification.precision import (
     deciding_type,
     everything_in,
@@ -56,7 +58,7 @@ from mupscale_cli.verification.precision import (
 from mupscale_cli.verification.reach import Run, further_runs
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.transformers import import_transformers
-from mupscale_cli.verification.weights import unperturbed_checkpoint
+from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
 
 _log = logging.getLogger(__name__)  # shown by `-v`
 _NEW_TOKENS = 8
@@ -148,7 +150,9 @@ def verify_checkpoints(
 
         def compare_with(checkpoint: Checkpoint, allowed: _Allowed) -> FunctionCheck:
             model = load_model(checkpoint, dtype, placements.wide)
+            rounding = None if allowed.is_of_noise else _restore_means(model, observed, plan, placements.wide)
             compared = _compare_wide(model, observed, plan, placements.wide, allowed)
+            compared = replace(compared, rounding=rounding or observed.rounding)
             del model
             free_unused(placements.wide.device)
             return compared
@@ -172,11 +176,13 @@ class _Allowed:
         tolerance: largest relative difference.
         reason: derivation of the tolerance, in a line.
         module_by_module: whether it holds for each module by itself, and not for differences that have added up.
+        is_of_noise: whether it allows for noise, or for none.
     """
 
     tolerance: float
     reason: str
     module_by_module: bool
+    is_of_noise: bool
 
 
 def _allowed(plan: Plan, dtype: torch.dtype, response: Comparison | None, *, has_noise: bool) -> _Allowed:
@@ -188,9 +194,9 @@ def _allowed(plan: Plan, dtype: torch.dtype, response: Comparison | None, *, has
     noise_cancels = has_noise and plan.perturbation is not None and plan.keeps_function
     changes_function = has_noise and not plan.keeps_function  # nothing is claimed; it is shown how much adds up
     if response is None or changes_function or (dtype == torch.float64 and not noise_cancels):
-        return _Allowed(*tolerance(plan, dtype), module_by_module=False)
+        return _Allowed(*tolerance(plan, dtype), module_by_module=False, is_of_noise=changes_function)
     allowed = noise_tolerance if noise_cancels else module_tolerance
-    return _Allowed(*allowed(plan, dtype, response), module_by_module=True)
+    return _Allowed(*allowed(plan, dtype, response), module_by_module=True, is_of_noise=noise_cancels)
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,9 @@ class _Observed:
         settings: how it ran.
         modules: the compared modules, by name.
         outputs: its outputs, after its scaled tensors were rounded as stored ones are.
-        rounding: change of the main output by that; None if no tensor is rounded.
+        exact: its outputs before that, by name.
+        rounding: change of the main output by that; None if no scaled tensor is rounded.
+        means: the tensors of the wide model that hold rounded means, by name, with their plans and sources.
         response: the largest change of an output if one rounding changes every output before it; None if not needed.
         mistake: the smallest change of an output by a forgotten factor of 2 in one of the weights.
     """
@@ -209,7 +217,9 @@ class _Observed:
     settings: _RunSettings
     modules: Mapping[str, PlannedModule]
     outputs: _Outputs
+    exact: Mapping[str, Tensor]
     rounding: Comparison | None
+    means: Mapping[str, tuple[TensorPlan, Tensor]]
     response: Comparison | None
     mistake: Comparison
 
@@ -225,23 +235,46 @@ def _observe_narrow(
         settings = replace(settings, further=_further_runs(model, inputs, plan, dtype, seed))
     outputs = _run(model, settings, placements.narrow)
     _refuse_nonfinite(outputs)
-    rounding = None
+    exact, rounding = outputs.logits, None
+    rounded = (*plan.rounded, *plan.with_means) if is_exact else ()
+    if rounded and (placements.narrow if plan.rounded else placements.wide).offload is not None:
+        raise CannotVerify(
+            f"storing `{rounded[0].target.name}` rounds it, and separating that rounding from an error needs the "
+            "model in memory; `mupscale verify --only weights` compares the weights alone"
+        )
+    means = dict(_sources_of_means(plan, model)) if is_exact else {}
     if plan.rounded and is_exact:
-        if placements.narrow.offload is not None:
-            raise CannotVerify(
-                f"scaling rounds `{plan.rounded[0].target.name}`, and separating that rounding from an error needs "
-                "the narrow model in memory; `mupscale verify --only weights` compares the weights alone"
-            )
-        exact = outputs
         round_scaled_tensors(model, plan)
-        outputs = _run(model, settings, placements.narrow, exact.tokens)
-        main = next(iter(exact.logits))
-        rounding = compare(main, exact.logits[main], outputs.logits[main])
+        outputs = _run(model, settings, placements.narrow, outputs.tokens)
+        main = next(iter(exact))
+        rounding = compare(main, exact[main], outputs.logits[main])
     response, mistake = None, Comparison("every module", 0.5, 0.5)  # of a weight whose module is compared
     if module_by_module:
         response = max(_changes(model, settings, placements.narrow, outputs, _neighbors(seed)), key=_max_rel)
         mistake = min((mistake, *_hidden_mistakes(model, settings, placements.narrow, outputs)), key=_max_rel)
-    return _Observed(settings, modules, outputs, rounding, response, mistake)
+    return _Observed(settings, modules, outputs, exact, rounding, means, response, mistake)
+
+
+def _sources_of_means(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, Tensor]]]:
+    """Yield each tensor of the wide model that holds rounded means: its name, its plan and a copy of its source."""
+    parameters = dict(narrow.named_parameters(remove_duplicate=False))
+    for name, (tensor, source) in narrow_tensors(without_noise(plan), narrow):
+        if tensor.has_means:
+            yield name, (tensor, parameters[source].detach().to("cpu", copy=True))
+
+
+def _restore_means(model: nn.Module, narrow: _Observed, plan: Plan, placement: Placement) -> Comparison | None:
+    """Replace the rounded means in a wide model by unrounded ones; return how far all rounding moves its output."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: name_in(model, name, parameters) for name in narrow.means}
+    held = {name: parameters[own] for name, own in found.items() if own is not None}
+    if not held:
+        return None
+    settings = replace(narrow.settings, names=frozenset(), further=(), num_tokens=1)
+    stored = _run(model, settings, placement)
+    for name, parameter in held.items():
+        restore_means(*narrow.means[name], parameter)
+    return next(_compare_outputs(narrow.exact, stored.logits, plan), None)
 
 
 def _compare_wide(
@@ -269,8 +302,7 @@ def _compare_wide(
         dtype=str(narrow.settings.dtype).removeprefix("torch."),
         device=str(placement),
         inputs=narrow.settings.inputs.description,
-        rounding=narrow.rounding,
-        rounded_tensors=len(plan.rounded),
+        rounded_tensors=len({tensor.target.name for tensor in (*plan.rounded, *plan.with_means)}),
         modules=tuple(modules),
     )
 

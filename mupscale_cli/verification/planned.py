@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
+from mupscale_cli.engine.expand import effective_source
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.optimizers.content import initial_plain, scales_by_parameter
@@ -24,6 +25,7 @@ from mupscale_cli.optimizers.state_plan import StateEntry, StatePlan, parameter_
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.names import ParameterNames
+from mupscale_cli.verification.activations import name_in
 from mupscale_cli.verification.result import CannotVerify
 
 Group = tuple[Mapping[str, Any], Sequence[str]]  # settings and names of parameters
@@ -34,6 +36,15 @@ FRESH_START = "train both models from a fresh start with `--optimizer none`"
 
 
 # Weights -------------------------------------------------------------------------------------------
+
+
+def narrow_tensors(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, str]]]:
+    """Yield the name of each wide parameter, its plan and the name of its source in the narrow model."""
+    names = dict(narrow.named_parameters(remove_duplicate=False))
+    for tensor in (*plan.tensors, *plan.parameters):
+        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), names)
+        if source is not None:
+            yield plan.recipe.parameter_name(tensor.target.name), (tensor, source)
 
 
 def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:
@@ -58,6 +69,41 @@ def planned_change(tensor: TensorPlan, change: Tensor) -> Tensor:
 def planned_copies(tensor: TensorPlan, narrow: Tensor) -> Tensor:
     """Compute R(W), the copies without any scale; masks are taken as numbers and returned as masks."""
     return _expand(rescale(tensor, lambda _c, _m: 1.0), narrow, torch.float64) > 0
+
+
+def restore_means(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> bool:
+    """Replace the elements of a wide tensor that are rounded means of others by the unrounded means, in place.
+
+    The means are those of the stored copies, which scaling may have rounded.
+
+    Args:
+        tensor: plan of the tensor, without noise.
+        narrow: the narrow tensor; any type that holds its stored values exactly.
+        wide: the wide tensor, likewise; it is left alone if its means are not, bit by bit, what `widen` stores.
+
+    Returns:
+        Whether they are.
+    """
+    kind = DTYPES[tensor.target.dtype].torch
+    values = narrow.detach().to("cpu", kind).contiguous()
+    planned, stored = _expand(tensor, values, kind), wide.detach().to("cpu")
+    is_mean = _means(tensor)
+    if tuple(wide.shape) != tensor.target.shape or not torch.equal(planned.to(stored.dtype)[is_mean], stored[is_mean]):
+        return False
+    strips = tuple(dim.strips for dim in tensor.dims)
+    kept = effective_source(values, strips, scale=tensor.scale, offset=tensor.offset)
+    means = _expand(tensor, kept, torch.float64).to(stored.dtype)
+    wide.data.copy_(torch.where(is_mean, means, stored))
+    return True
+
+
+def _means(tensor: TensorPlan) -> Tensor:
+    """Return a mask of the elements that are means of others, of the plan's target shape."""
+    ones = torch.ones(tensor.source.shape, dtype=torch.float64)
+    tensor = replace(tensor, scale=1.0, offset=0, fresh=0.0, init=None)
+    zeros = tuple(dim.with_digits(lambda digit: replace(digit, fill="zero")) for dim in tensor.dims)
+    with_means, without = (_expand(each, ones, torch.float64) for each in (tensor, replace(tensor, dims=zeros)))
+    return with_means != without
 
 
 def is_stored(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> bool:

@@ -56,9 +56,9 @@ class FunctionCheck:
         dtype: type in which both models ran.
         device: device on which the wide model ran.
         inputs: description of the inputs.
-        rounding: change of the outputs when scaled tensors are rounded to their stored type; None if none is
-            rounded. The comparisons are with the narrow model after that rounding, which therefore cannot
-            hide a wrong rule.
+        rounding: change of the outputs when scaled values, and the means that fresh units hold, are rounded to their
+            stored type; None if none is rounded. The comparisons are without that rounding, which therefore cannot
+            hide a wrong rule: the narrow model's values are rounded as those of the wide model, and its means are not.
         rounded_tensors: number of rounded tensors.
         keeps_function: whether the models should agree; otherwise the comparisons tell how different they are.
         unperturbed: comparison with the wide model without its noise; None if it has none.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from mupscale_cli.verification.planned import (
     is_finished,
     is_stored,
     narrow_groups,
+    narrow_tensors,
     plan_start,
     planned_change,
     planned_copies,
@@ -91,7 +92,7 @@ def verify_training(
     wide_groups = start.groups
     if is_finished(groups):
         groups, wide_groups = restart(groups), restart(wide_groups)
-    tensors = dict(_narrow_tensors(without_noise(plan), narrow))
+    tensors = dict(narrow_tensors(without_noise(plan), narrow))
     names = dict(narrow.named_parameters(remove_duplicate=False))
     initial = {name: names[name].detach().to("cpu", copy=True) for _, name in tensors.values()}
     factor, reason = rounding_factor(plan, torch.float64)
@@ -149,15 +150,6 @@ def _prepared(model: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.train()
     return model.requires_grad_()
-
-
-def _narrow_tensors(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[TensorPlan, str]]]:
-    """Yield the name of each wide parameter, its plan and the name of its source in the narrow model."""
-    names = dict(narrow.named_parameters(remove_duplicate=False))
-    for tensor in (*plan.tensors, *plan.parameters):
-        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), names)
-        if source is not None:
-            yield plan.recipe.parameter_name(tensor.target.name), (tensor, source)
 
 
 def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -320,6 +321,8 @@ def test_the_seed_determines_the_inputs(wide_llama, saved):
         ("Gemma-tied", 2, 2),  # embedding and norm by 1/sqrt(2)
         ("Gemma-tied", 4, 1),  # the norm is stored as w, but 1 + w is halved
         ("GPT2-tied", 3, 2),  # gain and bias of the last norm
+        ("GPT2-tied", Fraction(3, 2), 15),  # gains by sqrt(2/3), and means in what writes to the stream
+        ("ViT-classifier", Fraction(3, 2), 17),
     ],
 )
 def test_rounding_is_measured_and_hides_nothing(case, factor, rounded, saved, tmp_path):
@@ -332,6 +335,24 @@ def test_rounding_is_measured_and_hides_nothing(case, factor, rounded, saved, tm
         assert 1e-6 < found.rounding.max_rel < 1
     else:
         assert found.rounding is None
+
+
+@pytest.mark.parametrize("change", ["one unit in the last place", "zeros", "the first unit"])
+def test_a_wrong_mean_is_a_difference(change, saved, tmp_path):
+    """Means are rounded, and the allowance for that is for the bytes of the planned means only."""
+    source, wide = saved("GPT2-tied", dtype=torch.bfloat16), tmp_path / "wide"
+    assert widen(source, wide, Fraction(3, 2), dtype="float64").verification.agrees
+    tensors = load_file(wide / "model.safetensors")
+    rows = tensors["transformer.h.1.mlp.c_proj.bias"]
+    fresh = rows[32:]
+    if change == "one unit in the last place":
+        fresh.view(torch.int16).bitwise_xor_(1)
+    else:
+        fresh.copy_(torch.zeros(16) if change == "zeros" else rows[:1])
+    save_file(tensors, wide / "model.safetensors")
+    found = verify(wide, dtype="float64", only=["function"])
+    assert not found.agrees
+    assert found.function.first_difference.what == "transformer.ln_f"
 
 
 def check_skipped(source, output, reason, **arguments):

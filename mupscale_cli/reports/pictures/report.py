@@ -201,8 +201,8 @@ def _notes(function: Function) -> Iterable[str]:
         yield _paragraph(f"tolerance {_number(function['tolerance'])} = {function['tolerance_reason']}")
     if rounding := function["rounding"]:
         yield _paragraph(
-            f"storing {function['rounded_tensors']} scaled tensors rounds them, which changes the logits by "
-            f"{_number(rounding['max_rel'])}; the narrow model is rounded in the same way"
+            f"storing {function['rounded_tensors']} tensors rounds scaled values or means, which changes the logits by "
+            f"{_number(rounding['max_rel'])}; the comparison leaves this rounding out"
         )
     if first := function["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
