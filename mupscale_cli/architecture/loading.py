@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture import composite
 from mupscale_cli.architecture.document import MAX_BYTES, Entries, Text, parse_document
-from mupscale_cli.architecture.expressions import Expression, evaluate
+from mupscale_cli.architecture.expressions import Expression, evaluate, look_up
 from mupscale_cli.architecture.parsing import parse_match, parse_recipe
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Recipe
@@ -27,6 +29,8 @@ _MAX_EXTENDS = 20  # length of a chain of recipes that extend one another
 _PACKAGED = Path(__file__).parent.parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent.parent / "recipes"  # in an editable install
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+_MATCH = re.compile(r"^match:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)  # a section ends at the next line without indent
 
 FORMAT_VERSION = 1  # version of the recipe format, and the default of a recipe without a version
 
@@ -53,7 +57,7 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
     if not built_in.is_file():
         built_in_name = recipe_for({**(config or {}), "model_type": str(name_or_file)})
         if built_in_name is None:
-            known = [*(file.stem for file in recipe_files()), *model_types()]
+            known = [*(file.stem for file in recipe_files()), *matched_values()]
             near = suggest(str(name_or_file), known)
             raise RecipeError(
                 f"unknown recipe `{name_or_file}`",
@@ -64,12 +68,32 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
 
 
 def recipe_for(config: Mapping[str, Any]) -> str | None:
-    """Return the name of the built-in recipe for a config, by `model_type` and the recipes' conditions."""
-    model_type = str(config.get("model_type"))
-    for condition, name in model_types(model_type).get(model_type, ()):
-        if condition is None or _holds(condition, config):
-            return name
-    return None
+    """Return the name of the built-in recipe for a config, by the keys and the condition in its section `match`.
+
+    A recipe with a condition precedes one without, and longer values precede shorter ones with wildcards.
+    """
+    fitting = [
+        (condition is None, -length, name)
+        for keys, condition, name in _match_sections()
+        if (length := _matched_length(keys, config)) and (condition is None or _holds(condition, config))
+    ]
+    return min(fitting)[-1] if fitting else None
+
+
+def _matched_length(keys: Mapping[str, tuple[str, ...]], config: Mapping[str, Any]) -> int:
+    """Return how many characters of a recipe's values match a config; 0 if a key does not match, or if there is none.
+
+    `*` matches any value, also one that is no text, and counts as a character.
+    """
+    total = 0
+    for key, patterns in keys.items():
+        value = look_up(key, config)
+        text = value if isinstance(value, str) else ""
+        lengths = [len(pattern) for pattern in patterns if value is not None and fnmatchcase(text, pattern)]
+        if not lengths:
+            return 0
+        total += max(lengths)
+    return total
 
 
 def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
@@ -181,20 +205,31 @@ def _merge_section(parent: Entries, child: Entries) -> Entries:
 
 
 @cache
-def model_types(containing: str = "") -> dict[str, list[tuple[Expression | None, str]]]:
-    """Map each `model_type` of config.json to its built-in recipes; recipes with a condition come first.
+def _match_sections() -> tuple[tuple[dict[str, tuple[str, ...]], Expression | None, str], ...]:
+    """Return the keys, the condition and the name of every built-in recipe.
 
-    Args:
-        containing: parse only recipes whose text contains this, which takes a fraction of the time.
+    Only the section `match` is parsed, which takes a fraction of the time.
     """
-    by_type: dict[str, list[tuple[Expression | None, str]]] = {}
+    sections = []
     for file in recipe_files():
-        text = file.read_text(encoding="utf-8")
-        if containing not in text:
-            continue
-        types, condition, _ = parse_match(parse_document(text, _display_name(file)).get("match"))
-        for model_type in types:
-            by_type.setdefault(model_type, []).append((condition, file.stem))
-    for recipes in by_type.values():
-        recipes.sort(key=lambda pair: pair[0] is None)
-    return by_type
+        if section := _MATCH.search(file.read_text(encoding="utf-8")):
+            keys, condition, _ = parse_match(parse_document(section[0], _display_name(file)).get("match"))
+            sections.append((keys, condition, file.stem))
+    return tuple(sections)
+
+
+@cache
+def matched_values(key: str = "model_type") -> dict[str, list[str]]:
+    """Map each value of a config key, or wildcard for it, to its built-in recipes."""
+    by_value: dict[str, list[str]] = {}
+    for keys, _, name in _match_sections():
+        for value in keys.get(key, ()):
+            by_value.setdefault(value, []).append(name)
+    return by_value
+
+
+@cache
+def matched_keys() -> tuple[str, ...]:
+    """Return the config keys by which built-in recipes are chosen, the most common one first."""
+    counts = Counter(key for keys, _, _ in _match_sections() for key in keys)
+    return tuple(key for key, _ in counts.most_common())

@@ -74,14 +74,14 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
     for required in ("axes", "tensors"):
         if required not in sections:
             raise RecipeError(f"{file}: the section `{required}` is missing")
-    model_types, condition, tensor_patterns = parse_match(sections.get("match"))
+    keys, condition, tensor_patterns = parse_match(sections.get("match"))
     prefixes = _prefixes(sections.get("prefix"))
     recipe = Recipe(
         name=name,
         file=file,
         digest=digest,
         about=_optional_text(sections.get("about")),
-        model_types=model_types,
+        keys=keys,
         tensor_patterns=tensor_patterns,
         condition=condition,
         parameters=tuple(
@@ -107,16 +107,13 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
     return recipe
 
 
-def parse_match(node: Node | None) -> tuple[tuple[str, ...], Expression | None, tuple[Pattern, ...]]:
-    """Parse the section `match` into model types, a condition on the config, and patterns of tensor names."""
-    entries = {key.value: (key, value) for key, value in _entries(node)}
-    for key, _ in entries.values():
-        if key.value not in ("model_type", "when", "tensors"):
-            raise key.error(f"unknown condition `{key.value}`", hint="`match` takes `model_type`, `when` and `tensors`")
-    types = tuple(text.value for text in _texts(entries["model_type"][1])) if "model_type" in entries else ()
-    when = _text(entries["when"][1]).parse(parse_expression) if "when" in entries else None
-    patterns = _texts(entries["tensors"][1]) if "tensors" in entries else ()
-    return types, when, tuple(text.parse(parse_pattern) for text in patterns)
+def parse_match(node: Node | None) -> tuple[dict[str, tuple[str, ...]], Expression | None, tuple[Pattern, ...]]:
+    """Parse the section `match` into values of config keys, a condition on the config, and patterns of tensor names."""
+    entries = {key.value: value for key, value in _entries(node)}
+    when = _text(entries.pop("when")).parse(parse_expression) if "when" in entries else None
+    patterns = _texts(entries.pop("tensors")) if "tensors" in entries else ()
+    keys = {key: tuple(text.value for text in _texts(value)) for key, value in entries.items()}
+    return keys, when, tuple(text.parse(parse_pattern) for text in patterns)
 
 
 def _prefixes(node: Node | None) -> tuple[dict[str, str], ...]:

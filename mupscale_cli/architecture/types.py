@@ -195,7 +195,7 @@ class Recipe:
         path: the file of a user's recipe, None for a built-in recipe.
         digest: SHA-256 of the text of the file, of the files that it extends and of its parts.
         about: a one-sentence description for people.
-        model_types: the values of `model_type` in config.json that it applies to.
+        keys: config keys, and the values or wildcards for them, by which the recipe is chosen; all of them must match.
         condition: a further condition on the config; a recipe with one is tried before a recipe without.
         tensor_patterns: tensor names that identify a checkpoint without config.json; all of them must match.
         prefixes: the values that `{prefix}`, or each of several such words, can take.
@@ -218,7 +218,7 @@ class Recipe:
     file: str
     digest: str
     about: str = ""
-    model_types: tuple[str, ...] = ()
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tensor_patterns: tuple[Pattern, ...] = ()
     prefixes: tuple[dict[str, str], ...] = ({"prefix": ""},)
     defaults: dict[str, object] = field(default_factory=dict)
@@ -236,6 +236,11 @@ class Recipe:
     condition: Expression | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     path: Path | None = None
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The values of `model_type` in config.json by which the recipe is chosen."""
+        return self.keys.get("model_type", ())
 
     @property
     def axis_names(self) -> tuple[str, ...]:

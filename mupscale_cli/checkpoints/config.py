@@ -17,7 +17,7 @@ _SIZES = (
     (re.compile(r"(^|_)(positions|seq_len|seq_length|sequence_length|context_length|ctx)$"), 1 << 20),
     (re.compile(r"(^|_)(position_embeddings|size|dim|heads|channels|buckets|window)$"), 1 << 24),
 )
-_IS_DEPTH = re.compile(r"^(n|num|encoder|decoder)_(\w+_)?(layers?|blocks?|stages)$|depths?$")
+_IS_DEPTH = re.compile(r"^((n|num|encoder|decoder)_(\w+_)?)?(layers?|blocks?|stages)$|depths?$")
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mupscale_cli.checkpoints.config import CONFIG, check_limits
+from mupscale_cli.checkpoints.config import check_limits
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
@@ -16,6 +16,7 @@ from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import Identity, identities
+from mupscale_cli.libraries import CONFIGS, Library, config_beside, library_of
 from mupscale_cli.text import bytes_text
 
 RECORD = "mupscale.json"
@@ -28,7 +29,7 @@ _CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".
 _CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _MAX_CARRIED_BYTES = 1 << 30  # the largest vocabularies take a twentieth
 _NOT_CARRIED = (
-    CONFIG,
+    *CONFIGS,
     *INDICES,
     RECORD,
     "trainer_state.json",
@@ -47,7 +48,7 @@ class Checkpoint:
         is_file: whether the checkpoint is a single weight file.
         files: weight files in the order of the index.
         tensors: all tensors by name, in file and data order.
-        config: content of config.json; None if there is none.
+        config: content of config.json, or of the config file of another library; None if there is none.
         metadata: metadata of the first file.
         title: name that the user passed if it is not the path, for instance a Hub id.
         opened: identities of its files before any of them was read; empty for remote files.
@@ -85,10 +86,20 @@ class Checkpoint:
         return read_json(file) if file.is_file() else None
 
     @property
+    def library(self) -> Library:
+        """The library that the checkpoint is for."""
+        return library_of(self.config)
+
+    @property
     def config_file(self) -> Path | None:
         """The file that holds the config; None if there is none."""
-        file = config_path(self.path) if self.is_file else self.path / CONFIG
-        return file if file.is_file() else None
+        return (
+            config_path(self.path)
+            if self.is_file
+            else self.path / self.library.config
+            if self.config is not None
+            else None
+        )
 
     @property
     def carried_files(self) -> tuple[Path, ...]:
@@ -108,7 +119,7 @@ class Checkpoint:
     def _other_files(self) -> tuple[Path, ...]:
         if self.is_file:
             return ()
-        own = {*self.files, *(self.path / name for name in (CONFIG, RECORD, *INDICES))}
+        own = {*self.files, *(self.path / name for name in (*CONFIGS, RECORD, *INDICES))}
         return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
 
 
@@ -158,9 +169,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if weights_format is None:
         raise _not_supported(path)
     config = config_path(path)
-    opened = identities((path, config))
+    opened = identities((path, *([config] if config else ())))
     weights = weights_format.read(Folder(path, frozenset()), (path,))
-    content = read_json(require_own_file(config)) if config.exists() else None
+    content = read_json(require_own_file(config)) if config else None
     return _checked(Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened))
 
 
@@ -199,7 +210,8 @@ def open_folder(folder: Folder) -> Checkpoint:
     for each in FORMATS:
         if files := each.files(folder):
             weights = each.read(folder, files)
-            content = read_json(require_own_file(path / CONFIG)) if CONFIG in folder.names else None
+            config = config_beside(files[0].name, folder.names)
+            content = read_json(require_own_file(path / config)) if config else None
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata))
     for name in sorted(folder.names):
         if not any(each.recognizes(path / name) for each in FORMATS):
@@ -207,10 +219,14 @@ def open_folder(folder: Folder) -> Checkpoint:
     raise CheckpointError(f"`{path}` contains no safetensors weights")
 
 
-def config_path(file: Path) -> Path:
-    """Return the config path of a single file: `NAME.config.json`, which widening writes, or else config.json."""
-    own = file.with_suffix(".config.json")
-    return own if own.is_file() else file.parent / CONFIG
+def config_path(file: Path) -> Path | None:
+    """Return the config of a single file: `NAME.config.json`, which widening writes, or else config.json beside it.
+
+    Other libraries have other names for it. None if there is no config.
+    """
+    own = (file.with_name(f"{file.stem}.{name}") for name in CONFIGS)
+    beside = config_beside(file.name, [name for name in CONFIGS if (file.parent / name).exists()])
+    return next((path for path in own if path.is_file()), file.parent / beside if beside else None)
 
 
 def _not_found(path: Path) -> CheckpointError:

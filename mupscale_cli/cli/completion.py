@@ -13,11 +13,11 @@ from pathlib import Path
 import typer
 
 from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
-from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files
+from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
 from mupscale_cli.architecture.types import Recipe
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, open_checkpoint
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.tasks.planning import choose_recipe
 
 _FACTORS = (2, 3, 4, 8)  # offered once the axis is complete
@@ -27,7 +27,7 @@ _CHECKPOINT_PARAMETERS = ("checkpoint", "narrow", "wide")
 
 def complete_recipe(incomplete: str) -> list[tuple[str, str]]:
     """Complete built-in recipes (with their descriptions), model types, and local recipe files."""
-    known = {**dict.fromkeys(sorted(model_types()), "model type"), **{f.stem: _about(f) for f in recipe_files()}}
+    known = {**dict.fromkeys(sorted(matched_values()), "model type"), **{f.stem: _about(f) for f in recipe_files()}}
     files = _paths(incomplete, lambda path: path.suffix in (".yaml", ".yml"))
     matching = ((name, about) for name, about in sorted(known.items()) if name.startswith(incomplete))
     return [*matching, *((path, "") for path in files)]
@@ -121,7 +121,7 @@ def is_checkpoint(path: Path) -> bool:
     if path.suffix in SUFFIXES:
         return path.is_file()
     names = (entry.name for entry in _entries(path))
-    return any(name in (CONFIG, RECORD, *INDICES) or name.endswith(SUFFIXES) for name in names)
+    return any(name in (*CONFIGS, RECORD, *INDICES) or name.endswith(SUFFIXES) for name in names)
 
 
 def _paths(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:

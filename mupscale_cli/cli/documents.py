@@ -45,7 +45,7 @@ def recipe_document(recipe: Recipe, growing: Mapping[str, Sequence[str]], costs:
     return {
         "name": recipe.name,
         "about": recipe.about,
-        "model_types": list(recipe.model_types),
+        "match": {key: list(values) for key, values in recipe.keys.items()},
         "file": recipe.file,
         "sha256": recipe.digest,
         "axes": [

@@ -41,16 +41,25 @@ def list_recipes(as_json: options.Json = False) -> None:
     recipes = [load_recipe(file.stem) for file in recipe_files()]
     if as_json:
         rows = [
-            {"name": r.name, "model_types": list(r.model_types), "about": r.about, "axes": list(r.axis_names)}
+            {
+                "name": r.name,
+                "match": {key: list(values) for key, values in r.keys.items()},
+                "about": r.about,
+                "axes": list(r.axis_names),
+            }
             for r in recipes
         ]
         output.print_document("recipes", {"recipes": rows})
         return
-    result = output.table("recipe", "model types", "axes", "description")
+    result = output.table("recipe", "for", "axes", "description")
     for recipe in recipes:
-        types = ", ".join(recipe.model_types) or "(no config)"
-        result.add_row(recipe.name, types, " ".join(recipe.axis_names), recipe.about)
+        result.add_row(recipe.name, _matched(recipe), " ".join(recipe.axis_names), recipe.about)
     output.stdout().print(result)
+
+
+def _matched(recipe: Recipe) -> str:
+    """Return the config keys and values that choose a recipe, for people."""
+    return "; ".join(f"{key}: {', '.join(values)}" for key, values in recipe.keys.items()) or "(no config)"
 
 
 @app.command("show")
@@ -82,8 +91,7 @@ def show_recipe(
         output.print_document("recipe", documents.recipe_document(found, growing, costs))
         return
     console = output.stdout()
-    types = ", ".join(found.model_types) or "(no config)"
-    console.print(f"{found.name}: {found.about}\nfor model types: {types}\nread from {found.file}\n", markup=False)
+    console.print(f"{found.name}: {found.about}\nfor {_matched(found)}\nread from {found.file}\n", markup=False)
     axes = output.table("axis", "what it is, what widens it, what grows with it")
     for axis in found.axes:
         axes.add_row(axis.name, escape("\n".join(_axis_lines(found, axis, costs.get(axis.name)))))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.libraries import Library, library_of
 from mupscale_cli.optimizers.tree import Groups
 from mupscale_cli.text import counted
 
@@ -17,10 +16,10 @@ _SAVE_NAMES = "save the state of an optimizer created with `model.named_paramete
 
 
 def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
-    """Name parameters by the order in which the Trainer, or `AdamW(model.parameters())`, numbers them.
+    """Name parameters by the order in which `AdamW(model.parameters())`, or a library's own trainer, numbers them.
 
     Args:
-        config: config.json, from which transformers builds the model without data.
+        config: config.json, from which its library builds the model without data.
         groups: the settings and parameter numbers of each group.
         states: the state of each number, whose shapes are checked against the model's.
 
@@ -31,18 +30,16 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
         CheckpointError: the model cannot be built, or its parameters do not fit the optimizer's.
     """
     numbers: list[Any] = [number for _, members in groups for number in members]
-    model = _empty_model(config)
+    library, package, model = _empty_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     order = list(shapes)
-    if len(groups) == 2:
-        transformers: Any = importlib.import_module("transformers")
-        decayed_names = set(transformers.Trainer.get_decay_parameter_names(None, model))
-        decayed = [name for name in order if name in decayed_names]
-        order = decayed + [name for name in order if name not in decayed_names]
-        if len(decayed) != len(groups[0][1]):
+    if len(groups) == 2 and library.groups is not None:
+        first, second = library.groups(package, model)
+        order = [*first, *second]
+        if len(first) != len(groups[0][1]):
             raise CheckpointError(
                 f"the optimizer's first group has {len(groups[0][1])} parameters, "
-                f"but the Trainer decays {len(decayed)}",
+                f"but the trainer of {library.name} puts {len(first)} there",
                 hint=_SAVE_NAMES,
             )
     if len(numbers) != len(order) or len(groups) > 2:
@@ -65,23 +62,22 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     return names
 
 
-def _empty_model(config: Mapping[str, Any] | None) -> torch.nn.Module:
+def _empty_model(config: Mapping[str, Any] | None) -> tuple[Library, Any, torch.nn.Module]:
+    """Build a checkpoint's model without data; return its library, the library's package and the model."""
+    library = library_of(config)
     try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        transformers = None
-    model_class = getattr(transformers, architecture_of(config or {}) or "", None)
-    is_known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    if model_class is None or not is_known or config is None:
+        package = library.package()
+    except ImportError as error:
         raise CheckpointError(
-            "the optimizer numbers its parameters, and their names are unknown without a transformers model",
-            hint=_SAVE_NAMES,
-        )
+            f"the optimizer numbers its parameters, and their names are unknown without {library.name}",
+            hint=f"`{library.install}`, or {_SAVE_NAMES}",
+        ) from error
     try:
         with torch.device("meta"):
-            model: torch.nn.Module = model_class(model_class.config_class.from_dict(dict(config)))
+            return library, package, library.build(package, config or {})
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot build {model_class.__name__} from config.json: {error!r}", hint=_SAVE_NAMES
+            "the optimizer numbers its parameters, and their names are unknown because "
+            f"{library.name} cannot build the model from its config: {error}",
+            hint=_SAVE_NAMES,
         ) from error
-    return model

@@ -10,6 +10,7 @@ from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.errors import PlanError
+from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import environment, evaluate_located
 from mupscale_cli.plan.config import widen_config
@@ -46,14 +47,15 @@ class Goal:
         Raises:
             PlanError: the target has another architecture.
         """
+        key = library_of(config).key
         for candidate in (self.config, self.config.get(_TEXT)):
             if isinstance(candidate, Mapping) and (
-                candidate.get("model_type") == config.get("model_type") or recipe_for(candidate) == recipe.name
+                candidate.get(key) == config.get(key) or recipe_for(candidate) == recipe.name
             ):
                 return Goal(self.name, candidate)
         raise PlanError(
-            f"`{self.name}` has another architecture: its `model_type` is {shown(self.config.get('model_type'))}, that "
-            f"of the source {shown(config.get('model_type'))}",
+            f"`{self.name}` has another architecture: its `{key}` is {shown(self.config.get(key))}, that "
+            f"of the source {shown(config.get(key))}",
             hint="a target needs the architecture of the source; only its sizes are taken",
         )
 

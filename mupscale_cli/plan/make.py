@@ -10,6 +10,7 @@ from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config
@@ -23,7 +24,7 @@ from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
-from mupscale_cli.plan.types import ConfigChange, Plan, TensorPlan
+from mupscale_cli.plan.types import ConfigChange, Plan, Shard, TensorPlan
 
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 
@@ -120,7 +121,7 @@ def make_plan(
     return Plan(
         recipe,
         tuple(axes.values()),
-        split_into_shards(tensors, max_shard_bytes),
+        _shards(tensors, config, max_shard_bytes),
         new_config,
         changes,
         tuple(dict.fromkeys(deeper.names.reads.get(name, name) for name in layouts if name in omitted)),
@@ -147,6 +148,13 @@ def _folded(
     return frozenset(
         name for name, match in matches.items() if choose(match.rule.choices, untied, match) is not layouts[name]
     )
+
+
+def _shards(
+    tensors: Sequence[TensorPlan], config: Mapping[str, Any] | None, max_bytes: int | None
+) -> tuple[Shard, ...]:
+    library = library_of(config)
+    return split_into_shards(tensors, max_bytes if library.has_shards else None, library.shard_pattern)
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:

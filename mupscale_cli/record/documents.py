@@ -450,7 +450,7 @@ class Recipe(TypedDict):
 
     name: Annotated[str, "Name of the recipe."]
     about: Annotated[str, "Description."]
-    model_types: Annotated[list[str], "Values of `model_type` in config.json."]
+    match: Annotated[dict[str, Annotated[list[str], "Values, or wildcards."]], "Config keys that choose the recipe."]
     file: Annotated[str, "File of the recipe."]
     sha256: Annotated[str, "SHA-256 of its content."]
     axes: Annotated[list[RecipeAxis], "Sets of interchangeable units."]
@@ -465,7 +465,7 @@ class ListedRecipe(TypedDict):
     """An entry in the list of recipes."""
 
     name: Annotated[str, "Name of the recipe."]
-    model_types: Annotated[list[str], "Values of `model_type` in config.json."]
+    match: Annotated[dict[str, Annotated[list[str], "Values, or wildcards."]], "Config keys that choose the recipe."]
     about: Annotated[str, "Description."]
     axes: Annotated[list[str], "Names of the axes."]
 

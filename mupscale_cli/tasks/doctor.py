@@ -17,6 +17,7 @@ from mupscale_cli import __version__
 from mupscale_cli.architecture.loading import BUILT_IN, recipe_files
 from mupscale_cli.checkpoints.hub.environment import HubSettings, hub_settings
 from mupscale_cli.engine.memory import free_memory
+from mupscale_cli.libraries import LIBRARIES, TRANSFORMERS
 from mupscale_cli.text import counted
 
 PACKAGES = (
@@ -34,6 +35,7 @@ PACKAGES = (
 # The modules that each extra of the package adds.
 EXTRAS = {
     "hf": ("transformers", "accelerate"),
+    **{library.extra: (library.name,) for library in LIBRARIES if library is not TRANSFORMERS},
     "plot": ("matplotlib",),
     "sweep": ("transformers", "accelerate", "matplotlib"),
 }

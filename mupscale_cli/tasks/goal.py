@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import read_config
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import PlanError
+from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.plan.goal import Goal
 
 
@@ -24,8 +24,8 @@ def read_goal(name: str | Path) -> Goal:
         MupscaleError: the config or the model on the Hub cannot be read.
     """
     path = Path(name)
-    if path.is_dir() and (path / CONFIG).is_file():
-        return Goal(str(name), read_json(path / CONFIG))
+    if file := next((path / config for config in CONFIGS if (path / config).is_file()), None):
+        return Goal(str(name), read_json(file))
     if path.suffix == ".json" and path.is_file():
         return Goal(str(name), read_json(path))
     hub = None if path.exists() else parse_hub_id(str(name))
@@ -44,5 +44,5 @@ def goal_stem(name: str | Path) -> str:
     hub = None if path.exists() else parse_hub_id(str(name))
     if hub is not None:
         return hub.name
-    path = path.resolve().parent if path.name == CONFIG else path.resolve()
+    path = path.resolve().parent if path.name in CONFIGS else path.resolve()
     return path.stem if path.is_file() else path.name

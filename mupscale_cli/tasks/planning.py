@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files, recipe_for
+from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_files, recipe_for
 from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
@@ -21,13 +21,13 @@ from mupscale_cli.plan.proposals import propose
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.source import Source, find_source
-from mupscale_cli.text import count_text
+from mupscale_cli.text import count_text, shown
 
 _log = logging.getLogger(__name__)  # `-v` shows it
 
 
 def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
-    """Choose the recipe for a checkpoint by name, else by `model_type`, else by its tensors.
+    """Choose the recipe for a checkpoint by name, else by its config, else by its tensors.
 
     Raises:
         RecipeError: no recipe fits, or several do.
@@ -36,16 +36,18 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     if name is not None:
         _log.info("recipe %s (requested)", name)
         return load_recipe(name, config)
-    model_type = config.get("model_type")
-    if isinstance(model_type, str):
+    key = next((key for key in matched_keys() if config.get(key) is not None), None)
+    if key is not None:
+        value = config[key] if isinstance(config[key], str) else shown(config[key], 40)
         built_in = recipe_for(config)
         if built_in is not None:
-            _log.info("recipe %s (config.json: `model_type: %s`)", built_in, model_type)
+            _log.info("recipe %s (config.json: `%s: %s`)", built_in, key, value)
             return load_recipe(built_in, config)
-        near = get_close_matches(model_type, model_types(), n=1, cutoff=0.8)
+        near = get_close_matches(value, matched_values(key), n=1, cutoff=0.8)
         raise RecipeError(
-            f"no recipe for the model type `{model_type}`" + (f"; did you mean `{near[0]}`?" if near else ""),
-            hint=f"draft one: `mupscale recipes infer {model_type} -o {model_type}.yaml`, and use it with `--recipe`; "
+            f"no recipe for the {key.strip('_').replace('_', ' ')} `{value}`"
+            + (f"; did you mean `{near[0]}`?" if near else ""),
+            hint=f"draft one: `mupscale recipes infer {value} -o {value}.yaml`, and use it with `--recipe`; "
             "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
         )
     names = tuple(checkpoint.tensors)

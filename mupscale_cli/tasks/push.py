@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.formats.safetensors import INDEX, WEIGHTS
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.publishing import (
     LocalFile,
@@ -134,7 +132,7 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     source = record["source"]
     facts = CardFacts(
         base_model=None if "path" in source else source["repo"],
-        library="transformers" if (checkpoint.config or {}).get("model_type") else None,
+        library=checkpoint.library.name if checkpoint.library.key in (checkpoint.config or {}) else None,
         inherited=inherited,
     )
     card = make_card(existing, card_section(record, model.name), facts, model.name)
@@ -221,16 +219,17 @@ def _single_file_files(checkpoint: Checkpoint) -> dict[str, Path]:
     file = checkpoint.path
     companions = {path.name.removeprefix(f"{file.stem}."): path for path in file.parent.glob(f"{file.stem}.*")}
     companions.pop("safetensors", None)
-    return {WEIGHTS: file, **{name: path for name, path in companions.items() if path.is_file()}}
+    return {checkpoint.library.weights[0]: file, **{name: path for name, path in companions.items() if path.is_file()}}
 
 
 def _is_model(name: str, checkpoint: Checkpoint) -> bool:
     """Return whether mupscale wrote a file for loading the model."""
+    library = checkpoint.library
     if checkpoint.is_file:
-        return name in (WEIGHTS, CONFIG)
-    written = {file.name for file in (*checkpoint.files, *checkpoint.carried_files)} | {CONFIG, RECORD}
+        return name in (library.weights[0], library.config)
+    written = {file.name for file in (*checkpoint.files, *checkpoint.carried_files)} | {library.config, RECORD}
     if len(checkpoint.files) > 1:
-        written.add(INDEX)
+        written.add(library.index)
     return name in written
 
 

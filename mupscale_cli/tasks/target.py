@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.checkpoints.target import check_output, existing_record
 from mupscale_cli.errors import OutputError
+from mupscale_cli.libraries import library_of
 from mupscale_cli.tasks.writing import Output
 
 
@@ -78,7 +78,7 @@ def plan_target(path: Path, output: Output) -> Target:
     if not output.source.is_file:
         return Target(path)
     (shard,) = output.plan.shards
-    config = () if output.plan.config is None else (CONFIG,)
+    config = () if output.plan.config is None else (library_of(output.plan.config).config,)
     state = () if output.carried is None else (output.carried.name,)
     names = (shard.file, *config, *state)
     if twice := [name for index, name in enumerate(names) if name in names[:index]]:

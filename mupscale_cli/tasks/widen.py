@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli import __version__
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import segments_digest
-from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
 from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
@@ -19,6 +17,7 @@ from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import require_unchanged
+from mupscale_cli.libraries import library_of
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
@@ -177,17 +176,17 @@ def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
     Returns:
         Their names, and those of the files that were written with the optimizer state.
     """
-    plan, state = output.plan, output.carried
+    plan, state, library = output.plan, output.carried, library_of(output.plan.config)
     names = [file.name for file in state.files if file != state.source.path] if state else []
     if plan.config is not None:
-        write_json(directory / CONFIG, plan.config)
-        names.append(CONFIG)
+        write_json(directory / library.config, plan.config)
+        names.append(library.config)
     if output.source.is_file:
         return tuple(names)
     if len(plan.shards) > 1:
         weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-        write_json(directory / INDEX, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
-        names.append(INDEX)
+        write_json(directory / library.index, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
+        names.append(library.index)
     for file in output.companions:
         copy_file(file, directory)
         names.append(file.name)

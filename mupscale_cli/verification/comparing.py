@@ -131,7 +131,8 @@ def verify_checkpoints(
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    placements = choose_placements(plan, options.dtype, options.device, can_offload=options.model is None)
+    can_offload = options.model is None and narrow.library.load is None
+    placements = choose_placements(plan, options.dtype, options.device, can_offload=can_offload)
     dtype = placements.dtype
     _log.info(
         "comparing in %s: the narrow model on %s, then the wide model on %s",
@@ -417,10 +418,10 @@ def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Compari
 def choose_builders(
     options: VerifyOptions, plan: Plan
 ) -> tuple[Callable[[Checkpoint, torch.dtype, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
-    """Return a function that loads a model and one that makes its inputs, for transformers or a user-defined model."""
+    """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
-        return build_reference_model, lambda model, _: reference_inputs(model, generator)
+        return build_reference_model, lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library)
     module, build = load_user_module(options.model)
     return (
         lambda checkpoint, dtype, placement: build_user_model(build, checkpoint, dtype).to(placement.device),

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.formats.safetensors import INDEX
 from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
@@ -62,7 +61,7 @@ def check_files(
         file.name: partial(_copy_differences, file) for file in copied
     }
     if len(wide.files) > 1:
-        planned[INDEX] = partial(_index_differences, wide)
+        planned[wide.library.index] = partial(_index_differences, wide)
     if state is not None and state.scheduler is not None:
         planned[state.scheduler.name] = partial(_scheduler_differences, state)
     differences = [

@@ -1,9 +1,9 @@
-"""Random inputs for transformers models and for user-defined ones."""
+"""Random inputs for the models of libraries and for user-defined ones."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.errors import VerifyError
+from mupscale_cli.libraries import TRANSFORMERS, Library
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.result import CannotVerify
 
@@ -47,7 +48,43 @@ class Inputs:
         )
 
 
-def reference_inputs(model: Any, generator: torch.Generator) -> Inputs:
+def reference_inputs(model: Any, generator: torch.Generator, library: Library = TRANSFORMERS) -> Inputs:
+    """Make inputs for a model of a library.
+
+    Raises:
+        CannotVerify: the model takes another kind of input.
+    """
+    return _LIBRARIES[library.name](model, generator)
+
+
+def _timm_inputs(model: Any, generator: torch.Generator) -> Inputs:
+    channels, height, width = model.pretrained_cfg["input_size"]
+    images, description = _random_images((channels, *_image_size(model, (height, width))), generator)
+    return Inputs((images,), {}, description)
+
+
+def _open_clip_inputs(model: Any, generator: torch.Generator) -> Inputs:
+    images, description = _random_images((3, *_pair(model.visual.image_size)), generator)
+    tokens = random_tokens(model.vocab_size, model.context_length, generator)
+    return Inputs((images, tokens), {}, f"{description}, each with {model.context_length} random tokens")
+
+
+def _image_size(model: Any, default: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width of the images that a model's first layer takes."""
+    return _pair(getattr(getattr(model, "patch_embed", None), "img_size", None) or default)
+
+
+def _pair(size: int | Iterable[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _random_images(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, str]:
+    pixels = torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
+    return pixels, f"{BATCH} random images of {shape[1]}x{shape[2]}"
+
+
+def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     """Make inputs for a transformers model: tokens, images or spectrograms, according to its `main_input_name`.
 
     Raises:
@@ -106,10 +143,8 @@ def image_token(config: Any) -> int | None:
 
 
 def _images(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
-    size = getattr(config, "image_size", None) or _IMAGE
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    pixels = torch.randn(BATCH, config.num_channels, height, width, generator=generator, dtype=torch.float64)
-    return pixels, f"{BATCH} random images of {height}x{width}"
+    size = _pair(getattr(config, "image_size", None) or _IMAGE)
+    return _random_images((config.num_channels, *size), generator)
 
 
 def _tokens(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
@@ -141,6 +176,11 @@ def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
 
 
 _KINDS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spectrograms}
+_LIBRARIES: dict[str, Callable[[Any, torch.Generator], Inputs]] = {
+    "transformers": _transformers_inputs,
+    "timm": _timm_inputs,
+    "open_clip": _open_clip_inputs,
+}
 
 
 def random_tokens(vocab_size: int, length: int, generator: torch.Generator) -> Tensor:

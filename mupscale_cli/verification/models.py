@@ -1,4 +1,4 @@
-"""Building the reference model of a checkpoint: a transformers class or a user-defined model."""
+"""Building the reference model of a checkpoint: a class of its library or a user-defined model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from mupscale_cli.checkpoints.config import CONFIG, architecture_of
-from mupscale_cli.checkpoints.formats.safetensors import WEIGHTS
+from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.engine.memory import return_freed_memory
@@ -32,6 +31,7 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.files import require_plain
 from mupscale_cli.text import count_text, listed
 from mupscale_cli.verification.placement import Placement
+from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.transformers import import_transformers
 
@@ -121,7 +121,7 @@ def build_user_model(
 
 
 def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> nn.Module:
-    """Load a checkpoint with transformers; returns the model in evaluation mode, with eager attention.
+    """Load a checkpoint with the library that it is for; returns the model in evaluation mode.
 
     Args:
         checkpoint: weights and config.
@@ -129,22 +129,52 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
         placement: where its weights are. Default: in memory, on the CPU.
 
     Raises:
-        CannotVerify: transformers is not installed or does not have the class, or the checkpoint has no config.
-        VerifyError: transformers cannot load the checkpoint, or would initialize some weights at random.
+        CannotVerify: the library is not installed or does not have the class, or the checkpoint has no config.
+        VerifyError: the library cannot load the checkpoint, or would initialize some weights at random.
     """
     if checkpoint.config is None:
         raise CannotVerify(
             "the checkpoint has no config.json to build the model from; "
             "give your own model with `--model module.py:build`"
         )
+    load = _load_with_transformers if checkpoint.library.load is None else _load_natively
+    return load(checkpoint, checkpoint.config, dtype, placement)
+
+
+def _load_natively(
+    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, placement: Placement | None
+) -> nn.Module:
+    """Load a checkpoint as the users of its library do, from a folder with nothing but its config and its weights."""
+    library = checkpoint.library
+    assert library.load is not None
+    try:
+        package = library.package()
+    except ImportError as error:
+        raise CannotVerify(
+            f"{library.name} is not installed; run `{library.install}`, "
+            "or give your own model with `--model module.py:build`"
+        ) from error
+    _check_size(lambda: library.build(package, config), checkpoint)
+    with as_directory(checkpoint, is_alone=True) as directory, everything_in(dtype):
+        try:
+            model = library.load(package, directory)
+        except Exception as error:  # tell the user that the library raised it
+            raise VerifyError(f"{library.name} cannot load `{checkpoint.path}`: {error}") from error
+    return model.eval().to(device=placement.device if placement else None, dtype=dtype)
+
+
+def _load_with_transformers(
+    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, placement: Placement | None
+) -> nn.Module:
+    """Load a checkpoint with transformers, with eager attention; its weights may stay on disk."""
     transformers = import_transformers(
         CannotVerify(
             "transformers is not installed; run `pip install 'mupscale[hf]'`, "
             "or give your own model with `--model module.py:build`"
         )
     )
-    model_class = _model_class(transformers, checkpoint.config)
-    _check_size(model_class, checkpoint)
+    model_class = _model_class(transformers, config)
+    _check_size(lambda: _empty_model(model_class, checkpoint), checkpoint)
     device_map = placement.device_map if placement else None
     offloading: dict[str, Any] = {}
     folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
@@ -188,17 +218,26 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
     return built
 
 
-def _check_size(model_class: Any, checkpoint: Checkpoint) -> None:
+def _empty_model(model_class: Any, checkpoint: Checkpoint) -> nn.Module:
+    with as_directory(checkpoint) as directory:
+        config = model_class.config_class.from_pretrained(directory, local_files_only=True)
+    model: nn.Module = model_class(config)
+    return model
+
+
+def _check_size(build: Callable[[], nn.Module], checkpoint: Checkpoint) -> None:
     """Refuse a config whose model is much larger than the checkpoint, before its memory is allocated.
+
+    Args:
+        build: builds the model.
+        checkpoint: the checkpoint.
 
     Raises:
         VerifyError: the model has more than twice as many elements, parameters and buffers together.
     """
     try:
-        with as_directory(checkpoint) as directory:
-            config = model_class.config_class.from_pretrained(directory, local_files_only=True)
         with torch.device("meta"):
-            model = model_class(config)
+            model = build()
     except Exception as error:  # noqa: BLE001 (loading the model will tell)
         _log.debug("the size of the model is unknown: %s", error)
         return
@@ -259,17 +298,23 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yield a folder that transformers can load.
+def as_directory(checkpoint: Checkpoint, *, is_alone: bool = False) -> Iterator[Path]:
+    """Yield a folder that the checkpoint's library can load.
 
     That is the checkpoint's own folder, or for a single file a temporary one with a link to it.
+
+    Args:
+        checkpoint: the checkpoint.
+        is_alone: whether the folder must contain nothing else, so that the library can read no other file.
     """
-    if not checkpoint.is_file and (len(checkpoint.files) > 1 or checkpoint.files[0].name == WEIGHTS):
+    library, is_single = checkpoint.library, len(checkpoint.files) == 1
+    if not is_alone and not checkpoint.is_file and (not is_single or checkpoint.files[0].name == library.weights[0]):
         yield checkpoint.path
         return
     with scratch_folder() as directory:
-        (directory / CONFIG).write_text(json.dumps(checkpoint.config), encoding="utf-8")
-        _link(checkpoint.files[0], directory / WEIGHTS)
+        (directory / library.config).write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        for file in (*checkpoint.files, *([] if is_single else [checkpoint.path / library.index])):
+            _link(file, directory / (library.weights[0] if is_single else file.name))
         yield directory
 
 
@@ -288,7 +333,7 @@ def output_tensor(output: Any) -> Tensor:
     """
     named = output if isinstance(output, Mapping) else {}
     for name in ("logits", "last_hidden_state", *named):
-        value = getattr(output, name, None)
+        value = named.get(name) if named else getattr(output, name, None)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
     while isinstance(output, (tuple, list)) and output:

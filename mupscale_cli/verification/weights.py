@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
@@ -20,6 +19,7 @@ from mupscale_cli.engine.processes import Forks, run_forked, worthwhile
 from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
+from mupscale_cli.libraries import library_of
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.verification.content import content_differences
@@ -198,7 +198,8 @@ def without_noise(plan: Plan) -> Plan:
     """Return a plan for the same widening without noise, in a single file."""
     tensors = [replace(tensor, noise=None, init=None) for tensor in plan.tensors]
     parameters = tuple(replace(tensor, noise=None, init=None) for tensor in plan.parameters)
-    return replace(plan, shards=split_into_shards(tensors, None), parameters=parameters, perturbation=None)
+    shards = split_into_shards(tensors, None, library_of(plan.config).shard_pattern)
+    return replace(plan, shards=shards, parameters=parameters, perturbation=None)
 
 
 @contextmanager
@@ -217,7 +218,7 @@ def unperturbed_checkpoint(narrow: Checkpoint, plan: Plan, parent: Path) -> Iter
         try:
             write_shards(without_noise(plan).shards, narrow.tensors, folder, metadata={"format": "pt"})
             if plan.config is not None:
-                write_json(folder / CONFIG, plan.config)
+                write_json(folder / library_of(plan.config).config, plan.config)
         except OutputError as error:
             raise CannotVerify(f"cannot write the model without its noise, to compare it: {error}") from error
         yield open_checkpoint(folder)

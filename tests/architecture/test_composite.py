@@ -45,7 +45,7 @@ def recipes(tmp_path, monkeypatch):
     for name, text in (("inner", INNER), ("other", OTHER), ("outer", OUTER)):
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(
-        "mupscale_cli.architecture.loading.model_types", lambda _containing: {"other": [(None, "other")]}
+        "mupscale_cli.architecture.loading._match_sections", lambda: [({"model_type": ("other",)}, None, "other")]
     )
     return tmp_path
 

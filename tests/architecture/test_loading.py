@@ -2,7 +2,8 @@
 
 import pytest
 
-from mupscale_cli.architecture.loading import load_recipe, model_types, recipe_files
+from mupscale_cli.architecture import loading
+from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_files, recipe_for
 from mupscale_cli.errors import RecipeError
 
 SMALL = """
@@ -29,7 +30,7 @@ def test_built_in_recipes_load_and_have_descriptions(file):
     recipe = load_recipe(file.stem)
     assert recipe.about
     assert recipe.widen
-    assert recipe.model_types or recipe.tensor_patterns or file.stem in ("mlp_mup", "resnet18_mup", "qwen_vision")
+    assert recipe.keys or recipe.tensor_patterns or file.stem in ("mlp_mup", "resnet18_mup", "qwen_vision")
     assert all(axis.about for axis in recipe.axes)
 
 
@@ -63,14 +64,39 @@ def test_a_missing_file_is_refused(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_only_recipes_that_mention_a_type_are_parsed():
-    everything = model_types()
-    for model_type, recipes in everything.items():
-        assert [name for _, name in model_types(model_type)[model_type]] == [name for _, name in recipes]
-    assert len(model_types("granitemoehybrid")) < len(everything) / 4
+def test_every_value_belongs_to_one_recipe_without_a_condition():
+    for key in matched_keys():
+        for value, names in matched_values(key).items():
+            recipes = [load_recipe(name) for name in names]
+            assert all(value in recipe.keys[key] for recipe in recipes)
+            assert [recipe.condition for recipe in recipes].count(None) == 1, value
 
 
-def test_model_types_belong_to_one_recipe_without_a_condition():
-    for model_type, recipes in model_types().items():
-        assert [condition for condition, _ in recipes].count(None) == 1, model_type
-        assert all(model_type in load_recipe(name).model_types for _, name in recipes)
+@pytest.fixture
+def built_in(write, monkeypatch):
+    """Make files the only built-in recipes."""
+
+    def replace(**matches):
+        files = tuple(write(SMALL.replace("model_type: [small]", text), name) for name, text in matches.items())
+        monkeypatch.setattr(loading, "recipe_files", lambda: files)
+        loading._match_sections.cache_clear()
+
+    yield replace
+    loading._match_sections.cache_clear()
+
+
+def test_a_recipe_is_chosen_by_any_config_key(built_in):
+    built_in(
+        a="architecture: [vit_*, deit_*]",
+        b="architecture: [vit_relpos_*]",
+        c="architecture: [vit_*], when: model_args.gated",
+        d='model_cfg: ["*"]',
+        e="_class_name: [DiT], kind.of: [big]",
+    )
+    assert recipe_for({"architecture": "deit_tiny"}) == "a"
+    assert recipe_for({"architecture": "vit_relpos_tiny"}) == "b"  # the longer wildcard
+    assert recipe_for({"architecture": "vit_relpos_tiny", "model_args": {"gated": True}}) == "c"  # its condition
+    assert recipe_for({"model_cfg": {"embed_dim": 3}}) == "d"
+    assert recipe_for({"_class_name": "DiT"}) is None  # every key must match
+    assert recipe_for({"_class_name": "DiT", "kind": {"of": "big"}}) == "e"
+    assert recipe_for({"architecture": "resnet50"}) is None

@@ -8,7 +8,7 @@ import pytest
 import transformers.models.auto.modeling_auto
 
 from cli_runner import run
-from mupscale_cli.architecture.loading import load_recipe, model_types
+from mupscale_cli.architecture.loading import load_recipe, matched_values
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.infer.infer import infer, infer_target, infer_user_model
 from mupscale_cli.infer.search import Budget
@@ -75,7 +75,7 @@ def test_llama_draft_widens_like_the_built_in_recipe(tmp_path):
 
 # The causal language models of bart and whisper have only the decoder.
 BUILT_IN = sorted(
-    set(model_types())
+    set(matched_values())
     & set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {"bart", "whisper"}
 )
 

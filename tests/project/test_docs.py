@@ -17,7 +17,7 @@ from doc_commands import DOCUMENTS, MANUAL, PAGES, ROOT, blocks, differences, li
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
 from helpers import MODELS, save_mlp
-from mupscale_cli.architecture.loading import model_types
+from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.cli.pages import KINDS, page_titles
 
 TABLE = (ROOT / "recipes" / "README.md").read_text()
@@ -71,7 +71,7 @@ def test_recipes_page_lists_every_model_type():
     text = page.read_text().partition("## Tied embeddings")[0]
     # The page calls these "and their halves".
     halves = {"clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"}
-    missing = {name for name in model_types() if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
+    missing = {name for name in matched_values() if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
     assert missing == halves
 
 

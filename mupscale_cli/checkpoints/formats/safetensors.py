@@ -10,42 +10,42 @@ from mupscale_cli.checkpoints.formats.base import Folder, Weights, WeightsFormat
 from mupscale_cli.checkpoints.header import Header, StoredTensor, parse_header
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.libraries import INDICES, WEIGHTS
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _THREADS = 8  # a large model on the Hub has a hundred files, and each header costs a round trip
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles and other frameworks' formats
 
 
 class Safetensors(WeightsFormat):
-    """Reads `model.safetensors`, the shards in `model.safetensors.index.json`, or a folder's only safetensors file."""
+    """Reads the file or the shards that a library reads, such as model.safetensors, or a folder's only such file."""
 
     suffixes = (".safetensors",)
-    indices = (INDEX,)
+    indices = INDICES
 
     def recognizes(self, file: Path) -> bool:
         return file.suffix not in _OTHER_SUFFIXES  # files in the Hub's cache may have no suffix
 
     def files(self, folder: Folder) -> tuple[Path, ...]:
         path, names = folder.path, folder.names
-        if WEIGHTS in names:
-            return (path / WEIGHTS,)
-        if INDEX in names:
-            shards = dict.fromkeys(weight_map(path / INDEX).values())
-            missing = [shard for shard in shards if shard not in names]
-            if missing:
-                raise CheckpointError(
-                    f"`{path / INDEX}` lists `{missing[0]}`, which does not exist "
-                    f"({len(missing)} of {len(shards)} shards are missing)",
-                    hint="download the missing shards, or save the checkpoint again",
-                )
-            return tuple(path / shard for shard in shards)
+        for name, index in zip(WEIGHTS, INDICES, strict=True):
+            if name in names:
+                return (path / name,)
+            if index in names:
+                shards = dict.fromkeys(weight_map(path / index).values())
+                missing = [shard for shard in shards if shard not in names]
+                if missing:
+                    raise CheckpointError(
+                        f"`{path / index}` lists `{missing[0]}`, which does not exist "
+                        f"({len(missing)} of {len(shards)} shards are missing)",
+                        hint="download the missing shards, or save the checkpoint again",
+                    )
+                return tuple(path / shard for shard in shards)
         candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
         if len(candidates) == 1:
             return (path / candidates[0],)
         if candidates:
             raise CheckpointError(
-                f"`{path}` has {len(candidates)} safetensors files, but neither `{WEIGHTS}` nor `{INDEX}`",
+                f"`{path}` has {len(candidates)} safetensors files, but neither `{WEIGHTS[0]}` nor `{INDICES[0]}`",
                 hint="pass one of the files by name, or save the model with its index",
             )
         return ()
@@ -58,8 +58,9 @@ class Safetensors(WeightsFormat):
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, files))
         tensors = merge_headers(headers, folder.path)
-        if files[0].name != WEIGHTS and INDEX in folder.names:
-            _check_index(folder.path / INDEX, tensors)
+        index = next((name for name in INDICES if name in folder.names), None)
+        if index is not None and files[0].name not in WEIGHTS:
+            _check_index(folder.path / index, tensors)
         return Weights(tensors, headers[0].metadata)
 
 

@@ -15,11 +15,17 @@ from mupscale_cli.checkpoints.hub.failures import hub_errors, without_secrets
 from mupscale_cli.checkpoints.hub.ids import HubId
 from mupscale_cli.errors import HubError
 from mupscale_cli.files import plain
+from mupscale_cli.libraries import WEIGHTS
 
 Status = Literal["new", "changed", "unchanged", "deleted"]
 _HASH_BYTES = 1 << 20
 # Weights of an earlier push: if they stayed, they could be loaded instead of the new ones.
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_WEIGHTS = re.compile(
+    "|".join(
+        rf"{re.escape(name.removesuffix('.safetensors'))}(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+        for name in WEIGHTS
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

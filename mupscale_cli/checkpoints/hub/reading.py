@@ -25,6 +25,7 @@ from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
+from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.text import shown
 
 Answer = TypeVar("Answer")
@@ -57,7 +58,7 @@ class RemoteModel:
 
     def needed(self, more: Collection[str] = ()) -> tuple[str, ...]:
         """Return the names of the files that widening reads: weights, config, tokenizer, and `more`."""
-        own = {file.name for file in self.checkpoint.files} | {CONFIG, RECORD, *INDICES, *more}
+        own = {file.name for file in self.checkpoint.files} | {*CONFIGS, RECORD, *INDICES, *more}
         return tuple(sorted(name for name in self.sizes if name in own or ("/" not in name and is_carried(name))))
 
     def missing_bytes(self, more: Collection[str] = ()) -> int:
@@ -75,7 +76,7 @@ def open_remote(model: HubId) -> RemoteModel:
     from huggingface_hub import snapshot_download
 
     with hub_errors("read", model), progress_bars(shown=False):
-        small = [CONFIG, RECORD, *INDICES]
+        small = [*CONFIGS, RECORD, *INDICES]
         folder = Path(
             _in_time(model, lambda: snapshot_download(model.repo, revision=model.revision, allow_patterns=small))
         )
