@@ -1,11 +1,11 @@
 """Grow a tiny random model of every family to any size, and write the errors into recipes/README.md.
 
-    python tests/size_table.py             # all of them, about 20 minutes
+    python tests/size_table.py             # all of them, about 30 minutes
     python tests/size_table.py Llama GPT2  # only these, printed and not written
 
 Each model goes from disk to disk: the residual stream to 1.5 times its size and to an odd size, heads and feed-forward
-layer to 1.5 times, heads of 2 and 3 times the dimensions, and all axes to unrelated sizes. Both models are
-compared in float64, as the reference implementation computes them. A letter stands for the reason why a size is
+layer to 1.5 times, heads of 2 and 3 times the dimensions, one block more and twice as many blocks in the first stack, and
+all axes to unrelated sizes. Both models are compared in float64, as the reference implementation computes them. A letter stands for the reason why a size is
 impossible. Exits with 1 if any model differs.
 """
 
@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -24,10 +24,11 @@ import torch
 
 from helpers import MODELS, save_model
 from mupscale_cli.engine.threads import one_thread
-from mupscale_cli.errors import SizeError
-from mupscale_cli.plan import Plan
-from mupscale_cli.tasks.check import EXACT, Factors, run_trial, smallest_factors, unrelated_sizes
-from mupscale_cli.tasks.planning import identity_plan
+from mupscale_cli.errors import MupscaleError, PlanError
+from mupscale_cli.plan import Plan, Size
+from mupscale_cli.plan.depth import stack_sizes
+from mupscale_cli.tasks.check import EXACT, run_trial, smallest_factors, unrelated_sizes
+from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.source import Source, find_source
 
 README = Path(__file__).parent.parent / "recipes" / "README.md"
@@ -39,6 +40,7 @@ STREAM, HEADS, NEURONS, HEAD = (
     ("d", "text.d"),
 )
 HALF = Fraction(3, 2)
+Growth = Mapping[str, int | Fraction | Size]
 # A column is a name, the axes of which the first one that a model has grows, and its factor; None for an odd size.
 COLUMNS: tuple[tuple[str, tuple[str, ...], Fraction | int | None], ...] = (
     ("stream x1.5", STREAM, HALF),
@@ -47,6 +49,10 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], Fraction | int | None], ...] = (
     ("ffn x1.5", NEURONS, HALF),
     ("head size x2", HEAD, 2),
     ("head size x3", HEAD, 3),
+)
+DEPTHS: tuple[tuple[str, Callable[[int], int]], ...] = (
+    ("layers +1", lambda layers: layers + 1),
+    ("layers x2", lambda layers: 2 * layers),
 )
 
 
@@ -65,10 +71,11 @@ def size_cells(case: str) -> list[str]:
         source = find_source(path)
         plan = identity_plan(source.checkpoint)
         cells = [_cell(path, _growth(source, plan, axes, factor)) for _, axes, factor in COLUMNS]
-        return [plan.recipe.name, *cells, _cell(path, unrelated_sizes(plan.recipe, source.checkpoint))]
+        deeper = [_cell(path, _deeper(source, plan, size)) for _, size in DEPTHS]
+        return [plan.recipe.name, *cells, *deeper, _cell(path, unrelated_sizes(plan.recipe, source.checkpoint))]
 
 
-def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Factors | str | None:
+def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Growth | str | None:
     """Return the factors that grow an axis, or why that is impossible; None if the model has no such axis."""
     axis = next((axis for axis in plan.axes if axis.name in names and axis.name in plan.used), None)
     if axis is None or axis.size is None:
@@ -77,18 +84,36 @@ def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction |
         return plan.recipe.fixed[axis.name]
     try:
         ratio = Fraction(axis.size + axis.size // 2 + 1, axis.size) if factor is None else factor
-        return smallest_factors(plan.recipe, source.checkpoint, axis.name, ratio)
-    except SizeError as error:
+        found = smallest_factors(plan.recipe, source.checkpoint, axis.name, ratio)
+        if found is None:
+            plan_widening(source, axes={axis.name: ratio})  # says what the config cannot express
+        return found
+    except MupscaleError as error:
         return _reason(error.message)
+
+
+def _deeper(source: Source, plan: Plan, wide_size: Callable[[int], int]) -> Growth | str | None:
+    """Return the number of blocks of the first stack, or why it cannot grow; None if the model has no stack."""
+    sizes = stack_sizes(plan.recipe, [tensor.source.name for tensor in plan.tensors], plan.config)
+    if not sizes:
+        return None
+    stack, size = next(iter(sizes.items()))
+    request: Growth = {stack: Size(wide_size(size))}
+    try:
+        plan_widening(source, axes=request)
+    except PlanError as error:
+        return _reason(error.message)
+    return request
 
 
 def _reason(message: str) -> str:
     """Return why sizes are impossible, without the names and numbers of this model."""
-    text = re.sub(r"^.*? (?:units|sizes): ", "", message)
+    text = re.sub(r"^.*? (?:units|sizes): |^recipes/\S+ ", "", message)
+    text = re.sub(r"^the factors of linked axes do not match: in `\w+`, (.*), but .*", r"\1", text)
     return re.sub(r",? `[^`]*[.][^`]*`,?", "", text)
 
 
-def _cell(path: Path, growth: Factors | str | None) -> str:
+def _cell(path: Path, growth: Growth | str | None) -> str:
     if growth is None or isinstance(growth, str):
         return growth or ""
     trial = run_trial(path, None, growth, None, None)
@@ -100,7 +125,7 @@ def table(rows: Mapping[str, Sequence[str]]) -> str:
     cells = [cell for row in rows.values() for cell in row[1:]]
     reasons = sorted({cell for cell in cells if cell and not _is_error(cell)}, key=lambda one: (-cells.count(one), one))
     letters = {reason: chr(ord("a") + number) for number, reason in enumerate(reasons)}
-    heads = ("case", "recipe", *(name for name, _, _ in COLUMNS), "all sizes")
+    heads = ("case", "recipe", *(name for name, *_ in (*COLUMNS, *DEPTHS)), "all sizes")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     lines += [f"| {' | '.join([case, *(letters.get(cell, cell) for cell in row)])} |" for case, row in rows.items()]
     lines += ["", *(f"- {letter}: {reason}" for reason, letter in letters.items())]
