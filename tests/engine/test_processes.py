@@ -198,8 +198,8 @@ def flip(file):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
-def test_several_processes_write_the_bytes_of_one(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "layers"), [("safetensors", 5), ("torch", None), ("distributed", 5)])
+def test_several_processes_write_the_bytes_of_one(kind, layers, tmp_path):
     source = save_state(tmp_path / "narrow", kind)
     counts, records = {}, {}
     for size in (1, 3):
@@ -208,6 +208,7 @@ def test_several_processes_write_the_bytes_of_one(kind, tmp_path):
             source,
             tmp_path / f"wide-{size}",
             3,
+            layers=layers,
             max_shard_size=30_000,
             noise=0.1,
             verify=False,

@@ -136,9 +136,9 @@ def stop_after(num_shards):
     return Events(phase=lambda name, _: phases.append(name), advance=advance)
 
 
-def interrupted(source, target):
+def interrupted(source, target, **options):
     with pytest.raises(KeyboardInterrupt) as error:
-        widen(source, target, 2, max_shard_size=SHARD, verify=False, events=stop_after(3))
+        widen(source, target, 2, max_shard_size=SHARD, verify=False, events=stop_after(3), **options)
     (folder,) = partial(target)
     return folder, error.value
 
@@ -161,6 +161,15 @@ def test_finished_shards_are_not_rewritten(saved, tmp_path, undisturbed, monkeyp
     assert made
     assert not reused & set(made)
     same_but_record(contents(target), undisturbed)
+
+
+def test_a_deeper_model_is_resumed_to_the_same_bytes(saved, tmp_path):
+    source, target = saved("Llama-tied"), tmp_path / "wide"
+    widen(source, tmp_path / "undisturbed", 2, layers=5, max_shard_size=SHARD, verify=False)
+    folder, _ = interrupted(source, target, layers=5)
+    assert finished(folder)
+    widen(source, target, 2, layers=5, max_shard_size=SHARD, verify=False, resume=True)
+    same_but_record(contents(target), contents(tmp_path / "undisturbed"))
 
 
 def test_a_changed_finished_shard_is_rewritten(saved, tmp_path, undisturbed):
