@@ -34,7 +34,7 @@ from mupscale_cli.tasks.source import Source, find_source
 README = Path(__file__).parent.parent / "recipes" / "README.md"
 BEGIN, END = "<!-- table: tests/size_table.py -->\n", "<!-- end of the table of sizes -->\n"
 STREAM, HEADS, NEURONS, HEAD = (
-    ("embed", "text.embed"),
+    ("embed", "text.embed", "c"),
     ("kv", "text.kv", "h", "ng"),
     ("ffn", "text.ffn", "i"),
     ("d", "text.d"),
@@ -78,11 +78,14 @@ def size_cells(case: str) -> list[str]:
 def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Growth | str | None:
     """Return the factors that grow an axis, or why that is impossible; None if the model has no such axis."""
     axis = next((axis for axis in plan.axes if axis.name in names and axis.name in plan.used), None)
-    if axis is None or axis.size is None:
+    if axis is None:
         return None
     if axis.name in plan.recipe.fixed:
         return plan.recipe.fixed[axis.name]
     try:
+        if axis.size is None:  # one name for several sizes
+            plan_widening(source, axes={axis.name: factor or HALF})
+            return {axis.name: factor or HALF}
         ratio = Fraction(axis.size + axis.size // 2 + 1, axis.size) if factor is None else factor
         found = smallest_factors(plan.recipe, source.checkpoint, axis.name, ratio)
         if found is None:
@@ -108,9 +111,13 @@ def _deeper(source: Source, plan: Plan, wide_size: Callable[[int], int]) -> Grow
 
 def _reason(message: str) -> str:
     """Return why sizes are impossible, without the names and numbers of this model."""
-    text = re.sub(r"^.*? (?:units|sizes): |^recipes/\S+ ", "", message)
+    text = re.sub(
+        r"^.*? (?:units|sizes): |^recipes/\S+ |^cannot add blocks.*?: |^the axis `[\w.]+` (?=has different)",
+        "",
+        message,
+    )
     text = re.sub(r"^the factors of linked axes do not match: in `\w+`, (.*), but .*", r"\1", text)
-    return re.sub(r",? `[^`]*[.][^`]*`,?", "", text)
+    return re.sub(r",? `[^`]*[.][^`]*`,?", "", re.sub(r"^`[^`]*[.][^`]*` normalizes", "a norm normalizes", text))
 
 
 def _cell(path: Path, growth: Growth | str | None) -> str:
