@@ -1,7 +1,6 @@
 """The table of sizes in recipes/README.md says what is exact, what is impossible and why."""
 
 import pytest
-
 from size_table import BEGIN, END, README, families, kinds, read_table, size_cells
 
 TABLE = read_table(README.read_text().partition(BEGIN)[2].partition(END)[0])
