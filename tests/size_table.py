@@ -25,9 +25,9 @@ import torch
 from helpers import MODELS, save_model
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.errors import MupscaleError, PlanError
-from mupscale_cli.plan import Plan, Size
+from mupscale_cli.plan import Plan
 from mupscale_cli.plan.depth import stack_sizes
-from mupscale_cli.tasks.check import EXACT, run_trial, smallest_factors, unrelated_sizes
+from mupscale_cli.tasks.check import EXACT, Factors, run_trial, smallest_factors, unrelated_sizes
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.source import Source, find_source
 
@@ -47,7 +47,6 @@ _SHORTER = {
     r"^`[^`]*[.][^`]*` normalizes": "a norm normalizes",
     r",? `[^`]*[.][^`]*`,?": "",
 }
-Growth = Mapping[str, int | Fraction | Size]
 # A column is a name, the axes of which the first one that a model has grows, and its factor; None for an odd size.
 COLUMNS: tuple[tuple[str, tuple[str, ...], Fraction | int | None], ...] = (
     ("stream x1.5", STREAM, HALF),
@@ -82,7 +81,7 @@ def size_cells(case: str) -> list[str]:
         return [plan.recipe.name, *cells, *deeper, _cell(path, unrelated_sizes(plan.recipe, source.checkpoint))]
 
 
-def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Growth | str | None:
+def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Factors | str | None:
     """Return the factors that grow an axis, or why that is impossible; None if the model has no such axis."""
     axis = next((axis for axis in plan.axes if axis.name in names and axis.name in plan.used), None)
     if axis is None:
@@ -102,13 +101,13 @@ def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction |
     return found
 
 
-def _deeper(source: Source, plan: Plan, wide_size: Callable[[int], int]) -> Growth | str | None:
+def _deeper(source: Source, plan: Plan, wide_size: Callable[[int], int]) -> Factors | str | None:
     """Return the number of blocks of the first stack, or why it cannot grow; None if the model has no stack."""
     sizes = stack_sizes(plan.recipe, [tensor.source.name for tensor in plan.tensors], plan.config)
     if not sizes:
         return None
     stack, size = next(iter(sizes.items()))
-    request: Growth = {stack: Size(wide_size(size))}
+    request: Factors = {stack: Fraction(wide_size(size), size)}
     try:
         plan_widening(source, axes=request)
     except PlanError as error:
@@ -123,7 +122,7 @@ def _reason(message: str) -> str:
     return message
 
 
-def _cell(path: Path, growth: Growth | str | None) -> str:
+def _cell(path: Path, growth: Factors | str | None) -> str:
     if growth is None or isinstance(growth, str):
         return growth or ""
     trial = run_trial(path, None, growth, None, None)

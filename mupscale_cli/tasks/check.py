@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Union
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError, PlanError, SizeError
-from mupscale_cli.plan import Plan, Request, Size, make_plan
+from mupscale_cli.plan import Plan, Request, make_plan
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.tasks.planning import identity_plan
@@ -31,7 +31,7 @@ EXACT = 1e-10  # a forgotten `/` moves the logits of a small model by at least 5
 _MAX_LINKED = 3  # axes that are widened along with one
 _TARGETS = 50  # sizes of all axes at once that are tried, until some are possible
 
-Factors = Mapping[str, Union[int, Fraction, Size]]
+Factors = Mapping[str, Union[int, Fraction]]
 
 
 @dataclass(frozen=True, slots=True)
