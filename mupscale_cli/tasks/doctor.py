@@ -35,9 +35,9 @@ PACKAGES = (
 # The modules that each extra of the package adds.
 EXTRAS = {
     "hf": ("transformers", "accelerate"),
-    **{library.extra: (library.name,) for library in LIBRARIES if library is not TRANSFORMERS},
     "plot": ("matplotlib",),
     "sweep": ("transformers", "accelerate", "matplotlib"),
+    **{library.extra: (library.name,) for library in LIBRARIES if library is not TRANSFORMERS},
 }
 
 

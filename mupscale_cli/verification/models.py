@@ -144,7 +144,7 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
 def _load_natively(
     checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, placement: Placement | None
 ) -> nn.Module:
-    """Load a checkpoint as the users of its library do, from a folder with nothing but its config and its weights."""
+    """Load a checkpoint as the users of its library do, from a folder of only its config and its weights."""
     library = checkpoint.library
     assert library.load is not None
     try:
