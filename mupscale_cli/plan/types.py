@@ -292,7 +292,7 @@ class Plan:
 
     @property
     def fold_rounds(self) -> bool:
-        """Whether scaling rounds nothing but tensors that take a tied readout's factor, which untying avoids."""
+        """Whether scaling rounds only tensors that take a tied readout's factor, which untying avoids."""
         return bool(self.rounded) and all(tensor.source.name in self.folded for tensor in self.rounded)
 
 

@@ -79,7 +79,7 @@ def restore_means(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> bool:
     Args:
         tensor: plan of the tensor, without noise.
         narrow: the narrow tensor; any type that holds its stored values exactly.
-        wide: the wide tensor, likewise; it is left alone if its means are not, bit by bit, what `widen` stores.
+        wide: the wide tensor, in any such type. It is left alone if its means are not those that `widen` stores.
 
     Returns:
         Whether they are.
