@@ -21,6 +21,7 @@ from mupscale_cli.plan.types import ConfigChange
 from mupscale_cli.text import shown
 
 NO_EPS: Mapping[str, Fraction] = MappingProxyType({})
+NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 
 
 def widen_config(
@@ -29,6 +30,7 @@ def widen_config(
     values: Values,
     axes: Mapping[str, Axis],
     eps: Mapping[str, Fraction] = NO_EPS,
+    others: Mapping[str, Any] = NO_KEYS,
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
     """Return the config of the wide model and its changes.
 
@@ -38,6 +40,7 @@ def widen_config(
         values: names and values of the source, as `environment` returns them.
         axes: every axis by name.
         eps: factor of the eps in each key that changes, as `eps_factors` returns them.
+        others: values of other keys that change, as `rotary_keys` returns them.
 
     Raises:
         RecipeError: a rule cannot be evaluated.
@@ -61,8 +64,8 @@ def widen_config(
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
             _set(widened, rule.key, after)
-    for name, factor in eps.items():
-        after = float(look_up(name, values) * factor)  # type: ignore[operator]
+    factors = {name: float(look_up(name, values) * factor) for name, factor in eps.items()}  # type: ignore[operator]
+    for name, after in {**factors, **others}.items():
         changes.append(ConfigChange(name, look_up(name, config), after))
         _set(widened, name, after)
     return widened, tuple(changes)

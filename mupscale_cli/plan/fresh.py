@@ -225,9 +225,7 @@ class FreshUnits:
                 if reason is not None:
                     raise SizeError(
                         f"the axis `{axis.name}` cannot grow from {axis.size} to {axis.wide_size} units: {reason}",
-                        hint="omit `--spread`"
-                        if axis.isometric
-                        else f"use a multiple, for instance `--axis {axis.name}={int(axis.ratio) + 1}`",
+                        hint=_alternative(axis),
                     )
 
     def _obstacles(self, axis: Axis, matches: Mapping[str, Match]) -> Iterator[str]:
@@ -341,6 +339,15 @@ def eps_factors(recipe: Recipe, axes: Mapping[str, Axis], values: Values) -> dic
         if isinstance(rule.eps, str) and isinstance(look_up(rule.eps, values), (int, float)):
             factors[rule.eps] = factors.get(rule.eps, Fraction(1)) * axes[rule.name].filled
     return {key: factor for key, factor in factors.items() if factor != 1}
+
+
+def _alternative(axis: Axis) -> str:
+    """Suggest what to do about an axis that cannot grow as requested."""
+    if axis.isometric:
+        return "omit `--spread`"
+    if axis.ratio.denominator == 1:
+        return f"keep its size with `--axis {axis.name}=1`"
+    return f"use a multiple, for instance `--axis {axis.name}={int(axis.ratio) + 1}`"
 
 
 def _root(square: Fraction) -> float:

@@ -21,6 +21,7 @@ from mupscale_cli.plan.identity import find_writers, stream_axes, sum_norm
 from mupscale_cli.plan.methods import MUPSCALE, Method, choose_perturbation
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
+from mupscale_cli.plan.rotary import rotary_keys
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
@@ -106,7 +107,9 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]
     _refuse_duplicates(tensors)
-    wide = config is not None and widen_config(recipe, config, values, {**axes, **stacks}, fresh.eps)
+    wide = config is not None and widen_config(
+        recipe, config, values, {**axes, **stacks}, fresh.eps, rotary_keys(recipe, axes, config)
+    )
     new_config, changes = wide or (None, ())
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
