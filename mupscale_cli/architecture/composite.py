@@ -13,7 +13,7 @@ from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
 from mupscale_cli.architecture.expressions import names_in, parse_expression
-from mupscale_cli.architecture.layouts import AxisRef, Power, axis_refs, parse_layout, parse_scaled_expression
+from mupscale_cli.architecture.layouts import AxisRef, Power, axis_refs, parse_layout, parse_scaled_expression, stated_sizes
 from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.text import suggest
 
@@ -265,8 +265,10 @@ def _layout(text: Text, rename: Callable[[str], str]) -> Text:
     def name(ref: AxisRef | Power) -> str:
         return ref.axis if isinstance(ref, Power) else ref.name
 
-    refs = axis_refs(text.parse(parse_layout))
-    return _replace_names(text, [(ref.span[0], name(ref), rename(name(ref))) for ref in refs])
+    layout = text.parse(parse_layout)
+    names = [(ref.span[0], name(ref)) for ref in axis_refs(layout)]
+    names += [(key.span[0], key.name) for _, stated in stated_sizes(layout) for key in names_in(stated)]
+    return _replace_names(text, [(start, old, rename(old)) for start, old in names])
 
 
 def _product(text: Text, axis: Callable[[Text], Text]) -> Text:

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Union
 
-from mupscale_cli.architecture.expressions import Expression, expression_at
+from mupscale_cli.architecture.expressions import Expression, Name, expression_at
 from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError, Token
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A dimension, or a part of one, that is never widened: `.` matches any size, `3` only size 3."""
+    """A dimension, or a part of one, that is never widened.
+
+    `.` matches any size, and `3` only size 3. `.vocab_size` and `.(n_positions + 2)` match the value of an expression over
+    the config, or any size if the config lacks its keys.
+    """
 
     size: int | None
     span: tuple[int, int]
+    stated: Expression | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,7 @@ def _dim(cursor: Cursor, contracted: bool = False) -> Dim:
         end = cursor.expect("]", token)
         return Concatenation(tuple(segments), (token.start, end.span[1]))
     if cursor.accept("."):
-        return Fixed(None, token.span)
+        return _fixed(cursor, token)
     if token.kind == "number":
         cursor.advance()
         if "." in token.text or int(token.text) == 0:
@@ -233,6 +238,20 @@ def _dim(cursor: Cursor, contracted: bool = False) -> Dim:
         cursor.advance()
         return AxisRef(token.text, contracted, token.span)
     raise cursor.unexpected("expected an axis, `.`, a size, `(` or `[`")
+
+
+def _fixed(cursor: Cursor, dot: Token) -> Fixed:
+    """Parse what follows a dot without a space: `.vocab_size`, `.(n_positions + 2)`; `. embed` is a product."""
+    token = cursor.token
+    is_stated = (token.kind == "name" and token.text not in KEYWORDS) or token.text == "("
+    if token.start != dot.span[1] or not is_stated:
+        return Fixed(None, dot.span)
+    if opened := cursor.accept("("):
+        expression = expression_at(cursor)
+        end = cursor.expect(")", opened).span[1]
+    else:
+        expression, end = Name(token.text, token.span), cursor.advance().span[1]
+    return Fixed(None, (dot.start, end), expression)
 
 
 def _items(cursor: Cursor, contracted: bool) -> tuple[Dim, ...]:
@@ -253,20 +272,26 @@ def _segment(cursor: Cursor, contracted: bool) -> Segment:
 
 def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
     """Yield every mention of an axis in a layout, with its span."""
-
-    def walk(dim: Dim) -> Iterator[AxisRef | Power]:
-        if isinstance(dim, AxisRef):
-            yield dim
-        elif isinstance(dim, Product):
-            for item in dim.items:
-                yield from walk(item)
-        elif isinstance(dim, Concatenation):
-            for segment in dim.segments:
-                yield from walk(segment.dim)
-                yield from segment.powers
-
-    for dim in layout.dims:
-        yield from walk(dim)
+    yield from (part for dim in layout.dims for part in _leaves(dim) if not isinstance(part, Fixed))
     yield from layout.powers
     if layout.norm is not None and layout.norm.per is not None:
         yield layout.norm.per
+
+
+def stated_sizes(layout: Layout) -> Iterator[tuple[int, Expression]]:
+    """Yield the number of each dimension whose size the config states, with the expression of the part that it states."""
+    for number, dim in enumerate(layout.dims):
+        yield from ((number, part.stated) for part in _leaves(dim) if isinstance(part, Fixed) and part.stated)
+
+
+def _leaves(dim: Dim) -> Iterator[Fixed | AxisRef | Power]:
+    match dim:
+        case Fixed() | AxisRef():
+            yield dim
+        case Product():
+            for item in dim.items:
+                yield from _leaves(item)
+        case Concatenation():
+            for segment in dim.segments:
+                yield from _leaves(segment.dim)
+                yield from segment.powers

@@ -18,7 +18,8 @@ def environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] 
     """Return the names that expressions can use, with their values.
 
     These are the config's keys, the recipe's defaults for keys that are absent or null, the recipe's definitions,
-    `tensors` (the names of the checkpoint's tensors) and `tie` (how a shared readout is scaled).
+    `tensors` (the names of the checkpoint's tensors) and `tie` (how a shared readout is scaled). As in transformers,
+    `num_labels` is the number of entries of `id2label`.
 
     Args:
         recipe: recipe of the architecture.
@@ -30,6 +31,8 @@ def environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] 
         RecipeError: a definition cannot be evaluated.
     """
     values: Values = {key: value for key, value in config.items() if value is not None}
+    if isinstance(labels := values.get("id2label"), Mapping):
+        values["num_labels"] = len(labels)
     for key, default in recipe.defaults.items():
         if look_up(key, values) is None:
             values[key] = default

@@ -102,11 +102,16 @@ def stack_sizes(recipe: Recipe, names: Sequence[str], config: Mapping[str, Any] 
     values = environment(recipe, config or {}, names)
     sizes = {}
     for rule in recipe.depths:
-        numbers = {block.number for block in _blocks(recipe, rule, names)}
+        numbers = block_numbers(recipe, rule, names)
         stated = evaluate_located(rule.size, values, rule.text.error)
         if numbers:
             sizes[rule.name] = stated if isinstance(stated, int) and stated > 0 else max(numbers) + 1
     return sizes
+
+
+def block_numbers(recipe: Recipe, rule: DepthRule, names: Iterable[str]) -> set[int]:
+    """Return the numbers of the blocks of a stack that have tensors."""
+    return {block.number for block in _blocks(recipe, rule, names)}
 
 
 def map_blocks(

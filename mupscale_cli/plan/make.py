@@ -23,6 +23,7 @@ from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.request import IDENTITY, Request, grow_axes
 from mupscale_cli.plan.rotary import rotary_keys
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
+from mupscale_cli.plan.stated import check_stated
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
 from mupscale_cli.plan.types import ConfigChange, Plan, Shard, TensorPlan
@@ -78,6 +79,7 @@ def make_plan(
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
     axes = find_axes(recipe, specs, layouts, matches, values, used)
+    check_stated(recipe, specs, layouts, axes, values)
 
     def sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
         return sizes_from_config(recipe, environment(recipe, config, matches, tie), used)
