@@ -13,7 +13,14 @@ from typing import Any
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
 from mupscale_cli.architecture.expressions import names_in, parse_expression
-from mupscale_cli.architecture.layouts import AxisRef, Power, axis_refs, parse_layout, parse_scaled_expression, stated_sizes
+from mupscale_cli.architecture.layouts import (
+    AxisRef,
+    Power,
+    axis_refs,
+    parse_layout,
+    parse_scaled_expression,
+    stated_sizes,
+)
 from mupscale_cli.architecture.patterns import parse_pattern
 from mupscale_cli.text import suggest
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mupscale_cli.architecture.expressions import look_up, names_in
 from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
@@ -110,10 +111,38 @@ def sizes_from_config(
                 f"the axis `{rule.name}` has size {shown(size)} in the config, expected a whole number above 0"
                 if size is not None
                 else f"the config lacks a key that gives the size of the axis `{rule.name}`",
-                hint=None if size is not None else "check that the recipe belongs to this model",
+                hint=f"config.json sets {settings_text(keys)}"
+                if (keys := config_keys(recipe, (rule.name,), values))
+                else "check that the recipe belongs to this model",
             )
         sizes[rule.name] = known[rule.name] = size
     return sizes
+
+
+def config_keys(recipe: Recipe, names: Iterable[str], values: Values) -> dict[str, int]:
+    """Return the whole numbers of the config that axes, definitions and keys depend on.
+
+    Args:
+        recipe: recipe of the architecture.
+        names: names of axes, definitions and config keys.
+        values: names and values, as `environment` returns them.
+    """
+    expressions = {name: expression for name, expression, _ in recipe.definitions}
+    expressions |= {rule.name: rule.size for rule in recipe.axes if not isinstance(rule.size, str)}
+    keys, seen, open_names = {}, set(), list(names)
+    while open_names:
+        name = open_names.pop()
+        if name in expressions and name not in seen:
+            seen.add(name)
+            open_names += [inner.name for inner in names_in(expressions[name])]
+        elif name not in expressions and type(value := look_up(name, values)) is int:
+            keys[name] = value
+    return dict(sorted(keys.items()))
+
+
+def settings_text(keys: Mapping[str, int]) -> str:
+    """Format keys of config.json for a sentence: "`num_attention_heads` to 4, `head_dim` to 8"."""
+    return ", ".join(f"`{key}` to {value}" for key, value in keys.items())
 
 
 def used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match]) -> frozenset[str]:

@@ -79,12 +79,12 @@ def make_plan(
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
     axes = find_axes(recipe, specs, layouts, matches, values, used)
-    check_stated(recipe, specs, layouts, axes, values)
 
     def sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
         return sizes_from_config(recipe, environment(recipe, config, matches, tie), used)
 
-    stated, _ = widen_config(recipe, config or {}, values, {**axes, **stacks})
+    stated, restated = widen_config(recipe, config or {}, values, {**axes, **stacks})
+    check_stated(recipe, specs, layouts, axes, values, restated)
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
@@ -92,7 +92,7 @@ def make_plan(
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
     noise = choose_perturbation(method, perturbation)
-    planner = TensorPlanner(fresh, method, noise, name_prefixes(recipe))
+    planner = TensorPlanner(fresh, method, noise, name_prefixes(recipe), values)
     omitted = {name for name, choice in layouts.items() if choice.value == "omit"}
     streams = stream_axes(layouts, deeper.names.places)
     inside = {name: layouts[name] for name in deeper.names.places}

@@ -10,16 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mupscale_cli.architecture.expressions import Expression, Name, evaluate, look_up, names_in
-from mupscale_cli.architecture.layouts import Layout, stated_sizes
+from mupscale_cli.architecture.expressions import Expression, Name, Operation, evaluate, look_up, names_in
+from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs, stated_sizes
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import ConfigError
+from mupscale_cli.plan.axes import config_keys, settings_text
 from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import block_numbers
 from mupscale_cli.plan.dims import LayoutError, solve_size
+from mupscale_cli.plan.types import ConfigChange
 from mupscale_cli.text import counted
 
 
@@ -29,11 +31,13 @@ class Evidence:
 
     Attributes:
         stated: the expression over the config that gives it.
+        names: the axes, definitions and config keys in the dimension.
         size: the size in the tensor.
         place: the dimension and the tensor, as part of a sentence.
     """
 
     stated: Expression
+    names: tuple[str, ...]
     size: int
     place: str
 
@@ -65,7 +69,10 @@ def sizes_in_tensors(
                 names, size = solve_size(layout.dims[number], axes, spec.shape[number])
                 if size is not None and not names:
                     shape = " x ".join(map(str, spec.shape))
-                    yield Evidence(stated, size, f"dimension {number} of `{spec.name}` ({shape})")
+                    refs = axis_refs(Layout((layout.dims[number],), (), 0, layout.span))
+                    keys = [key.name for key in names_in(stated)]
+                    keys += [ref.name for ref in refs if isinstance(ref, AxisRef)]
+                    yield Evidence(stated, tuple(keys), size, f"dimension {number} of `{spec.name}` ({shape})")
 
 
 def check_stated(
@@ -74,6 +81,7 @@ def check_stated(
     layouts: Mapping[str, Choice[Any]],
     axes: Mapping[str, Axis],
     values: Values,
+    restated: Iterable[ConfigChange],
 ) -> None:
     """Check that the config states the sizes that the tensors have, and no block that they lack.
 
@@ -85,6 +93,7 @@ def check_stated(
         layouts: chosen layout of each tensor by its name.
         axes: every axis by name.
         values: names and values, as `environment` returns them.
+        restated: changes of the config if no axis grows, as `widen_config` returns them.
 
     Raises:
         ConfigError: some keys contradict the tensors; it names each of them with both numbers.
@@ -93,17 +102,23 @@ def check_stated(
     for found in sizes_in_tensors(specs, layouts, axes):
         value = found.value(values)
         if value is not None and value != found.size:
-            keys = [key.name for key in names_in(found.stated) if look_up(key.name, values) is not None]
-            text = f"config.json sets {_settings(keys, values)}, but {found.place} has size {found.size}"
-            text += "" if isinstance(found.stated, Name) else f" instead of {value}"
-            wrong.setdefault((str(keys), found.size), text)
+            keys = settings_text(config_keys(recipe, found.names, values))
+            text = f"config.json sets {keys}, but {found.place} has size {found.size}"
+            text += "" if isinstance(found.stated, Name) and len(found.names) == 1 else f" where that makes {value}"
+            wrong.setdefault((keys, found.size), text)
     names = [spec.name for spec in specs]
     for rule in recipe.depths:
         numbers, value = block_numbers(recipe, rule, names), look_up(rule.key, values)
         if numbers and type(value) is int and (missing := set(range(value)) - numbers):
             wrong[rule.key, len(numbers)] = (
-                f"config.json sets {_settings([rule.key], values)}, but the checkpoint has "
+                f"config.json sets `{rule.key}` to {value}, but the checkpoint has "
                 f"{counted(len(numbers), 'block')} `{rule.blocks.text}`, and none with the number {min(missing)}"
+            )
+    for change in restated:
+        if divisors := _divisors(recipe, change.key, values):
+            named = ", ".join(f"`{other}` {value}" for other, value in divisors.items())
+            wrong[change.key, 0] = (
+                f"config.json sets `{change.key}` to {change.before}, which is no multiple of {named}"
             )
     if wrong:
         first, *others = wrong.values()
@@ -114,5 +129,11 @@ def check_stated(
         )
 
 
-def _settings(keys: Iterable[str], values: Values) -> str:
-    return ", ".join(f"`{key}` to {look_up(key, values)}" for key in dict.fromkeys(keys))
+def _divisors(recipe: Recipe, key: str, values: Values) -> dict[str, int]:
+    """Return the keys that a key is divided by: it is a product of axes, and gives the size of one of them."""
+    for rule in recipe.config:
+        expression = rule.choices[0].value[0]
+        if rule.key == key and isinstance(expression, Operation) and expression.operator == "*":
+            keys = config_keys(recipe, rule.names, values)
+            return {other: value for other, value in keys.items() if other != key} if key in keys else {}
+    return {}

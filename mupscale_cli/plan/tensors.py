@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from mupscale_cli.architecture.layouts import Dim, Layout
+from mupscale_cli.architecture.layouts import AxisRef, Dim, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.patterns import NameAxis, expand_name
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
+from mupscale_cli.plan.axes import config_keys, settings_text
+from mupscale_cli.plan.conditions import Values
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
 from mupscale_cli.plan.fresh import FreshUnits
@@ -29,13 +31,19 @@ class TensorPlanner:
     """Plans tensors, and caches the maps of dimensions, since rules and shapes repeat in every layer."""
 
     def __init__(
-        self, fresh: FreshUnits, method: Method, perturbation: Perturbation | None, prefixes: Sequence[str]
+        self,
+        fresh: FreshUnits,
+        method: Method,
+        perturbation: Perturbation | None,
+        prefixes: Sequence[str],
+        values: Values,
     ) -> None:
         self.axes = fresh.axes
         self.fresh = fresh
         self.method = method
         self.perturbation = perturbation
         self.prefixes = prefixes
+        self.values = values
         self.maps: dict[Any, tuple[DimMap, ...]] = {}
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
@@ -151,12 +159,17 @@ class TensorPlanner:
             try:
                 maps.append(map_dim(dim, self.axes, size, fills, layout.powers, segment_scale, is_gain=is_gain))
             except LayoutError as problem:
+                refs = axis_refs(Layout((dim,), (), 0, dim.span))
+                keys = config_keys(
+                    self.fresh.recipe, [ref.name for ref in refs if isinstance(ref, AxisRef)], self.values
+                )
                 sizes = ", ".join(f"{axis.name} = {axis.size}" for axis in self.axes.values() if axis.size is not None)
+                stated = f"config.json sets {settings_text(keys)}; " if keys else ""
                 raise choice.text.error(
                     f"`{spec.name}` has shape {_shape(spec.shape)}, but dimension {position}, "
                     f"`{_excerpt(choice.text.value, dim)}`, {problem}",
                     dim.span,
-                    hint=f"check that config.json and the recipe belong to these tensors; {sizes}",
+                    hint=f"{stated}check that config.json and the recipe belong to these tensors; {sizes}",
                 ) from problem
         return tuple(maps)
 
