@@ -15,8 +15,8 @@ from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError, To
 class Fixed:
     """A dimension, or a part of one, that is never widened.
 
-    `.` matches any size, and `3` only size 3. `.vocab_size` and `.(n_positions + 2)` match the value of an expression over
-    the config, or any size if the config lacks its keys.
+    `.` matches any size, and `3` only size 3. `.vocab_size` and `.(n_positions + 2)` match the value of an expression
+    over the config, or any size if the config lacks its keys.
     """
 
     size: int | None
@@ -279,7 +279,7 @@ def axis_refs(layout: Layout) -> Iterator[AxisRef | Power]:
 
 
 def stated_sizes(layout: Layout) -> Iterator[tuple[int, Expression]]:
-    """Yield the number of each dimension whose size the config states, with the expression of the part that it states."""
+    """Yield the number of each dimension whose size the config states, with the expression for it."""
     for number, dim in enumerate(layout.dims):
         yield from ((number, part.stated) for part in _leaves(dim) if isinstance(part, Fixed) and part.stated)
 

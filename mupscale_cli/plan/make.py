@@ -109,10 +109,11 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]
     _refuse_duplicates(tensors)
-    wide = config is not None and widen_config(
-        recipe, config, values, {**axes, **stacks}, fresh.eps, rotary_keys(recipe, axes, config)
+    new_config, changes = (
+        (None, ())
+        if config is None
+        else widen_config(recipe, config, values, {**axes, **stacks}, fresh.eps, rotary_keys(recipe, axes, config))
     )
-    new_config, changes = wide or (None, ())
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
         check_sizes(recipe, wide_values, axes, used)

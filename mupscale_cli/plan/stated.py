@@ -108,10 +108,10 @@ def check_stated(
             wrong.setdefault((keys, found.size), text)
     names = [spec.name for spec in specs]
     for rule in recipe.depths:
-        numbers, value = block_numbers(recipe, rule, names), look_up(rule.key, values)
-        if numbers and type(value) is int and (missing := set(range(value)) - numbers):
+        numbers, count = block_numbers(recipe, rule, names), look_up(rule.key, values)
+        if numbers and type(count) is int and (missing := set(range(count)) - numbers):
             wrong[rule.key, len(numbers)] = (
-                f"config.json sets `{rule.key}` to {value}, but the checkpoint has "
+                f"config.json sets `{rule.key}` to {count}, but the checkpoint has "
                 f"{counted(len(numbers), 'block')} `{rule.blocks.text}`, and none with the number {min(missing)}"
             )
     for change in restated:

@@ -179,9 +179,9 @@ def test_a_config_asks_for_no_more_than_its_tensors_show(change, narrow):
 
 
 def test_a_table_that_the_tensors_do_not_show_is_not_allocated(saved, tmp_path):
-    narrow = shutil.copytree(saved("GPT2-tied"), tmp_path / "narrow")
+    narrow = shutil.copytree(saved("DebertaV2-shared"), tmp_path / "narrow")
     config = json.loads((narrow / "config.json").read_text())
-    (narrow / "config.json").write_text(json.dumps({**config, "n_positions": 1 << 20}))
+    (narrow / "config.json").write_text(json.dumps({**config, "position_buckets": 1 << 20}))
     message = refused("widen", narrow, "--factor", 2)
     assert "describes a model of" in message
     assert listing(tmp_path) == ["narrow"]

@@ -2,8 +2,6 @@
 
 import pytest
 
-from helpers import MODELS, save_model
-from mupscale_cli.architecture.loading import load_recipe, recipe_files
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import ConfigError, MupscaleError
 from mupscale_cli.plan import Request, make_plan
