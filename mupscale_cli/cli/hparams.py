@@ -15,7 +15,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.trainers import TRAINER_FORMATS, document, render
-from mupscale_cli.record.reading import read_record
+from mupscale_cli.record.reading import adapter_growth, read_record
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import starred
@@ -60,6 +60,10 @@ def hparams(
             help="Scale the blocks of a deeper model as CompleteP does (arXiv 2505.01618). Default: keep their values.",
         ),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="NAME", help="Print those of an adapter that was widened with the model."),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORM", help=f"Output format: {', '.join(TRAINER_FORMATS)}.")
     ] = "table",
@@ -70,7 +74,8 @@ def hparams(
     record = read_record(find_source(wide, headers_only=True).checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
     settings = replace(_settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay), depth=depth)
-    result = hyperparameters(record, settings, swept.proxy if swept else {})
+    growth = record if adapter is None else adapter_growth(record, adapter)
+    result = hyperparameters(growth, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
         _print_table(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -169,6 +170,15 @@ VerifyModel = Annotated[
     str | None,
     typer.Option(
         "--model", metavar="FILE:FUNCTION", help="Your own model class: a function from the config to an nn.Module."
+    ),
+]
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="A LoRA adapter of this model, as peft saves it, to widen as well, to adapters/NAME in the output. An "
+        "adapter beside the weights needs no option. Repeatable.",
     ),
 ]
 OptimizerState = Annotated[

@@ -110,6 +110,8 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     if state := result.record["optimizer_state"]:
         yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
+    if folders := result.record["adapters"]:
+        yield "adapters", Text(", ".join(str(result.output / folder) for folder in folders))
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")
 
 

@@ -18,7 +18,7 @@ from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import optimizer_rule
 from mupscale_cli.plan.names import strip_wrappers
-from mupscale_cli.record.reading import read_record
+from mupscale_cli.record.reading import adapter_growth, read_record
 from mupscale_cli.text import suggest
 
 Decay = Union[Literal["matrices", "all", "none"], Collection[str], Callable[[str, nn.Parameter], bool]]
@@ -34,6 +34,7 @@ def param_groups(
     optimizer: str = "adamw",
     decoupled: bool | None = None,
     decay: Decay | None = None,
+    adapter: str | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Return parameter groups with which a widened model trains like the narrow one.
@@ -51,6 +52,7 @@ def param_groups(
         decay: `matrices` decays parameters of two or more dimensions, as the Trainer of transformers does for
             language models; `all` decays every parameter, `none` no parameter. Also the names of the decayed
             parameters, or a function of name and parameter. Default: `matrices`.
+        adapter: name of an adapter that was widened with the checkpoint, if `model` is a model of peft that trains it.
         **settings: further settings for every group, for instance `betas`.
 
     Returns:
@@ -64,7 +66,7 @@ def param_groups(
     """
     rule = optimizer_rule(optimizer)
     is_decoupled = rule.decoupled if decoupled is None else decoupled
-    scaled = scaled_parameters(model, checkpoint)
+    scaled = scaled_parameters(model, checkpoint, adapter)
     parameters = dict(model.named_parameters())
     eps_setting = {} if rule.eps is None else {"eps": rule.settings["eps"] if eps is None else eps}
     base = {"lr": lr, **eps_setting, **settings}
@@ -78,13 +80,21 @@ def param_groups(
     return groups
 
 
-def scaled_parameters(model: nn.Module, checkpoint: str | Path) -> dict[str, ScaledTensor]:
+def scaled_parameters(model: nn.Module, checkpoint: str | Path, adapter: str | None = None) -> dict[str, ScaledTensor]:
     """Return the recorded scaling of every parameter of a model, under the model's names.
+
+    Args:
+        model: the wide model.
+        checkpoint: the widened checkpoint.
+        adapter: name of a widened adapter, whose trained parameters alone are returned.
 
     Raises:
         CheckpointError: the checkpoint has no record, or lacks one of the parameters.
     """
     record = read_record(open_named(checkpoint))
+    if adapter is not None:
+        tensors = {tensor.name: tensor for tensor in scaled_tensors(adapter_growth(record, adapter))}
+        return {n: _find(n, p, tensors, model) for n, p in model.named_parameters() if p.requires_grad}
     tensors = {tensor.name: tensor for tensor in scaled_tensors(record)}
     shared = {name: tensors[other] for name, other in record["shared"].items() if other in tensors}
     tensors = {**shared, **tensors}

@@ -58,10 +58,12 @@ class _Part:
     """How a tensor of an adapter follows from the weight.
 
     Attributes:
+        parameter: its name in a model with one adapter.
         dims: maps of its dimensions; None for one that stays, such as the rank.
         scale: its own scale if it also takes the weight's; None if it does not.
     """
 
+    parameter: str
     dims: Callable[[_Weight], tuple[DimMap | None, ...]]
     scale: Callable[[_Weight], float] | None = None
 
@@ -101,13 +103,13 @@ def _norm_ratio(weight: _Weight) -> float:
 _EMBEDDING_A = "lora_embedding_A"
 _TRAINED_TOKENS = "token_adapter.trainable_tokens_delta"
 _PARTS: Mapping[str, _Part] = {
-    "lora_A.weight": _Part(lambda weight: (None, *weight.columns)),
-    "lora_B.weight": _Part(lambda weight: (weight.rows, None, *weight.kernel), _weight_scale),
-    "lora_B.bias": _Part(lambda weight: (weight.rows,), _weight_scale),
-    _EMBEDDING_A: _Part(lambda weight: (None, *weight.columns)),
-    "lora_embedding_B": _Part(lambda weight: (weight.rows, None), _weight_scale),
-    "lora_magnitude_vector": _Part(_magnitudes, _norm_ratio),
-    _TRAINED_TOKENS: _Part(lambda weight: (None, weight.rows), _weight_scale),
+    "lora_A.weight": _Part("lora_A.default.weight", lambda weight: (None, *weight.columns)),
+    "lora_B.weight": _Part("lora_B.default.weight", lambda weight: (weight.rows, None, *weight.kernel), _weight_scale),
+    "lora_B.bias": _Part("lora_B.default.bias", lambda weight: (weight.rows,), _weight_scale),
+    _EMBEDDING_A: _Part(f"{_EMBEDDING_A}.default", lambda weight: (None, *weight.columns)),
+    "lora_embedding_B": _Part("lora_embedding_B.default", lambda weight: (weight.rows, None), _weight_scale),
+    "lora_magnitude_vector": _Part("lora_magnitude_vector.default.weight", _magnitudes, _norm_ratio),
+    _TRAINED_TOKENS: _Part(f"{_TRAINED_TOKENS}.default", lambda weight: (None, weight.rows), _weight_scale),
 }
 
 
@@ -146,6 +148,29 @@ def plan_adapter(plan: Plan, specs: Sequence[TensorSpec], config: Mapping[str, A
         goal=None,
         untied=(),
     )
+
+
+def new_heads(plan: Plan, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the tensors of an adapter that its base model lacks, such as a classifier, with names as in the model."""
+    names = ParameterNames(plan)
+    matches = ((spec, _NAME.fullmatch(spec.name)) for spec in specs)
+    whole = ((spec, match) for spec, match in matches if match and not match["part"].startswith(("lora_", "token_")))
+    heads = (replace(spec, name=f"{match['module']}.{match['part']}") for spec, match in whole)
+    return tuple(head for head in heads if not names.find(head.name))
+
+
+def parameter_name(name: str, config: Mapping[str, Any]) -> str:
+    """Return the parameter's name in a model with one adapter, given the tensor's name in the adapter's file."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    module, leaf = name.removesuffix(f".{match['part']}"), match["part"]
+    if leaf in _PARTS:
+        return f"{module}.{_PARTS[leaf].parameter}"
+    saved = tuple(config.get("modules_to_save") or ())
+    ends = (place.start() for place in re.finditer(r"\.", name))
+    end = next((end for end in ends if saved and name[:end].endswith(saved)), None)
+    return name if end is None else f"{name[:end]}.modules_to_save.default{name[end:]}"
 
 
 class _AdapterPlanner:

@@ -15,6 +15,7 @@ from mupscale_cli.checkpoints.digests import file_digest
 from mupscale_cli.checkpoints.hub.ids import stated_sha256
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.adapters import parameter_name
 from mupscale_cli.record import FORMAT_VERSION
 from mupscale_cli.record.changes import source_files
 
@@ -102,7 +103,17 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
         "nonfinite": {},
         "overflowed": [],
         "optimizer_state": None,
+        "adapters": {},
         "verification": None,
+    }
+
+
+def record_adapter(plan: Plan) -> dict[str, Any]:
+    """Create the part of an adapter's entry in the record that its plan decides."""
+    names = (tensor.target.name for tensor in plan.tensors)
+    return {
+        "rules": _rules(plan.tensors),
+        "called": {name: parameter_name(name, plan.config or {}) for name in names},
     }
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan import Request, Size
 from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record import FORMAT_VERSION
+from mupscale_cli.text import listed
 
 if TYPE_CHECKING:
-    from mupscale_cli.record.types import OptimizerState, Record
+    from mupscale_cli.record.types import Growth, OptimizerState, Record
 
 
 def read_record(checkpoint: Checkpoint, *, hint: str | None = None) -> Record:
@@ -60,6 +61,30 @@ def check_record(content: Mapping[str, Any], file: Path) -> Record:
     if problem := mistake(content, json_schema(Record)):
         raise CheckpointError(f"the record of `{file}` is damaged: {problem}", hint="widen the source again")
     return cast("Record", content)
+
+
+def adapter_growth(record: Record, name: str) -> Growth:
+    """Return how the tensors of a widened adapter follow from those of the narrow one.
+
+    Args:
+        record: the record of the base model.
+        name: the adapter's folder in the output, with or without `adapters/`; `.` for one beside the weights.
+
+    Raises:
+        PlanError: the record has no such adapter.
+    """
+    adapters = record["adapters"]
+    found = adapters.get(name) or adapters.get(f"adapters/{name}")
+    if found is None:
+        known = listed(folder.removeprefix("adapters/") for folder in adapters)
+        raise PlanError(f"no adapter `{name}` was widened with this model", hint=f"known: {known or 'none'}")
+    return {
+        "axes": record["axes"],
+        "blocks": record["blocks"],
+        "parameters": record["parameters"],
+        "rules": found["rules"],
+        "called": found["called"],
+    }
 
 
 def recorded_request(record: Record) -> Request:

@@ -330,6 +330,21 @@ class Verification(TypedDict):
     options: NotRequired[Annotated[VerifiedWith, "Options of `mupscale verify`; only in mupscale.json."]]
 
 
+class AdapterSource(TypedDict):
+    """A narrow adapter."""
+
+    path: Annotated[Path, "Path relative to the folder of the output."]
+    digest: Annotated[Hash, "XXH3-128 of the XXH3-128 of its config and of its weights."]
+
+
+class Adapter(TypedDict):
+    """An adapter that was widened with its base model."""
+
+    source: Annotated[AdapterSource, "The narrow adapter."]
+    rules: Annotated[list[Rule], "The applied rules, one entry for each layout, parts and shape."]
+    called: Annotated[dict[str, str], "Names of the parameters in a model with this adapter, by tensor."]
+
+
 class Record(Growth):
     """mupscale.json: how a checkpoint was widened."""
 
@@ -356,4 +371,7 @@ class Record(Growth):
     nonfinite: Annotated[dict[str, int], "Number of NaNs and infinities, by tensor."]
     overflowed: Annotated[list[str], "Tensors in which the noise exceeded the range of the data type."]
     optimizer_state: Annotated[OptimizerState | None, "Widened optimizer state; null if there is none."]
+    adapters: Annotated[
+        dict[str, Adapter], "Widened adapters, by their folder in the output; `.` for one beside the weights."
+    ]
     verification: Annotated[Verification | None, "Last verification; null if there was none."]

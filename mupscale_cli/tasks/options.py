@@ -59,6 +59,7 @@ class WidenOptions:
         spread: how residual streams grow: `padded` or `balanced`, a key of `plan.methods.SPREADS`. Default: `padded`.
         shrink: factor that `warmstart` multiplies the narrow weights by.
         snr: signal-to-noise ratio of `hyperclone`, in dB.
+        adapter: folders of adapters to widen with the model; each becomes `adapters/NAME` in the output.
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
         optimizer_policy: what to do with the moments: `copy`, `reset-new` or `reset`.
         key: dotted keys that lead to the optimizer state inside a larger file.
@@ -95,6 +96,7 @@ class WidenOptions:
     spread: str | None = None
     shrink: float | None = None
     snr: float | None = None
+    adapter: Sequence[str | Path] = ()
     optimizer: str | Path = "auto"
     optimizer_policy: str = "copy"
     key: str | None = None
@@ -157,7 +159,8 @@ class WidenOptions:
         texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         request = self.request
         amounts = {name: str(amount) for name, amount in request.axes.items()}
-        return {**values, **texts, "factor": str(request.factor), "axes": amounts}
+        adapters = list(map(str, self.adapter))
+        return {**values, **texts, "adapter": adapters, "factor": str(request.factor), "axes": amounts}
 
     @property
     def state(self) -> StateOptions:

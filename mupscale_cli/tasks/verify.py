@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, with_noise
 from mupscale_cli.record.changes import source_changed, source_resized
 from mupscale_cli.record.reading import read_record, recorded_method, recorded_request, state_path
+from mupscale_cli.tasks.adapters import plan_recorded_adapters
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
@@ -79,12 +81,19 @@ def verify(wide: str | Path, call: VerifyCall) -> Verification:
     widening = replan_widening(wide, call.narrow, call.recipe, with_state="files" in parts or call.steps > 0)
     narrow, target, plan = widening.narrow, widening.wide, widening.plan
     state = _plan_state(widening, call) if "files" in parts else None  # a missing one is reported before the work
-    found = Verification(config=check_config(plan.config, target.config) if "config" in parts else None)
+    adapters = tuple(plan_recorded_adapters(narrow, target, plan, widening.record))
+    found = Verification()
+    if "config" in parts:
+        configs = (check_config(adapter.plan.config, wide.config) for adapter, wide in adapters)
+        found = replace(found, config=sum(configs, check_config(plan.config, target.config)))
     if "weights" in parts:
-        call.events.phase("comparing weights", plan.num_bytes)
-        found = replace(found, weights=check_weights(narrow, target, plan, call.events.advance, call.processes))
+        call.events.phase("comparing weights", plan.num_bytes + sum(each.plan.num_bytes for each, _ in adapters))
+        compared = ((narrow, target, plan), *((each.source, wide, each.plan) for each, wide in adapters))
+        checks = (check_weights(*three, call.events.advance, call.processes) for three in compared)
+        found = replace(found, weights=sum(checks, TensorsCheck(0, 0, ())))
     if "files" in parts:
-        found = replace(found, files=_check_files(widening, state, call))
+        plans = {adapter.folder: adapter.plan for adapter, _ in adapters}
+        found = replace(found, files=_check_files(widening, state, plans, call))
     if "function" in parts:  # last: processes must be forked before torch starts threads
         call.events.phase("running both models", 0)
         found = _run_models(widening, found, call)
@@ -150,11 +159,13 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
     return state
 
 
-def _check_files(widening: RecordedWidening, state: CarriedState | str | None, call: VerifyCall) -> FilesCheck:
+def _check_files(
+    widening: RecordedWidening, state: CarriedState | str | None, adapters: Mapping[str, Plan], call: VerifyCall
+) -> FilesCheck:
     """Compare all files but weights and config with those that source and plan give."""
     wide, carried = widening.wide, widening.record["optimizer_state"]
     planned = state if isinstance(state, CarriedState) else None
-    found = check_files(widening.narrow, wide, widening.plan, widening.record, planned)
+    found = check_files(widening.narrow, wide, widening.plan, widening.record, planned, adapters)
     if planned is None or carried is None:
         return replace(found, state_skipped=state if isinstance(state, str) else None)
     path = state_path(wide, carried)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli import __version__
+from mupscale_cli.checkpoints.adapters import ADAPTER_CONFIG
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
@@ -22,6 +23,7 @@ from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
+from mupscale_cli.tasks.adapters import plan_adapters
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
 from mupscale_cli.tasks.resume import resumable
@@ -105,7 +107,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
         check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)
-    output = _plan_output(source.checkpoint, plan, call)
+    output = _plan_output(source.checkpoint, plan, call, path)
     target = plan_target(path, output)
     inputs = _inputs(output, call)
     needed_bytes = 0 if call.resume else output.num_bytes
@@ -117,10 +119,12 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
 
 
-def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions) -> Output:
-    """Add the optimizer state and further files to a plan of weights."""
+def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:
+    """Add adapters, the optimizer state and further files to a plan of weights."""
+    adapters = plan_adapters(source, plan, options.adapter, str(path))
     carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
-    return Output(plan, source, carried, source.carried_files, options.allow_nonfinite)
+    companions = tuple(file for file in source.carried_files if file.name != ADAPTER_CONFIG)
+    return Output(plan, source, carried, companions, options.allow_nonfinite, adapters)
 
 
 def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
@@ -151,6 +155,12 @@ def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
         record = write(output, call.ranks.broadcast(staging.journal), call.events, call.ranks, call.processes)
         assert record is not None
         plan = with_noise(output.plan, record["noise"])
+        record["adapters"] = {
+            adapter.folder: adapter.write(
+                staging.content, target.path, call.events.advance, allow_nonfinite=output.allow_nonfinite
+            )
+            for adapter in output.adapters
+        }
         names = _write_companions(output, staging.content)
         record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
         verification, skipped = _verify(output.source, plan, staging.content, call)
@@ -190,6 +200,7 @@ def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
     for file in output.companions:
         copy_file(file, directory)
         names.append(file.name)
+    names += (name for adapter in output.adapters for name in adapter.names)
     return tuple(names)
 
 

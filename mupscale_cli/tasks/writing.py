@@ -18,6 +18,7 @@ from mupscale_cli.errors import JobError
 from mupscale_cli.files import Identity
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.plan import Plan
+from mupscale_cli.tasks.adapters import PlannedAdapter
 
 _RECORD_RESERVE = 8192  # bytes reserved in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # bytes for a number after a tensor's name: the size of its noise, the count of nonfinite elements
@@ -31,6 +32,7 @@ class Output:
         plan: plan of the weights.
         source: the narrow checkpoint.
         carried: the optimizer state to widen; None if there is none.
+        adapters: the adapters to widen.
         companions: further files of the source to copy.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
         record: the content of mupscale.json that is known before writing.
@@ -41,24 +43,29 @@ class Output:
     carried: CarriedState | None
     companions: tuple[Path, ...]
     allow_nonfinite: bool
+    adapters: tuple[PlannedAdapter, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
-        return self.plan.num_bytes + (self.carried.state.num_bytes if self.carried else 0)
+        adapters = sum(adapter.plan.num_bytes for adapter in self.adapters)
+        return self.plan.num_bytes + adapters + (self.carried.state.num_bytes if self.carried else 0)
 
     @cached_property
     def opened(self) -> dict[Path, Identity | None]:
         """Identities of the files that it is made from, before any of them was read."""
         unused = {*self.skipped_files, self.source.path / RECORD}
         state = self.carried.opened if self.carried else {}
-        return {**{file: known for file, known in self.source.opened.items() if file not in unused}, **state}
+        adapters = {file: known for adapter in self.adapters for file, known in adapter.source.opened.items()}
+        own = {file: known for file, known in self.source.opened.items() if file not in unused}
+        return {**own, **state, **adapters}
 
     @property
     def skipped_files(self) -> tuple[Path, ...]:
         """Files of the source that are not copied."""
         carried = self.carried.files if self.carried else ()
-        return tuple(file for file in self.source.skipped_files if file not in carried)
+        adapters = [file for adapter in self.adapters for file in adapter.source.opened]
+        return tuple(file for file in self.source.skipped_files if file not in (*carried, *adapters))
 
 
 def write(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from mupscale_cli.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
@@ -14,7 +16,7 @@ from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.finding import state_files, state_names
 from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
 from mupscale_cli.plan import Plan
-from mupscale_cli.record.making import Origin, make_record
+from mupscale_cli.record.making import Origin, make_record, record_adapter
 from mupscale_cli.record.reading import companion_path
 from mupscale_cli.text import bytes_text
 from mupscale_cli.verification.content import content_differences
@@ -37,12 +39,18 @@ _NOT_PLANNED = (
     "nonfinite",
     "overflowed",
     "optimizer_state",
+    "adapters",
     "verification",
 )
 
 
 def check_files(
-    narrow: Checkpoint, wide: Checkpoint, plan: Plan, record: Record, state: CarriedState | None = None
+    narrow: Checkpoint,
+    wide: Checkpoint,
+    plan: Plan,
+    record: Record,
+    state: CarriedState | None = None,
+    adapters: Mapping[str, Plan] = MappingProxyType({}),
 ) -> FilesCheck:
     """Compare all files except weights, config.json and the optimizer state; of the record, what the plan decides.
 
@@ -52,6 +60,7 @@ def check_files(
         plan: plan of the widening.
         record: its record.
         state: the optimizer state, planned again; None if none was widened, or it is not compared.
+        adapters: plans of the adapters, by their folder in the wide checkpoint.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -60,6 +69,10 @@ def check_files(
     planned: dict[str, Callable[[Path], Iterable[str]]] = {
         file.name: partial(_copy_differences, file) for file in copied
     }
+    for folder in adapters:
+        place = PurePosixPath(folder)
+        planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)
+        planned[str(place / ADAPTER_CONFIG)] = lambda _: ()  # compared like config.json
     if len(wide.files) > 1:
         planned[wide.library.index] = partial(_index_differences, wide)
     if state is not None and state.scheduler is not None:
@@ -73,6 +86,10 @@ def check_files(
     for file in wide.files:
         differences += _metadata_differences(file, is_single=wide.is_file)
     differences += _record_differences(plan, record)
+    for folder, adapter in adapters.items():
+        planned_entry, entry = record_adapter(adapter), record["adapters"][folder]
+        stored = {"rules": entry["rules"], "called": entry["called"]}
+        differences += _named(Path(RECORD), content_differences(planned_entry, stored))
     return FilesCheck((*planned, RECORD), tuple(differences))
 
 

@@ -263,6 +263,13 @@ class TensorsCheck:
     def agrees(self) -> bool:
         return not self.differences
 
+    def __add__(self, other: TensorsCheck) -> TensorsCheck:
+        return TensorsCheck(
+            self.num_tensors + other.num_tensors,
+            self.num_bytes + other.num_bytes,
+            (*self.differences, *other.differences),
+        )
+
     def as_record(self) -> recorded.Tensors:
         """Return the object that mupscale.json and `--json` contain."""
         return {
@@ -288,6 +295,9 @@ class ConfigCheck:
     @property
     def agrees(self) -> bool:
         return not self.differences
+
+    def __add__(self, other: ConfigCheck) -> ConfigCheck:
+        return ConfigCheck(self.num_keys + other.num_keys, (*self.differences, *other.differences))
 
     def as_record(self) -> recorded.ConfigKeys:
         """Return the object that mupscale.json and `--json` contain."""

@@ -45,6 +45,7 @@ FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.
 UNCOMPARED = ("sweep",)  # its losses depend on the machine
 # Slow commands that other tests run.
 ELSEWHERE = {
+    "mupscale widen base --factor 2 --adapter sql-lora": "tasks/test_adapters.py",
     "mupscale demo": "cli/test_demo.py",
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }

@@ -37,6 +37,7 @@ WIDEN = {
     "spread": ("balanced", "balanced", {}),
     "shrink": ("0.5", 0.5, {"method": "warmstart"}),
     "snr": ("20", 20, {"method": "hyperclone"}),
+    "adapter": ("/adapter", (Path("/adapter"),), {}),
     "optimizer": ("none", "none", {}),
     "optimizer_policy": ("reset", "reset", {}),
     "key": ("adam", "adam", {}),

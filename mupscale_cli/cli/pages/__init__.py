@@ -19,6 +19,7 @@ KINDS = {
         "noise",
         "methods",
         "depth",
+        "adapters",
         "sweep",
         "recipes",
         "hub",

@@ -129,6 +129,10 @@ def _path(node: Node, folder: Path) -> Path:
     return folder / _text(node, folder)
 
 
+def _paths(node: Node, folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / text for text in _texts(node, folder))
+
+
 def _recipe(node: Node, folder: Path) -> str:
     """Read the path of a recipe file, or the name of a built-in recipe."""
     text = _text(node, folder)
@@ -175,6 +179,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "spread": _text,
         "shrink": _number,
         "snr": _number,
+        "adapter": _paths,
         "optimizer": _state,
         "optimizer_policy": _text,
         "key": _text,
