@@ -22,6 +22,7 @@ from mupscale_cli.architecture.layouts import (
     stated_sizes,
 )
 from mupscale_cli.architecture.patterns import parse_pattern
+from mupscale_cli.architecture.units import parse_template, units_in
 from mupscale_cli.text import suggest
 
 _KEYS = ("config", "recipe", "prefix", "names")
@@ -143,6 +144,13 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
                 _map_choices(node, lambda text: _scaled_expression(text, rename), expression),
             )
             for key, node in entries("config")
+        ],
+        "units": [
+            (
+                key if " in " in key.value else _renamed(key, config_key(key.value)),
+                _map_texts(node, lambda text: _template(text, f"{part.name}.")),
+            )
+            for key, node in entries("units")
         ],
         "requires": [(_expression(key, rename), node) for key, node in entries("requires")],
         "tensors": [
@@ -276,6 +284,11 @@ def _layout(text: Text, rename: Callable[[str], str]) -> Text:
     names = [(ref.span[0], name(ref)) for ref in axis_refs(layout)]
     names += [(key.span[0], key.name) for _, stated in stated_sizes(layout) for key in names_in(stated)]
     return _replace_names(text, [(start, old, rename(old)) for start, old in names])
+
+
+def _template(text: Text, prefix: str) -> Text:
+    units = units_in(text.parse(parse_template))
+    return _replace_names(text, [(unit.span[0], unit.name, prefix + unit.name) for unit in units])
 
 
 def _product(text: Text, axis: Callable[[Text], Text]) -> Text:

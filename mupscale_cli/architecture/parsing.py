@@ -27,7 +27,9 @@ from mupscale_cli.architecture.types import (
     Requirement,
     TensorRule,
     TieRule,
+    UnitsRule,
 )
+from mupscale_cli.architecture.units import parse_template, units_in
 from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import listed, suggest
 
@@ -47,6 +49,7 @@ _SECTIONS = (
     "linked",
     "depth",
     "config",
+    "units",
     "requires",
     "tensors",
     "parameters",
@@ -100,6 +103,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         links=tuple(_link(key, node) for key, node in _entries(sections.get("linked"))),
         depths=tuple(_depth_rule(key, node, prefixes[0]) for key, node in _entries(sections.get("depth"))),
         config=tuple(_config_rule(key, node) for key, node in _entries(sections.get("config"))),
+        units=tuple(_units_rule(key, node) for key, node in _entries(sections.get("units"))),
         requires=tuple(_requirement(key, node) for key, node in _entries(sections.get("requires"))),
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
@@ -212,7 +216,7 @@ def _link(key: Text, node: Node) -> Link:
     return Link(key.value, tuple(factor.strip() for factor in text.value.split("*")), text)
 
 
-_DEPTH_KEYS = ("size", "names", "about", "lists", "runs", "numbers", "first", "every", "unmoved")
+_DEPTH_KEYS = ("size", "names", "about", "every", "unmoved")
 
 
 def _depth_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> DepthRule:
@@ -231,20 +235,12 @@ def _depth_rule(key: Text, node: Node, prefixes: Mapping[str, str]) -> DepthRule
     blocks = names.parse(lambda text: parse_pattern(text, prefixes))
     if blocks.num_wildcards != 1 or blocks.parts[-1] is not STAR:
         raise names.error("expected the beginning of a block's tensor names up to its number, such as `layers.*`")
-
-    def keys(word: str) -> tuple[str, ...]:
-        return tuple(text.value for text in _texts(entries[word])) if word in entries else ()
-
     every = _texts(entries["every"]) if "every" in entries else ()
     return DepthRule(
         name=key.value,
         size=expression,
         blocks=blocks,
         about=_optional_text(entries.get("about")),
-        lists=keys("lists"),
-        runs=keys("runs"),
-        numbers=keys("numbers"),
-        first=keys("first"),
         every=tuple((text.parse(parse_expression), text) for text in every),
         unmoved=_text(entries["unmoved"]) if "unmoved" in entries else None,
         text=key,
@@ -330,6 +326,13 @@ def _config_rule(key: Text, node: Node) -> ConfigRule:
     return ConfigRule(name, name != key.value, choices, key)
 
 
+def _units_rule(key: Text, node: Node) -> UnitsRule:
+    """Parse `KEY: TEMPLATE`, or `KEY in FILE: TEMPLATE` for another file than config.json."""
+    name, _, file = key.value.partition(" in ")
+    text = _text(node)
+    return UnitsRule(name, file or None, text.parse(parse_template), text)
+
+
 def _choices(node: Node, word: str, parse: Callable[[Text], T]) -> tuple[Choice[T], ...]:
     nodes = node.nodes if isinstance(node, Items) else (node,)
     if not nodes:
@@ -379,9 +382,10 @@ def _check_names(recipe: Recipe, sections: dict[str, Node]) -> None:
     for link in recipe.links:
         for name in link.product:
             check_axis(name, link.text)
+    stacks = {rule.name for rule in recipe.depths}
     mentioned = set()
     for text, axis, span in _axis_mentions(recipe):
-        if axis not in {rule.name for rule in recipe.depths}:
+        if axis not in stacks:
             check_axis(axis, text, span)
         mentioned.add(axis)
     for key, _ in _entries(sections["axes"]):
@@ -399,7 +403,7 @@ def _fixed_axes(recipe: Recipe, sections: dict[str, Node]) -> Iterator[Text]:
 
 
 def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]]:
-    """Yield every axis that a tensor or a config value mentions, with its text and its span there."""
+    """Yield every axis or stack that a tensor or a value mentions, with its text and its span there."""
     for rule in recipe.tensors:
         for part in rule.pattern.axes:
             for name in part.names:
@@ -413,6 +417,9 @@ def _axis_mentions(recipe: Recipe) -> Iterator[tuple[Text, str, tuple[int, int]]
         for config_choice in config_rule.choices:
             for power in config_choice.value[1]:
                 yield config_choice.text, power.axis, power.span
+    for units_rule in recipe.units:
+        for unit in units_in(units_rule.template):
+            yield units_rule.text, unit.name, unit.span
 
 
 # Nodes to values ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mupscale_cli.architecture.document import Text
 from mupscale_cli.architecture.expressions import Expression, names_in
 from mupscale_cli.architecture.layouts import Layout, Power
 from mupscale_cli.architecture.patterns import Pattern
+from mupscale_cli.architecture.units import Template, units_in
 
 T = TypeVar("T")
 TIES = ("fold", "config", "untie")
@@ -111,17 +112,13 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class DepthRule:
-    """A stack of blocks, and the config keys that depend on the number of blocks.
+    """A stack of blocks.
 
     Attributes:
         name: the name of the stack, which users type like that of an axis.
         size: the number of blocks, an expression over the config; its first name is the key that holds the number.
         blocks: matches the beginning of a block's tensor names; its `*` is the number of the block.
         about: a description for people.
-        lists: config keys that hold a list with an entry for each block.
-        runs: config keys that hold a list of runs, each a list of types and how often it repeats.
-        numbers: config keys that hold a list of block numbers.
-        first: config keys that hold a number of blocks at the front.
         every: periods of the properties that the model derives from a block's number.
         unmoved: a condition under which the model computes with the number itself, so that old blocks must keep theirs.
         text: the name as written.
@@ -131,10 +128,6 @@ class DepthRule:
     size: Expression
     blocks: Pattern
     about: str
-    lists: tuple[str, ...]
-    runs: tuple[str, ...]
-    numbers: tuple[str, ...]
-    first: tuple[str, ...]
     every: tuple[tuple[Expression, Text], ...]
     unmoved: Text | None
     text: Text
@@ -143,6 +136,28 @@ class DepthRule:
     def key(self) -> str:
         """The config key that holds the number of blocks."""
         return next(names_in(self.size)).name
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsRule:
+    """A key whose value names units of axes or blocks of stacks.
+
+    Attributes:
+        key: the key, dotted within sections.
+        file: the JSON file that has it; None for config.json.
+        template: what the value names.
+        text: the template as written.
+    """
+
+    key: str
+    file: str | None
+    template: Template
+    text: Text
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The axes and stacks that the value names."""
+        return frozenset(unit.name for unit in units_in(self.template))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +223,7 @@ class Recipe:
         links: axes that the config derives from others.
         depths: the stacks of blocks that can become deeper.
         config: the values of the widened config.
+        units: the keys of JSON files whose values name units.
         requires: conditions that the widened config must satisfy.
         tensors: the rules for tensors; each tensor follows one of them.
         parameters: the names and shapes that the reference model gives to tensors that it saves in another form.
@@ -229,6 +245,7 @@ class Recipe:
     links: tuple[Link, ...] = ()
     depths: tuple[DepthRule, ...] = ()
     config: tuple[ConfigRule, ...] = ()
+    units: tuple[UnitsRule, ...] = ()
     requires: tuple[Requirement, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
     parameters: tuple[ParameterRule, ...] = ()
@@ -245,6 +262,15 @@ class Recipe:
     @property
     def axis_names(self) -> tuple[str, ...]:
         return tuple(axis.name for axis in self.axes)
+
+    @property
+    def side_files(self) -> frozenset[str]:
+        """The JSON files beside config.json whose values name units."""
+        return frozenset(rule.file for rule in self.units if rule.file is not None)
+
+    def units_of(self, file: str | None) -> tuple[UnitsRule, ...]:
+        """Return the rules of one JSON file; None for config.json."""
+        return tuple(rule for rule in self.units if rule.file == file)
 
     @cached_property
     def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str, ParameterRule], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -121,6 +121,15 @@ class Checkpoint:
             return ()
         own = {*self.files, *(self.path / name for name in (*CONFIGS, RECORD, *INDICES))}
         return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
+
+    def read_side_files(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the content of JSON files of the folder by name, as far as it has them; a single file has none.
+
+        Raises:
+            CheckpointError: a file is not a JSON object, or is a link that leads out of the directory.
+        """
+        files = {name: self.path / name for name in sorted(names)} if not self.is_file else {}
+        return {name: read_json(require_own_file(file)) for name, file in files.items() if file.is_file()}
 
 
 def require_own_file(file: Path, root: Path | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -47,7 +47,6 @@ def widen_config(
         PlanError: a section of the config is not an object.
     """
     known = {**values, **{axis.name: axis.wide_size for axis in axes.values() if axis.wide_size is not None}}
-    widened = copy.deepcopy(dict(config))
     changes = []
     for rule in recipe.config:
         *path, key = rule.key.split(".")
@@ -63,22 +62,24 @@ def widen_config(
         after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
-            _set(widened, rule.key, after)
     factors = {name: float(look_up(name, values) * factor) for name, factor in eps.items()}  # type: ignore[operator]
     for name, after in {**factors, **others}.items():
         changes.append(ConfigChange(name, look_up(name, config), after))
-        _set(widened, name, after)
-    return widened, tuple(changes)
+    return with_changes(config, changes), tuple(changes)
 
 
-def _set(config: dict[str, Any], name: str, value: Any) -> None:
-    """Set a key, which may be dotted, in place; sections that are missing or null are created."""
-    *path, key = name.split(".")
-    for part in path:
-        if config.get(part) is None:
-            config[part] = {}
-        config = config[part]
-    config[key] = value
+def with_changes(config: Mapping[str, Any], changes: Iterable[ConfigChange]) -> dict[str, Any]:
+    """Return a config with other values; sections that are missing or null are created."""
+    changed = copy.deepcopy(dict(config))
+    for change in changes:
+        *path, key = change.key.split(".")
+        section = changed
+        for part in path:
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
+        section[key] = change.after
+    return changed
 
 
 def _scale(value: Any, scale: float, choice: Choice[Any]) -> Any:

@@ -6,23 +6,25 @@ the source. In a new block, what writes to the residual stream is zero, so the b
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mupscale_cli.architecture.expressions import parse_expression
+from mupscale_cli.architecture.expressions import look_up, parse_expression
 from mupscale_cli.architecture.patterns import FIRST, LAST
 from mupscale_cli.architecture.types import Choice, DepthRule, Recipe
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.blocks import BlockMap, place_blocks
 from mupscale_cli.plan.conditions import Values, environment, evaluate_located
+from mupscale_cli.plan.config import with_changes
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.request import Amount, Request, Size, grown
 from mupscale_cli.plan.types import Block, ConfigChange, TensorPlan
+from mupscale_cli.plan.units import map_units, rewrite_units
 from mupscale_cli.text import counted, listed, shown
 
 
@@ -329,21 +331,23 @@ def _deepen_config(
 ) -> tuple[dict[str, Any], tuple[ConfigChange, ...]]:
     """Return the config of the deeper network and its changes."""
     values = environment(recipe, config, names)
-    changes: dict[str, Any] = {}
+    changes = []
     for name, units in maps.items():
         rule = _rule(recipe, name)
         for period, text in _periods(rule, values):
             _check_period(period, text, name, units)
-        changes[rule.key] = units.wide_size
-        changes |= dict(_changed_keys(rule, config, units))
-    deeper = _with_keys(config, changes)
-    after = environment(recipe, deeper, names)
+        changes.append(_sized(rule, config, units.wide_size))
+    changes += rewrite_units(recipe.units_of(None), config, map_units((), maps), CONFIG, values)
+    after = environment(recipe, with_changes(config, changes), names)
     for rule in recipe.depths:  # a stack whose number of blocks defaults to that of another one keeps its own
         size = evaluate_located(rule.size, values, rule.text.error)
         if rule.name not in maps and evaluate_located(rule.size, after, rule.text.error) != size:
-            changes[rule.key] = size
-    deeper = _with_keys(config, changes)
-    return deeper, tuple(ConfigChange(key, _look_up(config, key), value) for key, value in changes.items())
+            changes.append(_sized(rule, config, size))
+    return with_changes(config, changes), tuple(changes)
+
+
+def _sized(rule: DepthRule, config: Mapping[str, Any], size: Any) -> ConfigChange:
+    return ConfigChange(rule.key, look_up(rule.key, config), size)
 
 
 def _check_unmoved(rule: DepthRule, units: BlockMap, values: Values) -> None:
@@ -366,51 +370,3 @@ def _check_period(period: int, text: str, name: str, units: BlockMap) -> None:
             hint=f"add a multiple of {period} blocks, such as "
             f"{units.size + period}, and in runs of {period} if you choose the positions",
         )
-
-
-def _changed_keys(rule: DepthRule, config: Mapping[str, Any], units: BlockMap) -> Iterator[tuple[str, Any]]:
-    """Yield the keys that depend on the numbers of blocks, with their new values."""
-    for key in rule.lists:
-        value = _look_up(config, key)
-        if isinstance(value, list):
-            if len(value) != units.size:
-                raise PlanError(f"`{key}` in config.json has {len(value)} entries for {counted(units.size, 'block')}")
-            yield key, [value[source] for source in units.sources]
-    for key in rule.runs:
-        value = _look_up(config, key)
-        if isinstance(value, list):
-            types = [each for run, count in value for _ in range(count) for each in run]
-            yield key, [[[types[source] for source in units.sources], 1]]
-    for key in rule.numbers:
-        value = _look_up(config, key)
-        if isinstance(value, list):
-            yield key, [position for position, source in enumerate(units.sources) if source in value]
-    for key in rule.first:
-        value = _look_up(config, key)
-        if type(value) is int:
-            count = sum(source < value for source in units.sources)
-            if any(source >= value for source in units.sources[:count]):
-                raise PlanError(
-                    f"`{key}` in config.json says that the first {counted(value, 'block')} of `{rule.name}` differ "
-                    "from the others, but new blocks would separate them",
-                    hint="use `--layers-at interleaved`",
-                )
-            yield key, count + max(value - units.size, 0)
-
-
-def _look_up(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _with_keys(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    changed = copy.deepcopy(dict(config))
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = changed
-        for name in path:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return changed

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.types import Choice, Recipe
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
-from mupscale_cli.plan.conditions import choose, environment
-from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config
+from mupscale_cli.plan.conditions import Values, choose, environment
+from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config, with_changes
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
 from mupscale_cli.plan.fresh import FreshUnits, eps_factors, isometric_axes
@@ -26,8 +28,10 @@ from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.stated import check_stated
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
 from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
-from mupscale_cli.plan.types import ConfigChange, Plan, Shard, TensorPlan
+from mupscale_cli.plan.types import ConfigChange, Plan, Shard, SideFile, TensorPlan
+from mupscale_cli.plan.units import UnitMap, map_units, rewrite_units
 
+NO_FILES: Mapping[str, Any] = MappingProxyType({})
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 
 
@@ -42,6 +46,7 @@ def make_plan(
     check_config: bool = True,
     method: Method = MUPSCALE,
     perturbation: Perturbation | None = None,
+    side_files: Mapping[str, Mapping[str, Any]] = NO_FILES,
 ) -> Plan:
     """Plan a widening from the headers of a checkpoint.
 
@@ -55,6 +60,7 @@ def make_plan(
         check_config: whether to check that the widened config gives every axis its new size.
         method: method of growing.
         perturbation: noise to add. Default: the method's own.
+        side_files: content of the JSON files that `recipe.side_files` names, as far as the checkpoint has them.
 
     Raises:
         RecipeError: the recipe contradicts the checkpoint.
@@ -109,11 +115,7 @@ def make_plan(
         for plan in planner.plan(spec, matches[spec.name], layouts[spec.name])
     ]
     _refuse_duplicates(tensors)
-    new_config, changes = (
-        (None, ())
-        if config is None
-        else widen_config(recipe, config, values, {**axes, **stacks}, fresh.eps, rotary_keys(recipe, axes, config))
-    )
+    new_config, changes = _wide_config(recipe, config, values, {**axes, **stacks}, fresh.eps)
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
         check_sizes(recipe, wide_values, axes, used)
@@ -142,8 +144,21 @@ def make_plan(
         blocks=blocks,
         untied=tuple(shared),
         training_differences=fresh.training_differences(),
+        side_files=_side_files(recipe, side_files, map_units(axes.values(), blocks)),
         folded=_folded(recipe, config or {}, matches, layouts) if tie == "fold" else frozenset(),
     )
+
+
+def _wide_config(
+    recipe: Recipe, config: Mapping[str, Any] | None, values: Values, axes: Mapping[str, Axis], eps: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, tuple[ConfigChange, ...]]:
+    """Return the config with its new sizes and the new numbers of units, and its changes."""
+    if config is None:
+        return None, ()
+    widened, changes = widen_config(recipe, config, values, axes, eps, rotary_keys(recipe, axes, config))
+    widened_axes = (axis for axis in axes.values() if axis.name in recipe.axis_names)  # blocks have moved already
+    moved = rewrite_units(recipe.units_of(None), config, map_units(widened_axes, {}), CONFIG, values)
+    return with_changes(widened, moved), (*changes, *moved)
 
 
 def _folded(
@@ -161,6 +176,15 @@ def _shards(
 ) -> tuple[Shard, ...]:
     library = library_of(config)
     return split_into_shards(tensors, max_bytes if library.has_shards else None, library.shard_pattern)
+
+
+def _side_files(
+    recipe: Recipe, contents: Mapping[str, Mapping[str, Any]], maps: Mapping[str, UnitMap]
+) -> dict[str, SideFile]:
+    changes = {file: rewrite_units(recipe.units_of(file), contents[file], maps, file) for file in contents}
+    return {
+        file: SideFile(with_changes(contents[file], changed), changed) for file, changed in changes.items() if changed
+    }
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None) -> None:

@@ -162,6 +162,14 @@ class ConfigChange:
 
 
 @dataclass(frozen=True, slots=True)
+class SideFile:
+    """The new content of a JSON file beside config.json, and its changed keys."""
+
+    content: dict[str, Any]
+    changes: tuple[ConfigChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KeyDifference:
     """A config key that differs between source and target.
 
@@ -213,6 +221,7 @@ class Plan:
         goal: the model whose sizes were taken; None if the sizes were chosen in another way.
         training_differences: axes whose growth makes training differ even if all fresh weights are 0, with the reasons.
         folded: tensors of the source that take the factor of a readout which shares the embedding.
+        side_files: the JSON files beside config.json that change, by name.
     """
 
     recipe: Recipe
@@ -231,6 +240,7 @@ class Plan:
     untied: tuple[str, ...] = ()
     training_differences: Mapping[str, str] = field(default_factory=dict)
     folded: frozenset[str] = frozenset()
+    side_files: Mapping[str, SideFile] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:

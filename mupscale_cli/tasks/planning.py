@@ -130,9 +130,20 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
     recipe = choose_recipe(checkpoint, options.recipe)
     config, specs, method = checkpoint.config, checkpoint.specs, options.growth
     shard_size = None if checkpoint.is_file else options.max_shard_size
+    side_files = checkpoint.read_side_files(recipe.side_files)
 
     def plan(request: Request, tie: str | None = options.tie) -> Plan:
-        return make_plan(recipe, specs, config, request, shard_size, tie, method=method[0], perturbation=method[1])
+        return make_plan(
+            recipe,
+            specs,
+            config,
+            request,
+            shard_size,
+            tie,
+            method=method[0],
+            perturbation=method[1],
+            side_files=side_files,
+        )
 
     if options.params is not None:
         narrow = make_plan(

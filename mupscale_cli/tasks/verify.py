@@ -236,6 +236,7 @@ def replan_widening(
         tie=record["tie"],
         method=method,
         perturbation=perturbation,
+        side_files=source.read_side_files(chosen.side_files),
     )
     return RecordedWidening(target, source, with_noise(plan, record["noise"]), record, found.hub is not None)
 

@@ -198,7 +198,10 @@ def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
         write_json(directory / library.index, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
         names.append(library.index)
     for file in output.companions:
-        copy_file(file, directory)
+        if file.name in plan.side_files:
+            write_json(directory / file.name, plan.side_files[file.name].content)
+        else:
+            copy_file(file, directory)
         names.append(file.name)
     names += (name for adapter in output.adapters for name in adapter.names)
     return tuple(names)

@@ -69,6 +69,7 @@ def check_files(
     planned: dict[str, Callable[[Path], Iterable[str]]] = {
         file.name: partial(_copy_differences, file) for file in copied
     }
+    planned |= {name: partial(_json_differences, side.content) for name, side in plan.side_files.items()}
     for folder in adapters:
         place = PurePosixPath(folder)
         planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)
@@ -125,11 +126,14 @@ def _copy_differences(source: Path, file: Path) -> Iterator[str]:
             offset += len(block)
 
 
+def _json_differences(planned: Mapping[str, Any], file: Path) -> Iterator[str]:
+    yield from _named(file, content_differences(planned, read_json(file)))
+
+
 def _index_differences(wide: Checkpoint, file: Path) -> Iterator[str]:
     total = sum(tensor.spec.num_bytes for tensor in wide.tensors.values())
     places = {name: tensor.file.name for name, tensor in wide.tensors.items()}
-    planned = {"metadata": {"total_size": total}, "weight_map": places}
-    yield from _named(file, content_differences(planned, read_json(file)))
+    return _json_differences({"metadata": {"total_size": total}, "weight_map": places}, file)
 
 
 def _scheduler_differences(state: CarriedState, file: Path) -> Iterator[str]:

@@ -20,9 +20,6 @@ REFUSED = {
     **dict.fromkeys(("Bert-", "Roberta-", "XLMRoberta-", "Camembert-", "DistilBert-"), "normalizes the sum"),
     **dict.fromkeys(("Electra-", "DebertaV2-", "Bart-", "OPT-projected"), "normalizes the sum"),
     "ModernBert-": "the first block has no norm",
-    "Llava-clip vision.layers": "vision_feature_layer",
-    "Llava-siglip vision.layers": "vision_feature_layer",
-    "Qwen3VL-images vision.layers": "deepstack_visual_indexes",
     "Qwen3VL-images text.layers": "behind its first blocks",
 }
 IN_STAGES = ("Swin", "ConvNext", "ResNet")  # their blocks have no number of their own

@@ -76,7 +76,7 @@ def open_remote(model: HubId) -> RemoteModel:
     from huggingface_hub import snapshot_download
 
     with hub_errors("read", model), progress_bars(shown=False):
-        small = [*CONFIGS, RECORD, *INDICES]
+        small = ["*config.json", *CONFIGS, RECORD, *INDICES]  # and files like generation_config.json
         folder = Path(
             _in_time(model, lambda: snapshot_download(model.repo, revision=model.revision, allow_patterns=small))
         )
