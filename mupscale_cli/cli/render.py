@@ -410,7 +410,7 @@ def _print_unperturbed(console: Console, function: FunctionCheck) -> None:
 
 def _print_training(console: Console, training: TrainingVerification) -> None:
     """Print the losses of both models side by side, and the differences after training."""
-    heading = "wide loss without noise" if training.without_noise else "wide loss"
+    heading = f"wide loss without {' and '.join(training.removed)}" if training.removed else "wide loss"
     columns = ("step", "narrow loss", heading, "relative difference")
     result = table(*columns, right=columns)
     shown = range(training.steps) if training.steps <= _SHOWN_STEPS else [*range(_SHOWN_STEPS - 1), training.steps - 1]

@@ -124,11 +124,12 @@ def check_sizes(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis], u
             )
 
 
-def check_requirements(recipe: Recipe, wide_values: Values, axes: Mapping[str, Axis]) -> None:
-    """Check the conditions that the recipe sets for the config of a model with fresh units.
+def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes: Mapping[str, Axis]) -> None:
+    """Check the conditions that the recipe sets for the widened config; those that the source breaks do not count.
 
     Args:
         recipe: recipe of the architecture.
+        values: names and values of the source, as `environment` returns them.
         wide_values: names and values of the widened config, as `environment` returns them.
         axes: every axis by name.
 
@@ -136,8 +137,10 @@ def check_requirements(recipe: Recipe, wide_values: Values, axes: Mapping[str, A
         SizeError: one of them does not hold.
     """
     counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
-    for requirement in recipe.requires if any(counts.values()) else ():
-        if not evaluate_located(requirement.condition, {**wide_values, **counts}, requirement.text.error):
+    before, after = {**values, **dict.fromkeys(counts, 0)}, {**wide_values, **counts}
+    for requirement in recipe.requires:
+        kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))
+        if not next(kept) and next(kept):
             raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint="choose others")
 
 

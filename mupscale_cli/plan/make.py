@@ -118,9 +118,9 @@ def make_plan(
     new_config, changes = _wide_config(recipe, config, values, {**axes, **stacks}, fresh.eps)
     if new_config is not None and check_config:
         wide_values = environment(recipe, new_config, matches, tie)
+        check_requirements(recipe, values, wide_values, axes)
         check_sizes(recipe, wide_values, axes, used)
         check_layouts(layouts, matches, wide_values)
-        check_requirements(recipe, wide_values, axes)
     changes = (*deeper.changes, *changes)
     if tie == "untie":
         changes = (*changes, ConfigChange(TIE_KEY, tied_before, False))

@@ -68,7 +68,7 @@ class Method(Arrangement):
         return None
 
     def trains_alike(self, axes: Iterable[Axis]) -> bool:
-        """Return whether the wide model, without noise, takes the same optimizer steps as the narrow one."""
+        """Return whether the wide model without noise and initial weights takes the steps of the narrow one."""
         is_uneven = self.draws_unevenly and any(axis.uneven and axis.factor > 1 for axis in axes)
         return self.is_copying and not is_uneven
 
@@ -108,9 +108,6 @@ class Mupscale(Method):
     @property
     def initializes(self) -> bool:
         return self.fresh == "init"
-
-    def trains_alike(self, axes: Iterable[Axis]) -> bool:
-        return not self.initializes or not any(axis.fresh for axis in axes)
 
 
 @dataclass(frozen=True)

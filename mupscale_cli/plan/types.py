@@ -274,8 +274,14 @@ class Plan:
 
     @property
     def trains_alike(self) -> bool:
-        """Whether the wide model, without noise and with frozen new blocks, takes the same optimizer steps."""
+        """Whether the wide model takes the same optimizer steps without its `additions` and with frozen new blocks."""
         return self.is_exact and self.method.trains_alike(self.axes) and not self.training_differences
+
+    @property
+    def additions(self) -> tuple[str, ...]:
+        """What is added to the widened weights, by which training differs: noise, and fresh units' initial weights."""
+        has_init = any(tensor.init is not None for tensor in self.tensors)
+        return (*(("noise",) if self.perturbation else ()), *(("initial weights",) if has_init else ()))
 
     @property
     def stays_symmetric(self) -> bool:

@@ -239,7 +239,10 @@ class Training(TypedDict):
         list[str], "Stored weights, state entries and settings that are not exactly the planned ones."
     ]
     state_compared: Annotated[bool, "Whether a widened optimizer state was compared."]
-    without_noise: Annotated[bool, "Whether the noise was removed before training."]
+    removed: Annotated[
+        list[str],
+        "What was removed before training, since it changes the steps: noise, initial weights of fresh units.",
+    ]
     start: Annotated[str, "State that both models started from."]
     frozen: Annotated[list[str], "Stacks of blocks that are deeper in the wide model, whose new blocks were frozen."]
 

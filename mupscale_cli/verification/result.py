@@ -182,7 +182,7 @@ class TrainingVerification:
         ignored: number of narrow elements that were not compared, because their gradients were only rounding errors.
         stored_differences: stored weights, state entries and settings that are not exactly the planned ones.
         carried: whether a carried optimizer state was compared.
-        without_noise: whether the wide model was trained without its stored noise.
+        removed: what was removed from the wide weights before training, see `Plan.additions`.
         start: the optimizer state that both models started from, as a phrase.
         frozen: the stacks of blocks that are deeper in the wide model, whose new blocks were frozen.
     """
@@ -198,7 +198,7 @@ class TrainingVerification:
     ignored: int
     stored_differences: tuple[str, ...]
     carried: bool
-    without_noise: bool = False
+    removed: tuple[str, ...] = ()
     start: str = "a fresh start"
     frozen: tuple[str, ...] = ()
 
@@ -239,7 +239,7 @@ class TrainingVerification:
             "ignored_elements": self.ignored,
             "stored_differences": list(self.stored_differences),
             "state_compared": self.carried,
-            "without_noise": self.without_noise,
+            "removed": list(self.removed),
             "start": self.start,
             "frozen": list(self.frozen),
         }

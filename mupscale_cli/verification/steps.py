@@ -36,7 +36,8 @@ def train_checkpoints(
 ) -> TrainingVerification:
     """Train a checkpoint and its widening for some optimizer steps in float64, and compare the steps.
 
-    A perturbed model is trained without its noise, since copies that differ train differently.
+    A model is trained without its noise, since copies that differ train differently, and without the initial weights of
+    fresh units, which the narrow model cannot learn from.
 
     Args:
         narrow: the source.
@@ -70,7 +71,7 @@ def train_checkpoints(
             batches[step] = make_inputs(model, narrow).to(device, torch.float64)
         return batches[step]
 
-    to_train = unperturbed_checkpoint(narrow, plan, wide.path.parent) if plan.perturbation else nullcontext(wide)
+    to_train = unperturbed_checkpoint(narrow, plan, wide.path.parent) if plan.additions else nullcontext(wide)
     with to_train as checkpoint:
         training = verify_training(
             lambda: load_model(narrow, torch.float64, Placement(device)),
@@ -81,7 +82,7 @@ def train_checkpoints(
             state=state,
             wide_state=wide_state,
         )
-    return replace(training, without_noise=plan.perturbation is not None)
+    return replace(training, removed=plan.additions)
 
 
 def _logits(output: Any) -> Tensor:

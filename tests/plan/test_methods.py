@@ -113,7 +113,7 @@ def test_a_perturbed_model_is_trained_without_its_noise(tmp_path):
     found = verify(tmp_path / "wide", dtype="float64", steps=5)
     assert found.agrees
     assert found.training.max_rel < 1e-12
-    assert found.training.without_noise
+    assert found.training.removed == ("noise",)
     assert "wide loss without noise" in run("verify", str(tmp_path / "wide"), "--steps", "1").out
 
 

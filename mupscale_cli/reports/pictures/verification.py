@@ -49,14 +49,14 @@ class Losses:
         wide: losses of the wide model (nats).
         tolerance: largest relative difference that rounding explains.
         optimizer: name of the optimizer.
-        without_noise: whether the wide model was trained without its noise.
+        removed: what was removed from the wide weights before training, such as noise.
     """
 
     narrow: tuple[float, ...]
     wide: tuple[float, ...]
     tolerance: float
     optimizer: str
-    without_noise: bool
+    removed: tuple[str, ...]
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -127,7 +127,7 @@ def step_losses(verification: Verification | None, title: str) -> Losses:
     if not training:
         raise PictureError(f"the verification of `{title}` has no steps", hint="run `mupscale verify WIDE --steps 20`")
     narrow, wide = zip(*((float(a), float(b)) for a, b in training["losses"]), strict=True)
-    return Losses(narrow, wide, float(training["tolerance"]), training["optimizer"], training["without_noise"])
+    return Losses(narrow, wide, float(training["tolerance"]), training["optimizer"], tuple(training["removed"]))
 
 
 def draw_errors(modules: ModuleErrors, title: str) -> Any:
@@ -212,7 +212,7 @@ def draw_losses(losses: Losses, title: str) -> Any:
     steps = range(1, len(losses.narrow) + 1)
     dress(above)
     above.plot(steps, losses.narrow, color=GRAY, linewidth=4, alpha=0.55, label="narrow", solid_capstyle="round")
-    wide = "wide, without its noise" if losses.without_noise else "wide"
+    wide = f"wide, without {' and '.join(losses.removed)}" if losses.removed else "wide"
     above.plot(steps, losses.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
     above.set_ylabel("loss of the batch (nats)", color=GRAY, fontsize=9)
     above.legend(labelcolor=INK, fontsize=8, frameon=False)
