@@ -53,8 +53,13 @@ class Library:
 
     @property
     def index(self) -> str:
-        """The name of the index of shards."""
-        return f"{self.weights[0]}.index.json"
+        """The name of the index of shards that is written."""
+        return self.indices[0]
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The names of the indices of shards that are read."""
+        return tuple(map(_index_of, self.weights))
 
     @property
     def shard_pattern(self) -> str:
@@ -68,6 +73,12 @@ class Library:
             ImportError: it is not installed.
         """
         return importlib.import_module(self.name)
+
+
+def _index_of(weights: str) -> str:
+    """Return the name of the index of a weight file's shards; a variant (`model.fp16.safetensors`) is at its end."""
+    stem, *variant, suffix = weights.split(".")
+    return ".".join((stem, suffix, "index", *variant, "json"))
 
 
 def _transformers_model(transformers: Any, config: Mapping[str, Any]) -> nn.Module:
@@ -134,7 +145,13 @@ def _diffusers_model(diffusers: Any, config: Mapping[str, Any]) -> nn.Module:
 
 def _load_diffusers_model(diffusers: Any, folder: Path) -> nn.Module:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model: nn.Module = _diffusers_class(diffusers, config).from_pretrained(folder, local_files_only=True)
+    diffusers.utils.logging.set_verbosity_error()
+    model: nn.Module
+    model, info = _diffusers_class(diffusers, config).from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if missing := info.get("missing_keys"):  # diffusers would leave them random
+        raise ValueError(f"the weights lack {', '.join(sorted(missing)[:3])}")
     return model
 
 
@@ -166,12 +183,12 @@ LIBRARIES = (
         "_class_name",
         _diffusers_model,
         _load_diffusers_model,
-        weights=("diffusion_pytorch_model.safetensors",),
+        weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
     ),
 )
 CONFIGS = tuple(dict.fromkeys(library.config for library in LIBRARIES))
 WEIGHTS = tuple(dict.fromkeys(name for library in LIBRARIES for name in library.weights))
-INDICES = tuple(f"{name}.index.json" for name in WEIGHTS)
+INDICES = tuple(map(_index_of, WEIGHTS))
 
 
 def config_beside(weights: str, names: Container[str]) -> str | None:

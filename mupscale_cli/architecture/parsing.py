@@ -34,7 +34,7 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import listed, suggest
 
 T = TypeVar("T")
-_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary", "norm")
+_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary", "norm", "sinusoidal")
 _SECTIONS = (
     "about",
     "extends",
@@ -174,6 +174,7 @@ def _axis(key: Text, node: Node) -> AxisRule:
         _eps(words.get("eps")),
         _one_of(ROTARY, words.get("rotary"), "order of rotary positions"),
         _one_of(NORMS, words.get("norm"), "norm"),
+        _flag(words.get("sinusoidal")),
     )
 
 

@@ -56,6 +56,7 @@ class AxisRule:
         rotary: a key of `ROTARY` if attention multiplies queries and keys over the axis: rotary positions turn unit i
             with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
         norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
+        sinusoidal: whether the model computes the units: sines and cosines of frequencies that depend on their number.
     """
 
     name: str
@@ -66,6 +67,12 @@ class AxisRule:
     eps: str | float | None = None
     rotary: str | None = None
     norm: str | None = None
+    sinusoidal: bool = False
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether fresh units lie between the old ones, which then keep their frequencies."""
+        return self.sinusoidal or self.rotary in ("halves", "pairs")
 
 
 @dataclass(frozen=True, slots=True)

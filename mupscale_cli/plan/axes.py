@@ -44,7 +44,8 @@ def find_axes(
     sizes = sizes_from_config(recipe, values, used)
     rules = {rule.name: rule for rule in recipe.axes}
     axes = {
-        name: Axis(name, size, uneven=rules[name].uneven, rotary=rules[name].rotary) for name, size in sizes.items()
+        name: Axis(name, size, uneven=rules[name].uneven, rotary=rules[name].rotary, sinusoidal=rules[name].sinusoidal)
+        for name, size in sizes.items()
     }
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}
     for spec in specs:

@@ -28,8 +28,8 @@ class CopyMap:
         order: `interleaved`: unit i becomes `i*copies ... i*copies+copies-1`, which keeps related units together (the
             query heads of a key/value head, the channels of a normalization group); the convention of arXiv
             2602.10545. `tiled`: all units are repeated end to end; the convention of arXiv 2409.12903. `spread`: unit
-            i becomes `i*R` where R is the ratio of the sizes, and all units between are fresh; where rotary positions
-            turn unit i together with unit i + size/2, the old units keep their frequencies (page `theory`).
+            i becomes `i*R` where R is the ratio of the sizes, and all units between are fresh; where the units i and
+            i + size/2 have one frequency, in rotary positions or sinusoids, they keep it (page `theory`).
         sources: old unit of each new unit, or `FRESH`, for an irregular map; overrides everything but `size`.
         num_fresh: number of new units that copy nothing; after all copies, unless they are spread.
     """
@@ -167,6 +167,7 @@ class Axis:
             axis.
         extra: number of units, the last ones, that have one copy more than the others.
         isometric: whether n copies of a unit are 1/sqrt(n) times the unit, so that sums of squares stay the same.
+        sinusoidal: whether the model computes the units from their number, as in `AxisRule`.
     """
 
     name: str
@@ -178,11 +179,12 @@ class Axis:
     rotary: str | None = None
     extra: int = 0
     isometric: bool = False
+    sinusoidal: bool = False
 
     @property
-    def is_turned(self) -> bool:
-        """Whether rotary positions turn pairs of units, so that copies would turn at other speeds."""
-        return self.rotary in ("halves", "pairs")
+    def is_spread(self) -> bool:
+        """Whether a frequency belongs to each unit's number, so that copies beside a unit would have other ones."""
+        return self.sinusoidal or self.rotary in ("halves", "pairs")
 
     @property
     def wide_size(self) -> int | None:
@@ -228,11 +230,11 @@ class Axis:
         """Return the copy maps whose product is that of the axis, slowest first; several only for pairs of units."""
         if self.factor == 1 and not self.fresh:
             return (CopyMap(size),)
-        if not self.is_turned:
+        if not self.is_spread:
             return (self.arrangement.copy_map(self, size),)
-        if self.rotary == "halves":
-            return (CopyMap(size, order="spread", num_fresh=self.fresh),)
-        return CopyMap(size // 2, order="spread", num_fresh=self.fresh // 2), CopyMap(2)
+        if self.rotary == "pairs":
+            return CopyMap(size // 2, order="spread", num_fresh=self.fresh // 2), CopyMap(2)
+        return (CopyMap(size, order="spread", num_fresh=self.fresh),)
 
 
 def submap(units: CopyMap, count: int) -> CopyMap:

@@ -230,8 +230,8 @@ class FreshUnits:
 
     def _obstacles(self, axis: Axis, matches: Mapping[str, Match]) -> Iterator[str]:
         name = axis.name
-        if axis.is_turned and axis.ratio.denominator != 1:
-            yield "rotary positions turn pairs of units at speeds that depend on the size, so it grows by whole factors"
+        if axis.is_spread and axis.ratio.denominator != 1:
+            yield "the frequencies of its units depend on its size, so it grows by whole factors"
         if any(name in part.names for match in matches.values() for part in match.rule.pattern.axes):
             yield "it counts tensors"
         yield from self._norm_obstacles(axis)
@@ -278,6 +278,10 @@ class FreshUnits:
                 reasons[axis.name] = "its fresh units hold the mean of the others, and their weights learn on their own"
             elif axis.fresh and self._shares_values(axis.name):
                 reasons[axis.name] = "fresh query heads attend to existing values, so what reads them learns"
+            elif axis.fresh and axis.sinusoidal:
+                reasons[axis.name] = (
+                    "its fresh units are sines and cosines of other frequencies, so what reads them learns"
+                )
             elif axis.extra:
                 reasons[axis.name] = (
                     f"some units have {axis.factor} and others {axis.factor + 1} copies, so only SGD and Muon take the "

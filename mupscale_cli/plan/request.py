@@ -281,5 +281,5 @@ def _suggestion(recipe: Recipe, ratios: Mapping[str, Fraction], link: Link) -> s
 
 def _grown(axis: Axis, ratio: Fraction) -> Axis:
     """Return an axis with as many whole copies of its units as fit, and the rest of its wide size as fresh units."""
-    copies = 1 if axis.is_turned else int(ratio)
+    copies = 1 if axis.is_spread else int(ratio)
     return replace(axis, factor=copies, fresh=0 if axis.size is None else int(axis.size * (ratio - copies)))

@@ -69,7 +69,7 @@ def rotary_keys(recipe: Recipe, axes: Mapping[str, Axis], config: Mapping[str, A
     changed: dict[str, Any] = {}
     for rule in recipe.axes:
         axis = axes[rule.name]
-        if not axis.is_turned or not axis.fresh or axis.size is None or isinstance(rule.size, str):
+        if not axis.is_spread or not axis.fresh or axis.size is None or isinstance(rule.size, str):
             continue
         for part in sorted({name.name.rpartition(".")[0] for name in names_in(rule.size)}):
             section = look_up(part, config) if part else config

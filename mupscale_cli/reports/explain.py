@@ -488,7 +488,7 @@ def _explain_choices(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
 def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAxis]) -> tuple[Part, ...]:
     if layout is None:
         return (_ONE,)
-    never_copied = [*recipe.fixed, *(axis.name for axis in recipe.axes if axis.rotary in ("halves", "pairs"))]
+    never_copied = [*recipe.fixed, *(axis.name for axis in recipe.axes if axis.is_spread)]
     return _distinct(part.without(never_copied) for part in parts_of(layout, name_axes))
 
 

@@ -109,7 +109,7 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Factors 
     recipe = plan.recipe
     checkpoint = find_source(source).checkpoint
     everything = all_factors(recipe, checkpoint)
-    if everything is not None:
+    if everything:
         yield everything, None
     target = unrelated_sizes(recipe, checkpoint)
     if target is not None:
@@ -117,10 +117,12 @@ def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Factors 
     if quick and everything is not None:
         return
     default = [axis for axis in recipe.widen if axis in plan.used]
-    yield dict.fromkeys(default, 2), None
+    if default:
+        yield dict.fromkeys(default, 2), None
     if quick:
         return
-    yield dict.fromkeys(default, 3), None
+    if default:
+        yield dict.fromkeys(default, 3), None
     tried: list[Factors | Trial] = []
     for axis in recipe.axis_names:
         for one in _single_trials(recipe, checkpoint, axis):
@@ -143,7 +145,7 @@ def all_factors(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int] | None
     for _ in recipe.links:
         for link in recipe.links:
             factors[link.axis] = math.prod(factors.get(name, 1) for name in link.product)
-    factors = {name: factor for name, factor in factors.items() if factor > 1}
+    factors = {name: factor for name, factor in factors.items() if factor > 1 and name in narrow.used}
     try:
         make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
     except ConfigError:
@@ -157,7 +159,7 @@ def _single_trials(recipe: Recipe, checkpoint: Checkpoint, axis: str) -> Iterato
     """Yield factors that widen one axis by 2, by 3 and by half, or trials that say why that is impossible."""
     found = next(one for one in identity_plan(checkpoint, recipe).axes if one.name == axis)
     factors: list[int | Fraction] = [2, 3]
-    if found.size is not None and found.size > 1 and not found.is_turned:
+    if found.size is not None and found.size > 1 and not found.is_spread:
         factors.append(Fraction((3 * found.size + 1) // 2, found.size))
     for factor in factors:
         try:
@@ -174,14 +176,14 @@ def unrelated_sizes(recipe: Recipe, checkpoint: Checkpoint) -> Factors | None:
     refused: set[str] = set()
     for turn in range(_TARGETS):
         factors: dict[str, int | Fraction] = {
-            name: Fraction(2 + (turn + number) % 2) if sizes[name].is_turned else _unrelated(sizes[name], turn, number)
+            name: Fraction(2 + (turn + number) % 2) if sizes[name].is_spread else _unrelated(sizes[name], turn, number)
             for number, name in enumerate(free)
             if name not in refused
         }
         for _ in recipe.links:
             for link in recipe.links:
                 factors[link.axis] = math.prod((factors.get(name, 1) for name in link.product), start=Fraction(1))
-        factors = {name: factor for name, factor in factors.items() if factor > 1}
+        factors = {name: factor for name, factor in factors.items() if factor > 1 and name in narrow.used}
         try:
             make_plan(recipe, checkpoint.specs, checkpoint.config, Request(axes=factors), None)
         except SizeError as error:

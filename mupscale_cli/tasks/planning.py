@@ -176,6 +176,11 @@ def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:
         if amount != 1 and members and not plan.used.intersection(members):
             raise PlanError(f"no tensor of `{checkpoint.display_name}` has the axis `{name}`")
     if not plan.factors and not plan.blocks:
+        if recipe.fixed.keys() >= plan.used:
+            raise PlanError(
+                f"`{recipe.name}` cannot become wider: {next(iter(recipe.fixed.values()))}",
+                hint="add blocks, for instance with `--layers N`" if recipe.depths else None,
+            )
         raise PlanError(
             "nothing is widened: every axis keeps its size",
             hint="use `--factor 2`, or `--axis NAME=2` for a single axis",

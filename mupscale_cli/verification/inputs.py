@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.libraries import TRANSFORMERS, Library
 from mupscale_cli.plan import Plan
+from mupscale_cli.verification.denoising import denoising_arguments
 from mupscale_cli.verification.result import CannotVerify
 
 BATCH = 2
@@ -39,6 +40,8 @@ class Inputs:
         """Move all tensors to a device and convert the floating-point ones to `dtype`."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: move(inner) for key, inner in value.items()}
             if isinstance(value, Tensor):
                 return value.to(device, dtype) if value.is_floating_point() else value.to(device)
             return value
@@ -67,6 +70,12 @@ def _open_clip_inputs(model: Any, generator: torch.Generator) -> Inputs:
     images, description = _random_images((3, *_pair(model.visual.image_size)), generator)
     tokens = random_tokens(model.vocab_size, model.context_length, generator)
     return Inputs((images, tokens), {}, f"{description}, each with {model.context_length} random tokens")
+
+
+def _diffusers_inputs(model: Any, generator: torch.Generator) -> Inputs:
+    arguments = denoising_arguments(model, generator, BATCH, LENGTH)
+    shape = "x".join(map(str, next(iter(arguments.values())).shape[1:]))
+    return Inputs((), arguments, f"{BATCH} random samples of {shape} at random time steps")
 
 
 def _image_size(model: Any, default: tuple[int, int]) -> tuple[int, int]:
@@ -180,6 +189,7 @@ _LIBRARIES: dict[str, Callable[[Any, torch.Generator], Inputs]] = {
     "transformers": _transformers_inputs,
     "timm": _timm_inputs,
     "open_clip": _open_clip_inputs,
+    "diffusers": _diffusers_inputs,
 }
 
 

@@ -313,8 +313,11 @@ def as_directory(checkpoint: Checkpoint, *, is_alone: bool = False) -> Iterator[
         return
     with scratch_folder() as directory:
         (directory / library.config).write_text(json.dumps(checkpoint.config), encoding="utf-8")
-        for file in (*checkpoint.files, *([] if is_single else [checkpoint.path / library.index])):
+        for file in checkpoint.files:
             _link(file, directory / (library.weights[0] if is_single else file.name))
+        if not is_single:
+            indices = (checkpoint.path / name for name in library.indices)
+            _link(next(file for file in indices if file.exists()), directory / library.index)
         yield directory
 
 
