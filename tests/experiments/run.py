@@ -1,4 +1,4 @@
-"""Run the experiments: `python tests/experiments/run.py [mlp] [resnet] [gpt] [--quick] [--figures]`."""
+"""Run the experiments: `python tests/experiments/run.py [mlp] [resnet] [gpt] [residual] [--quick] [--figures]`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_po
 from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E402
 from mupscale_cli.engine.threads import one_thread  # noqa: E402
 
-_GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",)}
+_GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",), "residual": ("residual",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
+_GROWN = (*_SHRUNK, "residual")
 _PARTS = ("optima", "growth", "warmstart", "cost", "ways")
 _IDENTITY_STEPS = 40
 
@@ -125,7 +126,9 @@ def _short(count: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", nargs="*", metavar="mlp|resnet|gpt", help="Experiments to run. Default: all.")
+    parser.add_argument(
+        "experiments", nargs="*", metavar="mlp|resnet|gpt|residual", help="Experiments to run. Default: all."
+    )
     parser.add_argument("--quick", action="store_true", help="Take only a few steps, to test that everything runs.")
     parser.add_argument(
         "--part",
@@ -144,10 +147,12 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
+    others = [name for name in TASKS if name != "residual"]  # which has a stream to balance, and is for this alone
+    measured = {**dict.fromkeys(_PARTS, others), "warmstart": _SHRUNK, "ways": _GROWN}
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
-            if part in ("warmstart", "ways") and name not in _SHRUNK:
+            if name not in measured.get(part, TASKS):
                 continue
             task = TASKS[name].quick() if options.quick else TASKS[name]
             if part == "ways":  # four heads can become six, and more steps show more of the new capacity

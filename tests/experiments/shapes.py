@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import paper_models
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
@@ -38,7 +37,6 @@ SEEDS = (0, 1, 2, 3, 4)  # of the base: its weights and its batches
 _TUNING_SEED = 5
 _NOISE = -4  # exponent at which the search for the best noise starts
 _NUM_EVALUATIONS = 12
-_RECIPE = Path(__file__).parent / "mlp.yaml"
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,16 @@ _WIDER = (
     Way("x2, copies, noise", {"factor": 2}, has_noise=True),
     Way("x2, from scratch", {"factor": 2}, is_new=True),
 )
+_BALANCED = (
+    Way("x1.5, balanced copies, noise", {"factor": 1.5, "spread": "balanced"}, has_noise=True),
+    Way("x1.5, balanced copies, fresh readers initialized", {"factor": 1.5, "spread": "balanced", "fresh": "init"}),
+)
 _DEEPER = (
     Way("x1.5 and 2 -> 4 layers, fresh readers initialized", {"factor": 1.5, "layers": 4, "fresh": "init"}),
     Way("2 -> 4 layers", {"layers": 4}),
     Way("x2 and 2 -> 4 layers, noise", {"factor": 2, "layers": 4}, has_noise=True),
 )
+_MORE = {"gpt": _DEEPER, "residual": _BALANCED}
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,12 @@ def measure_ways(task: Task, folder: Path, lr: int, report: Callable[[str], None
     }
     narrow = checkpoints[_TUNING_SEED]
     data = task.data()
-    per_step = count_flops(task, build(narrow.file), data)
+    per_step = count_flops(task, build(task, narrow.file), data)
     bases = _Bases(checkpoints, data, 0.0, per_step * task.narrow_steps)
-    widest = count_flops(task, build(_grow(bases, _TUNING_SEED, {"factor": 2}, None)), data)
+    widest = count_flops(task, build(task, _grow(bases, _TUNING_SEED, {"factor": 2}, None)), data)
     bases = replace(bases, budget=widest * task.steps)
     grown = []
-    for way in (*_WIDER, *(_DEEPER if task.config is not None else ())):
+    for way in (*_WIDER, *_MORE.get(task.name, ())):
         grown.append(_measure(bases, way, lr, seeds))
         last = fmean(curve.last for curve in grown[-1].curves)
         report(f"{way.name}: {grown[-1].steps} steps, lr {grown[-1].lr}, noise {grown[-1].noise}, loss {last:.4f}")
@@ -196,7 +199,7 @@ def _start(bases: _Bases, way: Way, seed: int, noise: int | None) -> tuple[nn.Mo
     """Return the model, its number of training steps, and its floating-point operations per step."""
     narrow = bases.checkpoints[seed]
     file = narrow.file if way.options is None else _grow(bases, seed, way.options, noise)
-    model = build(file)
+    model = build(bases.task, file)
     flops = count_flops(bases.task, model, bases.data)
     total = bases.budget + (bases.flops if way.is_new else 0.0)
     return model, max(round(total / flops), 1), flops
@@ -231,22 +234,20 @@ def _grow(bases: _Bases, seed: int, options: Mapping[str, Any], noise: int | Non
         file = narrow.with_name(f"grown-{len(bases.files)}.safetensors")
         axes = {"layers": mupscale.Size(options["layers"])} if "layers" in options else None
         others = {name: value for name, value in options.items() if name != "layers"}
-        recipe = None if bases.task.config is not None else _RECIPE
         size = {} if noise is None else {"noise": power(noise)}
-        mupscale.widen(narrow, file, axes=axes, recipe=recipe, seed=seed, verify=False, **others, **size)
+        mupscale.widen(narrow, file, axes=axes, recipe=bases.task.recipe, seed=seed, verify=False, **others, **size)
         bases.files[key] = file
     return bases.files[key]
 
 
-def build(file: Path) -> nn.Module:
+def build(task: Task, file: Path) -> nn.Module:
     """Build the untrained model whose sizes are those of a checkpoint."""
+    assert task.rebuild is not None
     config = file.with_suffix(".config.json")
     if config.exists():
-        return paper_models.build_gpt(json.loads(config.read_text()))
+        return task.rebuild(json.loads(config.read_text()))
     with safe_open(file, "pt") as tensors:
-        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    layers = [nn.Linear(*reversed(shape)) for name, shape in sorted(shapes.items()) if name.endswith(".weight")]
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        return task.rebuild({name: tensors.get_slice(name).get_shape() for name in tensors.keys()})  # noqa: SIM118
 
 
 def count_flops(task: Task, model: nn.Module, data: Data) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import paper_models
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from experiments.data import CONTEXT, VOCABULARY, Data, color_digits, documents, flat_digits
+from experiments.residual import Residual
 
 _HEAD_DIM = 8
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Task:
         seeds: seeds for noise and batches.
         reach: grid steps that a search goes beyond an optimum, to confirm it.
         walk: grid steps that a search may go from its start.
+        recipe: the recipe by which the model grows. Default: the one that its config names.
+        rebuild: builds an untrained model of any shape from its config or, without one, from the shapes of its tensors.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Task:
     seeds: tuple[int, ...] = (0, 1, 2)
     reach: int = 2
     walk: int = 20
+    recipe: str | Path | None = None
+    rebuild: Callable[[Mapping[str, Any]], nn.Module] | None = None
 
     def quick(self) -> Task:
         """Return a very small version, which only tests that the code runs."""
@@ -103,6 +110,20 @@ def _mlp(factor: int) -> nn.Module:
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
+def _mlp_of(shapes: Mapping[str, Any]) -> nn.Module:
+    layers = [nn.Linear(*reversed(shape)) for name, shape in sorted(shapes.items()) if name.endswith(".weight")]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+def _residual(factor: int) -> nn.Module:
+    return Residual(16 * factor, 16 * factor)
+
+
+def _residual_of(shapes: Mapping[str, Any]) -> nn.Module:
+    inner, width = shapes["blocks.0.up.weight"]
+    return Residual(width, inner)
+
+
 def _resnet(factor: int) -> nn.Module:
     """Build a ResNet too small to learn the digits perfectly, and much narrower than the widest one."""
     return paper_models.ResNet18([2 * factor, 4 * factor], 10, mup=False, blocks=1, stride=2)
@@ -141,11 +162,21 @@ _MLP = Task(
     200,
     300,
     seeds=(0, 1, 2, 3),
+    recipe=_HERE / "mlp.yaml",
+    rebuild=_mlp_of,
 )
 TASKS = {
     task.name: task
     for task in (
         _MLP,
+        replace(
+            _MLP,
+            name="residual",
+            title="Residual network on digits, SGD",
+            build=_residual,
+            recipe=_HERE / "residual.yaml",
+            rebuild=_residual_of,
+        ),
         replace(
             _MLP,
             name="mlp-adamw",
@@ -171,6 +202,7 @@ TASKS = {
             200,
             factors=(8, 16, 32, 64),
             seeds=(0, 1, 2, 3),
+            recipe="resnet18",
         ),
         Task(
             "gpt",
@@ -190,6 +222,7 @@ TASKS = {
             growth={"narrow_steps": 600, "seeds": (0, 1, 2)},
             factors=(6, 12, 24, 48),
             seeds=(0, 1),
+            rebuild=paper_models.build_gpt,
         ),
     )
 }

@@ -199,13 +199,8 @@ def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
     words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in record.values())]
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
-        mupscale.widen(narrow.file, wide, factor, recipe=recipe(narrow.task), verify=False, **options)
+        mupscale.widen(narrow.file, wide, factor, recipe=narrow.task.recipe, verify=False, **options)
     return wide
-
-
-def recipe(task: Task) -> str | None:
-    """Return the recipe to pass, or None if the config's model type selects it."""
-    return None if task.config is not None else ("resnet18" if task.name == "resnet" else "mlp")
 
 
 def load(task: Task, file: Path, factor: int, dtype: torch.dtype = torch.float32) -> nn.Module:
