@@ -29,6 +29,7 @@ _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
 _GROWN = (*_SHRUNK, "residual")
 _PARTS = ("optima", "growth", "warmstart", "cost", "ways")
 _IDENTITY_STEPS = 40
+_BUDGET = 2
 
 
 def measure_optima(task: Task, folder: Path, report: Callable[[str], None]) -> Optima:
@@ -123,6 +124,41 @@ def _short(count: int) -> str:
     return f"{count / 1000:.3g} k" if count < 10**6 else f"{count / 10**6:.3g} M"
 
 
+def measure(part: str, name: str, budget: int, *, quick: bool) -> Results:
+    """Measure one part of an experiment.
+
+    Args:
+        part: one of `_PARTS`.
+        name: name of the task.
+        budget: steps of the doubled model in the part `ways`, in units of the task's own.
+        quick: take only a few steps.
+    """
+    task = TASKS[name].quick() if quick else TASKS[name]
+    if part == "ways":  # four heads can become six, and more steps show more of the new capacity
+        task = replace(task, grown_by=4, long_steps=budget * task.long_steps)
+        if budget != _BUDGET:
+            times = budget / _BUDGET
+            task = replace(task, name=f"{name}-{budget}", title=f"{task.title}, {times:g} times the budget")
+    task = task if part in ("optima", "cost") else task.enlarged()
+    started = time.monotonic()
+
+    def report(text: str) -> None:
+        sys.stdout.write(f"{name} {part} {time.monotonic() - started:6.1f} s  {text}\n")
+        sys.stdout.flush()
+
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        if part == "optima":
+            return measure_optima(task, Path(folder), report)
+        if part == "growth":
+            return measure_growth(task, Path(folder), report)
+        if part == "cost":
+            return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
+        if part == "ways":
+            return compare_ways(task, Path(folder), report)
+        shrinks = SHRINKS[::4] if quick else SHRINKS
+        return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -135,6 +171,12 @@ def main(arguments: list[str] | None = None) -> None:
         choices=_PARTS,
         help="Measure only the optima by width, the gain from growth, the best shrink factor of `warmstart`, or the "
         "immediate cost of noise. Default: all.",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=_BUDGET,
+        help="Steps of the doubled model in the part `ways`, in units of a task's own.",
     )
     parser.add_argument("--figures", action="store_true", help="Only draw figures and tables from earlier results.")
     parser.add_argument(
@@ -152,34 +194,11 @@ def main(arguments: list[str] | None = None) -> None:
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
-            if name not in measured.get(part, TASKS):
-                continue
-            task = TASKS[name].quick() if options.quick else TASKS[name]
-            if part == "ways":  # four heads can become six, and more steps show more of the new capacity
-                task = replace(task, grown_by=4, long_steps=2 * task.long_steps)
-            task = task if part in ("optima", "cost") else task.enlarged()
-            started = time.monotonic()
-
-            def report(text: str, heading: str = f"{name} {part}", started: float = started) -> None:
-                sys.stdout.write(f"{heading} {time.monotonic() - started:6.1f} s  {text}\n")
-                sys.stdout.flush()
-
-            with tempfile.TemporaryDirectory() as folder, one_thread():
-                results: Results
-                if part == "optima":
-                    results = measure_optima(task, Path(folder), report)
-                elif part == "growth":
-                    results = measure_growth(task, Path(folder), report)
-                elif part == "cost":
-                    results = measure_cost(task, Path(folder), *((task.factors,) if options.quick else ()))
-                elif part == "ways":
-                    results = compare_ways(task, Path(folder), report)
-                else:
-                    shrinks = SHRINKS[::4] if options.quick else SHRINKS
-                    results = measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
-            save(results, output / "results" / f"{part}-{name}.json")
+            if name in measured[part]:
+                results = measure(part, name, options.budget, quick=options.quick)
+                save(results, output / "results" / f"{part}-{results.task}.json")
     optima, growth, warmstart, cost, ways = (
-        [load(file) for name in TASKS if (file := output / "results" / f"{part}-{name}.json").exists()]
+        [load(file) for name in TASKS for file in sorted((output / "results").glob(f"{part}-{name}*.json"))]
         for part in _PARTS
     )
     figures.draw_all(optima, growth, warmstart, ways, output / "figures")

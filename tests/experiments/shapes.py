@@ -165,7 +165,7 @@ def measure_ways(task: Task, folder: Path, lr: int, report: Callable[[str], None
     widest = count_flops(task, build(task, _grow(bases, _TUNING_SEED, {"factor": 2}, None)), data)
     bases = replace(bases, budget=widest * task.steps)
     grown = []
-    for way in (*_WIDER, *_MORE.get(task.name, ())):
+    for way in (*_WIDER, *_MORE.get(task.name.partition("-")[0], ())):
         grown.append(_measure(bases, way, lr, seeds))
         last = fmean(curve.last for curve in grown[-1].curves)
         report(f"{way.name}: {grown[-1].steps} steps, lr {grown[-1].lr}, noise {grown[-1].noise}, loss {last:.4f}")
