@@ -131,6 +131,11 @@ def plan_adapter(plan: Plan, specs: Sequence[TensorSpec], config: Mapping[str, A
     kind = config.get("peft_type")
     if kind != "LORA":
         raise PlanError(f"cannot widen an adapter of the type `{kind}`", hint=_other_kind_hint(kind))
+    if config.get("layer_replication"):
+        raise PlanError(
+            "the adapter repeats layers of its base model (`layer_replication`), which has them only once",
+            hint="peft cannot merge it either; widen a base model that stores each of these layers",
+        )
     planner = _AdapterPlanner(ParameterNames(plan), config, {spec.name: spec.shape for spec in specs})
     tensors = tuple(tensor for spec in specs for tensor in planner.plan(spec))
     wide = {**config, "base_model_name_or_path": base, "revision": None, **planner.selection()}

@@ -10,7 +10,7 @@ from typing import Any
 from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.dtypes import TensorSpec
+from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
@@ -66,7 +66,7 @@ def make_plan(
         RecipeError: the recipe contradicts the checkpoint.
         PlanError: the checkpoint cannot be widened in this way.
     """
-    _refuse_quantized(config)
+    _refuse_quantized(config, specs)
     source_names = [spec.name for spec in specs]
     blocks = map_blocks(recipe, source_names, config, request, stacked=not method.adds_identity)
     stacks = stack_axes(recipe, stack_sizes(recipe, source_names, config), blocks)
@@ -187,9 +187,15 @@ def _side_files(
     }
 
 
-def _refuse_quantized(config: Mapping[str, Any] | None) -> None:
+def _refuse_quantized(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec]) -> None:
     for key in _QUANTIZED_KEYS:
         if config and config.get(key):
+            if all(DTYPES[spec.dtype].kind == "float" for spec in specs):
+                raise PlanError(
+                    f"config.json has a `{key}`, but no tensor is quantized",
+                    hint=f"if the weights were dequantized or merged, remove `{key}` from config.json; programs that "
+                    "load them would quantize them again",
+                )
             raise PlanError(
                 f"cannot widen quantized weights (config.json has a `{key}`): their packed elements are not units",
                 hint="dequantize the model first, or widen the checkpoint that it was quantized from",

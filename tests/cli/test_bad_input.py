@@ -195,7 +195,11 @@ def test_recipe_with_a_syntax_error(narrow, tmp_path):
 
 def test_quantized_model(narrow, tmp_path):
     change_config(narrow, quantization_config={"quant_method": "gptq"})
-    refused(tmp_path, "widen", str(narrow), "--factor", "2", says=["quantiz", "hint:"])
+    plain = ["no tensor is quantized", "remove `quantization_config`"]
+    refused(tmp_path, "widen", str(narrow), "--factor", "2", says=plain)
+    name = "model.layers.0.mlp.up_proj.qweight"
+    change_tensors(narrow, lambda tensors: tensors.update({name: torch.zeros(8, 8, dtype=torch.int32)}))
+    refused(tmp_path, "widen", str(narrow), "--factor", "2", says=["cannot widen quantized", "dequantize"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])

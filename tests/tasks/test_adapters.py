@@ -230,8 +230,20 @@ def test_a_head_that_only_the_adapter_has_is_widened(llama):
     assert torch.equal(wide[score], narrow[score].repeat_interleave(2, 1) / 2)
 
 
+def test_added_tokens_are_widened(llama):
+    model = transformers.LlamaForCausalLM.from_pretrained(llama / "base", dtype=torch.float64)
+    model.resize_token_embeddings(54)
+    save_adapter(llama / "more", model, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    widen(llama / "base", llama / "w", factor=2, adapter=[llama / "more"], verify=False)
+    wide = load_file(llama / "w/adapters/more/adapter_model.safetensors")
+    whole = {name: tuple(tensor.shape) for name, tensor in wide.items() if "lora_" not in name}
+    assert {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"} <= whole.keys()
+    assert set(whole.values()) == {(54, 32)}
+
+
 REFUSED = {
     "another kind": ({"peft_type": "IA3"}, {}, "cannot widen an adapter of the type `IA3`"),
+    "repeated layers": ({"layer_replication": [[0, 2], [1, 2]]}, {}, "repeats layers"),
     "virtual tokens": ({"peft_type": "PREFIX_TUNING"}, {}, "train it again on the wide model"),
     "unknown tensors": ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_E": (5, 1)}, "unknown kind"),
     "another model": (
