@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import identities
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def has_adapter(folder: Path) -> bool:

@@ -23,6 +23,11 @@ def is_file_name(text: object) -> bool:
     return is_printable(text) and not any(character in text for character in "/\\:")
 
 
+def is_inner_path(text: object) -> bool:
+    """Return whether a text is the path of a file within a folder, with `/`, on every system."""
+    return isinstance(text, str) and all(map(is_file_name, text.split("/")))
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -44,15 +44,26 @@ def replace_json(file: Path, content: Any) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def copy_file(source: Path, directory: Path) -> None:
-    """Copy a file into a directory under the same name, following symbolic links.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, following symbolic links.
 
     Raises:
         OutputError: the file cannot be read or the copy cannot be written.
     """
-    target = directory / source.name
     with output_errors(target), open(source, "rb", opener=plain) as narrow, open(target, "wb") as copy:
         shutil.copyfileobj(narrow, copy)
+
+
+def inner_file(directory: Path, name: str) -> Path:
+    """Return the path of a file to write in a directory, after making the folders within it that lead there.
+
+    Raises:
+        OutputError: a folder cannot be made.
+    """
+    file = directory / name
+    with output_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 @contextmanager

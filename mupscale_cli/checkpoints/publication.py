@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mupscale_cli.checkpoints.json_files import is_file_name, read_json
+from mupscale_cli.checkpoints.json_files import is_file_name, is_inner_path, read_json
 from mupscale_cli.checkpoints.lock import release, try_lock
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.renaming import exchange, rename_new
@@ -184,7 +184,7 @@ def _is_part(entry: object) -> bool:
     if not isinstance(entry, dict) or entry.keys() != {"name", "staged", "inode"}:
         return False
     name, staged, inode = entry["name"], entry["staged"], entry["inode"]
-    is_inside = staged is None or (isinstance(staged, str) and all(map(is_file_name, staged.split("/"))))
+    is_inside = staged is None or (is_inner_path(staged))
     return is_file_name(name) and is_inside and type(inode) is int
 
 

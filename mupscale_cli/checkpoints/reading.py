@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.checkpoints.config import check_limits
+from mupscale_cli.checkpoints.fates import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RECORD,
+    Decision,
+    PlannedFile,
+    kind_of,
+    plan_files,
+)
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
@@ -17,26 +29,20 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import Identity, identities
 from mupscale_cli.libraries import CONFIGS, Library, config_beside, library_of
-from mupscale_cli.text import bytes_text
+from mupscale_cli.text import shown
 
-RECORD = "mupscale.json"
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
-# Files that tokenizers, processors and generation read. Files that describe the narrow model itself, such as its card
-# and its training state, would be wrong for the wide one and are not copied.
-_CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".merges", ".spm")
-_CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-_MAX_CARRIED_BYTES = 1 << 30  # the largest vocabularies take a twentieth
-_NOT_CARRIED = (
-    *CONFIGS,
-    *INDICES,
-    RECORD,
-    "trainer_state.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
-)
+
+_PEFT_CLASSES = {
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+    "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Checkpoint:
         metadata: metadata of the first file.
         title: name that the user passed if it is not the path, for instance a Hub id.
         opened: identities of its files before any of them was read; empty for remote files.
+        sizes: size in bytes of every file of the folder, by its path in it, as `list_files` gives them; those of the
+            weight file and its config for a single file.
     """
 
     path: Path
@@ -62,6 +70,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     title: str = ""
     opened: Mapping[Path, Identity | None] = field(default_factory=dict)
+    sizes: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def display_name(self) -> str:
@@ -101,26 +110,37 @@ class Checkpoint:
             else None
         )
 
-    @property
-    def carried_files(self) -> tuple[Path, ...]:
-        """Files that tokenizers, processors and generation need, which are copied to the output.
+    def plan_files(self, decided: Mapping[str, Decision] = MappingProxyType({})) -> tuple[PlannedFile, ...]:
+        """Plan what becomes of every file when the checkpoint is widened.
+
+        Args:
+            decided: what becomes of files that the table of fates and the weights do not decide, by name.
 
         Raises:
-            CheckpointError: a file is a link that leads out of the directory.
+            CheckpointError: a file to copy or to rewrite is too large, or is a link that leads out of the directory.
         """
-        return tuple(require_own_file(file) for file in self._other_files if is_carried(file.name))
-
-    @property
-    def skipped_files(self) -> tuple[Path, ...]:
-        """Files that are neither weights nor copied to the output."""
-        return tuple(file for file in self._other_files if not is_carried(file.name))
+        own = {file.name: Decision("widened", "weights") for file in self.files}
+        own[self.library.index] = Decision("rewritten", "which file holds each tensor")
+        if self.config_file is not None:
+            own[self.config_file.name] = Decision("rewritten", "sizes of the model")
+        if self.sizes.keys() >= {ADAPTER_WEIGHTS, ADAPTER_CONFIG}:
+            own |= {ADAPTER_WEIGHTS: Decision("widened", "adapter"), ADAPTER_CONFIG: Decision("rewritten", "adapter")}
+        planned = plan_files(self.sizes, {**own, **decided})
+        for file in planned:
+            if file.fate in ("carried", "rewritten"):
+                require_own_file(self.path / file.name, self.path)
+        return planned
 
     @cached_property
-    def _other_files(self) -> tuple[Path, ...]:
-        if self.is_file:
-            return ()
-        own = {*self.files, *(self.path / name for name in (*CONFIGS, RECORD, *INDICES))}
-        return tuple(sorted(file for file in self.path.iterdir() if file.is_file() and file not in own))
+    def files_beside(self) -> dict[str, Path]:
+        """The files, by their path in the directory, that are copied or rewritten beside the config.
+
+        Raises:
+            CheckpointError: a file to copy is too large, or is a link that leads out of the directory.
+        """
+        own = {self.library.config, self.library.index, ADAPTER_CONFIG}
+        made = (file.name for file in self.plan_files() if file.fate in ("carried", "rewritten"))
+        return {} if self.is_file else {name: self.path / name for name in made if name not in own}
 
     def read_side_files(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return the content of JSON files of the folder by name, as far as it has them; a single file has none.
@@ -155,14 +175,6 @@ def require_own_file(file: Path, root: Path | None = None) -> Path:
     )
 
 
-def is_carried(name: str) -> bool:
-    """Return whether tokenizers, processors or generation need a file, so that it is copied to the output."""
-    file = PurePosixPath(name)
-    if file.name in _NOT_CARRIED or file.name.startswith(".") or file.name.endswith(".index.json"):
-        return False
-    return file.suffix in _CARRIED_SUFFIXES or file.name.split(".")[0].upper() in _CARRIED_NAMES
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers of a checkpoint: a weight file, or a directory written by `save_pretrained`.
 
@@ -170,8 +182,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the checkpoint does not exist, has an unsupported format, or contradicts itself.
     """
     if path.is_dir():
-        opened = identities(_plain_files(path))
-        return replace(open_folder(Folder(path, frozenset(file.name for file in opened))), opened=opened)
+        sizes = dict(list_files(path))
+        opened = identities(path / name for name, size in sizes.items() if size is not None)
+        return replace(open_folder(Folder(path, _readable(sizes))), opened=opened, sizes=sizes)
     if not path.is_file():
         raise _not_found(path)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
@@ -181,7 +194,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     opened = identities((path, *([config] if config else ())))
     weights = weights_format.read(Folder(path, frozenset()), (path,))
     content = read_json(require_own_file(config)) if config else None
-    return _checked(Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened))
+    sizes = {file.name: file.stat().st_size for file, known in opened.items() if known is not None}
+    found = Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened, sizes=sizes)
+    return _checked(found)
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -191,22 +206,47 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _plain_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a model directory.
+def list_files(folder: Path) -> Iterator[tuple[str, int | None]]:
+    """Yield the path of every file of a directory, with `/`, and its size in bytes.
+
+    Hidden folders, folders without permission and links to folders are not looked into: their paths end with `/`, and
+    they have no size. Neither have links to nothing.
 
     Raises:
-        CheckpointError: reading a file would not end (a pipe, a device), or one beside the weights is too large.
+        CheckpointError: reading a file would not end (a pipe, a device), or its name is not UTF-8.
     """
-    for file in folder.iterdir():
-        if file.is_file():
-            if is_carried(file.name) and file.stat().st_size > _MAX_CARRIED_BYTES:
-                raise CheckpointError(
-                    f"`{file}` is larger than {bytes_text(_MAX_CARRIED_BYTES)}, the limit for files beside the weights",
-                    hint="move it out of the model's folder",
-                )
-            yield file
-        elif file.exists() and (not file.is_dir() or file.suffix == ".json"):
-            raise CheckpointError(f"`{file}` is not a plain file", hint="move it out of the model's folder")
+    waiting = [folder]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            name = Path(entry.path).relative_to(folder).as_posix()
+            if not name.isascii() and name != name.encode("utf-8", "replace").decode("utf-8"):
+                raise CheckpointError(f"{shown(entry.path)} has a name that is not UTF-8", hint="rename it")
+            if entry.is_dir() and _names_a_file(name):
+                raise CheckpointError(f"`{entry.path}` is not a plain file", hint="move it out of the model's folder")
+            if entry.is_dir(follow_symlinks=False) and _is_open(entry):
+                waiting.append(Path(entry.path))
+            elif entry.is_dir():
+                yield f"{name}/", None
+            elif entry.is_file():
+                yield name, entry.stat().st_size
+            elif not Path(entry.path).exists():
+                yield name, None
+            else:
+                raise CheckpointError(f"`{entry.path}` is not a plain file", hint="move it out of the model's folder")
+
+
+def _names_a_file(name: str) -> bool:
+    """Return whether a folder's name is one that is read as a file."""
+    kind = kind_of(name)
+    return name.endswith(".json") or (kind is not None and kind.with_state is not None)
+
+
+def _is_open(folder: os.DirEntry[str]) -> bool:
+    return not folder.name.startswith(".") and os.access(folder, os.R_OK | os.X_OK)
+
+
+def _readable(sizes: Mapping[str, int | None]) -> frozenset[str]:
+    return frozenset(name for name, size in sizes.items() if size is not None)
 
 
 def open_folder(folder: Folder) -> Checkpoint:
@@ -216,13 +256,16 @@ def open_folder(folder: Folder) -> Checkpoint:
         CheckpointError: the directory contains no weights in a supported format, or contradicts itself.
     """
     path = folder.path
+    own = replace(folder, names=frozenset(name for name in folder.names if not ADAPTER.has(name)))
     for each in FORMATS:
-        if files := each.files(folder):
+        if files := each.files(own):
             weights = each.read(folder, files)
             config = config_beside(files[0].name, folder.names)
             content = read_json(require_own_file(path / config)) if config else None
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata))
-    for name in sorted(folder.names):
+    if own != folder:
+        raise _is_adapter(path)
+    for name in sorted(name for name in folder.names if "/" not in name):
         if not any(each.recognizes(path / name) for each in FORMATS):
             raise _not_supported(path / name)
     raise CheckpointError(f"`{path}` contains no safetensors weights")
@@ -246,6 +289,19 @@ def _not_found(path: Path) -> CheckpointError:
     found = set_aside(path)
     interrupted = f"a run was killed while it replaced it; its files are in `{found}`, and widening to it restores them"
     return CheckpointError(f"no checkpoint at `{path}`", hint=interrupted if found else usual)
+
+
+def _is_adapter(folder: Path) -> CheckpointError:
+    """Return the error for a folder that has an adapter and no model."""
+    config = folder / ADAPTER_CONFIG
+    task = read_json(require_own_file(config)).get("task_type") if config.is_file() else None
+    auto_class = _PEFT_CLASSES.get(task, "AutoPeftModel") if isinstance(task, str) else "AutoPeftModel"
+    merged = f"{auto_class}.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('MERGED')"
+    return CheckpointError(
+        f"`{folder}` contains an adapter, not a model",
+        hint=f'merge it into its base model first: `python -c "from peft import {auto_class}; {merged}"`, '
+        "and widen MERGED; or widen its base model with `--adapter`",
+    )
 
 
 def _not_supported(file: Path) -> CheckpointError:

@@ -6,14 +6,14 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
+from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.checkpoints.publication import output_exists_error
-from mupscale_cli.checkpoints.reading import RECORD
 from mupscale_cli.errors import CheckpointError, OutputError
 from mupscale_cli.text import bytes_text
 
@@ -140,7 +140,17 @@ def _unrecorded(folder: Path, record: Mapping[str, Any]) -> list[str]:
     state = record.get("optimizer_state")
     named = {name for part in parts if isinstance(part, dict) for name in part}
     named |= {RECORD, state.get("file") if isinstance(state, dict) else None}
-    return sorted(path.name for path in folder.iterdir() if path.name not in named)
+    inner = {parent for name in named - {None} for parent in map(str, PurePosixPath(name).parents)}
+
+    def others(path: Path) -> Iterator[str]:
+        for entry in path.iterdir():
+            name = entry.relative_to(folder).as_posix()
+            if name in inner and entry.is_dir() and not entry.is_symlink():
+                yield from others(entry)
+            elif name not in named:
+                yield name
+
+    return sorted(others(folder))
 
 
 def existing_record(output: Path) -> dict[str, Any] | None:

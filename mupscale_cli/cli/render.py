@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.cli.output import bytes_text, count_text, counted, table
 from mupscale_cli.cli.tree import axis_styles, tensors_tree
 from mupscale_cli.plan import Plan
@@ -66,9 +67,13 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
     console.print()
     console.print(tensors_tree(plan, console))
     console.print()
-    for change in plan.config_changes:
-        before_text = "(absent)" if change.before is None else change.before
-        console.print(f"config.json  {change.key}: {before_text} -> {change.after}", markup=False)
+    for name, changes in (
+        (CONFIG, plan.config_changes),
+        *((name, side.changes) for name, side in plan.side_files.items()),
+    ):
+        for change in changes:
+            before_text = "(absent)" if change.before is None else change.before
+            console.print(f"{name}  {change.key}: {before_text} -> {change.after}", markup=False)
     if plan.omitted:
         console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from mupscale_cli.architecture.expressions import look_up
-from mupscale_cli.cli import output, render
+from mupscale_cli.cli import files, output, render
 from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
+from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.plan import Plan
 from mupscale_cli.reports.guidance import idle_reason
 from mupscale_cli.reports.outline import num_layers
@@ -31,7 +33,7 @@ _POLICIES = {
 _SECTIONS = ("", "text_config", "thinker_config.text_config")  # of the config that may describe the language model
 
 
-def print_summary(console: Console, result: Widened, seconds: float, growth: str | None) -> None:
+def print_summary(console: Console, result: Widened, seconds: float, growth: str | None, optimizer: str | Path) -> None:
     """Print the summary of a widening.
 
     Args:
@@ -39,6 +41,7 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
         result: the result of the widening.
         seconds: how long it took.
         growth: description of method and noise; None for plain copies.
+        optimizer: the optimizer state that the options name.
     """
     plan = result.plan
     sizes = output.table("", "narrow", "wide", "", right=("narrow", "wide"))
@@ -48,9 +51,10 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
     console.print()
     about = output.table("", "")
     about.show_header = False
-    for name, text in _about(result, seconds, growth):
+    for name, text in _about(result, seconds, growth, optimizer):
         about.add_row(name, text)
     console.print(about)
+    files.print_summary(console, result.files)
 
 
 def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
@@ -95,7 +99,7 @@ def _config_value(plan: Plan, axis: str) -> tuple[Any, Any] | None:
     return None
 
 
-def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tuple[str, Text]]:
+def _about(result: Widened, seconds: float, growth: str | None, optimizer: str | Path) -> Iterator[tuple[str, Text]]:
     if result.verification is None:
         yield "equivalence", Text(f"not verified: {result.skipped}", style="yellow")
     else:
@@ -110,6 +114,8 @@ def _about(result: Widened, seconds: float, growth: str | None) -> Iterator[tupl
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     if state := result.record["optimizer_state"]:
         yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
+    else:
+        yield "optimizer", Text(why_no_state(result.files, optimizer))
     if folders := result.record["adapters"]:
         yield "adapters", Text(", ".join(str(result.output / folder) for folder in folders))
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")

@@ -12,10 +12,11 @@ import typer
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.target import check_output
-from mupscale_cli.cli import explain, options, output, render, summary
+from mupscale_cli.cli import explain, files, options, output, render, summary
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
+from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
@@ -171,7 +172,7 @@ def widen(
     if not ranks.is_first:  # the first process reports for all
         raise typer.Exit(1 if failed else 0)
     if not as_json:
-        _report(result, time.monotonic() - began, is_pushed=push_to_hub is not None)
+        _report(result, time.monotonic() - began, optimizer, is_pushed=push_to_hub is not None)
         if output.is_quiet() and not failed:
             output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
@@ -215,15 +216,19 @@ def _show_plan(
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
+    planned = source.plan_files(plan, state)
     if as_json:
         document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
+        document["fates"] = files.files_document(planned)
         output.print_document("plan", document)
         return
     console = output.stdout()
     render.print_shapes(console, shapes)
     render.print_plan(console, plan, str(target))
     render.print_guidance(console, plan)
-    found = "not widened" if state.optimizer == "none" else source.find_state(state) or "none found"
+    console.print()
+    files.print_plan(console, planned)
+    found = source.find_state(state) or why_no_state(planned, state.optimizer)
     console.print(f"optimizer state: {found}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
@@ -246,7 +251,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
 
 
-def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
+def _report(result: Widened, seconds: float, optimizer: str | Path, *, is_pushed: bool) -> None:
     """Print the axes, the verification, notes, the summary and the next commands."""
     console = output.report()
     render.print_goal(console, result.plan)
@@ -262,10 +267,9 @@ def _report(result: Widened, seconds: float, *, is_pushed: bool) -> None:
     if (state := result.record["optimizer_state"]) and state.get("copied"):
         output.note(f"copied unchanged from {state['file']}: {', '.join(state['copied'])}")
     _note_nonfinite(result.record)
-    if result.skipped_files:
-        names = ", ".join(file.name for file in result.skipped_files)
-        output.note(f"not copied, because it describes only the narrow model: {names}")
-    summary.print_summary(console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation))
+    summary.print_summary(
+        console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), optimizer
+    )
     summary.print_next(console, result, is_pushed=is_pushed)
 
 

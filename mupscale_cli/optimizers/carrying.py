@@ -10,11 +10,12 @@ from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.output_files import copy_file
-from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.errors import PlanError
 from mupscale_cli.files import Identity, identities
-from mupscale_cli.optimizers.finding import SCHEDULER, companion_files, open_optimizer
+from mupscale_cli.optimizers.fates import fates_with_state
+from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState, WriteOptions
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
@@ -32,8 +33,8 @@ class CarriedState:
         name: the name of the file or folder to write.
         state: the planned wide state.
         policy: how the state is widened.
-        companions: files of a Trainer's checkpoint that are copied unchanged.
-        scheduler: the learning rate scheduler's file, if there is one.
+        companions: files of a trainer's checkpoint that are copied unchanged.
+        schedulers: files with the state of a learning rate scheduler.
         key: dotted keys that lead to the state in a file that holds more.
         max_shard_bytes: largest file of a format with several files; None for a single file.
         opened: identities of all these files before any of them was read.
@@ -44,14 +45,14 @@ class CarriedState:
     state: WideState
     policy: Policy
     companions: tuple[Path, ...]
-    scheduler: Path | None
+    schedulers: tuple[Path, ...]
     key: str | None = None
     max_shard_bytes: int | None = None
     opened: Mapping[Path, Identity | None] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.source.path, *self.companions, *((self.scheduler,) if self.scheduler else ()))
+        return (self.source.path, *self.companions, *self.schedulers)
 
     def write(
         self, directory: Path, progress: Callable[[int], None], ranks: Ranks, allow_nonfinite: bool
@@ -68,9 +69,9 @@ class CarriedState:
         if written is None:
             return None
         for file in self.companions:
-            copy_file(file, directory)
-        if self.scheduler is not None:
-            widen_scheduler(self.scheduler, directory / self.scheduler.name, self.state.groups)
+            copy_file(file, directory / file.name)
+        for file in self.schedulers:
+            widen_scheduler(file, directory / file.name, self.state.groups)
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         key = {"key": self.key} if self.key else {}
         counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
@@ -117,20 +118,18 @@ def plan_carried_state(
     name = path.name
     if source.is_file:  # several files of one state become one
         name = name.removeprefix(f"{source.path.stem}.").replace(".safetensors.index.json", ".safetensors")
-    companions: tuple[Path, ...] = ()
-    scheduler = None
-    if state.groups and path.parent == source.path:
-        companions = companion_files(path.parent)
-        scheduler = require_own_file(path.parent / SCHEDULER) if (path.parent / SCHEDULER).exists() else None
+    beside = fates_with_state(source, path).items()
+    companions = tuple(source.path / name for name, decision in beside if decision.fate == "carried")
+    schedulers = tuple(source.path / name for name, decision in beside if decision.fate == "rewritten")
     limit = None if source.is_file else max_shard_bytes
-    used = (*opened.files, *companions, *((scheduler,) if scheduler else ()))
+    used = (*opened.files, *companions, *schedulers)
     return CarriedState(
         opened,
         name,
         state,
         options.policy,
         companions,
-        scheduler,
+        schedulers,
         options.key,
         limit,
         opened={file: known for file, known in {**source.opened, **before}.items() if file in used},

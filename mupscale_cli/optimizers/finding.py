@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
+from mupscale_cli.checkpoints.fates import Decision, kind_of
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 from mupscale_cli.optimizers.formats.distributed import Distributed
@@ -16,10 +17,6 @@ from mupscale_cli.optimizers.formats.torch import Torch
 
 # Tried in this order: the last two accept any other file and any other folder, and report what is wrong with it.
 FORMATS: tuple[StateFormat, ...] = (Safetensors(), Torch(), Distributed())
-# The other files that the Trainer of transformers resumes from. The position in the data and the random state do not
-# depend on the width; the scheduler does.
-_COPIED = ("trainer_state.json", "rng_state*.pth", "scaler.pt")
-SCHEDULER = "scheduler.pt"
 
 
 def _first_state(exists: Callable[[str], bool]) -> str | None:
@@ -36,15 +33,6 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
     return None if name is None else folder / f"{prefix}{name}"
 
 
-def companion_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a Trainer's checkpoint that are copied unchanged into the widened one.
-
-    Raises:
-        CheckpointError: a file is a link out of the folder.
-    """
-    return tuple(sorted(require_own_file(file) for pattern in _COPIED for file in folder.glob(pattern)))
-
-
 def state_name(names: Collection[str]) -> str | None:
     """Return the file or folder that holds the optimizer state, given the names of a directory's files."""
     return _first_state(names.__contains__)
@@ -58,18 +46,33 @@ def state_names(names: Collection[str], state: str | None = None) -> tuple[str, 
         state: the name of the state, if it is known.
     """
     name = state or state_name(names)
-    if name is None:
-        return ()
-    return tuple(sorted({*state_files(names, name), *_matching(names, (*_COPIED, SCHEDULER))}))
+    return () if name is None else tuple(sorted(state_fates(names, Path(name))))
 
 
 def state_files(names: Collection[str], state: str) -> tuple[str, ...]:
     """Return the files of a directory that hold a state of the given name."""
-    return _matching(names, [pattern for each in FORMATS for pattern in each.files(state)])
-
-
-def _matching(names: Collection[str], patterns: Collection[str]) -> tuple[str, ...]:
+    patterns = [pattern for each in FORMATS for pattern in each.files(state)]
     return tuple(file for file in names if any(fnmatchcase(file, pattern) for pattern in patterns))
+
+
+def state_fates(names: Collection[str], state: Path) -> dict[str, Decision]:
+    """Decide what becomes of the files that hold an optimizer state, and of those that resuming needs with it.
+
+    Args:
+        names: all files of a checkpoint's directory, relative to it.
+        state: the file or folder of the state in that directory; it may be on the Hub.
+    """
+    own = dict.fromkeys(state_files(names, state.name), Decision("widened", "optimizer state"))
+    state_format = next((each for each in FORMATS if _is_marked(each, state.name) or each.recognizes(state)), None)
+    if state_format is not None and not state_format.has_groups:
+        return own
+    kinds = ((name, kind_of(name)) for name in names)
+    resumed = {name: kind.decide(with_state=True) for name, kind in kinds if kind is not None and kind.with_state}
+    return {**resumed, **own}
+
+
+def _is_marked(state_format: StateFormat, name: str) -> bool:
+    return any(marker.partition("/")[0] == name for marker in state_format.markers)
 
 
 def open_optimizer(

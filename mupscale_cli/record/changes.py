@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mupscale_cli.checkpoints.digests import file_digest, segments_digest
-from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.checkpoints.json_files import is_inner_path
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.record.reading import companion_path
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def source_resized(record: Record, source: Checkpoint) -> str | None:
     """Return the name of a source file that is new, missing or of another size than recorded; None if all match."""
-    recorded, present = record["source"]["files"], {file.name: file for file in source_files(source)}
+    recorded, present = record["source"]["files"], source_files(source)
     if missing := recorded.keys() ^ present.keys():
         return min(missing)
     return next((name for name, file in present.items() if recorded[name]["bytes"] != file.stat().st_size), None)
@@ -29,8 +29,9 @@ def source_changed(record: Record, source: Checkpoint) -> str | None:
         CheckpointError: a file cannot be read.
     """
     recorded = record["source"]["files"]
-    changed = (file for file in source_files(source) if recorded[file.name]["xxh128"] != file_digest(file))
-    return source_resized(record, source) or next((file.name for file in changed), None)
+    resized = source_resized(record, source)
+    files = source_files(source).items()
+    return resized or next((name for name, file in files if recorded[name]["xxh128"] != file_digest(file)), None)
 
 
 def output_changed(record: Record, wide: Checkpoint) -> str | None:
@@ -49,12 +50,12 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
         return min(files.keys() ^ digests.keys())
     for name, written in record["others"].items():
         files[name], digests[name] = companion_path(wide, name), written["digest"]
-        if not is_file_name(name) or not files[name].is_file():
+        if not is_inner_path(name) or not files[name].is_file():
             return name
     return next((name for name, file in files.items() if segments_digest(file) != digests[name]), None)
 
 
-def source_files(source: Checkpoint) -> tuple[Path, ...]:
-    """Return the files of a checkpoint that an output is made from, except those of its optimizer."""
+def source_files(source: Checkpoint) -> dict[str, Path]:
+    """Return the files of a checkpoint that an output is made from, except those of its optimizer, by their names."""
     config = () if source.config_file is None else (source.config_file,)
-    return (*source.files, *config, *source.carried_files)
+    return {**{file.name: file for file in (*source.files, *config)}, **source.files_beside}

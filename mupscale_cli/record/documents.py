@@ -318,6 +318,18 @@ class Tree(TypedDict):
     parts: NotRequired[Parts]
 
 
+class PlannedFile(TypedDict):
+    """What becomes of a file of the source."""
+
+    name: Annotated[str, "Path in the source's folder; that of a folder that is not looked into ends with `/`."]
+    bytes: Annotated[Count | None, "Size in bytes; null for a folder or a link that is not followed."]
+    fate: Annotated[
+        Literal["carried", "rewritten", "widened", "left behind"],
+        "Copied unchanged, rewritten for the wide model, widened with the weights, or absent from the output.",
+    ]
+    reason: Annotated[str, "What the file is, or why it is left behind."]
+
+
 class Plan(TypedDict):
     """Output of `mupscale widen --dry-run`."""
 
@@ -330,6 +342,7 @@ class Plan(TypedDict):
     growth: Annotated[Guidance | None, "Figures and advice for the widening; null if nothing is widened."]
     bytes: Annotated[Count, "Size of the weights in bytes."]
     files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
+    fates: NotRequired[Annotated[list[PlannedFile], "What becomes of every file of the source."]]
     config: Annotated[list[Change], "Changes of config.json."]
     to: Annotated[GoalComparison | None, "The model whose sizes are taken; null if there is none."]
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import file_digest
+from mupscale_cli.checkpoints.fates import PlannedFile, grouped
 from mupscale_cli.checkpoints.hub.ids import stated_sha256
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan, TensorPlan
@@ -51,14 +52,20 @@ def hash_source_files(
         CheckpointError: a file cannot be read.
     """
     entries = {}
-    for file in source_files(source):
-        entries[file.name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
+    for name, file in source_files(source).items():
+        entries[name] = {"bytes": file.stat().st_size, "xxh128": file_digest(file, progress)}
         if is_remote and (stated := stated_sha256(file)):
-            entries[file.name]["sha256"] = stated
+            entries[name]["sha256"] = stated
     return entries
 
 
-def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Origin, version: str) -> dict[str, Any]:
+def make_record(
+    plan: Plan,
+    files: Mapping[str, Mapping[str, Any]],
+    origin: Origin,
+    version: str,
+    fates: Iterable[PlannedFile] = (),
+) -> dict[str, Any]:
     """Create the record of a widening before its output is written.
 
     Args:
@@ -66,6 +73,7 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
         files: the result of `hash_source_files` for the narrow checkpoint.
         origin: the origin of the narrow checkpoint, where `verify` finds it.
         version: version of mupscale.
+        fates: what becomes of every file of the narrow checkpoint.
     """
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
@@ -74,6 +82,11 @@ def make_record(plan: Plan, files: Mapping[str, Mapping[str, Any]], origin: Orig
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
         "source": {**where, "files": files},
+        "fates": {
+            name: {"fate": decision.fate, "reason": decision.reason, "files": count}
+            for decision, names in grouped(fates).items()
+            for name, count in names.items()
+        },
         "written": {},
         "others": {},
         "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},

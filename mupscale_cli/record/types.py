@@ -160,6 +160,17 @@ class HubSource(TypedDict):
     files: SourceFiles
 
 
+class FileFate(TypedDict):
+    """What became of a file of the source, or of all files of a folder."""
+
+    fate: Annotated[
+        Literal["carried", "rewritten", "widened", "left behind"],
+        "Copied unchanged, rewritten for the wide model, widened with the weights, or absent from the output.",
+    ]
+    reason: Annotated[str, "What the file is, or why it is left behind."]
+    files: Annotated[Count, "Number of files: 1, or more for a folder."]
+
+
 class Written(TypedDict):
     """A written file."""
 
@@ -356,6 +367,9 @@ class Record(Growth):
     ]
     mupscale_version: Annotated[str, "Version of mupscale that wrote the record."]
     source: Annotated[LocalSource | HubSource, "The narrow checkpoint."]
+    fates: Annotated[
+        dict[str, FileFate], "What became of every file of the source, by name; a folder of files alike is one entry."
+    ]
     written: Annotated[dict[str, Written], "Every weight file, by name."]
     others: Annotated[
         dict[str, Written], "Every other written file except the optimizer state and the record, by name."

@@ -14,7 +14,7 @@ import torch
 from mupscale_cli import __version__
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.config import CONFIG
-from mupscale_cli.checkpoints.output_files import copy_file, write_json
+from mupscale_cli.checkpoints.output_files import copy_file, inner_file, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import MupscaleError, PlanError, SweepError
 from mupscale_cli.plan import Request, make_plan
@@ -81,9 +81,8 @@ def make_proxy(
                 raise SweepError(f"the training of the proxy diverged at lr {request.lr:g}", hint="use smaller `--lr`")
         model.save_pretrained(staged)
         torch.save(optimizer.state_dict(), staged / "optimizer.pt")
-    if not source.is_file:
-        for file in source.carried_files:
-            copy_file(file, staged)
+    for name, file in source.files_beside.items():
+        copy_file(file, inner_file(staged, name))
     write_json(staged / PROXY_RECORD, {key: record[key] for key in ("rules", "called", "axes", "parameters")})
     staged.rename(directory)
 

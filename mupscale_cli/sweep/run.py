@@ -147,7 +147,7 @@ def _prepare(settings: Sweep, events: Events) -> Study:
 
 def _content(settings: Sweep, source: Checkpoint) -> dict[str, Any]:
     """Hash checkpoint and data, since training may overwrite a checkpoint, and data may be prepared again."""
-    content: dict[str, Any] = {file.name: file_digest(file) for file in source_files(source)}
+    content: dict[str, Any] = {name: file_digest(file) for name, file in source_files(source).items()}
     if (data := settings.data) is None:
         return content
     files = [file for file in data.rglob("*") if file.is_file()] if data.is_dir() else [data]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, has_adapter, open_adapter
+from mupscale_cli.checkpoints.adapters import has_adapter, open_adapter
 from mupscale_cli.checkpoints.digests import files_digest
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mupscale_cli.checkpoints.output_files import output_errors, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.dtypes import TensorSpec

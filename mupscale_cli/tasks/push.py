@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.publishing import (
     LocalFile,
@@ -19,7 +20,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
     read_repository,
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint, require_own_file
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_bytes, read_errors
 from mupscale_cli.optimizers.finding import state_names
@@ -178,10 +179,9 @@ def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) 
     state = record["optimizer_state"]
     local = _single_file_files(checkpoint) if checkpoint.is_file else _directory_files(checkpoint)
     state_files = state_names(local, state["file"]) if state else ()
+    model_files = _model_files(checkpoint, record)
     published = {
-        name: path
-        for name, path in local.items()
-        if (with_optimizer if name in state_files else _is_model(name, checkpoint))
+        name: path for name, path in local.items() if (with_optimizer if name in state_files else name in model_files)
     }
     for path in published.values():
         if path.suffix != ".safetensors":
@@ -222,15 +222,13 @@ def _single_file_files(checkpoint: Checkpoint) -> dict[str, Path]:
     return {checkpoint.library.weights[0]: file, **{name: path for name, path in companions.items() if path.is_file()}}
 
 
-def _is_model(name: str, checkpoint: Checkpoint) -> bool:
-    """Return whether mupscale wrote a file for loading the model."""
+def _model_files(checkpoint: Checkpoint, record: Record) -> set[str]:
+    """Return the names of the files that mupscale wrote or that are read when the model is loaded."""
     library = checkpoint.library
     if checkpoint.is_file:
-        return name in (library.weights[0], library.config)
-    written = {file.name for file in (*checkpoint.files, *checkpoint.carried_files)} | {library.config, RECORD}
-    if len(checkpoint.files) > 1:
-        written.add(library.index)
-    return name in written
+        return {library.weights[0], library.config}
+    names = {file.name for file in checkpoint.plan_files() if file.fate != "left behind"}
+    return {RECORD, *names, *record["others"]} - ({library.index} if len(checkpoint.files) == 1 else set())
 
 
 def _existing_card(checkpoint: Checkpoint, repository: Repository) -> str | None:

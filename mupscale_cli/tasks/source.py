@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.checkpoints.fates import PlannedFile
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, download, open_remote
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.plan import Plan
 from mupscale_cli.record.making import Origin, relative_path
 
 
@@ -55,13 +58,26 @@ class Source:
         assert self.remote is not None
         return state_names(self.remote.sizes) if state is not None and state.optimizer == "auto" else ()
 
-    def find_state(self, options: StateOptions) -> str | None:
-        """Return the path of the optimizer state to widen, or its name on the Hub; None if there is none."""
+    def plan_files(self, plan: Plan, options: StateOptions) -> tuple[PlannedFile, ...]:
+        """Plan what becomes of every file, with the optimizer state that the options choose.
+
+        Raises:
+            CheckpointError: a file to copy is too large, or is a link that leads out of the checkpoint.
+        """
+        return plan_files(self.checkpoint, plan, self._state_path(options))
+
+    def _state_path(self, options: StateOptions) -> Path | None:
         if self.remote is not None and options.optimizer == "auto":
             name = state_name(self.remote.sizes)
-            return None if name is None else f"{self.remote.id}/{name}"
-        path = options.find(self.checkpoint)
-        return None if path is None else str(path)
+            return None if name is None else self.checkpoint.path / name
+        return options.find(self.checkpoint)
+
+    def find_state(self, options: StateOptions) -> str | None:
+        """Return the path of the optimizer state to widen, or its name on the Hub; None if there is none."""
+        path = self._state_path(options)
+        if path is None or self.remote is None or path.parent != self.checkpoint.path:
+            return None if path is None else str(path)
+        return f"{self.remote.id}/{path.name}"
 
     @property
     def default_directory(self) -> Path:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.digests import files_digest
+from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.output_files import replace_json
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried_state

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli import __version__
-from mupscale_cli.checkpoints.adapters import ADAPTER_CONFIG
 from mupscale_cli.checkpoints.digests import segments_digest
+from mupscale_cli.checkpoints.fates import RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
-from mupscale_cli.checkpoints.output_files import copy_file, output_errors, write_json
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.events import SILENT, Events
@@ -20,6 +20,7 @@ from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import require_unchanged
 from mupscale_cli.libraries import library_of
 from mupscale_cli.optimizers.carrying import plan_carried_state
+from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
@@ -46,7 +47,7 @@ class Widened:
         record: the content of mupscale.json.
         verification: the comparison of both models; None if there was none.
         skipped: why there was no verification; None if there was one.
-        skipped_files: files of the source that were not copied.
+        files: what became of every file of the source.
     """
 
     output: Path
@@ -54,7 +55,7 @@ class Widened:
     record: dict[str, Any]
     verification: FunctionCheck | None
     skipped: str | None
-    skipped_files: tuple[Path, ...] = ()
+    files: tuple[PlannedFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,18 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
-    output = replace(output, record=make_record(plan, files, source.origin(path, plan.recipe), __version__))
+    origin = source.origin(path, plan.recipe)
+    output = replace(output, record=make_record(plan, files, origin, __version__, output.files))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
-    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.skipped_files)
+    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.files)
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:
     """Add adapters, the optimizer state and further files to a plan of weights."""
     adapters = plan_adapters(source, plan, options.adapter, str(path))
     carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
-    companions = tuple(file for file in source.carried_files if file.name != ADAPTER_CONFIG)
-    return Output(plan, source, carried, companions, options.allow_nonfinite, adapters)
+    files = plan_files(source, plan, None if carried is None else carried.source.path)
+    return Output(plan, source, carried, files, options.allow_nonfinite, adapters)
 
 
 def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
@@ -137,7 +139,7 @@ def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
 def _hash_source(source: Source, events: Events) -> dict[str, dict[str, Any]]:
     """Hash the files that the output is made from."""
     checkpoint = source.checkpoint
-    events.phase("hashing source", sum(file.stat().st_size for file in source_files(checkpoint)))
+    events.phase("hashing source", sum(file.stat().st_size for file in source_files(checkpoint).values()))
     return hash_source_files(checkpoint, events.advance, is_remote=source.remote is not None)
 
 
@@ -191,20 +193,19 @@ def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
     if plan.config is not None:
         write_json(directory / library.config, plan.config)
         names.append(library.config)
+    for name, side in plan.side_files.items():
+        write_json(inner_file(directory, name), side.content)
+        names.append(name)
     if output.source.is_file:
         return tuple(names)
     if len(plan.shards) > 1:
         weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write_json(directory / library.index, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})
         names.append(library.index)
-    for file in output.companions:
-        if file.name in plan.side_files:
-            write_json(directory / file.name, plan.side_files[file.name].content)
-        else:
-            copy_file(file, directory)
-        names.append(file.name)
-    names += (name for adapter in output.adapters for name in adapter.names)
-    return tuple(names)
+    copied = [file.name for file in output.files if file.fate == "carried" and file.name not in names]
+    for name in copied:
+        copy_file(output.source.path / name, inner_file(directory, name))
+    return (*names, *copied, *(name for adapter in output.adapters for name in adapter.names))
 
 
 def _verify(

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.checkpoints.fates import PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY
 from mupscale_cli.checkpoints.journal import Journal, journal_name
-from mupscale_cli.checkpoints.reading import RECORD, Checkpoint
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError
@@ -33,7 +34,7 @@ class Output:
         source: the narrow checkpoint.
         carried: the optimizer state to widen; None if there is none.
         adapters: the adapters to widen.
-        companions: further files of the source to copy.
+        files: what becomes of every file of the source.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
         record: the content of mupscale.json that is known before writing.
     """
@@ -41,7 +42,7 @@ class Output:
     plan: Plan
     source: Checkpoint
     carried: CarriedState | None
-    companions: tuple[Path, ...]
+    files: tuple[PlannedFile, ...]
     allow_nonfinite: bool
     adapters: tuple[PlannedAdapter, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -54,18 +55,11 @@ class Output:
     @cached_property
     def opened(self) -> dict[Path, Identity | None]:
         """Identities of the files that it is made from, before any of them was read."""
-        unused = {*self.skipped_files, self.source.path / RECORD}
+        unused = {self.source.path / file.name for file in self.files if file.fate == "left behind"}
         state = self.carried.opened if self.carried else {}
         adapters = {file: known for adapter in self.adapters for file, known in adapter.source.opened.items()}
         own = {file: known for file, known in self.source.opened.items() if file not in unused}
         return {**own, **state, **adapters}
-
-    @property
-    def skipped_files(self) -> tuple[Path, ...]:
-        """Files of the source that are not copied."""
-        carried = self.carried.files if self.carried else ()
-        adapters = [file for adapter in self.adapters for file in adapter.source.opened]
-        return tuple(file for file in self.source.skipped_files if file not in (*carried, *adapters))
 
 
 def write(

@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import INDICES, RECORD, SUFFIXES, Checkpoint, is_carried
+from mupscale_cli.checkpoints.reading import SUFFIXES, Checkpoint
 from mupscale_cli.optimizers.carrying import CarriedState
+from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_files, state_names
 from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
 from mupscale_cli.plan import Plan
@@ -31,6 +32,7 @@ _NOT_PLANNED = (
     "format_version",
     "mupscale_version",
     "source",
+    "fates",
     "written",
     "others",
     "recipe",
@@ -65,9 +67,9 @@ def check_files(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    copied = (*narrow.carried_files, *(state.companions if state else ()))
+    fates = plan_files(narrow, plan, state.source.path if state else None)
     planned: dict[str, Callable[[Path], Iterable[str]]] = {
-        file.name: partial(_copy_differences, file) for file in copied
+        file.name: partial(_copy_differences, narrow.path / file.name) for file in fates if file.fate == "carried"
     }
     planned |= {name: partial(_json_differences, side.content) for name, side in plan.side_files.items()}
     for folder in adapters:
@@ -76,8 +78,9 @@ def check_files(
         planned[str(place / ADAPTER_CONFIG)] = lambda _: ()  # compared like config.json
     if len(wide.files) > 1:
         planned[wide.library.index] = partial(_index_differences, wide)
-    if state is not None and state.scheduler is not None:
-        planned[state.scheduler.name] = partial(_scheduler_differences, state)
+    if state is not None:
+        for scheduler in state.schedulers:
+            planned[scheduler.name] = partial(_scheduler_differences, state, scheduler)
     differences = [
         f"`{name}` is not in the plan" for name in _unplanned(wide, record, planned, is_state_skipped=state is None)
     ]
@@ -98,15 +101,14 @@ def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str], *, is_s
     """Yield the files that a loader or a trainer would read although the plan does not have them."""
     if wide.is_file:
         return
-    names = {file.relative_to(wide.path).as_posix() for file in wide.path.rglob("*") if file.is_file()}
+    names = wide.sizes.keys()
     expected = {*planned, *(file.name for file in wide.files)}
     if (carried := record["optimizer_state"]) is not None:
         expected |= {*(state_names if is_state_skipped else state_files)(names, carried["file"])}
     trained = state_names(names)
-    for name in sorted(names - expected):
-        is_loaded = "/" not in name and (is_carried(name) or name in INDICES or name.endswith(SUFFIXES))
-        if is_loaded or name in trained:
-            yield name
+    loaded = {file.name for file in wide.plan_files() if file.fate != "left behind"}
+    loaded |= {name for name in names if "/" not in name and name.endswith(SUFFIXES)}
+    yield from sorted((loaded | {*trained}) - expected - {wide.library.config})
 
 
 def _copy_differences(source: Path, file: Path) -> Iterator[str]:
@@ -136,9 +138,8 @@ def _index_differences(wide: Checkpoint, file: Path) -> Iterator[str]:
     return _json_differences({"metadata": {"total_size": total}, "weight_map": places}, file)
 
 
-def _scheduler_differences(state: CarriedState, file: Path) -> Iterator[str]:
-    assert state.scheduler is not None
-    planned = wide_scheduler(state.scheduler, state.state.groups)
+def _scheduler_differences(state: CarriedState, source: Path, file: Path) -> Iterator[str]:
+    planned = wide_scheduler(source, state.state.groups)
     yield from _named(file, content_differences(planned, read_scheduler(file)))
 
 

@@ -10,13 +10,16 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import CheckpointError
 
 
-def test_a_directory_tells_copied_from_skipped_files(tmp_path):
+def test_a_directory_tells_what_becomes_of_its_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(save({"a": torch.zeros(2)}))
     for name in ("config.json", "tokenizer.json", "merges.txt", "LICENSE", "README.md", "trainer_state.json", "x.bin"):
         (tmp_path / name).write_text("{}")
     found = open_checkpoint(tmp_path)
-    assert {file.name for file in found.carried_files} == {"tokenizer.json", "merges.txt", "LICENSE"}
-    assert {file.name for file in found.skipped_files} == {"README.md", "trainer_state.json", "x.bin"}
+    fates = {file.name: file.fate for file in found.plan_files()}
+    assert {fates.pop(name) for name in ("tokenizer.json", "merges.txt", "LICENSE")} == {"carried"}
+    assert (fates.pop("model.safetensors"), fates.pop("config.json")) == ("widened", "rewritten")
+    assert fates == dict.fromkeys(("README.md", "trainer_state.json", "x.bin"), "left behind")
+    assert found.files_beside.keys() == {"tokenizer.json", "merges.txt", "LICENSE"}
     assert found.config == {}
     assert found.record is None
 

@@ -40,7 +40,7 @@ def test_files_for_loading_are_copied_and_the_others_reported(saved, tmp_path):
     assert set(listing(tmp_path / "wide")) == own | CARRIED.keys()
     for name, content in CARRIED.items():
         assert (tmp_path / "wide" / name).read_text() == content
-    assert {file.name for file in widened.skipped_files} == LEFT.keys()
+    assert {file.name for file in widened.files if file.fate == "left behind"} == LEFT.keys()
 
 
 def test_links_in_a_cache_are_followed(saved, tmp_path):

@@ -52,7 +52,7 @@ def test_directory_keeps_the_files_that_loading_needs(saved, tmp_path):
     (narrow / "README.md").write_text("a card of the narrow model")
     result = run("widen", str(narrow), "--factor", "2", "-o", str(tmp_path / "wide"))
     assert result.code == 0
-    assert "README.md" in result.err
+    assert "README.md" in result.out
     names = {file.name for file in (tmp_path / "wide").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "mupscale.json", "tokenizer.json"}
 

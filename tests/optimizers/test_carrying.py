@@ -43,7 +43,7 @@ def test_state_is_omitted_on_request(tmp_path):
     source = save_training(tmp_path / "narrow", "Llama-tied", "adamw", dtype=torch.float32)
     result = widen(source, tmp_path / "wide", 2, verify=False, optimizer="none")
     assert not (tmp_path / "wide" / "optimizer.pt").exists()
-    assert [file.name for file in result.skipped_files] == ["optimizer.pt"]
+    assert [file.name for file in result.files if file.fate == "left behind"] == ["optimizer.pt"]
     assert result.record["optimizer_state"] is None
 
 

@@ -16,13 +16,14 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.checkpoints.digests import sha256
+from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.header import open_file
 from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id, stated_sha256
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import INDICES, RECORD, Checkpoint, is_carried, open_checkpoint, open_folder
+from mupscale_cli.checkpoints.reading import INDICES, Checkpoint, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
 from mupscale_cli.libraries import CONFIGS
@@ -58,8 +59,8 @@ class RemoteModel:
 
     def needed(self, more: Collection[str] = ()) -> tuple[str, ...]:
         """Return the names of the files that widening reads: weights, config, tokenizer, and `more`."""
-        own = {file.name for file in self.checkpoint.files} | {*CONFIGS, RECORD, *INDICES, *more}
-        return tuple(sorted(name for name in self.sizes if name in own or ("/" not in name and is_carried(name))))
+        own = {file.name for file in self.checkpoint.plan_files() if file.fate != "left behind"}
+        return tuple(sorted(self.sizes.keys() & {*own, RECORD, *more}))
 
     def missing_bytes(self, more: Collection[str] = ()) -> int:
         """Return how many bytes of the needed files still have to be downloaded."""
@@ -84,8 +85,8 @@ def open_remote(model: HubId) -> RemoteModel:
         sizes = _in_time(model, lambda: _file_sizes(HubId(model.repo, commit)))
     try:
         if sizes is None:
-            cached = {str(f.relative_to(folder).as_posix()): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             local = replace(open_checkpoint(folder), title=str(model))
+            cached = {name: size for name, size in local.sizes.items() if size is not None}
             return RemoteModel(model, commit, folder, cached, local, is_cached=True)
         with hub_errors("read", model):
             checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_open_file, model, sizes)))
@@ -95,7 +96,8 @@ def open_remote(model: HubId) -> RemoteModel:
         cached_only = " in the cache (the Hub was not contacted)" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
         raise CheckpointError(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
-    return RemoteModel(model, commit, folder, sizes, replace(checkpoint, title=str(model)), is_cached=False)
+    checkpoint = replace(checkpoint, title=str(model), sizes=sizes)
+    return RemoteModel(model, commit, folder, sizes, checkpoint, is_cached=False)
 
 
 def read_config(model: HubId) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def download(model: RemoteModel, more: Collection[str] = ()) -> Checkpoint:
                 f"`{name}` of `{model.id}` is damaged: its SHA-256 is not {stated}, as the Hub states",
                 hint=f"remove `{file.resolve()}` to download it again",
             )
-    return replace(open_checkpoint(model.folder), title=str(model.id))
+    return replace(open_checkpoint(model.folder), title=str(model.id), sizes=model.sizes)
 
 
 def read_card(model: HubId) -> str | None:

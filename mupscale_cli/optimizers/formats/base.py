@@ -25,9 +25,11 @@ class StateFormat(Protocol):
     Attributes:
         markers: files in a checkpoint's folder that reveal a state of this format, the most specific first. The first
             part of a marker is the state's name: `optimizer/.metadata` marks the folder `optimizer`.
+        has_groups: whether a state holds groups of parameters, whose learning rates a scheduler's state follows.
     """
 
     markers: tuple[str, ...]
+    has_groups: bool = True
 
     def files(self, name: str) -> tuple[str, ...]:
         """Return patterns that match every file of a state called `name`, relative to its parent folder."""

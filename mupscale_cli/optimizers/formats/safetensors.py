@@ -26,6 +26,7 @@ class Safetensors(StateFormat):
     """`state.PARAMETER.KEY` in one safetensors file, or in several with an index."""
 
     markers = ("optimizer.safetensors", "optimizer.safetensors.index.json")
+    has_groups = False
 
     def files(self, name: str) -> tuple[str, ...]:
         stem = name.removesuffix(_INDEX)
