@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,26 +29,29 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     Raises:
         CheckpointError: the model cannot be built, or its parameters do not fit the optimizer's.
     """
-    numbers: list[Any] = [number for _, members in groups for number in members]
     library, package, model = _empty_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    order = list(shapes)
+    orders: Sequence[Sequence[str]] = [list(shapes)]
     if len(groups) == 2 and library.groups is not None:
-        first, second = library.groups(package, model)
-        order = [*first, *second]
-        if len(first) != len(groups[0][1]):
-            raise CheckpointError(
-                f"the optimizer's first group has {len(groups[0][1])} parameters, "
-                f"but the trainer of {library.name} puts {len(first)} there",
-                hint=_SAVE_NAMES,
-            )
-    if len(numbers) != len(order) or len(groups) > 2:
+        orders = library.groups(package, model)
+    counts = [len(members) for _, members in groups]
+    if len(groups) != len(orders) or any(count > len(order) for count, order in zip(counts, orders, strict=True)):
         raise CheckpointError(
-            f"the optimizer has {len(numbers)} unnamed parameters in {counted(len(groups), 'group')}, "
-            f"but the model has {len(order)}",
+            f"the optimizer has unnamed parameters in {counted(len(groups), 'group')} of {_numbers(counts)}, but the "
+            f"trainer of {library.name} makes {_numbers(map(len, orders))}",
             hint=_SAVE_NAMES,
         )
-    names = dict(zip(numbers, order, strict=True))
+    names: dict[int, str] = {}
+    for (_, members), order in zip(groups, orders, strict=True):
+        numbers: list[Any] = list(members)
+        trained = _trained([_shape(states.get(number, {})) for number in numbers], order, shapes)
+        if trained is None:
+            raise CheckpointError(
+                f"the optimizer has {_numbers(counts)} of the model's {_numbers(map(len, orders))} parameters, so the "
+                "others were frozen, and the shapes do not tell which ones were trained",
+                hint=f"widen without the state: `--optimizer none`; or {_SAVE_NAMES}",
+            )
+        names |= zip(numbers, trained, strict=True)
     for number, entries in states.items():
         if number not in names:
             continue  # parse_tree reports it
@@ -60,6 +63,41 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
                     hint=_SAVE_NAMES,
                 )
     return names
+
+
+def _trained(
+    found: Sequence[tuple[int, ...] | None], order: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> Sequence[str] | None:
+    """Return the parameters that an optimizer has, in order; None if the others were frozen and could be several.
+
+    Args:
+        found: the shape of each parameter's state, None if it has none.
+        order: the names of all parameters in the optimizer's order.
+        shapes: the shape of each name.
+    """
+    if len(found) == len(order):  # `names_by_order` compares the shapes
+        return order
+    first = _in_order(found, order, shapes)
+    last = _in_order(found[::-1], order[::-1], shapes)[::-1]
+    return first if len(first) == len(found) and first == last else None
+
+
+def _in_order(
+    found: Sequence[tuple[int, ...] | None], order: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Return the first names in order that have these shapes; fewer if there are not enough."""
+    names = iter(order)
+    fitting = (next((name for name in names if shape in (None, shapes[name])), None) for shape in found)
+    return [name for name in fitting if name is not None]
+
+
+def _shape(entries: Mapping[str, Any]) -> tuple[int, ...] | None:
+    tensors = (value for value in entries.values() if isinstance(value, torch.Tensor) and value.dim())
+    return next((tuple(tensor.shape) for tensor in tensors), None)
+
+
+def _numbers(counts: Iterable[int]) -> str:
+    return " and ".join(map(str, counts))
 
 
 def _empty_model(config: Mapping[str, Any] | None) -> tuple[Library, Any, torch.nn.Module]:

@@ -105,7 +105,8 @@ def _plan_entry(entry: StateEntry, keys: set[str], names: ParameterNames, policy
     if DTYPES[entry.spec.dtype].kind != "float" and kind != "same":
         raise PlanError(
             f"the optimizer's `{entry.key}` of `{entry.parameter}` is {entry.spec.dtype}, which cannot be scaled",
-            hint="an 8-bit state keeps its scales in separate tensors; convert it to float32 first",
+            hint="an 8-bit state keeps its scales in separate tensors and cannot be widened; widen without it: "
+            "`--optimizer none`",
         )
     copies = [tensor for tensor in tensors if not tensor.is_new]
     for tensor in tensors:
