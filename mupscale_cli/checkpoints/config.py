@@ -26,6 +26,16 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
+def set_key(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a key, which may be dotted, in place; sections that are missing or null are created."""
+    *path, key = name.split(".")
+    for part in path:
+        if config.get(part) is None:
+            config[part] = {}
+        config = config[part]
+    config[key] = value
+
+
 def check_limits(config: Mapping[str, Any], specs: Collection[TensorSpec]) -> None:
     """Refuse a config that asks for much more than its tensors show, before a list or a model is made from it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mupscale_cli.checkpoints.config import check_limits
+from mupscale_cli.checkpoints.config import check_limits, set_key
 from mupscale_cli.checkpoints.fates import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -60,6 +61,7 @@ class Checkpoint:
         opened: identities of its files before any of them was read; empty for remote files.
         sizes: size in bytes of every file of the folder, by its path in it, as `list_files` gives them; those of the
             weight file and its config for a single file.
+        settings: keys of `config` that its file lacks or has with other values.
     """
 
     path: Path
@@ -71,6 +73,20 @@ class Checkpoint:
     title: str = ""
     opened: Mapping[Path, Identity | None] = field(default_factory=dict)
     sizes: Mapping[str, int | None] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint with other values of config keys, which may be dotted; the file stays as it is.
+
+        Raises:
+            CheckpointError: a value asks for more than the tensors show.
+        """
+        if not settings:
+            return self
+        config = copy.deepcopy(self.config or {})
+        for key, value in settings.items():
+            set_key(config, key, value)
+        return _checked(replace(self, config=config, settings={**self.settings, **settings}))
 
     @property
     def display_name(self) -> str:

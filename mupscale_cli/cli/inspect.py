@@ -5,17 +5,20 @@ from __future__ import annotations
 from mupscale_cli.cli import explain, options, output, render, tree
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks import planning
+from mupscale_cli.tasks.options import parse_settings
 from mupscale_cli.tasks.source import find_source
 
 
 def inspect(
     checkpoint: options.Checkpoint,
     recipe: options.RecipeName = None,
+    settings: options.Settings = None,
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a checkpoint: its recipe, axes and tensors, and how it was made."""
-    source = find_source(checkpoint, headers_only=True)
+    source = find_source(checkpoint, headers_only=True, recipe=recipe, settings=parse_settings(settings))
+    output.note_found(source.found)
     header = source.checkpoint
     record = None if header.record is None else check_record(header.record, header.path)
     plan = planning.identity_plan(header, recipe)

@@ -79,6 +79,15 @@ RecipeName = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Value of a key that the checkpoint's config.json lacks or has wrong, such as num_attention_heads=32. "
+        "Repeatable. Without config.json, what the tensors' shapes show need not be given.",
+    ),
+]
 Tie = Annotated[
     str | None,
     typer.Option(

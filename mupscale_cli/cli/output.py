@@ -150,6 +150,13 @@ def note(text: str) -> None:
         stderr().print(text, markup=False)
 
 
+def note_found(keys: Mapping[str, Any]) -> None:
+    """Print the config keys that were recognized, because the checkpoint's config lacks them."""
+    if keys:
+        named = ", ".join(f"{key} = {value}" for key, value in keys.items())
+        note(f"read off the tensors, because the config lacks it: {named}")
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr, even under `--quiet`."""
     stderr().print(f"warning: {text}", markup=False)

@@ -19,7 +19,7 @@ from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
-from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
+from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_settings, parse_size
 from mupscale_cli.tasks.planning import output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.source import Source, find_source
@@ -42,6 +42,7 @@ def widen(
     layers_at: options.LayersAt = None,
     params: options.Parameters = None,
     recipe: options.RecipeName = None,
+    settings: options.Settings = None,
     tie: options.Tie = None,
     method: options.MethodName = "mupscale",
     noise: options.NoiseSize = None,
@@ -109,6 +110,7 @@ def widen(
                 layers_at=layers_at,
                 params=None if params is None else parse_count(params),
                 recipe=recipe,
+                settings=parse_settings(settings),
                 tie=tie,
                 method=method,
                 noise=noise,
@@ -141,8 +143,9 @@ def widen(
                     "there are options of a push, but no repository to push to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-            source = find_source(checkpoint, headers_only=True)
+            source = find_source(checkpoint, headers_only=True, recipe=recipe, settings=chosen.settings)
             plan, *others = plan_shapes(source, chosen)
+            output.note_found(source.found if ranks.is_first else {})
             target = output_path(source, chosen)
             if tensor is not None and not dry_run:
                 raise PlanError(

@@ -63,7 +63,7 @@ def find_axes(
                 name = names.pop()
                 axes[name] = replace(axes[name], size=solved)
                 open_names.remove(name)
-    for name, count in _counts(matches).items():
+    for name, count in name_counts(matches).items():
         if axes[name].size is None:
             axes[name] = replace(axes[name], size=count)
             open_names.discard(name)
@@ -154,7 +154,7 @@ def used_axes(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match]) 
     return frozenset((*in_layouts, *in_names))
 
 
-def _counts(matches: Mapping[str, Match]) -> dict[str, int]:
+def name_counts(matches: Mapping[str, Match]) -> dict[str, int]:
     """Return the number of tensors that each axis in a name counts."""
     counts: dict[str, int] = defaultdict(int)
     for match in matches.values():

@@ -12,6 +12,7 @@ from mupscale_cli.architecture.composite import FRESH_PREFIX
 from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
+from mupscale_cli.checkpoints.config import set_key
 from mupscale_cli.errors import ConfigError, PlanError, SizeError
 from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import Values, choose, evaluate_located
@@ -72,13 +73,7 @@ def with_changes(config: Mapping[str, Any], changes: Iterable[ConfigChange]) -> 
     """Return a config with other values; sections that are missing or null are created."""
     changed = copy.deepcopy(dict(config))
     for change in changes:
-        *path, key = change.key.split(".")
-        section = changed
-        for part in path:
-            if section.get(part) is None:
-                section[part] = {}
-            section = section[part]
-        section[key] = change.after
+        set_key(changed, change.key, change.after)
     return changed
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Origin:
         repo: repository on the Hub; None for a path.
         revision: commit of the repository; None for a path.
         recipe: path of the recipe, relative to the output's folder; None for a built-in recipe.
+        config: keys of the config that its file lacks or has with other values.
     """
 
     path: str
     repo: str | None = None
     revision: str | None = None
     recipe: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def hash_source_files(
@@ -78,10 +80,11 @@ def make_record(
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
     where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
+    settings = {"config": dict(origin.config)} if origin.config else {}
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,
-        "source": {**where, "files": files},
+        "source": {**where, "files": files, **settings},
         "fates": {
             name: {"fate": decision.fate, "reason": decision.reason, "files": count}
             for decision, names in grouped(fates).items()

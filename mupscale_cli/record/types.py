@@ -6,7 +6,7 @@ takes milliseconds, so code that only creates records imports it for type checki
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict, Union, final
+from typing import Annotated, Any, Literal, TypedDict, Union, final
 
 from mupscale_cli.plan.methods import METHODS
 from mupscale_cli.record import FORMAT_VERSION
@@ -149,6 +149,7 @@ class LocalSource(TypedDict):
 
     path: Annotated[Path, "Path relative to the folder of the output."]
     files: SourceFiles
+    config: NotRequired[Annotated[dict[str, Any], "Config keys that its file lacks or has with other values."]]
 
 
 @final
@@ -158,6 +159,7 @@ class HubSource(TypedDict):
     repo: Annotated[str, "Repository on the Hub."]
     revision: Annotated[str, "Commit of the repository."]
     files: SourceFiles
+    config: NotRequired[Annotated[dict[str, Any], "Config keys that its file lacks or has with other values."]]
 
 
 class FileFate(TypedDict):

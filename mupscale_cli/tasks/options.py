@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
@@ -27,6 +28,7 @@ Fields = ParamSpec("Fields")
 Options = TypeVar("Options")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
+_NAMES = {"axes": "axis", "settings": "set"}
 _MAX_DIGITS = 18
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)")
@@ -49,6 +51,7 @@ class WidenOptions:
             `interleaved`; `end` with the method `stack`.
         params: number of parameters that the output is to have, nearly; the axes grow in proportion.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
+        settings: values of keys of the source's config, dotted within sections, that it lacks or has wrong.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
         noise: size of the noise that makes copies differ, relative to each tensor. Default: the method's.
@@ -86,6 +89,7 @@ class WidenOptions:
     layers_at: str | None = None
     params: float | None = None
     recipe: str | Path | None = None
+    settings: Mapping[str, Any] | None = None
     tie: str | None = None
     method: str = "mupscale"
     noise: float | None = None
@@ -203,7 +207,7 @@ def called_with(
 
 def option_name(field: str) -> str:
     """Return a field's name on the command line and in job files."""
-    return "axis" if field == "axes" else field.replace("_", "-")
+    return _NAMES.get(field, field.replace("_", "-"))
 
 
 def _amount(value: float | Fraction | Size, option: str) -> Amount:
@@ -248,6 +252,26 @@ def parse_axes(texts: Sequence[str] | None) -> dict[str, int | Fraction | Size]:
             raise PlanError(f"`--axis {name}` is given twice")
         axes[name] = parse_factor(value, f"--axis {name}") if sign == "=" else _parse_units(value, name)
     return axes
+
+
+def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Parse texts such as `num_attention_heads=32` as config keys and JSON values; other values are text.
+
+    Raises:
+        PlanError: a text does not have this form, or a key occurs twice.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts or ():
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise PlanError(f"`--set {text}` is not KEY=VALUE", hint="for instance `--set num_attention_heads=32`")
+        if key.strip() in settings:
+            raise PlanError(f"`--set {key.strip()}` is given twice")
+        try:
+            settings[key.strip()] = parse_json(value)
+        except ValueError:
+            settings[key.strip()] = value.strip()
+    return settings
 
 
 def _parse_units(text: str, name: str) -> Size:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_files, recipe_for
-from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_for
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import OutputError, PlanError, RecipeError
@@ -20,9 +19,11 @@ from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.options import WidenOptions, called_with
+from mupscale_cli.tasks.recognition import fitting_recipes
 from mupscale_cli.tasks.source import Source, find_source
-from mupscale_cli.text import count_text, shown
+from mupscale_cli.text import count_text, listed, shown
 
+_MAX_NAMED = 5  # recipes in a message
 _log = logging.getLogger(__name__)  # `-v` shows it
 
 
@@ -50,20 +51,26 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
             hint=f"draft one: `mupscale recipes infer {value} -o {value}.yaml`, and use it with `--recipe`; "
             "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
         )
-    names = tuple(checkpoint.tensors)
-    fitting = [recipe for recipe in map(load_recipe, (file.stem for file in recipe_files())) if _fits(recipe, names)]
-    if len(fitting) == 1:
-        _log.info("recipe %s (the only one with rules for these tensor names)", fitting[0].name)
-        return fitting[0]
-    several = (
-        f"several recipes fit its tensors: {', '.join(recipe.name for recipe in fitting)}"
-        if fitting
-        else "no recipe fits its tensors"
-    )
-    raise RecipeError(
-        f"`{checkpoint.display_name}` has no config.json with a `model_type`, and {several}",
-        hint="name a recipe with `--recipe`, or add config.json next to the weights",
-    )
+    fitting = fitting_recipes(checkpoint)
+    sufficient = [recipe for recipe in fitting if recipe.tensor_patterns]
+    if checkpoint.config is None and len(sufficient) == 1:
+        _log.info("recipe %s (the only one with rules for these tensor names)", sufficient[0].name)
+        return sufficient[0]
+    raise _unknown_recipe(checkpoint, fitting)
+
+
+def _unknown_recipe(checkpoint: Checkpoint, fitting: Sequence[Recipe]) -> RecipeError:
+    """Return the error for a checkpoint whose config does not name its model type."""
+    names = [recipe.name for recipe in fitting]
+    types = [each for recipe in fitting for each in recipe.model_types]
+    fits = f"its tensors fit {listed(names, _MAX_NAMED)}" if names else "no recipe fits its tensors"
+    if checkpoint.config is None:
+        example = f"`--recipe {names[0]}`" if names else "`--recipe NAME`"
+        hint = f"name its recipe, for instance {example}; or put config.json beside the weights"
+        return RecipeError(f"`{checkpoint.display_name}` has no config.json, and {fits}", hint=hint)
+    file = checkpoint.config_file
+    hint = f"add `model_type` to it, or state it, for instance `--set model_type={(types or ['llama'])[0]}`"
+    return RecipeError(f"`{file}` lacks `model_type`, and {fits}", hint=hint)
 
 
 def require_same_recipe(recipe: Recipe, config: Mapping[str, Any] | None) -> None:
@@ -82,16 +89,6 @@ def require_same_recipe(recipe: Recipe, config: Mapping[str, Any] | None) -> Non
         raise RecipeError(f"`{recipe.path}` changed while it was being used", hint="widen again")
 
 
-def _fits(recipe: Recipe, names: tuple[str, ...]) -> bool:
-    if not recipe.tensor_patterns:
-        return False
-    try:
-        match_rules(recipe, names)
-    except RecipeError:
-        return False
-    return True
-
-
 @called_with(WidenOptions)
 def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Plan:
     """Plan a widening from headers and config alone; write nothing and do not import torch.
@@ -108,7 +105,9 @@ def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Pla
         >>> plan.num_parameters  # doctest: +SKIP
         (120640, 471424)
     """
-    return plan_source(find_source(checkpoint, headers_only=True), options)
+    return plan_source(
+        find_source(checkpoint, headers_only=True, recipe=options.recipe, settings=options.settings), options
+    )
 
 
 def plan_source(source: Source, options: WidenOptions) -> Plan:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.fates import PlannedFile
@@ -15,6 +17,7 @@ from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.making import Origin, relative_path
+from mupscale_cli.tasks.recognition import missing_settings
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Source:
         checkpoint: its headers.
         remote: its model on the Hub; None for a path.
         is_local: whether its data are on this machine.
+        found: config keys that the config lacks and the tensors show.
     """
 
     checkpoint: Checkpoint
     remote: RemoteModel | None = None
     is_local: bool = True
+    found: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hub(self) -> HubId | None:
@@ -46,7 +51,8 @@ class Source:
         """
         if self.remote is None or self.is_local:
             return self
-        return Source(download(self.remote, self._state_names(state)), self.remote)
+        checkpoint = download(self.remote, self._state_names(state)).with_settings(self.checkpoint.settings)
+        return replace(self, checkpoint=checkpoint, is_local=True)
 
     def missing_bytes(self, state: StateOptions | None = None) -> int:
         """Return the number of bytes that `fetched` would download."""
@@ -94,17 +100,26 @@ class Source:
         """Return the origin of the source and the recipe, with paths relative to the output."""
         file = None if recipe.path is None else relative_path(recipe.path, output)
         if self.remote:
-            return Origin(path="", repo=self.remote.id.repo, revision=self.remote.commit, recipe=file)
-        return Origin(relative_path(self.checkpoint.path, output), recipe=file)
+            return Origin("", self.remote.id.repo, self.remote.commit, file, self.checkpoint.settings)
+        return Origin(relative_path(self.checkpoint.path, output), None, None, file, self.checkpoint.settings)
 
 
-def find_source(checkpoint: str | Path | Source, *, headers_only: bool = False, with_state: bool = False) -> Source:
+def find_source(
+    checkpoint: str | Path | Source,
+    *,
+    headers_only: bool = False,
+    with_state: bool = False,
+    recipe: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Source:
     """Open a checkpoint by its path or, if no such path exists, by its id on the Hub.
 
     Args:
         checkpoint: a safetensors file, a model directory, or a Hub id. A `Source` is returned unchanged.
         headers_only: download only headers and config of a model on the Hub.
         with_state: also download the optimizer state of a model on the Hub.
+        recipe: name or file of its recipe, if the user named one.
+        settings: values of config keys that the user gives.
 
     Raises:
         CheckpointError: the checkpoint does not exist or is invalid.
@@ -115,7 +130,14 @@ def find_source(checkpoint: str | Path | Source, *, headers_only: bool = False, 
     path = Path(checkpoint)
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:
-        return Source(open_checkpoint(path))
+        return _described(Source(open_checkpoint(path)), recipe, settings)
     remote = open_remote(hub)
-    source = Source(remote.checkpoint, remote, is_local=False)
+    source = _described(Source(remote.checkpoint, remote, is_local=False), recipe, settings)
     return source if headers_only else source.fetched(StateOptions() if with_state else None)
+
+
+def _described(source: Source, recipe: str | Path | None, settings: Mapping[str, Any] | None) -> Source:
+    """Return a source whose config has what the user and the tensors say, and its file does not."""
+    checkpoint = source.checkpoint.with_settings(settings or {})
+    found = missing_settings(checkpoint, recipe)
+    return replace(source, checkpoint=checkpoint.with_settings(found), found=found)

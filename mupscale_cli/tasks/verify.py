@@ -221,7 +221,7 @@ def replan_widening(
     record = read_record(target)
     with_state = with_state and record["optimizer_state"] is not None
     source = (
-        find_source(narrow, with_state=with_state).checkpoint
+        find_source(narrow, with_state=with_state).checkpoint.with_settings(record["source"].get("config", {}))
         if narrow is not None
         else _recorded_source(target, record, with_state=with_state)
     )
@@ -288,7 +288,8 @@ def _store_result(target: Checkpoint, record: dict[str, Any]) -> None:
 def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) -> Checkpoint:
     where = record["source"]
     if "repo" in where:
-        return find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
+        found = find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
+        return found.with_settings(where.get("config", {}))
     path = target.path.resolve().parent / where["path"]
     _log.info("source: %s (named in the record of %s)", path, target.path)
     if not path.exists():
@@ -296,7 +297,7 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
             f"the source of `{target.path}` is not at `{path}`, and everything is compared with it",
             hint="name it: `mupscale verify NARROW WIDE`",
         )
-    return open_checkpoint(path)
+    return open_checkpoint(path).with_settings(where.get("config", {}))
 
 
 def newest_widened(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -9,7 +10,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,20 @@ from mupscale_cli.verification.result import CannotVerify
 from mupscale_cli.verification.transformers import import_transformers
 
 _log = logging.getLogger(__name__)  # `--debug` shows it
+# What a model may be for, in the order in which classes whose parameters have the same names are chosen.
+_TASKS = (
+    "ForMaskedLM",
+    "ForCausalLM",
+    "ForSeq2SeqLM",
+    "ForImageTextToText",
+    "ForPreTraining",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForImageClassification",
+    "",
+)
 _SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
 
 
@@ -173,7 +188,7 @@ def _load_with_transformers(
             "or give your own model with `--model module.py:build`"
         )
     )
-    model_class = _model_class(transformers, config)
+    model_class = _model_class(transformers, config, checkpoint.tensors)
     _check_size(lambda: _empty_model(model_class, checkpoint), checkpoint)
     device_map = placement.device_map if placement else None
     offloading: dict[str, Any] = {}
@@ -276,8 +291,8 @@ def _creating_weights_in(dtype: torch.dtype) -> Iterator[None]:
             hook.remove()
 
 
-def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
-    """Return the class that config.json names; if it names none, the causal language model of its type."""
+def _model_class(transformers: Any, config: dict[str, Any], names: Collection[str]) -> Any:
+    """Return the class that config.json names; or else the class with parameters of these names."""
     own_code = " (mupscale does not run the checkpoint's own code, `auto_map`)" if config.get("auto_map") else ""
     model_type = config.get("model_type")
     if model_type is not None and str(model_type) not in transformers.CONFIG_MAPPING:
@@ -287,7 +302,7 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
         )
     architecture = architecture_of(config)
     if architecture is None:
-        return transformers.AutoModelForCausalLM
+        return _class_by_names(transformers, config, frozenset(names))
     model_class = getattr(transformers, architecture, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise CannotVerify(
@@ -297,18 +312,43 @@ def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
     return model_class
 
 
+def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[str]) -> Any:
+    """Return the class of a model type that has the fewest parameters other than those with some names.
+
+    Raises:
+        CannotVerify: transformers makes no model of this config.
+    """
+    try:
+        built = transformers.AutoConfig.for_model(**config)
+    except Exception as error:  # the config may be anything
+        raise CannotVerify(f"config.json names no class in `architectures`, and no model type: {error}") from error
+    best, fewest = None, math.inf
+    for task in _TASKS:
+        auto = getattr(transformers, f"AutoModel{task}")
+        if type(built) not in auto._model_mapping:  # noqa: SLF001 (it has no other name)
+            continue
+        with torch.device("meta"):
+            model = auto.from_config(copy.deepcopy(built))
+        if (different := len(names ^ {name for name, _ in model.named_parameters()})) < fewest:
+            best, fewest = type(model), different
+    if best is None:
+        raise CannotVerify("config.json names no class in `architectures`; add it")
+    return best
+
+
 @contextmanager
 def as_directory(checkpoint: Checkpoint, *, is_alone: bool = False) -> Iterator[Path]:
     """Yield a folder that the checkpoint's library can load.
 
-    That is the checkpoint's own folder, or for a single file a temporary one with a link to it.
+    That is the checkpoint's own folder, or for a single file or another config a temporary one with links.
 
     Args:
         checkpoint: the checkpoint.
         is_alone: whether the folder must contain nothing else, so that the library can read no other file.
     """
     library, is_single = checkpoint.library, len(checkpoint.files) == 1
-    if not is_alone and not checkpoint.is_file and (not is_single or checkpoint.files[0].name == library.weights[0]):
+    is_complete = not is_alone and not checkpoint.is_file and not checkpoint.settings
+    if is_complete and (not is_single or checkpoint.files[0].name == library.weights[0]):
         yield checkpoint.path
         return
     with scratch_folder() as directory:

@@ -27,6 +27,7 @@ WIDEN = {
     "layers_at": ("end", "end", {}),
     "params": ("1.2B", 1_200_000_000, {}),
     "recipe": ("llama", "llama", {}),
+    "settings": ("num_attention_heads=32", {"num_attention_heads": 32}, {}),
     "tie": ("untie", "untie", {}),
     "method": ("net2net", "net2net", {}),
     "noise": ("0.25", 0.25, {}),

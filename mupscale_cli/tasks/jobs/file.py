@@ -15,7 +15,15 @@ from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.plan import Size
 from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
-from mupscale_cli.tasks.options import WidenOptions, option_name, parse_axes, parse_count, parse_factor, parse_size
+from mupscale_cli.tasks.options import (
+    WidenOptions,
+    option_name,
+    parse_axes,
+    parse_count,
+    parse_factor,
+    parse_settings,
+    parse_size,
+)
 from mupscale_cli.tasks.push import PushOptions
 from mupscale_cli.text import suggest
 from mupscale_cli.verification.options import VerifyOptions
@@ -105,6 +113,10 @@ def _count(node: Node, folder: Path) -> int:
     return int(value)
 
 
+def _settings(node: Node, folder: Path) -> dict[str, Any]:
+    return parse_settings(_texts(node, folder))
+
+
 def _factor(node: Node, folder: Path) -> int | Fraction:
     return parse_factor(_text(node, folder), "factor")
 
@@ -169,6 +181,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "layers_at": _text,
         "params": _parameters,
         "recipe": _recipe,
+        "settings": _settings,
         "tie": _text,
         "method": _text,
         "noise": _number,

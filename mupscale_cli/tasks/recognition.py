@@ -1,0 +1,85 @@
+"""Recognize what a checkpoint's config does not say: its model type by class or tensors, its sizes by shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
+from mupscale_cli.architecture.matching import match_rules
+from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.checkpoints.config import architecture_of
+from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.errors import MupscaleError
+from mupscale_cli.libraries import LIBRARIES
+from mupscale_cli.plan import make_plan
+from mupscale_cli.plan.shapes import read_config
+
+_TYPE = "model_type"
+_CLASS = re.compile(r"(\w+?)(?:For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|EncoderModel|PreTrainedModel|Model)")
+
+
+def missing_settings(checkpoint: Checkpoint, name: str | Path | None = None) -> dict[str, Any]:
+    """Return the config keys that a checkpoint's config lacks and its tensors show.
+
+    Args:
+        checkpoint: the checkpoint; its config may be None.
+        name: name or file of its recipe, if the user named one.
+
+    Raises:
+        PlanError: there is no config, and the shapes do not tell a size that the recipe needs.
+    """
+    config = checkpoint.config or {}
+    if any(library.key in config for library in LIBRARIES):
+        return {}
+    if name is None:
+        return {} if checkpoint.config is None else _recognized(checkpoint)
+    recipe = load_recipe(name, config)
+    types = () if recipe.path else (str(name),) if name in matched_values() else recipe.model_types
+    found = _first(types)
+    if checkpoint.config is not None and not checkpoint.settings:
+        return found
+    return {**found, **read_config(recipe, checkpoint.specs, {**config, **found})}
+
+
+def _recognized(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the model type that `architectures` names or, without it, the only one that fits the tensors."""
+    config = checkpoint.config or {}
+    match = _CLASS.fullmatch(architecture_of(config) or "")
+    if match is not None:
+        return _first(each for each in matched_values() if _plain(each) == _plain(match[1]))
+    recipes = fitting_recipes(checkpoint)
+    types = recipes[0].model_types if len(recipes) == 1 else ()
+    first = _plain(next(iter(checkpoint.tensors)).partition(".")[0])
+    return _first(each for each in types if len(types) == 1 or _plain(each) == first)
+
+
+def _first(types: Iterable[str]) -> dict[str, Any]:
+    first = next(iter(types), None)
+    return {} if first is None else {_TYPE: first}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[_-]", "", name).lower()
+
+
+def fitting_recipes(checkpoint: Checkpoint) -> tuple[Recipe, ...]:
+    """Return the built-in recipes whose rules fit a checkpoint's tensors and, if it has a config, their sizes."""
+    config = checkpoint.config
+    recipes = (load_recipe(file.stem, config) for file in recipe_files())
+    fitting = (recipe for recipe in recipes if _fits(recipe, checkpoint, config))
+    return tuple(sorted(fitting, key=lambda recipe: -len(recipe.model_types)))  # the most general one first
+
+
+def _fits(recipe: Recipe, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> bool:
+    if not (recipe.tensor_patterns or recipe.model_types):
+        return False
+    try:
+        match_rules(recipe, tuple(checkpoint.tensors))
+        if config is not None:
+            make_plan(recipe, checkpoint.specs, config, max_shard_bytes=None)
+    except MupscaleError:
+        return False
+    return True
