@@ -26,6 +26,7 @@ from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
+from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import Identity, identities
@@ -204,8 +205,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise _not_found(path)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
-    if weights_format is None:
-        raise _not_supported(path)
+    found = None if path.suffix in SUFFIXES else describe(path)
+    if weights_format is None or (found is not None and found.about != UNKNOWN_FILE.about):
+        raise _not_supported(path, found or describe(path))
     config = config_path(path)
     opened = identities((path, *([config] if config else ())))
     weights = weights_format.read(Folder(path, frozenset()), (path,))
@@ -281,10 +283,8 @@ def open_folder(folder: Folder) -> Checkpoint:
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata))
     if own != folder:
         raise _is_adapter(path)
-    for name in sorted(name for name in folder.names if "/" not in name):
-        if not any(each.recognizes(path / name) for each in FORMATS):
-            raise _not_supported(path / name)
-    raise CheckpointError(f"`{path}` contains no safetensors weights")
+    inside = {name.partition("/")[0] for name in folder.names} | {inner.name for inner in path.iterdir()}
+    raise _not_supported(path, describe_folder(path, sorted(inside)))
 
 
 def config_path(file: Path) -> Path | None:
@@ -320,9 +320,5 @@ def _is_adapter(folder: Path) -> CheckpointError:
     )
 
 
-def _not_supported(file: Path) -> CheckpointError:
-    return CheckpointError(
-        f"`{file}` is a pickle or another format, not safetensors",
-        hint="convert it first: load it with transformers and call `save_pretrained(DIR)`, or "
-        "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')`",
-    )
+def _not_supported(path: Path, found: Description) -> CheckpointError:
+    return CheckpointError(f"`{path}` is {found.about}; it contains no safetensors weights", hint=found.hint)

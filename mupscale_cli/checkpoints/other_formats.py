@@ -1,0 +1,242 @@
+"""Recognize files and folders that hold no safetensors weights, by their names and first bytes, and say what they are.
+
+The first kind that fits counts. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+_LONGEST = 16  # bytes of a magic number
+_TRANSFORMERS = "from transformers import AutoModelForCausalLM as M; "
+
+
+@dataclass(frozen=True, slots=True)
+class OtherFormat:
+    """A form of weights, or of what people take for weights.
+
+    Attributes:
+        about: what it is, with an article.
+        hint: how to get weights that can be widened.
+        files: patterns of a file's name.
+        inside: patterns of names in a folder, one of which is enough; empty if only files are of this kind.
+        magic: the first bytes of a file, of any name.
+    """
+
+    about: str
+    hint: str
+    files: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+    magic: bytes = b""
+
+
+_OTHER_FRAMEWORK = (
+    'with transformers 4 and that framework, `python -c "'
+    + _TRANSFORMERS
+    + "M.from_pretrained('DIR', {}=True).save_pretrained('OUT')\"` writes safetensors"
+)
+_TORCH = (
+    "convert it first: load it with transformers and call `save_pretrained(DIR)`, or "
+    "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')`"
+)
+OTHER_FORMATS = (
+    OtherFormat(
+        "a GGUF file of llama.cpp",
+        'transformers reads it (and dequantizes): `python -c "'
+        + _TRANSFORMERS
+        + "M.from_pretrained('DIR', gguf_file='NAME').save_pretrained('OUT')\"`; the weights that it was made from are "
+        "better",
+        ("*.gguf",),
+        ("*.gguf",),
+        b"GGUF",
+    ),
+    OtherFormat(
+        "an adapter (LoRA) without its base model",
+        "widen it with its base model, `mupscale widen BASE --adapter DIR`; or merge it first with peft, "
+        "`PeftModel.from_pretrained(base, 'DIR').merge_and_unload().save_pretrained('OUT')`",
+        ("adapter_config.json", "adapter_model.*"),
+        ("adapter_config.json", "adapter_model.*"),
+    ),
+    OtherFormat(
+        "the index of a model's weight files",
+        "pass the folder that contains it",
+        ("*.safetensors.index.json",),
+    ),
+    OtherFormat(
+        "a DeepSpeed checkpoint",
+        "`python zero_to_fp32.py DIR OUT --safe_serialization` in the folder converts it",
+        ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
+        ("zero_to_fp32.py", "global_step*", "zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
+    ),
+    OtherFormat(
+        "an FSDP checkpoint of accelerate",
+        "`accelerate merge-weights DIR/pytorch_model_fsdp_0 OUT` converts it",
+        inside=("pytorch_model_fsdp_*",),
+    ),
+    OtherFormat(
+        "a distributed checkpoint of torch",
+        "`accelerate merge-weights DIR OUT` writes safetensors, or "
+        "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt` a torch file",
+        ("*.distcp",),
+        ("*.distcp",),
+    ),
+    OtherFormat(
+        "a Megatron checkpoint",
+        "convert it with Megatron Bridge: `AutoBridge.from_hf_pretrained(MODEL).export_ckpt('DIR', 'OUT')`",
+        ("model_optim_rng.pt",),
+        ("latest_checkpointed_iteration.txt", "iter_[0-9]*", "mp_rank_*"),
+    ),
+    OtherFormat(
+        "an orbax checkpoint of JAX",
+        "load it with `orbax.checkpoint.PyTreeCheckpointer().restore('DIR')` and save the arrays, under the names that "
+        "transformers uses, with `safetensors.flax.save_file`",
+        ("_CHECKPOINT_METADATA", "manifest.ocdbt"),
+        ("_CHECKPOINT_METADATA", "manifest.ocdbt", "ocdbt.process_*", "_METADATA"),
+    ),
+    OtherFormat(
+        "Flax weights",
+        _OTHER_FRAMEWORK.format("from_flax"),
+        ("flax_model*.msgpack", "*.msgpack"),
+        ("flax_model*.msgpack", "*.msgpack"),
+    ),
+    OtherFormat(
+        "TensorFlow weights",
+        _OTHER_FRAMEWORK.format("from_tf"),
+        ("tf_model*.h5", "*.h5", "*.ckpt.index", "saved_model.pb"),
+        ("tf_model*.h5", "*.h5", "*.ckpt.index", "saved_model.pb"),
+        b"\x89HDF\r\n\x1a\n",
+    ),
+    OtherFormat(
+        "a CTranslate2 model",
+        "widen the model that it was converted from, and convert that again: `ct2-transformers-converter --model WIDE "
+        "--output_dir OUT`",
+        inside=("shared_vocabulary.*", "source_vocabulary.*", "vocabulary.*"),
+        magic=b"\x06\x00\x00\x00",
+    ),
+    OtherFormat(
+        "an ONNX model",
+        "widen the model that it was exported from, and export that again: `optimum-cli export onnx --model WIDE OUT`",
+        ("*.onnx", "*.onnx_data"),
+        ("*.onnx",),
+    ),
+    OtherFormat(
+        "weights of MLX",
+        "convert them with `mlx.core.save_safetensors('model.safetensors', mlx.core.load('weights.npz'))`; dequantize "
+        "quantized ones first, `mlx_lm.convert --hf-path DIR -d --mlx-path OUT`",
+        ("weights*.npz",),
+        ("weights*.npz",),
+    ),
+    OtherFormat(
+        "arrays of NumPy",
+        "save them as safetensors: `safetensors.numpy.save_file(dict(numpy.load('FILE')), 'model.safetensors')`",
+        ("*.npz", "*.npy"),
+        ("*.npz", "*.npy"),
+        b"\x93NUMPY",
+    ),
+    OtherFormat(
+        "a model of rust-bert",
+        "widen the model that it was converted from, and convert that again",
+        ("rust_model.ot", "*.ot"),
+        ("rust_model.ot",),
+    ),
+    OtherFormat(
+        "a LitGPT checkpoint",
+        "`litgpt convert_from_litgpt DIR OUT` writes `OUT/model.pth` with the names of transformers; "
+        "`safetensors.torch.save_file(torch.load('OUT/model.pth'), 'OUT/model.safetensors')` converts it",
+        ("lit_model.pth", "lit_model.pth.tar"),
+        ("lit_model.pth",),
+    ),
+    OtherFormat(
+        "a checkpoint of Lightning",
+        "take its weights out: `safetensors.torch.save_file(torch.load('FILE', weights_only=False)['state_dict'], "
+        "'model.safetensors')`, if you trust the file",
+        ("*.ckpt",),
+        ("*.ckpt",),
+    ),
+    OtherFormat(
+        "a training checkpoint of nanoGPT",
+        "take its weights out: `safetensors.torch.save_file(torch.load('FILE')['model'], 'model.safetensors')`, and "
+        "widen that with `--recipe nanogpt`",
+        ("ckpt.pt",),
+        ("ckpt.pt",),
+    ),
+    OtherFormat(
+        "torch weights, a pickle",
+        _TORCH,
+        ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle"),
+        ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.bin"),
+    ),
+    OtherFormat("torch weights, a pickle", _TORCH, magic=b"PK\x03\x04\x00\x00\x08\x08"),
+    OtherFormat("torch weights, a pickle", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
+    OtherFormat(
+        "a data set",
+        "pass a model",
+        ("dataset_info.json", "*.parquet", "*.arrow"),
+        ("dataset_info.json", "dataset_dict.json", "*.parquet", "*.arrow", "*.jsonl"),
+    ),
+    OtherFormat(
+        "the folder of a training run",
+        "pass one of its checkpoints, such as `DIR/checkpoint-1000`",
+        inside=("checkpoint-[0-9]*", "epoch_[0-9]*", "step_[0-9]*"),
+    ),
+    OtherFormat(
+        "a config without weights", "pass the model's folder or its weight file", ("*config.json",), ("config.json",)
+    ),
+    OtherFormat(
+        "a tokenizer without a model",
+        "pass the folder of the model's weights",
+        ("tokenizer*.json", "*.model", "vocab.*", "merges.txt"),
+        ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab.*"),
+    ),
+    OtherFormat(
+        "a JSON or text file", "pass a safetensors file or a model's folder", ("*.json", "*.txt", "*.md", "*.yaml")
+    ),
+)
+EMPTY = OtherFormat("an empty folder", "download or save the checkpoint again")
+UNKNOWN_FILE = OtherFormat("no file that mupscale knows", "pass a safetensors file or a model's folder")
+UNKNOWN_FOLDER = OtherFormat(
+    "a folder without weights that mupscale knows", "pass a model's folder or a safetensors file"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a path is that holds no safetensors weights, and how to get weights from it."""
+
+    about: str
+    hint: str
+
+
+def describe(path: Path) -> Description:
+    """Describe an existing file or folder that holds no safetensors weights."""
+    if path.is_dir():
+        return describe_folder(path, sorted(inner.name for inner in path.iterdir()))
+    start = b""
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(_LONGEST)
+    fitting = (
+        kind for kind in OTHER_FORMATS if _fits(kind.files, path.name) or (kind.magic and start.startswith(kind.magic))
+    )
+    return _described(next(fitting, UNKNOWN_FILE), path.parent, path.name)
+
+
+def describe_folder(folder: Path, names: Collection[str]) -> Description:
+    """Describe a folder without safetensors weights, given the names of what it contains, which may be remote."""
+    fitting = ((kind, name) for kind in OTHER_FORMATS for name in names if _fits(kind.inside, name))
+    kind, name = next(fitting, (UNKNOWN_FOLDER if names else EMPTY, ""))
+    return _described(kind, folder, name)
+
+
+def _described(kind: OtherFormat, folder: Path, name: str) -> Description:
+    """Fill the placeholders of a kind's hint."""
+    places = {"DIR": str(folder), "FILE": str(folder / name), "NAME": name}
+    return Description(kind.about, re.sub(r"\b(DIR|FILE|NAME)\b", lambda match: places[match[1]], kind.hint))
+
+
+def _fits(patterns: Collection[str], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
