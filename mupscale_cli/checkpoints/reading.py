@@ -205,9 +205,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise _not_found(path)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
-    found = None if path.suffix in SUFFIXES else describe(path)
-    if weights_format is None or (found is not None and found.about != UNKNOWN_FILE.about):
-        raise _not_supported(path, found or describe(path))
+    description = describe(path)
+    if weights_format is None or (path.suffix not in SUFFIXES and description.about != UNKNOWN_FILE.about):
+        raise _not_supported(path, description)
     config = config_path(path)
     opened = identities((path, *([config] if config else ())))
     weights = weights_format.read(Folder(path, frozenset()), (path,))
