@@ -64,6 +64,10 @@ class CheckpointError(MupscaleError):
     """A checkpoint that is unreadable, or contradicts its header or index."""
 
 
+class OtherFormatError(CheckpointError):
+    """A file or folder that holds no safetensors weights but something that is recognized."""
+
+
 class PlanError(MupscaleError):
     """A widening that is impossible with the requested factors, axes and options, or for the checkpoint."""
 

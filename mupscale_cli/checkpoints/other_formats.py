@@ -198,9 +198,11 @@ OTHER_FORMATS = (
     ),
 )
 EMPTY = OtherFormat("an empty folder", "download or save the checkpoint again")
-UNKNOWN_FILE = OtherFormat("no file that mupscale knows", "pass a safetensors file or a model's folder")
+UNKNOWN_FILE = OtherFormat(
+    "a file of a format that mupscale does not know", "pass a safetensors file or a model's folder"
+)
 UNKNOWN_FOLDER = OtherFormat(
-    "a folder without weights that mupscale knows", "pass a model's folder or a safetensors file"
+    "a folder whose content mupscale does not know", "pass a model's folder or a safetensors file"
 )
 
 

@@ -28,7 +28,7 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.dtypes import TensorSpec
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.files import Identity, identities
 from mupscale_cli.libraries import CONFIGS, Library, config_beside, library_of
 from mupscale_cli.text import shown
@@ -313,7 +313,7 @@ def _is_adapter(folder: Path) -> CheckpointError:
     task = read_json(require_own_file(config)).get("task_type") if config.is_file() else None
     auto_class = _PEFT_CLASSES.get(task, "AutoPeftModel") if isinstance(task, str) else "AutoPeftModel"
     merged = f"{auto_class}.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('MERGED')"
-    return CheckpointError(
+    return OtherFormatError(
         f"`{folder}` contains an adapter, not a model",
         hint=f'merge it into its base model first: `python -c "from peft import {auto_class}; {merged}"`, '
         "and widen MERGED; or widen its base model with `--adapter`",
@@ -321,4 +321,5 @@ def _is_adapter(folder: Path) -> CheckpointError:
 
 
 def _not_supported(path: Path, found: Description) -> CheckpointError:
-    return CheckpointError(f"`{path}` is {found.about}; it contains no safetensors weights", hint=found.hint)
+    verb = "contains" if path.is_dir() and "folder" not in found.about else "is"
+    return OtherFormatError(f"`{path}` {verb} {found.about}, not safetensors weights", hint=found.hint)

@@ -32,7 +32,7 @@ from mupscale_cli.plan.types import ConfigChange, Plan, Shard, SideFile, TensorP
 from mupscale_cli.plan.units import UnitMap, map_units, rewrite_units
 
 NO_FILES: Mapping[str, Any] = MappingProxyType({})
-_QUANTIZED_KEYS = ("quantization_config", "compression_config")
+_QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is that of MLX
 
 
 def make_plan(
@@ -198,7 +198,8 @@ def _refuse_quantized(config: Mapping[str, Any] | None, specs: Iterable[TensorSp
                 )
             raise PlanError(
                 f"cannot widen quantized weights (config.json has a `{key}`): their packed elements are not units",
-                hint="dequantize the model first, or widen the checkpoint that it was quantized from",
+                hint="dequantize the model first (of MLX: `mlx_lm.convert --hf-path DIR -d --mlx-path OUT`), or widen the "
+                "checkpoint that it was quantized from",
             )
 
 

@@ -360,6 +360,15 @@ class Inspect(Plan):
     record: Annotated[Record | None, "Record of its widening; null if mupscale did not write it."]
 
 
+class Description(TypedDict):
+    """What a file or folder is that cannot be widened: `mupscale inspect`."""
+
+    path: Annotated[str, "Path, or id on the Hub."]
+    about: Annotated[str, "What it is, and why it cannot be widened."]
+    hint: Annotated[str | None, "What to do, for instance the command that converts it."]
+    tensors: Annotated[list[str] | None, "Names of its tensors; null if it holds no safetensors weights."]
+
+
 class Plot(TypedDict):
     """Output of `mupscale plot`."""
 
@@ -669,6 +678,7 @@ DOCUMENTS: dict[str, type] = {
     "demo": Demo,
     "doctor": Doctor,
     "error": Error,
+    "description": Description,
     "explain": Explain,
     "help": Help,
     "hparams": Hparams,

@@ -327,7 +327,10 @@ def test_verify_of_a_source_that_moved(narrow, tmp_path):
 
 def test_inspect_of_a_file_that_no_recipe_fits(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    refused(tmp_path, "inspect", str(tmp_path / "x.safetensors"), says=["no recipe fits", "--recipe"])
+    shown = run("inspect", str(tmp_path / "x.safetensors"))
+    assert shown.code == 0
+    assert "no recipe fits" in shown.out
+    assert "--recipe" in shown.out
 
 
 def test_stack_without_hidden_layer(tmp_path):

@@ -92,6 +92,8 @@ def place(saved, tmp_path_factory):
         ("verify wide --only weights --only files", "verify"),
         ("inspect NARROW", "inspect"),
         ("inspect wide", "inspect"),
+        ("inspect net.py", "description"),
+        ("inspect .", "description"),
         ("inspect wide --tensor q_proj", "explain"),
         ("recipes show llama --tensor q_proj", "explain"),
         ("widen NARROW -f 2 --dry-run --tensor norm", "explain"),

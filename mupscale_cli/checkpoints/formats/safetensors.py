@@ -9,7 +9,7 @@ from pathlib import Path
 from mupscale_cli.checkpoints.formats.base import Folder, Weights, WeightsFormat
 from mupscale_cli.checkpoints.header import Header, StoredTensor, parse_header
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.libraries import INDICES, WEIGHTS
 
 _THREADS = 8  # a large model on the Hub has a hundred files, and each header costs a round trip
@@ -44,7 +44,7 @@ class Safetensors(WeightsFormat):
         if len(candidates) == 1:
             return (path / candidates[0],)
         if candidates:
-            raise CheckpointError(
+            raise OtherFormatError(
                 f"`{path}` has {len(candidates)} safetensors files, but neither `{WEIGHTS[0]}` nor `{INDICES[0]}`",
                 hint="pass one of the files by name, or save the model with its index",
             )

@@ -1,0 +1,126 @@
+"""What people take for weights is recognized by names and first bytes, and the message names what converts it."""
+
+import json
+
+import pytest
+import torch
+
+from cli_runner import run
+from mupscale_cli.checkpoints.other_formats import OTHER_FORMATS
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import OtherFormatError
+
+
+def torch_file(path):
+    torch.save({"model": {"x": torch.zeros(2)}}, path)
+
+
+def legacy_torch_file(path):
+    torch.save({"x": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+
+
+# Files of a folder by name, their content (or what writes it), and words of the message and of the hint.
+FOLDERS = [
+    ({"model-q4.gguf": b"GGUF\3\0\0\0"}, "a GGUF file", "gguf_file='model-q4.gguf'"),
+    ({"flax_model.msgpack": b"x", "config.json": b"{}"}, "Flax weights", "from_flax=True"),
+    ({"tf_model.h5": b"\x89HDF\r\n\x1a\n"}, "TensorFlow weights", "from_tf=True"),
+    ({"model.bin": b"\6\0\0\0", "shared_vocabulary.txt": b"a"}, "a CTranslate2 model", "ct2-transformers-converter"),
+    ({"model.bin": b"\6\0\0\0", "vocabulary.json": b"[]", "config.json": b"{}"}, "a CTranslate2 model", "ct2-"),
+    ({"model.onnx": b"x", "config.json": b"{}"}, "an ONNX model", "optimum-cli export onnx"),
+    ({"weights.npz": b"PK", "config.json": b"{}"}, "weights of MLX", "mlx.core.load"),
+    ({"rust_model.ot": b"x", "config.json": b"{}"}, "a model of rust-bert", "widen the model"),
+    ({"_CHECKPOINT_METADATA": b"{}", "manifest.ocdbt": b"x"}, "an orbax checkpoint", "PyTreeCheckpointer"),
+    ({"zero_to_fp32.py": b"", "latest": b"global_step3"}, "a DeepSpeed checkpoint", "python zero_to_fp32.py"),
+    ({"global_step3/mp_rank_00_model_states.pt": b"x"}, "a DeepSpeed checkpoint", "zero_to_fp32.py"),
+    ({"pytorch_model_fsdp_0/__0_0.distcp": b"x"}, "an FSDP checkpoint", "accelerate merge-weights"),
+    ({".metadata": b"x", "__0_0.distcp": b"x"}, "a distributed checkpoint", "dcp_to_torch"),
+    ({"latest_checkpointed_iteration.txt": b"3"}, "a Megatron checkpoint", "export_ckpt"),
+    ({"lit_model.pth": torch_file, "model_config.yaml": b""}, "a LitGPT checkpoint", "litgpt convert_from_litgpt"),
+    ({"last.ckpt": torch_file}, "a checkpoint of Lightning", "['state_dict']"),
+    ({"ckpt.pt": torch_file}, "a training checkpoint of nanoGPT", "--recipe nanogpt"),
+    ({"pytorch_model.bin": torch_file, "config.json": b"{}"}, "torch weights", "save_pretrained"),
+    ({"adapter_config.json": b"{}", "adapter_model.bin": b"x"}, "an adapter", "merge"),
+    ({"train.parquet": b"PAR1"}, "a data set", "pass a model"),
+    (
+        {"checkpoint-40/trainer_state.json": b"{}", "trainer_log.txt": b""},
+        "the folder of a training run",
+        "checkpoint-",
+    ),
+    ({"config.json": b"{}", "README.md": b""}, "a config without weights", "pass the model's folder"),
+    ({"tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}, "a tokenizer without a model", "pass the folder"),
+    ({}, "an empty folder", "download"),
+    ({"photo.jpg": b"x"}, "a folder whose content", "pass a model's folder"),
+]
+
+
+def write(folder, files):
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("files", "about", "hint"), FOLDERS, ids=[about for _, about, _ in FOLDERS])
+def test_a_folder_is_recognized(files, about, hint, tmp_path):
+    folder = write(tmp_path / "given", files)
+    with pytest.raises(OtherFormatError, match=about) as refusal:
+        open_checkpoint(folder)
+    assert hint in str(refusal.value)
+    shown = run("inspect", str(folder), "--json")
+    assert shown.code == 0
+    document = json.loads(shown.out)
+    assert (document["schema"], document["tensors"]) == ("description", None)
+    assert about in document["about"]
+    assert hint in document["hint"]
+    refused = run("widen", str(folder), "--factor", "2")
+    assert refused.code == 2
+    assert about in refused.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "about"),
+    [
+        ("model.gguf", b"GGUF\3\0\0\0", "a GGUF file"),
+        ("renamed.bin", b"GGUF\3\0\0\0", "a GGUF file"),
+        ("config.json", b"{}", "a config without weights"),
+        ("model.safetensors.index.json", b"{}", "the index of a model's weight files"),
+        ("tokenizer.json", b"{}", "a tokenizer"),
+        ("flax_model.msgpack", b"x", "Flax weights"),
+        ("tf_model.h5", b"\x89HDF\r\n\x1a\n", "TensorFlow weights"),
+        ("model.onnx", b"x", "an ONNX model"),
+        ("weights.npz", b"PK", "weights of MLX"),
+        ("a.npy", b"\x93NUMPY", "arrays of NumPy"),
+        ("rust_model.ot", b"x", "a model of rust-bert"),
+        ("model.bin", b"\6\0\0\0", "a CTranslate2 model"),
+        ("epoch=3.ckpt", torch_file, "a checkpoint of Lightning"),
+        ("ckpt.pt", torch_file, "a training checkpoint of nanoGPT"),
+        ("lit_model.pth", torch_file, "a LitGPT checkpoint"),
+        ("weights", torch_file, "torch weights"),
+        ("old", legacy_torch_file, "torch weights"),
+        ("data.parquet", b"PAR1", "a data set"),
+    ],
+)
+def test_a_file_is_recognized(name, content, about, tmp_path):
+    file = write(tmp_path / "given", {name: content}) / name
+    with pytest.raises(OtherFormatError, match=about):
+        open_checkpoint(file)
+    shown = run("inspect", str(file))
+    assert shown.code == 0
+    assert about in shown.out
+
+
+def test_every_format_has_a_name_and_a_way_on():
+    for each in OTHER_FORMATS:
+        assert each.files or each.inside or each.magic, each
+        assert each.hint
+
+
+def test_weights_beside_other_formats_are_opened(saved):
+    folder = saved("Llama-untied", attention_bias=False)
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    assert open_checkpoint(folder).tensors
