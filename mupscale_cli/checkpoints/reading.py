@@ -26,6 +26,7 @@ from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
+from mupscale_cli.checkpoints.modules import Module, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
@@ -63,6 +64,7 @@ class Checkpoint:
         sizes: size in bytes of every file of the folder, by its path in it, as `list_files` gives them; those of the
             weight file and its config for a single file.
         settings: keys of `config` that its file lacks or has with other values.
+        modules: the modules of a sentence-transformers model; the first one is the transformer.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Checkpoint:
     opened: Mapping[Path, Identity | None] = field(default_factory=dict)
     sizes: Mapping[str, int | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[Module, ...] = ()
 
     def with_settings(self, settings: Mapping[str, Any]) -> Checkpoint:
         """Return the checkpoint with other values of config keys, which may be dotted; the file stays as it is.
@@ -101,6 +104,11 @@ class Checkpoint:
     @property
     def num_bytes(self) -> int:
         return sum(spec.num_bytes for spec in self.specs)
+
+    @property
+    def module_tensors(self) -> dict[str, Mapping[str, StoredTensor]]:
+        """The tensors of each module, by its folder."""
+        return {module.folder: module.tensors for module in self.modules}
 
     @cached_property
     def record(self) -> dict[str, Any] | None:
@@ -142,7 +150,7 @@ class Checkpoint:
             own[self.config_file.name] = Decision("rewritten", "sizes of the model")
         if self.sizes.keys() >= {ADAPTER_WEIGHTS, ADAPTER_CONFIG}:
             own |= {ADAPTER_WEIGHTS: Decision("widened", "adapter"), ADAPTER_CONFIG: Decision("rewritten", "adapter")}
-        planned = plan_files(self.sizes, {**own, **decided})
+        planned = plan_files(self.sizes, {**own, **module_decisions(self.modules, self.sizes), **decided})
         for file in planned:
             if file.fate in ("carried", "rewritten"):
                 require_own_file(self.path / file.name, self.path)
@@ -280,7 +288,8 @@ def open_folder(folder: Folder) -> Checkpoint:
             weights = each.read(folder, files)
             config = config_beside(files[0].name, folder.names)
             content = read_json(require_own_file(path / config)) if config else None
-            return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata))
+            modules = read_modules(folder)
+            return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata, modules=modules))
     if own != folder:
         raise _is_adapter(path)
     inside = {name.partition("/")[0] for name in folder.names} | {inner.name for inner in path.iterdir()}

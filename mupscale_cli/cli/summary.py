@@ -17,7 +17,7 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.plan import Plan
-from mupscale_cli.reports.guidance import idle_reason
+from mupscale_cli.reports.guidance import embeddings_text, idle_reason
 from mupscale_cli.reports.outline import num_layers
 from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.text import counted, time_text
@@ -116,6 +116,8 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
     else:
         yield "optimizer", Text(why_no_state(result.files, optimizer))
+    if embeddings := result.plan.embeddings:
+        yield "embeddings", Text(embeddings_text(embeddings))
     if folders := result.record["adapters"]:
         yield "adapters", Text(", ".join(str(result.output / folder) for folder in folders))
     yield "written", Text(f"{result.output}, in {time_text(seconds)}")

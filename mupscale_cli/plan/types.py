@@ -169,6 +169,34 @@ class SideFile:
     changes: tuple[ConfigChange, ...]
 
 
+@dataclass(frozen=True)
+class PlannedModule:
+    """The tensors of a module behind the model, in a folder of its own."""
+
+    folder: str
+    type: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.target.num_bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The embeddings of texts that a model with modules gives.
+
+    Attributes:
+        size: number of dimensions before.
+        wide_size: number of dimensions after.
+        dot: factor of dot products between two of them; their cosine stays.
+    """
+
+    size: int
+    wide_size: int
+    dot: float
+
+
 @dataclass(frozen=True, slots=True)
 class KeyDifference:
     """A config key that differs between source and target.
@@ -222,6 +250,8 @@ class Plan:
         training_differences: axes whose growth makes training differ even if all fresh weights are 0, with the reasons.
         folded: tensors of the source that take the factor of a readout which shares the embedding.
         side_files: the JSON files beside config.json that change, by name.
+        modules: the modules behind the model that have tensors.
+        embeddings: what the model and its modules give; None if it has none, or they keep their size.
     """
 
     recipe: Recipe
@@ -241,6 +271,8 @@ class Plan:
     training_differences: Mapping[str, str] = field(default_factory=dict)
     folded: frozenset[str] = frozenset()
     side_files: Mapping[str, SideFile] = field(default_factory=dict)
+    modules: tuple[PlannedModule, ...] = ()
+    embeddings: Embeddings | None = None
 
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:

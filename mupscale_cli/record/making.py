@@ -120,6 +120,7 @@ def make_record(
         "overflowed": [],
         "optimizer_state": None,
         "adapters": {},
+        "modules": {module.folder: {"type": module.type, "rules": _rules(module.tensors)} for module in plan.modules},
         "verification": None,
     }
 

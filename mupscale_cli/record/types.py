@@ -361,6 +361,13 @@ class Adapter(TypedDict):
     called: Annotated[dict[str, str], "Names of the parameters in a model with this adapter, by tensor."]
 
 
+class Module(TypedDict):
+    """The tensors of a module behind the model."""
+
+    type: Annotated[str, "Class of the module, as in modules.json."]
+    rules: Annotated[list[Rule], "The applied rules, one entry for each layout, parts and shape."]
+
+
 class Record(Growth):
     """mupscale.json: how a checkpoint was widened."""
 
@@ -393,4 +400,5 @@ class Record(Growth):
     adapters: Annotated[
         dict[str, Adapter], "Widened adapters, by their folder in the output; `.` for one beside the weights."
     ]
+    modules: Annotated[dict[str, Module], "Widened modules of sentence-transformers, by their folder in the output."]
     verification: Annotated[Verification | None, "Last verification; null if there was none."]

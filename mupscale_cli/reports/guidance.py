@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan.types import Embeddings
 from mupscale_cli.text import count_text
 
 RELIABLE_GROWTH = 2.0  # of parameters: arXiv 2605.13405 found that this growth speeds up training most reliably
@@ -76,6 +77,12 @@ def idle_reason(plan: Plan) -> str:
     if any(axis.factor > 1 or axis.extra for axis in plan.axes):
         return "copies have equal gradients and stay equal until something tells them apart"
     return "fresh units at zero have no gradients and stay zero until something moves them"
+
+
+def embeddings_text(embeddings: Embeddings) -> str:
+    """Return how the embeddings of texts change, and the similarities between them."""
+    dot = "" if embeddings.dot == 1 else f", their dot products are {embeddings.dot:.6g} times the old ones"
+    return f"{embeddings.size} -> {embeddings.wide_size} dimensions; their cosine similarities stay{dot}"
 
 
 def _multiplying(plan: Plan, *, wide: bool) -> list[int]:

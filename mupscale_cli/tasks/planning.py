@@ -18,6 +18,7 @@ from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
 from mupscale_cli.tasks.goal import goal_stem, read_goal
+from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.recognition import fitting_recipes
 from mupscale_cli.tasks.source import Source, find_source
@@ -132,7 +133,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
     side_files = checkpoint.read_side_files(recipe.side_files)
 
     def plan(request: Request, tie: str | None = options.tie) -> Plan:
-        return make_plan(
+        made = make_plan(
             recipe,
             specs,
             config,
@@ -143,6 +144,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
             perturbation=method[1],
             side_files=side_files,
         )
+        return with_modules(made, checkpoint)
 
     if options.params is not None:
         narrow = make_plan(

@@ -24,6 +24,7 @@ from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, with_noise
 from mupscale_cli.record.changes import source_changed, source_resized
 from mupscale_cli.record.reading import read_record, recorded_method, recorded_request, state_path
 from mupscale_cli.tasks.adapters import plan_recorded_adapters
+from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
 from mupscale_cli.tasks.source import find_source
@@ -239,7 +240,8 @@ def replan_widening(
         perturbation=perturbation,
         side_files=source.read_side_files(chosen.side_files),
     )
-    return RecordedWidening(target, source, with_noise(plan, record["noise"]), record, found.hub is not None)
+    plan = with_modules(with_noise(plan, record["noise"]), source)
+    return RecordedWidening(target, source, plan, record, found.hub is not None)
 
 
 def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:

@@ -25,6 +25,7 @@ from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.adapters import plan_adapters
+from mupscale_cli.tasks.modules import write_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
 from mupscale_cli.tasks.resume import resumable
@@ -163,7 +164,7 @@ def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
             )
             for adapter in output.adapters
         }
-        names = _write_companions(output, staging.content)
+        names = _write_companions(output, staging.content, call.events)
         record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
         verification, skipped = _verify(output.source, plan, staging.content, call)
         require_unchanged(output.opened)
@@ -182,7 +183,7 @@ def _follow(output: Output, call: WidenCall) -> _Outcome:
     return call.ranks.broadcast(None)
 
 
-def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
+def _write_companions(output: Output, directory: Path, events: Events) -> tuple[str, ...]:
     """Write the config, the index and the files for the tokenizer and for generation.
 
     Returns:
@@ -205,7 +206,8 @@ def _write_companions(output: Output, directory: Path) -> tuple[str, ...]:
     copied = [file.name for file in output.files if file.fate == "carried" and file.name not in names]
     for name in copied:
         copy_file(output.source.path / name, inner_file(directory, name))
-    return (*names, *copied, *(name for adapter in output.adapters for name in adapter.names))
+    modules = write_modules(plan, output.source, directory, events.advance, allow_nonfinite=output.allow_nonfinite)
+    return (*names, *copied, *modules, *(name for adapter in output.adapters for name in adapter.names))
 
 
 def _verify(

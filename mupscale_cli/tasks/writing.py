@@ -50,7 +50,8 @@ class Output:
     @property
     def num_bytes(self) -> int:
         adapters = sum(adapter.plan.num_bytes for adapter in self.adapters)
-        return self.plan.num_bytes + adapters + (self.carried.state.num_bytes if self.carried else 0)
+        modules = sum(module.num_bytes for module in self.plan.modules)
+        return self.plan.num_bytes + modules + adapters + (self.carried.state.num_bytes if self.carried else 0)
 
     @cached_property
     def opened(self) -> dict[Path, Identity | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.modules import WEIGHTS as MODULE_WEIGHTS
 from mupscale_cli.checkpoints.reading import SUFFIXES, Checkpoint
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.fates import plan_files
@@ -72,6 +73,9 @@ def check_files(
         file.name: partial(_copy_differences, narrow.path / file.name) for file in fates if file.fate == "carried"
     }
     planned |= {name: partial(_json_differences, side.content) for name, side in plan.side_files.items()}
+    planned |= {
+        f"{module.folder}/{MODULE_WEIGHTS}": partial(_metadata_differences, is_single=False) for module in plan.modules
+    }
     for folder in adapters:
         place = PurePosixPath(folder)
         planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)

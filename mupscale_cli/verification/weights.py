@@ -47,7 +47,11 @@ def check_weights(
     Raises:
         CheckpointError: the source cannot be read.
     """
-    return _check(plan.tensors, narrow.tensors, wide.tensors, progress, processes)
+    check = _check(plan.tensors, narrow.tensors, wide.tensors, progress, processes)
+    for module in plan.modules:
+        sources, stored = narrow.module_tensors[module.folder], wide.module_tensors.get(module.folder, {})
+        check += _check(module.tensors, sources, stored, progress, processes)
+    return check
 
 
 def check_state(

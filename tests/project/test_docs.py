@@ -46,6 +46,7 @@ UNCOMPARED = ("sweep",)  # its losses depend on the machine
 # Slow commands that other tests run.
 ELSEWHERE = {
     "mupscale widen base --factor 2 --adapter sql-lora": "tasks/test_adapters.py",
+    "mupscale widen all-MiniLM-L6-v2 --factor 2": "tasks/test_modules.py",
     "mupscale demo": "cli/test_demo.py",
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }

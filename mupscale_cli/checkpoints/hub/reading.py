@@ -23,6 +23,7 @@ from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id, stated_sha256
 from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.modules import MODULES
 from mupscale_cli.checkpoints.reading import INDICES, Checkpoint, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
@@ -77,7 +78,7 @@ def open_remote(model: HubId) -> RemoteModel:
     from huggingface_hub import snapshot_download
 
     with hub_errors("read", model), progress_bars(shown=False):
-        small = ["*config.json", *CONFIGS, RECORD, *INDICES]  # and files like generation_config.json
+        small = ["*config.json", MODULES, *CONFIGS, RECORD, *INDICES]  # and files like generation_config.json
         folder = Path(
             _in_time(model, lambda: snapshot_download(model.repo, revision=model.revision, allow_patterns=small))
         )
@@ -89,7 +90,7 @@ def open_remote(model: HubId) -> RemoteModel:
             cached = {name: size for name, size in local.sizes.items() if size is not None}
             return RemoteModel(model, commit, folder, cached, local, is_cached=True)
         with hub_errors("read", model):
-            checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_open_file, model, sizes)))
+            checkpoint = open_folder(Folder(folder, frozenset(sizes), partial(_open_file, model, folder, sizes)))
     except HubError:
         raise
     except CheckpointError as error:  # show the model's name instead of the path in the cache
@@ -173,15 +174,16 @@ def _file_sizes(model: HubId) -> dict[str, int] | None:
     return sizes
 
 
-def _open_file(model: HubId, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
+def _open_file(model: HubId, folder: Path, sizes: Mapping[str, int], file: Path) -> AbstractContextManager[BinaryIO]:
     """Open a file from the cache, or one on the Hub, which downloads only the bytes that are read."""
     from huggingface_hub import HfFileSystem
 
     if file.is_file():
         return open_file(file)
-    path = f"{model.repo}@{file.parent.name}/{file.name}"
+    name = file.relative_to(folder).as_posix()
+    path = f"{model.repo}@{folder.name}/{name}"
     stream: AbstractContextManager[BinaryIO] = HfFileSystem().open(
-        path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=sizes[file.name]
+        path, "rb", block_size=_FIRST_BYTES, cache_type="readahead", size=sizes[name]
     )
     return stream
 

@@ -20,6 +20,7 @@ KINDS = {
         "methods",
         "depth",
         "adapters",
+        "embeddings",
         "sweep",
         "recipes",
         "hub",
