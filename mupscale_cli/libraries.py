@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ def _timm_groups(timm: Any, model: nn.Module) -> Sequence[Sequence[str]]:
     """Return the groups of timm's training script: what it does not decay, then the rest."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
-    groups = timm.optim.param_groups_weight_decay(model, no_weight_decay_list=undecayed)
+    optim = importlib.import_module(f"{timm.__name__}.optim")
+    groups = optim.param_groups_weight_decay(model, no_weight_decay_list=undecayed)
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
 
 
@@ -124,7 +126,15 @@ def _open_clip_model(open_clip: Any, config: Mapping[str, Any]) -> nn.Module:
 
 def _load_open_clip_model(open_clip: Any, folder: Path) -> nn.Module:
     """Load a model, or create one if the folder has no weights; a forward pass also returns the logits."""
-    model: nn.Module = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, output_dict=True)
+    device = importlib.import_module("torch").get_default_device()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that a folder without weights has none
+    try:
+        model: nn.Module = open_clip.create_model(
+            f"local-dir:{folder}", device=device, pretrained_text=False, output_dict=True
+        )
+    finally:
+        logging.disable(disabled)
 
     def add_logits(_model: nn.Module, _inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
         logits = output["logit_scale"] * output["image_features"] @ output["text_features"].T

@@ -1,7 +1,8 @@
 """Widen a tiny random model of every family in every way, and write the errors into recipes/README.md.
 
-    python tests/family_table.py             # all of them, about 15 minutes
+    python tests/family_table.py             # all models of transformers, about 15 minutes
     python tests/family_table.py Llama GPT2  # only these, printed and not written
+    python tests/family_table.py --others    # all models of other libraries, as far as they are installed
 
 Each model goes from disk to disk: every axis at once, those of a bare factor by 2 and by 3, each axis
 alone by 2 and by 3, and every way to treat a tied readout. Both models are compared in float64, as the
@@ -10,29 +11,90 @@ reference implementation computes them. Exits with 1 if any differs.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
+from other_libraries import CONFIGS, save_tiny
 
 from helpers import MODELS, save_model
+from mupscale_cli.libraries import library_of
 from mupscale_cli.tasks.check import EXACT, RecipeCheck, Trial, check_model
 from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source
 
 README = Path(__file__).parent.parent / "recipes" / "README.md"
-BEGIN, END = "<!-- table: tests/family_table.py -->\n", "<!-- end of the table -->\n"
+END = "<!-- end of the table -->\n"
 
 
-def row(case: str) -> tuple[str, RecipeCheck]:
+@dataclass(frozen=True)
+class Table:
+    """A table of models, and how to save one.
+
+    Attributes:
+        command: the command that makes it.
+        cases: its models.
+        save: saves a model in a folder and returns the folder.
+        names: returns what a config is chosen by, and the class or the library.
+        heads: headings of these two columns.
+        libraries: the libraries whose versions it gives.
+    """
+
+    command: str
+    cases: Sequence[str]
+    save: Callable[[Path, str], Path]
+    names: Callable[[str], tuple[str, str]]
+    heads: tuple[str, str]
+    libraries: tuple[str, ...]
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- table: {self.command} -->\n"
+
+
+def _transformers_names(case: str) -> tuple[str, str]:
+    model_class, config_class, _ = MODELS[case]
+    return getattr(transformers, config_class).model_type, model_class
+
+
+def _other_names(case: str) -> tuple[str, str]:
+    library = library_of(CONFIGS[case])
+    value = CONFIGS[case][library.key]
+    return value if isinstance(value, str) else case.partition("-")[2], library.name
+
+
+TABLES = {
+    "": Table(
+        "tests/family_table.py",
+        tuple(MODELS),
+        save_model,
+        _transformers_names,
+        ("model type", "class"),
+        ("transformers",),
+    ),
+    "--others": Table(
+        "tests/family_table.py --others",
+        tuple(CONFIGS),
+        lambda folder, case: save_tiny(case, folder),
+        _other_names,
+        ("architecture", "library"),
+        ("timm", "open_clip"),
+    ),
+}
+
+
+def row(option: str, case: str) -> tuple[str, RecipeCheck]:
     """Check a family and return its line of the table."""
     with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-        source = save_model(Path(folder) / "narrow", case)
+        source = TABLES[option].save(Path(folder) / "narrow", case)
         plan = identity_plan(find_source(source).checkpoint)
         checked = check_model(source)
     default = [axis for axis in plan.recipe.widen if axis in plan.used]
@@ -44,11 +106,8 @@ def row(case: str) -> tuple[str, RecipeCheck]:
     single = [trial for trial in plain if trial.factors not in together] or plain  # some models have one axis only
     axes = [axis for axis in plan.recipe.axis_names if axis in plan.used and axis not in plan.recipe.fixed]
     ways = ", ".join(dict.fromkeys([plan.tie, *(t.tie for t in checked.trials if t.tie)])) if plan.tie else "untied"
-    model_class, config_class, _ = MODELS[case]
-    model_type = getattr(transformers, config_class).model_type
     cells = (
-        model_type,
-        model_class,
+        *TABLES[option].names(case),
         plan.recipe.name,
         ways,
         " ".join(axes),
@@ -67,21 +126,25 @@ def _worst(trials: Sequence[Trial]) -> str:
     return f"{max(errors):.0e}" if errors else ""
 
 
-def table(rows: Sequence[str]) -> str:
-    """Return the table: a heading and the sorted rows."""
-    heads = ("model type", "class", "recipe", "readout", "axes", "all x2", "all x3", "each axis alone", "other ways")
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
+def text_of(table: Table, rows: Sequence[str]) -> str:
+    """Return a table as text: a heading and the sorted rows."""
+    heads = (*table.heads, "recipe", "readout", "axes", "all x2", "all x3", "each axis alone", "other ways")
+    numbers = (f"{name} {importlib.import_module(name).__version__}" for name in table.libraries)
+    versions = f"{', '.join(numbers)}, torch {torch.__version__.partition('+')[0]}"
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *sorted(set(rows), key=str.lower)]
     heading = f"{len(rows)} models (equal rows once), {versions}, all below {EXACT:.0e}:"
     return f"{heading}\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Create the table, and write it to recipes/README.md if it contains every family."""
-    chosen = [case for case in MODELS if not sys.argv[1:] or case.startswith(tuple(sys.argv[1:]))]
+    """Create a table, and write it to recipes/README.md if it contains every family."""
+    option = "--others" if "--others" in sys.argv else ""
+    wanted = tuple(word for word in sys.argv[1:] if word != option)
+    table = TABLES[option]
+    chosen = [case for case in table.cases if not wanted or case.startswith(wanted)]
     rows, wrong = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for case, (line, checked) in zip(chosen, pool.map(row, chosen), strict=True):
+        for case, (line, checked) in zip(chosen, pool.map(partial(row, option), chosen), strict=True):
             rows.append(line)
             problems = [
                 *checked.mistakes,
@@ -91,10 +154,9 @@ def main() -> None:
             print(line, *problems, sep="\n    ", flush=True)  # noqa: T201 (a script)
     if wrong:
         sys.exit("\n".join(wrong))
-    if len(chosen) == len(MODELS):
-        text = README.read_text()
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}{table(rows)}{END}{after}")
+    if len(chosen) == len(table.cases):
+        before, _, rest = README.read_text().partition(table.begin)
+        README.write_text(f"{before}{table.begin}{text_of(table, rows)}{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

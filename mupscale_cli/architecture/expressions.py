@@ -32,7 +32,10 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One of `or and not == ~ + - * // / []`, with one argument for `not` and unary `-`, two for the others."""
+    """An operator with its arguments: one for `not` and unary `-`, any number for a `list`, two for all others.
+
+    The others are `or and == ~ + - * // / []`.
+    """
 
     operator: str
     arguments: tuple[Expression, ...]
@@ -57,7 +60,7 @@ def parse_expression(text: str) -> Expression:
 
     From the loosest binding to the tightest, the operators are `or`; `and`; `not`; `==` and `~` (a glob match on text);
     `+ -`; `* // /`; unary `-`. Operands are names (`a.b` reaches into nested configs, `a[0]` into lists), numbers,
-    quoted strings, `true`, `false` and parentheses.
+    quoted strings, `true`, `false`, lists `[a, b]` and parentheses.
 
     Raises:
         LanguageError: the text is not an expression.
@@ -94,6 +97,13 @@ def _operand(cursor: Cursor) -> Expression:
         cursor.leave()
         cursor.expect(")", token)
         return inner
+    if opened := cursor.accept("["):
+        cursor.enter()
+        items = [expression_at(cursor)]
+        while cursor.accept(","):
+            items.append(expression_at(cursor))
+        cursor.leave()
+        return Operation("list", tuple(items), (token.start, cursor.expect("]", opened).span[1]))
     if cursor.accept("-"):
         cursor.enter()
         argument = _operand(cursor)
@@ -152,6 +162,8 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Value:
     if isinstance(expression, Name):
         return look_up(expression.name, values)
     kind, arguments = expression.operator, expression.arguments
+    if kind == "list":
+        return [evaluate(argument, values) for argument in arguments]
     first = evaluate(arguments[0], values)
     if kind == "not":
         return not first

@@ -21,6 +21,7 @@ from mupscale_cli.architecture.types import (
     DepthRule,
     Keep,
     Link,
+    MeasuredDefault,
     Omit,
     ParameterRule,
     Recipe,
@@ -79,6 +80,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
             raise RecipeError(f"{file}: the section `{required}` is missing")
     keys, condition, tensor_patterns = parse_match(sections.get("match"))
     prefixes = _prefixes(sections.get("prefix"))
+    defaults = _entries(sections.get("defaults"))
     recipe = Recipe(
         name=name,
         file=file,
@@ -95,7 +97,8 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         tie=_tie(sections.get("tie"), prefixes[0]),
         prefixes=prefixes,
         groups=groups,
-        defaults={key.value: _plain(node) for key, node in _entries(sections.get("defaults"))},
+        defaults={key.value: _plain(node) for key, node in defaults if not isinstance(node, Entries)},
+        measured={key.value: _measured(node, prefixes[0]) for key, node in defaults if isinstance(node, Entries)},
         definitions=tuple(_definition(key, node) for key, node in _entries(sections.get("define"))),
         axes=tuple(_axis(key, node) for key, node in _entries(sections["axes"])),
         widen=_widen(sections.get("widen"), groups),
@@ -454,6 +457,20 @@ def _check_identifier(text: Text) -> None:
         raise text.error(
             f"`{text.value}` is not a valid name", hint="use letters, digits and `_`, and no digit at the start"
         )
+
+
+def _measured(node: Entries, prefixes: Mapping[str, str]) -> MeasuredDefault:
+    """Parse `{shape: PATTERN, dim: 1}`, a default that is a dimension of a tensor, the first one if `dim` is absent."""
+    entries = {key.value: value for key, value in node}
+    if "shape" not in entries or not entries.keys() <= {"shape", "dim"}:
+        raise node.error("expected a value, or `shape` with the name of a tensor, and maybe `dim`")
+    pattern = _text(entries["shape"]).parse(lambda text: parse_pattern(text, prefixes))
+    if pattern.num_wildcards > 1:
+        raise node.error("expected the name of a tensor with at most one `*`")
+    dim = _text(entries["dim"]) if "dim" in entries else None
+    if dim is not None and not dim.value.isdecimal():
+        raise dim.error("expected the number of a dimension; 0 is the first")
+    return MeasuredDefault(pattern, int(dim.value) if dim else 0)
 
 
 def _plain(node: Node) -> object:

@@ -76,6 +76,19 @@ class AxisRule:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredDefault:
+    """The default of a config key that the shapes of the tensors show.
+
+    Attributes:
+        pattern: matches one tensor or, with a `*` that is a number, several.
+        dim: the dimension whose size is the value; the value is a list of sizes if the pattern has a `*`.
+    """
+
+    pattern: Pattern
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRule:
     """The layout of the tensors that a pattern matches, or whether to `keep` or `omit` them."""
 
@@ -222,6 +235,7 @@ class Recipe:
         tensor_patterns: tensor names that identify a checkpoint without config.json; all of them must match.
         prefixes: the values that `{prefix}`, or each of several such words, can take.
         defaults: the values that the architecture uses for absent config keys.
+        measured: the defaults that are read off the shapes of the tensors.
         definitions: named expressions.
         axes: the axes, in the order of the file.
         widen: the axes that a bare factor widens.
@@ -245,6 +259,7 @@ class Recipe:
     tensor_patterns: tuple[Pattern, ...] = ()
     prefixes: tuple[dict[str, str], ...] = ({"prefix": ""},)
     defaults: dict[str, object] = field(default_factory=dict)
+    measured: dict[str, MeasuredDefault] = field(default_factory=dict)
     definitions: tuple[tuple[str, Expression, Text], ...] = ()
     axes: tuple[AxisRule, ...] = ()
     widen: tuple[str, ...] = ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mupscale_cli.architecture.expressions import Expression, evaluate, look_up
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Choice, Recipe
+from mupscale_cli.dtypes import TensorSpec
 
 T = TypeVar("T")
 Values = dict[str, Any]
@@ -40,6 +42,26 @@ def environment(recipe: Recipe, config: Mapping[str, Any], names: Iterable[str] 
     for name, expression, text in recipe.definitions:
         values[name] = evaluate_located(expression, values, text.error)
     return values
+
+
+def with_measured_defaults(recipe: Recipe, specs: Sequence[TensorSpec]) -> Recipe:
+    """Return a recipe whose defaults include those that it reads off the shapes of the tensors.
+
+    A default whose tensor the checkpoint does not have stays absent.
+    """
+    values: dict[str, object] = {}
+    for key, default in recipe.measured.items():
+        regexes = [default.pattern.regex(prefixes) for prefixes in recipe.prefixes]
+        found = [
+            (tuple(int(text) for text in match.groups() if text.isdecimal()), spec.shape[default.dim])
+            for spec in specs
+            for regex in regexes
+            if (match := regex.fullmatch(spec.name)) and default.dim < len(spec.shape)
+        ]
+        sizes = [size for _, size in sorted(found)]
+        if sizes:
+            values[key] = sizes if default.pattern.num_wildcards else sizes[0]
+    return replace(recipe, defaults={**recipe.defaults, **values}) if values else recipe
 
 
 def evaluate_located(expression: Expression, values: Values, error: Any) -> Any:

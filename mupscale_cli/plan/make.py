@@ -14,7 +14,7 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
 from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
-from mupscale_cli.plan.conditions import Values, choose, environment
+from mupscale_cli.plan.conditions import Values, choose, environment, with_measured_defaults
 from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config, with_changes
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.depth import deepen, map_blocks, stack_axes, stack_sizes, without_stacks
@@ -67,7 +67,7 @@ def make_plan(
         PlanError: the checkpoint cannot be widened in this way.
     """
     _refuse_quantized(config, specs)
-    source_names = [spec.name for spec in specs]
+    recipe, source_names = with_measured_defaults(recipe, specs), [spec.name for spec in specs]
     blocks = map_blocks(recipe, source_names, config, request, stacked=not method.adds_identity)
     stacks = stack_axes(recipe, stack_sizes(recipe, source_names, config), blocks)
     deeper = deepen(recipe, specs, config, blocks)

@@ -13,6 +13,7 @@ import torch
 import transformers
 import yaml
 from doc_commands import DOCUMENTS, MANUAL, PAGES, ROOT, blocks, differences, lines, shell_lines, spans
+from other_libraries import CONFIGS
 
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
@@ -20,7 +21,8 @@ from helpers import MODELS, save_mlp
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.cli.pages import KINDS, page_titles
 
-TABLE = (ROOT / "recipes" / "README.md").read_text()
+TABLE, _, OTHER_TABLES = (ROOT / "recipes" / "README.md").read_text().partition("<!-- end of the table -->")
+OTHER_TABLE = OTHER_TABLES.partition("## Other libraries")[2]
 NET = """
 import torch
 config = {"width": 6, "hidden": 10}
@@ -52,17 +54,19 @@ ELSEWHERE = {
 }
 
 
-def rows():
-    for line in TABLE.splitlines():
+def rows(table, heading):
+    for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| ") and cells[0] != "model type":
+        if line.startswith("| ") and cells[0] != heading:
             yield cells
 
 
 def test_table_of_models_is_complete_and_errors_are_tiny():
     named = {(getattr(transformers, config).model_type, head) for head, config, _ in MODELS.values()}
-    assert {(cells[0], cells[1]) for cells in rows()} == named
-    for cells in rows():
+    other_names = {config.get("architecture", case.partition("-")[2]) for case, config in CONFIGS.items()}
+    assert {(cells[0], cells[1]) for cells in rows(TABLE, "model type")} == named
+    assert {cells[0] for cells in rows(OTHER_TABLE, "architecture")} == other_names
+    for cells in (*rows(TABLE, "model type"), *rows(OTHER_TABLE, "architecture")):
         errors = [float(cell) for cell in cells[5:] if cell]
         assert len(errors) >= 3
         assert all(0 < error < 1e-10 for error in errors), cells
