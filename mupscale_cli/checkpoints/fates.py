@@ -59,7 +59,7 @@ class Kind:
             return Decision(self.fate, self.about)
         if with_state:
             return Decision(self.with_state, self.about)
-        return Decision(self.fate, f"{self.about}; goes only with an optimizer state")
+        return Decision(self.fate, f"{self.about}; goes along only with an optimizer state")
 
 
 ADAPTER = Kind(
@@ -71,17 +71,17 @@ ADAPTER = Kind(
 # optimizer state, are decided by those who find them. What only describes the narrow model, such as its card, would be
 # wrong for the wide one.
 KINDS: tuple[Kind, ...] = (
-    Kind("hidden", "left behind", (".*", ".*/")),
+    Kind("hidden files", "left behind", (".*", ".*/")),
     Kind("the narrow model's own record of a widening", "left behind", (RECORD,)),
     Kind("the config of another library", "left behind", CONFIGS),
     Kind(
-        "learning rate scheduler, which has a rate for each group of parameters",
+        "learning rate scheduler with a rate for each group of parameters",
         "left behind",
         ("scheduler.pt", "scheduler.bin"),
         with_state="rewritten",
     ),
     Kind(
-        "where training stopped: step, data, random numbers, loss scale",
+        "progress of training (step, data, random numbers, loss scale)",
         "left behind",
         (
             *("trainer_state.json", "rng_state*.pth", "scaler.pt", "scaler.bin"),
@@ -90,7 +90,7 @@ KINDS: tuple[Kind, ...] = (
         with_state="carried",
     ),
     Kind(
-        "objects that your training registered, which must not depend on the model's sizes",
+        "objects registered by your training code; check that they do not depend on the model's sizes",
         "left behind",
         ("custom_checkpoint_*.pkl",),
         with_state="carried",
@@ -121,7 +121,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     ADAPTER,
     Kind(
-        "how the narrow weights are quantized",
+        "quantization of the narrow weights",
         "left behind",
         (
             *("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json"),
@@ -143,7 +143,7 @@ KINDS: tuple[Kind, ...] = (
         ("modules.json", "[0-9]*_*/"),
     ),
     Kind(
-        "about the narrow model: its card, evaluations and training settings",
+        "card, evaluations and training settings of the narrow model",
         "left behind",
         (
             *("readme*", "model_card*", "all_results.json", "train_results.json", "*eval*_results.json"),
@@ -185,7 +185,7 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
     Kind("tensors that do not belong to the model; widen them by themselves", "left behind", ("*.safetensors",)),
-    Kind("terms of use", "carried", ("license*", "licence*", "notice*", "copying*", "use_policy*")),
+    Kind("terms of use", "carried", ("licen[cs]e*", "notice*", "copying*", "use_policy*")),
     Kind(
         "read with the tokenizer, the processor or the model's own code, or for generation",
         "carried",

@@ -11,13 +11,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.text import count_text, growth_factor, number_text, starred
+from mupscale_cli.text import count_text, growth_factor, listed, number_text, starred
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Function, Record, Verification
 
 BEGIN, END = "<!-- mupscale begin -->", "<!-- mupscale end -->"
 _UNKNOWN_SOURCE = "CHECKPOINT"
+_MOST_NAMES = 10  # of files in one line
 
 
 def card_section(record: Record, name: str) -> str:
@@ -96,7 +97,19 @@ def _growth(record: Record) -> str:
     state = record["optimizer_state"]
     if state:
         lines.append(f"- optimizer state: widened (policy `{state['policy']}`)")
+    lines += _files(record)
     return "\n".join(lines)
+
+
+def _files(record: Record) -> Iterable[str]:
+    """Yield which of the source's files beside the weights were carried, and which were left behind and why."""
+    fates = record["fates"].items()
+    if carried := [name for name, entry in fates if entry["fate"] == "carried"]:
+        yield f"- files carried unchanged: {listed(carried, _MOST_NAMES)}"
+    reasons = dict.fromkeys(entry["reason"] for _, entry in fates if entry["fate"] == "left behind")
+    for reason in reasons:
+        names = [name for name, entry in fates if (entry["fate"], entry["reason"]) == ("left behind", reason)]
+        yield f"- files left behind ({reason}): {listed(names, _MOST_NAMES)}"
 
 
 def _equivalence(record: Record) -> Iterable[str]:

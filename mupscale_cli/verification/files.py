@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, PlannedFile, grouped
 from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.modules import WEIGHTS as MODULE_WEIGHTS
@@ -94,6 +94,8 @@ def check_files(
     for file in wide.files:
         differences += _metadata_differences(file, is_single=wide.is_file)
     differences += _record_differences(plan, record)
+    if state is not None or record["optimizer_state"] is None:
+        differences += _fate_differences(fates, record)
     for folder, adapter in adapters.items():
         planned_entry, entry = record_adapter(adapter), record["adapters"][folder]
         stored = {"rules": entry["rules"], "called": entry["called"]}
@@ -159,6 +161,16 @@ def _record_differences(plan: Plan, record: Record) -> Iterator[str]:
     planned = _comparable(make_record(plan, {}, Origin(""), record["mupscale_version"]))
     stored = _comparable(record)
     yield from _named(Path(RECORD), content_differences(planned, {key: stored.get(key) for key in planned}))
+
+
+def _fate_differences(planned: Iterable[PlannedFile], record: Record) -> Iterator[str]:
+    """Compare the fates of files that the output is made from; others may have come and gone since."""
+    made = {name: (group.fate, count) for group, names in grouped(planned).items() for name, count in names.items()}
+    stored = {name: (entry["fate"], entry["files"]) for name, entry in record["fates"].items()}
+    for name in sorted(made.keys() | stored.keys()):
+        fates = {found.get(name, ("left behind", 0)) for found in (made, stored)}
+        if len(fates) > 1 and {fate for fate, _ in fates} != {"left behind"}:
+            yield f"`fates.{name}` is not as planned in `{RECORD}`"
 
 
 def _comparable(record: Any) -> dict[str, Any]:

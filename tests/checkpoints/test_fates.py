@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mupscale_cli.checkpoints.fates import grouped, kind_of, plan_files
+from mupscale_cli.checkpoints.fates import KINDS, grouped, kind_of, plan_files
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.cli.pages import page_text
 from mupscale_cli.errors import CheckpointError
 
 CARRIED = """LICENSE NOTICE.txt tokenizer.json vocab.json merges.txt bpe.codes spiece.model
@@ -110,3 +111,12 @@ def test_a_folder_that_holds_only_an_adapter_is_refused(folder):
         open_checkpoint(folder)
     assert "AutoPeftModelForSequenceClassification.from_pretrained" in error.value.hint
     assert "merge_and_unload" in error.value.hint
+
+
+def test_the_page_shows_the_table():
+    rows = [line.strip("| ").split(" | ") for line in page_text("files").splitlines() if line.startswith("| ")]
+    expected = [
+        [kind.about, kind.fate, kind.with_state or kind.fate, " ".join(f"`{name}`" for name in kind.patterns)]
+        for kind in KINDS
+    ]
+    assert [row for row in rows if len(row) == 4 and row[0] != "kind"] == expected

@@ -27,7 +27,7 @@ KINDS = {
         "pipelines",
         "migration",
     ),
-    "reference": ("commands", "language", "json", "api", "formats", "glossary"),
+    "reference": ("commands", "language", "json", "api", "formats", "files", "glossary"),
     "explanation": ("theory", "promises", "trust"),
 }
 _INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./\.\./([^)#]*)[^)]*\)")
