@@ -72,6 +72,21 @@ def read_modules(folder: Folder) -> tuple[Module, ...]:
     return tuple(_module(folder, entry) for entry in entries)
 
 
+def check_place(folder: Folder) -> None:
+    """Refuse a model whose transformer lies in a folder of its own, as old versions of sentence-transformers save it.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    inside = next((module.folder for module in read_modules(folder)[:1]), "")
+    if any(name.startswith(f"{inside}/") and name.endswith(".safetensors") for name in folder.names if inside):
+        raise CheckpointError(
+            f"the transformer of `{folder.path}` is in the folder `{inside}`, not beside `{MODULES}`",
+            hint="save the model again, which moves it: "
+            f"`SentenceTransformer({str(folder.path)!r}).save_pretrained(DIR)`, and widen DIR",
+        )
+
+
 def module_decisions(modules: Sequence[Module], names: Iterable[str]) -> dict[str, Decision]:
     """Return what becomes of the files of modules, by their paths in the model's folder.
 

@@ -26,7 +26,7 @@ from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
-from mupscale_cli.checkpoints.modules import Module, module_decisions, read_modules
+from mupscale_cli.checkpoints.modules import Module, check_place, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
@@ -292,6 +292,7 @@ def open_folder(folder: Folder) -> Checkpoint:
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata, modules=modules))
     if own != folder:
         raise _is_adapter(path)
+    check_place(folder)
     inside = {name.partition("/")[0] for name in folder.names} | {inner.name for inner in path.iterdir()}
     raise _not_supported(path, describe_folder(path, sorted(inside)))
 

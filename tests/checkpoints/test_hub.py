@@ -12,8 +12,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants, utils
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from cli_runner import run
 from helpers import build, save_mlp, save_model
@@ -89,6 +91,35 @@ def test_a_dry_run_reads_headers_and_widening_downloads_only_needed_files(hub, s
     hub.forget()
     assert run("verify", "tiny-x2").code == 0
     assert not hub.asked("GET .*resolve")
+
+
+def test_modules_in_folders_are_read_from_the_hub(hub, saved, tmp_path):
+    """The headers of modules are read, and their files downloaded, like those of the model."""
+    config = json.loads((saved("Bert-tied") / "config.json").read_text())
+    size = config["hidden_size"]
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    save_file({"linear.weight": torch.ones(3, size)}, tmp_path / "dense")
+    hub.add(
+        "org/texts",
+        {
+            **content(saved("Bert-tied")),
+            "modules.json": json.dumps(modules).encode(),
+            "1_Pooling/config.json": json.dumps({"embedding_dimension": size}).encode(),
+            "2_Dense/config.json": json.dumps({"in_features": size, "out_features": 3}).encode(),
+            "2_Dense/model.safetensors": (tmp_path / "dense").read_bytes(),
+        },
+    )
+    planned = run("widen", "org/texts", "--factor", "2", "--dry-run")
+    assert planned.code == 0, planned.err
+    result = run("widen", "org/texts", "--factor", "2", "--no-verify")
+    assert result.code == 0, result.err
+    wide = tmp_path / "texts-x2"
+    assert json.loads((wide / "1_Pooling" / "config.json").read_text()) == {"embedding_dimension": 2 * size}
+    torch.testing.assert_close(
+        load_file(wide / "2_Dense" / "model.safetensors")["linear.weight"], torch.full((3, 2 * size), 0.5)
+    )
+    assert run("verify", "texts-x2", "--only", "weights", "--only", "files").code == 0
 
 
 def large_model(num_shards, rows):

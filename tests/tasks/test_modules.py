@@ -116,6 +116,35 @@ def test_fresh_units_stay_out_of_embeddings(embed_size, dot, tmp_path):
     )
 
 
+def test_modules_make_up_for_the_factor_of_a_tied_readout(tmp_path):
+    source = save(tmp_path / "narrow", pooling("lasttoken"), dense(EMBED), architecture="Qwen3")
+    config = source / "config.json"
+    tied = {"tie_word_embeddings": True, "architectures": ["Qwen3ForCausalLM"]}  # as Qwen3-Embedding has it
+    config.write_text(json.dumps({**json.loads(config.read_text()), **tied}))
+    wide = widen(source, tmp_path / "wide", factor=2, verify=False)
+    assert wide.plan.tie == "fold"
+    assert wide.plan.modules[0].tensors[1].layout == "., /embed | embed^1.0"
+    after, before = embed(wide.output)[1], embed(source)[1]
+    torch.testing.assert_close(after, before, rtol=0, atol=2.0**-20 * before.norm())  # RMSNorm computes in float32
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_refused_until_it_is_saved_again(tmp_path):
+    source = save(tmp_path / "narrow", pooling())
+    inside = source / "0_Transformer"
+    inside.mkdir()
+    beside = ("modules.json", "config_sentence_transformers.json", "README.md")
+    for file in [file for file in source.iterdir() if file.is_file() and file.name not in beside]:
+        file.rename(inside / file.name)
+    entries = json.loads((source / "modules.json").read_text())
+    entries[0]["path"] = inside.name
+    (source / "modules.json").write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match="in the folder `0_Transformer`") as error:
+        plan_widening(source, factor=2)
+    assert "save_pretrained" in error.value.hint
+    sentence_transformers.SentenceTransformer(str(source), device="cpu").save_pretrained(str(tmp_path / "again"))
+    assert plan_widening(tmp_path / "again", factor=2).embeddings.wide_size == 2 * EMBED
+
+
 @pytest.mark.parametrize(("method", "expected"), [("mupscale", 8), ("hyperclone", 4)])
 def test_truncated_embeddings_keep_the_same_features(method, expected, tmp_path):
     source = save(tmp_path / "narrow", pooling(), truncate_dim=4)
