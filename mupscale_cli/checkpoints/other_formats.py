@@ -24,7 +24,7 @@ class OtherFormat:
         about: what it is, with an article.
         hint: how to get weights that can be widened.
         files: patterns of a file's name.
-        inside: patterns of names in a folder, one of which is enough; empty if only files are of this kind.
+        inside: patterns of names in a folder; any one is enough.
         magic: the first bytes of a file, of any name.
     """
 

@@ -294,6 +294,8 @@ def open_folder(folder: Folder) -> Checkpoint:
         raise _is_adapter(path)
     check_place(folder)
     inside = {name.partition("/")[0] for name in folder.names} | {inner.name for inner in path.iterdir()}
+    if odd := next((name for name in sorted(inside) if name.endswith(SUFFIXES) and (path / name).is_dir()), None):
+        raise CheckpointError(f"`{path / odd}` is a folder, not a file", hint="download or save the checkpoint again")
     raise _not_supported(path, describe_folder(path, sorted(inside)))
 
 

@@ -85,7 +85,7 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Value of a key that the checkpoint's config.json lacks or has wrong, such as num_attention_heads=32. "
-        "Repeatable. Without config.json, what the tensors' shapes show need not be given.",
+        "Repeatable. Without config.json, the shapes of the tensors give most of them.",
     ),
 ]
 Tie = Annotated[

@@ -17,7 +17,8 @@ SETTINGS: dict[str, Any] = {
 SUMMARIES = {
     "widen": "Widen a checkpoint: weights, optimizer state, config, and everything that loading it needs.",
     "verify": "Check that the wide model is what the plan makes of its source. Exits with 1 if anything differs.",
-    "inspect": "Show what is in a checkpoint: its recipe, axes and tensors, and how it was made.",
+    "inspect": "Show what is in a checkpoint: its recipe, axes and tensors, and how it was made; or what else a path "
+    "is.",
     "hparams": "Print the hyperparameters to continue training a widened model with.",
     "sweep": "Find learning rate and noise on small widened models, for the large one.",
     "push": "Publish a widened checkpoint on the Hub, with a model card that says how it was made.",

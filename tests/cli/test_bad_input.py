@@ -149,7 +149,7 @@ def test_pickle(name, tmp_path):
 
 def test_empty_directory(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, "widen", str(tmp_path / "empty"), "--factor", "2", says=["no safetensors"])
+    refused(tmp_path, "widen", str(tmp_path / "empty"), "--factor", "2", says=["an empty folder"])
 
 
 # Recipe and checkpoint ------------------------------------------------------------------------
