@@ -19,7 +19,7 @@ from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.types import GoalComparison, KeyDifference
 from mupscale_cli.record.reading import recorded_method
-from mupscale_cli.reports.guidance import guidance
+from mupscale_cli.reports.guidance import embeddings_text, guidance
 from mupscale_cli.reports.outline import outline
 from mupscale_cli.text import growth_factor, listed, numbers_text, shortened
 
@@ -74,6 +74,12 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
         for change in changes:
             before_text = "(absent)" if change.before is None else change.before
             console.print(f"{name}  {change.key}: {before_text} -> {change.after}", markup=False)
+    for module in plan.modules:
+        for tensor in module.tensors:
+            shapes = " -> ".join("x".join(map(str, spec.shape)) for spec in (tensor.source, tensor.target))
+            console.print(f"{module.folder}  {tensor.target.name}: {shapes}, {tensor.layout}", markup=False)
+    if plan.embeddings is not None:
+        console.print(f"embeddings   {embeddings_text(plan.embeddings)}", markup=False)
     if plan.omitted:
         console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:

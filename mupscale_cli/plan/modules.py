@@ -319,7 +319,7 @@ def _is_prefix(sources: Sequence[int], count: int) -> bool:
 
 
 def _embeddings(final: Features) -> Embeddings | None:
-    if final.axis is None or final.size is None or final.wide_size is None:
+    if final.axis is None or final.axis.ratio == 1 or final.size is None or final.wide_size is None:
         return None
     dot = float(Fraction(final.axis.repeats) ** int(1 + 2 * final.exponent))
     return Embeddings(final.size, final.wide_size, dot)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from cli_runner import run
 from helpers import randomize
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan import Size
@@ -153,6 +154,14 @@ def test_truncated_embeddings_keep_the_same_features(method, expected, tmp_path)
     assert settings["truncate_dim"] == expected
     similar = [torch.nn.functional.normalize(embed(folder)[1]) for folder in (source, wide)]
     torch.testing.assert_close(similar[1] @ similar[1].T, similar[0] @ similar[0].T, rtol=0, atol=1e-13)
+
+
+def test_a_plan_names_the_modules(tmp_path):
+    source = save(tmp_path / "narrow", pooling(), dense(EMBED, 3))
+    planned = run("widen", str(source), "--factor", "2", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "2_Dense  linear.weight: 3x16 -> 3x32, ., /embed" in planned.out
+    assert "1_Pooling/config.json  embedding_dimension: 16 -> 32" in planned.out
 
 
 def test_modules_without_a_map_are_refused_by_name(tmp_path):
