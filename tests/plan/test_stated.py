@@ -13,7 +13,7 @@ def plan(checkpoint, **changes):
     return make_plan(choose_recipe(checkpoint), checkpoint.specs, config, Request(factor=2))
 
 
-# What transformers refuses as well, as `test_what_transformers_refuses` shows for every key of every model.
+# Transformers refuses each of these as well.
 CONTRADICTIONS = [
     (
         "Llama-untied",
