@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import Checkpoint, require_own_file
+from mupscale_cli.checkpoints.reading import Checkpoint, list_files, require_own_file
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import identities
 
@@ -36,7 +37,13 @@ def open_adapter(folder: Path) -> Checkpoint:
             if is_pickle
             else "name the folder that peft's `save_pretrained` wrote",
         )
-    opened = identities((weights, config))
+    sizes = dict(list_files(folder))
+    opened = identities(folder / name for name, size in sizes.items() if size is not None)
     found = Safetensors().read(Folder(folder, frozenset()), (weights,))
     content = read_json(require_own_file(config))
-    return Checkpoint(folder, False, (weights,), found.tensors, content, found.metadata, opened=opened)
+    return Checkpoint(folder, False, (weights,), found.tensors, content, found.metadata, opened=opened, sizes=sizes)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the XXH3-128 of the digests of an adapter's config and weights."""
+    return files_digest((folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS))

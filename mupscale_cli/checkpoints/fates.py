@@ -137,6 +137,7 @@ KINDS: tuple[Kind, ...] = (
             *("config_mlx.json", "genai_config.json", "*-config.json.bak", "mergekit_config.y*ml"),
         ),
     ),
+    Kind("adapters of the narrow model; widen each with `--adapter`", "left behind", ("adapters/",)),
     Kind(
         "modules of sentence-transformers, whose sizes are the narrow model's",
         "left behind",

@@ -19,6 +19,7 @@ from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
+from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_settings, parse_size
 from mupscale_cli.tasks.planning import output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
@@ -154,7 +155,8 @@ def widen(
                 )
             if dry_run:
                 shapes = () if chosen.params is None else (plan, *others)
-                _show_plan(source, plan, shapes, tensor, chosen.state, target, repository, as_json=as_json)
+                adapters = plan_adapters(source.checkpoint, plan, chosen.adapter, str(target))
+                _show_plan(source, plan, shapes, adapters, tensor, chosen.state, target, repository, as_json=as_json)
                 return
             if repository is not None:  # fail now rather than after the work
                 require_login(repository)
@@ -208,6 +210,7 @@ def _show_plan(
     source: Source,
     plan: Plan,
     shapes: Sequence[Plan],
+    adapters: Sequence[PlannedAdapter],
     tensor: str | None,
     state: StateOptions,
     target: Path,
@@ -219,7 +222,7 @@ def _show_plan(
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
-    planned = source.plan_files(plan, state)
+    planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
     if as_json:
         document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
         document["fates"] = files.files_document(planned)

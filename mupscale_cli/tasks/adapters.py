@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.adapters import has_adapter, open_adapter
-from mupscale_cli.checkpoints.digests import files_digest
-from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from mupscale_cli.checkpoints.output_files import output_errors, write_json
+from mupscale_cli.checkpoints.adapters import adapter_digest, has_adapter, open_adapter
+from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Decision, PlannedFile
+from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError, RecipeError
+from mupscale_cli.files import Identity
 from mupscale_cli.plan import Plan, make_plan
 from mupscale_cli.plan.adapters import new_heads, plan_adapter
 from mupscale_cli.record.making import record_adapter, relative_path
@@ -38,13 +40,32 @@ class PlannedAdapter:
     folder: str
     plan: Plan
 
+    @cached_property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """What becomes of every file in a folder of its own, by its path in the output; `.` belongs to the model."""
+        if self.folder == BESIDE:
+            return ()
+        base = {CONFIG: Decision("left behind", "the config of the base model")}
+        return tuple(replace(file, name=f"{self.folder}/{file.name}") for file in self.source.plan_files(base))
+
     @property
-    def names(self) -> tuple[str, str]:
+    def copied(self) -> dict[str, Path]:
+        """The files that are copied, by their path in the output."""
+        start = len(self.folder) + 1
+        carried = (file.name for file in self.files if file.fate == "carried")
+        return {name: self.source.path / name[start:] for name in carried}
+
+    @property
+    def names(self) -> tuple[str, ...]:
         """The paths of its files within the output."""
-        return (
-            (Path(self.folder) / ADAPTER_WEIGHTS).as_posix(),
-            (Path(self.folder) / ADAPTER_CONFIG).as_posix(),
-        )
+        own = ((PurePosixPath(self.folder) / name).as_posix() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG))
+        return (*own, *self.copied)
+
+    @property
+    def opened(self) -> dict[Path, Identity | None]:
+        """Identities of the files that it is made from, before any of them was read."""
+        read = (self.source.path / ADAPTER_WEIGHTS, self.source.path / ADAPTER_CONFIG, *self.copied.values())
+        return {file: self.source.opened[file] for file in read}
 
     def write(
         self, directory: Path, output: Path, progress: Callable[[int], None], *, allow_nonfinite: bool
@@ -74,7 +95,9 @@ class PlannedAdapter:
             allow_nonfinite=allow_nonfinite,
         )
         write_json(folder / ADAPTER_CONFIG, self.plan.config)
-        source = {"path": relative_path(self.source.path, output), "digest": files_digest(self.source.opened)}
+        for name, file in self.copied.items():
+            copy_file(file, inner_file(directory, name))
+        source = {"path": relative_path(self.source.path, output), "digest": adapter_digest(self.source.path)}
         return {"source": source, **record_adapter(self.plan)}
 
 
@@ -92,6 +115,16 @@ def plan_adapters(
     Raises:
         MupscaleError: an adapter cannot be read or widened, does not belong to the model, or shares another's name.
     """
+    folders = adapter_folders(source, given)
+    return tuple(_plan(source, plan, folder, open_adapter(path), output) for folder, path in folders.items())
+
+
+def adapter_folders(source: Checkpoint, given: Sequence[str | Path]) -> dict[str, Path]:
+    """Return the folder of each adapter to widen, by its folder in the output.
+
+    Raises:
+        PlanError: two adapters have the same name, or the base model is a single file.
+    """
     if source.is_file and given:
         raise PlanError("an adapter needs its base model in a folder, not as a single file", hint="omit `--adapter`")
     folders = {BESIDE: source.path} if not source.is_file and has_adapter(source.path) else {}
@@ -100,7 +133,24 @@ def plan_adapters(
         if name in folders:
             raise PlanError(f"two adapters are called `{path.resolve().name}`", hint="rename the folder of one")
         folders[name] = path
-    return tuple(_plan(source, plan, folder, open_adapter(path), output) for folder, path in folders.items())
+    return folders
+
+
+def with_adapters(
+    files: Iterable[PlannedFile], source: Checkpoint, adapters: Iterable[PlannedAdapter]
+) -> tuple[PlannedFile, ...]:
+    """Return the files of a model and those of its adapters, which may lie in the model's folder.
+
+    Args:
+        files: what becomes of the model's files.
+        source: the narrow model.
+        adapters: the adapters to widen with it.
+    """
+    adapters = tuple(adapters)
+    inside = [adapter.source.path.resolve() for adapter in adapters if adapter.folder != BESIDE]
+    folder = source.path.resolve()
+    own = (file for file in files if not any((folder / file.name).is_relative_to(path) for path in inside))
+    return (*own, *(file for adapter in adapters for file in adapter.files))
 
 
 def plan_recorded_adapters(
@@ -121,7 +171,7 @@ def plan_recorded_adapters(
         found, source = open_adapter(wide.path / folder), recorded["source"]
         path = narrow.path if folder == BESIDE else wide.path.resolve().parent / source["path"]
         adapter = open_adapter(path)
-        if files_digest(adapter.opened) != source["digest"]:
+        if adapter_digest(path) != source["digest"]:
             raise CheckpointError(
                 f"the adapter in `{path}` is not the one that `{found.path}` was widened from",
                 hint="it may have been trained further; widen again",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli.checkpoints.fates import RECORD
+from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, RECORD
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.publishing import (
     LocalFile,
@@ -20,6 +21,7 @@ from mupscale_cli.checkpoints.hub.publishing import (
     read_repository,
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
+from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint, require_own_file
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_bytes, read_errors
@@ -125,7 +127,7 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     record = _publishable_record(checkpoint)
     repository = read_repository(model)
     warnings = list(_warnings(record, repository, options, is_file=checkpoint.is_file))
-    files = push_files(checkpoint, record, with_optimizer=options.with_optimizer)
+    files = push_files(checkpoint, record, model.repo, with_optimizer=options.with_optimizer)
     existing = _existing_card(checkpoint, repository)
     inherited, problem = _source_facts(checkpoint, record)
     if problem:
@@ -165,12 +167,13 @@ def _warnings(record: Record, repository: Repository, options: PushOptions, *, i
     return warnings
 
 
-def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) -> tuple[LocalFile, ...]:
+def push_files(checkpoint: Checkpoint, record: Record, repo: str, *, with_optimizer: bool) -> tuple[LocalFile, ...]:
     """Return the files of a checkpoint to publish, with their names on the Hub.
 
     Args:
         checkpoint: a checkpoint written by mupscale.
         record: its mupscale.json.
+        repo: repository on the Hub, which the configs of adapters name as their base model.
         with_optimizer: include the optimizer state and other files needed to resume training.
 
     Raises:
@@ -186,12 +189,18 @@ def push_files(checkpoint: Checkpoint, record: Record, *, with_optimizer: bool) 
     for path in published.values():
         if path.suffix != ".safetensors":
             require_own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
-    files = [LocalFile(name, path, path.stat().st_size) for name, path in sorted(published.items())]
+    files = {name: LocalFile(name, path, path.stat().st_size) for name, path in sorted(published.items())}
     public = published_record(record)
-    if checkpoint.is_file or public != record:
-        content = (json.dumps(public, indent=2) + "\n").encode()
-        files = [file for file in files if file.name != RECORD] + [LocalFile(RECORD, content, len(content))]
-    return tuple(files)
+    rewritten: dict[str, Mapping[str, Any]] = {RECORD: public} if checkpoint.is_file or public != record else {}
+    for folder in record["adapters"]:
+        name = (PurePosixPath(folder) / ADAPTER_CONFIG).as_posix()
+        if name in published:
+            rewritten[name] = {**read_json(published[name]), "base_model_name_or_path": repo}
+    for name, value in rewritten.items():
+        content = (json.dumps(value, indent=2) + "\n").encode()
+        files.pop(name, None)
+        files[name] = LocalFile(name, content, len(content))
+    return tuple(files.values())
 
 
 def published_record(record: Record) -> Record:
@@ -199,6 +208,11 @@ def published_record(record: Record) -> Record:
     result, source, recipe = record.copy(), record["source"], record["recipe"]
     if "path" in source:
         result["source"] = {**source, "path": _file_name(source["path"])}
+    adapters = record["adapters"].items()
+    result["adapters"] = {
+        folder: {**adapter, "source": {**adapter["source"], "path": _file_name(adapter["source"]["path"])}}
+        for folder, adapter in adapters
+    }
     if "file" in recipe:
         result["recipe"] = {**recipe, "file": _file_name(recipe["file"])}
     return result

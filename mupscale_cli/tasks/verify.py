@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, with_noise
 from mupscale_cli.record.changes import source_changed, source_resized
 from mupscale_cli.record.reading import read_record, recorded_method, recorded_request, state_path
-from mupscale_cli.tasks.adapters import plan_recorded_adapters
+from mupscale_cli.tasks.adapters import PlannedAdapter, plan_recorded_adapters
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe
@@ -83,7 +83,8 @@ def verify(wide: str | Path, call: VerifyCall) -> Verification:
     widening = replan_widening(wide, call.narrow, call.recipe, with_state="files" in parts or call.steps > 0)
     narrow, target, plan = widening.narrow, widening.wide, widening.plan
     state = _plan_state(widening, call) if "files" in parts else None  # a missing one is reported before the work
-    adapters = tuple(plan_recorded_adapters(narrow, target, plan, widening.record))
+    here = not widening.is_published  # the narrow adapters of a published model are elsewhere
+    adapters = tuple(plan_recorded_adapters(narrow, target, plan, widening.record)) if here else ()
     found = Verification()
     if "config" in parts:
         configs = (check_config(adapter.plan.config, wide.config) for adapter, wide in adapters)
@@ -94,8 +95,8 @@ def verify(wide: str | Path, call: VerifyCall) -> Verification:
         checks = (check_weights(*three, call.events.advance, call.processes) for three in compared)
         found = replace(found, weights=sum(checks, TensorsCheck(0, 0, ())))
     if "files" in parts:
-        plans = {adapter.folder: adapter.plan for adapter, _ in adapters}
-        found = replace(found, files=_check_files(widening, state, plans, call))
+        planned = tuple(adapter for adapter, _ in adapters)
+        found = replace(found, files=_check_files(widening, state, planned, call))
     if "function" in parts:  # last: processes must be forked before torch starts threads
         call.events.phase("running both models", 0)
         found = _run_models(widening, found, call)
@@ -162,12 +163,14 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
 
 
 def _check_files(
-    widening: RecordedWidening, state: CarriedState | str | None, adapters: Mapping[str, Plan], call: VerifyCall
+    widening: RecordedWidening, state: CarriedState | str | None, adapters: Sequence[PlannedAdapter], call: VerifyCall
 ) -> FilesCheck:
     """Compare all files but weights and config with those that source and plan give."""
     wide, carried = widening.wide, widening.record["optimizer_state"]
     planned = state if isinstance(state, CarriedState) else None
-    found = check_files(widening.narrow, wide, widening.plan, widening.record, planned, adapters)
+    plans = {adapter.folder: adapter.plan for adapter in adapters}
+    copied = {name: file for adapter in adapters for name, file in adapter.copied.items()}
+    found = check_files(widening.narrow, wide, widening.plan, widening.record, planned, plans, copied)
     if planned is None or carried is None:
         return replace(found, state_skipped=state if isinstance(state, str) else None)
     path = state_path(wide, carried)

@@ -117,9 +117,9 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     origin = source.origin(path, plan.recipe)
-    output = replace(output, record=make_record(plan, files, origin, __version__, output.files))
+    output = replace(output, record=make_record(plan, files, origin, __version__, output.fates))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
-    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.files)
+    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates)
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:

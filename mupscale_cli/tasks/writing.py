@@ -19,7 +19,7 @@ from mupscale_cli.errors import JobError
 from mupscale_cli.files import Identity
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.plan import Plan
-from mupscale_cli.tasks.adapters import PlannedAdapter
+from mupscale_cli.tasks.adapters import PlannedAdapter, with_adapters
 
 _RECORD_RESERVE = 8192  # bytes reserved in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # bytes for a number after a tensor's name: the size of its noise, the count of nonfinite elements
@@ -53,12 +53,17 @@ class Output:
         modules = sum(module.num_bytes for module in self.plan.modules)
         return self.plan.num_bytes + modules + adapters + (self.carried.state.num_bytes if self.carried else 0)
 
+    @property
+    def fates(self) -> tuple[PlannedFile, ...]:
+        """What becomes of every file of the source and of the adapters."""
+        return with_adapters(self.files, self.source, self.adapters)
+
     @cached_property
     def opened(self) -> dict[Path, Identity | None]:
         """Identities of the files that it is made from, before any of them was read."""
         unused = {self.source.path / file.name for file in self.files if file.fate == "left behind"}
         state = self.carried.opened if self.carried else {}
-        adapters = {file: known for adapter in self.adapters for file, known in adapter.source.opened.items()}
+        adapters = {file: known for adapter in self.adapters for file, known in adapter.opened.items()}
         own = {file: known for file, known in self.source.opened.items() if file not in unused}
         return {**own, **state, **adapters}
 

@@ -54,6 +54,7 @@ def check_files(
     record: Record,
     state: CarriedState | None = None,
     adapters: Mapping[str, Plan] = MappingProxyType({}),
+    copied: Mapping[str, Path] = MappingProxyType({}),
 ) -> FilesCheck:
     """Compare all files except weights, config.json and the optimizer state; of the record, what the plan decides.
 
@@ -64,6 +65,7 @@ def check_files(
         record: its record.
         state: the optimizer state, planned again; None if none was widened, or it is not compared.
         adapters: plans of the adapters, by their folder in the wide checkpoint.
+        copied: files that are copied with the adapters, by their path in the wide checkpoint.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -76,6 +78,7 @@ def check_files(
     planned |= {
         f"{module.folder}/{MODULE_WEIGHTS}": partial(_metadata_differences, is_single=False) for module in plan.modules
     }
+    planned |= {name: partial(_copy_differences, file) for name, file in copied.items()}
     for folder in adapters:
         place = PurePosixPath(folder)
         planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)

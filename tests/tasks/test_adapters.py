@@ -13,8 +13,20 @@ from safetensors.torch import load_file, save_file
 import helpers
 import mupscale_cli
 from cli_runner import run
-from mupscale_cli import clip_grad_norm_, param_groups, plan_widening, verify, widen
+from mupscale_cli import (
+    WidenOptions,
+    WidenStep,
+    clip_grad_norm_,
+    param_groups,
+    plan_job,
+    plan_widening,
+    run_job,
+    verify,
+    widen,
+)
+from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.tasks.push import push_files
 from mupscale_cli.verification.precision import everything_in
 
 peft = pytest.importorskip("peft")
@@ -202,6 +214,71 @@ def test_adapters_are_verified_with_the_output(llama):
     (llama / "other/adapter_config.json").write_text("{}")
     with pytest.raises(MupscaleError, match="not the one that"):
         verify(llama / "w", **parts)
+
+
+def test_every_file_of_an_adapter_has_a_fate(llama, monkeypatch):
+    monkeypatch.chdir(llama)
+    for name in ("README.md", "tokenizer.json", "config.json"):
+        (llama / "sql-lora" / name).write_text("{}")
+    torch.save({}, llama / "sql-lora/optimizer.pt")
+    command = ("widen", "base", "-f", "2", "--adapter", "sql-lora", "--no-verify")
+    plan = run(*command, "--dry-run", "--json")
+    fates = {
+        file["name"]: file["fate"] for file in json.loads(plan.out)["fates"] if file["name"].startswith("adapters/")
+    }
+    assert fates == {
+        "adapters/sql-lora/adapter_config.json": "rewritten",
+        "adapters/sql-lora/adapter_model.safetensors": "widened",
+        "adapters/sql-lora/tokenizer.json": "carried",
+        "adapters/sql-lora/README.md": "left behind",
+        "adapters/sql-lora/config.json": "left behind",
+        "adapters/sql-lora/optimizer.pt": "left behind",
+    }
+    result = run(*command)
+    assert (result.code, "optimizer state that is not widened" in result.out) == (0, True)
+    written = {file.name for file in (llama / "base-x2/adapters/sql-lora").iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+    (llama / "base-x2/adapters/sql-lora/tokenizer.json").write_text("[]")
+    assert verify(llama / "base-x2", only=("files",)).files.differences == (
+        "`tokenizer.json` differs from the source's, first at byte 0",
+    )
+
+
+def test_a_wide_adapter_is_widened_again(llama):
+    widen(llama / "base", llama / "w", factor=2, adapter=[llama / "sql-lora"], verify=False)
+    once = widen(llama / "w", llama / "w2", factor=2, verify=False)
+    assert not once.record["adapters"]
+    left = {file.name: file.reason for file in once.files if file.name.startswith("adapters/")}
+    assert set(left.values()) == {"adapters of the narrow model; widen each with `--adapter`"}
+    again = widen(llama / "w", llama / "w4", factor=2, adapter=[llama / "w/adapters/sql-lora"], verify=False)
+    assert verify(llama / "w4", only=("weights", "config", "files")).agrees
+    assert {file.fate for file in again.files if file.name.startswith("adapters/")} == {"widened", "rewritten"}
+    names = (tensor.target.shape for tensor in again.plan.tensors if "q_proj" in tensor.target.name)
+    assert (64, 64) in names
+
+
+def test_a_published_adapter_names_the_repository_and_no_folder(llama):
+    shutil.copytree(llama / "sql-lora", llama / "private/sql-lora")
+    widen(llama / "base", llama / "w", factor=2, adapter=[llama / "private/sql-lora"], verify=False)
+    checkpoint = open_checkpoint(llama / "w")
+    assert checkpoint.record["adapters"]["adapters/sql-lora"]["source"]["path"] == "private/sql-lora"
+    files = {
+        file.name: file.content for file in push_files(checkpoint, checkpoint.record, "me/wide", with_optimizer=False)
+    }
+    assert json.loads(files["adapters/sql-lora/adapter_config.json"])["base_model_name_or_path"] == "me/wide"
+    assert "adapters/sql-lora/adapter_model.safetensors" in files
+    assert b"private" not in files["mupscale.json"]
+
+
+def test_a_job_writes_again_if_an_adapter_changed(llama):
+    options = WidenOptions(llama / "w", 2, adapter=(llama / "sql-lora",), verify=False)
+    steps = (WidenStep(str(llama / "base"), options),)
+    assert [done.status for done in run_job(plan_job(steps))] == ["done"]
+    assert [done.status for done in run_job(plan_job(steps))] == ["skipped"]
+    config = llama / "sql-lora/adapter_config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(MupscaleError, match="its adapters differ"):
+        plan_job(steps)
 
 
 def test_two_adapters_of_one_name_are_refused(llama):

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mupscale_cli.checkpoints.adapters import adapter_digest
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import check_record, read_record, recorded_blocks, state_path
+from mupscale_cli.tasks.adapters import adapter_folders
 from mupscale_cli.tasks.jobs.steps import VerifyStep, WidenStep
 from mupscale_cli.tasks.source import Source
 from mupscale_cli.text import growth_factor
@@ -76,6 +78,11 @@ def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint,
         return "its tensors differ"
     if not output.is_file and {file.name for file in output.files} != {shard.file for shard in plan.shards}:
         return "it is split into different files"
+    folders = adapter_folders(source.checkpoint, step.options.adapter)
+    if {name: adapter_digest(path) for name, path in folders.items()} != {
+        name: adapter["source"]["digest"] for name, adapter in record["adapters"].items()
+    }:
+        return "its adapters differ"
     return _state_difference(step, source, output, record)
 
 
