@@ -61,7 +61,6 @@ SITUATIONS = {
     "attention masks of old checkpoints": Situation(GPT2, lambda tensors: {**tensors, **MASKS}),
     "positions of old checkpoints": Situation(BERT, lambda tensors: {**tensors, **POSITIONS}),
     "a cross encoder": Situation(CLASSIFIER, keys={"sentence_transformers": {"version": "5.0"}}),
-    "a key that only MLX reads": Situation(LLAMA, keys={"quantization": {"group_size": 64, "bits": 4}}),
     "the layout of Mistral beside that of transformers": Situation(LLAMA, left=("consolidated.safetensors",)),
 }
 
