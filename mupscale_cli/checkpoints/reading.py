@@ -174,7 +174,7 @@ class Checkpoint:
             CheckpointError: a file is not a JSON object, or is a link that leads out of the directory.
         """
         files = {name: self.path / name for name in sorted(names)} if not self.is_file else {}
-        return {name: read_json(require_own_file(file)) for name, file in files.items() if file.is_file()}
+        return {name: read_json(require_own_file(file, self.path)) for name, file in files.items() if file.is_file()}
 
 
 def require_own_file(file: Path, root: Path | None = None) -> Path:

@@ -26,6 +26,7 @@ from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.widen import widen
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,19 @@ def test_the_optimizer_state_is_downloaded_when_it_is_widened(hub, saved):
     fetched = source.fetched(StateOptions()).checkpoint.path
     assert all((fetched / name).is_file() for name in names)
     assert find_source("org/run", with_state=True).checkpoint.path == fetched
+
+
+def test_subfolders_are_planned_from_the_listing_and_only_carried_ones_downloaded(hub, saved, tmp_path):
+    template, model = "additional_chat_templates/rag.jinja", "onnx/model.onnx"
+    hub.add("org/tiny", {**content(saved("Llama-tied")), template: b"x", model: b"x" * 100})
+    planned = run("widen", "org/tiny", "--factor", "2", "--dry-run").out
+    assert "additional_chat_templates/" in planned
+    assert "onnx/" in planned
+    record = widen("org/tiny", tmp_path / "wide", 2, verify=False).record
+    assert (tmp_path / "wide" / template).read_bytes() == b"x"
+    assert record["fates"]["onnx/"]["fate"] == "left behind"
+    assert not hub.asked(f"GET .*{model}")
+    assert run("verify", str(tmp_path / "wide"), "--only", "files").code == 0
 
 
 # Errors ---------------------------------------------------------------------------------------
