@@ -19,6 +19,7 @@ from mupscale_cli.checkpoints.header import read_header
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager
 from mupscale_cli.infer.tiny_configs import config_class
+from mupscale_cli.libraries import Library
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.precision import everything_in
@@ -197,6 +198,63 @@ class UserArchitecture:
         with everything_in(torch.float64), torch.no_grad():
             inputs = user_inputs(self.module, self.config, None, generator, model)
             return output_tensor(model(*inputs.arguments, **inputs.keywords))
+
+
+@dataclass
+class LibraryArchitecture:
+    """An architecture that a library other than transformers builds; the keys of its config are dotted."""
+
+    name: str
+    package: Any
+    library: Library
+    config: Config
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        with everything_in(torch.float64):
+            return self.library.build(self.package, nested_config(config)).to(torch.float64).eval()
+
+    def shapes(self, config: Mapping[str, Any]) -> Shapes:
+        with torch.device("meta"):
+            return _shapes(self.library.build(self.package, nested_config(config)).state_dict())
+
+    def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def fill(self, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+        del config
+        model.load_state_dict(dict(tensors), strict=False)
+        return model
+
+    def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(self.disk_tensors(model), directory / self.library.weights[0], metadata={"format": "pt"})
+        (directory / self.library.config).write_text(json.dumps(nested_config(config)), encoding="utf-8")
+        return directory
+
+    def run(self, model: nn.Module) -> Tensor:
+        inputs = reference_inputs(model, torch.Generator().manual_seed(0), self.library)
+        with everything_in(torch.float64), torch.no_grad():
+            return output_tensor(model(*inputs.arguments, **inputs.keywords))
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> Config:
+    """Return a config whose nested keys are dotted: `model_args.embed_dim`."""
+    flat: Config = {}
+    for key, value in config.items():
+        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def nested_config(config: Mapping[str, Any]) -> Config:
+    """Return the config that `flat_config` flattened."""
+    nested: Config = {}
+    for name, value in config.items():
+        *path, key = name.split(".")
+        section = nested
+        for part in path:
+            section = section.setdefault(part, {})
+        section[key] = value
+    return nested
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -240,7 +240,7 @@ def _contractions(kind: str, dims: Sequence[Dimension]) -> Iterator[frozenset[in
         likely = 0
     elif kind == "Conv" and len(dims) >= 2:
         likely = 1
-    elif len(dims) >= 3:
+    elif len(dims) >= 3 and len(movable) > 1:  # a table of positions has one such dimension
         likely = _input_of_experts(dims)
     else:
         likely = -1

@@ -13,7 +13,14 @@ import torch
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.files import read_errors, read_text
-from mupscale_cli.infer.architecture import Architecture, TransformersArchitecture, UserArchitecture, random_model
+from mupscale_cli.infer.architecture import (
+    Architecture,
+    LibraryArchitecture,
+    TransformersArchitecture,
+    UserArchitecture,
+    flat_config,
+    random_model,
+)
 from mupscale_cli.infer.errors import InferError, TinyError
 from mupscale_cli.infer.proof import prove
 from mupscale_cli.infer.search import DEFAULT_BUDGET, Budget, Note
@@ -22,6 +29,7 @@ from mupscale_cli.infer.stages import infer_stages
 from mupscale_cli.infer.tiny import Task, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.write import Draft, recipe_text, without_unused_axes
+from mupscale_cli.libraries import TRANSFORMERS, Library, library_of
 from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.verification.transformers import import_transformers
 
@@ -58,7 +66,8 @@ def infer_target(
     """Draft and prove a recipe for a model type, a config or a function.
 
     Args:
-        target: a model type, a config.json or its folder, or `path/model.py:build`.
+        target: a model type, a config.json or its folder, or `path/model.py:build`. A config of another library must be
+            that of a small model and contain its sizes.
         task: the task, which selects the head. Default: the task of the config's `architectures`, or else the model
             type's first task.
         config: a JSON file with the config for a user's function.
@@ -73,6 +82,8 @@ def infer_target(
         path /= "config.json"
     if path.is_file() and path.suffix == ".json":
         flags = _read_config(path)
+        if (library := library_of(flags)) is not TRANSFORMERS:
+            return infer_library_model(library, flags, budget=budget, note=note)
         model_type = flags.get("model_type")
         if not isinstance(model_type, str):
             raise InferError(f"`{path}` has no `model_type`")
@@ -122,7 +133,7 @@ def infer(
         head = type(tiny.model).__name__
         defaults = _independent_defaults(model_type, tiny.config)
         name, pattern = f"{model_type} ({head})", _head_pattern(head)
-        return _infer(architecture, name, (model_type,), defaults, pattern, version, budget, note)
+        return _infer(architecture, name, {"model_type": (model_type,)}, defaults, pattern, version, budget, note)
     except (InferError, TinyError) as error:
         if task != "image-classification":
             raise
@@ -162,8 +173,37 @@ def infer_user_model(
         architecture.run(random_model(architecture))
     except Exception as error:  # the user's code raises anything
         raise InferError(f"cannot build and run `{reference}` with its config: {error!r}") from error
-    types = (str(small["model_type"]),) if "model_type" in small else ()
-    return _infer(architecture, reference, types, {}, "", f"torch {torch.__version__}", budget, note)
+    match = {"model_type": (str(small["model_type"]),)} if "model_type" in small else {}
+    return _infer(architecture, reference, match, {}, "", f"torch {torch.__version__}", budget, note)
+
+
+def infer_library_model(
+    library: Library, config: Mapping[str, Any], *, budget: Budget = DEFAULT_BUDGET, note: Note = lambda _text: None
+) -> InferredRecipe:
+    """Draft and prove a recipe for a model that a library builds from its own kind of config.
+
+    Args:
+        library: the library.
+        config: the config of a small model, in which each size that is to become an axis is written.
+        budget: limits of the search.
+        note: receives progress messages.
+
+    Raises:
+        MupscaleError: the library is not installed, the model cannot be built, or no axis can be widened exactly.
+    """
+    try:
+        package = library.package()
+    except ImportError as error:
+        raise InferError(f"{library.name} is not installed", hint=f"`{library.install}`") from error
+    value = config[library.key]
+    name = value if isinstance(value, str) else library.name
+    architecture = LibraryArchitecture(name, package, library, flat_config(config))
+    try:
+        architecture.run(random_model(architecture))
+    except Exception as error:  # the library raises anything
+        raise InferError(f"{library.name} cannot build and run `{name}` with this config: {error!r}") from error
+    match = {library.key: (name if isinstance(value, str) else '"*"',)}
+    return _infer(architecture, name, match, {}, "", f"{library.name} {package.__version__}", budget, note)
 
 
 def _independent_defaults(model_type: str, tiny: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +238,7 @@ def _head_pattern(head: str) -> str:
 def _infer(
     architecture: Architecture,
     name: str,
-    model_types: tuple[str, ...],
+    match: Mapping[str, tuple[str, ...]],
     defaults: dict[str, Any],
     head: str,
     version: str,
@@ -212,7 +252,7 @@ def _infer(
     variants = {solution.tied: solution.variant for solution in solutions}
     draft = Draft(
         name,
-        model_types,
+        match,
         without_unused_axes(with_derived_sizes(first), variants.values()),
         {},
         architecture.config,

@@ -163,5 +163,6 @@ def module_of(tensor: str) -> str:
 
 @cache
 def meaning(key: str) -> Meaning:
-    """Return the meaning of a config key by its name. An unknown key has an empty meaning."""
-    return next((each for each in _MEANINGS if re.fullmatch(each.keys, key)), _UNKNOWN)
+    """Return the meaning of a config key by its name, the last one if it is dotted; that of an unknown key is empty."""
+    name = key.rpartition(".")[2]
+    return next((each for each in _MEANINGS if re.fullmatch(each.keys, name)), _UNKNOWN)

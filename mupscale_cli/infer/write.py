@@ -44,7 +44,7 @@ class Draft:
 
     Attributes:
         name: the model type, or the user's function.
-        model_types: model types for the section `match`.
+        match: config keys and their values for the section `match`.
         axes: the axes.
         fixed: axes that cannot be widened, with the reason.
         config: the config of the tiny model.
@@ -56,7 +56,7 @@ class Draft:
     """
 
     name: str
-    model_types: tuple[str, ...]
+    match: Mapping[str, tuple[str, ...]]
     axes: Axes
     fixed: dict[str, str]
     config: dict[str, Any]
@@ -125,7 +125,7 @@ def recipe_text(draft: Draft) -> str:
     links = {alias: " * ".join(product) for alias, product in draft.axes.aliases.items() if alias in names}
     blocks = [
         [f"version: {FORMAT_VERSION}", f"about: drafted for {draft.name}"],
-        ["match:", f"  model_type: [{', '.join(draft.model_types)}]"] if draft.model_types else [],
+        ["match:", *(f"  {key}: [{', '.join(values)}]" for key, values in draft.match.items())] if draft.match else [],
         _section("defaults", defaults),
         _section("define", {"tied_readout": _quoted(_tie_condition(draft))} if draft.tied and draft.untied else {}),
         ["axes:", *(_axis_line(draft, name) for name in names)],

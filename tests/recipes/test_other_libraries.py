@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from mupscale_cli.architecture.loading import load_recipe, recipe_for
 from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.infer.infer import infer_target
 from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.conditions import environment
 from mupscale_cli.tasks.check import check_model
@@ -128,3 +129,18 @@ def test_the_number_of_heads_follows_from_every_name():
                 wrong[name] = attention.num_heads, found
     assert known > 200
     assert not wrong
+
+
+def test_a_recipe_is_drafted_from_a_config_of_timm(tiny, tmp_path):
+    source = tiny("timm-vit")
+    config = json.loads((source / "config.json").read_text())
+    config["model_args"]["mlp_ratio"] = 4
+    (source / "config.json").write_text(json.dumps(config))
+    inferred = infer_target(str(source))
+    assert {"h", "d"}.isdisjoint(inferred.fixed)
+    (tmp_path / "mine.yaml").write_text(inferred.text)
+    widened = widen(
+        source, tmp_path / "wide", axes={"embed": 2, "h": 2}, recipe=tmp_path / "mine.yaml", dtype="float64"
+    )
+    assert widened.verification.agrees
+    assert widened.plan.config["model_args"]["num_heads"] == 6
