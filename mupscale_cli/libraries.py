@@ -174,6 +174,14 @@ class _saved(tempfile.TemporaryDirectory[str]):  # noqa: N801 (a context manager
 
 
 TRANSFORMERS = Library("transformers", "hf", "model_type", _transformers_model, groups=_trainer_groups)
+DIFFUSERS = Library(
+    "diffusers",
+    "diffusers",
+    "_class_name",
+    _diffusers_model,
+    _load_diffusers_model,
+    weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
+)
 LIBRARIES = (
     TRANSFORMERS,
     Library("timm", "timm", "architecture", _timm_model, _load_timm_model, _timm_groups, has_shards=False),
@@ -187,14 +195,7 @@ LIBRARIES = (
         weights=("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
         has_shards=False,
     ),
-    Library(
-        "diffusers",
-        "diffusers",
-        "_class_name",
-        _diffusers_model,
-        _load_diffusers_model,
-        weights=("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),
-    ),
+    DIFFUSERS,
 )
 CONFIGS = tuple(dict.fromkeys(library.config for library in LIBRARIES))
 WEIGHTS = tuple(dict.fromkeys(name for library in LIBRARIES for name in library.weights))

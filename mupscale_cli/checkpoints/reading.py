@@ -28,6 +28,7 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
 from mupscale_cli.checkpoints.modules import Module, check_place, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
+from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.files import Identity, identities
@@ -208,6 +209,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         sizes = dict(list_files(path))
+        refuse_pipeline(str(path), sizes)
         opened = identities(path / name for name, size in sizes.items() if size is not None)
         return replace(open_folder(Folder(path, _readable(sizes))), opened=opened, sizes=sizes)
     if not path.is_file():

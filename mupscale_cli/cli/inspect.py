@@ -74,4 +74,4 @@ def _describe(path: str, error: MupscaleError, header: Checkpoint | None = None,
     console = output.stdout()
     for spec in header.specs if header else ():
         console.print(f"{spec.name}  {'x'.join(map(str, spec.shape))}  {spec.dtype}", markup=False, soft_wrap=True)
-    console.print("\n".join(filter(None, (error.message, error.hint))), markup=False, soft_wrap=True)
+    console.print("\n".join(filter(None, (error.message, error.excerpt, error.hint))), markup=False, soft_wrap=True)

@@ -209,7 +209,7 @@ def _refuse_partial(axes: Iterable[Axis], method: Method) -> None:
             raise PlanError(
                 f"`--method {method.name}` makes no fresh units, which `{axis.name}` needs to grow from {axis.size} to "
                 f"{axis.wide_size}",
-                hint="omit `--method`, or use a whole factor",
+                hint="omit `--method`" + ("" if axis.is_spread else ", or use a whole factor"),
             )
 
 

@@ -86,7 +86,7 @@ def train_checkpoints(
 
 
 def _logits(output: Any) -> Tensor:
-    """Return the logits, to compute a loss from. Hidden states do not qualify: their number depends on the width."""
-    if isinstance(output, Mapping) and not any("logits" in name for name in output):
+    """Return logits or a sample, to compute a loss from. The number of hidden states depends on the width."""
+    if isinstance(output, Mapping) and not any("logits" in name or name == "sample" for name in output):
         raise VerifyError(f"the model has no head to train: it returns {', '.join(output)}")
     return output_tensor(output)

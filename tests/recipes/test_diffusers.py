@@ -1,16 +1,20 @@
 """The recipes for models of diffusers, on random models of its own classes in float64."""
 
+import shutil
+
 import pytest
 import torch
 from diffusion import DIFFUSION, save_diffusion
 from safetensors.torch import load_file, save_file
 
 from helpers import change_config
-from mupscale_cli.errors import PlanError, RecipeError
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import CheckpointError, PlanError, RecipeError
 from mupscale_cli.plan import Size
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.precision import everything_in
 
@@ -117,3 +121,33 @@ def test_shards_and_variants_have_the_names_that_diffusers_reads(narrow, tmp_pat
     assert (source / "diffusion_pytorch_model.safetensors.index.fp16.json").is_file()
     verified(source, tmp_path / "wide", 2, max_shard_size=400_000)
     assert (tmp_path / "wide" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+
+
+def test_a_wide_component_replaces_the_narrow_one_in_a_pipeline(narrow, tmp_path):
+    """A component has its own folder; the images of the pipeline stay the same, within the rounding of float32."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel.from_pretrained(narrow("ddpm", dtype=torch.float32))
+    pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=5))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(CheckpointError, match="is a pipeline of diffusers") as error:
+        open_checkpoint(tmp_path / "pipeline")
+    assert error.value.excerpt == f"  unet  mupscale widen {tmp_path / 'pipeline'}/unet --factor 2"
+    wide = widen(tmp_path / "pipeline" / "unet", tmp_path / "wide", 2, verify=False).output
+    shutil.rmtree(tmp_path / "pipeline" / "unet")
+    shutil.copytree(wide, tmp_path / "pipeline" / "unet")
+    images = []
+    for each in (pipeline, DDPMPipeline.from_pretrained(tmp_path / "pipeline")):
+        each.set_progress_bar_config(disable=True)
+        seeded = torch.Generator().manual_seed(0)
+        images.append(each(generator=seeded, num_inference_steps=5, output_type="np").images)
+    assert images[0].std() > 0.1
+    assert abs(images[1] - images[0]).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_flux_trains_as_before(narrow, tmp_path):
+    source = narrow("flux-dev")
+    wide = widen(source, tmp_path / "wide", 2).output
+    training = verify(wide, source, steps=5).training
+    assert training.agrees, training

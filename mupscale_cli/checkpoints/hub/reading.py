@@ -24,6 +24,7 @@ from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id, stated_sha256
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.modules import MODULES
+from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.checkpoints.reading import INDICES, Checkpoint, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
@@ -84,6 +85,7 @@ def open_remote(model: HubId) -> RemoteModel:
         )
         commit = folder.name
         sizes = _in_time(model, lambda: _file_sizes(HubId(model.repo, commit)))
+    refuse_pipeline(str(model), sizes or (), is_remote=True)
     try:
         if sizes is None:
             local = replace(open_checkpoint(folder), title=str(model))
