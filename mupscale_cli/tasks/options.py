@@ -164,7 +164,9 @@ class WidenOptions:
         request = self.request
         amounts = {name: str(amount) for name, amount in request.axes.items()}
         adapters = list(map(str, self.adapter))
-        return {**values, **texts, "adapter": adapters, "factor": str(request.factor), "axes": amounts}
+        settings = dict(self.settings or {})
+        plain = {"adapter": adapters, "settings": settings, "factor": str(request.factor), "axes": amounts}
+        return {**values, **texts, **plain}
 
     @property
     def state(self) -> StateOptions:
