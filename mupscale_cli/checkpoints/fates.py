@@ -139,9 +139,9 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("adapters of the narrow model; widen each with `--adapter`", "left behind", ("adapters/",)),
     Kind(
-        "modules of sentence-transformers, whose sizes are the narrow model's",
+        "folders of sentence-transformers that modules.json does not name",
         "left behind",
-        ("modules.json", "[0-9]*_*/"),
+        ("[0-9]*_*/",),
     ),
     Kind(
         "card, evaluations and training settings of the narrow model",
