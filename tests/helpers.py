@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 # Some configs require hidden_size to be a multiple of the number of heads despite head_dim: 48 suits 4, 8 and 12 heads.
 SIZES = {
@@ -461,6 +462,13 @@ def save_model(directory: Path, case: str = "Llama-untied", *, max_shard_size: s
 
     transformers.utils.logging.disable_progress_bar()
     build(case, **changes).save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """Replace the tensors of a saved model by what a function makes of them; return the directory."""
+    file = directory / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
     return directory
 
 

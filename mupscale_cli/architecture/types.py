@@ -313,6 +313,21 @@ class Recipe:
                 aliases.setdefault(source.format_map(prefixes), name.format_map(prefixes))
         return aliases
 
+    def knows(self, tensor: str) -> bool:
+        """Return whether any rule is for a tensor of this name, with any prefix."""
+        return any(self._rules_for(tensor))
+
+    def is_optional(self, tensor: str) -> bool:
+        """Return whether a checkpoint without a tensor may be complete: every rule for its name is optional."""
+        return self.knows(tensor) and all(rule.pattern.optional for rule in self._rules_for(tensor))
+
+    def _rules_for(self, tensor: str) -> Iterator[TensorRule]:
+        return (rule for regex, rule in self._tensor_patterns if regex.fullmatch(tensor))
+
+    @cached_property
+    def _tensor_patterns(self) -> tuple[tuple[re.Pattern[str], TensorRule], ...]:
+        return tuple((rule.pattern.regex(prefixes), rule) for rule in self.tensors for prefixes in self.prefixes)
+
     def parameter_name(self, tensor: str) -> str:
         """Return the reference model's name for a tensor of the checkpoint."""
         return next((name for name, rule in self._parameters_of(tensor) if rule.dims is None), tensor)

@@ -97,6 +97,14 @@ Tie = Annotated[
         "into a key of the config, or into a tensor of its own. Default: the recipe's first choice.",
     ),
 ]
+CleanNames = Annotated[
+    bool,
+    typer.Option(
+        "--clean-names",
+        help="Write names of tensors without what training wrapped around them, such as `_orig_mod.` and `module.`. "
+        "Default: keep them.",
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress and no tables, only warnings, errors and what scripts use."),

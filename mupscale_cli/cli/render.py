@@ -19,7 +19,7 @@ from mupscale_cli.plan.methods import MUPSCALE, Method
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.plan.types import GoalComparison, KeyDifference
 from mupscale_cli.record.reading import recorded_method
-from mupscale_cli.reports.guidance import embeddings_text, guidance
+from mupscale_cli.reports.guidance import coverage_notes, embeddings_text, guidance
 from mupscale_cli.reports.outline import outline
 from mupscale_cli.text import growth_factor, listed, numbers_text, shortened
 
@@ -80,6 +80,8 @@ def print_plan(console: Console, plan: Plan, output: str) -> None:
             console.print(f"{module.folder}  {tensor.target.name}: {shapes}, {tensor.layout}", markup=False)
     if plan.embeddings is not None:
         console.print(f"embeddings   {embeddings_text(plan.embeddings)}", markup=False)
+    if plan.names_note:
+        console.print(plan.names_note, markup=False)
     if plan.omitted:
         console.print(f"omitted      {', '.join(plan.omitted)}", markup=False)
     if plan.rounded:
@@ -300,6 +302,8 @@ def print_function(console: Console, function: FunctionCheck) -> None:
             f"logits by {function.rounding.max_rel:.1e}; the comparison above leaves this rounding out",
             markup=False,
         )
+    for note in coverage_notes(function.missing, function.unused):
+        console.print(note, markup=False)
     if function.unperturbed is not None:
         _print_unperturbed(console, function.unperturbed)
     where = f"{function.dtype} on {function.device}, {function.inputs}"

@@ -110,6 +110,8 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
             yield "rounding", Text(f"{moved}: {counted(compared.rounded_tensors, 'tensor')}, {_types(result.plan)}")
     if growth:
         yield "growth", Text(growth)
+    if note := result.plan.names_note:
+        yield "names", Text(note)
     if result.plan.stays_symmetric:
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     if state := result.record["optimizer_state"]:

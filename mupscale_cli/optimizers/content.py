@@ -19,7 +19,7 @@ from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_ten
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
-from mupscale_cli.plan.names import ParameterNames, strip_wrappers
+from mupscale_cli.plan.names import ParameterNames
 
 _USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
@@ -175,7 +175,7 @@ class _WeightFinder:
         merged_parameters = {tensor.source.name: tensor for tensor in self.plan.parameters}
         original_names, result = {}, {}
         for name in mapping:
-            plain = strip_wrappers(name)
+            plain = self.plan.wrapping.plain(name)
             if plain in merged_parameters:
                 parameter = self._plan_merged(merged_parameters[plain], self.specs[id(mapping[name])])
                 result.update(self._add_blank(name, parameter))
@@ -183,7 +183,9 @@ class _WeightFinder:
                 original_names[self.names.saved_name(plain)] = name
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in original_names.items()]
         if result:  # the recipe's rules expect the saved form of the merged parameters
-            specs += dict.fromkeys(t.source for t in self.plan.tensors if t.source.name not in original_names)
+            named = zip(self.plan.plain_names, self.plan.tensors, strict=True)
+            saved = (replace(t.source, name=plain) for plain, t in named if plain not in original_names)
+            specs += dict.fromkeys(saved)
         plan = make_plan(
             self.plan.recipe,
             specs,

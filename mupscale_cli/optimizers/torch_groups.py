@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, scale_settings
 from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import optimizer_rule
-from mupscale_cli.plan.names import strip_wrappers
 from mupscale_cli.record.reading import adapter_growth, read_record
 from mupscale_cli.text import suggest
 
@@ -98,13 +98,14 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path, adapter: str | N
     tensors = {tensor.name: tensor for tensor in scaled_tensors(record)}
     shared = {name: tensors[other] for name, other in record["shared"].items() if other in tensors}
     tensors = {**shared, **tensors}
+    tensors = {**{strip_wrappers(name): tensor for name, tensor in tensors.items()}, **tensors}
     return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
 
 
 def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor], model: nn.Module) -> ScaledTensor:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     plain = strip_wrappers(name)
-    for spelling in (plain, plain.removeprefix(prefix), prefix + plain):
+    for spelling in (name, plain, plain.removeprefix(prefix), prefix + plain):
         if spelling in tensors:
             tensor = tensors[spelling]
             if parameter.numel() and tuple(parameter.shape) != tensor.wide_shape:

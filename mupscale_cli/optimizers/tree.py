@@ -8,7 +8,7 @@ of numbers (torch.distributed.checkpoint), and the flat form of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mupscale_cli.errors import CheckpointError
@@ -35,6 +35,15 @@ class OptimizerTree:
     states: Mapping[str, Mapping[str, Any]]
     groups: Groups
     numbers: Mapping[str, int]
+
+    def renamed(self, name_of: Callable[[str], str]) -> OptimizerTree:
+        """Return the same content under other names of parameters."""
+        return replace(
+            self,
+            states={name_of(name): entries for name, entries in self.states.items()},
+            groups=[(settings, [name_of(name) for name in names]) for settings, names in self.groups],
+            numbers={name_of(name): number for name, number in self.numbers.items()},
+        )
 
 
 def is_optimizer(content: Any) -> bool:

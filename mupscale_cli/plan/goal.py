@@ -71,7 +71,7 @@ class Goal:
             PlanError: an axis would shrink or must keep its size, or the target's sizes contradict each other.
         """
         recipe = narrow.recipe
-        names = [tensor.source.name for tensor in narrow.tensors]
+        names = narrow.plain_names
         values = environment(recipe, self.config, names, narrow.tie)
         sizes = sizes_from_config(recipe, values, narrow.used)
         axes = {axis.name: Axis(axis.name, sizes[axis.name] or axis.size) for axis in narrow.axes}
@@ -119,7 +119,7 @@ class Goal:
         tie = narrow.recipe.tie
         if tie is None or narrow.tie is None or "untie" not in tie.ways:
             return False
-        values = environment(narrow.recipe, self.config, [tensor.source.name for tensor in narrow.tensors])
+        values = environment(narrow.recipe, self.config, narrow.plain_names)
         return not evaluate_located(tie.when, values, tie.text.error)
 
     def compare(self, config: Mapping[str, Any], wide: Mapping[str, Any]) -> GoalComparison:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.types import Choice, Recipe
+from mupscale_cli.architecture.wrappers import Wrapping, find_wrapping
 from mupscale_cli.checkpoints.config import CONFIG
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
@@ -43,6 +44,7 @@ def make_plan(
     max_shard_bytes: int | None = DEFAULT_SHARD_BYTES,
     tie: str | None = None,
     *,
+    clean_names: bool = False,
     check_config: bool = True,
     method: Method = MUPSCALE,
     perturbation: Perturbation | None = None,
@@ -57,6 +59,7 @@ def make_plan(
         request: what to grow, and how far. Default: nothing.
         max_shard_bytes: maximum size of an output file, in bytes of tensor data; None for a single file.
         tie: how to scale a readout that shares the embedding. Default: the first way that the recipe allows.
+        clean_names: whether to write the names that the recipe knows, without what training added to them.
         check_config: whether to check that the widened config gives every axis its new size.
         method: method of growing.
         perturbation: noise to add. Default: the method's own.
@@ -67,6 +70,37 @@ def make_plan(
         PlanError: the checkpoint cannot be widened in this way.
     """
     _refuse_quantized(config, specs)
+    wrapping = find_wrapping(recipe, (spec.name for spec in specs), is_stripped=clean_names)
+    stored = _stored_names(wrapping, specs)
+    plain = [replace(spec, name=name) for name, spec in zip(stored, specs, strict=True)]
+    plan = _make_plan(
+        recipe, plain, config, request, tie, wrapping, method, perturbation, side_files, check_config=check_config
+    )
+    tensors = [_as_stored(tensor, stored, wrapping) for tensor in plan.tensors]
+    written = {before.target.name: after.target.name for before, after in zip(plan.tensors, tensors, strict=True)}
+    return replace(
+        plan,
+        shards=_shards(tensors, config, max_shard_bytes),
+        omitted=tuple(stored[name] for name in plan.omitted),
+        untied=tuple(written[name] for name in plan.untied),
+        folded=frozenset(stored.get(name, name) for name in plan.folded),
+    )
+
+
+def _make_plan(
+    recipe: Recipe,
+    specs: Sequence[TensorSpec],
+    config: Mapping[str, Any] | None,
+    request: Request,
+    tie: str | None,
+    wrapping: Wrapping,
+    method: Method,
+    perturbation: Perturbation | None,
+    side_files: Mapping[str, Mapping[str, Any]],
+    *,
+    check_config: bool,
+) -> Plan:
+    """Plan a widening to a single file, under the names that the recipe knows."""
     recipe, source_names = with_measured_defaults(recipe, specs), [spec.name for spec in specs]
     blocks = map_blocks(recipe, source_names, config, request, stacked=not method.adds_identity)
     stacks = stack_axes(recipe, stack_sizes(recipe, source_names, config), blocks)
@@ -129,10 +163,11 @@ def make_plan(
     return Plan(
         recipe,
         tuple(axes.values()),
-        _shards(tensors, config, max_shard_bytes),
+        split_into_shards(tensors, None),
         new_config,
         changes,
         tuple(dict.fromkeys(deeper.names.reads.get(name, name) for name in layouts if name in omitted)),
+        wrapping,
         tie,
         tuple(
             merged.place(plan, plan.source.name, merged_writers, adds_identity=method.adds_identity)
@@ -185,6 +220,26 @@ def _side_files(
     return {
         file: SideFile(with_changes(contents[file], changed), changed) for file, changed in changes.items() if changed
     }
+
+
+def _stored_names(wrapping: Wrapping, specs: Iterable[TensorSpec]) -> dict[str, str]:
+    """Map the plain name of every tensor to its stored name, in their order."""
+    stored: dict[str, str] = {}
+    for spec in specs:
+        other = stored.setdefault(wrapping.plain(spec.name), spec.name)
+        if other != spec.name:
+            raise PlanError(
+                f"`{other}` and `{spec.name}` are the same tensor of a model that was wrapped for training",
+                hint="keep one of them, and save the checkpoint again",
+            )
+    return stored
+
+
+def _as_stored(tensor: TensorPlan, stored: Mapping[str, str], wrapping: Wrapping) -> TensorPlan:
+    """Return the plan of a tensor under the names that it has in the files."""
+    name = stored[tensor.source.name]
+    written = wrapping.wrap(tensor.target.name, like=name)
+    return replace(tensor, source=replace(tensor.source, name=name), target=replace(tensor.target, name=written))
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec]) -> None:

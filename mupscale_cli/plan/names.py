@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from mupscale_cli.plan.types import Plan, TensorPlan
 from mupscale_cli.text import suggest
 
-# Prefixes that wrappers add to the names of parameters and of their modules.
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
 
 class ParameterNames:
     """Finds the planned tensors of a model's parameters, independently of wrappers around the model."""
@@ -18,7 +15,8 @@ class ParameterNames:
     def __init__(self, plan: Plan) -> None:
         self._tensors: dict[str, list[TensorPlan]] = defaultdict(list)
         for tensor in (*plan.tensors, *plan.parameters):
-            self._tensors[tensor.source.name].append(tensor)
+            self._tensors[plan.wrapping.plain(tensor.source.name)].append(tensor)
+        self._wrapping = plan.wrapping
         self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
         self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
@@ -30,11 +28,10 @@ class ParameterNames:
 
     def suggest(self, parameter: str) -> str | None:
         """Return a hint that names a tensor with a similar name."""
-        return suggest(strip_wrappers(parameter), self._tensors)
+        return suggest(self._wrapping.plain(parameter), self._tensors)
 
     def _spelling(self, parameter: str) -> str | None:
-        name = strip_wrappers(parameter)
-        name = self.saved_name(name)
+        name = self.saved_name(self._wrapping.plain(parameter))
         spellings = (
             name,
             *(name.removeprefix(prefix) for prefix in self._prefixes),
@@ -51,16 +48,10 @@ class ParameterNames:
         """Tell whether the checkpoint has the tensor of a parameter."""
         return self._spelling(parameter) is not None
 
-    @staticmethod
-    def wide_name(parameter: str, tensor: TensorPlan) -> str:
+    def wide_name(self, parameter: str, tensor: TensorPlan) -> str:
         """Return the name of a wide parameter, in the spelling of the narrow one."""
-        if tensor.source.name == tensor.target.name:
+        plain = self._wrapping.plain
+        narrow, wide = plain(tensor.source.name), plain(tensor.target.name)
+        if narrow == wide and not self._wrapping.is_stripped:
             return parameter
-        return parameter.replace(tensor.source.name, tensor.target.name)
-
-
-def strip_wrappers(parameter: str) -> str:
-    """Strip the prefixes that DDP, FSDP, compilation and activation checkpointing add to a parameter's name."""
-    for wrapper in _WRAPPERS:
-        parameter = parameter.replace(wrapper, "")
-    return parameter
+        return self._wrapping.wrap(plain(parameter).replace(narrow, wide), like=parameter)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.architecture.wrappers import Wrapping
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
@@ -238,6 +239,7 @@ class Plan:
         config: the widened config; None if the checkpoint has none.
         config_changes: differences between the source's config and the widened one.
         omitted: tensors that the recipe omits.
+        wrapping: what the stored names have in addition to those that the recipe knows.
         tie: how a readout that shares the embedding is scaled: `fold`, `config` or `untie`; None if it does not.
         parameters: parameters of the reference model that the checkpoint stores in another form, such as
             experts that the model keeps in one tensor and the checkpoint in several.
@@ -260,6 +262,7 @@ class Plan:
     config: dict[str, Any] | None
     config_changes: tuple[ConfigChange, ...]
     omitted: tuple[str, ...]
+    wrapping: Wrapping
     tie: str | None = None
     parameters: tuple[TensorPlan, ...] = ()
     used: frozenset[str] = frozenset()
@@ -277,6 +280,27 @@ class Plan:
     @cached_property
     def tensors(self) -> tuple[TensorPlan, ...]:
         return tuple(tensor for shard in self.shards for tensor in shard.tensors)
+
+    @property
+    def plain_names(self) -> list[str]:
+        """The names of the source's tensors that the recipe knows."""
+        return [self.wrapping.plain(tensor.source.name) for tensor in self.tensors]
+
+    @property
+    def names_note(self) -> str | None:
+        """A sentence about what training wrapped around the names of tensors; None if nothing."""
+        wrapped = next((t for t in self.tensors if self.wrapping.plain(t.source.name) != t.source.name), None)
+        if wrapped is None:
+            return None
+        name = wrapped.source.name
+        known = self.wrapping.plain(name)
+        if self.wrapping.is_stripped:
+            return f"names are written without what training wrapped around them: `{name}` becomes `{known}`"
+        return f"names keep what training wrapped around them, as in `{name}`; `--clean-names` writes `{known}`"
+
+    def parameter_name(self, tensor: str) -> str:
+        """Return the reference model's name for a stored tensor."""
+        return self.recipe.parameter_name(self.wrapping.plain(tensor))
 
     @property
     def factors(self) -> dict[str, int]:

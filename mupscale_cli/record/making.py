@@ -112,6 +112,7 @@ def make_record(
         "shared": _shared(plan),
         "omitted": list(plan.omitted),
         "tie": plan.tie,
+        **({"clean_names": True} if plan.wrapping.is_stripped else {}),
         "rounded": sorted({tensor.target.name for tensor in plan.rounded}),
         "method": plan.method.as_record(),
         "perturbation": plan.perturbation.as_record() if plan.perturbation else None,
@@ -136,7 +137,7 @@ def record_adapter(plan: Plan) -> dict[str, Any]:
 
 def _called(plan: Plan) -> dict[str, str]:
     """Return the reference model's parameter names that differ from the output's tensor names, by tensor."""
-    named = ((tensor.target.name, plan.recipe.parameter_name(tensor.target.name)) for tensor in plan.tensors)
+    named = ((tensor.target.name, plan.parameter_name(tensor.target.name)) for tensor in plan.tensors)
     return {name: parameter for name, parameter in named if name != parameter}
 
 
@@ -144,9 +145,9 @@ def _shared(plan: Plan) -> dict[str, str]:
     """Return tied tensors that the output omits, with the stored tensor of each."""
     if plan.tie not in ("fold", "config"):
         return {}
-    present = {tensor.target.name for tensor in plan.tensors}
-    pairs = plan.recipe.aliases.items()
-    return {name: other for name, other in pairs if name not in present and other in present}
+    present = {plan.wrapping.plain(tensor.target.name): tensor.target.name for tensor in plan.tensors}
+    pairs = ((name, present.get(other)) for name, other in plan.recipe.aliases.items() if name not in present)
+    return {plan.wrapping.wrap(name, like=other): other for name, other in pairs if other is not None}
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:

@@ -328,6 +328,14 @@ class Function(TypedDict):
     rounded_tensors: Annotated[Count, "Number of rounded tensors."]
     keeps_function: Annotated[bool, "Whether the widening should keep the function."]
     unperturbed: Annotated[Function | None, "Result without the noise; null if there is no noise."]
+    missing: Annotated[
+        list[str], "Parameters of the reference class that the checkpoint lacks; nothing that needs them was compared."
+    ]
+    unused: Annotated[
+        list[str],
+        "Tensors that the reference class ignores, so that they are no part of the function: only their values can be "
+        "checked, against source and rule.",
+    ]
     modules: NotRequired[
         Annotated[list[Comparison], "Comparison of each module, in execution order; only in the output of `--json`."]
     ]
@@ -389,6 +397,9 @@ class Record(Growth):
     omitted: Annotated[list[str], "Tensors of the source that were omitted."]
     tie: Annotated[
         str | None, "Treatment of a tied readout: fold, config or untie; null if readout and embedding are not tied."
+    ]
+    clean_names: NotRequired[
+        Annotated[bool, "True if names were written without what training wrapped around them; else absent."]
     ]
     rounded: Annotated[list[str], "Tensors with rounded values."]
     method: Annotated[Method, "Method of the widening."]

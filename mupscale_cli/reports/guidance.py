@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.types import Embeddings
-from mupscale_cli.text import count_text
+from mupscale_cli.text import count_text, listed
 
 RELIABLE_GROWTH = 2.0  # of parameters: arXiv 2605.13405 found that this growth speeds up training most reliably
 TOKENS_PER_PARAMETER = 20  # below this budget, that study found the largest gains
@@ -70,6 +71,19 @@ def guidance(plan: Plan) -> Guidance:
     if plan.stays_symmetric:
         advice.append(f"{idle_reason(plan)}: add `--noise 0.1`, or use the new width later")
     return Guidance(parameters, flops, tuple(advice))
+
+
+def coverage_notes(missing: Sequence[str], unused: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for what a comparison of two models could not compare.
+
+    Args:
+        missing: parameters of the reference class that the checkpoint lacks.
+        unused: tensors of the checkpoint that the reference class ignores.
+    """
+    if missing:
+        yield f"the checkpoint lacks {listed(missing, 3)}; outputs that depend on them are left out"
+    if unused:
+        yield f"the reference class ignores {listed(unused, 3)}, which no output shows; they follow their rules"
 
 
 def idle_reason(plan: Plan) -> str:

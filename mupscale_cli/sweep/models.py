@@ -11,7 +11,7 @@ from torch import nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import SweepError
-from mupscale_cli.verification.models import as_directory
+from mupscale_cli.verification.models import as_directory, stored_tensors
 from mupscale_cli.verification.transformers import import_transformers
 
 
@@ -61,7 +61,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     with as_directory(checkpoint) as directory:
         try:
             model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True
+                directory, dtype=torch.float32, local_files_only=True, state_dict=stored_tensors(checkpoint)
             )
         except Exception as error:
             raise SweepError(f"transformers cannot load `{checkpoint.path}`: {error}") from error

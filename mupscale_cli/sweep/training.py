@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
-from mupscale_cli.plan.names import strip_wrappers
 from mupscale_cli.sweep.data import Split, Tokens
 from mupscale_cli.sweep.models import load_model
 from mupscale_cli.sweep.settings import Training

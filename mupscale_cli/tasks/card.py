@@ -221,6 +221,7 @@ def reproducing_command(record: Record, name: str) -> str:
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
     if record["tie"]:
         words += ["--tie", record["tie"]]
+    words += ["--clean-names"] if record.get("clean_names") else []
     words += _growth_options(record)
     state = record["optimizer_state"]
     if state and state["policy"] != "copy":

@@ -302,7 +302,7 @@ def find_static_mistakes(source: Path, recipe: Recipe, user_model: str | None = 
     shared = _shared(model)
     reported_rules = set()
     for tensor in plan.tensors:
-        owner, _, kind = recipe.parameter_name(tensor.source.name).rpartition(".")
+        owner, _, kind = plan.parameter_name(tensor.source.name).rpartition(".")
         name = name_in(model, owner, modules)
         if name is None or kind != "weight" or tensor.rule in reported_rules:
             continue

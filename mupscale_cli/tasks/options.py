@@ -53,6 +53,7 @@ class WidenOptions:
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         settings: values of keys of the source's config, dotted within sections, that it lacks or has wrong.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
+        clean_names: whether to write names of tensors without what training wrapped around them, such as `_orig_mod.`.
         method: name of the method, a key of `plan.methods.METHODS`.
         noise: size of the noise that makes copies differ, relative to each tensor. Default: the method's.
         noise_mode: `free` or `preserving`; see `plan.perturbation.Perturbation`.
@@ -91,6 +92,7 @@ class WidenOptions:
     recipe: str | Path | None = None
     settings: Mapping[str, Any] | None = None
     tie: str | None = None
+    clean_names: bool = False
     method: str = "mupscale"
     noise: float | None = None
     noise_mode: str | None = None

@@ -140,6 +140,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
             request,
             shard_size,
             tie,
+            clean_names=options.clean_names,
             method=method[0],
             perturbation=method[1],
             side_files=side_files,
@@ -205,6 +206,8 @@ def _log_reasons(plan: Plan) -> None:
             _log.info("axis %s is not widened: %s", axis.name, plan.recipe.fixed[axis.name])
         elif axis.ratio == 1 and axis.name not in plan.recipe.widen:
             _log.info("axis %s is not widened by a bare factor; `--axis %s=K` widens it", axis.name, axis.name)
+    if note := plan.names_note:
+        _log.info("%s", note)
     if plan.tie is not None:
         _log.info("the readout shares the embedding; its factor is applied as by `--tie %s`", plan.tie)
     for tensor in plan.tensors:

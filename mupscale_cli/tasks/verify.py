@@ -239,6 +239,7 @@ def replan_widening(
         source.config,
         recorded_request(record),
         tie=record["tie"],
+        clean_names=record.get("clean_names", False),
         method=method,
         perturbation=perturbation,
         side_files=source.read_side_files(chosen.side_files),

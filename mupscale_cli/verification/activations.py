@@ -142,7 +142,7 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
     planned = {}
     for tensor in plan.tensors:
         narrow, wide = (
-            plan.recipe.parameter_name(name).rpartition(".")
+            plan.parameter_name(name).rpartition(".")
             for name in (tensor.target.name if tensor.block is None else tensor.source.name, tensor.target.name)
         )
         is_single = narrow[2] == "weight" and tensor.name_copies == 1 and not tensor.is_new
@@ -158,7 +158,7 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
     Tensors that the wide model no longer shares are rounded separately.
     """
     for untied in plan.untied:
-        owner, _, kind = plan.recipe.parameter_name(untied).rpartition(".")
+        owner, _, kind = plan.parameter_name(untied).rpartition(".")
         name = name_in(model, owner, dict(model.named_modules()))
         if name is not None:
             module = model.get_submodule(name)
@@ -168,7 +168,7 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
         if tensor.is_new:
             continue
         stored_as = tensor.target.name if tensor.target.name in plan.untied else tensor.source.name
-        name = name_in(model, plan.recipe.parameter_name(stored_as), parameters)
+        name = name_in(model, plan.parameter_name(stored_as), parameters)
         if name is None:
             continue
         parameter = parameters[name]

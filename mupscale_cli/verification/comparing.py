@@ -17,7 +17,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH, CopyMap
-from mupscale_cli.text import starred
+from mupscale_cli.text import listed, starred
 from mupscale_cli.verification.activations import (
     PlannedModule,
     Trace,
@@ -39,8 +39,10 @@ from mupscale_cli.verification.inputs import (
     user_inputs,
 )
 from mupscale_cli.verification.models import (
+    Coverage,
     build_reference_model,
     build_user_model,
+    coverage,
     load_user_module,
     output_tensor,
     user_config,
@@ -235,6 +237,7 @@ def _observe_narrow(
     if is_thorough and placements.wide.offload is None and not module_by_module:
         settings = replace(settings, further=_further_runs(model, inputs, plan, dtype, seed))
     outputs = _run(model, settings, placements.narrow)
+    _refuse_missing(coverage(model), outputs)
     _refuse_nonfinite(outputs)
     exact, rounding = outputs.logits, None
     rounded = (*plan.rounded, *plan.with_means) if is_exact else ()
@@ -305,6 +308,8 @@ def _compare_wide(
         inputs=narrow.settings.inputs.description,
         rounded_tensors=len({tensor.target.name for tensor in (*plan.rounded, *plan.with_means)}),
         modules=tuple(modules),
+        missing=coverage(model).missing,
+        unused=tuple(name for name in coverage(model).unused if name not in map(plan.wrapping.plain, plan.omitted)),
     )
 
 
@@ -421,10 +426,17 @@ def choose_builders(
     """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
-        return build_reference_model, lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library)
+        return (
+            lambda checkpoint, dtype, placement: build_reference_model(
+                checkpoint, dtype, placement, plan.recipe.is_optional, plan.wrapping.plain
+            ),
+            lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library),
+        )
     module, build = load_user_module(options.model)
     return (
-        lambda checkpoint, dtype, placement: build_user_model(build, checkpoint, dtype).to(placement.device),
+        lambda checkpoint, dtype, placement: build_user_model(build, checkpoint, dtype, plan.wrapping.plain).to(
+            placement.device
+        ),
         lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
     )
 
@@ -449,7 +461,7 @@ def _run(
     try:
         with everything_in(settings.dtype), ExitStack() as stack:
             trace = stack.enter_context(watched or recording(model, settings.names))
-            logits = _outputs(model(*inputs.arguments, **inputs.keywords))
+            logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
             if not settings.all_passes:
                 stack.close()
             if _generates(model):
@@ -475,6 +487,23 @@ def _further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dty
         raise VerifyError(f"the model failed to run: {error}") from error
 
 
+def _refuse_missing(covered: Coverage, outputs: _Outputs) -> None:
+    """Refuse a checkpoint without weights that the main output or the output of a stored layer depends on.
+
+    Weights that are missing are NaN, and so is what depends on them.
+    """
+    if not covered.missing:
+        return
+    main = next(iter(outputs.logits.items()))
+    modules = ((f"output of `{name}`", value) for name, values in outputs.modules.outputs.items() for value in values)
+    for what, value in (main, *modules):
+        if bool(value.isnan().any()):
+            raise VerifyError(
+                f"the checkpoint lacks {listed(covered.missing, 3)}, which the {what} depends on",
+                hint="check that config.json belongs to these weights, and that the checkpoint is complete",
+            )
+
+
 def _refuse_nonfinite(outputs: _Outputs) -> None:
     """Refuse NaN, which cannot be compared, and infinity, which hides how large a difference is."""
     what, values = next(iter(outputs.logits.items()))
@@ -484,12 +513,17 @@ def _refuse_nonfinite(outputs: _Outputs) -> None:
         )
 
 
-def _outputs(output: Any) -> dict[str, Tensor]:
-    """Return a model's floating-point output tensors by their names, the main one first."""
+def _outputs(output: Any, covered: Coverage) -> dict[str, Tensor]:
+    """Return a model's floating-point output tensors by their names, the main one first.
+
+    Those that depend on missing weights are left out.
+    """
     main = output_tensor(output)
     named = output.items() if isinstance(output, Mapping) else ()
     tensors = {name: value for name, value in named if isinstance(value, Tensor) and value.is_floating_point()}
     first = next((name for name, value in tensors.items() if value is main), "logits")
+    if covered.missing:
+        tensors = {name: value for name, value in tensors.items() if not bool(value.isnan().any())}
     return {first: main, **tensors}
 
 

@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
@@ -51,7 +53,29 @@ _TASKS = (
     "ForImageClassification",
     "",
 )
+_COVERAGE = "mupscale_coverage"  # attribute of reference models
+PlainName = Callable[[str], str]
 _SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
+
+
+def stored_tensors(checkpoint: Checkpoint, plain_name: PlainName = strip_wrappers) -> dict[str, Any]:
+    """Return safetensors slices, which read a tensor when they are indexed, by the name that its model knows.
+
+    transformers itself would read the last file that has a tensor, even if the index names another one, and would not
+    recognize a name with wrappers.
+    """
+    files: dict[Path, Any] = {file: safe_open(file, framework="pt") for file in checkpoint.files}
+    return {plain_name(name): files[tensor.file].get_slice(name) for name, tensor in checkpoint.tensors.items()}
+
+
+def _require_plain_names(checkpoint: Checkpoint, plain_name: PlainName, reason: str) -> None:
+    """Refuse wrapped names in a model that its library reads from the files itself."""
+    wrapped = next((name for name in checkpoint.tensors if plain_name(name) != name), None)
+    if wrapped is not None:
+        raise CannotVerify(
+            f"{reason}, and `{wrapped}` is not the name that its class knows",
+            hint="`mupscale verify --only weights` compares the weights alone",
+        )
 
 
 def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:
@@ -94,7 +118,10 @@ def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def build_user_model(
-    build: Callable[[dict[str, Any]], nn.Module], checkpoint: Checkpoint, dtype: torch.dtype
+    build: Callable[[dict[str, Any]], nn.Module],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    plain_name: PlainName = strip_wrappers,
 ) -> nn.Module:
     """Build a user-defined model and load the checkpoint's weights; returns it in evaluation mode.
 
@@ -102,6 +129,7 @@ def build_user_model(
         build: the user's function; it takes the dict that `user_config` returns.
         checkpoint: source of the weights.
         dtype: type of all parameters and buffers.
+        plain_name: returns the model's name for a stored tensor.
 
     Raises:
         VerifyError: `build` fails or does not return a module, or its parameters are not the checkpoint's.
@@ -112,10 +140,7 @@ def build_user_model(
         raise VerifyError(f"`--model` failed to build a model for `{checkpoint.path}`: {error!r}") from error
     if not isinstance(model, nn.Module):
         raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
-    state: dict[str, torch.Tensor] = {}
-    for file in checkpoint.files:
-        with safe_open(file, framework="pt") as tensors:
-            state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118 (no mapping)
+    state = {name: tensor[...] for name, tensor in stored_tensors(checkpoint, plain_name).items()}
     model.to(dtype)  # before loading, so that the weights are not rounded to the model's initial type
     mismatch = f"the model of `--model` does not match `{checkpoint.path}`"
     try:
@@ -135,13 +160,46 @@ def build_user_model(
     return model.eval()
 
 
-def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement: Placement | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class Coverage:
+    """Where a checkpoint and the reference class differ.
+
+    Attributes:
+        missing: parameters of the class that the checkpoint lacks and the recipe calls optional, sorted.
+        unused: tensors of the checkpoint that the class ignores, sorted.
+    """
+
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+_COMPLETE = Coverage()
+
+
+def coverage(model: nn.Module) -> Coverage:
+    """Return where the checkpoint of a reference model and its class differ."""
+    found: Coverage = vars(model).get(_COVERAGE, _COMPLETE)
+    return found
+
+
+def build_reference_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    placement: Placement | None = None,
+    is_optional: Callable[[str], bool] = lambda _: False,
+    plain_name: PlainName = strip_wrappers,
+) -> nn.Module:
     """Load a checkpoint with the library that it is for; returns the model in evaluation mode.
+
+    A published encoder may lack the pooler of its class, which transformers then initializes at random. Optional
+    weights that are missing become NaN, so that every output that depends on them shows it.
 
     Args:
         checkpoint: weights and config.
         dtype: type of all floating-point parameters and buffers.
         placement: where its weights are. Default: in memory, on the CPU.
+        is_optional: tells whether a model without a parameter may be complete.
+        plain_name: returns the name that transformers knows for a stored tensor.
 
     Raises:
         CannotVerify: the library is not installed or does not have the class, or the checkpoint has no config.
@@ -152,8 +210,10 @@ def build_reference_model(checkpoint: Checkpoint, dtype: torch.dtype, placement:
             "the checkpoint has no config.json to build the model from; "
             "give your own model with `--model module.py:build`"
         )
-    load = _load_with_transformers if checkpoint.library.load is None else _load_natively
-    return load(checkpoint, checkpoint.config, dtype, placement)
+    if checkpoint.library.load is not None:
+        _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
+        return _load_natively(checkpoint, checkpoint.config, dtype, placement)
+    return _load_with_transformers(checkpoint, checkpoint.config, dtype, placement, is_optional, plain_name)
 
 
 def _load_natively(
@@ -179,7 +239,12 @@ def _load_natively(
 
 
 def _load_with_transformers(
-    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, placement: Placement | None
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    placement: Placement | None,
+    is_optional: Callable[[str], bool],
+    plain_name: PlainName,
 ) -> nn.Module:
     """Load a checkpoint with transformers, with eager attention; its weights may stay on disk."""
     transformers = import_transformers(
@@ -188,19 +253,23 @@ def _load_with_transformers(
             "or give your own model with `--model module.py:build`"
         )
     )
-    model_class = _model_class(transformers, config, checkpoint.tensors)
-    _check_size(lambda: _empty_model(model_class, checkpoint), checkpoint)
+    model_class = _model_class(transformers, config, [*map(plain_name, checkpoint.tensors)])
+    _check_size(lambda: _empty_model(transformers, model_class, checkpoint), checkpoint)
     device_map = placement.device_map if placement else None
-    offloading: dict[str, Any] = {}
+    loading: dict[str, Any] = {}
     folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
     directory = folders.enter_context(as_directory(checkpoint))
     if device_map is not None:
         return_freed_memory()
-        offloading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch_folder()))}
+        loading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch_folder()))}
+        _require_plain_names(checkpoint, plain_name, "the model does not fit into memory and is read piece by piece")
     try:
+        if device_map is None:
+            read = _read_config(transformers, model_class, directory)
+            loading = {"config": read, "state_dict": stored_tensors(checkpoint, plain_name)}
         with _creating_weights_in(dtype):
             model, info = model_class.from_pretrained(
-                directory,
+                None if device_map is None else directory,
                 dtype=dtype,
                 attn_implementation="eager",
                 experts_implementation="eager",
@@ -208,7 +277,7 @@ def _load_with_transformers(
                 use_safetensors=True,  # never a pickle in the same folder
                 trust_remote_code=False,  # even if the config has an `auto_map`
                 output_loading_info=True,
-                **offloading,
+                **loading,
             )
     except Exception as error:  # tell the user that transformers raised it
         folders.close()
@@ -217,14 +286,19 @@ def _load_with_transformers(
         folders.close()
     else:
         weakref.finalize(model, folders.close)
-    for problem in ("missing_keys", "mismatched_keys"):
-        if info.get(problem):
+    built: nn.Module = model.eval()
+    missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
+    for problem, names in (
+        ("missing keys", set(info["missing_keys"]) - missing),
+        ("mismatched keys", info["mismatched_keys"]),
+    ):
+        if names:
             raise VerifyError(
                 f"`{checkpoint.path}` does not match {model_class.__name__}: "
-                f"{problem.replace('_', ' ')} {listed(sorted(map(str, info[problem])), 3)}",
+                f"{problem} {listed(sorted(map(str, names)), 3)}",
                 hint="check that config.json belongs to these weights",
             )
-    built: nn.Module = model.eval()
+    setattr(built, _COVERAGE, Coverage(tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"]))))
     if device_map is None:
         return built.to(device=placement.device if placement else None, dtype=dtype)
     for buffer in built.buffers():  # parameters are converted when they are read from disk
@@ -233,9 +307,27 @@ def _load_with_transformers(
     return built
 
 
-def _empty_model(model_class: Any, checkpoint: Checkpoint) -> nn.Module:
+def _becomes_nan(model: nn.Module, name: str) -> bool:
+    """Replace a parameter with a buffer of NaNs, which nothing trains; return whether that is possible."""
+    owner, _, own_name = name.rpartition(".")
+    module = model.get_submodule(owner)
+    parameter = dict(module.named_parameters(recurse=False)).get(own_name)
+    if parameter is None or parameter.is_meta:  # a buffer, or offloaded
+        return False
+    delattr(module, own_name)
+    module.register_buffer(own_name, torch.full_like(parameter.detach(), torch.nan), persistent=False)
+    return True
+
+
+def _read_config(transformers: Any, model_class: Any, directory: Path) -> Any:
+    """Read config.json as a class does; an automatic class has no config of its own."""
+    config_class = getattr(model_class, "config_class", None) or transformers.AutoConfig
+    return config_class.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+
+
+def _empty_model(transformers: Any, model_class: Any, checkpoint: Checkpoint) -> nn.Module:
     with as_directory(checkpoint) as directory:
-        config = model_class.config_class.from_pretrained(directory, local_files_only=True)
+        config = _read_config(transformers, model_class, directory)
     model: nn.Module = model_class(config)
     return model
 

@@ -42,9 +42,9 @@ def narrow_tensors(plan: Plan, narrow: nn.Module) -> Iterator[tuple[str, tuple[T
     """Yield the name of each wide parameter, its plan and the name of its source in the narrow model."""
     names = dict(narrow.named_parameters(remove_duplicate=False))
     for tensor in (*plan.tensors, *plan.parameters):
-        source = name_in(narrow, plan.recipe.parameter_name(tensor.source.name), names)
+        source = name_in(narrow, plan.parameter_name(tensor.source.name), names)
         if source is not None:
-            yield plan.recipe.parameter_name(tensor.target.name), (tensor, source)
+            yield plan.parameter_name(tensor.target.name), (tensor, source)
 
 
 def planned_weight(tensor: TensorPlan, narrow: Tensor) -> Tensor:

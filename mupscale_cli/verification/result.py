@@ -63,6 +63,8 @@ class FunctionCheck:
         keeps_function: whether the models should agree; otherwise the comparisons tell how different they are.
         unperturbed: comparison with the wide model without its noise; None if it has none.
         modules: comparisons of all modules, in the order of execution.
+        missing: parameters of the reference class that the checkpoint lacks; outputs that depend on them are left out.
+        unused: tensors of the checkpoint that the reference class ignores, so that they are no part of the function.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -80,6 +82,8 @@ class FunctionCheck:
     keeps_function: bool = True
     unperturbed: FunctionCheck | None = None
     modules: tuple[Comparison, ...] = ()
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -117,6 +121,8 @@ class FunctionCheck:
             "rounded_tensors": self.rounded_tensors,
             "keeps_function": self.keeps_function,
             "unperturbed": self.unperturbed.as_record() if self.unperturbed else None,
+            "missing": list(self.missing),
+            "unused": list(self.unused),
         }
 
     def as_document(self) -> recorded.Function:

@@ -85,6 +85,7 @@ def verify_training(
         CannotVerify: the steps move some parameter no farther than rounding may.
         VerifyError: a model cannot be trained, or the plan does not match the weights.
     """
+    state, wide_state = (tree and tree.renamed(plan.wrapping.plain) for tree in (state, wide_state))
     narrow = _prepared(load_narrow())
     groups = narrow_groups(state, decayed_parameters(narrow))
     states: States = state.states if state else {}
@@ -182,8 +183,10 @@ def _trainee(model: nn.Module, groups: Sequence[Group], states: States) -> _Trai
     torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in groups if names]
     optimizer = make_optimizer(*inferred, torch_groups)
     for name, entries in states.items():
-        if name in by_name:
-            optimizer.state[by_name[name]] = {key: _as_float64(value) for key, value in entries.items()}
+        in_model = name_in(model, name, parameters)
+        if in_model is None:
+            raise VerifyError(f"the optimizer has state for `{name}`, which the model lacks")
+        optimizer.state[parameters[in_model]] = {key: _as_float64(value) for key, value in entries.items()}
     return _Trainee(model, inferred[0], optimizer)
 
 

@@ -40,8 +40,7 @@ def test_a_file_finds_the_config_of_its_own_name_first(tmp_path):
         ({"weight_map": {"a": "/etc/passwd"}}, "not a safetensors file in the same folder"),
         ({"weight_map": {"a": "..\\x.safetensors"}}, "not a safetensors file in the same folder"),
         ({"weight_map": {"a": "s1.safetensors", "c": "s1.safetensors"}}, "places `c` in"),
-        ({"weight_map": {"a": "s1.safetensors"}}, "not listed in `model.safetensors.index.json`"),
-        ({"weight_map": {"a": "s1.safetensors", "b": "s1.safetensors", "d": "s2.safetensors"}}, "`a` is in both"),
+        ({"weight_map": {"b": "s1.safetensors", "d": "s2.safetensors"}}, "`a` is in both"),
     ],
 )
 def test_an_index_that_contradicts_its_shards_is_refused(index, message, tmp_path):
@@ -50,3 +49,15 @@ def test_an_index_that_contradicts_its_shards_is_refused(index, message, tmp_pat
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+def test_an_index_chooses_among_tensors_of_one_name_and_need_not_list_all(tmp_path):
+    """Transformers loads every tensor of the shards that an index names, whether the index lists it or not."""
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "s1.safetensors")
+    save_file({"a": torch.ones(1), "d": torch.zeros(1)}, tmp_path / "s2.safetensors")
+    for chosen in ("s1.safetensors", "s2.safetensors"):
+        index = {"weight_map": {"a": chosen, "b": "s1.safetensors", "d": "s2.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert open_checkpoint(tmp_path).tensors["a"].file.name == chosen
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "s1.safetensors"}}))
+    assert set(open_checkpoint(tmp_path).tensors) == {"a", "b"}

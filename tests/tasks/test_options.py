@@ -29,6 +29,7 @@ WIDEN = {
     "recipe": ("llama", "llama", {}),
     "settings": ("num_attention_heads=32", {"num_attention_heads": 32}, {}),
     "tie": ("untie", "untie", {}),
+    "clean_names": (True, True, {}),
     "method": ("net2net", "net2net", {}),
     "noise": ("0.25", 0.25, {}),
     "noise_mode": ("preserving", "preserving", {"noise": "0.1"}),

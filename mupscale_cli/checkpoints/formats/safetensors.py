@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,33 +57,44 @@ class Safetensors(WeightsFormat):
 
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(header, files))
-        tensors = merge_headers(headers, folder.path)
-        index = next((name for name in INDICES if name in folder.names), None)
-        if index is not None and files[0].name not in WEIGHTS:
-            _check_index(folder.path / index, tensors)
-        return Weights(tensors, headers[0].metadata)
+        index = next((folder.path / name for name in INDICES if name in folder.names), None)
+        if files[0].name in WEIGHTS:
+            index = None
+        return Weights(merge_headers(headers, folder.path, index), headers[0].metadata)
 
 
-def merge_headers(headers: Iterable[Header], path: Path) -> dict[str, StoredTensor]:
+def merge_headers(headers: Iterable[Header], path: Path, index: Path | None = None) -> dict[str, StoredTensor]:
     """Collect the tensors of several files by name.
 
     Args:
         headers: headers of the files, in order.
         path: the checkpoint, for messages.
+        index: the index of the files, which chooses among several tensors of one name; None if there is none. Tensors
+            that it does not list belong to the checkpoint as well, since transformers loads every tensor of a shard.
 
     Raises:
-        CheckpointError: there are no tensors, or two have the same name.
+        CheckpointError: there are no tensors, two have the same name and the index does not choose between them, or
+            the index lists a tensor that does not exist.
     """
+    listed_in = {} if index is None else weight_map(index)
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for tensor in header.tensors:
-            name = tensor.spec.name
+            name, file = tensor.spec.name, tensor.file.name
+            if listed_in.get(name, file) != file:
+                continue
             if name in tensors:
                 raise CheckpointError(
-                    f"`{name}` is in both `{tensors[name].file.name}` and `{tensor.file.name}`",
+                    f"`{name}` is in both `{tensors[name].file.name}` and `{file}`",
                     hint="the shards do not belong together; save the checkpoint again",
                 )
             tensors[name] = tensor
+    missing = next((name for name in listed_in if name not in tensors), None)
+    if missing:
+        raise CheckpointError(
+            f"`{index}` places `{missing}` in `{listed_in[missing]}`, but it is not there",
+            hint="the index and the shards do not belong together; save the checkpoint again",
+        )
     if not tensors:
         raise CheckpointError(f"`{path}` contains no tensors")
     return tensors
@@ -102,16 +113,3 @@ def weight_map(index: Path) -> dict[str, str]:
         if not is_file_name(file) or not file.endswith(".safetensors"):
             raise CheckpointError(f"`{index}` lists `{file}`, which is not a safetensors file in the same folder")
     return mapping
-
-
-def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    mapping = weight_map(index)
-    hint = "the index and the shards do not belong together; save the checkpoint again"
-    for name, file in mapping.items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(f"`{index}` places `{name}` in `{file}`, but it is not there", hint=hint)
-    extra = next((name for name in tensors if name not in mapping), None)
-    if extra:
-        raise CheckpointError(
-            f"`{tensors[extra].file}` contains `{extra}`, which is not listed in `{index.name}`", hint=hint
-        )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mupscale_cli import __version__
 from mupscale_cli.errors import PictureError
+from mupscale_cli.reports.guidance import coverage_notes
 from mupscale_cli.reports.pictures.canvas import inline_svg
 from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, module_errors, step_losses
 from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
@@ -204,6 +205,7 @@ def _notes(function: Function) -> Iterable[str]:
             f"storing {function['rounded_tensors']} tensors rounds scaled values or means, which changes the logits by "
             f"{_number(rounding['max_rel'])}; the comparison leaves this rounding out"
         )
+    yield from map(_paragraph, coverage_notes(function["missing"], function["unused"]))
     if first := function["first_difference"]:
         yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
     if plain := function["unperturbed"]:

@@ -183,6 +183,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "recipe": _recipe,
         "settings": _settings,
         "tie": _text,
+        "clean_names": _flag,
         "method": _text,
         "noise": _number,
         "noise_mode": _text,
