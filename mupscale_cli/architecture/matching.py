@@ -40,8 +40,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     Raises:
         RecipeError: a tensor matches no rule or several equally well, or a required rule matches no tensor.
     """
-    tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
-    prefixes, candidates = max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
+    prefixes, candidates = _best_prefixes(recipe, names)
     _resolve_ends(candidates)
     unknown = [name for name, matches in candidates.items() if not matches]
     if unknown:
@@ -52,6 +51,16 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
     _check_present(recipe, matched, prefixes)
     return matched
+
+
+def used_prefixes(recipe: Recipe, names: Sequence[str]) -> Prefixes:
+    """Return the prefixes of a recipe with which most of the names match a rule."""
+    return _best_prefixes(recipe, names)[0]
+
+
+def _best_prefixes(recipe: Recipe, names: Sequence[str]) -> tuple[Prefixes, dict[str, list[Match]]]:
+    tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
+    return max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
 
 
 def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:

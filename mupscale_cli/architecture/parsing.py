@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from mupscale_cli.architecture.document import Entries, Items, Node, Text
 from mupscale_cli.architecture.expressions import Expression, Name, names_in, parse_expression
+from mupscale_cli.architecture.implied import implied_rules
 from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_layout, parse_scaled_expression
 from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
 from mupscale_cli.architecture.types import (
@@ -111,7 +113,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
     _check_names(recipe, sections)
-    return recipe
+    return replace(recipe, tensors=(*recipe.tensors, *implied_rules(recipe)))
 
 
 def parse_match(node: Node | None) -> tuple[dict[str, tuple[str, ...]], Expression | None, tuple[Pattern, ...]]:

@@ -313,9 +313,19 @@ class Recipe:
                 aliases.setdefault(source.format_map(prefixes), name.format_map(prefixes))
         return aliases
 
+    @cached_property
+    def sharing(self) -> frozenset[str]:
+        """Names of tensors that share the data of another one if the readout is tied."""
+        pairs = self.tie.shares if self.tie else ()
+        return frozenset(name.format_map(prefixes) for name, _ in pairs for prefixes in self.prefixes)
+
     def knows(self, tensor: str) -> bool:
         """Return whether any rule is for a tensor of this name, with any prefix."""
         return any(self._rules_for(tensor))
+
+    def follows(self, tensor: str, rule: TensorRule) -> bool:
+        """Return whether a rule is for a tensor of this name, with any prefix."""
+        return any(each is rule for each in self._rules_for(tensor))
 
     def is_optional(self, tensor: str) -> bool:
         """Return whether a checkpoint without a tensor may be complete: every rule for its name is optional."""

@@ -28,7 +28,7 @@ from mupscale_cli.plan.rotary import rotary_keys
 from mupscale_cli.plan.shards import DEFAULT_SHARD_BYTES, split_into_shards
 from mupscale_cli.plan.stated import check_stated
 from mupscale_cli.plan.tensors import TensorPlanner, name_prefixes
-from mupscale_cli.plan.tied import TIE_KEY, read_shared, resolve_tie, untie_config, untied_tensors
+from mupscale_cli.plan.tied import TIE_KEY, absent_tensors, read_shared, resolve_tie, untie_config
 from mupscale_cli.plan.types import ConfigChange, Plan, Shard, SideFile, TensorPlan
 from mupscale_cli.plan.units import UnitMap, map_units, rewrite_units
 
@@ -109,12 +109,13 @@ def _make_plan(
     names = [spec.name for spec in specs]
     tie = resolve_tie(recipe, config or {}, names, tie)
     tied_before = (config or {}).get(TIE_KEY)
-    shared = untied_tensors(recipe, names) if tie == "untie" else {}
+    absent = absent_tensors(recipe, names) if tie is not None else {}
+    shared = absent if tie == "untie" else {}
     if tie == "untie":
         config = untie_config(config or {})
         by_name = {spec.name: spec for spec in specs}
         specs = [*specs, *(replace(by_name[source], name=name) for name, source in shared.items())]
-    matches = match_rules(recipe, [spec.name for spec in specs])
+    matches = _match(recipe, [spec.name for spec in specs], absent)
     values = environment(recipe, config or {}, matches, tie)
     layouts = {name: choose(match.rule.choices, values, match) for name, match in matches.items()}
     used = used_axes(layouts, matches)
@@ -194,6 +195,12 @@ def _wide_config(
     widened_axes = (axis for axis in axes.values() if axis.name in recipe.axis_names)  # blocks have moved already
     moved = rewrite_units(recipe.units_of(None), config, map_units(widened_axes, {}), CONFIG, values)
     return with_changes(widened, moved), (*changes, *moved)
+
+
+def _match(recipe: Recipe, names: Sequence[str], absent: Iterable[str]) -> dict[str, Match]:
+    """Find the rule of every tensor; rules for `absent` ones, which share the data of others, are not missing."""
+    matches = match_rules(recipe, [*dict.fromkeys((*names, *absent))])
+    return {name: matches[name] for name in names}
 
 
 def _folded(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mupscale_cli.architecture.matching import used_prefixes
 from mupscale_cli.architecture.types import TIES, Recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.conditions import environment, evaluate_located
@@ -47,16 +48,21 @@ def resolve_tie(recipe: Recipe, config: Mapping[str, Any], names: Sequence[str],
     return requested or rule.ways[0]
 
 
-def untied_tensors(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
-    """Map the name of each missing tied tensor to the name of the tensor whose data it shares."""
+def absent_tensors(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
+    """Map the name of each tied tensor that is not stored to the name of a stored one whose data it shares.
+
+    Any member of a group of tied tensors may be the stored one: some libraries write the readout and not the embedding.
+    """
     assert recipe.tie is not None
     present = frozenset(names)
-    sources = {}
-    for prefixes in recipe.prefixes:
-        for name, source in recipe.tie.shares:
-            if source.format_map(prefixes) in present and name.format_map(prefixes) not in present:
-                sources[name.format_map(prefixes)] = source.format_map(prefixes)
-    return sources
+    prefixes = used_prefixes(recipe, names)
+    pairs = [(name.format_map(prefixes), source.format_map(prefixes)) for name, source in recipe.tie.shares]
+    absent: dict[str, str] = {}
+    for name, source in (*((source, name) for name, source in pairs), *pairs):
+        stored = absent.get(source, source)
+        if name not in present and stored in present:
+            absent.setdefault(name, stored)
+    return absent
 
 
 def untie_config(config: Mapping[str, Any]) -> dict[str, Any]:

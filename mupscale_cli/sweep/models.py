@@ -11,7 +11,7 @@ from torch import nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import SweepError
-from mupscale_cli.verification.models import as_directory, stored_tensors
+from mupscale_cli.verification.models import load_stored
 from mupscale_cli.verification.transformers import import_transformers
 
 
@@ -58,13 +58,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         SweepError: transformers cannot load it.
     """
     transformers = import_transformers()
-    with as_directory(checkpoint) as directory:
-        try:
-            model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True, state_dict=stored_tensors(checkpoint)
-            )
-        except Exception as error:
-            raise SweepError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
+    model_class = transformers.AutoModelForCausalLM
+    try:
+        model: nn.Module = load_stored(transformers, model_class, checkpoint, dtype=torch.float32)
+    except Exception as error:
+        raise SweepError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
     return model.to(device).train()
 
 

@@ -146,6 +146,8 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
             for name in (tensor.target.name if tensor.block is None else tensor.source.name, tensor.target.name)
         )
         is_single = narrow[2] == "weight" and tensor.name_copies == 1 and not tensor.is_new
+        # A key of the config scales the logits of a tied readout behind it.
+        is_single &= plan.tie != "config" or plan.wrapping.plain(tensor.source.name) not in plan.recipe.sharing
         name = name_in(model, narrow[0], modules) if is_single else None
         if name is not None:
             planned[name] = PlannedModule(name.removesuffix(narrow[0]) + wide[0], tensor)
@@ -163,15 +165,17 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
         if name is not None:
             module = model.get_submodule(name)
             setattr(module, kind, nn.Parameter(getattr(module, kind).detach().clone()))
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    rounded: set[int] = set()  # tensors that share a parameter are rounded once
     for tensor in plan.rounded:
         if tensor.is_new:
             continue
         stored_as = tensor.target.name if tensor.target.name in plan.untied else tensor.source.name
         name = name_in(model, plan.parameter_name(stored_as), parameters)
-        if name is None:
+        if name is None or id(parameters[name]) in rounded:
             continue
         parameter = parameters[name]
+        rounded.add(id(parameter))
         stored = parameter.detach().to("cpu", DTYPES[tensor.source.dtype].torch).contiguous()
         strips = tuple(dim.strips for dim in tensor.dims)
         parameter.data.copy_(effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset))

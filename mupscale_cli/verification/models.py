@@ -68,6 +68,23 @@ def stored_tensors(checkpoint: Checkpoint, plain_name: PlainName = strip_wrapper
     return {plain_name(name): files[tensor.file].get_slice(name) for name, tensor in checkpoint.tensors.items()}
 
 
+def load_stored(
+    transformers: Any,
+    model_class: Any,
+    checkpoint: Checkpoint,
+    plain_name: PlainName = strip_wrappers,
+    **options: Any,
+) -> Any:
+    """Return what `from_pretrained` of a class returns for a checkpoint's config and tensors."""
+    with as_directory(checkpoint) as directory:
+        config = _read_config(transformers, model_class, directory)
+    if model_class is transformers.AutoModelForCausalLM:  # needs a folder
+        model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return model_class.from_pretrained(
+        None, config=config, state_dict=stored_tensors(checkpoint, plain_name), **options
+    )
+
+
 def _require_plain_names(checkpoint: Checkpoint, plain_name: PlainName, reason: str) -> None:
     """Refuse wrapped names in a model that its library reads from the files itself."""
     wrapped = next((name for name in checkpoint.tensors if plain_name(name) != name), None)
@@ -256,36 +273,34 @@ def _load_with_transformers(
     model_class = _model_class(transformers, config, [*map(plain_name, checkpoint.tensors)])
     _check_size(lambda: _empty_model(transformers, model_class, checkpoint), checkpoint)
     device_map = placement.device_map if placement else None
-    loading: dict[str, Any] = {}
-    folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
-    directory = folders.enter_context(as_directory(checkpoint))
     if device_map is not None:
-        return_freed_memory()
-        loading = {"device_map": device_map, "offload_folder": str(folders.enter_context(scratch_folder()))}
         _require_plain_names(checkpoint, plain_name, "the model does not fit into memory and is read piece by piece")
+    options = {
+        "dtype": dtype,
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+        "output_loading_info": True,
+    }
+    folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
     try:
-        if device_map is None:
-            read = _read_config(transformers, model_class, directory)
-            loading = {"config": read, "state_dict": stored_tensors(checkpoint, plain_name)}
         with _creating_weights_in(dtype):
-            model, info = model_class.from_pretrained(
-                None if device_map is None else directory,
-                dtype=dtype,
-                attn_implementation="eager",
-                experts_implementation="eager",
-                local_files_only=True,
-                use_safetensors=True,  # never a pickle in the same folder
-                trust_remote_code=False,  # even if the config has an `auto_map`
-                output_loading_info=True,
-                **loading,
-            )
+            if device_map is None:
+                model, info = load_stored(transformers, model_class, checkpoint, plain_name, **options)
+            else:
+                return_freed_memory()
+                model, info = model_class.from_pretrained(
+                    folders.enter_context(as_directory(checkpoint)),
+                    device_map=device_map,
+                    offload_folder=str(folders.enter_context(scratch_folder())),
+                    local_files_only=True,
+                    use_safetensors=True,  # never a pickle in the same folder
+                    trust_remote_code=False,  # even if the config has an `auto_map`
+                    **options,
+                )
     except Exception as error:  # tell the user that transformers raised it
         folders.close()
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
-    if device_map is None:
-        folders.close()
-    else:
-        weakref.finalize(model, folders.close)
+    weakref.finalize(model, folders.close)
     built: nn.Module = model.eval()
     missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
     for problem, names in (
