@@ -66,7 +66,7 @@ def _best_prefixes(recipe: Recipe, names: Sequence[str]) -> tuple[Prefixes, dict
 def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:
     """Find all rules that match each name; the last part of a name narrows down the rules to try."""
     by_ending: dict[str | None, list[tuple[TensorRule, re.Pattern[str]]]] = defaultdict(list)
-    for rule in recipe.tensors:
+    for rule in (*recipe.tensors, *recipe.implied):
         last = rule.pattern.parts[-1]
         ending = last.rpartition(".")[2] if isinstance(last, str) and "." in last else None
         by_ending[ending].append((rule, rule.pattern.regex(prefixes)))

@@ -113,7 +113,7 @@ def parse_recipe(name: str, file: str, digest: str, document: Entries, groups: d
         tensors=tuple(_tensor_rule(key, node, prefixes[0]) for key, node in _entries(sections["tensors"])),
     )
     _check_names(recipe, sections)
-    return replace(recipe, tensors=(*recipe.tensors, *implied_rules(recipe)))
+    return replace(recipe, implied=tuple(implied_rules(recipe)))
 
 
 def parse_match(node: Node | None) -> tuple[dict[str, tuple[str, ...]], Expression | None, tuple[Pattern, ...]]:

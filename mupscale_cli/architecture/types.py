@@ -247,6 +247,7 @@ class Recipe:
         units: the keys of JSON files whose values name units.
         requires: conditions that the widened config must satisfy.
         tensors: the rules for tensors; each tensor follows one of them.
+        implied: rules that no recipe has to state; see `implied`.
         parameters: the names and shapes that the reference model gives to tensors that it saves in another form.
         tie: how to treat a readout that shares the embedding's tensor, None if it never does.
     """
@@ -270,6 +271,7 @@ class Recipe:
     units: tuple[UnitsRule, ...] = ()
     requires: tuple[Requirement, ...] = ()
     tensors: tuple[TensorRule, ...] = ()
+    implied: tuple[TensorRule, ...] = ()
     parameters: tuple[ParameterRule, ...] = ()
     tie: TieRule | None = None
     condition: Expression | None = None
@@ -336,7 +338,11 @@ class Recipe:
 
     @cached_property
     def _tensor_patterns(self) -> tuple[tuple[re.Pattern[str], TensorRule], ...]:
-        return tuple((rule.pattern.regex(prefixes), rule) for rule in self.tensors for prefixes in self.prefixes)
+        return tuple(
+            (rule.pattern.regex(prefixes), rule)
+            for rule in (*self.tensors, *self.implied)
+            for prefixes in self.prefixes
+        )
 
     def parameter_name(self, tensor: str) -> str:
         """Return the reference model's name for a tensor of the checkpoint."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -33,12 +34,12 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.files import Identity, identities
 from mupscale_cli.libraries import CONFIGS, Library, config_beside, library_of
-from mupscale_cli.text import shown
+from mupscale_cli.text import listed, shown
 
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
-
+_MAX_INSIDE = 5  # checkpoints in a message
 _PEFT_CLASSES = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
@@ -295,10 +296,27 @@ def open_folder(folder: Folder) -> Checkpoint:
     if own != folder:
         raise _is_adapter(path)
     check_place(folder)
+    if "model_index.json" not in folder.names and (checkpoints := _checkpoints_inside(folder)):
+        raise CheckpointError(
+            f"`{path}` contains no weights itself, but checkpoints, newest first: {listed(checkpoints, _MAX_INSIDE)}",
+            hint=f"name one of them, for instance `{path / checkpoints[0]}`",
+        )
     inside = {name.partition("/")[0] for name in folder.names} | {inner.name for inner in path.iterdir()}
     if odd := next((name for name in sorted(inside) if name.endswith(SUFFIXES) and (path / name).is_dir()), None):
         raise CheckpointError(f"`{path / odd}` is a folder, not a file", hint="download or save the checkpoint again")
     raise _not_supported(path, describe_folder(path, sorted(inside)))
+
+
+def _checkpoints_inside(folder: Folder) -> list[str]:
+    """Return the subfolders that hold weights, those with the largest number at the end first."""
+    weights = (PurePosixPath(name) for name in folder.names if name.endswith(SUFFIXES))
+    parents = {str(name.parent) for name in weights if len(name.parts) == 2}
+
+    def age(name: str) -> tuple[int, str]:
+        number = re.search(r"(\d{1,18})$", name)
+        return (int(number[1]) if number else -1, name)
+
+    return sorted(parents, key=age, reverse=True)
 
 
 def config_path(file: Path) -> Path | None:

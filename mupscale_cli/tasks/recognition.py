@@ -10,6 +10,7 @@ from typing import Any
 from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
 from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.architecture.wrappers import find_wrapping
 from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import MupscaleError
@@ -77,7 +78,8 @@ def _fits(recipe: Recipe, checkpoint: Checkpoint, config: Mapping[str, Any] | No
     if not (recipe.tensor_patterns or recipe.model_types):
         return False
     try:
-        match_rules(recipe, tuple(checkpoint.tensors))
+        names = tuple(checkpoint.tensors)
+        match_rules(recipe, tuple(map(find_wrapping(recipe, names).plain, names)))
         if config is not None:
             make_plan(recipe, checkpoint.specs, config, max_shard_bytes=None)
     except MupscaleError:

@@ -61,3 +61,12 @@ def test_an_index_chooses_among_tensors_of_one_name_and_need_not_list_all(tmp_pa
         assert open_checkpoint(tmp_path).tensors["a"].file.name == chosen
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "s1.safetensors"}}))
     assert set(open_checkpoint(tmp_path).tensors) == {"a", "b"}
+
+
+def test_a_folder_of_checkpoints_is_no_checkpoint_but_names_them(tmp_path):
+    for step in (5, 40, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"a": torch.zeros(1)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="`checkpoint-100`, `checkpoint-40`, `checkpoint-5`") as error:
+        open_checkpoint(tmp_path)
+    assert f"`{tmp_path / 'checkpoint-100'}`" in error.value.hint
