@@ -17,6 +17,7 @@ from mupscale_cli.plan.conditions import choose, environment
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import grown_size
 from mupscale_cli.plan.request import Request
+from mupscale_cli.plan.tied import absent_tensors
 from mupscale_cli.plan.types import Plan
 from mupscale_cli.text import count_text
 
@@ -129,8 +130,11 @@ class ParameterCounter:
 
 def parameter_counter(narrow: Plan) -> ParameterCounter:
     """Group the tensors of a model that is not wider than its source by what decides their size."""
-    specs = [tensor.target for tensor in narrow.tensors]
-    matches = match_rules(narrow.recipe, [spec.name for spec in specs])
+    plain = narrow.wrapping.plain
+    specs = [replace(tensor.target, name=plain(tensor.target.name)) for tensor in narrow.tensors]
+    stored = [spec.name for spec in specs]
+    absent = absent_tensors(narrow.recipe, stored) if narrow.tie is not None else {}
+    matches = match_rules(narrow.recipe, [*stored, *absent])
     values = environment(narrow.recipe, narrow.config or {}, matches, narrow.tie)
     groups: Counter[tuple[Layout | None, tuple[str, ...], tuple[int, ...]]] = Counter()
     for spec in specs:

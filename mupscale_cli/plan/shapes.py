@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from mupscale_cli.architecture.layouts import AxisRef, Dim, Layout, axis_refs
 from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.syntax import LanguageError
 from mupscale_cli.architecture.types import Choice, Link, Recipe
+from mupscale_cli.architecture.wrappers import find_wrapping
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.axes import name_counts, used_axes
@@ -47,6 +48,8 @@ def read_config(recipe: Recipe, specs: Sequence[TensorSpec], config: Mapping[str
     """
     if not recipe.config:
         return {}
+    wrapping = find_wrapping(recipe, [spec.name for spec in specs])
+    specs = [replace(spec, name=wrapping.plain(spec.name)) for spec in specs]
     names = [spec.name for spec in specs]
     matches = match_rules(recipe, names)
     values = environment(recipe, config, names)
