@@ -54,6 +54,7 @@ def make(optimizer: str, named: list[tuple[str, torch.nn.Parameter]], undecayed:
     further = {key: value for key, value in settings.items() if key not in known}  # settings for the groups only
     if optimizer in RULES and RULES[optimizer].matrices_only:
         named = [(n, p) for n, p in named if p.dim() == 2]
+        undecayed = [n for n, _ in named if n in undecayed]
     groups = [{**_group([(n, p) for n, p in named if n not in undecayed]), **further}]
     if undecayed:
         groups.append({**_group([(n, p) for n, p in named if n in undecayed]), **further, "weight_decay": 0.0})
