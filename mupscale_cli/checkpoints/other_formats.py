@@ -63,6 +63,11 @@ OTHER_FORMATS = (
         ("adapter_config.json", "adapter_model.*"),
     ),
     OtherFormat(
+        "source code in Python",
+        "name the weights; `--model FILE:FUNCTION` says which function builds their model",
+        ("*.py",),
+    ),
+    OtherFormat(
         "the index of a model's weight files",
         "pass the folder that contains it",
         ("*.safetensors.index.json",),

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.plan.request import USUAL_FACTOR
 from mupscale_cli.text import count_text, growth_factor, listed, number_text, starred
 
 if TYPE_CHECKING:
@@ -217,6 +218,12 @@ def reproducing_command(record: Record, name: str) -> str:
             words += ["--axis", f"{axis}:{after}"]
         elif copies > 1:
             words += ["--axis", f"{axis}={copies}"]
+    if any(size["factor"] > USUAL_FACTOR for size in record["axes"].values()):
+        words.append("--allow-large-factor")
+    for stack, blocks in record["blocks"].items():
+        words += ["--axis", f"{stack}:{blocks['wide_size']}"]
+        if len(record["blocks"]) == 1 and record["method"]["name"] != "stack":
+            words += ["--layers-at", ",".join(map(str, blocks["new"]))]
     # The folder belongs to the machine where the model was widened, and its separators may be those of Windows.
     words += ["--recipe", PurePosixPath(recipe["file"].replace("\\", "/")).name if "file" in recipe else recipe["name"]]
     if record["tie"]:

@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite(narrow, tmp_path):
         (["--factor", "32"], ["every axis 32 times as large", "--allow-large-factor"]),
         (["--axis", "ffn=2", "--axis", "ffn=3"], ["ffn", "twice"]),
         (["--axis", "fnn=2"], ["fnn", "did you mean `ffn`?"]),
-        (["--axis", "d=1.5"], ["`d`", "rotary"]),
+        (["--axis", "d=1.5"], ["`d`", "frequencies"]),
         (["--factor", "2", "--max-shard-size", "much"], ["much", "5GB"]),
         (["--factor", "2", "--optimizer-policy", "drop"], ["drop", "copy"]),
     ],

@@ -46,7 +46,8 @@ def llama(factor=None, axes=None, config=CONFIG, shapes=SHAPES, **options):
 
 def test_coefficients_multiplicities_and_shapes_of_llama():
     """The factors are embed 2, kv 3, g 5 and ffn 7; every number below is a product of these."""
-    plan = llama(axes={"embed": 2, "kv": 3, "g": 5, "ffn": 7})
+    config = {**CONFIG, "model_type": "mistral"}  # whose hidden_size may be any
+    plan = llama(axes={"embed": 2, "kv": 3, "g": 5, "ffn": 7}, config=config)
     found = {t.target.name: (t.coefficient, t.multiplicity, t.target.shape) for t in plan.tensors}
     heads = 3 * 5
     assert found == {

@@ -181,5 +181,5 @@ def test_the_command_exits_with_1_for_a_wrong_recipe(tmp_path):
 def test_the_command_with_no_run():
     result = run("recipes", "check", "llama", "--no-run")
     assert result.code == 0
-    assert result.out == "llama: 5 axes, 18 rules, no mistakes in the text\n"
+    assert result.out == "llama: 5 axes, 20 rules, no mistakes in the text\n"
     assert Path(BUILT_IN).is_dir()

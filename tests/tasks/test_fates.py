@@ -85,7 +85,7 @@ def test_an_output_with_subfolders_is_replaced_as_a_whole_or_not_at_all(source, 
 def test_push_publishes_what_loaders_read_in_subfolders(wide):
     (wide / "runs").mkdir()
     (wide / "runs" / "x").write_text("log")
-    files = push_files(open_checkpoint(wide), read_record(open_checkpoint(wide)), with_optimizer=False)
+    files = push_files(open_checkpoint(wide), read_record(open_checkpoint(wide)), "me/wide", with_optimizer=False)
     assert {file.name for file in files} == {
         *("config.json", "generation_config.json", "model.safetensors", "mupscale.json", TEMPLATE)
     }

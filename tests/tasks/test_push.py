@@ -32,6 +32,8 @@ FUNCTION = {
     "rounded_tensors": 0,
     "keeps_function": True,
     "unperturbed": None,
+    "missing": [],
+    "unused": [],
 }
 VERIFIED = {
     "agrees": True,

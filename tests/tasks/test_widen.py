@@ -163,7 +163,7 @@ def test_the_source_is_never_touched(saved, tmp_path):
         (1, {}, "nothing is widened"),
         (0, {}, "from 1 to 4096"),
         (2, {"nose": 2}, "nose"),
-        (2, {"d": 1.5}, "rotary"),
+        (2, {"d": 1.5}, "frequencies"),
     ],
 )
 def test_factors_are_refused_before_anything_is_written(factor, axes, says, saved, tmp_path):

@@ -98,7 +98,8 @@ def open_remote(model: HubId) -> RemoteModel:
     except CheckpointError as error:  # show the model's name instead of the path in the cache
         cached_only = " in the cache (the Hub was not contacted)" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
-        raise type(error)(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
+        kind = type(error) if sizes is not None else CheckpointError  # a part of a repository does not tell what it is
+        raise kind(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
     checkpoint = replace(checkpoint, title=str(model), sizes=sizes)
     return RemoteModel(model, commit, folder, sizes, checkpoint, is_cached=False)
 
