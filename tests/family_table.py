@@ -26,7 +26,7 @@ import transformers
 from other_libraries import CONFIGS, save_tiny
 
 from helpers import MODELS, save_model
-from mupscale_cli.libraries import library_of
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.tasks.check import EXACT, RecipeCheck, Trial, check_model
 from mupscale_cli.tasks.planning import identity_plan
 from mupscale_cli.tasks.source import find_source

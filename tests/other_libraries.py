@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from mupscale_cli.libraries import library_of
+from mupscale_cli.checkpoints.libraries import library_of
 
 
 def timm(architecture, **arguments):

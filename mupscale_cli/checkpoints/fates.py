@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.text import bytes_text
 
 RECORD = "mupscale.json"

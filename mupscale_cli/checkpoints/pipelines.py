@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from mupscale_cli.checkpoints.libraries import DIFFUSERS
 from mupscale_cli.errors import OtherFormatError
-from mupscale_cli.libraries import DIFFUSERS
 
 _INDEX = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin")

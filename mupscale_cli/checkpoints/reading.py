@@ -27,13 +27,13 @@ from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
+from mupscale_cli.checkpoints.libraries import CONFIGS, Library, config_beside, library_of
 from mupscale_cli.checkpoints.modules import Module, check_place, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.files import Identity, identities
-from mupscale_cli.libraries import CONFIGS, Library, config_beside, library_of
 from mupscale_cli.text import listed, shown
 
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it

@@ -16,9 +16,9 @@ from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
 from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.fates import RECORD
+from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.checkpoints.reading import INDICES, SUFFIXES, open_checkpoint
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.tasks.planning import choose_recipe
 
 _FACTORS = (2, 3, 4, 8)  # offered once the axis is complete

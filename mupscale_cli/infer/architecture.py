@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.header import read_header
+from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager
 from mupscale_cli.infer.tiny_configs import config_class
-from mupscale_cli.libraries import Library
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
 from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.precision import everything_in

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.json_files import parse_json
+from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library, library_of
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.infer.architecture import (
@@ -29,7 +30,6 @@ from mupscale_cli.infer.stages import infer_stages
 from mupscale_cli.infer.tiny import Task, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.write import Draft, recipe_text, without_unused_axes
-from mupscale_cli.libraries import TRANSFORMERS, Library, library_of
 from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.verification.transformers import import_transformers
 

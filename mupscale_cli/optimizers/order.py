@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.libraries import Library, library_of
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.libraries import Library, library_of
 from mupscale_cli.optimizers.tree import Groups
 from mupscale_cli.text import counted
 

@@ -9,8 +9,8 @@ from typing import Any
 from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.errors import PlanError
-from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import sizes_from_config
 from mupscale_cli.plan.conditions import environment, evaluate_located
 from mupscale_cli.plan.config import widen_config

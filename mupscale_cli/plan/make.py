@@ -11,9 +11,9 @@ from mupscale_cli.architecture.matching import Match, match_rules
 from mupscale_cli.architecture.types import Choice, Recipe
 from mupscale_cli.architecture.wrappers import Wrapping, find_wrapping
 from mupscale_cli.checkpoints.config import CONFIG
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError, RecipeError
-from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.axes import find_axes, sizes_from_config, used_axes
 from mupscale_cli.plan.conditions import Values, choose, environment, with_measured_defaults
 from mupscale_cli.plan.config import check_layouts, check_requirements, check_sizes, widen_config, with_changes

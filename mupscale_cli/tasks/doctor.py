@@ -16,8 +16,8 @@ from typing import Any
 from mupscale_cli import __version__
 from mupscale_cli.architecture.loading import BUILT_IN, recipe_files
 from mupscale_cli.checkpoints.hub.environment import HubSettings, hub_settings
+from mupscale_cli.checkpoints.libraries import LIBRARIES, TRANSFORMERS
 from mupscale_cli.engine.memory import free_memory
-from mupscale_cli.libraries import LIBRARIES, TRANSFORMERS
 from mupscale_cli.text import counted
 
 PACKAGES = (

@@ -7,9 +7,9 @@ from pathlib import Path
 from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import read_config
 from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import PlanError
-from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.plan.goal import Goal
 
 

@@ -12,9 +12,9 @@ from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.architecture.wrappers import find_wrapping
 from mupscale_cli.checkpoints.config import architecture_of
+from mupscale_cli.checkpoints.libraries import LIBRARIES
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.libraries import LIBRARIES
 from mupscale_cli.plan import make_plan
 from mupscale_cli.plan.shapes import read_config
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mupscale_cli.checkpoints.json_files import is_file_name
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.target import check_output, existing_record
 from mupscale_cli.errors import OutputError
-from mupscale_cli.libraries import library_of
 from mupscale_cli.tasks.writing import Output
 
 

@@ -11,6 +11,7 @@ from mupscale_cli import __version__
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.fates import RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
@@ -18,7 +19,6 @@ from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import require_unchanged
-from mupscale_cli.libraries import library_of
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.plan import Plan, with_noise

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.libraries import TRANSFORMERS, Library
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.denoising import denoising_arguments
 from mupscale_cli.verification.result import CannotVerify

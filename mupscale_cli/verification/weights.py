@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mupscale_cli.checkpoints.header import ReadableTensor
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.rows import RowReader
@@ -19,7 +20,6 @@ from mupscale_cli.engine.processes import Forks, run_forked, worthwhile
 from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.libraries import library_of
 from mupscale_cli.optimizers.formats.base import OptimizerSource, WideState
 from mupscale_cli.plan import Plan, TensorPlan, split_into_shards
 from mupscale_cli.verification.content import content_differences

@@ -13,9 +13,9 @@ from other_libraries import CONFIGS, open_clip, save_config, save_tiny
 from safetensors.torch import save_file
 
 from mupscale_cli.architecture.loading import load_recipe, recipe_for
+from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.infer.infer import infer_target
-from mupscale_cli.libraries import library_of
 from mupscale_cli.plan.conditions import environment
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.verify import verify

@@ -9,8 +9,8 @@ from pathlib import Path
 from mupscale_cli.checkpoints.formats.base import Folder, Weights, WeightsFormat
 from mupscale_cli.checkpoints.header import Header, StoredTensor, parse_header
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
+from mupscale_cli.checkpoints.libraries import INDICES, WEIGHTS
 from mupscale_cli.errors import CheckpointError, OtherFormatError
-from mupscale_cli.libraries import INDICES, WEIGHTS
 
 _THREADS = 8  # a large model on the Hub has a hundred files, and each header costs a round trip
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles and other frameworks' formats

@@ -13,9 +13,9 @@ from typing import Literal
 from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, without_secrets
 from mupscale_cli.checkpoints.hub.ids import HubId
+from mupscale_cli.checkpoints.libraries import WEIGHTS
 from mupscale_cli.errors import HubError
 from mupscale_cli.files import plain
-from mupscale_cli.libraries import WEIGHTS
 
 Status = Literal["new", "changed", "unchanged", "deleted"]
 _HASH_BYTES = 1 << 20

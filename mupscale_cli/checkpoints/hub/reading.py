@@ -23,12 +23,12 @@ from mupscale_cli.checkpoints.hub.bars import progress_bars
 from mupscale_cli.checkpoints.hub.failures import hub_errors, transport_error
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id, stated_sha256
 from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.checkpoints.modules import MODULES
 from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.checkpoints.reading import INDICES, Checkpoint, open_checkpoint, open_folder
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_text
-from mupscale_cli.libraries import CONFIGS
 from mupscale_cli.text import shown
 
 Answer = TypeVar("Answer")
