@@ -1,11 +1,4 @@
-"""Widen a trained network without retraining it.
-
->>> import mupscale_cli as mupscale
->>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
->>> widened = mupscale.widen("tiny", factor=2)           # doctest: +SKIP
->>> mupscale.verify(widened.output).agrees               # doctest: +SKIP
-True
-"""
+"""Widen a trained network without retraining it: the package behind `import mupscale` and the command."""
 
 from __future__ import annotations
 

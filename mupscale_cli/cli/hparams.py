@@ -185,7 +185,7 @@ def _print_table(result: Hyperparameters) -> None:
         console.print(f"{key:<12} = {formula}", markup=False)
     console.print(
         "\nSchedules multiply each group's lr, so they carry over; betas and step counts stay. Clip gradients by the "
-        "weighted norm, sqrt(sum of clip weight x squared norm), as mupscale_cli.clip_grad_norm_ does.",
+        "weighted norm, sqrt(sum of clip weight x squared norm), as mupscale.clip_grad_norm_ does.",
         markup=False,
     )
     for warning in result.warnings:
