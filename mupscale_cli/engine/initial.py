@@ -49,7 +49,7 @@ class InitialWeights:
             if not bool(chosen.any()):
                 continue
             width = len(flat[0, columns])
-            numbers = torch.empty(len(flat) * width)
+            numbers = torch.empty(len(flat) * width, dtype=torch.float32)
             fill_normal(numbers, key, first * width, std)
             values = numbers.view(len(flat), width).to(flat.dtype)
             if bool(chosen.all()):

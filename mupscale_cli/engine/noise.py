@@ -60,7 +60,7 @@ def add_noise(
 
 def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
     """Add noise a chunk at a time, in float64 for float64 tensors and in float32 for all others."""
-    chunk, wide = torch.empty(2, min(_CHUNK, len(values)))
+    chunk, wide = torch.empty(2, min(_CHUNK, len(values)), dtype=torch.float32)
     for begin in range(0, len(values), _CHUNK):
         part, place = values[begin : begin + _CHUNK], target[begin : begin + _CHUNK]
         normal = chunk[: len(part)]
@@ -113,7 +113,7 @@ def _preserve_indexed(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence
     index = [dim_index(strips, size) for strips, size in zip(dims, stack.shape[1:], strict=True)]
     place = torch.arange(len(stack))
     along = [[-1 if other == position else 1 for other in range(stack.dim())] for position in range(stack.dim())]
-    num_shares, is_last = torch.tensor(float(len(stack))), (place == len(stack) - 1).view(along[0])
+    num_shares, is_last = torch.tensor(float(len(stack)), dtype=torch.float32), (place == len(stack) - 1).view(along[0])
     for item, shape in zip(index, along[1:], strict=True):
         num_shares = num_shares * item.num_shares.view(shape)
         is_last = is_last & (item.share == item.num_shares - 1).view(shape)

@@ -45,7 +45,7 @@ def measured_std(tensor: TensorPlan, rows: Rows) -> float:
 
 def _norm(tensor: TensorPlan, noise: Noise, rows: Rows) -> float:
     """Return the norm of the wide tensor that its noise is relative to."""
-    rows_by, columns_by = _amplitude(tensor.dims[0]), torch.ones(1)
+    rows_by, columns_by = _amplitude(tensor.dims[0]), torch.ones(1, dtype=torch.float32)
     for dim in tensor.dims[1:]:
         columns_by = (columns_by[:, None] * _amplitude(dim)).flatten()
     scaled = _ScaledMatrix(rows, rows_by, columns_by)
@@ -69,7 +69,8 @@ def initial_std(tensor: TensorPlan, rows: Rows) -> float:
     assert init is not None
     if init.std is not None:
         return init.std
-    sizes = [torch.ones(math.prod(dim.size for dim in dims)) for dims in (tensor.dims[:1], tensor.dims[1:])]
+    counts = [math.prod(dim.size for dim in dims) for dims in (tensor.dims[:1], tensor.dims[1:])]
+    sizes = [torch.ones(count, dtype=torch.float32) for count in counts]
     squares = _ScaledMatrix(rows, *sizes).sum_of_squares()
     return _rounded(abs(init.size) * math.sqrt(squares / math.prod(tensor.source.shape)))
 
@@ -80,7 +81,7 @@ def _amplitude(dim: DimMap) -> Tensor:
     A block of copies is c E W F, where E and F repeat rows and columns m times, so E^T E = F F^T = m I. The norms of
     the wide tensor are therefore those of the narrow one with elements multiplied by c sqrt(m) for each dimension.
     """
-    result = torch.empty(dim.size)
+    result = torch.empty(dim.size, dtype=torch.float32)
     for strip in dim.strips:
         places = torch.tensor([strip.offset])
         for digit in strip.digits:
@@ -125,8 +126,8 @@ class _ScaledMatrix:
         """
         size = len(self.columns_by)
         if size <= _DIRECT:
-            return _root_of_largest(self._gram(torch.eye(size)).double())
-        start = torch.empty(size * _VECTORS)
+            return _root_of_largest(self._gram(torch.eye(size, dtype=torch.float32)).double())
+        start = torch.empty(size * _VECTORS, dtype=torch.float32)
         fill_normal(start, noise_key(0, "krylov"), 0)
         vectors, basis, images = start.view(size, _VECTORS), [], []
         for _ in range(_PASSES):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
+from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
@@ -187,7 +188,8 @@ def called_with(
     """Decorate a function of a subject and an options object such that it takes the options' fields as arguments.
 
     The function is defined as `widen(checkpoint, call)` and called as `widen("tiny", factor=4, noise=0.1)`. The
-    fields are declared only in their dataclass, but type checkers, editors and `help()` see them.
+    fields are declared only in their dataclass, but type checkers, editors and `help()` see them. The function runs
+    with torch's own defaults of data type and device.
 
     Args:
         options: the dataclass.
@@ -198,7 +200,8 @@ def called_with(
     ) -> Callable[Concatenate[Subject, Fields], Result]:
         @functools.wraps(function)
         def called(subject: Subject, /, *arguments: Fields.args, **fields: Fields.kwargs) -> Result:
-            return function(subject, options(*arguments, **fields))
+            with plain_defaults():
+                return function(subject, options(*arguments, **fields))
 
         signature = inspect.signature(function)
         subject, _ = signature.parameters.values()
