@@ -1,11 +1,14 @@
 # Everything that is run on this project. `.ci/run` calls these targets in a fresh environment.
-.PHONY: test slow lint format bench constraints newest lower-bounds wheel mutants fuzz
+.PHONY: test slow trainers lint format bench constraints newest lower-bounds wheel mutants fuzz
 
 test:  ## the fast tests
 	pytest
 
 slow:  ## the long proofs
 	pytest -m slow
+
+trainers:  ## the proofs against real trainers, in an environment of their own
+	.ci/trainers
 
 lint:  ## linters and types
 	ruff check .

@@ -16,6 +16,7 @@ KINDS = {
         "inspect",
         "shapes",
         "optimizers",
+        "trainers",
         "noise",
         "methods",
         "depth",
