@@ -39,11 +39,10 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
-class WidenOptions:
-    """How to widen a checkpoint.
+class GrowthOptions:
+    """What to grow, how far, and by which method; the source may be a checkpoint or a module in memory.
 
     Attributes:
-        output: output path. Default: `NAME-x4` next to the input.
         factor: target width over source width, for every axis that the recipe widens; whole or not.
         axes: factors, or sizes as `Size`, of single axes or keys of config.json; they override or add to `factor`.
         to: the model whose sizes to take: a config.json, a model directory, or a Hub id; `axes` override them.
@@ -54,7 +53,6 @@ class WidenOptions:
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
         settings: values of keys of the source's config, dotted within sections, that it lacks or has wrong.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
-        clean_names: whether to write names of tensors without what training wrapped around them, such as `_orig_mod.`.
         method: name of the method, a key of `plan.methods.METHODS`.
         noise: size of the noise that makes copies differ, relative to each tensor. Default: the method's.
         noise_mode: `free` or `preserving`; see `plan.perturbation.Perturbation`.
@@ -64,25 +62,14 @@ class WidenOptions:
         spread: how residual streams grow: `padded` or `balanced`, a key of `plan.methods.SPREADS`. Default: `padded`.
         shrink: factor that `warmstart` multiplies the narrow weights by.
         snr: signal-to-noise ratio of `hyperclone`, in dB.
-        adapter: folders of adapters to widen with the model; each becomes `adapters/NAME` in the output.
-        optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
         optimizer_policy: what to do with the moments: `copy`, `reset-new` or `reset`.
-        key: dotted keys that lead to the optimizer state inside a larger file.
-        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
-        max_shard_size: maximum size of a file in an output directory, in bytes.
-        overwrite: replace an existing output that mupscale wrote.
         allow_large_factor: accept factors above 16, which are more likely to be meant as sizes.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
-        verify: check that both models agree before publishing the output.
-        dtype: data type of the verification; see `VerifyOptions`.
-        device: device of the verification; see `VerifyOptions`.
-        model: `path/or/module.py:build` of a user-defined model for the verification.
 
     Raises:
         PlanError: an option has an invalid value or contradicts another.
     """
 
-    output: str | Path | None = None
     factor: float | Fraction | None = None
     axes: Mapping[str, float | Fraction | Size] | None = None
     _: KW_ONLY
@@ -93,7 +80,6 @@ class WidenOptions:
     recipe: str | Path | None = None
     settings: Mapping[str, Any] | None = None
     tie: str | None = None
-    clean_names: bool = False
     method: str = "mupscale"
     noise: float | None = None
     noise_mode: str | None = None
@@ -103,27 +89,15 @@ class WidenOptions:
     spread: str | None = None
     shrink: float | None = None
     snr: float | None = None
-    adapter: Sequence[str | Path] = ()
-    optimizer: str | Path = "auto"
     optimizer_policy: str = "copy"
-    key: str | None = None
-    allow_pickle: bool = False
-    max_shard_size: int = DEFAULT_SHARD_BYTES
-    overwrite: bool = False
     allow_large_factor: bool = False
     allow_nonfinite: bool = False
-    verify: bool = True
-    dtype: str = "auto"
-    device: str = "auto"
-    model: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_shard_size < 1:
-            raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
         sizing = {"--factor": self.factor, "--to": self.to, "--params": self.params}
         if len(given := [name for name, value in sizing.items() if value is not None]) > 1:
             raise PlanError(f"`{given[0]}` and `{given[1]}` conflict: each gives every axis its size", hint="omit one")
-        _ = self.request, self.growth, self.state  # raise if an option is invalid
+        _ = self.request, self.growth, self.policy  # raise if an option is invalid
 
     @property
     def request(self) -> Request:
@@ -159,6 +133,59 @@ class WidenOptions:
         return method, Perturbation(self.noise, cast("Mode", mode), cast("Scale", scale), self.seed)
 
     @property
+    def policy(self) -> Policy:
+        """What to do with the moments of the optimizer."""
+        return StateOptions(policy=cast("Policy", self.optimizer_policy)).policy
+
+
+@dataclass(frozen=True)
+class _Destination:
+    """The first argument of `widen` behind the checkpoint; as a base class, it comes before those of the growth."""
+
+    output: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class WidenOptions(GrowthOptions, _Destination):
+    """How to widen a checkpoint: what to grow, and how to read, write and verify.
+
+    Attributes:
+        output: output path. Default: `NAME-x4` next to the input.
+        clean_names: whether to write names of tensors without what training wrapped around them, such as `_orig_mod.`.
+        adapter: folders of adapters to widen with the model; each becomes `adapters/NAME` in the output.
+        optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
+        key: dotted keys that lead to the optimizer state inside a larger file.
+        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
+        max_shard_size: maximum size of a file in an output directory, in bytes.
+        overwrite: replace an existing output that mupscale wrote.
+        verify: check that both models agree before publishing the output.
+        dtype: data type of the verification; see `VerifyOptions`.
+        device: device of the verification; see `VerifyOptions`.
+        model: `path/or/module.py:build` of a user-defined model for the verification.
+
+    Raises:
+        PlanError: an option has an invalid value or contradicts another.
+    """
+
+    _: KW_ONLY
+    clean_names: bool = False
+    adapter: Sequence[str | Path] = ()
+    optimizer: str | Path = "auto"
+    key: str | None = None
+    allow_pickle: bool = False
+    max_shard_size: int = DEFAULT_SHARD_BYTES
+    overwrite: bool = False
+    verify: bool = True
+    dtype: str = "auto"
+    device: str = "auto"
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_shard_size < 1:
+            raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
+        super().__post_init__()
+
+    @property
     def decisive(self) -> dict[str, Any]:
         """Every option that decides about bytes or about what is refused before they are written, as JSON."""
         names = (each.name for each in fields(WidenOptions) if each.name not in _FREE_TO_CHANGE)
@@ -174,7 +201,7 @@ class WidenOptions:
     @property
     def state(self) -> StateOptions:
         """Options of the optimizer state."""
-        return StateOptions(self.optimizer, cast("Policy", self.optimizer_policy), self.key, self.allow_pickle)
+        return StateOptions(self.optimizer, self.policy, self.key, self.allow_pickle)
 
     @property
     def verification(self) -> VerifyOptions:
