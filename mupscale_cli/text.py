@@ -117,3 +117,8 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
     if known and len(known) <= 30:
         parts.append(f"known: {', '.join(known)}")
     return " ".join(parts) or None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's class if the message is empty."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -173,9 +173,9 @@ def commands() -> Iterator[str]:
         yield f"widen llama -f 2 --method {method} --seed 3 -o method-{method}"
     for kind in ("safetensors", "torch", "distributed"):
         for policy in ("copy", "reset-new", "reset"):
-            yield f"widen state-{kind} -f 2 --allow-pickle --no-verify --optimizer-policy {policy} -o {kind}-{policy}"
-        yield f"verify {kind}-copy --only weights --only files --allow-pickle"
-        yield f"verify {kind}-copy --steps 2 --allow-pickle"
+            yield f"widen state-{kind} -f 2 --no-verify --optimizer-policy {policy} -o {kind}-{policy}"
+        yield f"verify {kind}-copy --only weights --only files"
+        yield f"verify {kind}-copy --steps 2"
     yield from filter(None, OTHER.splitlines())
     for optimizer in OPTIMIZERS:
         yield f"hparams wide --lr 1e-3 --weight-decay 0.1 --optimizer {optimizer}"

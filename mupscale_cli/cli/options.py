@@ -219,14 +219,6 @@ StateKey = Annotated[
     str | None,
     typer.Option("--key", metavar="NAME", help="Key of the optimizer state inside PATH, such as `optimizer`."),
 ]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle",
-        help="Read distributed checkpoints. Their metadata is a pickle, which can run code: trust the files first.",
-    ),
-]
-
 
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request with the commit.")]

@@ -56,7 +56,6 @@ def verify(
             help="Optimizer state of the narrow model. Default: the state next to NARROW. none: skip it.",
         ),
     ] = None,
-    allow_pickle: options.AllowPickle = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +94,6 @@ def verify(
             seed=seed,
             steps=steps,
             optimizer=optimizer,
-            allow_pickle=allow_pickle,
             events=events,
             processes=None,
         )

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.containers.base import Place
+from mupscale_cli.checkpoints.containers.nested import find_place, place_name, value_at, walk
+from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
-from mupscale_cli.optimizers.nested import Place, place_name, value_at, walk
 from mupscale_cli.optimizers.rules import initial_value
 from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state
 from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
@@ -68,7 +69,7 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     """
     held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     if key is not None:
-        place = tuple(part for part in key.split(".") if part)
+        place = find_place(content, key)
         if not is_optimizer(value_at(content, place)):
             raise CheckpointError(f"`{where}` has no optimizer state at `{key}`; it holds {held}")
         return place

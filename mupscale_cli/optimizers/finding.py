@@ -75,16 +75,13 @@ def _is_marked(state_format: StateFormat, name: str) -> bool:
     return any(marker.partition("/")[0] == name for marker in state_format.markers)
 
 
-def open_optimizer(
-    path: Path, config: Mapping[str, Any] | None, *, key: str | None = None, allow_pickle: bool = False
-) -> OptimizerSource:
+def open_optimizer(path: Path, config: Mapping[str, Any] | None, *, key: str | None = None) -> OptimizerSource:
     """Open optimizer state: read its structure without its data.
 
     Args:
         path: a safetensors file or index, a torch.save file, or a folder of torch.distributed.checkpoint.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
-        allow_pickle: read folders of torch.distributed.checkpoint, whose metadata is a pickle.
 
     Raises:
         CheckpointError: the path has none of these formats, or is invalid.
@@ -92,4 +89,4 @@ def open_optimizer(
     state_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if state_format is None:
         raise CheckpointError(f"no optimizer state at `{path}`")
-    return state_format.open(OpenOptions(path, config, key, allow_pickle))
+    return state_format.open(OpenOptions(path, config, key))

@@ -19,7 +19,6 @@ class StateOptions:
         optimizer: the path of the state; `auto` looks next to the checkpoint's weights, `none` omits the state.
         policy: `copy`, `reset-new` or `reset`.
         key: dotted keys that lead to the state in a file that holds more.
-        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
 
     Raises:
         PlanError: the policy is unknown.
@@ -28,7 +27,6 @@ class StateOptions:
     optimizer: str | Path = "auto"
     policy: Policy = "copy"
     key: str | None = None
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.containers.nested import check_structure
+from mupscale_cli.checkpoints.containers.torch_file import check_archive
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import read_bytes
-from mupscale_cli.optimizers.formats.torch_reading import check_archive, first_line
-from mupscale_cli.optimizers.nested import check_structure
+from mupscale_cli.text import first_line
 
 _RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
 

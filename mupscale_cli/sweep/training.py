@@ -93,7 +93,7 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
         return
     recorded = (checkpoint.record or {}).get("optimizer_state") or {}
     # mupscale wrote the state of a widened checkpoint itself.
-    states = open_optimizer(file, checkpoint.config, key=recorded.get("key"), allow_pickle=True).load().states
+    states = open_optimizer(file, checkpoint.config, key=recorded.get("key")).load().states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, parameter in model.named_parameters():
         plain = strip_wrappers(name)

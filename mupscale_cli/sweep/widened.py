@@ -51,7 +51,6 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
                 optimizer=sweep.state.optimizer,
                 optimizer_policy=sweep.state.policy,
                 key=sweep.state.key,
-                allow_pickle=sweep.state.allow_pickle,
                 verify=False,
                 **noise,
             )

@@ -155,7 +155,6 @@ class WidenOptions(GrowthOptions, _Destination):
         adapter: folders of adapters to widen with the model; each becomes `adapters/NAME` in the output.
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
         key: dotted keys that lead to the optimizer state inside a larger file.
-        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
         max_shard_size: maximum size of a file in an output directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
         verify: check that both models agree before publishing the output.
@@ -172,7 +171,6 @@ class WidenOptions(GrowthOptions, _Destination):
     adapter: Sequence[str | Path] = ()
     optimizer: str | Path = "auto"
     key: str | None = None
-    allow_pickle: bool = False
     max_shard_size: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
     verify: bool = True
@@ -201,7 +199,7 @@ class WidenOptions(GrowthOptions, _Destination):
     @property
     def state(self) -> StateOptions:
         """Options of the optimizer state."""
-        return StateOptions(self.optimizer, self.policy, self.key, self.allow_pickle)
+        return StateOptions(self.optimizer, self.policy, self.key)
 
     @property
     def verification(self) -> VerifyOptions:

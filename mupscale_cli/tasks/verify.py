@@ -124,7 +124,7 @@ def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCal
 
 def _train(widening: RecordedWidening, call: VerifyCall) -> TrainingVerification:
     """Take optimizer steps on both models, from the widened state if there is one."""
-    states = _states(widening, call.optimizer, allow_pickle=call.allow_pickle)
+    states = _states(widening, call.optimizer)
     training = train_checkpoints(widening.narrow, widening.wide, widening.plan, call, *states)
     carried = widening.record["optimizer_state"]
     policy = carried["policy"] if carried else "copy"
@@ -152,7 +152,7 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
     path = call.optimizer or find_optimizer(narrow)
     if path is None:
         raise _no_narrow_state(narrow, carried)
-    options = StateOptions(path, carried["policy"], carried.get("key"), call.allow_pickle)
+    options = StateOptions(path, carried["policy"], carried.get("key"))
     state = plan_carried_state(options, narrow, widening.plan, DEFAULT_SHARD_BYTES)
     assert state is not None
     if carried["source_digest"] != files_digest(state.source.files):
@@ -176,7 +176,7 @@ def _check_files(
     path = state_path(wide, carried)
     if not path.exists():
         return replace(found, state=TensorsCheck(0, 0, (f"`{path.name}` is missing",)))
-    stored = open_optimizer(path, wide.config, key=carried.get("key"), allow_pickle=call.allow_pickle)
+    stored = open_optimizer(path, wide.config, key=carried.get("key"))
     call.events.phase("comparing optimizer state", planned.state.num_bytes)
     return replace(found, state=check_state(planned.state, stored, call.events.advance, call.processes))
 
@@ -267,9 +267,7 @@ def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
     return target.path.resolve().parent / file if file else record["recipe"]["name"]
 
 
-def _states(
-    widening: RecordedWidening, optimizer: Path | None, *, allow_pickle: bool
-) -> tuple[OptimizerTree | None, OptimizerTree | None]:
+def _states(widening: RecordedWidening, optimizer: Path | None) -> tuple[OptimizerTree | None, OptimizerTree | None]:
     """Load the optimizer states of both checkpoints; None for both if none was copied."""
     source, target, carried = widening.narrow, widening.wide, widening.record["optimizer_state"]
     if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
@@ -279,8 +277,8 @@ def _states(
     if before is None:
         raise _no_narrow_state(source, carried)
     return (
-        open_optimizer(before, source.config, key=carried.get("key"), allow_pickle=allow_pickle).load(),
-        open_optimizer(after, target.config, key=carried.get("key"), allow_pickle=allow_pickle).load(),
+        open_optimizer(before, source.config, key=carried.get("key")).load(),
+        open_optimizer(after, target.config, key=carried.get("key")).load(),
     )
 
 

@@ -35,7 +35,6 @@ class VerifyOptions:
         steps: number of optimizer steps to train both models for, in addition to comparing their outputs.
         optimizer: state file of the narrow optimizer; `none` ignores any state. Default: the state next to the
             source.
-        allow_pickle: read distributed checkpoints, whose metadata is a pickle.
 
     Raises:
         VerifyError: a part is unknown, or `steps` trains models that `only` excludes.
@@ -51,7 +50,6 @@ class VerifyOptions:
     seed: int = 0
     steps: int = 0
     optimizer: Path | None = None
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         if unknown := next((part for part in self.only if part not in PARTS), None):

@@ -23,7 +23,7 @@ def measured(state: str, options: argparse.Namespace, ballast: Ballast) -> tuple
         if state != "none":
             save_adam(source, state)
         timed(widening(source, wide, "2", sync=False), "", _LIBRARIES)
-        arguments = f"{str(wide)!r}, only=('weights', 'files'), allow_pickle=True, processes=None"
+        arguments = f"{str(wide)!r}, only=('weights', 'files'), processes=None"
         checking = f"import mupscale_cli as m; assert m.verify({arguments}).agrees"
         beyond = (peak_private_bytes(f"{_LIBRARIES}\n{checking}") - peak_private_bytes(_LIBRARIES)) / 1e6
         size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())

@@ -94,8 +94,7 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     arguments = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
     lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
     lines.append(
-        f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, "
-        "max_shard_size=10**13, allow_pickle=True, processes=None)"
+        f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, max_shard_size=10**13, processes=None)"
     )
     return "\n".join(lines)
 
@@ -112,7 +111,7 @@ def command(source: Path, target: Path, factors: str) -> str:
     """Return Python code that runs `mupscale widen`."""
     axes = [word for part in factors.split(",") for word in ("--axis", part)] if "=" in factors else ["-f", factors]
     where = (str(source), "-o", str(target), "--max-shard-size", "10TB")
-    return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify", "--allow-pickle")
+    return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify")
 
 
 def measured(factors: str, state: str, options: argparse.Namespace, ballast: Ballast) -> list[tuple[Any, ...]]:

@@ -212,7 +212,6 @@ def test_several_processes_write_the_bytes_of_one(kind, layers, tmp_path):
             max_shard_size=30_000,
             noise=0.1,
             verify=False,
-            allow_pickle=True,
             events=Events(advance=counts[size].append),
             processes=size,
         ).record
@@ -224,7 +223,7 @@ def test_several_processes_write_the_bytes_of_one(kind, layers, tmp_path):
         for name in ("optimizer.safetensors", "model-00002"):  # a byte of a state, then one of the weights
             file = next(file for file in wide.rglob("*.safetensors") if name.partition(".")[0] in file.name)
             flip(file)
-    found = [verify(wide, source, only=("weights", "files"), allow_pickle=True, processes=size) for size in (1, 3)]
+    found = [verify(wide, source, only=("weights", "files"), processes=size) for size in (1, 3)]
     assert found[0] == found[1]
     assert found[0].agrees == (kind != "safetensors")
     if kind == "safetensors":

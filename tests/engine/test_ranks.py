@@ -126,7 +126,7 @@ def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
         size: together(
             size,
             lambda ranks, size=size: widen(
-                source, tmp_path / f"wide-{size}", 3, verify=False, allow_pickle=True, ranks=ranks, max_shard_size=SHARD
+                source, tmp_path / f"wide-{size}", 3, verify=False, ranks=ranks, max_shard_size=SHARD
             ),
         )[0]
         for size in (1, 2, 5)

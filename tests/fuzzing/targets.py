@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from mupscale_cli.architecture.loading import load_recipe, recipe_files
+from mupscale_cli.checkpoints.containers.nested import check_structure, place_name, walk
+from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
 from mupscale_cli.checkpoints.header import parse_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.reading import open_checkpoint
@@ -32,9 +34,7 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.optimizers.content import locate_optimizer, widen_content
 from mupscale_cli.optimizers.finding import open_optimizer
-from mupscale_cli.optimizers.formats.torch_reading import blank_tensor
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.optimizers.nested import check_structure, place_name, walk
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules import OPTIMIZERS
@@ -417,7 +417,7 @@ def state(data: bytes) -> None:
 
 
 def torchfile(data: bytes) -> None:
-    """Read an archive with any pickle in it: `optimizers.formats.torch_reading`, `optimizers.scheduler`."""
+    """Read an archive with any pickle in it: `checkpoints.containers.torch_file`, `optimizers.scheduler`."""
     choices = Choices(data)
     kind = choices.below(3)
     body = choices.rest
@@ -477,7 +477,7 @@ def tensors(data: bytes) -> None:
 
 
 def distributed(data: bytes) -> None:
-    """Read a trusted distributed checkpoint: `optimizers.formats.distributed_files`."""
+    """Read a distributed checkpoint: `checkpoints.containers.distributed`."""
     from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
     good = {
@@ -501,7 +501,7 @@ def distributed(data: bytes) -> None:
                 entries[name] = entry
     metadata = Metadata(entries, planner_data=places)
     with folder_of(__metadata=pickle.dumps(metadata)) as path:
-        optimizer = open_optimizer(path, None, allow_pickle=True)
+        optimizer = open_optimizer(path, None)
         optimizer.widen(plan_of(), "copy")
 
 

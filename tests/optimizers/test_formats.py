@@ -172,11 +172,8 @@ def test_torch_writes_the_narrow_and_loads_the_wide_distributed_checkpoint(flat,
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     dcp.save({"optimizer": state, "model": model.state_dict()}, checkpoint_id=source / "optimizer", no_dist=True)
-    with pytest.raises(CheckpointError, match="--allow-pickle") as error:
-        widen(source, tmp_path / "wide", axes=AXES, verify=False)
-    assert "--optimizer none" in str(error.value)
-    widen(source, tmp_path / "wide", axes=AXES, verify=False, allow_pickle=True)
-    check_states(before, open_optimizer(tmp_path / "wide" / "optimizer", None, allow_pickle=True).load().states)
+    widen(source, tmp_path / "wide", axes=AXES, verify=False)
+    check_states(before, open_optimizer(tmp_path / "wide" / "optimizer", None).load().states)
     # torch loads it into the optimizer of a wide model.
     import transformers
 
@@ -201,13 +198,13 @@ def test_damage_of_a_distributed_checkpoint_is_reported(run_in_progress, tmp_pat
     state = get_optimizer_state_dict(model, optimizer)
     dcp.save({"optimizer": state}, checkpoint_id=source / "optimizer", no_dist=True)
     with pytest.raises(CheckpointError, match="not finite"):
-        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
+        widen(source, tmp_path / "wide", 3, verify=False)
     next((source / "optimizer").glob("*.distcp")).unlink()
     with pytest.raises(CheckpointError, match="distributed checkpoint"):
-        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
+        widen(source, tmp_path / "wide", 3, verify=False)
     (source / "optimizer" / ".metadata").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="cannot read"):
-        widen(source, tmp_path / "wide", 3, verify=False, allow_pickle=True)
+        widen(source, tmp_path / "wide", 3, verify=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["narrow"]
 
 

@@ -37,7 +37,7 @@ def source(request, tmp_path):
 
 def widened(source, folder):
     target = folder / f"wide{source.suffix}"
-    return widen(source, target, 2, verify=False, allow_pickle=True)
+    return widen(source, target, 2, verify=False)
 
 
 def published(folder):

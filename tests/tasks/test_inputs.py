@@ -14,7 +14,7 @@ from mupscale_cli.tasks.widen import widen
 from training import save_state
 
 RECIPE = "extends: base\nmatch: {model_type: [llama]}\n"
-OPTIONS = {"factor": 2, "max_shard_size": 30_000, "allow_pickle": True}
+OPTIONS = {"factor": 2, "max_shard_size": 30_000}
 
 
 def rename(file):

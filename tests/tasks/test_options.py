@@ -43,7 +43,6 @@ WIDEN = {
     "optimizer": ("none", "none", {}),
     "optimizer_policy": ("reset", "reset", {}),
     "key": ("adam", "adam", {}),
-    "allow_pickle": (True, True, {}),
     "max_shard_size": ("3MB", 3_000_000, {}),
     "overwrite": (True, True, {}),
     "allow_large_factor": (True, True, {}),
@@ -63,7 +62,6 @@ VERIFY = {
     "seed": ("7", 7),
     "steps": ("3", 3),
     "optimizer": ("/adam.pt", Path("/adam.pt")),
-    "allow_pickle": (True, True),
 }
 
 

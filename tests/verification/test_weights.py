@@ -26,8 +26,8 @@ STATE_FILES = {"safetensors": "optimizer.safetensors", "torch": "optimizer.pt", 
 @pytest.mark.parametrize("kind", STATE_FILES)
 def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
     source, wide = save_state(tmp_path / "narrow", kind), tmp_path / "wide"
-    widen(source, wide, axes=AXES, verify=False, optimizer_policy=policy, allow_pickle=True)
-    found = verify(wide, allow_pickle=True, only=("weights", "files"))
+    widen(source, wide, axes=AXES, verify=False, optimizer_policy=policy)
+    found = verify(wide, only=("weights", "files"))
     assert found.agrees
     assert found.files.state.num_tensors == (0 if policy == "reset" else len(open_state(source, kind).stored))
     if policy == "reset":
@@ -41,18 +41,18 @@ def test_a_state_is_compared_byte_by_byte(kind, policy, tmp_path):
         (before,) = stream.read(1)
         stream.seek(place.offset)
         stream.write(bytes([before ^ 1]))
-    found = verify(wide, allow_pickle=True, only=("weights", "files"))
+    found = verify(wide, only=("weights", "files"))
     assert found.files.state.differences == (f"`{name}` differs, first at element (7, 3)",)
     assert not found.agrees
     assert found.weights.agrees
-    result = run("verify", str(wide), "--only", "weights", "--only", "files", "--allow-pickle")
+    result = run("verify", str(wide), "--only", "weights", "--only", "files")
     assert result.code == 1
     assert f"optimizer: `{name}` differs, first at element (7, 3)" in result.out
     assert "34 tensors" in result.out
 
 
 def open_state(folder, kind):
-    return open_optimizer(folder / STATE_FILES[kind], None, allow_pickle=True)
+    return open_optimizer(folder / STATE_FILES[kind], None)
 
 
 def test_settings_of_a_state_are_compared(tmp_path):
@@ -94,11 +94,9 @@ def test_a_changed_or_missing_narrow_state_is_an_error(tmp_path):
     assert found.files.state.differences == ("`optimizer.pt` is missing",)
 
 
-def test_no_pickle_is_read_without_allow_pickle(tmp_path):
+def test_a_state_can_be_left_out(tmp_path):
     source = save_state(tmp_path / "narrow", "distributed")
-    widen(source, tmp_path / "wide", 2, verify=False, allow_pickle=True)
-    with pytest.raises(CheckpointError, match="--allow-pickle"):
-        verify(tmp_path / "wide", only=("weights", "files"))
+    widen(source, tmp_path / "wide", 2, verify=False)
     found = verify(tmp_path / "wide", optimizer=Path("none"), only=("weights", "files"))
     assert found.files.state is None
     assert found.files.as_record()["optimizer_state_skipped"] == found.files.state_skipped

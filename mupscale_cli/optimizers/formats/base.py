@@ -53,13 +53,11 @@ class OpenOptions:
         path: a file or folder that the format recognizes.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
-        allow_pickle: read formats whose structure is a pickle, which could run code.
     """
 
     path: Path
     config: Mapping[str, Any] | None
     key: str | None = None
-    allow_pickle: bool = False
 
 
 class OptimizerSource(Protocol):

@@ -1,9 +1,10 @@
-"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate). Imports torch only to open one."""
+"""Folders of torch.distributed.checkpoint (FSDP2, torchtitan, accelerate) with optimizer state."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 
@@ -20,14 +21,10 @@ class Distributed(StateFormat):
         return path.is_dir()
 
     def open(self, options: OpenOptions) -> OptimizerSource:
-        path = options.path
-        if not (path / ".metadata").is_file():
-            raise CheckpointError(f"no optimizer state in `{path}`: it has no `.metadata` of a distributed checkpoint")
-        if not options.allow_pickle:
+        if not DISTRIBUTED.recognizes(options.path):
             raise CheckpointError(
-                f"`{path}` is a torch distributed checkpoint, whose metadata is a pickle that could run code",
-                hint="if you trust its source, add `--allow-pickle`; omit the state with `--optimizer none`",
+                f"no optimizer state in `{options.path}`: it has no `.metadata` of a distributed checkpoint"
             )
-        from mupscale_cli.optimizers.formats.distributed_files import open_distributed
+        from mupscale_cli.optimizers.formats.tree_state import open_tree  # imports torch
 
-        return open_distributed(options)
+        return open_tree(DISTRIBUTED, options)

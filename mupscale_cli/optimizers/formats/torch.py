@@ -1,9 +1,10 @@
-"""Files written by torch.save: optimizer state, alone or with weights. Imports torch only to open one."""
+"""Files written by torch.save: optimizer state, alone or with weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
 from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
 
 
@@ -19,6 +20,6 @@ class Torch(StateFormat):
         return path.is_file()
 
     def open(self, options: OpenOptions) -> OptimizerSource:
-        from mupscale_cli.optimizers.formats.torch_files import open_torch
+        from mupscale_cli.optimizers.formats.tree_state import open_tree  # imports torch
 
-        return open_torch(options)
+        return open_tree(TORCH_FILE, options)

@@ -197,7 +197,6 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "optimizer": _state,
         "optimizer_policy": _text,
         "key": _text,
-        "allow_pickle": _flag,
         "max_shard_size": _size,
         "overwrite": _flag,
         "allow_large_factor": _flag,
@@ -212,7 +211,6 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "seed": _count,
         "steps": _count,
         "optimizer": _path,
-        "allow_pickle": _flag,
         **_COMPARING,
     },
     "push": {

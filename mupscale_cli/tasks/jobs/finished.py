@@ -130,15 +130,15 @@ def _state_changed(step: WidenStep, source: Source, output: Checkpoint, carried:
     if carried is None:
         return None
     path = state_path(output, carried)
-    key, allow_pickle = step.options.state.key, step.options.state.allow_pickle
+    key = step.options.state.key
     if not path.exists():
         return f"its `{path.name}` is gone"
-    written = open_optimizer(path, output.config, key=key, allow_pickle=allow_pickle)
+    written = open_optimizer(path, output.config, key=key)
     if files_digest(written.files, segments_digest) != carried["digest"]:
         return f"its `{path.name}` has changed"
     before = step.options.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
-        state = open_optimizer(before, source.checkpoint.config, key=key, allow_pickle=allow_pickle)
+        state = open_optimizer(before, source.checkpoint.config, key=key)
         if files_digest(state.files) != carried["source_digest"]:
             return f"the optimizer state `{before}` has changed"
     return None

@@ -17,11 +17,12 @@ from typing import BinaryIO, cast
 import torch
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from mupscale_cli.checkpoints.containers.torch_file import data_offset
 from mupscale_cli.checkpoints.header import ByteRange
 from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import plain
-from mupscale_cli.optimizers.formats.torch_reading import data_offset, first_line
+from mupscale_cli.text import first_line
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -20,68 +20,72 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
+from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
+from mupscale_cli.checkpoints.containers.chunks import Chunk, ChunkedTensor
+from mupscale_cli.checkpoints.containers.metadata import read_metadata
+from mupscale_cli.checkpoints.containers.nested import check_structure, map_tensors, place_name, walk
+from mupscale_cli.checkpoints.containers.torch_file import blank_tensor, dtype_name
 from mupscale_cli.checkpoints.json_files import MAX_LIST_BYTES, is_file_name
 from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError, MupscaleError
-from mupscale_cli.files import read_errors, require_plain
-from mupscale_cli.optimizers.content import locate_optimizer
-from mupscale_cli.optimizers.formats.base import OpenOptions
-from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
-from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, dtype_name
-from mupscale_cli.optimizers.formats.torch_writing import TensorSlot, find_slots, save_blank
-from mupscale_cli.optimizers.formats.tree_state import TreeState
-from mupscale_cli.optimizers.nested import Place, check_structure, map_tensors, place_name
-from mupscale_cli.text import shown
+from mupscale_cli.files import plain, read_errors, require_plain
+from mupscale_cli.text import first_line, shown
 
 
-def open_distributed(options: OpenOptions) -> TreeState:
-    """Read the structure of a distributed checkpoint. Its metadata is a pickle, which may run code.
+def read_distributed(path: Path) -> Contents:
+    """Read the structure of a distributed checkpoint.
+
+    Its metadata is a pickle, and so is every value that is no tensor. Neither may name code.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or holds no optimizer state.
+        CheckpointError: the checkpoint cannot be read, or its pickles name code.
     """
-    path = options.path
-    content, stored = _read(path)
-    return TreeState(
-        path,
-        "distributed",
-        content,
-        stored,
-        locate_optimizer(content, options.key, str(path)),
-        options.config,
-        write_blank_folder,
-        lambda: _load(path, content, stored),
-    )
-
-
-def _read(path: Path) -> tuple[Any, dict[str, ChunkedTensor]]:
-    """Read the content of a distributed checkpoint with blank tensors, and where the data of each place is stored."""
     try:
         require_plain(path / ".metadata", MAX_LIST_BYTES)
-        metadata: Metadata = FileSystemReader(path).read_metadata()
+        metadata = read_metadata(path / ".metadata")
         _check_files(path, metadata)
-        plain: dict[str, Any] = {
-            name: None for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)
+        values = {
+            name: _read_value(path, name, metadata)
+            for name, kind in metadata.state_dict_metadata.items()
+            if isinstance(kind, BytesStorageMetadata)
         }
-        if plain:
-            with single_process():
-                load(plain, checkpoint_id=path, no_dist=True)
     except (Exception, CheckpointException) as error:
+        if isinstance(error, CheckpointError) and error.hint:
+            raise
         raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from error
     content: dict[Any, Any] = {}
     stored = {}
     places: Mapping[str, Place] = metadata.planner_data or {}
     for name, kind in metadata.state_dict_metadata.items():
         place = places.get(name, (name,))
-        value = plain.get(name)
+        value = values.get(name)
         if isinstance(kind, TensorStorageMetadata):
             spec = TensorSpec(place_name(place), dtype_name(kind.properties.dtype, name, path), tuple(kind.size))
             value = blank_tensor(spec)
             stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
         _insert(content, place, value, path)
     check_structure(content, path)
-    return _restore_lists(content), stored
+    whole = _restore_lists(content)
+    return Contents(path, whole, {place: stored[place_name(place)] for place, _ in walk(whole)})
+
+
+def _read_value(path: Path, name: str, metadata: Metadata) -> Any:
+    """Read a value that is no tensor; torch saves each separately."""
+    info = (metadata.storage_data or {}).get(MetadataIndex(name))
+    if info is None:
+        raise CheckpointError(f"its metadata have no location for `{name}`")
+    with open(path / info.relative_path, "rb", opener=plain) as stream:
+        stream.seek(info.offset)
+        data = BytesIO(stream.read(info.length))
+    try:
+        return torch.load(data, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read `{name}` in the distributed checkpoint `{path}`: {first_line(error)}",
+            hint="only tensors and plain values are read, since a pickle could run code",
+        ) from error
 
 
 def _check_files(path: Path, metadata: Metadata) -> None:
@@ -214,18 +218,18 @@ class _BlankWriter(FileSystemWriter):
         return WriteResult(item.index, size, _StorageInfo(file.name, 0, size))
 
 
-def _load(path: Path, content: Any, stored: Mapping[str, ChunkedTensor]) -> Any:
+def load_distributed(contents: Contents) -> Any:
     """Load the content of a distributed checkpoint into memory, with torch.
 
     Raises:
         CheckpointError: torch cannot read the checkpoint.
     """
-    tensors = {name: _empty(tensor.spec) for name, tensor in stored.items()}
-    by_key = {tensor.key: tensors[name] for name, tensor in stored.items()}
-    with read_errors(path), single_process():
-        load(by_key, checkpoint_id=path, no_dist=True)
-    return map_tensors(content, (), lambda place, _: tensors[place_name(place)])
+    tensors = {place: _empty(tensor.spec) for place, tensor in contents.tensors.items()}
+    by_key = {tensor.key: tensors[p] for p, tensor in contents.tensors.items() if isinstance(tensor, ChunkedTensor)}
+    with read_errors(contents.path), single_process():
+        load(by_key, checkpoint_id=contents.path, no_dist=True)
+    return map_tensors(contents.content, (), lambda place, _: tensors[place])
 
 
 def _empty(spec: TensorSpec) -> torch.Tensor:
-    return torch.empty(spec.shape, dtype=blank_tensor(spec).dtype)
+    return torch.empty(spec.shape, dtype=blank_tensor(spec).dtype, device="cpu")

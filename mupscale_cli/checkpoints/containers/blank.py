@@ -11,7 +11,7 @@ import struct
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -20,35 +20,14 @@ from typing import Any
 import torch
 from torch.serialization import skip_data
 
+from mupscale_cli.checkpoints.containers.base import TensorSlot
+from mupscale_cli.checkpoints.containers.checksums import Checksum, Stretches
+from mupscale_cli.checkpoints.containers.nested import map_tensors
 from mupscale_cli.checkpoints.digests import Segments
-from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.output_files import output_errors
 from mupscale_cli.checkpoints.placed import PlacedFile
-from mupscale_cli.engine.finite import NonFinite, NonFiniteCounts
-from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.formats.base import WriteOptions
-from mupscale_cli.optimizers.formats.checksums import Checksum, Stretches
-from mupscale_cli.optimizers.formats.torch_reading import first_line
-from mupscale_cli.optimizers.nested import map_tensors
-from mupscale_cli.plan import TensorPlan
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSlot:
-    """The space that a blank file reserves for a tensor's data.
-
-    Attributes:
-        file: the torch.save file.
-        offset: the place of the first byte.
-        num_bytes: the size of the data.
-        checksums: the two places of the data's CRC in the archive: with the data, and in the directory.
-    """
-
-    file: Path
-    offset: int
-    num_bytes: int
-    checksums: tuple[int, int]
+from mupscale_cli.text import first_line
 
 
 def save_blank(file: Path, content: Any) -> None:
@@ -162,70 +141,6 @@ class ArchiveWriter:
             if is_synced:
                 out.sync()
             self.segments[file] = {**self.segments.get(file, {}), **out.segments}
-
-
-@dataclass(frozen=True)
-class FillResult:
-    """Facts about filled files, known without reading the files again.
-
-    Attributes:
-        nonfinite: the number of NaNs and infinities in each tensor of the source that has any.
-        segments: for each file, the digests of the segments that one process wrote entirely.
-    """
-
-    nonfinite: dict[str, int]
-    segments: dict[Path, Segments]
-
-
-def fill(
-    tensors: Sequence[TensorPlan],
-    stored: Mapping[str, ReadableTensor],
-    options: WriteOptions,
-    write_blank_files: Callable[[], Mapping[str, TensorSlot]],
-) -> FillResult | None:
-    """Write blank files and fill in this process's share of the tensors.
-
-    Args:
-        tensors: the plans of the tensors to write.
-        stored: the narrow tensors, by name.
-        options: the processes that share the work, and the progress to report to.
-        write_blank_files: writes the blank files, and returns the slot of each tensor.
-
-    Returns:
-        Facts about the output; None except in the first process.
-
-    Raises:
-        CheckpointError: the source changed during reading, or holds values that are not finite.
-        OutputError: the disk is full, or a file cannot be written.
-        JobError: another process has ended.
-    """
-    slots = options.ranks.broadcast(write_blank_files() if options.ranks.is_first else None)
-    assert slots is not None
-    part = range(*options.ranks.share(sum(tensor.target.num_bytes for tensor in tensors)))
-    nonfinite = NonFinite(is_allowed=options.allow_nonfinite)
-    with ArchiveWriter(slots) as writer:
-        write_tensors(tensors, stored, writer, progress=options.progress, nonfinite=nonfinite, part=part)
-    checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
-    results = options.ranks.gather(_PartialResult(checksums, writer.segments, nonfinite.snapshot))
-    if not options.ranks.is_first:
-        return None
-    total = NonFinite(is_allowed=True)
-    segments: dict[Path, Segments] = {}
-    for result in results:
-        total.merge(result.nonfinite)
-        for file, known in result.segments.items():
-            segments[file] = {**segments.get(file, {}), **known}
-    write_checksums(slots, [result.checksums for result in results])
-    return FillResult(total.counts, segments)
-
-
-@dataclass(frozen=True)
-class _PartialResult:
-    """The result of one process, which the first process gathers."""
-
-    checksums: Mapping[str, Stretches]
-    segments: Mapping[Path, Segments]
-    nonfinite: NonFiniteCounts
 
 
 def write_checksums(slots: Mapping[str, TensorSlot], parts: Iterable[Mapping[str, Stretches]]) -> None:

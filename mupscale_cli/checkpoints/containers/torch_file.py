@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
+from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
+from mupscale_cli.checkpoints.containers.nested import check_structure, place_name, walk
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.nested import Place, check_structure, place_name, walk
+from mupscale_cli.text import first_line
 
 _MAX_PICKLE = 100_000_000  # bytes of structure, the limit of safetensors for a header
 
 
-@dataclass(frozen=True)
-class TorchFile:
-    """The structure of a file, and its tensors by their place."""
-
-    path: Path
-    content: Any
-    tensors: Mapping[Place, StoredTensor]
-
-
-def read_torch_file(path: Path) -> TorchFile:
+def read_torch_file(path: Path) -> Contents:
     """Read the structure of a torch.save file without running its code or loading its tensors.
 
     Raises:
@@ -45,7 +37,7 @@ def read_torch_file(path: Path) -> TorchFile:
         )
     check_archive(path)
     try:
-        content = torch.load(path, weights_only=True, map_location="meta")
+        content = _structure(path)
     except Exception as error:
         raise CheckpointError(
             f"cannot read `{path}`: {first_line(error)}",
@@ -55,7 +47,24 @@ def read_torch_file(path: Path) -> TorchFile:
     tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
     if len(set(map(place_name, tensors))) != len(tensors):
         raise CheckpointError(f"`{path}` holds two tensors whose places have the same name")
-    return TorchFile(path, content, tensors)
+    return Contents(path, content, tensors)
+
+
+def load_torch_file(contents: Contents) -> Any:
+    """Load a torch.save file with its tensors onto the CPU, without running its code."""
+    return torch.load(contents.path, weights_only=True, map_location="cpu")
+
+
+def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
+    """Write a blank file; return the slot of each place's data."""
+    save_blank(file, content)
+    slots = {slot.offset: slot for slot in find_slots(file)}
+    stored = [_stored(file, place, tensor) for place, tensor in walk(_structure(file))]
+    return {tensor.spec.name: slots[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
+
+
+def _structure(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="meta")
 
 
 def _is_archive(path: Path) -> bool:
@@ -84,11 +93,6 @@ def check_archive(path: Path) -> None:
         raise CheckpointError(
             f"the structure of `{path}` is larger than {_MAX_PICKLE // 10**6} MB, not counting tensors"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's class if the message is empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:

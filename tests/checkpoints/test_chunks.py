@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mupscale_cli.checkpoints.containers.chunks import Chunk, ChunkedTensor
 from mupscale_cli.checkpoints.rows import RowReader
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.formats.distributed_chunks import Chunk, ChunkedTensor
 
 
 def boxes(shape, cuts):

@@ -4,7 +4,7 @@ import itertools
 import random
 import zlib
 
-from mupscale_cli.optimizers.formats.checksums import Checksum
+from mupscale_cli.checkpoints.containers.checksums import Checksum
 
 
 def test_pieces_in_any_order_have_the_checksum_of_the_whole():

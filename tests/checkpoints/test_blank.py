@@ -5,11 +5,10 @@ import zipfile
 import pytest
 import torch
 
+from mupscale_cli.checkpoints.containers.blank import ArchiveWriter, write_checksums
+from mupscale_cli.checkpoints.containers.torch_file import blank_tensor, read_torch_file, write_blank_file
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import OutputError
-from mupscale_cli.optimizers.formats.torch_files import write_blank_file
-from mupscale_cli.optimizers.formats.torch_reading import blank_tensor, read_torch_file
-from mupscale_cli.optimizers.formats.torch_writing import ArchiveWriter, write_checksums
 
 
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):

@@ -1,0 +1,68 @@
+"""The kinds of containers. Imports torch only to open or to write one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.containers.base import Container, Contents, TensorSlot
+
+
+class TorchFile(Container):
+    """One file of torch.save."""
+
+    name = "torch"
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_file()
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return (path,)
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.torch_file import read_torch_file
+
+        return read_torch_file(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.torch_file import load_torch_file
+
+        return load_torch_file(contents)
+
+    def write_blank(self, path: Path, content: Any) -> Mapping[str, TensorSlot]:
+        from mupscale_cli.checkpoints.containers.torch_file import write_blank_file
+
+        return write_blank_file(path, content)
+
+
+class DistributedFolder(Container):
+    """A folder of torch.distributed.checkpoint."""
+
+    name = "distributed"
+
+    def recognizes(self, path: Path) -> bool:
+        return (path / ".metadata").is_file()
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return tuple(file for file in path.rglob("*") if file.is_file())
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.distributed import read_distributed
+
+        return read_distributed(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.distributed import load_distributed
+
+        return load_distributed(contents)
+
+    def write_blank(self, path: Path, content: Any) -> Mapping[str, TensorSlot]:
+        from mupscale_cli.checkpoints.containers.distributed import write_blank_folder
+
+        return write_blank_folder(path, content)
+
+
+TORCH_FILE = TorchFile()
+DISTRIBUTED = DistributedFolder()
+CONTAINERS: tuple[Container, ...] = (TORCH_FILE, DISTRIBUTED)

@@ -1,0 +1,66 @@
+"""Read the metadata of torch.distributed.checkpoint, a pickle, without running code.
+
+The pickle names only the classes below, which hold plain values. Any other name is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.files import plain
+
+_NAMES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+}
+
+
+def read_metadata(file: Path) -> Metadata:
+    """Read the `.metadata` of a distributed checkpoint.
+
+    Raises:
+        CheckpointError: the file names other classes than torch writes, or is not metadata.
+    """
+    with open(file, "rb", opener=plain) as stream:
+        metadata = _Unpickler(stream, file).load()
+    if not isinstance(metadata, Metadata):
+        raise CheckpointError(f"`{file}` is not the metadata of a distributed checkpoint")
+    return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds only the classes of metadata, data types and sizes."""
+
+    def __init__(self, stream: BinaryIO, file: Path) -> None:
+        super().__init__(stream)
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(found, torch.dtype) or found is torch.Size:
+            return found
+        if name in _NAMES.get(module, ()):
+            return super().find_class(module, name)
+        raise CheckpointError(
+            f"`{self._file}` names `{module}.{name}`, whose code could run",
+            hint="load the checkpoint with the program that wrote it, and save only tensors and plain values",
+        )
