@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import mupscale_cli
 from mupscale_cli.checkpoints.digests import segments_digest
+from mupscale_cli.engine import filling
 from mupscale_cli.engine.ranks import ALONE, Ranks, join_ranks
 from mupscale_cli.engine.shards import byte_share, write_shards
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.formats import torch_writing
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
@@ -120,7 +120,7 @@ def every_content(folder):
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "distributed"])
 def test_processes_share_the_optimizer_state(kind, tmp_path, monkeypatch):
     """Small blocks make sure that most tensors are cut, and each process has a part of most checksums."""
-    monkeypatch.setattr(torch_writing, "write_tensors", partial(torch_writing.write_tensors, block_bytes=2000))
+    monkeypatch.setattr(filling, "write_tensors", partial(filling.write_tensors, block_bytes=2000))
     source = save_state(tmp_path / "narrow", kind)
     widened = {
         size: together(
