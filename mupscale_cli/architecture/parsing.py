@@ -15,6 +15,7 @@ from mupscale_cli.architecture.layouts import Layout, Power, axis_refs, parse_la
 from mupscale_cli.architecture.patterns import REST, STAR, Pattern, Prefix, parse_pattern
 from mupscale_cli.architecture.types import (
     NORMS,
+    ORDERS,
     ROTARY,
     TIES,
     AxisRule,
@@ -37,7 +38,7 @@ from mupscale_cli.errors import RecipeError
 from mupscale_cli.text import listed, suggest
 
 T = TypeVar("T")
-_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary", "norm", "sinusoidal")
+_AXIS_WORDS = ("size", "about", "uneven", "eps", "rotary", "norm", "sinusoidal", "order")
 _SECTIONS = (
     "about",
     "extends",
@@ -170,7 +171,7 @@ def _axis(key: Text, node: Node) -> AxisRule:
         kind = "shapes" if size.value == "from shapes" else "varies"
     else:
         kind = size.parse(parse_expression)
-    return AxisRule(
+    rule = AxisRule(
         key.value,
         kind,
         _optional_text(words.get("about")),
@@ -180,7 +181,11 @@ def _axis(key: Text, node: Node) -> AxisRule:
         _one_of(ROTARY, words.get("rotary"), "order of rotary positions"),
         _one_of(NORMS, words.get("norm"), "norm"),
         _flag(words.get("sinusoidal")),
+        _one_of(ORDERS, words.get("order"), "order of copies") or "interleaved",  # type: ignore[arg-type]
     )
+    if rule.is_spread and rule.order == "tiled":
+        raise words["order"].error(f"the units of `{key.value}` have frequencies, so they cannot be tiled")
+    return rule
 
 
 def _eps(node: Node | None) -> str | float | None:

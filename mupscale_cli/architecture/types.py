@@ -19,6 +19,7 @@ T = TypeVar("T")
 TIES = ("fold", "config", "untie")
 ROTARY = ("halves", "pairs", "none")
 NORMS = ("rms", "layer")
+ORDERS = ("interleaved", "tiled")
 Keep = Literal["keep"]
 Omit = Literal["omit"]
 
@@ -57,6 +58,8 @@ class AxisRule:
             with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
         norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
         sinusoidal: whether the model computes the units: sines and cosines of frequencies that depend on their number.
+        order: a key of `ORDERS`: whether the copies of a unit may stand beside it, or must come behind all old units,
+            since a layer reads some of these by their number.
     """
 
     name: str
@@ -68,6 +71,7 @@ class AxisRule:
     rotary: str | None = None
     norm: str | None = None
     sinusoidal: bool = False
+    order: Literal["interleaved", "tiled"] = "interleaved"
 
     @property
     def is_spread(self) -> bool:

@@ -17,6 +17,8 @@ from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import LayoutError, solve_size
 from mupscale_cli.text import shown
 
+_TRAITS = ("uneven", "rotary", "sinusoidal", "order")  # what a recipe says of an axis and a plan needs
+
 
 def find_axes(
     recipe: Recipe,
@@ -44,7 +46,7 @@ def find_axes(
     sizes = sizes_from_config(recipe, values, used)
     rules = {rule.name: rule for rule in recipe.axes}
     axes = {
-        name: Axis(name, size, uneven=rules[name].uneven, rotary=rules[name].rotary, sinusoidal=rules[name].sinusoidal)
+        name: Axis(name, size, **{trait: getattr(rules[name], trait) for trait in _TRAITS})
         for name, size in sizes.items()
     }
     open_names = {rule.name for rule in recipe.axes if rule.size == "shapes" and rule.name in used}

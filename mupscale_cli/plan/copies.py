@@ -137,7 +137,7 @@ def _draw(seed: int, axis: str, size: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The positions of a unit's copies: side by side, unless a subclass overrides `copy_map`."""
+    """The positions of a unit's copies: in the order of the axis, unless a subclass overrides `copy_map`."""
 
     def copy_map(self, axis: Axis, size: int) -> CopyMap:
         """Return the copy map of a widened axis; must be a pure function.
@@ -146,7 +146,7 @@ class Arrangement:
             axis: axis to widen.
             size: number of old units.
         """
-        return CopyMap(size, axis.factor, num_fresh=axis.fresh)
+        return CopyMap(size, axis.factor, axis.order, num_fresh=axis.fresh)
 
 
 INTERLEAVED = Arrangement()
@@ -168,6 +168,7 @@ class Axis:
         extra: number of units, the last ones, that have one copy more than the others.
         isometric: whether n copies of a unit are 1/sqrt(n) times the unit, so that sums of squares stay the same.
         sinusoidal: whether the model computes the units from their number, as in `AxisRule`.
+        order: the order of the copies that the recipe demands: `tiled` if the old units must stay in front.
     """
 
     name: str
@@ -180,11 +181,18 @@ class Axis:
     extra: int = 0
     isometric: bool = False
     sinusoidal: bool = False
+    order: Order = "interleaved"
 
     @property
     def is_spread(self) -> bool:
         """Whether a frequency belongs to each unit's number, so that copies beside a unit would have other ones."""
         return self.sinusoidal or self.rotary in ("halves", "pairs")
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the new units begin with the old ones, at their size, as a `tiled` axis demands."""
+        units = self.size or 0
+        return not self.isometric and self.copy_map(units).all_sources[:units] == tuple(range(units))
 
     @property
     def wide_size(self) -> int | None:

@@ -282,6 +282,10 @@ class FreshUnits:
                 reasons[axis.name] = (
                     "its fresh units are sines and cosines of other frequencies, so what reads them learns"
                 )
+            elif axis.order == "tiled" and axis.ratio > 1:
+                reasons[axis.name] = (
+                    "layers read the first units by their number, so those get gradients that their copies do not"
+                )
             elif axis.extra:
                 reasons[axis.name] = (
                     f"some units have {axis.factor} and others {axis.factor + 1} copies, so only SGD and Muon take the "

@@ -130,6 +130,7 @@ def _make_plan(
     _refuse_partial(axes.values(), method)
     axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
     axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
+    _refuse_disorder(axes.values())
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
     noise = choose_perturbation(method, perturbation)
@@ -272,6 +273,16 @@ def _refuse_partial(axes: Iterable[Axis], method: Method) -> None:
                 f"`--method {method.name}` makes no fresh units, which `{axis.name}` needs to grow from {axis.size} to "
                 f"{axis.wide_size}",
                 hint="omit `--method`" + ("" if axis.is_spread else ", or use a whole factor"),
+            )
+
+
+def _refuse_disorder(axes: Iterable[Axis]) -> None:
+    for axis in axes:
+        if axis.order == "tiled" and not axis.keeps_order:
+            raise PlanError(
+                f"the first units of `{axis.name}` must stay in front and keep their size, since layers read them by their "
+                "number, and this method moves or scales them",
+                hint="omit `--spread` and `--method`",
             )
 
 

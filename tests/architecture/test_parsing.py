@@ -55,6 +55,8 @@ def test_axes_say_what_norms_and_attention_do_with_them():
         ("embed^-1", "embd^-1", "embd"),
         ("size: hidden", "sise: hidden", "unknown key `sise`"),
         ("about: the stream", "rotary: thirds", "unknown order of rotary positions `thirds`.*halves"),
+        ("about: the stream", "order: reversed", "unknown order of copies `reversed`.*tiled"),
+        ("about: the stream", "order: tiled, rotary: halves", "`embed` have frequencies, so they cannot be tiled"),
         ("about: the stream", "norm: batch", "unknown norm `batch`.*layer"),
         ("about: the stream", "eps: a + b", "config key of the norms' eps"),
         ("widen: [embed, ffn]", "requires: {embed ==: no}", "expected a name"),

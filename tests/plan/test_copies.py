@@ -18,6 +18,15 @@ def test_tiled_copies_are_end_to_end():
     assert CopyMap(3, 2, "tiled").all_sources == (0, 1, 2, 0, 1, 2)
 
 
+def test_an_axis_can_demand_that_the_old_units_stay_in_front():
+    """Whatever the method, also in front of fresh units."""
+    axis = Axis("a", 3, 2, fresh=1, order="tiled")
+    assert axis.copy_map().all_sources == (0, 1, 2, 0, 1, 2, FRESH)
+    assert axis.keeps_order
+    assert not Axis("a", 3, 2).keeps_order
+    assert not Axis("a", 3, 2, isometric=True, order="tiled").keeps_order
+
+
 def test_padded_maps_leave_new_units_without_a_source():
     units = padded_map(2, 3)
     assert units.all_sources == (0, 1, FRESH, FRESH, FRESH, FRESH)
