@@ -128,9 +128,7 @@ def _make_plan(
     check_stated(recipe, specs, layouts, axes, values, restated)
     axes = grow_axes(recipe, without_stacks(recipe, request), axes, used, stated, sizes)
     _refuse_partial(axes.values(), method)
-    axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
-    axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
-    _refuse_disorder(axes.values())
+    axes = _arrange(recipe, axes, method, layouts)
     fresh = FreshUnits(recipe, axes, layouts, eps_factors(recipe, axes, values))
     fresh.check(matches)
     noise = choose_perturbation(method, perturbation)
@@ -276,14 +274,20 @@ def _refuse_partial(axes: Iterable[Axis], method: Method) -> None:
             )
 
 
-def _refuse_disorder(axes: Iterable[Axis]) -> None:
-    for axis in axes:
+def _arrange(
+    recipe: Recipe, axes: Mapping[str, Axis], method: Method, layouts: Mapping[str, Choice[Any]]
+) -> dict[str, Axis]:
+    """Return the axes with the method's positions of copies, if they keep the order that the recipe demands."""
+    axes = {name: replace(axis, arrangement=method) for name, axis in axes.items()}
+    axes = isometric_axes(recipe, axes, layouts) if method.is_isometric else axes
+    for axis in axes.values():
         if axis.order == "tiled" and not axis.keeps_order:
             raise PlanError(
-                f"the first units of `{axis.name}` must stay in front and keep their size, since layers read them by their "
-                "number, and this method moves or scales them",
+                f"the first units of `{axis.name}` must stay in front and keep their size, since layers read them by "
+                "their number, and this method moves or scales them",
                 hint="omit `--spread` and `--method`",
             )
+    return axes
 
 
 def _refuse_duplicates(tensors: Iterable[TensorPlan]) -> None:

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import nanochat_model
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,23 +12,18 @@ from mupscale_cli.errors import PlanError, VerifyError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from nanochat_model import CONFIG, NANOCHAT_MODULE
 
 
 @pytest.fixture
 def narrow(tmp_path):
     """A random narrow model, and the code that builds it."""
-    folder, code = tmp_path / "narrow", tmp_path / "net.py"
-    code.write_text(NANOCHAT_MODULE)
-    namespace = {}
-    exec(NANOCHAT_MODULE, namespace)
-    model = namespace["build"](CONFIG)
+    folder, model = tmp_path / "narrow", nanochat_model.build(nanochat_model.CONFIG)
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in model.state_dict().items()}
     folder.mkdir()
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return SimpleNamespace(folder=folder, model=f"{code}:build")
+    (folder / "config.json").write_text(json.dumps(nanochat_model.CONFIG))
+    return SimpleNamespace(folder=folder, model=f"{nanochat_model.__file__}:build")
 
 
 GROWTHS = {
