@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.optimizers.trainers import TRAINER_FORMATS, document, render
-from mupscale_cli.record.reading import adapter_growth, read_record
+from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import starred
@@ -132,28 +133,25 @@ def _settings(
 def _sweep_document(swept: SweptHyperparameters) -> dict[str, Any]:
     return {
         "lr": swept.lr,
-        "noise": swept.noise,
-        "noise_mode": swept.noise_mode,
-        "noise_scale": swept.noise_scale,
+        "noise": swept.noise.size,
+        "noise_mode": swept.noise.mode,
+        "noise_scale": swept.noise.scale,
+        "noise_on": list(swept.noise.on),
         "warnings": list(swept.warnings),
     }
 
 
 def _print_sweep(swept: SweptHyperparameters, settings: Settings, record: Record) -> None:
     """Print the sweep's learning rate and noise, and warn if the checkpoint was widened with other noise."""
-    noise = record["perturbation"] or {"size": 0.0, "mode": swept.noise_mode, "scale": swept.noise_scale}
-    is_same = (noise["size"], noise["mode"], noise["scale"]) == (swept.noise, swept.noise_mode, swept.noise_scale)
-    options_text = f"--noise {swept.noise:g}" + (
-        ""
-        if (swept.noise_mode, swept.noise_scale) == ("free", "spectral") or not swept.noise
-        else f" --noise-mode {swept.noise_mode} --noise-scale {swept.noise_scale}"
-    )
+    noise = replace(recorded_method(record)[1] or replace(swept.noise, size=0.0), seed=swept.noise.seed)
+    is_same = noise == swept.noise
+    options_text = shlex.join(swept.noise.options if swept.noise.size else swept.noise.options[:2])
     other = "" if settings.lr == swept.lr else f"; `--lr` sets {settings.lr:g}"
     output.note(f"the sweep found lr {swept.lr:g}{other}" + ("" if is_same else f"; widen with `{options_text}`"))
     if not is_same:
         output.warn(
-            f"this model was widened with {noise['mode']} noise {noise['size']:g}, but the sweep found "
-            f"{swept.noise_mode} noise {swept.noise:g}"
+            f"this model was widened with {noise.mode} noise {noise.size:g}, but the sweep found "
+            f"{swept.noise.mode} noise {swept.noise.size:g}"
         )
     for warning in swept.warnings:
         output.warn(warning)

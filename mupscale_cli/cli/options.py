@@ -153,7 +153,8 @@ NoiseMode = Annotated[
     typer.Option(
         metavar="|".join(MODES),
         show_default=False,
-        help="Kind of noise. preserving: it cancels, so the function stays the same. Default: free.",
+        help="Kind of noise. preserving: it cancels, so the function stays the same. mixed: weights and noise share "
+        "the norm, sqrt(1 - T) W + sqrt(T) Z. Default: free.",
     ),
 ]
 NoiseScale = Annotated[
@@ -161,8 +162,17 @@ NoiseScale = Annotated[
     typer.Option(
         metavar="|".join(SCALES),
         show_default=False,
-        help="Unit of T: the matrix's spectral norm, the tensor's root mean square, 1/sqrt(fan_in), or the standard "
-        "deviation of a fresh initialization. Default: spectral.",
+        help="Unit of T: the matrix's spectral norm, the tensor's root mean square, 1/sqrt(fan_in), the standard "
+        "deviation of a fresh initialization, the paper's 1/(k sqrt(fan_in)), or each element's absolute value. "
+        "Default: spectral.",
+    ),
+]
+NoiseOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Names of the tensors that get noise, such as 'model.layers.*'. Repeatable. Default: every matrix.",
+        show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Random seed for noise and random maps.")]

@@ -106,7 +106,8 @@ def growth_text(method: Method, noise: Perturbation | None) -> str | None:
     text = f"method {method.name}{''.join(options)}"
     if noise is None:
         return text
-    return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}, seed {noise.seed}"
+    where = f", on {' and '.join(noise.on)}" if noise.on else ""
+    return f"{text}; {noise.mode} noise {noise.size:.3g} of {_SCALES[noise.scale]}{where}, seed {noise.seed}"
 
 
 _SCALES = {
@@ -114,6 +115,8 @@ _SCALES = {
     "rms": "each tensor's root mean square",
     "fan-in": "1/sqrt(fan_in)",
     "init": "the standard deviation of a fresh initialization",
+    "paper": "1/(k sqrt(fan_in))",
+    "elementwise": "each element's absolute value",
 }
 
 

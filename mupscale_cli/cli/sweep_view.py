@@ -158,8 +158,5 @@ def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, res
     widen += ["--tie", settings.tie] if settings.tie else []
     widen += ["--optimizer", str(settings.state.optimizer)] if settings.state.optimizer != "auto" else []
     widen += ["--optimizer-policy", settings.state.policy] if settings.state.policy != "copy" else []
-    if noise:
-        widen += ["--noise", f"{noise:g}"]
-        widen += ["--noise-mode", settings.noise_mode] if settings.noise_mode != "free" else []
-        widen += ["--noise-scale", settings.noise_scale] if settings.noise_scale != "spectral" else []
+    widen += settings.perturbation(noise).options if noise else []
     return shlex.join(widen), shlex.join(["mupscale", "hparams", wide, "--from-sweep", result])

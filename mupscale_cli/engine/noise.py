@@ -12,10 +12,10 @@ from mupscale_cli.engine.blocks import Place
 from mupscale_cli.engine.expand import dim_index, is_regular, share_views
 from mupscale_cli.engine.random import fill_normal, noise_key
 from mupscale_cli.plan.dims import Strip
-from mupscale_cli.plan.perturbation import Noise
+from mupscale_cli.plan.perturbation import Noise, Perturbation
 
 _CHUNK = 1 << 17  # elements at a time, so that the working set fits the cache (`tests/benchmarks/noise.py`)
-_WIDE = {torch.float64: torch.float64, torch.float32: torch.float64}
+_WIDE = {torch.float64: torch.float64, torch.float32: torch.float64}  # for sums that have to be exact
 
 
 def add_noise(
@@ -36,39 +36,55 @@ def add_noise(
         out: of the same shape and type as `stack`, or `stack` itself; elements that copy none are not filled if the
             noise preserves the function.
         noise: noise of the tensor.
-        std: standard deviation of the noise.
+        std: standard deviation of the noise; relative to each element with the scale `elementwise`.
         strips: map of the block's rows.
         columns: maps of all other dimensions.
         places: positions in the tensor; rows of `out` without a position are not filled.
     """
     key = noise_key(noise.perturbation.seed, noise.name)
     row_size = stack[0, 0].numel()
-    if noise.perturbation.mode == "free":
+    if noise.perturbation.mode != "preserving":
         for values, target, place in zip(stack, out, places, strict=True):
             for run in place:
                 rows = slice(run.first, run.first + run.count)
-                _add_free(values[rows].view(-1), target[rows].view(-1), key, run.row * row_size, std)
+                start = run.row * row_size
+                _add_free(values[rows].view(-1), target[rows].view(-1), key, start, std, noise.perturbation)
         return
     normal = torch.empty(stack.shape, dtype=torch.float32)
     for target, place in zip(normal, places, strict=True):
         for run in place:
             fill_normal(target[run.first : run.first + run.count].view(-1), key, run.row * row_size)
+    if noise.perturbation.is_relative:  # shares of one element differ by no more than rounding
+        normal *= stack.abs()
     dims = (strips, *columns)
     preserve = _preserve_strided if is_regular(dims) else _preserve_indexed
     preserve(stack, normal, out, dims, std)
 
 
-def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float) -> None:
-    """Add noise a chunk at a time, in float64 for float64 tensors and in float32 for all others."""
-    chunk, wide = torch.empty(2, min(_CHUNK, len(values)), dtype=torch.float32)
+def _add_free(values: Tensor, target: Tensor, key: int, start: int, std: float, perturbation: Perturbation) -> None:
+    """Add noise a chunk at a time, in float64 for float64 tensors and in float32 for all others.
+
+    Products and sums are separate operations, so that no machine fuses them into one with a different rounding.
+
+    Args:
+        values: elements of the widened tensor.
+        target: receives them with their noise.
+        key: key of the tensor's noise.
+        start: position of the first element in the tensor.
+        std: standard deviation of the noise.
+        perturbation: whether it is relative to each element, and which share of the norm the values keep.
+    """
+    share = perturbation.share
+    chunk = torch.empty(min(_CHUNK, len(values)), dtype=torch.float32)
+    wide = torch.empty(chunk.shape, dtype=torch.promote_types(values.dtype, torch.float32))
     for begin in range(0, len(values), _CHUNK):
         part, place = values[begin : begin + _CHUNK], target[begin : begin + _CHUNK]
         normal = chunk[: len(part)]
         fill_normal(normal, key, start + begin, std)
-        if values.dtype == torch.float64:
-            torch.add(part, normal, out=place)
-        else:
-            place.copy_(normal.add_(wide[: len(part)].copy_(part)))  # converting first is faster than mixed types
+        base = wide[: len(part)].copy_(part)  # converting first is faster than mixed types
+        if perturbation.is_relative:
+            normal.mul_(base.abs())
+        place.copy_(base.mul_(share).add_(normal) if share != 1 else base.add_(normal))
 
 
 def _preserve_strided(stack: Tensor, normal: Tensor, out: Tensor, dims: Sequence[Sequence[Strip]], std: float) -> None:

@@ -7,16 +7,18 @@ to each tensor breaks this symmetry (page `noise`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from mupscale_cli.errors import PlanError
 
-Mode = Literal["free", "preserving"]
-Scale = Literal["spectral", "rms", "fan-in", "init"]
+Mode = Literal["free", "preserving", "mixed"]
+Scale = Literal["spectral", "rms", "fan-in", "init", "paper", "elementwise"]
 Norm = Literal["spectral", "rms"]
-MODES: tuple[Mode, ...] = ("free", "preserving")
-SCALES: tuple[Scale, ...] = ("spectral", "rms", "fan-in", "init")
+MODES: tuple[Mode, ...] = ("free", "preserving", "mixed")
+SCALES: tuple[Scale, ...] = ("spectral", "rms", "fan-in", "init", "paper", "elementwise")
 
 
 _MAX_SIZE = 1000  # relative to the weights; a larger number is a mistake
@@ -29,17 +31,22 @@ class Perturbation:
     Attributes:
         size: t, relative to each tensor (dimensionless); one number suits all tensors and transfers across widths.
         mode: `free` adds the noise unchanged; `preserving` centers it over the copies that a layer sums, so the
-            function stays the same but the gradients of copies differ.
+            function stays the same but the gradients of copies differ. `mixed` keeps the norm of the sum:
+            W'' = sqrt(1 - t) W' + sqrt(t) s Z.
         scale: definition of s. With `spectral`, the noise of a matrix has t times its spectral norm; with `rms`, t
-            times its root mean square. With `fan-in`, t s = t / sqrt(fan_in) (arXiv 2602.10545). With `init`, t s is
-            t times the root mean square of the narrow tensor, scaled to the new width as muP scales initial weights.
+            times its root mean square; with `elementwise`, t times the absolute value of each element. With `fan-in`,
+            t s = t / sqrt(fan_in). With `init`, t s is t times the root mean square of the narrow tensor, scaled to
+            the new width as muP scales initial weights. `paper` is the noise of the scripts of arXiv 2602.10545:
+            t s = t / (k sqrt(fan_in)), with the factor k of the layer's inputs; none for readouts.
         seed: random seed; the same seed gives the same noise.
+        on: patterns of the names of tensors that get noise (`*` stands for any text); empty for all.
     """
 
     size: float
     mode: Mode = "free"
     scale: Scale = "spectral"
     seed: int = 0
+    on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.size <= _MAX_SIZE:
@@ -49,10 +56,48 @@ class Perturbation:
         for option, value, known in (("mode", self.mode, MODES), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise PlanError(f"unknown `--noise-{option} {value}`", hint=f"known: {', '.join(known)}")
+        if self.mode == "mixed" and self.size > 1:
+            raise PlanError(
+                f"the size of the noise is {self.size:g}, but `--noise-mode mixed` gives the weights the share 1 - T",
+                hint="use a T from 0 to 1",
+            )
+
+    @property
+    def share(self) -> float:
+        """Factor of the weights, 1 unless noise takes part of their norm."""
+        return math.sqrt(1 - self.size) if self.mode == "mixed" else 1.0
+
+    @property
+    def amplitude(self) -> float:
+        """Factor of s Z: t, or its root if it is the share of a squared norm."""
+        return math.sqrt(self.size) if self.mode == "mixed" else self.size
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the noise is relative to each element rather than to a tensor."""
+        return self.scale == "elementwise"
+
+    def covers(self, name: str, prefixes: Iterable[str]) -> bool:
+        """Return whether a tensor gets noise.
+
+        Args:
+            name: its name without optional prefixes.
+            prefixes: the prefixes that it may have; a pattern may include one of them.
+        """
+        names = (name, *(prefix + name for prefix in prefixes))
+        return not self.on or any(fnmatchcase(known, pattern) for known in names for pattern in self.on)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `mupscale widen` that make this noise with the default method, without `--seed`."""
+        words = ["--noise", f"{self.size:.12g}"]
+        words += ["--noise-mode", self.mode] if self.mode != "free" else []
+        words += ["--noise-scale", self.scale] if self.scale != "spectral" else []
+        return words + [word for pattern in self.on for word in ("--noise-on", pattern)]
 
     def as_record(self) -> dict[str, Any]:
         """Return the object that mupscale.json contains."""
-        return {"size": self.size, "mode": self.mode, "scale": self.scale, "seed": self.seed}
+        return {"size": self.size, "mode": self.mode, "scale": self.scale, "seed": self.seed, "on": list(self.on)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +130,7 @@ class Noise:
         fan_in: number of wide elements that each output of the layer sums.
         coefficient: c of the tensor.
         num_shares: number of copies over which the layer's sum is split.
-        std: standard deviation t s, once it is measured.
+        std: standard deviation t s, once it is measured; relative to each element with the scale `elementwise`.
     """
 
     perturbation: Perturbation
@@ -101,7 +146,7 @@ class Noise:
     def norm(self) -> Norm | None:
         """The norm of the wide tensor that determines the size of the noise; None if there is none."""
         scale = self.perturbation.scale
-        if scale == "fan-in":
+        if scale in ("fan-in", "paper", "elementwise"):
             return None
         return "spectral" if scale == "spectral" and self.is_matrix else "rms"
 
@@ -114,7 +159,12 @@ class Noise:
         Args:
             norm: value of the norm that `self.norm` names; ignored if it is None.
         """
-        size, scale = self.perturbation.size, self.perturbation.scale
+        size, scale = self.perturbation.amplitude, self.perturbation.scale
+        if self.perturbation.is_relative:
+            return size
+        if scale == "paper":
+            # The scripts add noise to the copies before they divide both by the number of shares.
+            return size / (self.num_shares * math.sqrt(self.fan_in))
         if scale == "fan-in":
             # If a readout's 1/k is in its weights, muP's multiplier is folded into them.
             return size / math.sqrt(self.fan_in) * (1.0 if self.is_matrix else abs(self.coefficient))

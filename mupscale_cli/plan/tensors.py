@@ -132,12 +132,16 @@ class TensorPlanner:
 
     def _noise(self, plan: TensorPlan, *, is_matrix: bool) -> Noise | None:
         pieces = math.prod(max(strip.pieces for strip in dim.strips) for dim in plan.dims)
-        perturbation = self.perturbation
-        if perturbation is None or (perturbation.mode == "preserving" and pieces == 1):
+        perturbation, name = self.perturbation, self._seeding_name(plan)
+        if perturbation is None or not perturbation.covers(name, self.prefixes):
+            return None
+        if perturbation.mode == "preserving" and pieces == 1:
+            return None
+        if perturbation.scale == "paper" and not is_matrix and any(map(_is_summed, plan.dims)):  # a readout
             return None
         return Noise(
             perturbation,
-            self._seeding_name(plan),
+            name,
             plan.target.shape,
             is_matrix,
             _fan_in(plan),

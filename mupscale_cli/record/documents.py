@@ -223,8 +223,9 @@ class Swept(TypedDict):
 
     lr: Annotated[float, "Learning rate."]
     noise: Annotated[float, "Size of the noise."]
-    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_mode: Annotated[str, "Mode of the noise: free, preserving or mixed."]
     noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    noise_on: Annotated[list[str], "Patterns of the names of tensors that get noise; empty for every matrix."]
     warnings: Annotated[list[str], "Reasons not to rely on the recommendation."]
 
 
@@ -589,8 +590,9 @@ class Settings(TypedDict):
     recipe: Annotated[str | None, "Requested recipe; null for the default."]
     tie: Annotated[str | None, "Requested treatment of a tied readout; null for the default."]
     optimizer_state: Annotated[SweptState, "Optimizer state that every trial starts from."]
-    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_mode: Annotated[str, "Mode of the noise: free, preserving or mixed."]
     noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    noise_on: Annotated[list[str], "Patterns of the names of tensors that get noise; empty for every matrix."]
     training: Annotated[SweptTraining | None, "Settings of the built-in trainer; null with a user-defined command."]
     data: Annotated[str | None, "Training data; null with a user-defined command."]
     command: Annotated[str | None, "User-defined training command; null for the built-in trainer."]
@@ -633,8 +635,9 @@ class Recommendation(TypedDict):
 
     lr: Annotated[float, "Learning rate.", limits(minimum=0)]
     noise: Annotated[float, "Size of the noise.", limits(minimum=0)]
-    noise_mode: Annotated[str, "Mode of the noise: free or preserving."]
+    noise_mode: Annotated[str, "Mode of the noise: free, preserving or mixed."]
     noise_scale: Annotated[str, "What the size of the noise is relative to."]
+    noise_on: Annotated[list[str], "Patterns of the names of tensors that get noise; empty for every matrix."]
     target: Annotated[int | None, "Requested factor of the width; null if there is none."]
     lr_shift: Annotated[Count, "Grid steps between the best learning rates of the widths."]
     noise_shift: Annotated[Count, "Grid steps between the best noise sizes of the widths."]

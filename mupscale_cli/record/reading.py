@@ -111,7 +111,9 @@ def recorded_method(record: Record) -> tuple[Method, Perturbation | None]:
             spread=method.get("spread"),
             shrink=method.get("shrink"),
         ),
-        None if noise is None else Perturbation(noise["size"], noise["mode"], noise["scale"], noise["seed"]),
+        None
+        if noise is None
+        else Perturbation(noise["size"], noise["mode"], noise["scale"], noise["seed"], tuple(noise["on"])),
     )
 
 

@@ -127,9 +127,15 @@ class Perturbation(TypedDict):
     """Noise that makes copies differ."""
 
     size: Annotated[float, "Size relative to `scale`.", limits(minimum=0, maximum=1000)]
-    mode: Annotated[Literal["free", "preserving"], "Whether the noise changes the function (free) or not (preserving)."]
-    scale: Annotated[Literal["spectral", "rms", "fan-in", "init"], "What the size is relative to."]
+    mode: Annotated[
+        Literal["free", "preserving", "mixed"],
+        "Whether the noise changes the function (free), does not (preserving), or shares the norm (mixed).",
+    ]
+    scale: Annotated[
+        Literal["spectral", "rms", "fan-in", "init", "paper", "elementwise"], "What the size is relative to."
+    ]
     seed: Annotated[Seed, "Random seed of the noise."]
+    on: Annotated[list[str], "Patterns of the names of tensors that get noise; empty for every matrix."]
 
 
 class SourceFile(TypedDict):
@@ -404,7 +410,10 @@ class Record(Growth):
     rounded: Annotated[list[str], "Tensors with rounded values."]
     method: Annotated[Method, "Method of the widening."]
     perturbation: Annotated[Perturbation | None, "Noise that makes copies differ; null if there is none."]
-    noise: Annotated[dict[str, Annotated[float, limits(minimum=0)]], "Standard deviation of the noise, by tensor."]
+    noise: Annotated[
+        dict[str, Annotated[float, limits(minimum=0)]],
+        "Standard deviation of the noise, by tensor; relative to each element with the scale `elementwise`.",
+    ]
     nonfinite: Annotated[dict[str, int], "Number of NaNs and infinities, by tensor."]
     overflowed: Annotated[list[str], "Tensors in which the noise exceeded the range of the data type."]
     optimizer_state: Annotated[OptimizerState | None, "Widened optimizer state; null if there is none."]

@@ -582,4 +582,8 @@ def _plan_remarks(plan: Plan, tensor: TensorPlan, parts: Sequence[Part]) -> Iter
         yield f"`{plan.method.name}` copies no units: new units are fresh, old ones are multiplied by {tensor.shrink:g}"
     if tensor.noise is not None:
         perturbation = tensor.noise.perturbation
-        yield f"{perturbation.mode} noise of relative size {number_text(perturbation.size)} is added"
+        size = number_text(perturbation.size)
+        if perturbation.mode == "mixed":
+            yield f"mixed with noise: sqrt(1 - {size}) of the weights, sqrt({size}) of noise"
+        else:
+            yield f"{perturbation.mode} noise of relative size {size} is added"

@@ -9,10 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mupscale_cli.checkpoints.json_files import parse_json
-from mupscale_cli.errors import SweepError
+from mupscale_cli.errors import PlanError, SweepError
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
+from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial, evaluate_trials
 from mupscale_cli.sweep.settings import Sweep, loss_name
@@ -58,6 +59,7 @@ def sweep_document(
             "noise": best.noise,
             "noise_mode": sweep.noise_mode,
             "noise_scale": sweep.noise_scale,
+            "noise_on": list(sweep.noise_on),
             "target": sweep.target,
             "lr_shift": best.lr_shift,
             "noise_shift": best.noise_shift,
@@ -86,9 +88,7 @@ class SweptHyperparameters:
 
     Attributes:
         lr: recommended learning rate in the narrow run's terms.
-        noise: recommended size of the perturbation.
-        noise_mode: mode of the perturbation.
-        noise_scale: scale of the perturbation.
+        noise: recommended noise, without a seed.
         optimizer: name of the optimizer.
         weight_decay: weight decay of the narrow run.
         betas: the optimizer's betas.
@@ -98,9 +98,7 @@ class SweptHyperparameters:
     """
 
     lr: float
-    noise: float
-    noise_mode: str
-    noise_scale: str
+    noise: Perturbation
     optimizer: str | None
     weight_decay: float | None
     betas: tuple[float, float] | None
@@ -122,7 +120,7 @@ def read_sweep(file: Path) -> SweptHyperparameters:
         )
     try:
         return _hyperparameters(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, PlanError) as error:
         raise _damaged(file, error) from error
 
 
@@ -177,18 +175,15 @@ def _hyperparameters(content: Mapping[str, Any]) -> SweptHyperparameters:
     best, training = content["recommendation"], content["training"] or {}
     if content["command"] is not None:
         training = {}  # the user's own trainer sets these
-    lr, noise = float(best["lr"]), float(best["noise"])
-    if not (0 < lr < math.inf and 0 <= noise < math.inf):
-        raise ValueError(f"lr {lr:g}, noise {noise:g}")
+    if not 0 < (lr := float(best["lr"])) < math.inf:
+        raise ValueError(f"lr {lr:g}")
     betas = training.get("betas")
     warnings = tuple(str(warning) for warning in best["warnings"])
     if not content["complete"]:
         warnings = ("the sweep is not complete", *warnings)
     return SweptHyperparameters(
         lr,
-        noise,
-        str(best["noise_mode"]),
-        str(best["noise_scale"]),
+        Perturbation(float(best["noise"]), best["noise_mode"], best["noise_scale"], on=tuple(best["noise_on"])),
         training.get("optimizer"),
         _optional(training.get("weight_decay")),
         None if betas is None else (float(betas[0]), float(betas[1])),

@@ -18,7 +18,6 @@ from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import MupscaleError, SweepError
-from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
@@ -127,7 +126,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
 def _prepare(settings: Sweep, events: Events) -> Study:
     """Check all inputs before the first trial, then create what the trials share."""
     for noise in settings.grid.noises:
-        Perturbation(noise, settings.noise_mode, settings.noise_scale)
+        settings.perturbation(noise)
     source = find_source(str(settings.checkpoint))
     if settings.command is not None:
         parse_command(settings.command)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan.perturbation import Mode, Scale
+from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.sweep.grid import Grid
 
 Schedule = Literal["constant", "cosine"]
@@ -94,6 +94,7 @@ class Sweep:
         state: handling of the optimizer's state.
         noise_mode: mode of the perturbation.
         noise_scale: scale of the perturbation.
+        noise_on: patterns of the names of tensors that get noise; empty for all.
         training: settings of the built-in trainer.
         data: training data of the built-in trainer; None with a command.
         data_type: number type of a `.bin` file: `auto`, `uint16` or `uint32`.
@@ -112,11 +113,20 @@ class Sweep:
     state: StateOptions = field(default_factory=StateOptions)
     noise_mode: Mode = "free"
     noise_scale: Scale = "spectral"
+    noise_on: tuple[str, ...] = ()
     training: Training = Training()
     data: Path | None = None
     data_type: str = "auto"
     command: str | None = None
     proxy: Proxy | None = None
+
+    def perturbation(self, size: float) -> Perturbation:
+        """Return the noise of a point of the grid, without a seed.
+
+        Raises:
+            PlanError: the size, the mode or the scale is invalid.
+        """
+        return Perturbation(size, self.noise_mode, self.noise_scale, on=self.noise_on)
 
     @property
     def narrow(self) -> Path:
@@ -146,6 +156,7 @@ class Sweep:
             "optimizer_state": {"path": str(self.state.optimizer), "policy": self.state.policy},
             "noise_mode": self.noise_mode,
             "noise_scale": self.noise_scale,
+            "noise_on": list(self.noise_on),
             "training": training if self.command is None or self.proxy else None,
             "data": None if self.data is None else str(self.data),
             "command": self.command,

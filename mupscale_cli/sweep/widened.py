@@ -40,7 +40,7 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
             noise: dict[str, Any] = {}
             if point.noise:
                 details = {"noise_mode": sweep.noise_mode, "noise_scale": sweep.noise_scale}
-                noise = {"noise": point.noise, **details, "seed": point.seed}
+                noise = {"noise": point.noise, **details, "noise_on": sweep.noise_on, "seed": point.seed}
             widen(
                 source,
                 path,

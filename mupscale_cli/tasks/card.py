@@ -87,6 +87,7 @@ def _growth(record: Record) -> str:
     lines.append(f"- method: `{method['name']}`{' (' + ', '.join(more) + ')' if more else ''}")
     if noise:
         size = f"{noise['size']:.3g} relative to {noise['scale']}"
+        size += f" on {', '.join(f'`{pattern}`' for pattern in noise['on'])}" if noise["on"] else ""
         lines.append(f"- perturbation: {noise['mode']} noise of {size}, seed {noise['seed']}")
     else:
         lines.append("- perturbation: none; copies have equal gradients until noise makes them different")
@@ -248,6 +249,7 @@ def _growth_options(record: Record) -> list[str]:
         words += ["--spread", method["spread"]]
     if noise:
         words += ["--noise", repr(noise["size"]), "--noise-mode", noise["mode"], "--noise-scale", noise["scale"]]
+        words += [word for pattern in noise["on"] for word in ("--noise-on", pattern)]
     seed = noise["seed"] if noise else method.get("seed", 0)
     return [*words, "--seed", str(seed)] if seed else words
 

@@ -55,8 +55,9 @@ class GrowthOptions:
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
         noise: size of the noise that makes copies differ, relative to each tensor. Default: the method's.
-        noise_mode: `free` or `preserving`; see `plan.perturbation.Perturbation`.
-        noise_scale: what `noise` is relative to: `spectral`, `rms`, `fan-in` or `init`.
+        noise_mode: `free`, `preserving` or `mixed`; see `plan.perturbation.Perturbation`.
+        noise_scale: what `noise` is relative to: `spectral`, `rms`, `fan-in`, `init`, `paper` or `elementwise`.
+        noise_on: patterns of the names of tensors that get noise. Default: every matrix.
         seed: random seed for noise, random copy maps and initial weights.
         fresh: what the weights of fresh units are where they cannot change the function: `init` or `zero`.
         spread: how residual streams grow: `padded` or `balanced`, a key of `plan.methods.SPREADS`. Default: `padded`.
@@ -84,6 +85,7 @@ class GrowthOptions:
     noise: float | None = None
     noise_mode: str | None = None
     noise_scale: str | None = None
+    noise_on: Sequence[str] = ()
     seed: int = 0
     fresh: str | None = None
     spread: str | None = None
@@ -115,22 +117,24 @@ class GrowthOptions:
         method = make_method(
             self.method, seed=self.seed, fresh=self.fresh, spread=self.spread, shrink=self.shrink, snr=self.snr
         )
-        has_details = (self.noise_mode, self.noise_scale) != (None, None)
+        has_details = (self.noise_mode, self.noise_scale) != (None, None) or bool(self.noise_on)
         if self.snr is not None and (self.noise is not None or has_details):
             raise PlanError(
-                "`--snr` conflicts with `--noise`, `--noise-mode` and `--noise-scale`",
+                "`--snr` conflicts with `--noise`, `--noise-mode`, `--noise-scale` and `--noise-on`",
                 hint="omit one of them; `--snr` already sets the size of the noise and makes it cancel",
             )
         if self.noise is None:
             if has_details:
                 raise PlanError(
-                    "`--noise-mode` and `--noise-scale` require `--noise`",
+                    "`--noise-mode`, `--noise-scale` and `--noise-on` require `--noise`",
                     hint="set the size of the noise, for instance `--noise 0.1`",
                 )
             return method, None
         usual = method.perturbation or Perturbation(self.noise)
         mode, scale = self.noise_mode or usual.mode, self.noise_scale or usual.scale
-        return method, Perturbation(self.noise, cast("Mode", mode), cast("Scale", scale), self.seed)
+        return method, Perturbation(
+            self.noise, cast("Mode", mode), cast("Scale", scale), self.seed, tuple(self.noise_on)
+        )
 
     @property
     def policy(self) -> Policy:
@@ -193,8 +197,8 @@ class WidenOptions(GrowthOptions, _Destination):
         amounts = {name: str(amount) for name, amount in request.axes.items()}
         adapters = list(map(str, self.adapter))
         settings = dict(self.settings or {})
-        plain = {"adapter": adapters, "settings": settings, "factor": str(request.factor), "axes": amounts}
-        return {**values, **texts, **plain}
+        plain = {"adapter": adapters, "noise_on": list(self.noise_on), "settings": settings}
+        return {**values, **texts, **plain, "factor": str(request.factor), "axes": amounts}
 
     @property
     def state(self) -> StateOptions:

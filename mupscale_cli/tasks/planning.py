@@ -17,6 +17,7 @@ from mupscale_cli.plan import Amount, Plan, Request, Size, make_plan
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
+from mupscale_cli.plan.tensors import name_prefixes
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
@@ -145,6 +146,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
             perturbation=method[1],
             side_files=side_files,
         )
+        _check_noisy(made)
         return with_modules(made, checkpoint)
 
     if options.params is not None:
@@ -187,6 +189,24 @@ def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:
             "nothing is widened: every axis keeps its size",
             hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
+
+
+def _check_noisy(plan: Plan) -> None:
+    """Check that every pattern of `--noise-on` selects a tensor.
+
+    Raises:
+        PlanError: a pattern selects none that gets noise.
+    """
+    perturbation, prefixes = plan.perturbation, name_prefixes(plan.recipe)
+    names = [tensor.noise.name for tensor in plan.tensors if tensor.noise is not None]
+    for pattern in () if perturbation is None else perturbation.on:
+        alone = replace(perturbation, on=(pattern,))
+        if not any(alone.covers(name, prefixes) for name in names):
+            raise PlanError(
+                f"`--noise-on {pattern}` selects no tensor that gets noise",
+                hint="gains, biases and tensors that are not widened get none; "
+                "`mupscale inspect CHECKPOINT` lists the names",
+            )
 
 
 def _read_goal(name: str | Path, recipe: Recipe, checkpoint: Checkpoint) -> Goal:

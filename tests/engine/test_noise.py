@@ -13,6 +13,7 @@ from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.plan.perturbation import Perturbation
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
 # Reproducibility ------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_rms_noise_has_the_requested_size(mode, saved, tmp_path):
         assert float(noise.std() / weight.square().mean().sqrt()) == pytest.approx(0.2, rel=sampling)
 
 
-def test_fan_in_noise_is_the_reference_initialization(tmp_path):
+def test_fan_in_noise_is_a_fresh_initialization(tmp_path):
     """The size is T / sqrt(fan_in) of the wide layer; a readout with 1/k in its weights has its noise divided too."""
     tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
     save_file(tensors, tmp_path / "net.safetensors")
@@ -105,6 +106,129 @@ def test_fan_in_noise_is_the_reference_initialization(tmp_path):
     assert stds == pytest.approx([0.5 / 50**0.5, 0.5 / 128**0.5, 0.5 / 192**0.5 / 2], rel=0.03)
     found = list(noises(tmp_path / "net.safetensors", tmp_path / "x", 2, recipe="mlp_mup", **options))
     assert float(found[-1][2].square().mean().sqrt()) == pytest.approx(0.5 / 192**0.5, rel=0.03)
+
+
+def widened_by_the_papers_scripts(weights, factor, size, generator):
+    """Widen an MLP as the scripts of arXiv 2602.10545 do: add the copies to noise, then divide hidden matrices by k.
+
+    The noise is `kaiming_normal_(a=1)` of the wide matrix, times T; that of a MuReadout is zero.
+    """
+    *hidden, readout = weights
+    for number, weight in enumerate(hidden):
+        inputs = 1 if number == 0 else factor
+        wide = weight.repeat_interleave(factor, 0).repeat_interleave(inputs, 1)
+        noise = torch.randn(wide.shape, generator=generator, dtype=wide.dtype) * (size / wide.shape[1] ** 0.5)
+        yield (noise + wide) / inputs
+    yield readout.repeat_interleave(factor, 1)
+
+
+@pytest.mark.parametrize("recipe", ["mlp", "mlp_mup"])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_paper_noise_has_the_size_of_the_papers_scripts(factor, recipe, tmp_path):
+    shapes = {"0.weight": (64, 50), "2.weight": (96, 64), "4.weight": (80, 96), "6.weight": (30, 80)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "net.safetensors")
+    options = {"recipe": recipe, "noise": 0.5, "noise_scale": "paper"}
+    found = list(noises(tmp_path / "net.safetensors", tmp_path, factor, **options))
+    generator = torch.Generator().manual_seed(0)
+    narrow = [tensor.double() for tensor in tensors.values()]
+    noisy = widened_by_the_papers_scripts(narrow, factor, 0.5, generator)
+    plain = widened_by_the_papers_scripts(narrow, factor, 0.0, generator)
+    for (tensor, _, ours), with_noise, without in zip(found, noisy, plain, strict=True):
+        theirs = with_noise - without
+        if tensor.noise is None:
+            assert tensor.target.name == "6.weight"
+            assert not ours.any()
+            assert not theirs.any()
+            continue
+        sampling = 4 / math.sqrt(ours.numel())  # four standard errors of a ratio of two estimates
+        assert float(ours.std() / theirs.std()) == pytest.approx(1, rel=sampling)
+
+
+def test_paper_noise_of_a_convolution_counts_its_kernel(tmp_path):
+    source = save_model(tmp_path / "narrow", "ResNet-basic")
+    name = "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
+    found = {t.target.name: noise for t, _, noise in noises(source, tmp_path, 2, noise=0.5, noise_scale="paper")}
+    noise = found[name]
+    assert float(noise.square().mean().sqrt()) == pytest.approx(0.5 / 2 / noise[0].numel() ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("scale", ["spectral", "rms"])
+def test_mixed_noise_keeps_the_norm(scale, tmp_path):
+    """W'' = sqrt(1 - T) W + sqrt(T) Z, where Z has the norm of W."""
+    tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    options = {"recipe": "mlp", "noise": 0.36, "noise_mode": "mixed", "noise_scale": scale}
+    for tensor, weight, difference in noises(tmp_path / "net.safetensors", tmp_path, 2, **options):
+        noise = difference + (1 - 0.8) * weight
+        is_matrix = tensor.target.name == "2.weight"
+        if scale == "spectral" and is_matrix:  # a Gaussian matrix of this size is up to a tenth below its mean bound
+            ratio = torch.linalg.matrix_norm(noise, 2) / torch.linalg.matrix_norm(weight, 2)
+            assert 0.54 < ratio < 0.62
+            continue
+        norm = torch.linalg.norm
+        assert float(norm(noise) / norm(weight)) == pytest.approx(0.6, rel=0.03)
+        if scale == "rms":
+            assert float(norm(weight + difference) / norm(weight)) == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("mode", ["free", "preserving", "mixed"])
+def test_elementwise_noise_is_relative_to_each_element(mode, tmp_path):
+    """The Hadamard form: t Z |W|, so elements that are zero stay zero."""
+    tensors = {"0.weight": torch.randn(64, 50), "2.weight": torch.randn(96, 64), "4.weight": torch.randn(30, 96)}
+    tensors["2.weight"][:, :10] = 0
+    save_file(tensors, tmp_path / "net.safetensors")
+    options = {"recipe": "mlp", "noise": 0.09, "noise_mode": mode, "noise_scale": "elementwise"}
+    noisy = 0
+    for tensor, weight, difference in noises(tmp_path / "net.safetensors", tmp_path, 2, **options):
+        if tensor.noise is None:
+            continue
+        noisy += 1
+        share, size = (math.sqrt(0.91), 0.3) if mode == "mixed" else (1.0, 0.09)
+        noise, elements = difference + (1 - share) * weight, weight.abs() > 0
+        assert not noise[~elements].any()
+        relative = noise[elements] / weight.abs()[elements]
+        large = weight.abs()[elements] > weight.std()
+        expected = pytest.approx(size, rel=4 / math.sqrt(large.sum()))
+        assert float(relative.std()) == expected
+        assert float(relative[large].std()) == expected
+        if mode == "preserving" and tensor.target.name == "2.weight":
+            assert float((difference.reshape(192, 64, 2).sum(-1)).abs().max()) < 1e-6
+    assert noisy == (2 if mode == "preserving" else 3)
+
+
+def test_noise_on_chosen_tensors_leaves_all_others_alone(tmp_path):
+    """The complement is what is to stay frozen, such as the first and the last layer."""
+    tensors = {"0.weight": torch.randn(16, 5), "2.weight": torch.randn(16, 16), "4.weight": torch.randn(3, 16)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    source = tmp_path / "net.safetensors"
+    every = {t.target.name: noise for t, _, noise in noises(source, tmp_path, 2, recipe="mlp", noise=0.1)}
+    options = {"recipe": "mlp", "noise": 0.1, "noise_on": ["2.*"]}
+    some = {t.target.name: noise for t, _, noise in noises(source, tmp_path / "some", 2, **options)}
+    assert [name for name, noise in some.items() if noise.any()] == ["2.weight"]
+    assert torch.equal(some["2.weight"], every["2.weight"])
+    with pytest.raises(PlanError, match=r"`--noise-on 3\.\*` selects no tensor that gets noise"):
+        widen(source, tmp_path / "none.safetensors", 2, recipe="mlp", noise=0.1, noise_on=["2.*", "3.*"], verify=False)
+
+
+SCALED = [("free", "paper"), ("preserving", "paper"), ("mixed", "spectral"), ("mixed", "paper")]
+SCALED += [(mode, "elementwise") for mode in ("free", "preserving", "mixed")]
+
+
+@pytest.mark.parametrize(("mode", "scale"), SCALED)
+def test_verify_generates_the_noise_again(mode, scale, tmp_path):
+    source = save_model(tmp_path / "narrow", "Llama-untied", dtype=torch.bfloat16)
+    options = {"noise": 0.2, "noise_mode": mode, "noise_scale": scale, "noise_on": ["*.layers.*"]}
+    widen(source, tmp_path / "wide", 2, seed=3, verify=False, **options)
+    assert verify(tmp_path / "wide", only=("weights",)).agrees
+    file = tmp_path / "wide" / "mupscale.json"
+    for key, other in (("on", ["*.layers.0.*"]), ("mode", "free" if mode != "free" else "mixed"), ("scale", "init")):
+        record = json.loads(file.read_text())
+        (tmp_path / "wide" / "mupscale.json").write_text(
+            json.dumps({**record, "perturbation": {**record["perturbation"], key: other}})
+        )
+        assert not verify(tmp_path / "wide", only=("weights",)).agrees, key
+        file.write_text(json.dumps(record))
 
 
 def test_copied_experts_get_different_noise(saved, tmp_path):
@@ -193,6 +317,7 @@ def test_preserving_noise_affects_only_summed_axes(saved, tmp_path):
         ({"size": float("nan")}, "the noise is nan"),
         ({"size": 0.1, "mode": "loud"}, "unknown `--noise-mode loud`"),
         ({"size": 0.1, "scale": "max"}, "unknown `--noise-scale max`"),
+        ({"size": 1.5, "mode": "mixed"}, "gives the weights the share 1 - T"),
     ],
 )
 def test_invalid_noise_settings_are_refused(settings, message):
@@ -211,7 +336,7 @@ def test_a_nonfinite_tensor_is_refused_before_noise_hides_it(tmp_path):
 def test_the_record_describes_the_noise(saved, tmp_path):
     found = widen(saved("Llama-untied"), tmp_path / "w", 2, noise=0.1, seed=5, verify=False)
     record = json.loads((tmp_path / "w" / "mupscale.json").read_text())
-    assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5}
+    assert record["perturbation"] == {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 5, "on": []}
     assert record["method"] == {"name": "mupscale", "fresh": "init", "spread": "padded", "seed": 5}
     noisy = {tensor.target.name for tensor in found.plan.tensors if tensor.noise is not None}
     assert record["noise"].keys() == noisy

@@ -182,7 +182,7 @@ def test_warmstart_shrinks_old_units_and_initializes_new_ones(case, saved, tmp_p
 def test_the_record_has_the_default_shrink_factor(saved, tmp_path):
     record = widen(saved("Llama-untied"), tmp_path / "w", 2, method="warmstart", verify=False).record
     assert record["method"] == {"name": "warmstart", "shrink": 0.4}
-    assert record["perturbation"] == {"size": 0.5, "mode": "free", "scale": "init", "seed": 0}
+    assert record["perturbation"] == {"size": 0.5, "mode": "free", "scale": "init", "seed": 0, "on": []}
 
 
 @pytest.mark.parametrize("policy", ["copy", "reset-new", "reset"])

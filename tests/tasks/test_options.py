@@ -34,6 +34,7 @@ WIDEN = {
     "noise": ("0.25", 0.25, {}),
     "noise_mode": ("preserving", "preserving", {"noise": "0.1"}),
     "noise_scale": ("rms", "rms", {"noise": "0.1"}),
+    "noise_on": ("model.layers.*", ("model.layers.*",), {"noise": "0.1"}),
     "seed": ("7", 7, {}),
     "fresh": ("zero", "zero", {}),
     "spread": ("balanced", "balanced", {}),

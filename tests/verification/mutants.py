@@ -425,7 +425,7 @@ def record_mutants(wide: Path) -> Iterator[Mutant]:
     yield _on_record("another recipe", ("recipe", "name"), "mlp")
 
 
-_NOISE = {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 0}
+_NOISE = {"size": 0.1, "mode": "free", "scale": "spectral", "seed": 0, "on": []}
 
 
 def _on_record(kind: str, place: Sequence[Any], value: Any) -> Mutant:

@@ -188,6 +188,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "noise": _number,
         "noise_mode": _text,
         "noise_scale": _text,
+        "noise_on": _texts,
         "seed": _count,
         "fresh": _text,
         "spread": _text,
