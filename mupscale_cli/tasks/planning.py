@@ -197,10 +197,12 @@ def _check_noisy(plan: Plan) -> None:
     Raises:
         PlanError: a pattern selects none that gets noise.
     """
-    perturbation, prefixes = plan.perturbation, name_prefixes(plan.recipe)
+    if plan.perturbation is None:
+        return
+    prefixes = name_prefixes(plan.recipe)
     names = [tensor.noise.name for tensor in plan.tensors if tensor.noise is not None]
-    for pattern in () if perturbation is None else perturbation.on:
-        alone = replace(perturbation, on=(pattern,))
+    for pattern in plan.perturbation.on:
+        alone = replace(plan.perturbation, on=(pattern,))
         if not any(alone.covers(name, prefixes) for name in names):
             raise PlanError(
                 f"`--noise-on {pattern}` selects no tensor that gets noise",
