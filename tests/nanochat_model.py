@@ -1,6 +1,5 @@
 """A model of nanochat's kind: norms without gains, value embeddings, and gates that read the first channels."""
 
-NANOCHAT_MODULE = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -62,5 +61,6 @@ class GPT(nn.Module):
 
 def build(config):
     return GPT(config)
-"""
+
+
 CONFIG = {"n_embd": 24, "n_head": 4, "n_kv_head": 2, "n_layer": 2, "vocab_size": 40, "sequence_len": 16}
