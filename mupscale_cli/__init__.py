@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from mupscale_cli.architecture.loading import load_recipe
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError
+    from mupscale_cli.integrations.lightning import WideCallback
+    from mupscale_cli.integrations.mixin import WideTrainerMixin
+    from mupscale_cli.integrations.scaling import scale_optimizer
+    from mupscale_cli.integrations.transformers import WideTrainer
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan, Size
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "MupscaleError": "errors",
+    "WideCallback": "integrations.lightning",
+    "WideTrainer": "integrations.transformers",
+    "WideTrainerMixin": "integrations.mixin",
+    "scale_optimizer": "integrations.scaling",
     "clip_grad_norm_": "optimizers.torch_groups",
     "param_groups": "optimizers.torch_groups",
     "JobPlan": "tasks.jobs",
@@ -58,6 +66,9 @@ __all__ = [
     "Verification",
     "VerifyOptions",
     "VerifyStep",
+    "WideCallback",
+    "WideTrainer",
+    "WideTrainerMixin",
     "WidenOptions",
     "WidenStep",
     "Widened",
@@ -69,6 +80,7 @@ __all__ = [
     "plan_widening",
     "prepare_push",
     "run_job",
+    "scale_optimizer",
     "verify",
     "widen",
 ]

@@ -49,7 +49,7 @@ def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dic
             if not abs(value) < _LARGEST:
                 raise PlanError(f"the optimizer's `{key}` is too large or not a number")
             result[key] = value * by_key[key]
-    result[CLIP_WEIGHT] = multipliers.clip
+    result[CLIP_WEIGHT] = settings.get(CLIP_WEIGHT, 1.0) * multipliers.clip  # of a growth before this one
     return result
 
 

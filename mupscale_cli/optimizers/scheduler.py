@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import read_bytes
 from mupscale_cli.text import first_line
 
-_RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
+# What schedulers of torch and transformers store for each group: rates, which follow the group's, and other values.
+_RATES = ("base_lrs", "_last_lr", "_init_lrs", "min_lrs", "max_lrs")
+_OTHERS = ("lr_lambdas", "base_momentums", "max_momentums")
+_NESTED = "_schedulers"
 
 
 def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, float]]) -> None:
@@ -34,14 +37,35 @@ def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, floa
 
 def wide_scheduler(source: Path, groups: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return the state that `widen_scheduler` writes."""
-    state = read_scheduler(source)
-    narrow = len(state["base_lrs"])
+    return regrouped(read_scheduler(source), groups)
+
+
+def regrouped(state: Mapping[str, Any], groups: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """Return the values of a scheduler, and of schedulers in it, with one entry for each new group.
+
+    Args:
+        state: the values by name.
+        groups: for each new group, the index of the old group that it comes from and the factor of its learning rate.
+    """
     wide = dict(state)
-    for key, value in state.items():
-        if isinstance(value, list) and len(value) == narrow:
-            rates = key in _RATES
-            wide[key] = [value[index] * float(factor) if rates else value[index] for index, factor in groups]
+    wide |= {key: [state[key][index] * float(factor) for index, factor in groups] for key in _RATES if key in state}
+    wide |= {key: [state[key][index] for index, _ in groups] for key in _OTHERS if key in state}
+    if _NESTED in state:
+        wide[_NESTED] = [regrouped(each, groups) for each in state[_NESTED]]
     return wide
+
+
+def regroup_scheduler(scheduler: Any, groups: Sequence[tuple[int, float]]) -> None:
+    """Give a scheduler, and the schedulers in it, one entry for each new group of its optimizer.
+
+    Args:
+        scheduler: a scheduler of torch.
+        groups: as in `regrouped`.
+    """
+    for each in getattr(scheduler, _NESTED, ()):
+        regroup_scheduler(each, groups)
+    own = {key: value for key, value in vars(scheduler).items() if key != _NESTED}
+    vars(scheduler).update(regrouped(own, groups))
 
 
 def read_scheduler(file: Path) -> dict[str, Any]:
@@ -54,7 +78,7 @@ def read_scheduler(file: Path) -> dict[str, Any]:
         check_archive(file)
         state: Any = torch.load(BytesIO(read_bytes(file)), weights_only=True)
         check_structure(state, file)
-        len(state["base_lrs"])
+        len(state["_last_lr"])
     except CheckpointError:
         raise
     except Exception as error:

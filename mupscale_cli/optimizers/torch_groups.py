@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -99,24 +99,43 @@ def scaled_parameters(model: nn.Module, checkpoint: str | Path, adapter: str | N
     shared = {name: tensors[other] for name, other in record["shared"].items() if other in tensors}
     tensors = {**shared, **tensors}
     tensors = {**{strip_wrappers(name): tensor for name, tensor in tensors.items()}, **tensors}
-    return {name: _find(name, parameter, tensors, model) for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    for outer in _outer_prefixes(parameters):
+        if all(_spelled(name.removeprefix(outer), tensors, model) for name in parameters):
+            break
+    else:
+        outer = ""
+    return {name: _find(name, parameter, tensors, model, outer) for name, parameter in parameters.items()}
 
 
-def _find(name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor], model: nn.Module) -> ScaledTensor:
+def _outer_prefixes(names: Iterable[str]) -> Iterator[str]:
+    """Yield the prefixes with which a module may hold the model in an attribute: ``, `model.`, `net.model.`."""
+    parts = next(iter(names), "").split(".")
+    yield from ("".join(f"{part}." for part in parts[:count]) for count in range(len(parts)))
+
+
+def _spelled(name: str, tensors: Mapping[str, ScaledTensor], model: nn.Module) -> str | None:
+    """Return the name under which the checkpoint has a parameter; None if it lacks it."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     plain = strip_wrappers(name)
-    for spelling in (name, plain, plain.removeprefix(prefix), prefix + plain):
-        if spelling in tensors:
-            tensor = tensors[spelling]
-            if parameter.numel() and tuple(parameter.shape) != tensor.wide_shape:
-                raise CheckpointError(
-                    f"the model's `{name}` has the shape {tuple(parameter.shape)}, "
-                    f"but the widened checkpoint has {tensor.wide_shape}"
-                )
-            return tensor
-    raise CheckpointError(
-        f"the model's parameter `{name}` is not in the widened checkpoint", hint=suggest(plain, tensors)
-    )
+    return next((s for s in (name, plain, plain.removeprefix(prefix), prefix + plain) if s in tensors), None)
+
+
+def _find(
+    name: str, parameter: nn.Parameter, tensors: Mapping[str, ScaledTensor], model: nn.Module, outer: str = ""
+) -> ScaledTensor:
+    spelled = _spelled(name.removeprefix(outer), tensors, model)
+    if spelled is None:
+        raise CheckpointError(
+            f"the model's parameter `{name}` is not in the widened checkpoint",
+            hint=suggest(strip_wrappers(name), tensors),
+        )
+    if parameter.numel() and tuple(parameter.shape) != tensors[spelled].wide_shape:
+        raise CheckpointError(
+            f"the model's `{name}` has the shape {tuple(parameter.shape)}, "
+            f"but the widened checkpoint has {tensors[spelled].wide_shape}"
+        )
+    return tensors[spelled]
 
 
 def _decays(decay: Decay | None, name: str, parameter: nn.Parameter) -> bool:
@@ -136,7 +155,7 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
     (page `theory`). Gradients are scaled as in `torch.nn.utils.clip_grad_norm_`.
 
     Args:
-        optimizer: an optimizer created from `param_groups`, or its groups.
+        optimizer: an optimizer created from `param_groups` or given to `scale_optimizer`, or its groups.
         max_norm: the largest norm.
 
     Returns:
@@ -149,7 +168,9 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
     for group in groups:
         gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         if gradients:
-            squared.append(group[CLIP_WEIGHT] * get_total_norm(gradients).square())
+            norm: Any = get_total_norm(gradients)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a model that FSDP2 shards
+            squared.append(group[CLIP_WEIGHT] * norm.square())
     total = (
         torch.stack([value.to(squared[0].device) for value in squared]).sum().sqrt() if squared else torch.tensor(0.0)
     )

@@ -323,7 +323,7 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     names = {"mupscale": mupscale, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
     exec(compile(loop, "optimizers.md", "exec"), names)  # noqa: S102
     assert names["optimizer"].state
-    compile(trainer, "optimizers.md", "exec")  # tests/optimizers/test_trainer.py runs the same
+    compile(trainer, "optimizers.md", "exec")  # tests/integrations/test_transformers.py runs the same
 
 
 # Pipelines ----------------------------------------------------------------------------------------

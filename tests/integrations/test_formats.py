@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from cli_runner import run
+from mupscale_cli.integrations.formats import TRAINER_FORMATS
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
-from mupscale_cli.optimizers.trainers import TRAINER_FORMATS
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED = "model.embed_tokens.weight"

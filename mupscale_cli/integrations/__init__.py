@@ -1,0 +1,1 @@
+"""Continuing in a trainer: its optimizer, its clipping, its settings as text. Trainers are imported when needed."""

@@ -1,0 +1,126 @@
+"""The Trainer of transformers continues a widened checkpoint like the narrow one."""
+
+import pytest
+import torch
+import transformers
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from helpers import build
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.integrations.transformers import WideTrainer
+from mupscale_cli.tasks.widen import widen
+
+CLIP = 0.5
+# Whatever the model's type, the reference computes norms, softmax and rotary tables in float32: some roundings of it.
+REL = 16 * 2**-24
+
+
+class RandomTokens(Dataset):
+    """The same sequences in every run."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        tokens = torch.randint(50, (9,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": tokens, "labels": tokens}
+
+
+DEFAULTS = {
+    "max_steps": 8,
+    "save_steps": 4,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.1,
+    "max_grad_norm": CLIP,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "report_to": [],
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+
+def arguments(folder, settings):
+    return TrainingArguments(folder, **{**DEFAULTS, **settings})
+
+
+def losses(trainer):
+    return {
+        entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry
+    }
+
+
+OPTIMIZERS = {
+    "adamw_torch": {},
+    "sgd": {"learning_rate": 0.3, "optim_args": "momentum=0.9,nesterov=true"},
+    "adagrad": {"learning_rate": 0.03},
+    "rmsprop": {"optim_args": "momentum=0.5,centered=true"},
+}
+
+
+def trained(case, folder, settings):
+    narrow = Trainer(
+        build(case, dtype=torch.float64).train(), arguments(folder, settings), train_dataset=RandomTokens()
+    )
+    narrow.train()
+    return losses(narrow)
+
+
+def continued(checkpoint, folder, wide_folder, settings):
+    """Widen a checkpoint of the Trainer and continue it there; return the losses and norms by step."""
+    widened = widen(checkpoint, wide_folder, 2, verify=False).output
+    model = transformers.AutoModelForCausalLM.from_pretrained(widened, dtype=torch.float64)
+    wide = WideTrainer(model, arguments(folder, settings), train_dataset=RandomTokens())
+    wide.train(resume_from_checkpoint=str(widened))
+    return losses(wide)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    transformers.utils.logging.set_verbosity_error()
+
+
+@pytest.mark.parametrize(
+    ("case", "optim"),
+    [("Llama-tied", "adamw_torch"), ("Qwen2-untied", "sgd"), ("Llama-tied", "adagrad"), ("Qwen2-untied", "rmsprop")],
+)
+def test_a_run_is_saved_widened_and_resumed(case, optim, tmp_path):
+    settings = {"optim": optim, **OPTIMIZERS[optim]}
+    narrow = trained(case, tmp_path / "run", settings)
+    wide_losses = continued(tmp_path / "run" / "checkpoint-4", tmp_path / "wider", tmp_path / "wide", settings)
+    assert {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {
+        file.name for file in (tmp_path / "wide").iterdir()
+    }
+    assert set(wide_losses) == set(range(1, 9))  # the first four come with trainer_state.json
+    for step in range(5, 9):
+        assert wide_losses[step] == pytest.approx(narrow[step], rel=REL), step
+    assert narrow[8][1] > CLIP, "clipping did nothing, so that it was not tried"
+
+
+def test_a_run_is_widened_twice(tmp_path):
+    """The second growth splits the groups of the first one, which the Trainer does not make."""
+    settings = {"save_steps": 2}
+    narrow = trained("Llama-tied", tmp_path / "run", settings)
+    continued(tmp_path / "run" / "checkpoint-4", tmp_path / "wider", tmp_path / "wide", settings)
+    wide_losses = continued(tmp_path / "wider" / "checkpoint-6", tmp_path / "widest", tmp_path / "wide-2", settings)
+    for step in (7, 8):
+        assert wide_losses[step] == pytest.approx(narrow[step], rel=REL), step
+
+
+def test_the_norm_is_logged_without_clipping(tmp_path):
+    settings = {"max_grad_norm": 0.0, "max_steps": 6}
+    narrow = trained("Llama-tied", tmp_path / "run", settings)
+    wide_losses = continued(tmp_path / "run" / "checkpoint-4", tmp_path / "wider", tmp_path / "wide", settings)
+    assert wide_losses[6] == pytest.approx(narrow[6], rel=REL)
+
+
+def test_a_folder_without_record_is_refused(saved, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(saved("Llama-tied"))
+    trainer = WideTrainer(model, arguments(tmp_path / "wide", {}), train_dataset=RandomTokens())
+    with pytest.raises(CheckpointError, match="not written by mupscale") as refused:
+        trainer.train()
+    assert "widened=" in refused.value.hint
