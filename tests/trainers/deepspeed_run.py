@@ -82,7 +82,7 @@ def main():
     losses = train(engine, batches[BEFORE:])
     torch.distributed.barrier()
     if rank == 0:
-        print(json.dumps(losses))
+        sys.stdout.write(json.dumps(losses) + "\n")
 
 
 if __name__ == "__main__":

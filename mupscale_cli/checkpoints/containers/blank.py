@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.serialization import skip_data
 
+from mupscale_cli.checkpoints.containers import stand_ins
 from mupscale_cli.checkpoints.containers.base import TensorSlot
 from mupscale_cli.checkpoints.containers.checksums import Checksum, Stretches
 from mupscale_cli.checkpoints.containers.nested import map_tensors
@@ -42,7 +43,9 @@ def save_blank(file: Path, content: Any) -> None:
     """
     try:
         with output_errors(file), skip_data():
-            torch.save(map_tensors(content, (), lambda _, tensor: _UnwrittenTensor(tensor)), file)
+            torch.save(
+                map_tensors(content, (), lambda _, tensor: _UnwrittenTensor(tensor)), file, pickle_module=stand_ins
+            )
     except RuntimeError as error:  # torch's own writer reports a full disk this way
         raise OutputError(f"cannot write `{file}`: {first_line(error)}") from error
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from mupscale_cli.checkpoints.containers import stand_ins
 from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
 from mupscale_cli.checkpoints.containers.chunks import Chunk, ChunkedTensor
@@ -80,7 +81,7 @@ def _read_value(path: Path, name: str, metadata: Metadata) -> Any:
         stream.seek(info.offset)
         data = BytesIO(stream.read(info.length))
     try:
-        return torch.load(data, weights_only=True, map_location="cpu")
+        return stand_ins.load(data, "cpu")
     except Exception as error:
         raise CheckpointError(
             f"cannot read `{name}` in the distributed checkpoint `{path}`: {first_line(error)}",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mupscale_cli.checkpoints.containers import stand_ins
 from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
 from mupscale_cli.checkpoints.containers.nested import check_structure, place_name, walk
@@ -52,7 +53,7 @@ def read_torch_file(path: Path) -> Contents:
 
 def load_torch_file(contents: Contents) -> Any:
     """Load a torch.save file with its tensors onto the CPU, without running its code."""
-    return torch.load(contents.path, weights_only=True, map_location="cpu")
+    return stand_ins.load(contents.path, "cpu")
 
 
 def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
@@ -64,7 +65,7 @@ def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
 
 
 def _structure(path: Path) -> Any:
-    return torch.load(path, weights_only=True, map_location="meta")
+    return stand_ins.load(path, "meta")
 
 
 def _is_archive(path: Path) -> bool:
