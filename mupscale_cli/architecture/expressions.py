@@ -48,7 +48,7 @@ _OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
-    "//": operator.floordiv,
+    "//": lambda left, right: int(left // right),  # whole, so that it can be a size
     "/": operator.truediv,
 }
 _CONSTANTS = {"true": True, "false": False}
@@ -207,7 +207,7 @@ def _arithmetic(expression: Operation, left: float, right: float) -> int | float
         raise LanguageError("division by zero", expression.span)
     try:
         result = _OPERATIONS[expression.operator](left, right)
-    except OverflowError:
+    except (OverflowError, ValueError):  # of a number that is infinite
         result = _LARGEST
     if isinstance(result, int) and abs(result) >= _LARGEST:
         raise LanguageError("the result is too large", expression.span)

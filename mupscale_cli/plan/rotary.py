@@ -17,7 +17,7 @@ from mupscale_cli.errors import SizeError
 from mupscale_cli.plan.copies import Axis
 
 _SECTIONS = ("rope_parameters", "rope_scaling")
-_FRACTIONS = ("partial_rotary_factor", "rotary_pct")  # of the units of a head that positions turn
+_FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rotary_percentage")  # of the units of a head that positions turn
 _Keys = Iterator[tuple[str, Any]]
 
 
