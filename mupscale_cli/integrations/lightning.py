@@ -48,7 +48,7 @@ class WideCallback(_Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Give the optimizers their groups, between their creation and the restoring of their state."""
-        if str(trainer.gradient_clip_algorithm or "norm").endswith("value"):
+        if trainer.gradient_clip_algorithm == "value":
             raise PlanError("clipping by value has no equivalent in a wider model", hint="clip by norm")
         self._max_norm = trainer.gradient_clip_val or self._max_norm
         trainer.gradient_clip_val = None
