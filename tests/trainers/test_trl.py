@@ -56,7 +56,8 @@ def losses(trainer):
 def test_a_run_is_widened_and_resumed(tmp_path):
     data = random_tokens()
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(number): number for number in range(50)}))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **{"pad_token": "0", "eos_token": "1"})
+    special = {"pad_token": "0", "eos_token": "1"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special)
     model = build("Llama-tied", dtype=torch.float64).train()
     narrow = trl.SFTTrainer(model, arguments(tmp_path / "run"), train_dataset=data, processing_class=tokenizer)
     narrow.train()
