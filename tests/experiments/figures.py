@@ -13,6 +13,7 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.bases import Bases
 from experiments.results import Growth, Optima, Warmstart
 from experiments.shapes import Ways
 from experiments.speed import Speed
@@ -35,6 +36,7 @@ _HIGHEST = 2.2  # times the largest of the best losses; higher points are far fr
 
 
 def draw_all(
+    bases: Sequence[Bases],
     optima: Sequence[Optima],
     growth: Sequence[Growth],
     warmstart: Sequence[Warmstart],
@@ -44,7 +46,8 @@ def draw_all(
     """Draw every figure and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
-        files = [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
+        files = [_save(draw_bases(results), folder / f"bases-{results.task}.svg") for results in bases]
+        files += [_save(draw_transfer(results), folder / f"optima-{results.task}.svg") for results in optima]
         if optima:
             files.append(_save(draw_identity(optima), folder / "identity.svg"))
         if growth:
@@ -85,20 +88,33 @@ def _colors(count: int) -> list[Any]:
 
 
 def draw_transfer(results: Optima) -> Figure:
-    """Draw the final loss over learning rates and over noise, one curve per width."""
-    figure, panels = _panels(len(results.transfers), 2)
-    for row, transfer in zip(panels, results.transfers, strict=True):
-        for axes, grids, what in ((row[0], transfer.lr, "learning rate"), (row[1], transfer.noises, "noise")):
+    """Draw the final loss over learning rates and over noise, one curve per factor."""
+    arms = [(_ARMS[transfer.arm], transfer.lr, transfer.noises) for transfer in results.transfers]
+    return _draw_optima(results.title, arms, "width", "of the narrow model")
+
+
+def draw_bases(results: Bases) -> Figure:
+    """Draw the final loss over learning rates and over noise, one curve per width of the base."""
+    arms = [(f"noise scale {transfer.scale}", transfer.rates, transfer.noises) for transfer in results.transfers]
+    return _draw_optima(results.title, arms, "base", "of the narrowest base")
+
+
+def _draw_optima(
+    title: str, arms: Sequence[tuple[str, Mapping[int, Grid], Mapping[int, Grid]]], legend: str, whose: str
+) -> Figure:
+    figure, panels = _panels(len(arms), 2)
+    for row, (arm, rates, noises) in zip(panels, arms, strict=True):
+        for axes, grids, what in ((row[0], rates, "learning rate"), (row[1], noises, "noise")):
             _draw_grids(axes, grids)
-            axes.set_xlabel(f"{what}{' (of the narrow model)' if what == 'learning rate' else ', relative size'}")
-            axes.set_title(f"{_ARMS[transfer.arm]}\nbest {what} moves by {_steps(shift(grids))} of √2", fontsize=9)
+            axes.set_xlabel(f"{what} ({whose})" if what == "learning rate" else f"{what}, relative size")
+            axes.set_title(f"{arm}\nbest {what} moves by {_steps(shift(grids))} of √2", fontsize=9)
         row[0].set_ylabel("training loss at the end (nats)")
-        row[1].legend(title="width", fontsize=8)
+        row[1].legend(title=legend, fontsize=8)
     for column in (0, 1):
         lows, highs = zip(*(row[column].get_xlim() for row in panels), strict=True)
         for row in panels:
             row[column].set_xlim(min(lows), max(highs))
-    figure.suptitle(results.title)
+    figure.suptitle(title)
     return figure
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import platform
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
+
+import mupscale_cli
+from experiments.bases import BASES, Bases
 from experiments.cost import Cost
 from experiments.identity import Identity
 from experiments.shapes import Ways
@@ -88,19 +95,38 @@ class Warmstart:
     shrinkings: tuple[Shrinking, ...]
 
 
-Results = Union[Optima, Growth, Warmstart, Cost, Ways]
+Results = Union[Bases, Optima, Growth, Warmstart, Cost, Ways]
 
 
 def save(results: Results, file: Path) -> None:
-    """Write results as JSON. An infinite loss (diverged) becomes null."""
+    """Write results as JSON, with what they were made with. An infinite loss (diverged) becomes null."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"kind": type(results).__name__, **_plain(dataclasses.asdict(results))}) + "\n")
+    content = {"kind": type(results).__name__, "made_with": _made_with(), **_plain(dataclasses.asdict(results))}
+    staged = file.with_suffix(".part")  # so that a run that is stopped leaves a complete file
+    staged.write_text(json.dumps(content) + "\n")
+    staged.replace(file)
+
+
+@cache
+def _made_with() -> dict[str, str]:
+    """Return the versions and the commit of the code that runs."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode
+    return {
+        "commit": commit + (", with changes" if changed else ""),
+        "mupscale": mupscale_cli.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def load(file: Path) -> Results:
     """Read results that `save` wrote."""
     content = json.loads(file.read_text())
-    kinds = {kind.__name__: kind for kind in (Optima, Growth, Warmstart, Cost, Ways)}
+    content.pop("made_with", None)  # older results do not say it
+    kinds = {kind.__name__: kind for kind in get_args(Results)}
     return _typed(kinds[content.pop("kind")], content)
 
 
@@ -139,15 +165,31 @@ def optima_table(all_results: Sequence[Optima]) -> str:
     for results in all_results:
         for transfer in results.transfers:
             for what, grids in (("learning rate", transfer.lr), ("noise", transfer.noises)):
-                best = [
-                    f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})" for grid in grids.values()
-                ]
+                best = [_optimum(grid) for grid in grids.values()]
                 fitted = [grid.fitted for grid in grids.values()]
                 rows.append(
                     [results.title, transfer.arm, what, *best, str(shift(grids)), f"{max(fitted) - min(fitted):.1f}"]
                 )
     widths = ["narrowest", "x2", "x4", "x8"]  # relative to the narrowest
     return _table(["", "hyperparameters", "optimum of", *widths, "moves by", "parabola"], rows)
+
+
+def bases_table(all_results: Sequence[Bases]) -> str:
+    """Tabulate the optima by the width of the base as exponents e of 2^(e/2), and how far they move."""
+    rows = []
+    for results in all_results:
+        for transfer in results.transfers:
+            for what, grids in (("learning rate", transfer.rates), ("noise", transfer.noises)):
+                best = [_optimum(grids[base]) if base in grids else "not run" for base in BASES]
+                fitted = [grid.fitted for grid in grids.values()]
+                moved = [str(shift(grids)), f"{max(fitted) - min(fitted):.1f}"] if len(grids) > 1 else ["", ""]
+                rows.append([results.title, transfer.scale, what, *best, *moved])
+    widths = [f"base x{base}" for base in BASES]
+    return _table(["", "noise scale", "optimum of", *widths, "moves by", "parabola"], rows)
+
+
+def _optimum(grid: Grid) -> str:
+    return f"{grid.best} ({min(grid.best_of_seeds)} … {max(grid.best_of_seeds)})"
 
 
 def identity_table(all_results: Sequence[Optima]) -> str:
@@ -287,7 +329,16 @@ def sizes_table(all_results: Sequence[Union[Optima, Growth]]) -> str:
     )
 
 
+def bases_sizes_table(all_results: Sequence[Bases]) -> str:
+    """Tabulate the sizes of models and training along the axis of the base's width."""
+    return _table(
+        ["", *all_results[0].sizes, "minutes"],
+        [[r.title, *r.sizes.values(), f"{r.seconds / 60:.1f}"] for r in all_results],
+    )
+
+
 def tables(
+    bases: Sequence[Bases],
     optima: Sequence[Optima],
     growth: Sequence[Growth],
     warmstart: Sequence[Warmstart],
@@ -296,6 +347,8 @@ def tables(
 ) -> dict[str, str]:
     """Return every table by its name in README.md."""
     named = {}
+    if bases:
+        named |= {"bases": bases_table(bases), "bases-sizes": bases_sizes_table(bases)}
     if optima:
         named |= {
             "identity": identity_table(optima),

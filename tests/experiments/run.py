@@ -8,12 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
 
 from experiments import figures  # noqa: E402 (after the path is set)
+from experiments.bases import BASES, FACTOR, SEEDS, Bases, BaseTransfer, measure_bases  # noqa: E402
 from experiments.cost import measure_cost  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
@@ -27,7 +29,7 @@ from mupscale_cli.engine.threads import one_thread  # noqa: E402
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",), "residual": ("residual",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
 _GROWN = (*_SHRUNK, "residual")
-_PARTS = ("optima", "growth", "warmstart", "cost", "ways")
+_PARTS = ("bases", "optima", "growth", "warmstart", "cost", "ways")
 _IDENTITY_STEPS = 40
 _BUDGET = 2
 
@@ -109,8 +111,28 @@ def compare_ways(task: Task, folder: Path, report: Callable[[str], None]) -> Way
     return Ways(task.name, task.title, _sizes(task), time.monotonic() - started, grid, grown)
 
 
+def compare_bases(
+    task: Task, folder: Path, report: Callable[[str], None], keep: Callable[[Results], None], *, quick: bool
+) -> Bases:
+    """Find the optima along the axis of the base's width; keep what has been found after each width."""
+    started = time.monotonic()
+    task = task.from_width(task.base)
+    bases, seeds = (BASES[:2], SEEDS[:1]) if quick else (BASES, SEEDS)
+    sizes = {**_sizes(replace(task, factors=(*bases, FACTOR * bases[-1]))), "seeds": str(len(seeds))}
+    sizes |= {"widths": ", ".join(f"x{base}" for base in bases), "factor": f"x{FACTOR}"}
+    found = Bases(task.name, task.title, sizes, 0.0, ())
+
+    def keep_so_far(transfers: tuple[BaseTransfer, ...]) -> None:
+        nonlocal found
+        found = replace(found, seconds=time.monotonic() - started, transfers=transfers)
+        keep(found)
+
+    measure_bases(task, folder, report, keep_so_far, bases, seeds)
+    return found
+
+
 def _sizes(task: Task) -> dict[str, str]:
-    counts = [sum(p.numel() for p in task.build(factor).parameters()) for factor in (1, *task.factors)]
+    counts = [sum(p.numel() for p in task.build(factor).parameters()) for factor in dict.fromkeys((1, *task.factors))]
     return {
         "widths": ", ".join(f"x{factor}" for factor in task.factors),
         "parameters, narrow and wide": " … ".join(_short(count) for count in counts),
@@ -124,13 +146,14 @@ def _short(count: int) -> str:
     return f"{count / 1000:.3g} k" if count < 10**6 else f"{count / 10**6:.3g} M"
 
 
-def measure(part: str, name: str, budget: int, *, quick: bool) -> Results:
+def measure(part: str, name: str, budget: int, keep: Callable[[Results], None], *, quick: bool) -> Results:
     """Measure one part of an experiment.
 
     Args:
         part: one of `_PARTS`.
         name: name of the task.
         budget: steps of the doubled model in the part `ways`, in units of the task's own.
+        keep: receives what has been found so far, from parts that take long.
         quick: take only a few steps.
     """
     task = TASKS[name].quick() if quick else TASKS[name]
@@ -139,7 +162,7 @@ def measure(part: str, name: str, budget: int, *, quick: bool) -> Results:
         if budget != _BUDGET:
             times = budget / _BUDGET
             task = replace(task, name=f"{name}-{budget}", title=f"{task.title}, {times:g} times the budget")
-    task = task if part in ("optima", "cost") else task.enlarged()
+    task = task if part in ("bases", "optima", "cost") else task.enlarged()
     started = time.monotonic()
 
     def report(text: str) -> None:
@@ -147,6 +170,8 @@ def measure(part: str, name: str, budget: int, *, quick: bool) -> Results:
         sys.stdout.flush()
 
     with tempfile.TemporaryDirectory() as folder, one_thread():
+        if part == "bases":
+            return compare_bases(task, Path(folder), report, keep, quick=quick)
         if part == "optima":
             return measure_optima(task, Path(folder), report)
         if part == "growth":
@@ -159,6 +184,10 @@ def measure(part: str, name: str, budget: int, *, quick: bool) -> Results:
         return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
 
 
+def _save(results: Results, *, part: str, folder: Path) -> None:
+    save(results, folder / f"{part}-{results.task}.json")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,8 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--part",
         choices=_PARTS,
-        help="Measure only the optima by width, the gain from growth, the best shrink factor of `warmstart`, or the "
-        "immediate cost of noise. Default: all.",
+        help="Measure only the optima by the base's width or by the factor, the gain from growth, the best shrink "
+        "factor of `warmstart`, the immediate cost of noise, or ways of growing at equal compute. Default: all.",
     )
     parser.add_argument(
         "--budget",
@@ -195,16 +224,16 @@ def main(arguments: list[str] | None = None) -> None:
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
             if name in measured[part]:
-                results = measure(part, name, options.budget, quick=options.quick)
-                save(results, output / "results" / f"{part}-{results.task}.json")
-    optima, growth, warmstart, cost, ways = (
+                keep = partial(_save, part=part, folder=output / "results")
+                keep(measure(part, name, options.budget, keep, quick=options.quick))
+    bases, optima, growth, warmstart, cost, ways = (
         [load(file) for name in TASKS for file in sorted((output / "results").glob(f"{part}-{name}*.json"))]
         for part in _PARTS
     )
-    figures.draw_all(optima, growth, warmstart, ways, output / "figures")
+    figures.draw_all(bases, optima, growth, warmstart, ways, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(optima, growth, warmstart, cost, ways)))
+        document.write_text(fill(document.read_text(), tables(bases, optima, growth, warmstart, cost, ways)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

@@ -38,6 +38,7 @@ class Task:
         long_steps: steps after widening, for comparing the widened model with one from scratch.
         grown_by: how much wider the narrow model is in the comparison with a model from scratch.
         growth: other attributes that differ in that comparison.
+        base: width of the narrowest base over the narrow width, where the base's width varies.
         factors: widths over the narrow width; the last is 8 times the first.
         seeds: seeds for noise and batches.
         reach: grid steps that a search goes beyond an optimum, to confirm it.
@@ -61,6 +62,7 @@ class Task:
     long_steps: int
     grown_by: int = 4
     growth: Mapping[str, Any] = field(default_factory=dict)
+    base: int = 1
     factors: tuple[int, ...] = (4, 8, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     reach: int = 2
@@ -85,20 +87,14 @@ class Task:
             walk=0,
         )
 
+    def from_width(self, by: int) -> Task:
+        """Return a version whose narrow model is wider."""
+        config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
+        return replace(self, build=lambda factor: self.build(by * factor), config=config)
+
     def enlarged(self) -> Task:
         """Return a version with a narrow model wide enough to learn its task, which trains for `long_steps`."""
-        by = self.grown_by
-        config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
-        return replace(
-            self,
-            **{
-                "build": lambda factor: self.build(by * factor),
-                "config": config,
-                "factors": (2, 4),
-                "steps": self.long_steps,
-                **self.growth,
-            },
-        )
+        return replace(self.from_width(self.grown_by), **{"factors": (2, 4), "steps": self.long_steps, **self.growth})
 
     def with_fewer_seeds(self) -> Task:
         """Return a version with one seed fewer, for a minor question."""
@@ -202,6 +198,7 @@ TASKS = {
             200,
             factors=(8, 16, 32, 64),
             seeds=(0, 1, 2, 3),
+            base=2,
             recipe="resnet18",
         ),
         Task(
@@ -220,6 +217,7 @@ TASKS = {
             120,
             grown_by=3,
             growth={"narrow_steps": 600, "seeds": (0, 1, 2)},
+            base=2,
             factors=(6, 12, 24, 48),
             seeds=(0, 1),
             rebuild=paper_models.build_gpt,

@@ -1,11 +1,16 @@
 """The experiments run from end to end, and training without noise is identical."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments import run
+from experiments.bases import FACTOR, Ladder
 from experiments.identity import measure_identity
 from experiments.results import load
 from experiments.tasks import TASKS
+from experiments.training import load as load_model
+from experiments.training import mapped_optimizer, resume_state, train, widen
 from experiments.transfer import Grid, search
 
 
@@ -19,6 +24,22 @@ def test_without_noise_training_is_identical(name, factor, tmp_path):
     assert min(found.narrow[5:]) < found.narrow[0]
     # A single learning rate for all tensors trains differently.
     assert max(abs(s / n - 1) for s, n in zip(found.standard, found.narrow, strict=False)) > 1e-4
+
+
+def test_a_widened_base_trains_like_the_base(tmp_path):
+    """Hyperparameters that are carried through both widenings at once are those of the base, widened."""
+    task = replace(TASKS["mlp-adamw"], narrow_steps=20)
+    ladder, data = Ladder(task, tmp_path), task.data()
+    base = ladder.base(2, 3)
+    wide = widen(base, FACTOR)
+    curves = []
+    for model_task, file, factor in ((base.task, base.file, 1), (base.task, wide, FACTOR)):
+        model = load_model(model_task, file, factor)
+        optimizer = mapped_optimizer(task, model, widen(ladder.reference, 2 * factor), 0.01)
+        resume_state(optimizer, file)
+        curves.append(train(model, optimizer, data.batches(32, 10, 0), 10).losses)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)  # float32
+    assert curves[0][-1] < curves[0][0]
 
 
 @pytest.mark.parametrize("best", [-7, 0, 3])
