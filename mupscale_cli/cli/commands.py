@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from mupscale_cli.cli import (
+    coordcheck,
     demo,
     doctor,
     hparams,
@@ -47,6 +48,7 @@ app.command()(verify.verify)
 app.command()(inspect.inspect)
 app.command()(hparams.hparams)
 app.command()(sweep.sweep)
+app.command()(coordcheck.coordcheck)
 app.command()(push.push)
 app.command()(run.run)
 app.add_typer(recipes.app, name="recipes")

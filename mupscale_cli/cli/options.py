@@ -12,9 +12,11 @@ import typer
 
 from mupscale_cli.cli import output
 from mupscale_cli.cli.completion import complete_axis, complete_checkpoint, complete_recipe
-from mupscale_cli.errors import Interrupted, PlanError, Terminated
+from mupscale_cli.errors import Interrupted, PlanError, SweepError, Terminated
+from mupscale_cli.plan import Amount
 from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS, SPREADS
 from mupscale_cli.plan.perturbation import MODES, SCALES
+from mupscale_cli.tasks.options import parse_factor
 
 Checkpoint = Annotated[
     str,
@@ -275,6 +277,27 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
+
+
+def parse_whole(text: str, option: str) -> int:
+    """Parse the factor of a sweep, whose models all grow by whole factors.
+
+    Raises:
+        PlanError: the text is not a number.
+        SweepError: it is not a whole number.
+    """
+    return whole(parse_factor(text, option), option)
+
+
+def whole(amount: Amount, option: str) -> int:
+    """Return a factor of a sweep, whose models all grow by whole factors.
+
+    Raises:
+        SweepError: it is not a whole number.
+    """
+    if not isinstance(amount, int):
+        raise SweepError(f"`{option}` is not a whole factor, and all models of a sweep grow by whole factors")
+    return amount
 
 
 def parse_betas(text: str) -> tuple[float, float]:

@@ -11,13 +11,12 @@ import typer
 from mupscale_cli.cli import options, output
 from mupscale_cli.errors import Interrupted, SweepError
 from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_factor
+from mupscale_cli.tasks.options import WidenOptions, parse_axes
 from mupscale_cli.tasks.planning import output_path
 from mupscale_cli.tasks.source import find_source
 
 if TYPE_CHECKING:
     from mupscale_cli.optimizers.state_plan import Policy
-    from mupscale_cli.plan import Amount
     from mupscale_cli.plan.perturbation import Mode, Scale
     from mupscale_cli.sweep.grid import Grid
     from mupscale_cli.sweep.settings import Proxy, Schedule
@@ -158,8 +157,8 @@ def sweep(
         checkpoint=source.checkpoint.path,
         directory=out or source.default_directory / f"{source.stem}-sweep",
         grid=_grid(factor, lr, lr_steps, noise, seeds),
-        target=None if target is None else _whole(target, "--target"),
-        axes={name: _whole_amount(amount, f"--axis {name}") for name, amount in parse_axes(axis).items()},
+        target=None if target is None else options.parse_whole(target, "--target"),
+        axes={name: options.whole(amount, f"--axis {name}") for name, amount in parse_axes(axis).items()},
         recipe=recipe,
         tie=tie,
         state=StateOptions(optimizer, cast("Policy", optimizer_policy), key),
@@ -192,19 +191,11 @@ def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: 
 
     texts = [part for text in factors or ["2", "4"] for part in text.split(",")]
     return make_grid(
-        [_whole(text, "--factor") for text in texts], learning_rates(lr, lr_steps), numbers(noise, "--noise"), seeds
+        [options.parse_whole(text, "--factor") for text in texts],
+        learning_rates(lr, lr_steps),
+        numbers(noise, "--noise"),
+        seeds,
     )
-
-
-def _whole(text: str, option: str) -> int:
-    return _whole_amount(parse_factor(text, option), option)
-
-
-def _whole_amount(amount: Amount, option: str) -> int:
-    """Return a factor of a sweep, whose models all grow by whole factors."""
-    if not isinstance(amount, int):
-        raise SweepError(f"`{option}` is not a whole factor, and all models of a sweep grow by whole factors")
-    return amount
 
 
 def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
@@ -214,7 +205,7 @@ def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | 
         if steps is not None:
             raise SweepError("`--proxy-steps` needs `--proxy`", hint="for instance `--proxy 4`")
         return None
-    number = _whole(ratio, "--proxy")
+    number = options.parse_whole(ratio, "--proxy")
     if number < 2:
         raise SweepError(f"`--proxy {number}` is not at least 2")
     if steps is not None and steps < 0:

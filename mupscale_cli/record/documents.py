@@ -656,6 +656,36 @@ class Sweep(Settings):
     proxy: Annotated[SweptProxy | None, "The proxy, and how the checkpoint follows from it; null without a proxy."]
 
 
+class CheckedLayer(TypedDict):
+    """Activations of a layer in a coordinate check."""
+
+    name: Annotated[str, "Name of the module."]
+    stable: Annotated[bool, "Whether its change does not depend on the width."]
+    slope: Annotated[
+        Figure | None, "Exponent of the width with which the change at the last step grows; null if nothing changes."
+    ]
+    expected: Annotated[list[Figure], "Mean absolute activation before training without noise, by width."]
+    sizes: Annotated[list[list[Figure]], "Mean absolute activation, by step and width."]
+    changes: Annotated[
+        list[list[Figure]], "Mean absolute change since step 0, relative to `expected`, by step and width."
+    ]
+
+
+class Coordcheck(TypedDict):
+    """Output of `mupscale coordcheck`."""
+
+    checkpoint: Annotated[str, "Path of the checkpoint."]
+    agrees: Annotated[bool, "Whether all layers are stable."]
+    factors: Annotated[list[int], "Widths over that of the checkpoint."]
+    steps: Annotated[Count, "Number of optimizer steps."]
+    lr: Annotated[float, "Learning rate of the narrow run."]
+    noise: Annotated[float, "Size of the noise."]
+    seeds: Annotated[list[int], "Random seeds."]
+    limit: Annotated[float, "The least slope that is not stable."]
+    layers: Annotated[list[CheckedLayer], "All layers, in the order in which they run."]
+    picture: Annotated[str | None, "File of the picture; null if none was drawn."]
+
+
 class Verify(Verification):
     """Output of `mupscale verify`."""
 
@@ -678,6 +708,7 @@ class Widen(Record):
 
 
 DOCUMENTS: dict[str, type] = {
+    "coordcheck": Coordcheck,
     "demo": Demo,
     "doctor": Doctor,
     "error": Error,

@@ -51,15 +51,24 @@ def train(path: Path, training: Training, data: Split, lr: float, seed: int, rep
         return evaluate(model, data.held_out, training.batch_size) if is_finite else math.nan
 
 
-def make_optimizer(model: nn.Module, path: Path, training: Training, lr: float) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, path: Path, training: Training, lr: float, *, is_mapped: bool = True
+) -> torch.optim.AdamW:
     """Create AdamW with a checkpoint's state; a widened checkpoint's parameter groups have mapped hyperparameters.
+
+    Args:
+        model: the checkpoint's model.
+        path: path of a widened or a narrow checkpoint.
+        training: settings of the trainer.
+        lr: learning rate in the narrow run's terms.
+        is_mapped: whether a widened checkpoint's hyperparameters are mapped; otherwise they are the narrow run's.
 
     Raises:
         SweepError: the state is not Adam's.
     """
     checkpoint = open_checkpoint(path)
     settings: dict[str, Any] = {"eps": training.eps, "betas": training.betas, "weight_decay": training.weight_decay}
-    if checkpoint.record is None:
+    if checkpoint.record is None or not is_mapped:
         groups = _plain_groups(model, settings)
     else:
         groups = param_groups(model, path, lr=lr, **settings)

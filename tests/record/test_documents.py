@@ -129,6 +129,13 @@ def test_documents(line, name, place, saved, monkeypatch):
     check(result.out, name, result.code)
 
 
+def test_a_coordinate_check_is_a_document(saved):
+    words = [str(saved("Llama-tied")), "-f", "2,4", "--steps", "1", "--batch-size", "2", "--length", "8"]
+    result = run("coordcheck", *words, "--no-picture", "--json")
+    found = check(result.out, "coordcheck", result.code)
+    assert [len(layer["sizes"]) for layer in found["layers"]] == [2] * len(found["layers"])
+
+
 def test_a_sweep_is_a_document_and_so_is_its_file(place, saved, monkeypatch):
     monkeypatch.chdir(place)
     command = f"{shlex.quote(sys.executable)} trainer.py {{checkpoint}} {{lr}}"
