@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mupscale_cli.integrations.transformers import WideTrainer
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan, Size
+    from mupscale_cli.tasks.grow import Grown, grow
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
     from mupscale_cli.tasks.options import WidenOptions
     from mupscale_cli.tasks.planning import plan_widening
@@ -33,6 +34,8 @@ _MODULES = {
     "scale_optimizer": "integrations.scaling",
     "clip_grad_norm_": "optimizers.torch_groups",
     "param_groups": "optimizers.torch_groups",
+    "Grown": "tasks.grow",
+    "grow": "tasks.grow",
     "JobPlan": "tasks.jobs",
     "PushStep": "tasks.jobs",
     "VerifyStep": "tasks.jobs",
@@ -55,6 +58,7 @@ _MODULES = {
     "widen": "tasks.widen",
 }
 __all__ = [
+    "Grown",
     "JobPlan",
     "MupscaleError",
     "Plan",
@@ -74,6 +78,7 @@ __all__ = [
     "Widened",
     "__version__",
     "clip_grad_norm_",
+    "grow",
     "load_recipe",
     "param_groups",
     "plan_job",

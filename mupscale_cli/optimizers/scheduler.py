@@ -11,14 +11,14 @@ import torch
 
 from mupscale_cli.checkpoints.containers.nested import check_structure
 from mupscale_cli.checkpoints.containers.torch_file import check_archive
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.files import read_bytes
 from mupscale_cli.text import first_line
 
 # What schedulers of torch and transformers store for each group: rates, which follow the group's, and other values.
 _RATES = ("base_lrs", "_last_lr", "_init_lrs", "min_lrs", "max_lrs")
 _OTHERS = ("lr_lambdas", "base_momentums", "max_momentums")
-_NESTED = "_schedulers"
+NESTED = "_schedulers"
 
 
 def widen_scheduler(source: Path, target: Path, groups: Sequence[tuple[int, float]]) -> None:
@@ -46,12 +46,20 @@ def regrouped(state: Mapping[str, Any], groups: Sequence[tuple[int, float]]) -> 
     Args:
         state: the values by name.
         groups: for each new group, the index of the old group that it comes from and the factor of its learning rate.
+
+    Raises:
+        PlanError: the schedule has a rate that is the same for all groups, so that it cannot be scaled.
     """
+    if state.get("eta_min") and any(factor != 1 for _, factor in groups):
+        raise PlanError(
+            f"the scheduler's `eta_min` is {state['eta_min']} for every group, but wide groups have other rates",
+            hint="use a schedule of factors, such as `LambdaLR`, or `eta_min=0`",
+        )
     wide = dict(state)
     wide |= {key: [state[key][index] * float(factor) for index, factor in groups] for key in _RATES if key in state}
     wide |= {key: [state[key][index] for index, _ in groups] for key in _OTHERS if key in state}
-    if _NESTED in state:
-        wide[_NESTED] = [regrouped(each, groups) for each in state[_NESTED]]
+    if NESTED in state:
+        wide[NESTED] = [regrouped(each, groups) for each in state[NESTED]]
     return wide
 
 
@@ -62,9 +70,9 @@ def regroup_scheduler(scheduler: Any, groups: Sequence[tuple[int, float]]) -> No
         scheduler: a scheduler of torch.
         groups: as in `regrouped`.
     """
-    for each in getattr(scheduler, _NESTED, ()):
+    for each in getattr(scheduler, NESTED, ()):
         regroup_scheduler(each, groups)
-    own = {key: value for key, value in vars(scheduler).items() if key != _NESTED}
+    own = {key: value for key, value in vars(scheduler).items() if key != NESTED}
     vars(scheduler).update(regrouped(own, groups))
 
 

@@ -130,13 +130,13 @@ def find_source(
     path = Path(checkpoint)
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:
-        return _described(Source(open_checkpoint(path)), recipe, settings)
+        return described(Source(open_checkpoint(path)), recipe, settings)
     remote = open_remote(hub)
-    source = _described(Source(remote.checkpoint, remote, is_local=False), recipe, settings)
+    source = described(Source(remote.checkpoint, remote, is_local=False), recipe, settings)
     return source if headers_only else source.fetched(StateOptions() if with_state else None)
 
 
-def _described(source: Source, recipe: str | Path | None, settings: Mapping[str, Any] | None) -> Source:
+def described(source: Source, recipe: str | Path | None, settings: Mapping[str, Any] | None) -> Source:
     """Return a source whose config has what the user and the tensors say, and its file does not."""
     checkpoint = source.checkpoint.with_settings(settings or {})
     found = missing_settings(checkpoint, recipe)
