@@ -327,6 +327,13 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     compile(trainer, "optimizers.md", "exec")  # tests/integrations/test_transformers.py runs the same
 
 
+def test_python_of_the_growing_page_runs(sandbox, capsys):
+    names = {}
+    for text in blocks(MANUAL / "growing.md", "python"):
+        exec(compile(text, "growing.md", "exec"), names)  # noqa: S102 (runs the page's code)
+    assert "Linear(in_features=5, out_features=24" in capsys.readouterr().out
+
+
 # Pipelines ----------------------------------------------------------------------------------------
 
 PIPELINES = MANUAL / "pipelines.md"

@@ -17,6 +17,7 @@ KINDS = {
         "shapes",
         "optimizers",
         "trainers",
+        "growing",
         "noise",
         "methods",
         "depth",
