@@ -222,6 +222,8 @@ def _map_axis(node: Node, expression: Callable[[Node], Node]) -> Node:
     if isinstance(node, Entries):
         pairs = [(key, _map_axis(inner, expression) if key.value in ("size", "eps") else inner) for key, inner in node]
         return Entries(tuple(pairs), node.origin)
+    if isinstance(node, Items):
+        return Items(tuple(_map_axis(item, expression) for item in node.nodes), node.origin)
     if isinstance(node, Text) and (node.value in ("from shapes", "varies") or _is_number(node.value)):
         return node
     return expression(node)

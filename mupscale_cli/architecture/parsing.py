@@ -188,16 +188,18 @@ def _axis(key: Text, node: Node) -> AxisRule:
     return rule
 
 
-def _eps(node: Node | None) -> str | float | None:
-    """Parse the config key of an eps, or its value."""
+def _eps(node: Node | None) -> tuple[str, ...] | float | None:
+    """Parse the config key of an eps, several keys, or its value."""
     if node is None:
         return None
-    text = _text(node)
-    with suppress(ValueError):
-        return float(text.value)
-    if not isinstance(text.parse(parse_expression), Name):
-        raise text.error("expected the config key of the norms' eps, or its value")
-    return text.value
+    texts = [_text(inner) for inner in (node.nodes if isinstance(node, Items) else (node,))]
+    if not isinstance(node, Items):
+        with suppress(ValueError):
+            return float(texts[0].value)
+    for text in texts:
+        if not isinstance(text.parse(parse_expression), Name):
+            raise text.error("expected the config key of the norms' eps, or its value")
+    return tuple(text.value for text in texts)
 
 
 def _one_of(known: tuple[str, ...], node: Node | None, what: str) -> str | None:

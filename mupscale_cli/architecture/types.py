@@ -52,8 +52,8 @@ class AxisRule:
         about: a description for people.
         text: the size as written.
         uneven: whether some units may be copied more often than others, because no layer averages over the axis.
-        eps: the config key of the eps of the norms over the axis, or its value if the code fixes it; None if the recipe
-            does not say.
+        eps: the config keys of the eps of the norms over the axis, or its value if the code fixes it; None if the
+            recipe does not say.
         rotary: a key of `ROTARY` if attention multiplies queries and keys over the axis: rotary positions turn unit i
             with i + size / 2 (`halves`) or with its neighbor (`pairs`), or there are none; else None.
         norm: a key of `NORMS` if the axis is a residual stream that no norm with a gain reads; else None.
@@ -67,7 +67,7 @@ class AxisRule:
     about: str
     text: Text
     uneven: bool = False
-    eps: str | float | None = None
+    eps: tuple[str, ...] | float | None = None
     rotary: str | None = None
     norm: str | None = None
     sinusoidal: bool = False

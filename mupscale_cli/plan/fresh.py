@@ -178,8 +178,8 @@ class FreshUnits:
         own = [rules[name].eps for name in names if rules[name].eps is not None]
         part = next(iter(names)).rpartition(".")[0]
         shared = [rule.eps for rule in self.recipe.axes if rule.name.rpartition(".")[0] == part and rule.eps]
-        key = next((key for key in (*own, *shared)), None)
-        return self.eps.get(key, Fraction(1)) if isinstance(key, str) else Fraction(1)
+        keys = next((keys for keys in (*own, *shared)), None)
+        return self.eps.get(keys[0], Fraction(1)) if isinstance(keys, tuple) else Fraction(1)
 
     # Fills ------------------------------------------------------------------------------------
 
@@ -344,8 +344,9 @@ def eps_factors(recipe: Recipe, axes: Mapping[str, Axis], values: Values) -> dic
     """
     factors: dict[str, Fraction] = {}
     for rule in recipe.axes:
-        if isinstance(rule.eps, str) and isinstance(look_up(rule.eps, values), (int, float)):
-            factors[rule.eps] = factors.get(rule.eps, Fraction(1)) * axes[rule.name].filled
+        for key in rule.eps if isinstance(rule.eps, tuple) else ():
+            if isinstance(look_up(key, values), (int, float)):
+                factors[key] = factors.get(key, Fraction(1)) * axes[rule.name].filled
     return {key: factor for key, factor in factors.items() if factor != 1}
 
 
