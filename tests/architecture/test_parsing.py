@@ -41,7 +41,10 @@ def test_axes_say_what_norms_and_attention_do_with_them():
     embed, ffn = parse(text).axes
     assert (embed.eps, embed.rotary, ffn.eps, ffn.rotary) == (("norm_eps",), None, None, "pairs")
     assert parse(SMALL.replace("about: the stream", "eps: 1e-6")).axes[0].eps == 1e-6
-    assert parse(SMALL.replace("about: the stream", "eps: [norm.eps, head.eps]")).axes[0].eps == ("norm.eps", "head.eps")
+    assert parse(SMALL.replace("about: the stream", "eps: [norm.eps, head.eps]")).axes[0].eps == (
+        "norm.eps",
+        "head.eps",
+    )
     assert parse(SMALL.replace("about: the stream", "norm: rms")).axes[0].norm == "rms"
     (requirement,) = parse(SMALL + 'requires: {"hidden == 4": too large}\n').requires
     assert requirement.reason == "too large"
