@@ -21,9 +21,17 @@ def write_json(file: Path, content: Any) -> None:
     Raises:
         OutputError: the file exists or cannot be written.
     """
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a new text file and flush it to disk.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+    """
     with output_errors(file), open(file, "x", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
 

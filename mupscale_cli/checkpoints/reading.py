@@ -25,8 +25,11 @@ from mupscale_cli.checkpoints.fates import (
 )
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
-from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor
+from mupscale_cli.checkpoints.header import METADATA_KEY, ReadableTensor, StoredTensor
 from mupscale_cli.checkpoints.json_files import parse_object, read_json
+from mupscale_cli.checkpoints.layouts.opening import USUAL, Choice, Trained
+from mupscale_cli.checkpoints.layouts.opening import open_file as open_trained_file
+from mupscale_cli.checkpoints.layouts.opening import open_folder as open_trained_folder
 from mupscale_cli.checkpoints.libraries import CONFIGS, Library, config_beside, library_of
 from mupscale_cli.checkpoints.modules import Module, check_place, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
@@ -39,6 +42,7 @@ from mupscale_cli.text import listed, shown
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_INSIDE = 5  # checkpoints in a message
 _PEFT_CLASSES = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
@@ -67,12 +71,13 @@ class Checkpoint:
             weight file and its config for a single file.
         settings: keys of `config` that its file lacks or has with other values.
         modules: the modules of a sentence-transformers model; the first one is the transformer.
+        trained: what a trainer's layout says; None for safetensors.
     """
 
     path: Path
     is_file: bool
     files: tuple[Path, ...]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, ReadableTensor]
     config: dict[str, Any] | None
     metadata: Mapping[str, str]
     title: str = ""
@@ -80,6 +85,7 @@ class Checkpoint:
     sizes: Mapping[str, int | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     modules: tuple[Module, ...] = ()
+    trained: Trained | None = None
 
     def with_settings(self, settings: Mapping[str, Any]) -> Checkpoint:
         """Return the checkpoint with other values of config keys, which may be dotted; the file stays as it is.
@@ -115,20 +121,28 @@ class Checkpoint:
     @cached_property
     def record(self) -> dict[str, Any] | None:
         """The record of `mupscale widen`; None if it did not write this checkpoint."""
-        if self.is_file:
+        if self.is_file and self.trained is None:
             text = self.metadata.get(METADATA_KEY)
             return parse_object(text, self.path) if text else None
-        file = self.path / RECORD
+        file = self.record_file
         return read_json(file) if file.is_file() else None
+
+    @property
+    def record_file(self) -> Path:
+        """The file of the record of `mupscale widen`, unless a single safetensors file has it in its header."""
+        return self.path.with_name(f"{self.path.stem}.{RECORD}") if self.is_file else self.path / RECORD
 
     @property
     def library(self) -> Library:
         """The library that the checkpoint is for."""
-        return library_of(self.config)
+        own = None if self.trained is None else self.trained.layout.library
+        return own or library_of(self.config)
 
     @property
     def config_file(self) -> Path | None:
         """The file that holds the config; None if there is none."""
+        if self.trained is not None and self.trained.layout.config is not None:
+            return self.trained.config_file
         return (
             config_path(self.path)
             if self.is_file
@@ -146,7 +160,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file to copy or to rewrite is too large, or is a link that leads out of the directory.
         """
-        own = {file.name: Decision("widened", "weights") for file in self.files}
+        own = {self.inner_name(file): Decision("widened", "weights") for file in self.files}
         own[self.library.index] = Decision("rewritten", "which file holds each tensor")
         if self.config_file is not None:
             own[self.config_file.name] = Decision("rewritten", "sizes of the model")
@@ -158,6 +172,10 @@ class Checkpoint:
                 require_own_file(self.path / file.name, self.path)
         return planned
 
+    def inner_name(self, file: Path) -> str:
+        """Return the path in the checkpoint's folder of a file of its weights; its name for a single file."""
+        return file.name if self.is_file else file.relative_to(self.path).as_posix()
+
     @cached_property
     def files_beside(self) -> dict[str, Path]:
         """The files, by their path in the directory, that are copied or rewritten beside the config.
@@ -165,7 +183,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a file to copy is too large, or is a link that leads out of the directory.
         """
-        own = {self.library.config, self.library.index, ADAPTER_CONFIG}
+        config = () if self.config_file is None else (self.config_file.name,)
+        own = {*config, self.library.config, self.library.index, ADAPTER_CONFIG}
         made = (file.name for file in self.plan_files() if file.fate in ("carried", "rewritten"))
         return {} if self.is_file else {name: self.path / name for name in made if name not in own}
 
@@ -202,19 +221,26 @@ def require_own_file(file: Path, root: Path | None = None) -> Path:
     )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the headers of a checkpoint: a weight file, or a directory written by `save_pretrained`.
+def open_checkpoint(path: Path, choice: Choice = USUAL) -> Checkpoint:
+    """Read the headers of a checkpoint: a weight file, a directory of `save_pretrained`, or what a trainer wrote.
+
+    Args:
+        path: the file or directory.
+        choice: what the user says about its form.
 
     Raises:
         CheckpointError: the checkpoint does not exist, has an unsupported format, or contradicts itself.
     """
+    choice = choice if choice.is_made else _recorded_choice(path)
     if path.is_dir():
         sizes = dict(list_files(path))
         refuse_pipeline(str(path), sizes)
         opened = identities(path / name for name, size in sizes.items() if size is not None)
-        return replace(open_folder(Folder(path, _readable(sizes))), opened=opened, sizes=sizes)
+        return replace(open_folder(Folder(path, _readable(sizes)), choice), opened=opened, sizes=sizes)
     if not path.is_file():
         raise _not_found(path)
+    if choice.is_made or path.suffix in TORCH_SUFFIXES:
+        return _open_trained_file(path, choice)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
     description = describe(path)
     if weights_format is None or (path.suffix not in SUFFIXES and description.about != UNKNOWN_FILE.about):
@@ -225,6 +251,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     content = read_json(require_own_file(config)) if config else None
     sizes = {file.name: file.stat().st_size for file, known in opened.items() if known is not None}
     found = Checkpoint(path, True, (path,), weights.tensors, content, weights.metadata, opened=opened, sizes=sizes)
+    return _checked(found)
+
+
+def _recorded_choice(path: Path) -> Choice:
+    """Return what the user said about the source of an output, which has the same form."""
+    record = path / RECORD if path.is_dir() else path.with_name(f"{path.stem}.{RECORD}")
+    source = read_json(record).get("source") if record.is_file() else None
+    said = source.get("form") if isinstance(source, dict) else None
+    return Choice(said.get("layout"), said.get("weights_key")) if isinstance(said, dict) else USUAL
+
+
+def _open_trained_file(path: Path, choice: Choice) -> Checkpoint:
+    trained = open_trained_file(path, choice)
+    config = config_path(path) if trained.layout.config is None else trained.config_file
+    opened = identities((path, *([config] if config else ())))
+    content = trained.config or (read_json(require_own_file(config)) if config else None)
+    sizes = {file.name: file.stat().st_size for file, known in opened.items() if known is not None}
+    found = Checkpoint(path, True, (path,), trained.tensors, content, {}, opened=opened, sizes=sizes, trained=trained)
     return _checked(found)
 
 
@@ -278,21 +322,29 @@ def _readable(sizes: Mapping[str, int | None]) -> frozenset[str]:
     return frozenset(name for name, size in sizes.items() if size is not None)
 
 
-def open_folder(folder: Folder) -> Checkpoint:
-    """Read the headers of a model directory; its weight files may be remote.
+def open_folder(folder: Folder, choice: Choice = USUAL) -> Checkpoint:
+    """Read the headers of a model directory; its weight files may be remote if they are safetensors.
+
+    Args:
+        folder: the directory.
+        choice: what the user says about its form.
 
     Raises:
         CheckpointError: the directory contains no weights in a supported format, or contradicts itself.
     """
     path = folder.path
     own = replace(folder, names=frozenset(name for name in folder.names if not ADAPTER.has(name)))
-    for each in FORMATS:
+    for each in FORMATS if not choice.is_made else ():
         if files := each.files(own):
             weights = each.read(folder, files)
             config = config_beside(files[0].name, folder.names)
             content = read_json(require_own_file(path / config)) if config else None
             modules = read_modules(folder)
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata, modules=modules))
+    if (trained := open_trained_folder(path, _local(path, own.names), choice)) is not None:
+        config = config_beside(trained.path.name, folder.names) if trained.layout.config is None else None
+        sizes = trained.config or (read_json(require_own_file(path / config)) if config else None)
+        return _checked(Checkpoint(path, False, trained.files, trained.tensors, sizes, {}, trained=trained))
     if own != folder:
         raise _is_adapter(path)
     check_place(folder)
@@ -305,6 +357,11 @@ def open_folder(folder: Folder) -> Checkpoint:
     if odd := next((name for name in sorted(inside) if name.endswith(SUFFIXES) and (path / name).is_dir()), None):
         raise CheckpointError(f"`{path / odd}` is a folder, not a file", hint="download or save the checkpoint again")
     raise _not_supported(path, describe_folder(path, sorted(inside)))
+
+
+def _local(path: Path, names: Iterable[str]) -> list[str]:
+    """Return the names of files that are on this machine."""
+    return [name for name in names if (path / name).is_file()]
 
 
 def _checkpoints_inside(folder: Folder) -> list[str]:

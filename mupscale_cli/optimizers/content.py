@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoints.containers.base import Place
-from mupscale_cli.checkpoints.containers.nested import find_place, place_name, value_at, walk
+from mupscale_cli.checkpoints.containers.nested import walk
+from mupscale_cli.checkpoints.containers.places import Place, find_place, place_name, value_at
 from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.rules import initial_value
+from mupscale_cli.optimizers.scheduler import is_schedule, widen_schedule
 from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state
-from mupscale_cli.optimizers.tree import Groups, is_optimizer, parse_tree, render_tree
+from mupscale_cli.optimizers.tree import Groups, OptimizerTree, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
 from mupscale_cli.plan.names import ParameterNames
 
 _USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class OwnContent:
+    """What of a training checkpoint's content belongs to the checkpoint that is widened.
+
+    Attributes:
+        weights: the place of each weight, by its name in the plan.
+        replaced: the new value of each place that is neither weights nor state, such as the sizes of the model.
+        dropped: the places that are left out.
+    """
+
+    weights: Mapping[str, Place] = field(default_factory=dict)
+    replaced: Mapping[Place, Any] = field(default_factory=dict)
+    dropped: frozenset[Place] = frozenset()
+
+
+NOTHING = OwnContent()
 
 
 @dataclass(frozen=True)
@@ -87,27 +106,29 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
 def widen_content(
     content: Any,
     specs: Mapping[int, TensorSpec],
-    root: Place,
+    root: Place | None,
     plan: Plan,
     policy: Policy,
     config: Mapping[str, Any] | None,
     names_of: NamesOf,
+    own: OwnContent = NOTHING,
 ) -> WideContent:
     """Plan the widened form of a training checkpoint.
 
     Args:
         content: nested mappings and sequences with tensors, which need no data.
         specs: the spec of each tensor, by its id().
-        root: the place of the optimizer's state dict.
+        root: the place of the optimizer's state dict; None if it is not widened.
         plan: the plan of the weights.
         policy: how to widen the state.
         config: config.json of the narrow weights.
         names_of: names the parameters of an optimizer that numbers them.
+        own: what of the content belongs to the checkpoint itself.
 
     Raises:
         MupscaleError: state and weights do not belong together.
     """
-    tree = parse_tree(value_at(content, root), names_of)
+    tree = OptimizerTree("names", {}, [], {}) if root is None else parse_tree(value_at(content, root), names_of)
     plans_by_id: dict[int, TensorPlan] = {}
     entries = [
         StateEntry(name, key, specs[id(value)])
@@ -128,9 +149,10 @@ def widen_content(
                 values = {k: initial_plain(k, v) for k, v in plain.items()} if tensor_plan.is_new else plain
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
     optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
-    copied: list[str] = []
+    replaced = {**own.replaced, **({} if root is None else {root: optimizer})}
     weights = _WeightFinder(names, plan, config, specs, plans_by_id)
-    wide = _widen_values(content, root, optimizer, (), weights, copied)
+    walker = _Walker(replaced, own, tree, tuple((g.source, g.multipliers.lr) for g in groups), weights, [])
+    wide, copied = walker.widen(content, ()), walker.copied
     tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
     # `wide` keeps the blank tensors of `plans_by_id` alive, so their ids are unique.
     return WideContent(wide, tensors, tuple(groups), tuple(copied))
@@ -224,18 +246,81 @@ class _WeightFinder:
         return replace(tensor, source=spec, target=replace(tensor.target, dtype=spec.dtype))
 
 
-def _widen_values(
-    content: Any, root: Place, optimizer: Any, place: Place, weights: _WeightFinder, copied: list[str]
-) -> Any:
-    """Return the content with the optimizer's state dict replaced and every mapping of weights widened."""
-    if place == root:
-        return optimizer
-    if not isinstance(content, Mapping):
-        copied.append(place_name(place))
-        return content
-    wide = weights.widen(content)
-    if wide is not None:
+@dataclass(frozen=True)
+class _Walker:
+    """Replaces weights, state, schedules and sizes in a training checkpoint, and copies the rest.
+
+    Attributes:
+        replaced: the new value of each place that is known.
+        own: what belongs to the checkpoint itself.
+        tree: the narrow optimizer.
+        groups: for each wide group of it, the index of its narrow group and the factor of its learning rate.
+        weights: recognizes other weights, such as averages of them.
+        copied: the places that are copied unchanged, as they are found.
+    """
+
+    replaced: Mapping[Place, Any]
+    own: OwnContent
+    tree: OptimizerTree
+    groups: Sequence[tuple[int, float]]
+    weights: _WeightFinder
+    copied: list[str]
+
+    def widen(self, content: Any, place: Place) -> Any:
+        """Return the wide form of the content at a place."""
+        if place in self.replaced:
+            return self.replaced[place]
+        if is_optimizer(content):
+            raise PlanError(
+                f"the file holds another optimizer's state at `{place_name(place)}`, which would stay narrow",
+                hint="name the one to widen with `--key`, and save the file without the other; or `--optimizer none`",
+            )
+        if self.groups and is_schedule(content, len(self.tree.groups)):
+            return widen_schedule(content, self.groups)
+        if isinstance(content, (list, tuple)) and not isinstance(content, torch.Size):
+            return self._widen_sequence(content, place)
+        if not isinstance(content, Mapping):
+            self.copied.append(place_name(place))
+            return content
+        own_keys = {source[-1] for source in self.own.weights.values() if source[:-1] == place}
+        wide = self._widen_own(content, place) if own_keys else self.weights.widen(content)
+        if wide is not None and not own_keys:
+            return wide
+        rest = (key for key in content if key not in own_keys and (*place, key) not in self.own.dropped)
+        changed = {**(wide or {}), **{key: self.widen(content[key], (*place, key)) for key in rest}}
+        return changed if type(content) is dict else _like(content, changed)
+
+    def _widen_sequence(self, content: Sequence[Any], place: Place) -> Any:
+        """Return the wide form of a list; one without changes counts as one copied value."""
+        before = len(self.copied)
+        wide = [self.widen(value, (*place, index)) for index, value in enumerate(content)]
+        if all(new is old for new, old in zip(wide, content, strict=True)):
+            self.copied[before:] = [place_name(place)]
+            return content
+        return wide if type(content) is list else type(content)(wide)  # type: ignore[call-arg]
+
+    def _widen_own(self, content: Mapping[Any, Any], place: Place) -> dict[Any, Any]:
+        """Return the wide weights of the checkpoint itself that are at a place; shared tensors stay shared."""
+        wide: dict[Any, Any] = {}
+        shared: dict[Any, torch.Tensor] = {}
+        for tensor in self.weights.plan.tensors:
+            source = self.own.weights[tensor.source.name]
+            if source[:-1] != place:
+                continue
+            value = content[source[-1]]
+            moved = replace(tensor, source=self.weights.specs[id(value)])
+            same = (
+                value.untyped_storage()._cdata,  # noqa: SLF001 (the identity of a storage)
+                value.storage_offset(),
+                replace(moved, source=replace(moved.source, name=""), target=replace(moved.target, name="")),
+            )
+            if same not in shared:
+                shared[same] = blank_tensor(tensor.target)
+                self.weights.plans_by_id[id(shared[same])] = moved
+            wide[tensor.target.name] = shared[same]
         return wide
-    return {
-        key: _widen_values(value, root, optimizer, (*place, key), weights, copied) for key, value in content.items()
-    }
+
+
+def _like(mapping: Mapping[Any, Any], content: dict[Any, Any]) -> Any:
+    """Return content as the kind of mapping that it was."""
+    return type(mapping)(content)  # type: ignore[call-arg]

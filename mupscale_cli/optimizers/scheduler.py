@@ -40,6 +40,12 @@ def wide_scheduler(source: Path, groups: Sequence[tuple[int, float]]) -> dict[st
     return regrouped(read_scheduler(source), groups)
 
 
+def is_schedule(value: Any, num_groups: int) -> bool:
+    """Tell whether a value is the state of a learning rate scheduler of an optimizer with that many groups."""
+    rates = value.get("base_lrs") if isinstance(value, Mapping) else None
+    return isinstance(rates, list) and len(rates) == num_groups
+
+
 def regrouped(state: Mapping[str, Any], groups: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return the values of a scheduler, and of schedulers in it, with one entry for each new group.
 

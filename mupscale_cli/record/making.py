@@ -31,6 +31,7 @@ class Origin:
         revision: commit of the repository; None for a path.
         recipe: path of the recipe, relative to the output's folder; None for a built-in recipe.
         config: keys of the config that its file lacks or has with other values.
+        form: what the user said about its form.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Origin:
     revision: str | None = None
     recipe: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
 
 
 def hash_source_files(
@@ -80,7 +82,8 @@ def make_record(
     before, after = plan.num_parameters
     recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
     where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
-    settings = {"config": dict(origin.config)} if origin.config else {}
+    said = {"config": dict(origin.config), "form": dict(origin.form)}
+    settings = {key: value for key, value in said.items() if value}
     return {
         "format_version": FORMAT_VERSION,
         "mupscale_version": version,

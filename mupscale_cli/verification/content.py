@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from mupscale_cli.checkpoints.containers.base import Place
-from mupscale_cli.checkpoints.containers.nested import place_name
+from mupscale_cli.checkpoints.containers.places import Place, place_name
 from mupscale_cli.text import shown
 
 _MAX_SHOWN = 60  # characters of a value in a message

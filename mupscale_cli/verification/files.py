@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, PlannedFile, grouped
-from mupscale_cli.checkpoints.header import METADATA_KEY, open_file, read_header
+from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor, open_file, read_header
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.modules import WEIGHTS as MODULE_WEIGHTS
 from mupscale_cli.checkpoints.reading import SUFFIXES, Checkpoint
@@ -143,7 +143,7 @@ def _json_differences(planned: Mapping[str, Any], file: Path) -> Iterator[str]:
 
 def _index_differences(wide: Checkpoint, file: Path) -> Iterator[str]:
     total = sum(tensor.spec.num_bytes for tensor in wide.tensors.values())
-    places = {name: tensor.file.name for name, tensor in wide.tensors.items()}
+    places = {name: tensor.file.name for name, tensor in wide.tensors.items() if isinstance(tensor, StoredTensor)}
     return _json_differences({"metadata": {"total_size": total}, "weight_map": places}, file)
 
 

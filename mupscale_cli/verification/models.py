@@ -27,9 +27,12 @@ from torch.nn.modules.module import (
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
+from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.engine.memory import return_freed_memory
+from mupscale_cli.engine.reading import read_tensor
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.files import require_plain
 from mupscale_cli.text import count_text, listed
@@ -62,10 +65,17 @@ def stored_tensors(checkpoint: Checkpoint, plain_name: PlainName = strip_wrapper
     """Return safetensors slices, which read a tensor when they are indexed, by the name that its model knows.
 
     transformers itself would read the last file that has a tensor, even if the index names another one, and would not
-    recognize a name with wrappers.
+    recognize a name with wrappers. The tensors of other files are read at once.
     """
-    files: dict[Path, Any] = {file: safe_open(file, framework="pt") for file in checkpoint.files}
-    return {plain_name(name): files[tensor.file].get_slice(name) for name, tensor in checkpoint.tensors.items()}
+    slices: dict[str, Any] = {}
+    files: dict[Path, Any] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, StoredTensor) and checkpoint.trained is None:
+            file = files.setdefault(tensor.file, safe_open(tensor.file, framework="pt"))
+            slices[plain_name(name)] = file.get_slice(name)
+        else:
+            slices[plain_name(name)] = read_tensor(tensor)
+    return slices
 
 
 def load_stored(
@@ -227,10 +237,37 @@ def build_reference_model(
             "the checkpoint has no config.json to build the model from; "
             "give your own model with `--model module.py:build`"
         )
+    if checkpoint.trained is not None and checkpoint.trained.layout.library is not None:
+        return _build_natively(checkpoint, checkpoint.trained.layout.library, dtype, placement, plain_name)
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
         return _load_natively(checkpoint, checkpoint.config, dtype, placement)
     return _load_with_transformers(checkpoint, checkpoint.config, dtype, placement, is_optional, plain_name)
+
+
+def _package(library: Library) -> Any:
+    """Import a library.
+
+    Raises:
+        CannotVerify: it is not installed.
+    """
+    try:
+        return library.package()
+    except ImportError as error:
+        raise CannotVerify(
+            f"{library.name} is not installed; run `{library.install}`, "
+            "or give your own model with `--model module.py:build`"
+        ) from error
+
+
+def _build_natively(
+    checkpoint: Checkpoint, library: Library, dtype: torch.dtype, placement: Placement | None, plain_name: PlainName
+) -> nn.Module:
+    """Build a trainer's own model and load the weights into it."""
+    package = _package(library)
+    with everything_in(dtype):
+        model = build_user_model(lambda config: library.build(package, config), checkpoint, dtype, plain_name)
+    return model.to(device=placement.device if placement else None)
 
 
 def _load_natively(
@@ -239,13 +276,7 @@ def _load_natively(
     """Load a checkpoint as the users of its library do, from a folder of only its config and its weights."""
     library = checkpoint.library
     assert library.load is not None
-    try:
-        package = library.package()
-    except ImportError as error:
-        raise CannotVerify(
-            f"{library.name} is not installed; run `{library.install}`, "
-            "or give your own model with `--model module.py:build`"
-        ) from error
+    package = _package(library)
     _check_size(lambda: library.build(package, config), checkpoint)
     with as_directory(checkpoint, is_alone=True) as directory, everything_in(dtype):
         try:
@@ -454,12 +485,15 @@ def as_directory(checkpoint: Checkpoint, *, is_alone: bool = False) -> Iterator[
         is_alone: whether the folder must contain nothing else, so that the library can read no other file.
     """
     library, is_single = checkpoint.library, len(checkpoint.files) == 1
-    is_complete = not is_alone and not checkpoint.is_file and not checkpoint.settings
+    is_complete = not (is_alone or checkpoint.is_file or checkpoint.settings or checkpoint.trained)
     if is_complete and (not is_single or checkpoint.files[0].name == library.weights[0]):
         yield checkpoint.path
         return
     with scratch_folder() as directory:
         (directory / library.config).write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        if checkpoint.trained is not None:  # its weights are handed over
+            yield directory
+            return
         for file in checkpoint.files:
             _link(file, directory / (library.weights[0] if is_single else file.name))
         if not is_single:

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from mupscale_cli.architecture.loading import load_recipe, recipe_files
-from mupscale_cli.checkpoints.containers.nested import check_structure, place_name, walk
+from mupscale_cli.checkpoints.containers.nested import check_structure, walk
+from mupscale_cli.checkpoints.containers.places import place_name
 from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
 from mupscale_cli.checkpoints.header import parse_header
 from mupscale_cli.checkpoints.json_files import read_json

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mupscale_cli.checkpoints.containers.places import Place
 from mupscale_cli.checkpoints.header import ReadableTensor
-
-Place = tuple[Any, ...]  # the keys and indices that lead to a value
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from mupscale_cli.checkpoints.containers import stand_ins
-from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
+from mupscale_cli.checkpoints.containers.base import Contents, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
 from mupscale_cli.checkpoints.containers.chunks import Chunk, ChunkedTensor
 from mupscale_cli.checkpoints.containers.metadata import read_metadata
-from mupscale_cli.checkpoints.containers.nested import check_structure, map_tensors, place_name, walk
+from mupscale_cli.checkpoints.containers.nested import check_structure, map_tensors, walk
+from mupscale_cli.checkpoints.containers.places import Place, place_name
 from mupscale_cli.checkpoints.containers.torch_file import blank_tensor, dtype_name
 from mupscale_cli.checkpoints.json_files import MAX_LIST_BYTES, is_file_name
 from mupscale_cli.checkpoints.output_files import output_errors

@@ -45,7 +45,7 @@ class DistributedFolder(Container):
         return (path / ".metadata").is_file()
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        return tuple(file for file in path.rglob("*") if file.is_file())
+        return (path / ".metadata", *path.glob("*.distcp"))
 
     def read(self, path: Path) -> Contents:
         from mupscale_cli.checkpoints.containers.distributed import read_distributed

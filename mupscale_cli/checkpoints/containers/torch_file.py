@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.containers import stand_ins
-from mupscale_cli.checkpoints.containers.base import Contents, Place, TensorSlot
+from mupscale_cli.checkpoints.containers.base import Contents, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
-from mupscale_cli.checkpoints.containers.nested import check_structure, place_name, walk
+from mupscale_cli.checkpoints.containers.nested import check_structure, walk
+from mupscale_cli.checkpoints.containers.places import Place, place_name
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError

@@ -6,7 +6,7 @@ A format is one class in a file next to this one, and one entry of `finding.FORM
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,11 +123,17 @@ class StateFile:
         name: the file or folder to open it by.
         nonfinite: the number of NaNs and infinities in each tensor of the source that has any.
         digest: the digest of its files.
+        stds: the standard deviation of the noise, by widened tensor with noise.
+        overflowed: widened tensors in which scaling turned finite values into infinities.
+        digests: the digest of each file, by its path.
     """
 
     name: str
     nonfinite: dict[str, int]
     digest: str
+    stds: dict[str, float] = field(default_factory=dict)
+    overflowed: tuple[str, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

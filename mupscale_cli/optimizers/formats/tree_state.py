@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.containers.base import Container, Contents, Place
-from mupscale_cli.checkpoints.containers.nested import place_name, value_at, walk
+from mupscale_cli.checkpoints.containers.base import Container, Contents
+from mupscale_cli.checkpoints.containers.nested import walk
+from mupscale_cli.checkpoints.containers.places import Place, place_name, value_at
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.engine.filling import fill
-from mupscale_cli.optimizers.content import locate_optimizer, widen_content
+from mupscale_cli.optimizers.content import NOTHING, OwnContent, locate_optimizer, widen_content
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, WideState, WriteOptions
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.state_plan import Policy
@@ -28,14 +29,16 @@ class TreeState:
     Attributes:
         container: its kind.
         contents: its structure.
-        root: the place of the optimizer's state dict.
+        root: the place of the optimizer's state dict; None if it is not widened.
         config: config.json of the weights.
+        own: what of the content belongs to the checkpoint itself.
     """
 
     container: Container
     contents: Contents
-    root: Place
+    root: Place | None
     config: Mapping[str, Any] | None
+    own: OwnContent = NOTHING
 
     @property
     def path(self) -> Path:
@@ -54,11 +57,12 @@ class TreeState:
         return self.container.files(self.path)
 
     def load(self) -> OptimizerTree:
+        assert self.root is not None
         return parse_tree(value_at(self.container.load(self.contents), self.root), self._names)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
         specs = {id(tensor): self.contents.tensors[place].spec for place, tensor in walk(self.content)}
-        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names)
+        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, self.own)
 
         def write(options: WriteOptions) -> StateFile | None:
             path = options.directory / options.name
@@ -73,8 +77,9 @@ class TreeState:
             if filled is None:
                 return None
             files = self.container.files(path)
-            digest = files_digest(files, lambda file: segments_digest(file, filled.segments.get(file, {})))
-            return StateFile(options.name, filled.nonfinite, digest)
+            digests = {file: segments_digest(file, filled.segments.get(file, {})) for file in files}
+            digest = files_digest(files, digests.__getitem__)
+            return StateFile(options.name, filled.nonfinite, digest, filled.stds, filled.overflowed, digests)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         about = {"format": self.container.name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mupscale_cli.checkpoints.header import StoredTensor
-from mupscale_cli.checkpoints.rows import RowReader
+from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.dtypes import DTYPES
-from mupscale_cli.engine.expand import element_dtype, source_units
+from mupscale_cli.engine.expand import source_units
+from mupscale_cli.engine.reading import read_rows
 from mupscale_cli.errors import PictureError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
@@ -94,15 +93,10 @@ def copied_units(dim: DimMap) -> tuple[int, ...]:
     return tuple(source_units(dim).tolist())
 
 
-def _corner(stored: StoredTensor, shape: tuple[int, int]) -> Tensor:
+def _corner(stored: ReadableTensor, shape: tuple[int, int]) -> Tensor:
     """Read the first rows and columns of a stored tensor."""
-    spec, (rows, columns) = stored.spec, shape
-    dtype = DTYPES[spec.dtype]
-    row_elements = math.prod(spec.shape[1:])
-    buffer = bytearray(max(1, rows) * row_elements * dtype.size)
-    with RowReader() as reader:
-        reader.read(stored, 0, memoryview(buffer))
-    values = torch.frombuffer(buffer, dtype=element_dtype(dtype)).view(max(1, rows), *spec.shape[1:])
+    rows, columns = shape
+    values = read_rows(stored, max(1, rows))
     while values.dim() > 2:
         values = values[..., 0]
     return values.reshape(values.shape[0], -1)[:, : max(1, columns)].to(torch.float64)

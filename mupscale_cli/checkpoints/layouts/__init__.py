@@ -1,0 +1,1 @@
+"""Layouts: where a trainer's checkpoint keeps weights, optimizer state and sizes. Each is one module here."""

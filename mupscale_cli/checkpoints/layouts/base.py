@@ -1,0 +1,99 @@
+"""What a layout says: in which file or folder, and under which keys, a trainer keeps what. No torch.
+
+A layout is one module next to this one and one entry of `table.LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mupscale_cli.checkpoints.containers.base import Container, Contents
+from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
+from mupscale_cli.checkpoints.containers.places import Place, find_place, replace_at, value_at
+from mupscale_cli.checkpoints.libraries import Library
+
+USUAL_WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a trainer keeps what.
+
+    Attributes:
+        name: its name for `--layout` and in records.
+        title: the trainer.
+        container: the kind of container that holds the weights.
+        patterns: what the container is called in a checkpoint's folder, best first: patterns of paths, with `/`.
+        marks: dotted keys that its content has, by which a file is recognized; a tuple stands for any one of them.
+        weights: dotted keys that may lead to the weights; the first one that exists does.
+        state: dotted keys that may lead to the optimizer's state in the same container.
+        config: where the sizes of the model are; None if a `config.json` beside the weights may have them.
+        recipe: the recipe of its models; None if the config tells it.
+        library: how a reference model is built; None if the config tells it.
+        next_lines: what to do to go on, given the path of the wide checkpoint.
+    """
+
+    name: str
+    title: str
+    container: Container = TORCH_FILE
+    patterns: tuple[str, ...] = ()
+    marks: tuple[str | tuple[str, ...], ...] = ()
+    weights: tuple[str, ...] = USUAL_WEIGHTS
+    state: tuple[str, ...] = ()
+    config: ConfigPlace | None = None
+    recipe: str | None = None
+    library: Library | None = None
+    next_lines: Callable[[str], Sequence[str]] | None = None
+
+    def finds(self, name: str) -> bool:
+        """Return whether a path in a checkpoint's folder is its container."""
+        return any(name.count("/") == each.count("/") and fnmatchcase(name, each) for each in self.patterns)
+
+    def recognizes(self, contents: Contents) -> bool:
+        """Return whether content is this trainer's."""
+        return all(
+            any(value_at(contents.content, find_place(contents.content, key)) is not None for key in _each(mark))
+            for mark in self.marks
+        )
+
+    def weights_place(self, contents: Contents, key: str | None = None) -> Place | None:
+        """Return the place of the mapping of weights; None if there is none.
+
+        Args:
+            contents: the content of the container.
+            key: dotted keys that lead to it, if the user gives them.
+        """
+        for each in self.weights if key is None else (key,):
+            place = find_place(contents.content, each)
+            if any(tensor[:-1] == place and isinstance(tensor[-1], str) for tensor in contents.tensors):
+                return place
+        return None
+
+
+@dataclass(frozen=True)
+class ConfigPlace:
+    """Where the sizes of the model are.
+
+    Attributes:
+        file: pattern of the name of a JSON or YAML file beside the container; None if they are in the container.
+        key: dotted keys that lead to them; empty for the whole file.
+    """
+
+    file: str | None = None
+    key: str = ""
+
+    def read(self, content: Any) -> dict[str, Any] | None:
+        """Return the sizes in the content of the file or the container; None if there are none."""
+        found = value_at(content, find_place(content, self.key))
+        return dict(found) if isinstance(found, Mapping) else None
+
+    def replaced(self, content: Any, config: Mapping[str, Any]) -> Any:
+        """Return the content with other sizes."""
+        return replace_at(content, find_place(content, self.key), config)
+
+
+def _each(mark: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (mark,) if isinstance(mark, str) else mark

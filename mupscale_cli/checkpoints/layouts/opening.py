@@ -1,0 +1,180 @@
+"""Open the checkpoint of a trainer: find its layout, its weights and the sizes of its model. Reads no tensor data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mupscale_cli.checkpoints.containers.base import Contents
+from mupscale_cli.checkpoints.containers.places import Place, find_place, value_at
+from mupscale_cli.checkpoints.header import ReadableTensor
+from mupscale_cli.checkpoints.json_files import read_json
+from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.table import LAYOUTS, layout_called
+from mupscale_cli.checkpoints.yaml_files import read_yaml
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.text import listed
+
+_MAX_KEYS = 8  # of a file's content in a message
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user says about the form of a checkpoint.
+
+    Attributes:
+        layout: the name of its layout; None to find it.
+        weights_key: dotted keys that lead to its weights; None for the usual ones.
+    """
+
+    layout: str | None = None
+    weights_key: str | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the user says anything."""
+        return self.layout is not None or self.weights_key is not None
+
+
+USUAL = Choice()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The checkpoint of a trainer, opened by its layout.
+
+    Attributes:
+        layout: its layout.
+        contents: the content of the container that holds the weights.
+        places: the place of each weight in the container, by its name.
+        config_file: the file with the sizes of the model; None if they are in the container, or nowhere.
+        choice: what the user said.
+    """
+
+    layout: Layout
+    contents: Contents
+    places: Mapping[str, Place]
+    config_file: Path | None = None
+    choice: Choice = USUAL
+
+    @property
+    def path(self) -> Path:
+        """The file or folder of the container."""
+        return self.contents.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the container."""
+        return tuple(sorted(self.layout.container.files(self.path)))
+
+    @property
+    def tensors(self) -> dict[str, ReadableTensor]:
+        """The weights, by name."""
+        return {name: _renamed(self.contents.tensors[place], name) for name, place in self.places.items()}
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The sizes of the model; None if the layout does not know where they are."""
+        where = self.layout.config
+        if where is None:
+            return None
+        return where.read(self.contents.content if self.config_file is None else read_sizes(self.config_file))
+
+    @property
+    def state(self) -> Place | None:
+        """The place of the optimizer's state in the container; None if it has none."""
+        content = self.contents.content
+        places = (find_place(content, key) for key in self.layout.state)
+        return next((place for place in places if value_at(content, place) is not None), None)
+
+
+def _renamed(tensor: Any, name: str) -> ReadableTensor:
+    renamed: ReadableTensor = replace(tensor, spec=replace(tensor.spec, name=name))
+    return renamed
+
+
+def read_sizes(file: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file with the sizes of a model.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return read_yaml(file) if file.suffix in (".yaml", ".yml") else read_json(file)
+
+
+def open_file(path: Path, choice: Choice) -> Trained:
+    """Open a single file that a trainer wrote.
+
+    Raises:
+        CheckpointError: the file cannot be read without running code, or has no weights at the usual keys.
+    """
+    layouts = _layouts(choice)
+    container = layouts[0].container
+    contents = container.read(path)
+    names = [file.name for file in path.parent.iterdir()]
+    return _trained([each for each in layouts if each.container is container], contents, names, path.parent, choice)
+
+
+def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained | None:
+    """Open a folder that a trainer wrote; return None if none of its layouts fits.
+
+    Args:
+        path: the folder.
+        names: the paths of all files in it.
+        choice: what the user says.
+
+    Raises:
+        CheckpointError: its files cannot be read without running code, or have no weights at the usual keys.
+    """
+    for layout, name in _found(_layouts(choice), names):
+        found = path / name
+        contents = layout.container.read(found.parent if found.name == ".metadata" else found)
+        if layout.recognizes(contents):
+            fitting = [each for each in _layouts(choice) if each is layout]
+            return _trained(fitting, contents, names, path, choice)
+    return None
+
+
+def _layouts(choice: Choice) -> tuple[Layout, ...]:
+    return LAYOUTS if choice.layout is None else (layout_called(choice.layout),)
+
+
+def _found(layouts: Collection[Layout], names: Collection[str]) -> Iterator[tuple[Layout, str]]:
+    """Yield layouts with the name of a container that each finds; of several with one pattern, the last by name."""
+    for layout in layouts:
+        for pattern in layout.patterns:
+            found = [name for name in names if name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)]
+            if found:
+                yield layout, max(found)
+
+
+def _trained(
+    layouts: Collection[Layout], contents: Contents, names: Collection[str], folder: Path, choice: Choice
+) -> Trained:
+    """Return the checkpoint as the first layout that recognizes its content reads it."""
+    layout = next((each for each in layouts if each.recognizes(contents)), None)
+    place = None if layout is None else layout.weights_place(contents, choice.weights_key)
+    if layout is None or place is None:
+        held = contents.content
+        keys = listed(map(str, held), _MAX_KEYS) if isinstance(held, Mapping) else type(held).__name__
+        where = "the usual keys" if choice.weights_key is None else f"`{choice.weights_key}`"
+        raise CheckpointError(
+            f"`{contents.path}` has no weights at {where}; it holds {keys}",
+            hint="name their key with `--weights-key`, such as `model` or `state.model`",
+        )
+    state = next((found for key in layout.state if (found := find_place(contents.content, key))), None)
+    places = {
+        str(tensor[-1]): tensor
+        for tensor in contents.tensors
+        if tensor[:-1] == place and (not state or tensor[: len(state)] != state)
+    }
+    return Trained(layout, contents, places, _config_file(layout, names, folder), choice)
+
+
+def _config_file(layout: Layout, names: Collection[str], folder: Path) -> Path | None:
+    pattern = None if layout.config is None else layout.config.file
+    found = [name for name in names if pattern is not None and fnmatchcase(name, pattern)]
+    return folder / max(found) if found else None

@@ -1,0 +1,35 @@
+"""The table of layouts. The first one that fits a checkpoint reads it."""
+
+from __future__ import annotations
+
+from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
+from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.text import listed
+
+_STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+
+# The last two read any file and any folder that torch saved.
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
+    Layout(
+        "distributed",
+        "torch.distributed.checkpoint",
+        DISTRIBUTED,
+        (".metadata", "pytorch_model_fsdp_0/.metadata", "model/.metadata"),
+        state=_STATE,
+    ),
+)
+
+
+def layout_called(name: str) -> Layout:
+    """Return a layout by its name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = next((layout for layout in LAYOUTS if layout.name == name), None)
+    if found is None:
+        known = listed(layout.name for layout in LAYOUTS)
+        raise CheckpointError(f"unknown layout `{name}`", hint=f"known: {known}")
+    return found
