@@ -128,6 +128,11 @@ class Checkpoint:
         return read_json(file) if file.is_file() else None
 
     @property
+    def form(self) -> dict[str, str]:
+        """What the user said about its form."""
+        return {} if self.trained is None else self.trained.choice.said
+
+    @property
     def record_file(self) -> Path:
         """The file of the record of `mupscale widen`, unless a single safetensors file has it in its header."""
         return self.path.with_name(f"{self.path.stem}.{RECORD}") if self.is_file else self.path / RECORD

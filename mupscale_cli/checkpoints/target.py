@@ -162,6 +162,9 @@ def existing_record(output: Path) -> dict[str, Any] | None:
     try:
         if output.is_dir():
             return read_json(output / RECORD)
+        beside = output.with_name(f"{output.stem}.{RECORD}")
+        if beside.is_file():
+            return read_json(beside)
         text = read_header(output).metadata.get(METADATA_KEY)
         return None if text is None else parse_object(text, output)
     except CheckpointError as error:

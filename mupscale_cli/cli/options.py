@@ -210,6 +210,18 @@ Adapters = Annotated[
         "adapter beside the weights needs no option. Repeatable.",
     ),
 ]
+LayoutName = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="The trainer that wrote the checkpoint, if its files do not tell. See `mupscale help trainers`.",
+    ),
+]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option("--weights-key", metavar="KEYS", help="Where the weights are in a file of torch.save: `state.model`."),
+]
 OptimizerState = Annotated[
     str,
     typer.Option(

@@ -115,7 +115,10 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
     if result.plan.stays_symmetric:
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
     if state := result.record["optimizer_state"]:
-        yield "optimizer", Text(f"{_POLICIES[state['policy']]}: {state['file']} ({state['policy']})")
+        yield (
+            "optimizer",
+            Text(f"{_POLICIES[state['policy']]}: {state['file'] or 'in the same file'} ({state['policy']})"),
+        )
     else:
         yield "optimizer", Text(why_no_state(result.files, optimizer))
     if embeddings := result.plan.embeddings:

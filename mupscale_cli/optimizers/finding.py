@@ -26,7 +26,9 @@ def _first_state(exists: Callable[[str], bool]) -> str | None:
 
 
 def find_optimizer(checkpoint: Checkpoint) -> Path | None:
-    """Find the optimizer state next to the weights of a checkpoint; return None if there is none."""
+    """Find the optimizer state with or next to the weights of a checkpoint; return None if there is none."""
+    if checkpoint.trained is not None and checkpoint.trained.state is not None:
+        return checkpoint.trained.path
     path = checkpoint.path
     folder, prefix = (path.parent, f"{path.stem}.") if checkpoint.is_file else (path, "")
     name = _first_state(lambda marker: (folder / f"{prefix}{marker}").exists())

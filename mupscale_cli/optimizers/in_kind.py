@@ -12,8 +12,10 @@ from mupscale_cli.checkpoints.layouts.opening import Trained
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.shards import WrittenShards
 from mupscale_cli.errors import CheckpointError
+from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.content import OwnContent
-from mupscale_cli.optimizers.formats.base import StateFile, WideState, WriteOptions
+from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.optimizers.formats.base import OptimizerSource, StateFile, WideState, WriteOptions
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
@@ -56,11 +58,16 @@ class InKind:
         shards = WrittenShards(stds, digests, written.nonfinite, overflowed)
         return shards, None if self.key is None else self._record(written)
 
+    @property
+    def carried(self) -> CarriedState:
+        """The state as one that lies beside the weights, for comparisons."""
+        return CarriedState(self.source, self.name, self.state, self.policy, (), (), self.key)
+
     def _record(self, written: StateFile) -> dict[str, Any]:
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
         hashes = {"source_digest": files_digest(self.source.files), "digest": written.digest}
         return {
-            "file": self.name,
+            "file": None,
             "key": self.key,
             **self.state.about,
             "policy": self.policy,
@@ -96,6 +103,20 @@ def plan_in_kind(source: Checkpoint, trained: Trained, plan: Plan, options: Stat
     return InKind(tree, "" if name == "." else name, state, key, options.policy, weights)
 
 
+def open_state(checkpoint: Checkpoint, path: Path, key: str | None) -> OptimizerSource:
+    """Open the optimizer state of a checkpoint, which may be in the container of its weights.
+
+    Raises:
+        CheckpointError: the path has no known format, or is invalid.
+    """
+    trained = checkpoint.trained
+    if trained is None or path != trained.path:
+        return open_optimizer(path, checkpoint.config, key=key)
+    place = state_place(trained, StateOptions(key=key))
+    own = OwnContent(trained.places)
+    return TreeState(trained.layout.container, trained.contents, place, checkpoint.config, own)
+
+
 def state_place(trained: Trained, options: StateOptions) -> Place | None:
     """Return the place of the optimizer's state to widen in the container of the weights; None if there is none.
 
@@ -108,7 +129,9 @@ def state_place(trained: Trained, options: StateOptions) -> Place | None:
         return trained.state
     place = find_place(trained.contents.content, options.key)
     if value_at(trained.contents.content, place) is None:
-        raise CheckpointError(f"`{trained.path}` has nothing at `{options.key}`", hint="name the state's key with `--key`")
+        raise CheckpointError(
+            f"`{trained.path}` has nothing at `{options.key}`", hint="name the state's key with `--key`"
+        )
     return place
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,13 +16,19 @@ from mupscale_cli.text import counted
 _SAVE_NAMES = "save the state of an optimizer created with `model.named_parameters()`, whose groups hold the names"
 
 
-def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
+def names_by_order(
+    config: Mapping[str, Any] | None,
+    groups: Groups,
+    states: Mapping[Any, Any],
+    weights: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> dict[int, str]:
     """Name parameters by the order in which `AdamW(model.parameters())`, or a library's own trainer, numbers them.
 
     Args:
         config: config.json, from which its library builds the model without data.
         groups: the settings and parameter numbers of each group.
         states: the state of each number, whose shapes are checked against the model's.
+        weights: the shapes of the weights in the same file, in the order of `model.parameters()`.
 
     Returns:
         The name of each number.
@@ -29,6 +36,8 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
     Raises:
         CheckpointError: the model cannot be built, or its parameters do not fit the optimizer's.
     """
+    if (named := _names_by_weights(groups, states, weights)) is not None:
+        return named
     library, package, model = _empty_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     orders: Sequence[Sequence[str]] = [list(shapes)]
@@ -63,6 +72,26 @@ def names_by_order(config: Mapping[str, Any] | None, groups: Groups, states: Map
                     hint=_SAVE_NAMES,
                 )
     return names
+
+
+def _names_by_weights(
+    groups: Groups, states: Mapping[Any, Any], weights: Mapping[str, tuple[int, ...]]
+) -> dict[int, str] | None:
+    """Name parameters by the weights in the same file, in one group, or in two by the number of dimensions.
+
+    None if the counts or the shapes do not fit, or no shape tells which of the two groups holds the matrices.
+    """
+    matrices = [name for name, shape in weights.items() if len(shape) > 1]
+    vectors = [name for name, shape in weights.items() if len(shape) < 2]
+    for orders in ([list(weights)], [matrices, vectors], [vectors, matrices]):
+        if [len(members) for _, members in groups] != [len(order) for order in orders]:
+            continue
+        numbered: list[Any] = [number for _, members in groups for number in members]
+        names = dict(zip(numbered, (name for order in orders for name in order), strict=True))
+        shapes = {number: _shape(states.get(number, {})) for number in numbered}
+        if any(shapes.values()) and all(shape in (None, weights[names[number]]) for number, shape in shapes.items()):
+            return names
+    return None
 
 
 def _trained(

@@ -43,7 +43,7 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
         CheckpointError: a file cannot be read.
     """
     digests = {name: written["digest"] for name, written in record["written"].items()}
-    files = {file.name: file for file in wide.files}
+    files = {wide.inner_name(file): file for file in wide.files}
     if wide.is_file:  # it may have been renamed
         files = dict.fromkeys(digests, wide.path) if len(digests) == 1 else files
     if files.keys() != digests.keys():
@@ -58,4 +58,5 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
 def source_files(source: Checkpoint) -> dict[str, Path]:
     """Return the files of a checkpoint that an output is made from, except those of its optimizer, by their names."""
     config = () if source.config_file is None else (source.config_file,)
-    return {**{file.name: file for file in (*source.files, *config)}, **source.files_beside}
+    own = {source.inner_name(file): file for file in source.files}
+    return {**own, **{file.name: file for file in config}, **source.files_beside}

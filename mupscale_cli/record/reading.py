@@ -129,7 +129,9 @@ def state_path(wide: Checkpoint, carried: OptimizerState) -> Path:
         wide: the checkpoint.
         carried: the optimizer state in its record.
     """
-    return companion_path(wide, carried["file"])
+    if (name := carried["file"]) is not None:
+        return companion_path(wide, name)
+    return wide.path if wide.trained is None else wide.trained.path
 
 
 def companion_path(wide: Checkpoint, name: str) -> Path:

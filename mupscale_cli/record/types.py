@@ -149,6 +149,13 @@ class SourceFile(TypedDict):
 SourceFiles = Annotated[dict[str, SourceFile], "Every file, by name."]
 
 
+class Form(TypedDict):
+    """What the user said about the form of a trainer's checkpoint."""
+
+    layout: NotRequired[Annotated[str, "The layout, as in `--layout`."]]
+    weights_key: NotRequired[Annotated[str, "The keys that lead to the weights, as in `--weights-key`."]]
+
+
 @final
 class LocalSource(TypedDict):
     """A narrow checkpoint on disk."""
@@ -156,6 +163,7 @@ class LocalSource(TypedDict):
     path: Annotated[Path, "Path relative to the folder of the output."]
     files: SourceFiles
     config: NotRequired[Annotated[dict[str, Any], "Config keys that its file lacks or has with other values."]]
+    form: NotRequired[Annotated[Form, "What the user said about its form."]]
 
 
 @final
@@ -166,6 +174,7 @@ class HubSource(TypedDict):
     revision: Annotated[str, "Commit of the repository."]
     files: SourceFiles
     config: NotRequired[Annotated[dict[str, Any], "Config keys that its file lacks or has with other values."]]
+    form: NotRequired[Annotated[Form, "What the user said about its form."]]
 
 
 class FileFate(TypedDict):
@@ -196,7 +205,7 @@ class RecipeUsed(TypedDict):
 class OptimizerState(TypedDict):
     """The optimizer state that was widened with the weights."""
 
-    file: Annotated[FileName, "Name of the file or folder next to the weights."]
+    file: Annotated[FileName | None, "Name of the file or folder next to the weights; null if it is in their own."]
     key: NotRequired[Annotated[str, "Dotted keys that lead to the state within the file."]]
     format: Annotated[str, "Format of the file."]
     policy: Annotated[Literal["copy", "reset-new", "reset"], "How the moments of copies were initialized."]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
+from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
@@ -157,6 +158,8 @@ class WidenOptions(GrowthOptions, _Destination):
         output: output path. Default: `NAME-x4` next to the input.
         clean_names: whether to write names of tensors without what training wrapped around them, such as `_orig_mod.`.
         adapter: folders of adapters to widen with the model; each becomes `adapters/NAME` in the output.
+        layout: the trainer whose layout the checkpoint has; None to find it.
+        weights_key: dotted keys that lead to the weights in a trainer's file; None for the usual ones.
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
         key: dotted keys that lead to the optimizer state inside a larger file.
         max_shard_size: maximum size of a file in an output directory, in bytes.
@@ -173,6 +176,8 @@ class WidenOptions(GrowthOptions, _Destination):
     _: KW_ONLY
     clean_names: bool = False
     adapter: Sequence[str | Path] = ()
+    layout: str | None = None
+    weights_key: str | None = None
     optimizer: str | Path = "auto"
     key: str | None = None
     max_shard_size: int = DEFAULT_SHARD_BYTES
@@ -199,6 +204,11 @@ class WidenOptions(GrowthOptions, _Destination):
         settings = dict(self.settings or {})
         plain = {"adapter": adapters, "noise_on": list(self.noise_on), "settings": settings}
         return {**values, **texts, **plain, "factor": str(request.factor), "axes": amounts}
+
+    @property
+    def choice(self) -> Choice:
+        """What the user says about the form of a trainer's checkpoint."""
+        return Choice(self.layout, self.weights_key)
 
     @property
     def state(self) -> StateOptions:

@@ -13,7 +13,7 @@ from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import OutputError, PlanError, RecipeError
-from mupscale_cli.plan import Amount, Plan, Request, Size, make_plan
+from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, make_plan
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
@@ -39,6 +39,9 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
     if name is not None:
         _log.info("recipe %s (requested)", name)
         return load_recipe(name, config)
+    if checkpoint.trained is not None and (own := checkpoint.trained.layout.recipe) is not None:
+        _log.info("recipe %s (%s)", own, checkpoint.trained.layout.title)
+        return load_recipe(own, config)
     key = next((key for key in matched_keys() if config.get(key) is not None), None)
     if key is not None:
         value = config[key] if isinstance(config[key], str) else shown(config[key], 40)
@@ -108,7 +111,10 @@ def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Pla
         (120640, 471424)
     """
     return plan_source(
-        find_source(checkpoint, headers_only=True, recipe=options.recipe, settings=options.settings), options
+        find_source(
+            checkpoint, headers_only=True, recipe=options.recipe, settings=options.settings, choice=options.choice
+        ),
+        options,
     )
 
 
@@ -147,7 +153,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
             side_files=side_files,
         )
         _check_noisy(made)
-        return with_modules(made, checkpoint)
+        return with_modules(in_kind(made, checkpoint), checkpoint)
 
     if options.params is not None:
         narrow = make_plan(
@@ -166,6 +172,15 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
     _check_grown(plans[0], options.request, checkpoint)
     _log_reasons(plans[0])
     return plans
+
+
+def in_kind(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """Return the plan with the container that a trainer's checkpoint keeps its weights in, instead of shards."""
+    trained = checkpoint.trained
+    if trained is None:
+        return plan
+    name = trained.path.name if checkpoint.is_file else trained.path.relative_to(checkpoint.path).as_posix()
+    return replace(plan, shards=(Shard(name, plan.tensors),))
 
 
 def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:
@@ -263,7 +278,7 @@ def output_path(source: Source, options: WidenOptions) -> Path:
     target += [] if options.params is None else [count_text(options.params).replace(" ", "")]
     axes = [f"{name}{_amount_text(amount)}" for name, amount in request.axes.items()]
     name = f"{source.stem}-{'-'.join(bare + target + axes)}"
-    return source.default_directory / (f"{name}.safetensors" if source.checkpoint.is_file else name)
+    return source.default_directory / (f"{name}{source.suffix}" if source.checkpoint.is_file else name)
 
 
 def _amount_text(amount: Amount) -> str:

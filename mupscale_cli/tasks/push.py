@@ -181,7 +181,7 @@ def push_files(checkpoint: Checkpoint, record: Record, repo: str, *, with_optimi
     """
     state = record["optimizer_state"]
     local = _single_file_files(checkpoint) if checkpoint.is_file else _directory_files(checkpoint)
-    state_files = state_names(local, state["file"]) if state else ()
+    state_files = state_names(local, state["file"]) if state and state["file"] else ()
     model_files = _model_files(checkpoint, record)
     published = {
         name: path for name, path in local.items() if (with_optimizer if name in state_files else name in model_files)

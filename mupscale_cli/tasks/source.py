@@ -11,6 +11,7 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.fates import PlannedFile
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, download, open_remote
+from mupscale_cli.checkpoints.layouts.opening import USUAL, Choice
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_name, state_names
@@ -90,6 +91,11 @@ class Source:
         return Path() if self.hub else self.checkpoint.path.parent
 
     @property
+    def suffix(self) -> str:
+        """The suffix of the output's name if the checkpoint is a single file."""
+        return ".safetensors" if self.checkpoint.trained is None else self.checkpoint.path.suffix
+
+    @property
     def stem(self) -> str:
         if self.hub:
             return self.hub.name
@@ -101,7 +107,8 @@ class Source:
         file = None if recipe.path is None else relative_path(recipe.path, output)
         if self.remote:
             return Origin("", self.remote.id.repo, self.remote.commit, file, self.checkpoint.settings)
-        return Origin(relative_path(self.checkpoint.path, output), None, None, file, self.checkpoint.settings)
+        path, said = relative_path(self.checkpoint.path, output), self.checkpoint
+        return Origin(path, None, None, file, said.settings, said.form)
 
 
 def find_source(
@@ -111,6 +118,7 @@ def find_source(
     with_state: bool = False,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    choice: Choice = USUAL,
 ) -> Source:
     """Open a checkpoint by its path or, if no such path exists, by its id on the Hub.
 
@@ -120,6 +128,7 @@ def find_source(
         with_state: also download the optimizer state of a model on the Hub.
         recipe: name or file of its recipe, if the user named one.
         settings: values of config keys that the user gives.
+        choice: what the user says about the form of a trainer's checkpoint.
 
     Raises:
         CheckpointError: the checkpoint does not exist or is invalid.
@@ -130,7 +139,7 @@ def find_source(
     path = Path(checkpoint)
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:
-        return described(Source(open_checkpoint(path)), recipe, settings)
+        return described(Source(open_checkpoint(path, choice)), recipe, settings)
     remote = open_remote(hub)
     source = described(Source(remote.checkpoint, remote, is_local=False), recipe, settings)
     return source if headers_only else source.fetched(StateOptions() if with_state else None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.target import check_output, existing_record
@@ -64,7 +65,9 @@ class Target:
         record = existing_record(self.path) if self.weights is not None and self.path.is_file() else None
         others, state = (record or {}).get("others"), (record or {}).get("optimizer_state")
         names = dict.fromkeys(others, False) if isinstance(others, dict) else {}
-        if isinstance(state, dict):
+        if self.path.suffix != ".safetensors" and record is not None:
+            names[RECORD] = False
+        if isinstance(state, dict) and state.get("file") is not None:
             names[state.get("file")] = state.get("format") == "distributed"
         return {companion_path(self.path, name): is_folder for name, is_folder in names.items() if is_file_name(name)}
 
@@ -78,15 +81,24 @@ def plan_target(path: Path, output: Output) -> Target:
     if not output.source.is_file:
         return Target(path)
     (shard,) = output.plan.shards
-    config = () if output.plan.config is None else (library_of(output.plan.config).config,)
+    config = _config_names(output)
     state = () if output.carried is None else (output.carried.name,)
-    names = (shard.file, *config, *state)
+    record = () if output.in_kind is None else (RECORD,)
+    names = (shard.file, *config, *state, *record)
     if twice := [name for index, name in enumerate(names) if name in names[:index]]:
         raise OutputError(
             f"the optimizer state would be written as `{twice[0]}`, like another file of the output",
             hint="rename the state, for instance to `optimizer.pt`",
         )
-    return Target(path, shard.file, (*config, *state))
+    return Target(path, shard.file, (*config, *state, *record))
+
+
+def _config_names(output: Output) -> tuple[str, ...]:
+    """Return the name of the file with the sizes of the model; nothing if they are in the weights' own file."""
+    trained = output.source.trained
+    if trained is not None and trained.layout.config is not None:
+        return () if trained.config_file is None else (trained.config_file.name,)
+    return () if output.plan.config is None else (library_of(output.plan.config).config,)
 
 
 def companion_path(target: Path, name: str) -> Path:

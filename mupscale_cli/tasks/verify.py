@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
+from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried_state
-from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
+from mupscale_cli.optimizers.finding import find_optimizer
+from mupscale_cli.optimizers.in_kind import open_state, plan_in_kind
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan, make_plan, with_noise
@@ -26,7 +28,7 @@ from mupscale_cli.record.reading import read_record, recorded_method, recorded_r
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_recorded_adapters
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import called_with
-from mupscale_cli.tasks.planning import choose_recipe
+from mupscale_cli.tasks.planning import choose_recipe, in_kind
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.config import check_config
@@ -153,13 +155,20 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
     if path is None:
         raise _no_narrow_state(narrow, carried)
     options = StateOptions(path, carried["policy"], carried.get("key"))
-    state = plan_carried_state(options, narrow, widening.plan, DEFAULT_SHARD_BYTES)
+    state = _planned_state(options, narrow, widening.plan)
     assert state is not None
     if carried["source_digest"] != files_digest(state.source.files):
         raise CheckpointError(
             f"`{path}` is not the optimizer state that was widened with `{wide.path}`", hint=_OTHER_SOURCE
         )
     return state
+
+
+def _planned_state(options: StateOptions, narrow: Checkpoint, plan: Plan) -> CarriedState | None:
+    """Plan an optimizer state with or beside the weights."""
+    if narrow.trained is not None and options.find(narrow) == narrow.trained.path:
+        return plan_in_kind(narrow, narrow.trained, plan, options).carried
+    return plan_carried_state(options, narrow, plan, DEFAULT_SHARD_BYTES)
 
 
 def _check_files(
@@ -176,7 +185,7 @@ def _check_files(
     path = state_path(wide, carried)
     if not path.exists():
         return replace(found, state=TensorsCheck(0, 0, (f"`{path.name}` is missing",)))
-    stored = open_optimizer(path, wide.config, key=carried.get("key"))
+    stored = open_state(wide, path, carried.get("key"))
     call.events.phase("comparing optimizer state", planned.state.num_bytes)
     return replace(found, state=check_state(planned.state, stored, call.events.advance, call.processes))
 
@@ -244,7 +253,7 @@ def replan_widening(
         perturbation=perturbation,
         side_files=source.read_side_files(chosen.side_files),
     )
-    plan = with_modules(with_noise(plan, record["noise"]), source)
+    plan = with_modules(in_kind(with_noise(plan, record["noise"]), source), source)
     return RecordedWidening(target, source, plan, record, found.hub is not None)
 
 
@@ -277,8 +286,8 @@ def _states(widening: RecordedWidening, optimizer: Path | None) -> tuple[Optimiz
     if before is None:
         raise _no_narrow_state(source, carried)
     return (
-        open_optimizer(before, source.config, key=carried.get("key")).load(),
-        open_optimizer(after, target.config, key=carried.get("key")).load(),
+        open_state(source, before, carried.get("key")).load(),
+        open_state(target, after, carried.get("key")).load(),
     )
 
 
@@ -301,7 +310,9 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
             f"the source of `{target.path}` is not at `{path}`, and everything is compared with it",
             hint="name it: `mupscale verify NARROW WIDE`",
         )
-    return open_checkpoint(path).with_settings(where.get("config", {}))
+    form = where.get("form", {})
+    choice = Choice(form.get("layout"), form.get("weights_key"))
+    return open_checkpoint(path, choice).with_settings(where.get("config", {}))
 
 
 def newest_widened(folder: Path) -> Path:

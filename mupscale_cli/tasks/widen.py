@@ -11,11 +11,13 @@ from mupscale_cli import __version__
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.fates import RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
+from mupscale_cli.checkpoints.layouts.opening import read_sizes
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.checkpoints.target import check_output
+from mupscale_cli.checkpoints.yaml_files import write_yaml
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import require_unchanged
@@ -100,7 +102,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
         PosixPath('tiny-x4')
     """
-    source = find_source(checkpoint, headers_only=True, recipe=call.recipe, settings=call.settings)
+    source = find_source(checkpoint, headers_only=True, recipe=call.recipe, settings=call.settings, choice=call.choice)
     plan = call.plan or plan_source(source, call)
     path = output_path(source, call)
     if call.ranks.is_first:
@@ -125,9 +127,15 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:
     """Add adapters, the optimizer state and further files to a plan of weights."""
     adapters = plan_adapters(source, plan, options.adapter, str(path))
-    carried = plan_carried_state(options.state, source, plan, options.max_shard_size)
+    in_kind = None
+    if source.trained is not None:
+        from mupscale_cli.optimizers.in_kind import plan_in_kind  # imports torch, as opening the source did
+
+        in_kind = plan_in_kind(source, source.trained, plan, options.state)
+    has_state = in_kind is not None and in_kind.key is not None
+    carried = None if has_state else plan_carried_state(options.state, source, plan, options.max_shard_size)
     files = plan_files(source, plan, None if carried is None else carried.source.path)
-    return Output(plan, source, carried, files, options.allow_nonfinite, adapters)
+    return Output(plan, source, carried, files, options.allow_nonfinite, adapters, in_kind)
 
 
 def _inputs(output: Output, options: WidenOptions) -> tuple[Path, ...]:
@@ -189,11 +197,9 @@ def _write_companions(output: Output, directory: Path, events: Events) -> tuple[
     Returns:
         Their names, and those of the files that were written with the optimizer state.
     """
-    plan, state, library = output.plan, output.carried, library_of(output.plan.config)
+    plan, state, library = output.plan, output.carried, output.source.library
     names = [file.name for file in state.files if file != state.source.path] if state else []
-    if plan.config is not None:
-        write_json(directory / library.config, plan.config)
-        names.append(library.config)
+    names += _write_config(output, directory)
     for name, side in plan.side_files.items():
         write_json(inner_file(directory, name), side.content)
         names.append(name)
@@ -210,6 +216,23 @@ def _write_companions(output: Output, directory: Path, events: Events) -> tuple[
     return (*names, *copied, *modules, *(name for adapter in output.adapters for name in adapter.names))
 
 
+def _write_config(output: Output, directory: Path) -> list[str]:
+    """Write the sizes of the model where the source has them, unless that is beside the weights; return the file."""
+    plan, trained = output.plan, output.source.trained
+    if plan.config is None:
+        return []
+    if trained is None or trained.layout.config is None:
+        name = library_of(plan.config).config
+        write_json(directory / name, plan.config)
+        return [name]
+    file = trained.config_file
+    if file is None:
+        return []
+    content = trained.layout.config.replaced(read_sizes(file), plan.config)
+    (write_yaml if file.suffix in (".yaml", ".yml") else write_json)(directory / file.name, content)
+    return [file.name]
+
+
 def _verify(
     source: Checkpoint, plan: Plan, directory: Path, call: WidenCall
 ) -> tuple[FunctionCheck | None, str | None]:
@@ -220,7 +243,8 @@ def _verify(
     from mupscale_cli.verification.result import CannotVerify
 
     call.events.phase("verifying", 0)
-    staged = open_checkpoint(directory)
+    is_inside = source.is_file and source.trained is not None
+    staged = open_checkpoint(directory / source.path.name if is_inside else directory, call.choice)
     try:
         # Temporary files go into the staged folder, which is removed even if this fails.
         return verify_checkpoints(source, staged, plan, call.verification, directory), None
@@ -239,7 +263,7 @@ def _as_record(function: FunctionCheck | None) -> recorded.Verification | None:
 
 def _write_record(output: Output, record: dict[str, Any], directory: Path) -> None:
     """Add the record to the staged output: as mupscale.json, or to the header of a single file."""
-    if not output.source.is_file:
+    if not output.source.is_file or output.in_kind is not None:
         write_json(directory / RECORD, record)
         return
     (shard,) = output.plan.shards

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.fates import PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY
@@ -18,8 +18,12 @@ from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.errors import JobError
 from mupscale_cli.files import Identity
 from mupscale_cli.optimizers.carrying import CarriedState
+from mupscale_cli.optimizers.formats.base import WriteOptions
 from mupscale_cli.plan import Plan
 from mupscale_cli.tasks.adapters import PlannedAdapter, with_adapters
+
+if TYPE_CHECKING:
+    from mupscale_cli.optimizers.in_kind import InKind
 
 _RECORD_RESERVE = 8192  # bytes reserved in the header of a single file for the figures of its verification
 _NAME_RESERVE = 40  # bytes for a number after a tensor's name: the size of its noise, the count of nonfinite elements
@@ -34,6 +38,7 @@ class Output:
         source: the narrow checkpoint.
         carried: the optimizer state to widen; None if there is none.
         adapters: the adapters to widen.
+        in_kind: the container of weights, and of the state in it, if the source is a trainer's.
         files: what becomes of every file of the source.
         allow_nonfinite: copy and count NaNs and infinities instead of refusing them.
         record: the content of mupscale.json that is known before writing.
@@ -45,13 +50,15 @@ class Output:
     files: tuple[PlannedFile, ...]
     allow_nonfinite: bool
     adapters: tuple[PlannedAdapter, ...] = ()
+    in_kind: InKind | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         adapters = sum(adapter.plan.num_bytes for adapter in self.adapters)
         modules = sum(module.num_bytes for module in self.plan.modules)
-        return self.plan.num_bytes + modules + adapters + (self.carried.state.num_bytes if self.carried else 0)
+        weights = self.plan.num_bytes if self.in_kind is None else self.in_kind.state.num_bytes
+        return weights + modules + adapters + (self.carried.state.num_bytes if self.carried else 0)
 
     @property
     def fates(self) -> tuple[PlannedFile, ...]:
@@ -127,20 +134,25 @@ def _write_part(
     first, last = byte_share(todo, reporting)
     part = "" if reporting.is_alone else f", part {reporting.rank + 1} of {reporting.size}"
     events.phase(f"widening{part}", last - first)
-    metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
-    written = write_shards(
-        plan.shards,
-        source.tensors,
-        journal.directory,
-        metadata=metadata,
-        progress=events.advance,
-        reserve=_record_reserve(output) if source.is_file else 0,
-        done=journal.shards,
-        on_finished=own_journal.note,
-        allow_nonfinite=output.allow_nonfinite,
-        ranks=ranks,
-    )
-    state = {}
+    state: dict[str, Any] = {}
+    if output.in_kind is not None:
+        options = WriteOptions(journal.directory, output.in_kind.name, events.advance, output.allow_nonfinite, ranks)
+        written, inner = output.in_kind.write(options) or (None, None)
+        state = {"optimizer_state": inner}
+    else:
+        metadata = {"format": "pt", **({METADATA_KEY: json.dumps(output.record)} if source.is_file else {})}
+        written = write_shards(
+            plan.shards,
+            source.tensors,
+            journal.directory,
+            metadata=metadata,
+            progress=events.advance,
+            reserve=_record_reserve(output) if source.is_file else 0,
+            done=journal.shards,
+            on_finished=own_journal.note,
+            allow_nonfinite=output.allow_nonfinite,
+            ranks=ranks,
+        )
     if carried is not None:
         first, last = reporting.share(carried.state.num_bytes)
         events.phase(f"optimizer state{part}", last - first)

@@ -83,7 +83,7 @@ def check_files(
         place = PurePosixPath(folder)
         planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)
         planned[str(place / ADAPTER_CONFIG)] = lambda _: ()  # compared like config.json
-    if len(wide.files) > 1:
+    if len(wide.files) > 1 and wide.trained is None:
         planned[wide.library.index] = partial(_index_differences, wide)
     if state is not None:
         for scheduler in state.schedulers:
@@ -94,7 +94,7 @@ def check_files(
     for name, compare in planned.items():
         file = companion_path(wide, name)
         differences += compare(file) if file.is_file() else (f"`{name}` is missing",)
-    for file in wide.files:
+    for file in wide.files if wide.trained is None else ():
         differences += _metadata_differences(file, is_single=wide.is_file)
     differences += _record_differences(plan, record)
     if state is not None or record["optimizer_state"] is None:
@@ -111,13 +111,15 @@ def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str], *, is_s
     if wide.is_file:
         return
     names = wide.sizes.keys()
-    expected = {*planned, *(file.name for file in wide.files)}
+    expected = {*planned, *map(wide.inner_name, wide.files)}
     if (carried := record["optimizer_state"]) is not None:
-        expected |= {*(state_names if is_state_skipped else state_files)(names, carried["file"])}
+        name = carried["file"]
+        expected |= {*(state_names if is_state_skipped else state_files)(names, name)} if name is not None else set()
     trained = state_names(names)
     loaded = {file.name for file in wide.plan_files() if file.fate != "left behind"}
     loaded |= {name for name in names if "/" not in name and name.endswith(SUFFIXES)}
-    yield from sorted((loaded | {*trained}) - expected - {wide.library.config})
+    config = wide.library.config if wide.config_file is None else wide.config_file.name
+    yield from sorted((loaded | {*trained}) - expected - {config})
 
 
 def _copy_differences(source: Path, file: Path) -> Iterator[str]:

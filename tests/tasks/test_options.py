@@ -41,6 +41,8 @@ WIDEN = {
     "shrink": ("0.5", 0.5, {"method": "warmstart"}),
     "snr": ("20", 20, {"method": "hyperclone"}),
     "adapter": ("/adapter", (Path("/adapter"),), {}),
+    "layout": ("torch", "torch", {}),
+    "weights_key": ("state.model", "state.model", {}),
     "optimizer": ("none", "none", {}),
     "optimizer_policy": ("reset", "reset", {}),
     "key": ("adam", "adam", {}),

@@ -34,9 +34,15 @@ class Choice:
     weights_key: str | None = None
 
     @property
+    def said(self) -> dict[str, str]:
+        """What the user says, by option."""
+        options = {"layout": self.layout, "weights_key": self.weights_key}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
     def is_made(self) -> bool:
         """Whether the user says anything."""
-        return self.layout is not None or self.weights_key is not None
+        return bool(self.said)
 
 
 USUAL = Choice()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,21 @@ class TreeState:
         return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
 
     def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
-        return names_by_order(self.config, groups, states)
+        return names_by_order(self.config, groups, states, self._weights)
+
+    @property
+    def _weights(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight in the same container; shared ones count once."""
+        stored = {name: self.contents.tensors[place] for name, place in self.own.weights.items()}
+        first: dict[ReadableTensor, str] = {}
+        for name, tensor in stored.items():
+            first.setdefault(_unnamed(tensor), name)
+        return {name: stored[name].spec.shape for name in first.values()}
+
+
+def _unnamed(tensor: Any) -> ReadableTensor:
+    unnamed: ReadableTensor = replace(tensor, spec=replace(tensor.spec, name=""))
+    return unnamed
 
 
 def open_tree(container: Container, options: OpenOptions) -> TreeState:

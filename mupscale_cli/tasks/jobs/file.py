@@ -195,6 +195,8 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "shrink": _number,
         "snr": _number,
         "adapter": _paths,
+        "layout": _text,
+        "weights_key": _text,
         "optimizer": _state,
         "optimizer_policy": _text,
         "key": _text,

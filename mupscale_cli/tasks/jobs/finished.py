@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mupscale_cli.checkpoints.adapters import adapter_digest
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.optimizers.finding import open_optimizer
+from mupscale_cli.optimizers.in_kind import open_state
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.changes import output_changed, source_changed
 from mupscale_cli.record.reading import check_record, read_record, recorded_blocks, state_path
@@ -76,7 +76,8 @@ def _difference(step: WidenStep, source: Source, plan: Plan, output: Checkpoint,
             return f"it was not made from {source.remote.id} at {source.remote.commit}"
     if {spec.name: spec for spec in output.specs} != {tensor.target.name: tensor.target for tensor in plan.tensors}:
         return "its tensors differ"
-    if not output.is_file and {file.name for file in output.files} != {shard.file for shard in plan.shards}:
+    is_split = not output.is_file and output.trained is None
+    if is_split and {file.name for file in output.files} != {shard.file for shard in plan.shards}:
         return "it is split into different files"
     folders = adapter_folders(source.checkpoint, step.options.adapter)
     if {name: adapter_digest(path) for name, path in folders.items()} != {
@@ -97,7 +98,8 @@ def _state_difference(step: WidenStep, source: Source, output: Checkpoint, recor
         return "it has no optimizer state" if carried is None else "it has an optimizer state"
     if carried is None or wanted is None:
         return None
-    if (carried["policy"], carried.get("key")) != (step.options.state.policy, step.options.state.key):
+    key = step.options.state.key or (carried.get("key") if carried["file"] is None else None)
+    if (carried["policy"], carried.get("key")) != (step.options.state.policy, key):
         return "its optimizer state was widened with other options"
     if source.remote is None and _modified_at(Path(wanted)) > max(file.stat().st_mtime for file in output.files):
         return f"the optimizer state `{wanted}` is newer"
@@ -133,12 +135,12 @@ def _state_changed(step: WidenStep, source: Source, output: Checkpoint, carried:
     key = step.options.state.key
     if not path.exists():
         return f"its `{path.name}` is gone"
-    written = open_optimizer(path, output.config, key=key)
+    written = open_state(output, path, key)
     if files_digest(written.files, segments_digest) != carried["digest"]:
         return f"its `{path.name}` has changed"
     before = step.options.state.find(source.checkpoint) if source.remote is None else None
     if before is not None:
-        state = open_optimizer(before, source.checkpoint.config, key=key)
+        state = open_state(source.checkpoint, before, key)
         if files_digest(state.files) != carried["source_digest"]:
             return f"the optimizer state `{before}` has changed"
     return None
