@@ -40,10 +40,7 @@ _OTHER_FRAMEWORK = (
     + _TRANSFORMERS
     + "M.from_pretrained('DIR', {}=True).save_pretrained('OUT')\"` writes safetensors"
 )
-_TORCH = (
-    "convert it first: load it with transformers and call `save_pretrained(DIR)`, or "
-    "`safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')`"
-)
+_TORCH = "save it again: `torch.save(torch.load('FILE', weights_only=True), 'NEW.pt')`"
 OTHER_FORMATS = (
     OtherFormat(
         "a GGUF file of llama.cpp",
@@ -150,34 +147,14 @@ OTHER_FORMATS = (
         ("rust_model.ot",),
     ),
     OtherFormat(
-        "a LitGPT checkpoint",
-        "`litgpt convert_from_litgpt DIR OUT` writes `OUT/model.pth` with the names of transformers; "
-        "`safetensors.torch.save_file(torch.load('OUT/model.pth'), 'OUT/model.safetensors')` converts it",
-        ("lit_model.pth", "lit_model.pth.tar"),
-        ("lit_model.pth",),
-    ),
-    OtherFormat(
-        "a checkpoint of Lightning",
-        "take its weights out: `safetensors.torch.save_file(torch.load('FILE', weights_only=False)['state_dict'], "
-        "'model.safetensors')`, if you trust the file",
-        ("*.ckpt",),
-        ("*.ckpt",),
-    ),
-    OtherFormat(
-        "a training checkpoint of nanoGPT",
-        "take its weights out: `safetensors.torch.save_file(torch.load('FILE')['model'], 'model.safetensors')`, and "
-        "widen that with `--recipe nanogpt`",
-        ("ckpt.pt",),
-        ("ckpt.pt",),
-    ),
-    OtherFormat(
-        "torch weights, a pickle",
+        "torch weights as they were saved before torch 1.6",
         _TORCH,
         ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle"),
         ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.bin"),
     ),
-    OtherFormat("torch weights, a pickle", _TORCH, magic=b"PK\x03\x04\x00\x00\x08\x08"),
-    OtherFormat("torch weights, a pickle", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
+    OtherFormat(
+        "torch weights as they were saved before torch 1.6", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    ),
     OtherFormat(
         "a data set",
         "pass a model",

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mupscale_cli.checkpoints.config import check_limits, set_key
+from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
 from mupscale_cli.checkpoints.fates import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -244,7 +245,7 @@ def open_checkpoint(path: Path, choice: Choice = USUAL) -> Checkpoint:
         return replace(open_folder(Folder(path, _readable(sizes)), choice), opened=opened, sizes=sizes)
     if not path.is_file():
         raise _not_found(path)
-    if choice.is_made or path.suffix in TORCH_SUFFIXES:
+    if choice.is_made or (path.suffix in (*TORCH_SUFFIXES, "") and TORCH_FILE.recognizes(path)):
         return _open_trained_file(path, choice)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
     description = describe(path)

@@ -16,7 +16,7 @@ from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.rules import initial_value
-from mupscale_cli.optimizers.scheduler import is_schedule, widen_schedule
+from mupscale_cli.optimizers.scheduler import is_schedule, regrouped
 from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state
 from mupscale_cli.optimizers.tree import Groups, OptimizerTree, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
@@ -276,7 +276,7 @@ class _Walker:
                 hint="name the one to widen with `--key`, and save the file without the other; or `--optimizer none`",
             )
         if self.groups and is_schedule(content, len(self.tree.groups)):
-            return widen_schedule(content, self.groups)
+            return regrouped(content, self.groups)
         if isinstance(content, (list, tuple)) and not isinstance(content, torch.Size):
             return self._widen_sequence(content, place)
         if not isinstance(content, Mapping):

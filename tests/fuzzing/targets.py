@@ -323,6 +323,7 @@ class _FakeCheckpoint:
 
     def __init__(self, config: dict[str, Any], specs: tuple[TensorSpec, ...]) -> None:
         self.config, self.specs, self.display_name = config, specs, "x"
+        self.trained = None
         self.tensors = {spec.name: spec for spec in specs}
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.containers.base import Container, Contents, TensorSlot
+from mupscale_cli.checkpoints.header import open_file
+
+_ZIP = b"PK\x03\x04"
 
 
 class TorchFile(Container):
@@ -15,7 +18,10 @@ class TorchFile(Container):
     name = "torch"
 
     def recognizes(self, path: Path) -> bool:
-        return path.is_file()
+        if not path.is_file():
+            return False
+        with open_file(path) as stream:
+            return stream.read(len(_ZIP)) == _ZIP
 
     def files(self, path: Path) -> tuple[Path, ...]:
         return (path,)

@@ -135,12 +135,18 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
     Raises:
         CheckpointError: its files cannot be read without running code, or have no weights at the usual keys.
     """
+    problem: CheckpointError | None = None
     for layout, name in _found(_layouts(choice), names):
         found = path / name
-        contents = layout.container.read(found.parent if found.name == ".metadata" else found)
-        if layout.recognizes(contents):
-            fitting = [each for each in _layouts(choice) if each is layout]
-            return _trained(fitting, contents, names, path, choice)
+        found = found.parent if found.name == ".metadata" else found
+        if not layout.container.recognizes(found):
+            continue
+        try:
+            return _trained((layout,), layout.container.read(found), names, path, choice)
+        except CheckpointError as error:  # another file of the folder may hold the weights
+            problem = problem or error
+    if problem is not None:
+        raise problem
     return None
 
 
