@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.checkpoints.containers.nested import map_tensors, place_name, walk
+from mupscale_cli.checkpoints.containers.nested import map_tensors, walk
+from mupscale_cli.checkpoints.containers.places import place_name
 from mupscale_cli.dtypes import TensorSpec, dtype_of
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.streaming import expand_whole
