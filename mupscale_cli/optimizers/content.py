@@ -35,11 +35,13 @@ class OwnContent:
         weights: the place of each weight, by its name in the plan.
         replaced: the new value of each place that is neither weights nor state, such as the sizes of the model.
         dropped: the places that are left out.
+        stored: where the bytes of each tensor are, by its id(), so that tensors which share them still do.
     """
 
     weights: Mapping[str, Place] = field(default_factory=dict)
     replaced: Mapping[Place, Any] = field(default_factory=dict)
     dropped: frozenset[Place] = frozenset()
+    stored: Mapping[int, Any] = field(default_factory=dict)
 
 
 NOTHING = OwnContent()
@@ -150,7 +152,7 @@ def widen_content(
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
     optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
     replaced = {**own.replaced, **({} if root is None else {root: optimizer})}
-    weights = _WeightFinder(names, plan, config, specs, plans_by_id)
+    weights = _WeightFinder(names, plan, config, specs, plans_by_id, own.stored)
     walker = _Walker(replaced, own, tree, tuple((g.source, g.multipliers.lr) for g in groups), weights, [])
     wide, copied = walker.widen(content, ()), walker.copied
     tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
@@ -184,6 +186,8 @@ class _WeightFinder:
     config: Mapping[str, Any] | None
     specs: Mapping[int, TensorSpec]
     plans_by_id: dict[int, TensorPlan]
+    places: Mapping[int, Any]
+    shared: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def widen(self, mapping: Mapping[Any, Any]) -> dict[Any, Any] | None:
         """Widen a mapping from names of weights to tensors; return None for any other mapping.
@@ -201,7 +205,7 @@ class _WeightFinder:
             plain = self.plan.wrapping.plain(name)
             if plain in merged_parameters:
                 parameter = self._plan_merged(merged_parameters[plain], self.specs[id(mapping[name])])
-                result.update(self._add_blank(name, parameter))
+                result.update(self._add_blank(name, mapping[name], parameter))
             else:
                 original_names[self.names.saved_name(plain)] = name
         specs = [replace(self.specs[id(mapping[name])], name=plain) for plain, name in original_names.items()]
@@ -223,13 +227,21 @@ class _WeightFinder:
             if tensor.source.name not in original_names:
                 continue
             name = original_names[tensor.source.name]
-            result.update(self._add_blank(name, replace(tensor, source=self.specs[id(mapping[name])])))
+            moved = replace(tensor, source=self.specs[id(mapping[name])])
+            result.update(self._add_blank(name, mapping[name], moved))
         return result
 
-    def _add_blank(self, name: str, tensor: TensorPlan) -> dict[str, torch.Tensor]:
-        wide = blank_tensor(tensor.target)
-        self.plans_by_id[id(wide)] = tensor
-        return {self.names.wide_name(name, tensor): wide}
+    def _add_blank(self, name: str, narrow: torch.Tensor, tensor: TensorPlan) -> dict[str, torch.Tensor]:
+        return {self.names.wide_name(name, tensor): self.blank(narrow, tensor)}
+
+    def blank(self, narrow: torch.Tensor, tensor: TensorPlan) -> torch.Tensor:
+        """Return the blank tensor of a plan; one for all narrow tensors that share their data and become the same."""
+        unnamed = replace(tensor, source=replace(tensor.source, name=""), target=replace(tensor.target, name=""))
+        same = (self.places.get(id(narrow), id(narrow)), unnamed)
+        if same not in self.shared:
+            self.shared[same] = blank_tensor(tensor.target)
+            self.plans_by_id[id(self.shared[same])] = tensor
+        return self.shared[same]
 
     def _plan_merged(self, tensor: TensorPlan, spec: TensorSpec) -> TensorPlan:
         """Plan a parameter whose form in the reference model's memory differs from the saved one."""
@@ -302,22 +314,12 @@ class _Walker:
     def _widen_own(self, content: Mapping[Any, Any], place: Place) -> dict[Any, Any]:
         """Return the wide weights of the checkpoint itself that are at a place; shared tensors stay shared."""
         wide: dict[Any, Any] = {}
-        shared: dict[Any, torch.Tensor] = {}
         for tensor in self.weights.plan.tensors:
             source = self.own.weights[tensor.source.name]
-            if source[:-1] != place:
-                continue
-            value = content[source[-1]]
-            moved = replace(tensor, source=self.weights.specs[id(value)])
-            same = (
-                value.untyped_storage()._cdata,  # noqa: SLF001 (the identity of a storage)
-                value.storage_offset(),
-                replace(moved, source=replace(moved.source, name=""), target=replace(moved.target, name="")),
-            )
-            if same not in shared:
-                shared[same] = blank_tensor(tensor.target)
-                self.weights.plans_by_id[id(shared[same])] = moved
-            wide[tensor.target.name] = shared[same]
+            if source[:-1] == place:
+                value = content[source[-1]]
+                moved = replace(tensor, source=self.weights.specs[id(value)])
+                wide[tensor.target.name] = self.weights.blank(value, moved)
         return wide
 
 

@@ -52,7 +52,7 @@ class InKind:
         written = self.state.write(options)
         if written is None:
             return None
-        stds = {self.weights[name]: std for name, std in written.stds.items()}
+        stds = {self.weights[name]: std for name, std in written.stds.items() if name in self.weights}
         digests = {file.relative_to(options.directory).as_posix(): each for file, each in written.digests.items()}
         overflowed = tuple(self.weights.get(name, name) for name in written.overflowed)
         shards = WrittenShards(stds, digests, written.nonfinite, overflowed)

@@ -13,7 +13,7 @@ from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import OutputError, PlanError, RecipeError
-from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, make_plan
+from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, TensorPlan, make_plan
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
 from mupscale_cli.plan.proposals import propose
@@ -180,7 +180,22 @@ def in_kind(plan: Plan, checkpoint: Checkpoint) -> Plan:
     if trained is None:
         return plan
     name = trained.path.name if checkpoint.is_file else trained.path.relative_to(checkpoint.path).as_posix()
-    return replace(plan, shards=(Shard(name, plan.tensors),))
+    return replace(plan, shards=(Shard(name, _shared(plan, trained.shared)),))
+
+
+def _shared(plan: Plan, first: Mapping[str, str]) -> tuple[TensorPlan, ...]:
+    """Return the plans of tensors; those that share their bytes still do, unless the plan unties them."""
+    if plan.tie in (None, "untie"):
+        return plan.tensors
+    by_name = {tensor.source.name: tensor for tensor in plan.tensors}
+    return tuple(
+        replace(
+            by_name[first[tensor.source.name]],
+            source=tensor.source,
+            target=replace(tensor.target, shape=by_name[first[tensor.source.name]].target.shape),
+        )
+        for tensor in plan.tensors
+    )
 
 
 def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:

@@ -151,7 +151,7 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
         return "disabled by `--optimizer none`"
     if widening.is_published and not state_path(wide, carried).exists():
         return "it was not published with the weights"
-    path = call.optimizer or find_optimizer(narrow)
+    path = call.optimizer or _recorded_state(narrow, carried)
     if path is None:
         raise _no_narrow_state(narrow, carried)
     options = StateOptions(path, carried["policy"], carried.get("key"))
@@ -164,9 +164,15 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
     return state
 
 
+def _recorded_state(narrow: Checkpoint, carried: OptimizerState) -> Path | None:
+    """Return the path of the narrow state, which is in the weights' own container if the wide one is."""
+    is_inside = carried["file"] is None and narrow.trained is not None
+    return narrow.trained.path if is_inside and narrow.trained else find_optimizer(narrow)
+
+
 def _planned_state(options: StateOptions, narrow: Checkpoint, plan: Plan) -> CarriedState | None:
     """Plan an optimizer state with or beside the weights."""
-    if narrow.trained is not None and options.find(narrow) == narrow.trained.path:
+    if narrow.trained is not None and Path(options.optimizer) == narrow.trained.path:
         return plan_in_kind(narrow, narrow.trained, plan, options).carried
     return plan_carried_state(options, narrow, plan, DEFAULT_SHARD_BYTES)
 
@@ -281,7 +287,7 @@ def _states(widening: RecordedWidening, optimizer: Path | None) -> tuple[Optimiz
     source, target, carried = widening.narrow, widening.wide, widening.record["optimizer_state"]
     if not carried or carried["policy"] != "copy" or optimizer == NO_STATE:
         return None, None
-    before = optimizer or find_optimizer(source)
+    before = optimizer or _recorded_state(source, carried)
     after = state_path(target, carried)
     if before is None:
         raise _no_narrow_state(source, carried)

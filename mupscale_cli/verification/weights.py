@@ -71,7 +71,7 @@ def check_state(
     Raises:
         CheckpointError: one of the states cannot be read.
     """
-    check = _check(planned.tensors, planned.stored, wide.stored, progress, processes)
+    check = _check(planned.tensors, planned.stored, wide.stored, progress, processes, records_noise=False)
     return replace(check, differences=(*check.differences, *content_differences(planned.content, wide.content)))
 
 
@@ -81,6 +81,8 @@ def _check(
     wide: Mapping[str, ReadableTensor],
     progress: Progress,
     processes: int | None,
+    *,
+    records_noise: bool = True,
 ) -> TensorsCheck:
     planned = {tensor.target.name: tensor for tensor in tensors}
     differences = [f"`{name}` is not in the plan" for name in wide if name not in planned]
@@ -108,7 +110,7 @@ def _check(
         for name, offset in offsets.items():
             first[name] = min(offset, first.get(name, offset))
     differences += [_describe(planned[name], offset) for name, offset in first.items()]
-    wrong = (name for name, std in stds.items() if std != _noise_std(planned[name]))
+    wrong = (name for name, std in stds.items() if records_noise and std != _noise_std(planned[name]))
     differences += [_describe_noise(planned[name], stds[name]) for name in wrong]
     return TensorsCheck(len(comparable), num_bytes, tuple(differences))
 

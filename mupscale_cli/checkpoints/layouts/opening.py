@@ -82,6 +82,12 @@ class Trained:
         return {name: _renamed(self.contents.tensors[place], name) for name, place in self.places.items()}
 
     @property
+    def shared(self) -> dict[str, str]:
+        """The first name of each weight that shares its bytes with others, by each of their names."""
+        first: dict[ReadableTensor, str] = {}
+        return {name: first.setdefault(_renamed(tensor, ""), name) for name, tensor in self.tensors.items()}
+
+    @property
     def config(self) -> dict[str, Any] | None:
         """The sizes of the model; None if the layout does not know where they are."""
         where = self.layout.config

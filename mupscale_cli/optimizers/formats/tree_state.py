@@ -61,8 +61,10 @@ class TreeState:
         return parse_tree(value_at(self.container.load(self.contents), self.root), self._names)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
-        specs = {id(tensor): self.contents.tensors[place].spec for place, tensor in walk(self.content)}
-        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, self.own)
+        stored = {id(tensor): self.contents.tensors[place] for place, tensor in walk(self.content)}
+        specs = {key: tensor.spec for key, tensor in stored.items()}
+        own = replace(self.own, stored={key: _unnamed(tensor) for key, tensor in stored.items()})
+        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, own)
 
         def write(options: WriteOptions) -> StateFile | None:
             path = options.directory / options.name

@@ -1,0 +1,199 @@
+"""Checkpoints as trainers save them: weights, state and everything else in one file or folder, widened in kind."""
+
+import copy
+import shutil
+import warnings
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+from cli_runner import run
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import CheckpointError, OutputError, PlanError
+from mupscale_cli.tasks.verify import verify
+from mupscale_cli.tasks.widen import widen
+from training import trained
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+CASE = "Llama-tied"
+
+
+@pytest.fixture(scope="module")
+def training():
+    return trained(CASE, "adamw", torch.float32)
+
+
+def content_of(training):
+    """Return what a loop might save: a tied readout is stored twice, and everything that resuming needs is there."""
+    model, optimizer = training
+    schedule = {"base_lrs": [3e-3], "_last_lr": [1e-3], "last_epoch": 3}
+    return {
+        "model": model.state_dict(),
+        "average": copy.deepcopy(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": schedule,
+        "step": 3,
+        "loss": torch.tensor(0.5),
+        "rng": torch.arange(3, dtype=torch.uint8),
+        "history": [{"loss": 1.0}, {"loss": torch.tensor(2.0)}],
+    }
+
+
+def save_config(training, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    training[0].config.architectures = ["LlamaForCausalLM"]
+    training[0].config.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def file(training, tmp_path):
+    path = save_config(training, tmp_path / "run") / "last.pt"
+    torch.save(content_of(training), path)
+    return path
+
+
+@pytest.fixture
+def folder(training, tmp_path):
+    path = save_config(training, tmp_path / "step-3")
+    model, optimizer = training
+    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True))
+    dcp.save({"model": model.state_dict(), "optimizer": state, "step": 3}, checkpoint_id=path, no_dist=True)
+    return path
+
+
+def reference(training, tmp_path, **options):
+    """Return the tensors of the same model, widened as safetensors."""
+    source = save_config(training, tmp_path / "plain")
+    training[0].save_pretrained(source)
+    return load_file(widen(source, tmp_path / "plain-wide", 2, verify=False, **options).output / "model.safetensors")
+
+
+def test_a_file_of_torch_is_widened_in_kind(training, file, tmp_path):
+    made = widen(file, factor=2)
+    assert made.output.name == "last-x2.pt"
+    assert made.verification.agrees
+    wide = torch.load(made.output, weights_only=True)
+    expected = reference(training, tmp_path)
+    for stored in (wide["model"], wide["average"]):
+        assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
+    readout, embedding = wide["model"]["lm_head.weight"], wide["model"]["model.embed_tokens.weight"]
+    assert readout.data_ptr() == embedding.data_ptr()
+    assert wide["scheduler"]["base_lrs"] == [group["lr"] for group in wide["optimizer"]["param_groups"]]
+    assert (wide["step"], wide["loss"], wide["history"]) == (3, 0.5, [{"loss": 1.0}, {"loss": torch.tensor(2.0)}])
+    assert torch.equal(wide["rng"], torch.arange(3, dtype=torch.uint8))
+    assert verify(made.output).agrees
+    assert {path.name for path in file.parent.iterdir()} == {
+        *("config.json", "last.pt", "last-x2.pt", "last-x2.config.json", "last-x2.mupscale.json"),
+    }
+
+
+def test_a_distributed_checkpoint_is_widened_in_kind(training, folder, tmp_path):
+    made = widen(folder, factor=2)
+    assert made.verification.agrees
+    assert verify(made.output).agrees
+    names = training[0].state_dict()
+    expected = reference(training, tmp_path)
+    wide = {name: torch.empty_like(expected[name]) for name in names if name in expected}
+    dcp.load({"model": wide}, checkpoint_id=made.output, no_dist=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in wide.items())
+
+
+def test_both_train_the_same_from_the_state(file):
+    made = widen(file, factor=2, verify=False)
+    assert verify(made.output, steps=3, only=("function",)).agrees
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_noise_is_that_of_safetensors(source, training, tmp_path, request):
+    path = request.getfixturevalue(source)
+    made = widen(path, factor=2, noise=0.1, verify=False)
+    expected = reference(training, tmp_path, noise=0.1)
+    stored = open_checkpoint(made.output).tensors
+    assert stored.keys() >= expected.keys()
+    assert verify(made.output, only=("weights", "files")).agrees
+    if source == "file":
+        wide = torch.load(made.output, weights_only=True)["model"]
+        assert all(torch.equal(wide[name], tensor) for name, tensor in expected.items())
+
+
+def test_several_processes_write_the_same_bytes(file, tmp_path):
+    made = [
+        widen(file, tmp_path / f"{count}.pt", 2, verify=False, processes=count).record["written"] for count in (1, 3)
+    ]
+    assert made[0] == made[1]
+
+
+def test_a_state_that_is_not_widened_is_left_out(file):
+    wide = torch.load(widen(file, factor=2, optimizer="none", verify=False).output, weights_only=True)
+    assert "optimizer" not in wide
+    reset = torch.load(
+        widen(file, file.with_name("reset.pt"), 2, optimizer_policy="reset", verify=False).output, weights_only=True
+    )
+    assert reset["optimizer"]["state"] == {}
+
+
+def test_unnamed_parameters_are_named_by_the_weights_of_the_file(training, file):
+    content = content_of(training)
+    for group in content["optimizer"]["param_groups"]:
+        group.pop("param_names")
+    torch.save(content, file)
+    made = widen(file, factor=2, verify=False)
+    wide = torch.load(made.output, weights_only=True)["optimizer"]
+    shapes = {tuple(tensor.shape) for tensor in torch.load(made.output, weights_only=True)["model"].values()}
+    assert {tuple(state["exp_avg"].shape) for state in wide["state"].values()} <= shapes
+
+
+def test_keys_may_be_given(training, tmp_path):
+    path = save_config(training, tmp_path / "run") / "odd.ckpt"
+    content = content_of(training)
+    torch.save({"parts": [{"weights": content["model"]}], "optims": [content["optimizer"]]}, path)
+    with pytest.raises(CheckpointError, match=r"no weights at the usual keys; it holds `parts`, `optims`") as refusal:
+        widen(path, factor=2)
+    assert "--weights-key" in refusal.value.hint
+    made = widen(path, factor=2, weights_key="parts.0.weights", key="optims.0")
+    assert made.verification.agrees
+    assert verify(made.output).agrees
+
+
+def test_a_second_optimizer_is_not_passed_over(training, file):
+    content = content_of(training)
+    torch.save({**content, "optimizers": [content["optimizer"]]}, file)
+    with pytest.raises(PlanError, match="another optimizer's state at `optimizers/0`"):
+        widen(file, factor=2)
+
+
+def test_an_output_replaces_only_an_output(file):
+    made = widen(file, factor=2, verify=False)
+    widen(file, factor=2, verify=False, overwrite=True)
+    assert verify(made.output, only=("weights", "files")).agrees
+    made.output.with_name("last-x2.mupscale.json").unlink()
+    with pytest.raises(OutputError, match="was not written by mupscale"):
+        widen(file, factor=2, verify=False, overwrite=True)
+
+
+def test_changed_bytes_are_noticed(file, folder):
+    for path in (file, folder):
+        made = widen(path, factor=2, verify=False)
+        largest = max([made.output] if made.output.is_file() else made.output.iterdir(), key=lambda p: p.stat().st_size)
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+        assert not verify(made.output, only=("weights", "files")).agrees
+
+
+def test_code_in_a_pickle_is_refused(tmp_path):
+    path = tmp_path / "evil.pt"
+    torch.save({"model": {"x": torch.zeros(2)}, "config": shutil.copy}, path)
+    result = run("widen", str(path), "--factor", "2")
+    assert result.code == 2
+    assert "cannot read" in result.err
+
+
+def test_an_unknown_layout_is_one_message(file):
+    result = run("widen", str(file), "--factor", "2", "--layout", "nobody")
+    assert result.code == 2
+    assert "unknown layout `nobody`" in result.err
