@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
 from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.checkpoints.output_files import replace_json
-from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.checkpoints.reading import TORCH_SUFFIXES, Checkpoint, open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.optimizers.carrying import CarriedState, plan_carried_state
@@ -328,6 +329,9 @@ def newest_widened(folder: Path) -> Path:
         CheckpointError: the folder has no widened checkpoint.
     """
     widened = [file.parent for file in folder.glob(f"*/{RECORD}")]
+    for file in folder.glob(f"*.{RECORD}"):
+        stem = file.name.removesuffix(f".{RECORD}")
+        widened += (path for path in folder.glob(f"{glob.escape(stem)}.*") if path.suffix in TORCH_SUFFIXES)
     for file in folder.glob("*.safetensors"):
         try:
             if METADATA_KEY in read_header(file).metadata:
@@ -341,5 +345,5 @@ def newest_widened(folder: Path) -> Path:
 
 def _written_at(path: Path) -> float:
     """Return when the weights were written, in seconds since the epoch; `verify` rewrites only the record."""
-    files = path.glob("*.safetensors") if path.is_dir() else (path,)
-    return max((file.stat().st_mtime for file in files), default=0.0)
+    inside = (file for file in path.rglob("*") if file.is_file() and file.name != RECORD)
+    return max((file.stat().st_mtime for file in (inside if path.is_dir() else (path,))), default=0.0)
