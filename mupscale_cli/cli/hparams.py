@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_widened
-from mupscale_cli.errors import PlanError
 from mupscale_cli.integrations.formats import TRAINER_FORMATS, document, render
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
+from mupscale_cli.optimizers.narrow_run import choose_settings
 from mupscale_cli.optimizers.rules import OPTIMIZERS
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
@@ -28,15 +28,24 @@ if TYPE_CHECKING:
 def hparams(
     wide: Annotated[str, typer.Argument(help="A widened checkpoint.", autocompletion=complete_widened)],
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the narrow run. Required without `--from-sweep`.")
+        float | None,
+        typer.Option(help="Learning rate of the narrow run. Default: that of the widened optimizer state."),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)}. Default: adamw.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)}. Default: the state's, else adamw."),
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the narrow run. Default: 0.")] = None,
-    eps: Annotated[float | None, typer.Option(help="Epsilon of the narrow run. Default: 1e-8.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of the narrow run. Default: the state's, else 0.")
+    ] = None,
+    eps: Annotated[
+        float | None, typer.Option(help="Epsilon of the narrow run. Default: the state's, else the optimizer's.")
+    ] = None,
     betas: Annotated[
-        str | None, typer.Option(metavar="B1,B2", help="Decay rates of the narrow run's moments; widening keeps them.")
+        str | None,
+        typer.Option(
+            metavar="B1,B2", help="Decay rates of the narrow run's moments; widening keeps them. Default: the state's."
+        ),
     ] = None,
     from_sweep: Annotated[
         Path | None,
@@ -47,8 +56,12 @@ def hparams(
         ),
     ] = None,
     decay: Annotated[
-        str, typer.Option(metavar="WHICH", help="Which parameters decay: matrices, all or none.")
-    ] = "matrices",
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Which parameters decay: matrices, all or none. Default: those of the state, else matrices.",
+        ),
+    ] = None,
     decoupled: Annotated[
         bool | None,
         typer.Option("--decoupled/--l2", help="Kind of weight decay. Default: the optimizer's."),
@@ -74,11 +87,24 @@ def hparams(
     """Print the hyperparameters to continue training a widened model with."""
     record = read_record(find_source(wide, headers_only=True).checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
-    settings = replace(_settings(swept, lr, optimizer, weight_decay, eps, betas, decoupled, decay), depth=depth)
+    given = {
+        "lr": lr,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "betas": None if betas is None else options.parse_betas(betas),
+        "decoupled": decoupled,
+        "decay": decay,
+    }
+    tuned = {field: getattr(swept, field, None) for field in given}
+    chosen = choose_settings(record, _set(given), _set(tuned), adapter=adapter is not None)
+    settings = replace(chosen, depth=depth)
     growth = record if adapter is None else adapter_growth(record, adapter)
     result = hyperparameters(growth, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
+        state = record["optimizer_state"]
+        _print_settings(settings, result, state["file"] if state else "")
         _print_table(result)
     elif form == "json":
         sweep = {} if swept is None else {"sweep": _sweep_document(swept)}
@@ -95,39 +121,8 @@ def hparams(
         _print_sweep(swept, settings, record)
 
 
-def _settings(
-    swept: SweptHyperparameters | None,
-    lr: float | None,
-    optimizer: str | None,
-    weight_decay: float | None,
-    eps: float | None,
-    betas: str | None,
-    decoupled: bool | None,
-    decay: str,
-) -> Settings:
-    """Choose the narrow run's hyperparameters: from the options, else from the sweep, else the defaults.
-
-    Raises:
-        PlanError: neither an option nor a sweep sets the learning rate.
-    """
-    if lr is None and swept is None:
-        raise PlanError(
-            "the learning rate of the narrow run is missing",
-            hint="add `--lr 3e-4`, or `--from-sweep sweep.json` with the result of `mupscale sweep`",
-        )
-    given = {
-        "lr": lr,
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-        "eps": eps,
-        "betas": None if betas is None else options.parse_betas(betas),
-    }
-    chosen: dict[str, Any] = {}
-    for name, value in given.items():
-        setting = value if value is not None else getattr(swept, name, None)
-        if setting is not None:
-            chosen[name] = setting
-    return Settings(**chosen, decoupled=decoupled, decay=decay)
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in values.items() if value is not None}
 
 
 def _sweep_document(swept: SweptHyperparameters) -> dict[str, Any]:
@@ -155,6 +150,24 @@ def _print_sweep(swept: SweptHyperparameters, settings: Settings, record: Record
         )
     for warning in swept.warnings:
         output.warn(warning)
+
+
+def _print_settings(settings: Settings, result: Hyperparameters, state: str) -> None:
+    """Print the narrow run's hyperparameters and where each of them comes from."""
+    texts = {
+        "optimizer": result.rule.title,
+        "lr": f"lr {settings.lr:g}",
+        "weight_decay": f"weight decay {settings.weight_decay:g}",
+        **({} if result.rule.eps is None else {"eps": f"eps {settings.eps:g}"}),
+        **({} if settings.betas is None else {"betas": f"betas {', '.join(f'{beta:g}' for beta in settings.betas)}"}),
+    }
+    words = {"option": "given", "sweep": "from the sweep", "state": f"from {state}", "default": "assumed"}
+    parts = []
+    for source, where in words.items():
+        named = [text for field, text in texts.items() if settings.sources[field] == source]
+        if named:
+            parts.append(f"{', '.join(named)} ({where})")
+    output.stdout().print(f"narrow run: {'; '.join(parts)}\n", markup=False)
 
 
 def _print_table(result: Hyperparameters) -> None:

@@ -48,6 +48,7 @@ def document(hparams: Hyperparameters) -> dict[str, Any]:
             "weight_decay": settings.weight_decay,
             "eps": settings.eps,
             "betas": list(settings.betas) if settings.betas else None,
+            "sources": dict(settings.sources),
         },
         "decoupled_weight_decay": hparams.decoupled,
         "formulas": hparams.formulas,

@@ -69,12 +69,18 @@ class WideGroup:
         settings: its settings, already multiplied.
         names: the wide parameters.
         multipliers: the multipliers of the settings.
+        optimizer: the name of the optimizer that the settings belong to.
+        decoupled: whether its weight decay is decoupled.
+        narrow: the settings of the narrow group.
     """
 
     source: int
     settings: dict[str, Any]
     names: tuple[str, ...]
     multipliers: Multipliers
+    optimizer: str
+    decoupled: bool
+    narrow: Mapping[str, Any]
 
 
 def widen_groups(
@@ -105,5 +111,6 @@ def widen_groups(
         by_name = {name: tensor_multipliers(tensor, *inferred, settings) for name, tensor in tensors.items()}
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings(settings, multipliers)
-            result.append(WideGroup(index, wide, tuple(members), multipliers))
+            rule, decoupled = inferred
+            result.append(WideGroup(index, wide, tuple(members), multipliers, rule.name, decoupled, settings))
     return result

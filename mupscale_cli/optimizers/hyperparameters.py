@@ -6,8 +6,8 @@ They follow from the coefficient and multiplicity of each tensor in the record o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,11 @@ class Settings:
         eps: the term that is added to the root of the second moment.
         betas: decay rates of the moments; None for the optimizer's defaults.
         decoupled: True for `p -= lr wd p`, False for `g += wd p`; None for the optimizer's default.
-        decay: `matrices` decays tensors of two or more dimensions, `all` every tensor, `none` no tensor.
+        decay: `matrices` decays tensors of two or more dimensions, `all` every tensor, `none` no tensor; or the names
+            of the tensors that it decays.
         adjust_lr: Muon's `adjust_lr_fn`.
         depth: `completep` scales the blocks of a deeper model as CompleteP does; None keeps their hyperparameters.
+        sources: where each of these comes from: `option`, `sweep`, `state` or `default`.
     """
 
     lr: float
@@ -46,13 +48,16 @@ class Settings:
     eps: float = 1e-8
     betas: tuple[float, float] | None = None
     decoupled: bool | None = None
-    decay: str = "matrices"
+    decay: str | Collection[str] = "matrices"
     adjust_lr: str | None = None
     depth: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def decays(self, tensor: ScaledTensor) -> bool:
         """Tell whether weight decay applies to a tensor."""
-        return self.decay == "all" or (self.decay == "matrices" and len(tensor.wide_shape) > 1)
+        if isinstance(self.decay, str):
+            return self.decay == "all" or (self.decay == "matrices" and len(tensor.wide_shape) > 1)
+        return tensor.name in self.decay
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def _check(settings: Settings) -> None:
     for name, value in (("lr", settings.lr), ("weight decay", settings.weight_decay), ("eps", settings.eps)):
         if not 0 <= value < float("inf"):
             raise PlanError(f"the {name} is {value}, expected a finite number of at least 0")
-    if settings.decay not in ("matrices", "all", "none"):
+    if isinstance(settings.decay, str) and settings.decay not in ("matrices", "all", "none"):
         raise PlanError(f"unknown value `--decay {settings.decay}`", hint="known: matrices, all, none")
     if settings.depth not in (None, "completep"):
         raise PlanError(f"unknown value `--depth {settings.depth}`", hint="known: completep")

@@ -203,6 +203,10 @@ class Narrow(TypedDict):
     weight_decay: Annotated[float, "Weight decay."]
     eps: Annotated[float | None, "eps; null if the optimizer has none."]
     betas: Annotated[list[float] | None, "Decay rates of the moments; null for the optimizer's defaults."]
+    sources: Annotated[
+        dict[str, Literal["option", "sweep", "state", "default"]],
+        "Where each hyperparameter comes from; `state` is the optimizer state that was widened.",
+    ]
 
 
 class Group(TypedDict):

@@ -202,6 +202,15 @@ class RecipeUsed(TypedDict):
     file: NotRequired[Annotated[Path, "Path of its file; absent for a built-in recipe."]]
 
 
+class NarrowGroup(TypedDict):
+    """Parameters that had the same hyperparameters in the narrow run."""
+
+    optimizer: Annotated[str, "Optimizer that the settings belong to."]
+    decoupled_weight_decay: Annotated[bool, "Whether its weight decay is `p -= lr wd p`."]
+    settings: Annotated[dict[str, Any], "Its settings, as the narrow state has them."]
+    parameters: Annotated[str, "Regular expression that matches exactly these parameters, under their wide names."]
+
+
 class OptimizerState(TypedDict):
     """The optimizer state that was widened with the weights."""
 
@@ -209,6 +218,9 @@ class OptimizerState(TypedDict):
     key: NotRequired[Annotated[str, "Dotted keys that lead to the state within the file."]]
     format: Annotated[str, "Format of the file."]
     policy: Annotated[Literal["copy", "reset-new", "reset"], "How the moments of copies were initialized."]
+    groups: NotRequired[
+        Annotated[list[NarrowGroup], "Groups of the narrow optimizer; absent if the format has no groups."]
+    ]
     copied: NotRequired[Annotated[list[str], "Entries of the file that were copied unchanged."]]
     nonfinite: NotRequired[Annotated[dict[str, int], "Number of NaNs and infinities, by tensor."]]
     source_digest: Annotated[Hash, "XXH3-128 of the narrow state; the output of `xxhsum -H2` if it is a single file."]

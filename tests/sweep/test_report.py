@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cli_runner import run
+from mupscale_cli.tasks.widen import widen
 
 
 def test_hparams_takes_values_from_the_sweep(swept, wide):
@@ -13,7 +14,9 @@ def test_hparams_takes_values_from_the_sweep(swept, wide):
     result = run("hparams", wide, "--from-sweep", str(file), "--json")
     document = json.loads(result.out)
     assert document["optimizer"] == "adamw"
+    sources = document["narrow"].pop("sources")
     assert document["narrow"] == {"lr": best["lr"], "weight_decay": 0.1, "eps": 1e-8, "betas": [0.9, 0.95]}
+    assert {sources[field] for field in ("optimizer", *document["narrow"])} == {"sweep"}
     assert document["sweep"]["noise"] == best["noise"]
     assert f"the sweep found lr {best['lr']:g}" in result.err
     assert ("; widen with `--noise" in result.err) == bool(best["noise"])  # the model was widened without
@@ -48,7 +51,8 @@ def test_invalid_sweep_file_is_refused(content, message, wide, tmp_path):
     assert message in result.err
 
 
-def test_hparams_needs_a_learning_rate(wide):
-    result = run("hparams", wide)
+def test_hparams_needs_a_learning_rate(saved, tmp_path):
+    widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
+    result = run("hparams", str(tmp_path / "wide"))
     assert result.code == 2
     assert "the learning rate of the narrow run is missing" in result.err

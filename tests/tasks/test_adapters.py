@@ -11,7 +11,7 @@ from doc_commands import MANUAL, blocks
 from safetensors.torch import load_file, save_file
 
 import helpers
-import mupscale_cli
+import mupscale
 from cli_runner import run
 from mupscale_cli import (
     WidenOptions,
@@ -186,7 +186,7 @@ def test_the_page_is_true(llama, monkeypatch, capsys):
     monkeypatch.chdir(llama)
     (command,) = blocks(MANUAL / "adapters.md", "sh")
     assert run(*command.split()[1:]).code == 0
-    names = {"mupscale_cli": mupscale_cli}
+    names = {"mupscale": mupscale}
     loading, _, grouping = blocks(MANUAL / "adapters.md", "python")
     exec(loading, names)  # noqa: S102 (documentation)
     exec(grouping, names)  # noqa: S102 (documentation)

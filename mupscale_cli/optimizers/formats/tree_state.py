@@ -16,6 +16,7 @@ from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.engine.filling import fill
 from mupscale_cli.optimizers.content import NOTHING, OwnContent, locate_optimizer, widen_content
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, WideState, WriteOptions
+from mupscale_cli.optimizers.narrow_run import recorded_groups
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import Groups, OptimizerTree, parse_tree
@@ -84,7 +85,7 @@ class TreeState:
             return StateFile(options.name, filled.nonfinite, digest, filled.stds, filled.overflowed, digests)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
-        about = {"format": self.container.name}
+        about = {"format": self.container.name, "groups": recorded_groups(wide.groups)}
         return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
 
     def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:

@@ -1,0 +1,104 @@
+"""The hyperparameters of the narrow run come from the optimizer state that was widened."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from cli_runner import run
+from mupscale_cli.tasks.widen import widen
+
+
+@pytest.fixture
+def narrow(saved, tmp_path):
+    """Return a function that saves a narrow checkpoint with the state of an optimizer after one step."""
+
+    def save(make, schedule=None):
+        folder = shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        optimizer = make(dict(model.named_parameters()))
+        scheduler = schedule and schedule(optimizer)
+        tokens = torch.ones(1, 4, dtype=torch.long)
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        return widen(folder, tmp_path / "wide", 2, verify=False).output
+
+    return save
+
+
+def grouped(named, **settings):
+    """Return groups of which the first decays: the matrices of attention."""
+    chosen = {name: "self_attn" in name for name in named}
+    return [
+        {
+            "params": [p for n, p in named.items() if chosen[n] == decays],
+            "param_names": [n for n in named if chosen[n] == decays],
+            "weight_decay": 0.2 * decays,
+            **settings,
+        }
+        for decays in (True, False)
+    ]
+
+
+def document(*arguments):
+    result = run("hparams", *map(str, arguments), "--json")
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_every_value_comes_from_the_state_and_says_so(narrow):
+    wide = narrow(
+        lambda named: torch.optim.AdamW(grouped(named), lr=3e-3, betas=(0.8, 0.9), eps=1e-6),
+        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    )
+    found = document(wide)
+    assert found["optimizer"] == "adamw"
+    sources = found["narrow"].pop("sources")
+    assert found["narrow"] == {"lr": 3e-3, "weight_decay": 0.2, "eps": 1e-6, "betas": [0.8, 0.9]}  # before the schedule
+    assert set(sources.values()) == {"state"}
+    for group in found["groups"]:
+        for name in group["tensors"]:
+            assert bool(group["weight_decay"]) == ("self_attn" in name), name
+    shown = run("hparams", str(wide)).out
+    assert "AdamW, lr 0.003, weight decay 0.2, eps 1e-06, betas 0.8, 0.9 (from optimizer.pt)" in shown
+
+
+def test_options_come_first(narrow):
+    wide = narrow(lambda named: torch.optim.AdamW(grouped(named), lr=3e-3))
+    found = document(wide, "--lr", "1", "--decay", "none")
+    assert (found["narrow"]["lr"], found["narrow"]["eps"]) == (1, 1e-8)
+    assert found["narrow"]["sources"]["lr"] == found["narrow"]["sources"]["decay"] == "option"
+    assert {group["weight_decay"] for group in found["groups"]} == {0}
+
+
+def test_the_table_is_that_of_the_run_s_optimizer(narrow):
+    wide = narrow(lambda named: torch.optim.SGD(grouped(named), lr=0.1, momentum=0.9))
+    found = document(wide)
+    assert found["optimizer"] == "sgd"
+    assert found["formulas"]["lr"] == "lr x m c^2"
+    other = run("hparams", str(wide), "--optimizer", "adamw")
+    assert (other.code, "learning rate of the narrow run is missing" in other.err) == (2, True)
+    assumed = run("hparams", str(wide), "--optimizer", "adamw", "--lr", "1e-3").out
+    assert "AdamW, lr 0.001 (given); weight decay 0, eps 1e-08 (assumed)" in assumed
+
+
+def test_several_learning_rates_are_named(narrow):
+    def make(named):
+        groups = grouped(named)
+        groups[1]["lr"] = 1e-3
+        return torch.optim.AdamW(groups, lr=3e-3)
+
+    refused = run("hparams", str(narrow(make)))
+    assert refused.code == 2
+    assert "the groups of the state have several (`0.003`, `0.001`)" in refused.err
+
+
+def test_defaults_are_those_of_the_optimizer(wide):
+    found = document(wide.output, "--lr", "1", "--optimizer", "adagrad")
+    assert found["narrow"]["eps"] == 1e-10
+    assert found["narrow"]["sources"]["eps"] == "default"
