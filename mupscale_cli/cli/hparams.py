@@ -104,7 +104,7 @@ def hparams(
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
         state = record["optimizer_state"]
-        _print_settings(settings, result, state["file"] if state else "")
+        _print_settings(settings, result, (state and state["file"]) or "the checkpoint")
         _print_table(result)
     elif form == "json":
         sweep = {} if swept is None else {"sweep": _sweep_document(swept)}
