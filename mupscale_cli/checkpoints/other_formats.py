@@ -40,7 +40,10 @@ _OTHER_FRAMEWORK = (
     + _TRANSFORMERS
     + "M.from_pretrained('DIR', {}=True).save_pretrained('OUT')\"` writes safetensors"
 )
-_TORCH = "save it again: `torch.save(torch.load('FILE', weights_only=True), 'NEW.pt')`"
+_TORCH = (
+    "download a model of the Hub first, `hf download REPO --local-dir OUT`; save a file from before torch 1.6 again, "
+    "`torch.save(torch.load('FILE', weights_only=True), 'NEW.pt')`"
+)
 OTHER_FORMATS = (
     OtherFormat(
         "a GGUF file of llama.cpp",
@@ -147,13 +150,13 @@ OTHER_FORMATS = (
         ("rust_model.ot",),
     ),
     OtherFormat(
-        "torch weights as they were saved before torch 1.6",
+        "torch weights in a form that mupscale does not read",
         _TORCH,
         ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle"),
         ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.bin"),
     ),
     OtherFormat(
-        "torch weights as they were saved before torch 1.6", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+        "torch weights in a form that mupscale does not read", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
     ),
     OtherFormat(
         "a data set",

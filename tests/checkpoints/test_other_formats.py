@@ -31,7 +31,7 @@ FOLDERS = [
     ({"pytorch_model_fsdp_0/__0_0.distcp": b"x"}, "an FSDP checkpoint", "accelerate merge-weights"),
     ({"__0_0.distcp": b"x"}, "a distributed checkpoint", "dcp_to_torch"),
     ({"latest_checkpointed_iteration.txt": b"3"}, "a Megatron checkpoint", "export_ckpt"),
-    ({"pytorch_model.bin": legacy_torch_file, "config.json": b"{}"}, "torch weights as they", "torch.save"),
+    ({"pytorch_model.bin": legacy_torch_file, "config.json": b"{}"}, "torch weights in a form", "torch.save"),
     ({"adapter_config.json": b"{}", "adapter_model.bin": b"x"}, "an adapter", "merge"),
     ({"train.parquet": b"PAR1"}, "a data set", "pass a model"),
     (

@@ -142,7 +142,7 @@ def test_config_that_is_not_json(narrow, tmp_path):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_pickle(name, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / name)
-    says = ["not safetensors", "save_pretrained"]
+    says = ["no config.json", "--recipe"]
     refused(tmp_path, "widen", str(tmp_path / name), "--factor", "2", says=says)
     refused(tmp_path, "widen", str(tmp_path), "--factor", "2", says=says)
 
