@@ -41,6 +41,7 @@ def draw_all(
     growth: Sequence[Growth],
     warmstart: Sequence[Warmstart],
     ways: Sequence[Ways],
+    options: Sequence[Ways],
     folder: Path,
 ) -> list[Path]:
     """Draw every figure and return the files."""
@@ -56,6 +57,8 @@ def draw_all(
             files.append(_save(draw_shrinking(warmstart, growth), folder / "warmstart.svg"))
         if ways:
             files.append(_save(draw_ways(ways), folder / "ways.svg"))
+        if options:
+            files.append(_save(draw_ways(options), folder / "options.svg"))
     return files
 
 

@@ -146,7 +146,8 @@ def _typed(kind: Any, value: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{field.name: _typed(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
+        known = [field.name for field in dataclasses.fields(kind) if field.name in value]  # older results lack some
+        return kind(**{name: _typed(hints[name], value[name]) for name in known})
     if origin is dict:
         return {arguments[0](key): _typed(arguments[1], entry) for key, entry in value.items()}
     if origin is tuple:
@@ -283,7 +284,12 @@ def cost_table(all_results: Sequence[Cost]) -> str:
 
 
 def ways_table(all_results: Sequence[Ways]) -> str:
-    """Tabulate the final losses of ways of growing that spend the same compute."""
+    """Tabulate the final losses of ways of growing that spend the same compute.
+
+    The last column has the operations of the base and of the search for learning rate and noise, over those of one
+    training after growing.
+    """
+    has_tuning = any(grown.tuning for results in all_results for grown in results.grown)
     rows = [
         [
             results.title,
@@ -294,11 +300,14 @@ def ways_table(all_results: Sequence[Ways]) -> str:
             "none" if grown.noise is None else str(grown.noise),
             _losses(grown.curves, lambda c: c.last),
             _losses(grown.curves, lambda c: c.held_out[max(c.held_out)]),
+            *([f"{grown.before / total:.2f} + {grown.tuning / total:.1f}"] if has_tuning else []),
         ]
         for results in all_results
         for grown in results.grown
+        if (total := grown.flops * grown.steps)
     ]
-    return _table(["", "way", "parameters", "steps", "learning rate", "noise", "loss", "held out"], rows)
+    columns = ["", "way", "parameters", "steps", "learning rate", "noise", "loss", "held out"]
+    return _table([*columns, *(["base + search"] if has_tuning else [])], rows)
 
 
 def _short(count: int) -> str:
@@ -344,6 +353,7 @@ def tables(
     warmstart: Sequence[Warmstart],
     cost: Sequence[Cost],
     ways: Sequence[Ways],
+    options: Sequence[Ways],
 ) -> dict[str, str]:
     """Return every table by its name in README.md."""
     named = {}
@@ -363,6 +373,8 @@ def tables(
         named |= {"cost": cost_table(cost)}
     if ways:
         named |= {"ways": ways_table(ways)}
+    if options:
+        named |= {"options": ways_table(options)}
     return named
 
 

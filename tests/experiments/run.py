@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from experiments.bases import BASES, FACTOR, SEEDS, Bases, BaseTransfer, measure
 from experiments.cost import measure_cost  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
-from experiments.shapes import Ways, measure_ways  # noqa: E402
+from experiments.shapes import OPTIONS, Way, Ways, all_ways, measure_ways  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
@@ -29,7 +29,8 @@ from mupscale_cli.engine.threads import one_thread  # noqa: E402
 _GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",), "residual": ("residual",)}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
 _GROWN = (*_SHRUNK, "residual")
-_PARTS = ("bases", "optima", "growth", "warmstart", "cost", "ways")
+_COPIED = ("mlp-sgd", "mlp-adamw")
+_PARTS = ("bases", "optima", "growth", "warmstart", "cost", "ways", "options")
 _IDENTITY_STEPS = 40
 _BUDGET = 2
 
@@ -96,19 +97,26 @@ def measure_warmstart(task: Task, folder: Path, report: Callable[[str], None], s
     return Warmstart(task.name, task.title, _sizes(task), time.monotonic() - started, grid, shrinkings)
 
 
-def compare_ways(task: Task, folder: Path, report: Callable[[str], None]) -> Ways:
-    """Compare ways of growing to a shape at equal compute.
+def compare_ways(
+    task: Task, folder: Path, ways: Sequence[Way], report: Callable[[str], None], keep: Callable[[Results], None]
+) -> Ways:
+    """Compare ways of growing to a shape at equal compute; keep what has been found after each.
 
     Args:
         task: the task.
         folder: a folder for checkpoints.
+        ways: the ways.
         report: receives progress messages.
+        keep: receives the results so far.
     """
     started = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
     report(f"narrow: {grid.summary}")
-    grown = measure_ways(task, folder, nearest_power(narrow.lr), report)
-    return Ways(task.name, task.title, _sizes(task), time.monotonic() - started, grid, grown)
+    found = Ways(task.name, task.title, _sizes(task), 0.0, grid, ())
+    for grown in measure_ways(task, folder, nearest_power(narrow.lr), ways, report):
+        found = replace(found, seconds=time.monotonic() - started, grown=(*found.grown, grown))
+        keep(found)
+    return found
 
 
 def compare_bases(
@@ -157,7 +165,7 @@ def measure(part: str, name: str, budget: int, keep: Callable[[Results], None], 
         quick: take only a few steps.
     """
     task = TASKS[name].quick() if quick else TASKS[name]
-    if part == "ways":  # four heads can become six, and more steps show more of the new capacity
+    if part in ("ways", "options"):  # four heads can become six, and more steps show more of the new capacity
         task = replace(task, grown_by=4, long_steps=budget * task.long_steps)
         if budget != _BUDGET:
             times = budget / _BUDGET
@@ -178,8 +186,8 @@ def measure(part: str, name: str, budget: int, keep: Callable[[Results], None], 
             return measure_growth(task, Path(folder), report)
         if part == "cost":
             return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
-        if part == "ways":
-            return compare_ways(task, Path(folder), report)
+        if part in ("ways", "options"):
+            return compare_ways(task, Path(folder), OPTIONS if part == "options" else all_ways(task), report, keep)
         shrinks = SHRINKS[::4] if quick else SHRINKS
         return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
 
@@ -199,7 +207,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--part",
         choices=_PARTS,
         help="Measure only the optima by the base's width or by the factor, the gain from growth, the best shrink "
-        "factor of `warmstart`, the immediate cost of noise, or ways of growing at equal compute. Default: all.",
+        "factor of `warmstart`, the immediate cost of noise, ways of growing at equal compute, or the options of a "
+        "doubling. Default: all.",
     )
     parser.add_argument(
         "--budget",
@@ -219,21 +228,22 @@ def main(arguments: list[str] | None = None) -> None:
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
     others = [name for name in TASKS if name != "residual"]  # which has a stream to balance, and is for this alone
-    measured = {**dict.fromkeys(_PARTS, others), "warmstart": _SHRUNK, "ways": _GROWN}
+    measured = {**dict.fromkeys(_PARTS, others), "warmstart": _SHRUNK, "ways": _GROWN, "options": _COPIED}
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
             if name in measured[part]:
                 keep = partial(_save, part=part, folder=output / "results")
                 keep(measure(part, name, options.budget, keep, quick=options.quick))
-    bases, optima, growth, warmstart, cost, ways = (
+    found = tuple(
         [load(file) for name in TASKS for file in sorted((output / "results").glob(f"{part}-{name}*.json"))]
         for part in _PARTS
     )
-    figures.draw_all(bases, optima, growth, warmstart, ways, output / "figures")
+    bases, optima, growth, warmstart, _, ways, choices = found
+    figures.draw_all(bases, optima, growth, warmstart, ways, choices, output / "figures")
     document = output / "README.md"
     if document.exists():
-        document.write_text(fill(document.read_text(), tables(bases, optima, growth, warmstart, cost, ways)))
+        document.write_text(fill(document.read_text(), tables(*found)))
     sys.stdout.write(f"results and figures are in {output}\n")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
@@ -19,13 +20,16 @@ import mupscale_cli as mupscale
 from experiments.data import Data
 from experiments.tasks import Task
 from experiments.training import (
+    WARMUP,
     Checkpoint,
     Curve,
     continued,
     decay,
     from_scratch,
+    load,
     loss_of,
     mapped_optimizer,
+    plain_optimizer,
     resume_state,
     train,
     train_narrow,
@@ -48,12 +52,17 @@ class Way:
         options: options of `mupscale.widen`; None for a model that is not grown.
         has_noise: whether to add noise, of the size that is best for this way.
         is_new: whether the model starts from random weights, with the grown one as its shape.
+        is_standard: whether to train as in standard parametrization: one learning rate, and a new optimizer state.
+        rewarms: what a linear warm-up over a tenth of the steps applies to: `all` weights, those of `new` copies, or
+            none.
     """
 
     name: str
     options: Mapping[str, Any] | None
     has_noise: bool = False
     is_new: bool = False
+    is_standard: bool = False
+    rewarms: Literal["all", "new"] | None = None
 
 
 _WIDER = (
@@ -74,6 +83,27 @@ _DEEPER = (
     Way("2 -> 4 layers", {"layers": 4}),
     Way("x2 and 2 -> 4 layers, noise", {"factor": 2, "layers": 4}, has_noise=True),
 )
+_COPIES = {"factor": 2}
+# The options of a doubling by copies, one at a time.
+OPTIONS = (
+    Way("narrow model continues", None),
+    Way("no noise", _COPIES),
+    Way("no noise, reset-new", {**_COPIES, "optimizer_policy": "reset-new"}),
+    Way("noise (the defaults: free, spectral, copy)", _COPIES, has_noise=True),
+    *(Way(f"noise, {mode}", {**_COPIES, "noise_mode": mode}, has_noise=True) for mode in ("preserving", "mixed")),
+    *(
+        Way(f"noise, {scale}", {**_COPIES, "noise_scale": scale}, has_noise=True)
+        for scale in ("rms", "fan-in", "init", "paper", "elementwise")
+    ),
+    *(
+        Way(f"noise, {policy}", {**_COPIES, "optimizer_policy": policy}, has_noise=True)
+        for policy in ("reset", "reset-new")
+    ),
+    Way("noise, all weights warm up again", _COPIES, has_noise=True, rewarms="all"),
+    Way("noise, new copies warm up again", _COPIES, has_noise=True, rewarms="new"),
+    Way("standard parametrization", {**_COPIES, "noise_scale": "paper"}, has_noise=True, is_standard=True),
+    Way("from scratch", _COPIES, is_new=True),
+)
 _MORE = {"gpt": _DEEPER, "residual": _BALANCED}
 
 
@@ -90,6 +120,7 @@ class Grown:
         noise: exponent of the best noise; None without noise.
         before: floating-point operations of the narrow model's training; 0 from scratch.
         curves: losses by the number of finished steps.
+        tuning: floating-point operations of the search for learning rate and noise; 0 where it was not counted.
     """
 
     way: str
@@ -100,6 +131,7 @@ class Grown:
     noise: int | None
     before: float
     curves: tuple[Curve, ...]
+    tuning: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,13 +177,21 @@ class _Bases:
         return self.checkpoints[_TUNING_SEED].task
 
 
-def measure_ways(task: Task, folder: Path, lr: int, report: Callable[[str], None]) -> tuple[Grown, ...]:
-    """Tune every way on one base, and train it on others.
+def all_ways(task: Task) -> tuple[Way, ...]:
+    """Return the ways of growing a task's model to a shape."""
+    return (*_WIDER, *_MORE.get(task.name.partition("-")[0], ()))
+
+
+def measure_ways(
+    task: Task, folder: Path, lr: int, ways: Sequence[Way], report: Callable[[str], None]
+) -> Iterator[Grown]:
+    """Tune every way on one base, and train it on others; yield each as it is finished.
 
     Args:
         task: the task.
         folder: a folder for checkpoints.
         lr: exponent of the narrow model's learning rate.
+        ways: the ways.
         report: receives progress messages.
     """
     seeds = SEEDS[: max(len(task.seeds), 1)] if len(task.seeds) == 1 else SEEDS
@@ -164,18 +204,21 @@ def measure_ways(task: Task, folder: Path, lr: int, report: Callable[[str], None
     bases = _Bases(checkpoints, data, 0.0, per_step * task.narrow_steps)
     widest = count_flops(task, build(task, _grow(bases, _TUNING_SEED, {"factor": 2}, None)), data)
     bases = replace(bases, budget=widest * task.steps)
-    grown = []
-    for way in (*_WIDER, *_MORE.get(task.name.partition("-")[0], ())):
-        grown.append(_measure(bases, way, lr, seeds))
-        last = fmean(curve.last for curve in grown[-1].curves)
-        report(f"{way.name}: {grown[-1].steps} steps, lr {grown[-1].lr}, noise {grown[-1].noise}, loss {last:.4f}")
-    return tuple(grown)
+    for way in ways:
+        grown = _measure(bases, way, lr, seeds)
+        last = fmean(curve.last for curve in grown.curves)
+        report(f"{way.name}: {grown.steps} steps, lr {grown.lr}, noise {grown.noise}, loss {last:.4f}")
+        yield grown
 
 
 def _measure(bases: _Bases, way: Way, lr: int, seeds: tuple[int, ...]) -> Grown:
     task = bases.task
 
+    num_trials = 0
+
     def losses(rate: int, noise: int | None) -> tuple[Losses, Losses]:
+        nonlocal num_trials
+        num_trials += 1
         curve = _train(bases, way, _TUNING_SEED, rate, noise)
         return (curve.last,), (curve.held_out[max(curve.held_out)],)
 
@@ -192,6 +235,7 @@ def _measure(bases: _Bases, way: Way, lr: int, seeds: tuple[int, ...]) -> Grown:
         noise,
         0.0 if way.is_new else bases.flops,
         tuple(_train(bases, way, seed, rate, noise) for seed in seeds),
+        flops * steps * num_trials,
     )
 
 
@@ -216,14 +260,52 @@ def _train(bases: _Bases, way: Way, seed: int, rate: int, noise: int | None) -> 
     else:
         file = _grow(bases, seed, way.options, noise)
         load_model(model, file)
-        optimizer = mapped_optimizer(task, model, file, power(rate))
-        resume_state(optimizer, file)
-    schedule = warm_up_and_decay if way.is_new else decay
+        if way.is_standard:
+            optimizer = plain_optimizer(task, model, power(rate))
+        else:
+            optimizer = mapped_optimizer(task, model, file, power(rate))
+            resume_state(optimizer, file)
+    if way.rewarms == "new":
+        _warm_up_new_copies(model, optimizer, load(task, narrow.file, 1), steps)
+    schedule = warm_up_and_decay if way.is_new or way.rewarms == "all" else decay
     every = max(steps // _NUM_EVALUATIONS, 1)
     evaluated = {*range(0, steps, every), steps}
     batches = bases.data.batches(task.batch_size, steps, seed)
     curve = train(model, optimizer, batches, steps, schedule, bases.data, evaluated)
     return replace(curve, losses=())  # the losses of single batches are not used
+
+
+def _warm_up_new_copies(model: nn.Module, optimizer: torch.optim.Optimizer, narrow: nn.Module, steps: int) -> None:
+    """Shorten the steps of all but the first copy of each unit at first, as arXiv 2602.02472 does with new units.
+
+    Args:
+        model: the widened model, whose copies are side by side.
+        optimizer: its optimizer, whose steps are shortened from now on.
+        narrow: the narrow model.
+        steps: number of training steps; the first tenth is the warm-up.
+    """
+    shapes = {name: parameter.shape for name, parameter in narrow.named_parameters()}
+    is_new = {}
+    for name, parameter in model.named_parameters():
+        mask = torch.zeros(parameter.shape, dtype=torch.bool)
+        for dim, (before, after) in enumerate(zip(shapes[name], parameter.shape, strict=True)):
+            along = torch.arange(after) % (after // before) > 0
+            mask |= along.view([-1 if other == dim else 1 for other in range(parameter.dim())])
+        is_new[parameter] = mask
+    done, step = 0, optimizer.step
+
+    def shortened() -> None:
+        nonlocal done
+        share = min((done + 1) / max(steps * WARMUP, 1), 1.0)
+        before = {parameter: parameter.detach().clone() for parameter in is_new} if share < 1 else {}
+        step()
+        done += 1
+        with torch.no_grad():
+            for parameter, start in before.items():
+                moved = start + share * (parameter - start)
+                parameter.copy_(torch.where(is_new[parameter], moved, parameter))
+
+    optimizer.step = shortened  # type: ignore[method-assign]
 
 
 def _grow(bases: _Bases, seed: int, options: Mapping[str, Any], noise: int | None) -> Path:

@@ -21,7 +21,7 @@ from mupscale_cli.optimizers.torch_groups import scaled_parameters
 from mupscale_cli.tasks.options import WidenOptions
 
 Schedule = Callable[[float], float]  # maps the fraction of finished steps to a factor of the learning rate
-_WARMUP = 0.1
+WARMUP = 0.1
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
@@ -37,7 +37,7 @@ def decay(done: float) -> float:
 
 def warm_up_and_decay(done: float) -> float:
     """Warm up first, as a model with random weights needs, and then decay."""
-    return min((done + 1e-3) / _WARMUP, 1.0) * decay(done)
+    return min((done + 1e-3) / WARMUP, 1.0) * decay(done)
 
 
 @dataclass(frozen=True)
