@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mupscale_cli.sweep.grid import Grid
     from mupscale_cli.sweep.settings import Proxy, Schedule
 
+_PROXY_STEPS = 10  # training steps of a proxy, in steps of a trial
 _grid_option = partial(typer.Option, rich_help_panel="Grid")
 _data_option = partial(typer.Option, rich_help_panel="Training data")
 _trainer_option = partial(typer.Option, rich_help_panel="Built-in trainer (all values are the narrow run's)")
@@ -34,12 +35,15 @@ def sweep(
             "--factor",
             "-f",
             metavar="K",
-            help="Width to train at, over that of CHECKPOINT or the proxy. Repeatable. Default: 2 and 4.",
+            help="Width to train at, over that of CHECKPOINT or the proxy. Repeatable. Default: the target's with a "
+            "proxy, 2 and 4 without one.",
         ),
     ] = None,
     target: Annotated[
         str | None,
-        _grid_option(metavar="K", help="Width of the large model, which is not trained. Default: largest --factor."),
+        _grid_option(
+            metavar="K", help="Width of the large model, which is not trained. Default: largest --factor, or 2."
+        ),
     ] = None,
     lr: Annotated[
         str,
@@ -80,11 +84,14 @@ def sweep(
     proxy: Annotated[
         str | None,
         _data_option(
-            metavar="R", help="Create and train a model R times narrower than CHECKPOINT, and sweep that one."
+            metavar="R",
+            help="Create and train a model R times narrower than CHECKPOINT, and sweep that one. Default: 4 or 2, "
+            "unless --factor is given or there is no --data.",
         ),
     ] = None,
     proxy_steps: Annotated[
-        int | None, _data_option(metavar="N", help="Training steps of the proxy before the sweep. Default: --steps.")
+        int | None,
+        _data_option(metavar="N", help="Training steps of the proxy before the sweep. Default: 10 * --steps."),
     ] = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
@@ -136,6 +143,7 @@ def sweep(
     and noises. By muP transfer the best pair holds for every width: `mupscale hparams WIDE --from-sweep sweep.json`.
     """
     from mupscale_cli.cli import sweep_view
+    from mupscale_cli.sweep.proxy import usual_ratio
     from mupscale_cli.sweep.run import sweep as run_sweep
     from mupscale_cli.sweep.settings import Sweep, Training
 
@@ -152,13 +160,19 @@ def sweep(
         warmup,
         device,
     )
+    axes = {name: options.whole(amount, f"--axis {name}") for name, amount in parse_axes(axis).items()}
+    large = None if target is None else options.parse_whole(target, "--target")
+    ratio = None if proxy is None else options.parse_whole(proxy, "--proxy")
+    if ratio is None and factor is None and data is not None:
+        ratio = usual_ratio(source.checkpoint, recipe, tie, axes)
+    chosen = _proxy(ratio, proxy_steps, 0 if command and not data else _PROXY_STEPS * steps)
     settings = Sweep(
         name=source.stem,
         checkpoint=source.checkpoint.path,
         directory=out or source.default_directory / f"{source.stem}-sweep",
-        grid=_grid(factor, lr, lr_steps, noise, seeds),
-        target=None if target is None else options.parse_whole(target, "--target"),
-        axes={name: options.whole(amount, f"--axis {name}") for name, amount in parse_axes(axis).items()},
+        grid=_grid(factor or ([str(large or 2)] if chosen else ["2", "4"]), lr, lr_steps, noise, seeds),
+        target=large,
+        axes=axes,
         recipe=recipe,
         tie=tie,
         state=StateOptions(optimizer, cast("Policy", optimizer_policy), key),
@@ -169,7 +183,7 @@ def sweep(
         data=data,
         data_type=data_type,
         command=command,
-        proxy=_proxy(proxy, proxy_steps, 0 if command and not data else steps),
+        proxy=chosen,
     )
     try:
         with sweep_view.progress() as events:
@@ -181,15 +195,15 @@ def sweep(
     if as_json:
         output.print_document("sweep", outcome.document)
     else:
-        target_options = WidenOptions(factor=settings.target or settings.grid.factors[-1], axes=settings.axes)
+        target_options = WidenOptions(factor=settings.largest, axes=settings.axes)
         wide = output_path(source, target_options)
         sweep_view.print_outcome(outcome, settings, checkpoint, str(wide))
 
 
-def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:
+def _grid(factors: list[str], lr: str, lr_steps: int, noise: str, seeds: int) -> Grid:
     from mupscale_cli.sweep.grid import learning_rates, make_grid, numbers
 
-    texts = [part for text in factors or ["2", "4"] for part in text.split(",")]
+    texts = [part for text in factors for part in text.split(",")]
     return make_grid(
         [options.parse_whole(text, "--factor") for text in texts],
         learning_rates(lr, lr_steps),
@@ -198,16 +212,15 @@ def _grid(factors: list[str] | None, lr: str, lr_steps: int, noise: str, seeds: 
     )
 
 
-def _proxy(ratio: str | None, steps: int | None, default_steps: int) -> Proxy | None:
+def _proxy(ratio: int | None, steps: int | None, default_steps: int) -> Proxy | None:
     from mupscale_cli.sweep.settings import Proxy
 
     if ratio is None:
         if steps is not None:
             raise SweepError("`--proxy-steps` needs `--proxy`", hint="for instance `--proxy 4`")
         return None
-    number = options.parse_whole(ratio, "--proxy")
-    if number < 2:
-        raise SweepError(f"`--proxy {number}` is not at least 2")
+    if ratio < 2:
+        raise SweepError(f"`--proxy {ratio}` is not at least 2")
     if steps is not None and steps < 0:
         raise SweepError(f"`--proxy-steps {steps}` is not at least 0")
-    return Proxy(number, default_steps if steps is None else steps)
+    return Proxy(ratio, default_steps if steps is None else steps)

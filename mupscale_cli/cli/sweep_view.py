@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mupscale_cli.cli import output
+from mupscale_cli.sweep.cost import Cost
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial
 from mupscale_cli.sweep.run import Events, Outcome, Status
@@ -127,9 +128,8 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str)
         if len(findings.grid.factors) > 1:
             lr = output.counted(best.lr_shift, "grid step")
             console.print(f"the widths' optima differ by {lr} in lr, {best.noise_shift} in noise", markup=False)
-        target = settings.target or findings.grid.factors[-1]
         console.print(
-            f"\n[bold]recommended for x{target} and any other width:[/] "
+            f"\n[bold]recommended for x{settings.largest} and any other width:[/] "
             f"[bold green]lr {best.lr:g}, noise {best.noise:g}[/]",
             soft_wrap=True,
         )
@@ -138,8 +138,18 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str)
         console.print()
         for line in next_commands(settings, checkpoint, wide, best.noise, str(outcome.result)):
             console.print(f"  {escape(line)}", soft_wrap=True)
+    console.print(f"\n{_cost_text(outcome.cost, settings)}", markup=False, soft_wrap=True)
     wrote = f"{outcome.result}, {outcome.picture}" if outcome.picture else str(outcome.result)
-    console.print(f"\nwrote {wrote}", markup=False, soft_wrap=True)
+    console.print(f"wrote {wrote}", markup=False, soft_wrap=True)
+
+
+def _cost_text(cost: Cost, settings: Sweep) -> str:
+    trials = output.counted(len(settings.grid), "trial")
+    text = f"a trial at the target, x{settings.largest}, takes {cost.saved:.3g} times the operations of one of these"
+    if cost.total is None:
+        return text
+    done = f"the {trials} and the training of the proxy" if settings.proxy else f"the {trials}"
+    return f"{text}; {done} took as many as {cost.total:.3g} there"
 
 
 def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, result: str) -> tuple[str, str]:
@@ -152,7 +162,7 @@ def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, res
         noise: recommended size of the noise.
         result: path of the sweep's JSON.
     """
-    widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.target or settings.grid.factors[-1])]
+    widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.largest)]
     widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]
     widen += ["--recipe", settings.recipe] if settings.recipe else []
     widen += ["--tie", settings.tie] if settings.tie else []

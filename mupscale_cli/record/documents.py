@@ -648,10 +648,31 @@ class Recommendation(TypedDict):
     warnings: Annotated[list[str], "Reasons not to rely on the recommendation."]
 
 
+class TrialCost(TypedDict):
+    """Operations of a trained model."""
+
+    factor: Annotated[int, "Width over that of the narrow model."]
+    flops_per_token: Annotated[int, "FLOPs of a forward pass per token."]
+
+
+class SweepCost(TypedDict):
+    """What a sweep costs. FLOPs are those of a forward pass per token."""
+
+    target: Annotated[int, "FLOPs of the large model."]
+    trials: Annotated[list[TrialCost], "FLOPs of the trained models."]
+    proxy: Annotated[int | None, "FLOPs of the proxy; null without one."]
+    saved: Annotated[float, "How many times cheaper a trial is than one at the target, on average."]
+    total: Annotated[
+        float | None,
+        "All trials and the training of the proxy, in trials at the target; null with a user-defined command.",
+    ]
+
+
 class Sweep(Settings):
     """Output of `mupscale sweep`; also the content of sweep.json."""
 
     complete: Annotated[bool, "Whether all trials are finished."]
+    cost: Annotated[SweepCost, "What the sweep costs, compared with tuning at the target."]
     grid: Annotated[Grid, "The grid."]
     trials: Annotated[list[SweepTrial], "Finished trials."]
     cells: Annotated[list[Cell], "Results over all seeds."]

@@ -27,7 +27,8 @@ from mupscale_cli.verification.placement import choose_device
 from mupscale_cli.verification.transformers import import_transformers
 
 _SEED = 1 << 16  # for the proxy's batches; no trial uses it
-_TRAIN_YOURSELF = "train a smaller model yourself and sweep that one"
+_TRAIN_YOURSELF = "train a smaller model yourself and sweep that one, or sweep this one with `--factor 2,4`"
+_RATIOS = (4, 2)  # of a proxy whose ratio is not said; the first that divides all sizes
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,29 @@ class ProxyRequest:
     steps: int
 
 
+def usual_ratio(source: Checkpoint, recipe: str | None, tie: str | None, axes: Mapping[str, int]) -> int | None:
+    """Return the ratio of a proxy whose ratio is not said; None if the checkpoint has none.
+
+    Args:
+        source: checkpoint to narrow.
+        recipe: name or file of the recipe; None to choose one by the checkpoint.
+        tie: where the factor of a shared readout goes.
+        axes: factors of single axes; an axis of factor 1 is not narrowed.
+    """
+    chosen = choose_recipe(source, recipe)
+    for ratio in _RATIOS:
+        try:
+            narrowed_config(source, chosen, _growth(ratio, axes), tie)
+        except MupscaleError:
+            continue
+        return ratio
+    return None
+
+
+def _growth(ratio: int, axes: Mapping[str, int]) -> Request:
+    return Request(ratio, {name: 1 for name, factor in axes.items() if factor == 1})
+
+
 def make_proxy(
     source: Checkpoint, request: ProxyRequest, training: Training, data: Split | None, directory: Path, report: Report
 ) -> None:
@@ -68,7 +92,7 @@ def make_proxy(
         MupscaleError: the config cannot be narrowed, transformers cannot build the model, or its training diverges.
     """
     recipe = choose_recipe(source, request.recipe)
-    growth = Request(request.ratio, {name: 1 for name, factor in request.axes.items() if factor == 1})
+    growth = _growth(request.ratio, request.axes)
     staged = directory.with_name(f".{directory.name}.part")
     model, record = _narrow_model(source, recipe, growth, request.tie, staged)
     if request.steps:

@@ -14,13 +14,14 @@ from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.plan.perturbation import Perturbation
+from mupscale_cli.sweep.cost import Cost
 from mupscale_cli.sweep.grid import Grid, Point
 from mupscale_cli.sweep.result import Cell, Findings, Trial, evaluate_trials
 from mupscale_cli.sweep.settings import Sweep, loss_name
 
 
 def sweep_document(
-    sweep: Sweep, trials: Iterable[Trial], findings: Findings, proxy: Mapping[str, Any] | None
+    sweep: Sweep, trials: Iterable[Trial], findings: Findings, proxy: Mapping[str, Any] | None, cost: Cost
 ) -> dict[str, Any]:
     """Return a sweep's result as a JSON document. It depends only on the settings and the losses, not on dates.
 
@@ -29,6 +30,7 @@ def sweep_document(
         trials: finished trials.
         findings: results of these trials.
         proxy: how the checkpoint is widened from the proxy, None without a proxy.
+        cost: what the sweep costs.
     """
     from mupscale_cli.record.documents import document_head
 
@@ -38,6 +40,7 @@ def sweep_document(
         "complete": findings.num_missing == 0,
         **fixed,
         "proxy": None if proxy is None else {**(fixed["proxy"] or {}), **proxy},
+        "cost": cost.as_record(),
         "grid": {name: list(values) for name, values in asdict(grid).items()},
         "trials": [
             {

@@ -21,6 +21,7 @@ from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
 from mupscale_cli.sweep.command import fill, parse_command, run_command
+from mupscale_cli.sweep.cost import Cost, sweep_cost
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.picture import draw_sweep
 from mupscale_cli.sweep.report import sweep_document
@@ -77,12 +78,14 @@ class Outcome:
         document: the same as a JSON document.
         result: file that holds the document.
         picture: file of the picture, None if none was drawn.
+        cost: what the sweep costs.
     """
 
     findings: Findings
     document: dict[str, Any]
     result: Path
     picture: Path | None
+    cost: Cost
 
 
 def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Events = Events()) -> Outcome:
@@ -117,7 +120,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     picture_file = settings.directory / PICTURE if picture else None
     if picture_file:
         save(draw_sweep(status.findings, settings.title, settings.loss), picture_file)
-    return Outcome(status.findings, document, settings.directory / RESULT, picture_file)
+    return Outcome(status.findings, document, settings.directory / RESULT, picture_file, publisher.cost)
 
 
 # Preparation ----------------------------------------------------------------------------------
@@ -348,6 +351,7 @@ class _Publisher:
         self._events = events
         self._document: dict[str, Any] = {}
         self._num_published = -1  # finished trials in the document
+        self.cost = sweep_cost(settings)
 
     def publish(self) -> tuple[Status, dict[str, Any]]:
         """Publish the progress of all processes; return it with the current document."""
@@ -355,7 +359,7 @@ class _Publisher:
         status = Status(trials, tuple(self._study.running()), evaluate_trials(self._settings.grid, trials))
         if len(trials) != self._num_published:
             proxy = read_json(self._settings.narrow / PROXY_RECORD) if self._settings.proxy else None
-            self._document = sweep_document(self._settings, trials, status.findings, proxy)
+            self._document = sweep_document(self._settings, trials, status.findings, proxy, self.cost)
             replace_json(self._settings.directory / RESULT, self._document)
             self._num_published = len(trials)
         self._events.show(status)

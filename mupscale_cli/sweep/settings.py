@@ -120,6 +120,11 @@ class Sweep:
     command: str | None = None
     proxy: Proxy | None = None
 
+    @property
+    def largest(self) -> int:
+        """Width of the large model over the checkpoint's, or that of the widest trained model if it is not said."""
+        return self.target or self.grid.factors[-1]
+
     def perturbation(self, size: float) -> Perturbation:
         """Return the noise of a point of the grid, without a seed.
 

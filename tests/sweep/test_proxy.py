@@ -8,7 +8,7 @@ from cli_runner import run
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.plan import Request
-from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config
+from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy, narrowed_config, usual_ratio
 from mupscale_cli.sweep.settings import Training
 from mupscale_cli.tasks.planning import choose_recipe, plan_widening
 from mupscale_cli.tasks.widen import widen
@@ -62,6 +62,30 @@ def test_proxy_widens_to_the_shapes_of_the_checkpoint(case, saved, tmp_path):
     plan = plan_widening(tmp_path / "proxy", factor=2)
     shapes = {tensor.target.name: tensor.target.shape for tensor in plan.tensors}
     assert shapes == {spec.name: spec.shape for spec in source.specs}
+
+
+def test_the_usual_proxy_is_the_narrowest_whose_sizes_divide(saved):
+    source = open_checkpoint(saved("Llama-tied"))
+    assert usual_ratio(source, None, None, {}) == 2  # it has two heads
+    assert usual_ratio(open_checkpoint(saved("Lfm2-untied")), None, None, {}) is None
+
+
+def test_a_sweep_takes_a_narrower_base_and_the_targets_factor_and_says_what_it_costs(tokens, tmp_path, saved):
+    arguments = (saved("Llama-untied"), "--data", tokens, *words("--target 3 --lr 1e-3,2e-3 --noise 0.1"), *SHORT)
+    result = sweep(*arguments, "-o", tmp_path / "s", "--no-picture")
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert (document["proxy"]["ratio"], document["proxy"]["steps"]) == (2, 30)
+    assert document["grid"]["factors"] == [3]
+    cost = document["cost"]
+    # Every matrix but the readout, which grows by one factor, has 4 times the weights with the checkpoint in place of
+    # the proxy. The proxy's training of 30 steps is added to two trials of 3 steps.
+    config = open_checkpoint(saved("Llama-untied")).config
+    trial, target = cost["trials"][0]["flops_per_token"], cost["target"]
+    readout = 2 * 3 * config["hidden_size"] * config["vocab_size"]
+    assert trial == (target - readout) / 4 + readout / 2
+    assert cost["saved"] == pytest.approx(target / trial)
+    assert cost["total"] == pytest.approx((2 * trial * 3 + cost["proxy"] * 30) / (target * 3))
+    assert f"takes {cost['saved']:.3g} times the operations of one of these" in result.out
 
 
 def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
