@@ -79,6 +79,29 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedTensor:
+    """A tensor whose rows are stored in several places, one after the other.
+
+    Attributes:
+        spec: name, data type and shape.
+        parts: the parts, in the order of their rows.
+    """
+
+    spec: TensorSpec
+    parts: tuple[StoredTensor, ...]
+
+    def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
+        """Locate `num_bytes` of the tensor from byte `start`."""
+        first, stop = 0, start + num_bytes
+        for part in self.parts:
+            last = first + part.spec.num_bytes
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                yield from part.byte_ranges(low - first, high - low)
+            first = last
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The tensors of a file in data order, and its metadata."""
 

@@ -60,6 +60,8 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
 def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
     """Print the commands that usually come next, ready to be copied."""
     console.print("\nnext", style="bold")
+    for line in result.into_trainer:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     for line, why in _next(result, is_pushed=is_pushed):
         console.print(f"  {line}  [dim]# {why}[/]", soft_wrap=True)
 

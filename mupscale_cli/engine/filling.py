@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from mupscale_cli.checkpoints.containers.base import TensorSlot
+from mupscale_cli.checkpoints.containers.base import Share, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import ArchiveWriter, write_checksums
 from mupscale_cli.checkpoints.containers.checksums import Stretches
 from mupscale_cli.checkpoints.digests import Segments
@@ -16,6 +17,8 @@ from mupscale_cli.engine.ranks import Ranks
 from mupscale_cli.engine.shards import byte_share
 from mupscale_cli.engine.streaming import Progress, write_tensors
 from mupscale_cli.plan import TensorPlan
+
+NO_SHARES: Mapping[str, Sequence[Share]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def fill(
     tensors: Sequence[TensorPlan],
     stored: Mapping[str, ReadableTensor],
     write_blank: Callable[[], Mapping[str, TensorSlot]],
+    shares: Mapping[str, Sequence[Share]] = NO_SHARES,
     *,
     progress: Progress,
     ranks: Ranks,
@@ -50,6 +54,7 @@ def fill(
         tensors: the plans of the tensors to write.
         stored: the narrow tensors, by name.
         write_blank: writes the blank container, and returns the slot of each tensor.
+        shares: where the bytes of each tensor go that is not alone in one slot.
         progress: called with the number of bytes just written.
         ranks: the processes that share the work.
         allow_nonfinite: copy NaNs and infinities, and count them.
@@ -64,12 +69,14 @@ def fill(
     """
     slots = ranks.broadcast(write_blank() if ranks.is_first else None)
     assert slots is not None
-    own = {tensor.target.name for tensor in tensors}  # shared tensors have one slot under several names
+    # Shared tensors have one slot under several names.
+    own = {share.slot for tensor in tensors for share in shares.get(tensor.target.name, (_whole(tensor),))}
     slots = {name: slot for name, slot in slots.items() if name in own}
     part = range(*byte_share(tensors, ranks))
     nonfinite = NonFinite(is_allowed=allow_nonfinite)
     with ArchiveWriter(slots) as writer:
-        stds = write_tensors(tensors, stored, writer, progress=progress, nonfinite=nonfinite, part=part)
+        place = _ShareWriter(writer, shares)
+        stds = write_tensors(tensors, stored, place, progress=progress, nonfinite=nonfinite, part=part)
     checksums = {name: checksum.stretches for name, checksum in writer.checksums.items()}
     results = ranks.gather(_PartialResult(checksums, writer.segments, stds, nonfinite.snapshot))
     if not ranks.is_first:
@@ -83,6 +90,32 @@ def fill(
     write_checksums(slots, [result.checksums for result in results])
     all_stds = {name: std for result in results for name, std in result.stds.items()}
     return FillResult(all_stds, total.counts, tuple(total.overflowed), segments)
+
+
+def _whole(tensor: TensorPlan) -> Share:
+    return Share(tensor.target.name, 0, 0, tensor.target.num_bytes)
+
+
+@dataclass(frozen=True)
+class _ShareWriter:
+    """Writes tensors that share a slot, or that are in several slots."""
+
+    writer: ArchiveWriter
+    shares: Mapping[str, Sequence[Share]]
+
+    def write(self, name: str, start: int, pieces: Sequence[memoryview]) -> None:
+        """Write consecutive pieces of a tensor from byte `start`."""
+        if name not in self.shares:
+            self.writer.write(name, start, pieces)
+            return
+        for share in self.shares[name]:
+            place = start
+            for piece in pieces:
+                low, high = max(place, share.start), min(place + len(piece), share.start + share.num_bytes)
+                if low < high:
+                    cut = piece[low - place : high - place]
+                    self.writer.write(share.slot, share.first + low - share.start, [cut])
+                place += len(piece)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def plan_carried_state(
         )
     nearby = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # shards lie beside their index
     before = identities(file for file in nearby if file.is_file())
-    opened = open_optimizer(path, source.config, key=options.key)
+    opened = open_optimizer(path, source.config, key=options.key, trained=source.trained)
     state = opened.widen(plan, options.policy)
     # With a single file the state is called `NAME.optimizer.pt`; publishing adds NAME.
     name = path.name

@@ -236,7 +236,8 @@ class _WeightFinder:
 
     def blank(self, narrow: torch.Tensor, tensor: TensorPlan) -> torch.Tensor:
         """Return the blank tensor of a plan; one for all narrow tensors that share their data and become the same."""
-        unnamed = replace(tensor, source=replace(tensor.source, name=""), target=replace(tensor.target, name=""))
+        source, target = replace(tensor.source, name=""), replace(tensor.target, name="")
+        unnamed = replace(tensor, source=source, target=target, rule="")
         same = (self.places.get(id(narrow), id(narrow)), unnamed)
         if same not in self.shared:
             self.shared[same] = blank_tensor(tensor.target)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.fates import Decision, kind_of
+from mupscale_cli.checkpoints.layouts.opening import Trained
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
@@ -29,6 +30,8 @@ def find_optimizer(checkpoint: Checkpoint) -> Path | None:
     """Find the optimizer state with or next to the weights of a checkpoint; return None if there is none."""
     if checkpoint.trained is not None and checkpoint.trained.state is not None:
         return checkpoint.trained.path
+    if checkpoint.trained is not None and checkpoint.trained.state_file is not None:
+        return checkpoint.trained.state_file
     path = checkpoint.path
     folder, prefix = (path.parent, f"{path.stem}.") if checkpoint.is_file else (path, "")
     name = _first_state(lambda marker: (folder / f"{prefix}{marker}").exists())
@@ -77,17 +80,27 @@ def _is_marked(state_format: StateFormat, name: str) -> bool:
     return any(marker.partition("/")[0] == name for marker in state_format.markers)
 
 
-def open_optimizer(path: Path, config: Mapping[str, Any] | None, *, key: str | None = None) -> OptimizerSource:
+def open_optimizer(
+    path: Path, config: Mapping[str, Any] | None, *, key: str | None = None, trained: Trained | None = None
+) -> OptimizerSource:
     """Open optimizer state: read its structure without its data.
 
     Args:
         path: a safetensors file or index, a torch.save file, or a folder of torch.distributed.checkpoint.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
+        trained: the trainer's checkpoint of the weights.
 
     Raises:
         CheckpointError: the path has none of these formats, or is invalid.
     """
+    beside = None if trained is None else trained.layout.state_files
+    if trained is not None and beside is not None:
+        from mupscale_cli.optimizers.formats.tree_state import open_tree  # imports torch, as opening the weights did
+
+        container = beside.container(path, {name: tensor.spec.shape for name, tensor in trained.tensors.items()})
+        if container.recognizes(path):
+            return open_tree(container, OpenOptions(path, config, key))
     state_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if state_format is None:
         raise CheckpointError(f"no optimizer state at `{path}`")

@@ -13,6 +13,8 @@ from mupscale_cli.optimizers.rules import infer_optimizer
 
 _LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # key of the group's weight in the global norm of the gradient
+# Keys of the group's factors, for training loops that write one learning rate or decay into all groups at every step.
+LR_FACTOR, DECAY_FACTOR = "lr_factor", "weight_decay_factor"
 
 
 def group_by_multipliers(by_name: Mapping[str, Multipliers]) -> list[tuple[Multipliers, list[str]]]:
@@ -24,7 +26,7 @@ def group_by_multipliers(by_name: Mapping[str, Multipliers]) -> list[tuple[Multi
 
 
 def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dict[str, Any]:
-    """Multiply the settings that a group has, and add its weight for gradient clipping.
+    """Multiply the settings that a group has, and add its weight for gradient clipping and its factors.
 
     Args:
         settings: the group's settings, such as `lr`, `eps` and `weight_decay`.
@@ -49,7 +51,8 @@ def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dic
             if not abs(value) < _LARGEST:
                 raise PlanError(f"the optimizer's `{key}` is too large or not a number")
             result[key] = value * by_key[key]
-    result[CLIP_WEIGHT] = settings.get(CLIP_WEIGHT, 1.0) * multipliers.clip  # of a growth before this one
+    added = {CLIP_WEIGHT: multipliers.clip, LR_FACTOR: multipliers.lr, DECAY_FACTOR: multipliers.weight_decay}
+    result |= {key: settings.get(key, 1.0) * factor for key, factor in added.items()}  # of a growth before this one
     return result
 
 

@@ -111,7 +111,7 @@ def open_state(checkpoint: Checkpoint, path: Path, key: str | None) -> Optimizer
     """
     trained = checkpoint.trained
     if trained is None or path != trained.path:
-        return open_optimizer(path, checkpoint.config, key=key)
+        return open_optimizer(path, checkpoint.config, key=key, trained=trained)
     place = state_place(trained, StateOptions(key=key))
     own = OwnContent(trained.places)
     return TreeState(trained.layout.container, trained.contents, place, checkpoint.config, own)

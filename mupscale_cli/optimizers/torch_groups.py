@@ -56,7 +56,8 @@ def param_groups(
         **settings: further settings for every group, for instance `betas`.
 
     Returns:
-        Groups for any torch optimizer. Each group also has `param_names` and `clip_weight`.
+        Groups for any torch optimizer. Each group also has `param_names`, `clip_weight`, `lr_factor` and
+            `weight_decay_factor`.
 
     Raises:
         MupscaleError: the checkpoint is not a widened one, or the model does not fit it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +52,7 @@ class Widened:
         verification: the comparison of both models; None if there was none.
         skipped: why there was no verification; None if there was one.
         files: what became of every file of the source.
+        into_trainer: lines to continue with in the trainer that wrote the source.
     """
 
     output: Path
@@ -59,6 +61,7 @@ class Widened:
     verification: FunctionCheck | None
     skipped: str | None
     files: tuple[PlannedFile, ...] = ()
+    into_trainer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,13 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     origin = source.origin(path, plan.recipe)
     output = replace(output, record=make_record(plan, files, origin, __version__, output.fates))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
-    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates)
+    into_trainer = _into_trainer(source.checkpoint, path)
+    return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates, into_trainer)
+
+
+def _into_trainer(source: Checkpoint, path: Path) -> tuple[str, ...]:
+    lines = None if source.trained is None else source.trained.layout.next_lines
+    return () if lines is None else tuple(lines(shlex.quote(str(path))))
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:

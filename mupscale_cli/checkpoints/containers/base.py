@@ -46,6 +46,23 @@ class TensorSlot:
     checksums: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A stretch of a tensor's bytes, and where in a container it goes.
+
+    Attributes:
+        slot: the name of the slot.
+        first: the place of the stretch in the slot, in bytes.
+        start: its place in the tensor, in bytes.
+        num_bytes: its length.
+    """
+
+    slot: str
+    first: int
+    start: int
+    num_bytes: int
+
+
 class Container(Protocol):
     """A way to store nested values with tensors.
 
@@ -91,3 +108,14 @@ class Container(Protocol):
         Raises:
             OutputError: the disk is full, or a file cannot be written.
         """
+
+    def shares(self, _content: Any, /) -> Mapping[str, tuple[Share, ...]]:
+        """Return where the bytes of each tensor go, by the name of its place, if that is not one slot of this name.
+
+        The argument is what `write_blank` gets.
+        """
+        return {}
+
+    def resized(self, _shapes: Mapping[str, tuple[int, ...]], /) -> Container:
+        """Return the container for the state of a model of other sizes, given all shapes in the order of the model."""
+        return self

@@ -46,7 +46,7 @@ def read_torch_file(path: Path) -> Contents:
             hint="only tensors and plain values are read, since a pickle could run code",
         ) from error
     check_structure(content, path)
-    tensors = {place: _stored(path, place, tensor) for place, tensor in walk(content)}
+    tensors = {place: stored_tensor(path, place, tensor) for place, tensor in walk(content)}
     if len(set(map(place_name, tensors))) != len(tensors):
         raise CheckpointError(f"`{path}` holds two tensors whose places have the same name")
     return Contents(path, content, tensors)
@@ -61,7 +61,7 @@ def write_blank_file(file: Path, content: Any) -> dict[str, TensorSlot]:
     """Write a blank file; return the slot of each place's data."""
     save_blank(file, content)
     slots = {slot.offset: slot for slot in find_slots(file)}
-    stored = [_stored(file, place, tensor) for place, tensor in walk(_structure(file))]
+    stored = [stored_tensor(file, place, tensor) for place, tensor in walk(_structure(file))]
     return {tensor.spec.name: slots[tensor.offset] for tensor in stored if tensor.spec.num_bytes}
 
 
@@ -97,7 +97,8 @@ def check_archive(path: Path) -> None:
         )
 
 
-def _stored(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
+def stored_tensor(path: Path, place: Place, tensor: torch.Tensor) -> StoredTensor:
+    """Return where the data of a tensor is that was loaded from a file onto the meta device."""
     return StoredTensor(
         TensorSpec(place_name(place), dtype_name(tensor.dtype, place_name(place), path), tuple(tensor.shape)),
         path,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.containers.base import Container, Contents
@@ -31,9 +32,10 @@ class Layout:
         weights: dotted keys that may lead to the weights; the first one that exists does.
         state: dotted keys that may lead to the optimizer's state in the same container.
         config: where the sizes of the model are; None if a `config.json` beside the weights may have them.
+        state_files: the optimizer's state, if it is in files of its own; None if it is not.
         recipe: the recipe of its models; None if the config tells it.
         library: how a reference model is built; None if the config tells it.
-        next_lines: what to do to go on, given the path of the wide checkpoint.
+        next_lines: how to continue, given the path of the wide checkpoint.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layout:
     weights: tuple[str, ...] = USUAL_WEIGHTS
     state: tuple[str, ...] = ()
     config: ConfigPlace | None = None
+    state_files: StateFiles | None = None
     recipe: str | None = None
     library: Library | None = None
     next_lines: Callable[[str], Sequence[str]] | None = None
@@ -71,6 +74,19 @@ class Layout:
             if any(tensor[:-1] == place and isinstance(tensor[-1], str) for tensor in contents.tensors):
                 return place
         return None
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """Files of the optimizer's state beside those of the weights.
+
+    Attributes:
+        name: returns the name of the first of them, given that of the container of the weights.
+        container: returns the kind of container that they are, given the first one and the shapes of the weights.
+    """
+
+    name: Callable[[str], str]
+    container: Callable[[Path, Mapping[str, tuple[int, ...]]], Container]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from mupscale_cli.checkpoints.yaml_files import read_yaml
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import listed
 
+_NUMBER = re.compile(r"\d+")
 _MAX_KEYS = 8  # of a file's content in a message
 
 
@@ -94,6 +96,13 @@ class Trained:
         if where is None:
             return None
         return where.read(self.contents.content if self.config_file is None else read_sizes(self.config_file))
+
+    @property
+    def state_file(self) -> Path | None:
+        """The first file of an optimizer's state beside the container; None if there is none."""
+        beside = self.layout.state_files
+        file = None if beside is None else self.path.with_name(beside.name(self.path.name))
+        return file if file is not None and file.is_file() else None
 
     @property
     def state(self) -> Place | None:
@@ -189,10 +198,12 @@ def _trained(
         for tensor in contents.tensors
         if tensor[:-1] == place and (not state or tensor[: len(state)] != state)
     }
-    return Trained(layout, contents, places, _config_file(layout, names, folder), choice)
+    return Trained(layout, contents, places, _config_file(layout, names, folder, contents.path.name), choice)
 
 
-def _config_file(layout: Layout, names: Collection[str], folder: Path) -> Path | None:
+def _config_file(layout: Layout, names: Collection[str], folder: Path, container: str) -> Path | None:
+    """Return the file with the sizes: of several, the one with the number of the container, or the last by name."""
     pattern = None if layout.config is None else layout.config.file
     found = [name for name in names if pattern is not None and fnmatchcase(name, pattern)]
-    return folder / max(found) if found else None
+    numbered = [name for name in found if _NUMBER.findall(name) == _NUMBER.findall(container)]
+    return folder / max(numbered or found) if found else None

@@ -66,20 +66,22 @@ class TreeState:
         specs = {key: tensor.spec for key, tensor in stored.items()}
         own = replace(self.own, stored={key: _unnamed(tensor) for key, tensor in stored.items()})
         wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, own)
+        self._wide_container(plan).shares(wide.content)  # refuses what it cannot hold, before anything is written
 
         def write(options: WriteOptions) -> StateFile | None:
-            path = options.directory / options.name
+            path, container = options.directory / options.name, self._wide_container(plan)
             filled = fill(
                 wide.tensors,
                 self.stored,
-                lambda: self.container.write_blank(path, wide.content),
+                lambda: container.write_blank(path, wide.content),
+                container.shares(wide.content),
                 progress=options.progress,
                 ranks=options.ranks,
                 allow_nonfinite=options.allow_nonfinite,
             )
             if filled is None:
                 return None
-            files = self.container.files(path)
+            files = container.files(path)
             digests = {file: segments_digest(file, filled.segments.get(file, {})) for file in files}
             digest = files_digest(files, digests.__getitem__)
             return StateFile(options.name, filled.nonfinite, digest, filled.stds, filled.overflowed, digests)
@@ -87,6 +89,9 @@ class TreeState:
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
         about = {"format": self.container.name, "groups": recorded_groups(wide.groups)}
         return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
+
+    def _wide_container(self, plan: Plan) -> Container:
+        return self.container.resized({tensor.target.name: tensor.target.shape for tensor in plan.tensors})
 
     def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
         return names_by_order(self.config, groups, states, self._weights)

@@ -1,0 +1,33 @@
+"""nanoGPT: one file of everything, which `train.py --init_from=resume` reads back."""
+
+from __future__ import annotations
+
+from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
+
+_LOAD = "optimizer.load_state_dict(checkpoint['optimizer'])"
+
+
+def _next_lines(path: str) -> tuple[str, ...]:
+    """Name the lines of train.py that have to know the groups of the wide model."""
+    return (
+        f"python train.py --init_from=resume --out_dir={path}  # with the narrow run's options and these lines:",
+        f"- {_LOAD}",
+        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, out_dir); {_LOAD}",
+        "- param_group['lr'] = lr",
+        "+ param_group['lr'] = lr * param_group['lr_factor']",
+        "- torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)",
+        "+ mupscale.clip_grad_norm_(optimizer, grad_clip)",
+    )
+
+
+NANOGPT = Layout(
+    name="nanogpt",
+    title="nanoGPT",
+    patterns=("ckpt.pt",),
+    marks=("model", "model_args", "iter_num"),
+    weights=("model",),
+    state=("optimizer",),
+    config=ConfigPlace(key="model_args"),
+    recipe="nanogpt",
+    next_lines=_next_lines,
+)
