@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mupscale_cli.integrations.transformers import WideTrainer
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
     from mupscale_cli.plan import Plan, Size
-    from mupscale_cli.tasks.grow import Grown, grow
+    from mupscale_cli.tasks.growing.grow import Grown, grow
+    from mupscale_cli.tasks.growing.schedule import GrowthSchedule
+    from mupscale_cli.tasks.growing.trainer import GrowingTrainer, GrowingTrainerMixin
     from mupscale_cli.tasks.jobs import JobPlan, PushStep, VerifyStep, WidenStep, plan_job, run_job
     from mupscale_cli.tasks.options import WidenOptions
     from mupscale_cli.tasks.planning import plan_widening
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "MupscaleError": "errors",
+    "GrowingTrainer": "tasks.growing.trainer",
+    "GrowingTrainerMixin": "tasks.growing.trainer",
     "WideCallback": "integrations.lightning",
     "WideTrainer": "integrations.transformers",
     "WideTrainerMixin": "integrations.mixin",
     "scale_optimizer": "integrations.scaling",
     "clip_grad_norm_": "optimizers.torch_groups",
     "param_groups": "optimizers.torch_groups",
-    "Grown": "tasks.grow",
-    "grow": "tasks.grow",
+    "Grown": "tasks.growing.grow",
+    "grow": "tasks.growing.grow",
+    "GrowthSchedule": "tasks.growing.schedule",
     "JobPlan": "tasks.jobs",
     "PushStep": "tasks.jobs",
     "VerifyStep": "tasks.jobs",
@@ -58,7 +63,10 @@ _MODULES = {
     "widen": "tasks.widen",
 }
 __all__ = [
+    "GrowingTrainer",
+    "GrowingTrainerMixin",
     "Grown",
+    "GrowthSchedule",
     "JobPlan",
     "MupscaleError",
     "Plan",

@@ -44,13 +44,16 @@ class WideTrainerMixin(_Trainer):
         """Make the trainer's optimizer, with the groups of the wide model."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if not is_scaled(optimizer):
-            folder: Any = self._widened or getattr(self.model, "name_or_path", "")
-            try:
-                scale_optimizer(optimizer, self.model, folder, schedulers=self._schedulers, adapter=self._adapter)
-            except CheckpointError as error:
-                hint = "`widened=FOLDER` names the folder that `mupscale widen` wrote"
-                raise CheckpointError(error.message, hint=error.hint or hint) from error
+            self._scale(optimizer)
         return optimizer
+
+    def _scale(self, optimizer: Any) -> None:
+        folder: Any = self._widened or getattr(self.model, "name_or_path", "")
+        try:
+            scale_optimizer(optimizer, self.model, folder, schedulers=self._schedulers, adapter=self._adapter)
+        except CheckpointError as error:
+            hint = "`widened=FOLDER` names the folder that `mupscale widen` wrote"
+            raise CheckpointError(error.message, hint=error.hint or hint) from error
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Make the trainer's scheduler, which follows the optimizer if it takes over other groups."""

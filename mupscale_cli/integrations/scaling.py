@@ -72,6 +72,21 @@ def scale_optimizer(
     optimizer.register_load_state_dict_pre_hook(_StoredGroups(by_name, schedulers))
 
 
+def follow_stored_groups(optimizer: torch.optim.Optimizer, model: nn.Module, schedulers: Sequence[Any] = ()) -> None:
+    """Let an optimizer with other groups load the state of a model that grew during its run: it takes the groups over.
+
+    Args:
+        optimizer: an optimizer of all parameters that the stored one has.
+        model: the wide model.
+        schedulers: the schedulers of its learning rates, if there are any yet; a list may be completed later.
+    """
+    by_name = dict(model.named_parameters())
+    name_of = {id(parameter): name for name, parameter in by_name.items()}
+    for group in optimizer.param_groups:
+        group[_NAMES] = [name_of[id(parameter)] for parameter in group[_PARAMS]]
+    optimizer.register_load_state_dict_pre_hook(_StoredGroups(by_name, schedulers))
+
+
 def is_scaled(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether an optimizer has the groups of a widened model."""
     return all(CLIP_WEIGHT in group for group in optimizer.param_groups)

@@ -156,7 +156,8 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
     (page `theory`). Gradients are scaled as in `torch.nn.utils.clip_grad_norm_`.
 
     Args:
-        optimizer: an optimizer created from `param_groups` or given to `scale_optimizer`, or its groups.
+        optimizer: an optimizer created from `param_groups`, given to `scale_optimizer` or returned by `grow`, or its
+            groups. Those of a model that is not widened count every unit once as they are.
         max_norm: the largest norm.
 
     Returns:
@@ -171,7 +172,7 @@ def clip_grad_norm_(optimizer: torch.optim.Optimizer | Iterable[Mapping[str, Any
         if gradients:
             norm: Any = get_total_norm(gradients)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a model that FSDP2 shards
-            squared.append(group[CLIP_WEIGHT] * norm.square())
+            squared.append(group.get(CLIP_WEIGHT, 1.0) * norm.square())
     total = (
         torch.stack([value.to(squared[0].device) for value in squared]).sum().sqrt() if squared else torch.tensor(0.0)
     )

@@ -3,56 +3,11 @@
 import pytest
 import torch
 import transformers
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from hf_trainer import CLIP, REL, RandomTokens, arguments, losses, trained
 
-from helpers import build
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.integrations.transformers import WideTrainer
 from mupscale_cli.tasks.widen import widen
-
-CLIP = 0.5
-# Whatever the model's type, the reference computes norms, softmax and rotary tables in float32: some roundings of it.
-REL = 16 * 2**-24
-
-
-class RandomTokens(Dataset):
-    """The same sequences in every run."""
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        tokens = torch.randint(50, (9,), generator=torch.Generator().manual_seed(index))
-        return {"input_ids": tokens, "labels": tokens}
-
-
-DEFAULTS = {
-    "max_steps": 8,
-    "save_steps": 4,
-    "learning_rate": 3e-3,
-    "weight_decay": 0.1,
-    "max_grad_norm": CLIP,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 2,
-    "per_device_train_batch_size": 2,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "report_to": [],
-    "disable_tqdm": True,
-    "seed": 0,
-}
-
-
-def arguments(folder, settings):
-    return TrainingArguments(folder, **{**DEFAULTS, **settings})
-
-
-def losses(trainer):
-    return {
-        entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry
-    }
-
 
 OPTIMIZERS = {
     "adamw_torch": {},
@@ -60,14 +15,6 @@ OPTIMIZERS = {
     "adagrad": {"learning_rate": 0.03},
     "rmsprop": {"optim_args": "momentum=0.5,centered=true"},
 }
-
-
-def trained(case, folder, settings):
-    narrow = Trainer(
-        build(case, dtype=torch.float64).train(), arguments(folder, settings), train_dataset=RandomTokens()
-    )
-    narrow.train()
-    return losses(narrow)
 
 
 def continued(checkpoint, folder, wide_folder, settings):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from growing import Run, difference, follows, tokens_loss, vectors_loss
+from memory_runs import Run, difference, follows, tokens_loss, vectors_loss
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
@@ -14,7 +14,7 @@ from helpers import build, mlp_tensors
 from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError
 from mupscale_cli.optimizers.exact import ExactMuon
 from mupscale_cli.plan import Size
-from mupscale_cli.tasks.grow import grow
+from mupscale_cli.tasks.growing.grow import grow
 from mupscale_cli.tasks.widen import widen
 
 BEFORE = 3  # steps, so that no state is zero
@@ -299,7 +299,7 @@ def test_wrappers_are_taken_off_and_hooks_are_named(wrap, written):
     assert type(result.model) is type(model)
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), result.model.parameters(), strict=True))
     assert result.notes == (
-        f"`{written}` was taken off; wrap the wide model again",
+        f"`{written}` was taken off; wrap the wide one again",
         "hooks of `model.layers.0` are not carried; register them again",
     )
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.live import LiveState, MakeOptimizer, expand_live, plan_live_state, widen_live_scheduler
+from mupscale_cli.optimizers.scheduler import regroup_scheduler
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.names import ParameterNames
-from mupscale_cli.tasks.live import (
+from mupscale_cli.tasks.growing.live import (
     Build,
     LiveModel,
+    become,
     build_blank,
     carry_modes,
     live_tensors,
@@ -75,6 +77,8 @@ class GrowCall(GrowthOptions, _Trained):
         build: makes a model from a config as plain values; without a config, from `{"shapes": ...}`. Default: the
             model's class, or the library that its config is for.
         make_optimizer: makes an optimizer from parameter groups. Default: the class of the narrow one.
+        in_place: turn the given model, optimizer and scheduler themselves into the wide ones, for a trainer that holds
+            them. Modules inside the model are new ones.
     """
 
     _: KW_ONLY
@@ -82,10 +86,11 @@ class GrowCall(GrowthOptions, _Trained):
     config: Mapping[str, Any] | None = None
     build: Build | None = None
     make_optimizer: MakeOptimizer | None = None
+    in_place: bool = False
 
     @property
     def as_widening(self) -> WidenOptions:
-        """The same growth as that of a checkpoint."""
+        """The growth as options of widening a checkpoint."""
         return WidenOptions(**{field.name: getattr(self, field.name) for field in fields(GrowthOptions)})
 
 
@@ -93,8 +98,8 @@ class GrowCall(GrowthOptions, _Trained):
 def grow(model: nn.Module, call: GrowCall) -> Grown:
     """Grow a model and its optimizer in memory: the same plan, and the same bytes, as widening their checkpoint.
 
-    The given model and optimizer stay as they are, and the result shares no data with them, so memory must hold both.
-    Call it between two steps; gradients are not carried.
+    The given model and optimizer stay as they are (except `in_place`), and the result shares no data with them, so
+    memory must hold both. Call it between two steps; gradients are not carried.
 
     Args:
         model: a model of transformers, or a module of your own with `recipe`. Wrappers for compilation and data
@@ -109,7 +114,10 @@ def grow(model: nn.Module, call: GrowCall) -> Grown:
         >>> model, optimizer = grown.model, grown.optimizer  # doctest: +SKIP
     """
     live = read_live(model, call.config, call.build)
-    optimizers, schedulers = _several(call.optimizer), _several(call.scheduler)
+    if call.in_place and (holder := next((each for each in live.unwrapped if "DataParallel" in each), None)):
+        raise PlanError(f"{holder} holds the narrow parameters, so they cannot grow in place", hint="omit `in_place`")
+    optimizers = [_bare(each, "optimizer") for each in _several(call.optimizer)]
+    schedulers = [_bare(each, "scheduler") for each in _several(call.scheduler)]
     bound = [_position(scheduler, optimizers) for scheduler in schedulers]
     source = described(Source(live.as_checkpoint()), call.recipe, call.settings)
     plan = plan_source(source, call.as_widening)
@@ -132,10 +140,20 @@ def grow(model: nn.Module, call: GrowCall) -> Grown:
         widen_live_scheduler(scheduler, grown[index], rates[index])
         for scheduler, index in zip(schedulers, bound, strict=True)
     ]
-    notes = _notes(live, wide)
+    prepared = [*optimizers, *schedulers] != [*_several(call.optimizer), *_several(call.scheduler)]
+    unwrapped = (*live.unwrapped, *(["accelerate's wrapper of optimizer or scheduler"] if prepared else []))
+    notes = _notes(live.module, wide, unwrapped, in_place=call.in_place)
     for note in notes:
         _log.warning("%s", note)
-    return Grown(wide, _as_given(call.optimizer, grown), _as_given(call.scheduler, new_schedulers), plan, notes)
+    if not call.in_place:
+        return Grown(wide, _as_given(call.optimizer, grown), _as_given(call.scheduler, new_schedulers), plan, notes)
+    become(live.module, wide)
+    for optimizer, result in zip(optimizers, grown, strict=True):
+        optimizer.param_groups[:] = result.param_groups
+        optimizer.state = result.state
+    for scheduler, index in zip(schedulers, bound, strict=True):
+        regroup_scheduler(scheduler, rates[index])
+    return Grown(model, call.optimizer, call.scheduler, plan, notes)
 
 
 @dataclass(frozen=True)
@@ -224,16 +242,22 @@ def _fill(
         setattr(wide.get_submodule(owner), own_name, kept)
 
 
-def _notes(live: LiveModel, wide: nn.Module) -> tuple[str, ...]:
+def _notes(narrow: nn.Module, wide: nn.Module, unwrapped: Sequence[str], *, in_place: bool) -> tuple[str, ...]:
     """Say what the wide model does not have, and has to be done again."""
-    notes = [f"{wrapper} was taken off; wrap the wide model again" for wrapper in live.unwrapped]
-    if hooks := lost_hooks(live.module, wide):
-        notes.append(f"hooks of {listed(hooks, _MAX_NAMED)} are not carried; register them again")
+    notes = [] if in_place else [f"{wrapper} was taken off; wrap the wide one again" for wrapper in unwrapped]
+    if hooks := [name for name in lost_hooks(narrow, wide) if name or not in_place]:
+        names = listed([name or "the model" for name in hooks], _MAX_NAMED)
+        notes.append(f"hooks of {names} are not carried; register them again")
     return tuple(notes)
 
 
 def _several(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _bare(value: Any, attribute: str) -> Any:
+    """Return an optimizer or a scheduler without what accelerate wraps around it."""
+    return getattr(value, attribute) if type(value).__module__.startswith("accelerate.") else value
 
 
 def _as_given(given: Any, results: list[Any]) -> Any:
@@ -242,7 +266,8 @@ def _as_given(given: Any, results: list[Any]) -> Any:
 
 def _position(scheduler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Return the position of the optimizer that a scheduler drives."""
-    found = next((i for i, each in enumerate(optimizers) if each is getattr(scheduler, "optimizer", None)), None)
+    driven = _bare(getattr(scheduler, "optimizer", None), "optimizer")
+    found = next((i for i, each in enumerate(optimizers) if each is driven), None)
     if found is None:
         raise PlanError(
             f"the {type(scheduler).__name__} drives another optimizer than those that are grown",

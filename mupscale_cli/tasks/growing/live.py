@@ -30,6 +30,8 @@ _WRAPPERS: dict[str, tuple[str, str]] = {
     "torch.nn.parallel.distributed.DistributedDataParallel": ("module", "`DistributedDataParallel`"),
     "torch.nn.parallel.data_parallel.DataParallel": ("module", "`DataParallel`"),
 }
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")  # how attributes with hooks of a module end
+_MODES = {"training", "gradient_checkpointing", "_gradient_checkpointing_func"}  # attributes of modules
 _REFUSED = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
         "keeps its parameters flattened and sharded",
@@ -245,7 +247,9 @@ def _decoded(values: Any) -> Any:
 
 
 def carry_modes(narrow: nn.Module, wide: nn.Module, names: Iterable[tuple[str, str]]) -> None:
-    """Put every submodule of the wide module into the mode, training or evaluation, of the one that it comes from.
+    """Put every submodule of the wide module into the mode of the one that it comes from.
+
+    That is training or evaluation, and with transformers whether activations are computed again in the backward pass.
 
     Args:
         narrow: the narrow module.
@@ -262,17 +266,23 @@ def carry_modes(narrow: nn.Module, wide: nn.Module, names: Iterable[tuple[str, s
         parts = tuple(path.split("."))
         moved = next((count for count in range(len(parts), 0, -1) if parts[:count] in origins), 0)
         source = modules.get(".".join((*origins.get(parts[:moved], ()), *parts[moved:])), narrow)
-        module.training = source.training
+        for name in _MODES & vars(source).keys():
+            setattr(module, name, vars(source)[name])
+
+
+def become(module: nn.Module, wide: nn.Module) -> None:
+    """Turn a module into a wide one of its class; its own hooks, and what others have set on it, stay."""
+    vars(module).update({name: value for name, value in vars(wide).items() if not name.endswith(_HOOKS)})
 
 
 def lost_hooks(narrow: nn.Module, wide: nn.Module) -> list[str]:
-    """Return the names of the submodules whose hooks the wide module lacks; the module itself is called `the model`."""
+    """Return the names of the submodules whose hooks the wide module lacks; that of the module itself is empty."""
     counts = {path: _num_hooks(module) for path, module in wide.named_modules()}
-    return [path or "the model" for path, module in narrow.named_modules() if _num_hooks(module) > counts.get(path, 0)]
+    return [path for path, module in narrow.named_modules() if _num_hooks(module) > counts.get(path, 0)]
 
 
 def _num_hooks(module: nn.Module) -> int:
-    tables = (value for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict))
+    tables = (value for name, value in vars(module).items() if name.endswith(_HOOKS[0]) and isinstance(value, dict))
     own = sum(map(len, tables))
     return own + sum(len(vars(p).get("_backward_hooks") or ()) for p in module.parameters(recurse=False))
 
