@@ -230,6 +230,15 @@ OptimizerState = Annotated[
         help="Optimizer state to widen. auto: the state next to the checkpoint, if any.",
     ),
 ]
+OptimizerKind = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--optimizer-kind",
+        metavar="NAME",
+        help="Optimizer that the state belongs to, if its settings and keys do not tell. Repeatable, for a file of "
+        "several.",
+    ),
+]
 OptimizerPolicy = Annotated[
     str,
     typer.Option(

@@ -119,7 +119,10 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
     if state := result.record["optimizer_state"]:
         yield (
             "optimizer",
-            Text(f"{_POLICIES[state['policy']]}: {state['file'] or 'in the same file'} ({state['policy']})"),
+            Text(
+                f"{_POLICIES[state['policy']]}: {state['file'] or 'in the same file'}, {' and '.join(state['kinds'])} "
+                f"({state['policy']})"
+            ),
         )
     else:
         yield "optimizer", Text(why_no_state(result.files, optimizer))

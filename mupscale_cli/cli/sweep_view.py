@@ -167,6 +167,7 @@ def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, res
     widen += ["--recipe", settings.recipe] if settings.recipe else []
     widen += ["--tie", settings.tie] if settings.tie else []
     widen += ["--optimizer", str(settings.state.optimizer)] if settings.state.optimizer != "auto" else []
+    widen += [word for name in settings.state.kinds for word in ("--optimizer-kind", name)]
     widen += ["--optimizer-policy", settings.state.policy] if settings.state.policy != "copy" else []
     widen += settings.perturbation(noise).options if noise else []
     return shlex.join(widen), shlex.join(["mupscale", "hparams", wide, "--from-sweep", result])

@@ -60,6 +60,7 @@ def widen(
     layout: options.LayoutName = None,
     weights_key: options.WeightsKey = None,
     optimizer: options.OptimizerState = "auto",
+    optimizer_kind: options.OptimizerKind = None,
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan. Writes nothing.")] = False,
@@ -131,6 +132,7 @@ def widen(
                 layout=layout,
                 weights_key=weights_key,
                 optimizer=optimizer,
+                optimizer_kind=tuple(optimizer_kind or ()),
                 optimizer_policy=optimizer_policy,
                 key=key,
                 max_shard_size=parse_size(max_shard_size),
@@ -229,9 +231,11 @@ def _show_plan(
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
     planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
+    kinds = source.optimizer_kinds(plan, state)
     if as_json:
         document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
         document["fates"] = files.files_document(planned)
+        document["optimizer_kinds"] = list(kinds)
         output.print_document("plan", document)
         return
     console = output.stdout()
@@ -241,7 +245,8 @@ def _show_plan(
     console.print()
     files.print_plan(console, planned)
     found = source.find_state(state) or why_no_state(planned, state.optimizer)
-    console.print(f"optimizer state: {found}", markup=False, soft_wrap=True)
+    of_kind = f", {' and '.join(kinds)}" if kinds else ""
+    console.print(f"optimizer state: {found}{of_kind}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:

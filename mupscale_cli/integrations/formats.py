@@ -16,7 +16,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import OPTIMIZERS
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.text import listed, starred, suggest
 
 if TYPE_CHECKING:

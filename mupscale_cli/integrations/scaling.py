@@ -13,8 +13,8 @@ from torch import nn
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, widen_groups
-from mupscale_cli.optimizers.multipliers import state_scale
-from mupscale_cli.optimizers.rules import state_kind
+from mupscale_cli.optimizers.identity import identify_all, named_after
+from mupscale_cli.optimizers.rules.rule import OptimizerRule
 from mupscale_cli.optimizers.scheduler import regroup_scheduler
 from mupscale_cli.optimizers.torch_groups import scaled_parameters
 from mupscale_cli.text import listed
@@ -63,9 +63,10 @@ def scale_optimizer(
         for group in optimizer.param_groups
     ]
     states = {name_of[id(parameter)]: entries for parameter, entries in optimizer.state.items()}
+    kinds = identify_all(groups, states, named_after(optimizer))
     for name, entries in states.items():
-        _scale_initial(name, entries, scaled[name].parts)
-    wide = widen_groups(groups, states, lambda name: [scaled[name]])
+        _scale_initial(name, entries, kinds.parameters[name].rule, scaled[name].parts)
+    wide = widen_groups(groups, kinds.groups, lambda name: [scaled[name]])
     _regroup(optimizer, [(group.settings, group.names) for group in wide], by_name)
     for scheduler in schedulers:
         regroup_scheduler(scheduler, [(group.source, group.multipliers.lr) for group in wide])
@@ -99,7 +100,9 @@ def _names(group: Mapping[str, Any], name_of: Mapping[int, str], scaled: Mapping
     return names
 
 
-def _scale_initial(name: str, entries: Mapping[str, Any], parts: Sequence[tuple[float, int]]) -> None:
+def _scale_initial(
+    name: str, entries: Mapping[str, Any], rule: OptimizerRule, parts: Sequence[tuple[float, int]]
+) -> None:
     """Scale what an optimizer's constructor puts into its state, such as Adagrad's `initial_accumulator_value`."""
     if float(entries.get("step", 0)):
         raise PlanError(
@@ -107,11 +110,11 @@ def _scale_initial(name: str, entries: Mapping[str, Any], parts: Sequence[tuple[
             hint="scale it where it is made, and load its state afterwards",
         )
     for key, value in entries.items():
-        kind = state_kind(key, entries.keys())
+        kind = rule.state.get(key)
         if isinstance(value, torch.Tensor) and value.any():
-            if kind is None or kind == "weight" or len(set(parts)) > 1:
+            if kind is None or kind.is_weight or len(set(parts)) > 1:
                 raise PlanError(f"the optimizer's state already holds `{key}` of `{name}`, which cannot be scaled")
-            value.mul_(state_scale(kind, *parts[0]))
+            value.mul_(kind.powers(*parts[0]))
 
 
 def _regroup(

@@ -36,6 +36,7 @@ class CarriedState:
         companions: files of a trainer's checkpoint that are copied unchanged.
         schedulers: files with the state of a learning rate scheduler.
         key: dotted keys that lead to the state in a file that holds more.
+        named: optimizers that the user says the state belongs to.
         max_shard_bytes: largest file of a format with several files; None for a single file.
         opened: identities of all these files before any of them was read.
     """
@@ -47,6 +48,7 @@ class CarriedState:
     companions: tuple[Path, ...]
     schedulers: tuple[Path, ...]
     key: str | None = None
+    named: tuple[str, ...] = ()
     max_shard_bytes: int | None = None
     opened: Mapping[Path, Identity | None] = field(default_factory=dict)
 
@@ -76,7 +78,17 @@ class CarriedState:
         key = {"key": self.key} if self.key else {}
         counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
         hashes = {"source_digest": files_digest(self.source.files), "digest": written.digest}
-        return {"file": written.name, **key, **self.state.about, "policy": self.policy, **copied, **counts, **hashes}
+        named = {"named": list(self.named)} if self.named else {}
+        return {
+            "file": written.name,
+            **key,
+            **self.state.about,
+            **named,
+            "policy": self.policy,
+            **copied,
+            **counts,
+            **hashes,
+        }
 
 
 def plan_carried_state(
@@ -112,7 +124,7 @@ def plan_carried_state(
         )
     nearby = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # shards lie beside their index
     before = identities(file for file in nearby if file.is_file())
-    opened = open_optimizer(path, source.config, key=options.key, trained=source.trained)
+    opened = open_optimizer(path, source.config, key=options.key, kinds=options.kinds, trained=source.trained)
     state = opened.widen(plan, options.policy)
     # With a single file the state is called `NAME.optimizer.pt`; publishing adds NAME.
     name = path.name
@@ -131,6 +143,7 @@ def plan_carried_state(
         companions,
         schedulers,
         options.key,
+        options.kinds,
         limit,
         opened={file: known for file, known in {**source.opened, **before}.items() if file in used},
     )

@@ -13,11 +13,10 @@ from mupscale_cli.checkpoints.containers.places import Place, find_place, place_
 from mupscale_cli.checkpoints.containers.torch_file import blank_tensor
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.optimizers.groups import WideGroup
+from mupscale_cli.optimizers.groups import WideGroup, widen_groups
 from mupscale_cli.optimizers.multipliers import ScaledTensor
-from mupscale_cli.optimizers.rules import initial_value
 from mupscale_cli.optimizers.scheduler import is_schedule, regrouped
-from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state
+from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state, wide_plain
 from mupscale_cli.optimizers.tree import Groups, OptimizerTree, is_optimizer, parse_tree, render_tree
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
@@ -56,12 +55,14 @@ class WideContent:
         tensors: the plans of the blank tensors; each target has its place as its name.
         groups: the optimizer's parameter groups.
         copied: the entries that are copied unchanged.
+        kinds: the names of the optimizers that the state belongs to.
     """
 
     content: Any
     tensors: tuple[TensorPlan, ...]
     groups: tuple[WideGroup, ...]
     copied: tuple[str, ...]
+    kinds: tuple[str, ...]
 
 
 def scales_by_parameter(plan: Plan) -> Callable[[str], list[ScaledTensor]]:
@@ -113,6 +114,7 @@ def widen_content(
     policy: Policy,
     config: Mapping[str, Any] | None,
     names_of: NamesOf,
+    named: Sequence[str] = (),
     own: OwnContent = NOTHING,
 ) -> WideContent:
     """Plan the widened form of a training checkpoint.
@@ -125,12 +127,15 @@ def widen_content(
         policy: how to widen the state.
         config: config.json of the narrow weights.
         names_of: names the parameters of an optimizer that numbers them.
+        named: optimizers that the user says the state belongs to; empty to let it tell.
         own: what of the content belongs to the checkpoint itself.
 
     Raises:
         MupscaleError: state and weights do not belong together.
     """
     tree = OptimizerTree("names", {}, [], {}) if root is None else parse_tree(value_at(content, root), names_of)
+    kinds = replace(tree, kinds=tuple(named)).identified()
+    rules = kinds.rules
     plans_by_id: dict[int, TensorPlan] = {}
     entries = [
         StateEntry(name, key, specs[id(value)])
@@ -140,7 +145,7 @@ def widen_content(
     ]
     states: dict[str, dict[str, Any]] = {}
     names = ParameterNames(plan)
-    for state in plan_state(plan, entries, policy):
+    for state in plan_state(plan, entries, rules, policy):
         tensor = blank_tensor(state.tensor.target)
         plans_by_id[id(tensor)] = state.tensor
         states.setdefault(state.parameter, {})[state.key] = tensor
@@ -148,22 +153,17 @@ def widen_content(
         for name, state_values in tree.states.items():
             plain = {key: value for key, value in state_values.items() if not isinstance(value, torch.Tensor)}
             for tensor_plan in parameter_tensors(names, name) if plain else ():
-                values = {k: initial_plain(k, v) for k, v in plain.items()} if tensor_plan.is_new else plain
+                values = {k: wide_plain(name, k, v, rules[name], tensor_plan) for k, v in plain.items()}
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
-    optimizer, groups = render_tree(tree, states, scales_by_parameter(plan))
+    groups = widen_groups(tree.groups, kinds.groups, scales_by_parameter(plan))
+    optimizer = render_tree(tree, states, groups)
     replaced = {**own.replaced, **({} if root is None else {root: optimizer})}
     weights = _WeightFinder(names, plan, config, specs, plans_by_id, own.stored)
     walker = _Walker(replaced, own, tree, tuple((g.source, g.multipliers.lr) for g in groups), weights, [])
     wide, copied = walker.widen(content, ()), walker.copied
     tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
     # `wide` keeps the blank tensors of `plans_by_id` alive, so their ids are unique.
-    return WideContent(wide, tensors, tuple(groups), tuple(copied))
-
-
-def initial_plain(key: str, value: Any) -> Any:
-    """Return the value before the first step of a state entry that is no tensor; only numbers change."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return type(value)(initial_value(key)) if is_number else value
+    return WideContent(wide, tensors, tuple(groups), tuple(copied), kinds.names)
 
 
 def _plan_at(

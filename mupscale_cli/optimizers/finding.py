@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,12 @@ def _is_marked(state_format: StateFormat, name: str) -> bool:
 
 
 def open_optimizer(
-    path: Path, config: Mapping[str, Any] | None, *, key: str | None = None, trained: Trained | None = None
+    path: Path,
+    config: Mapping[str, Any] | None,
+    *,
+    key: str | None = None,
+    kinds: Sequence[str] = (),
+    trained: Trained | None = None,
 ) -> OptimizerSource:
     """Open optimizer state: read its structure without its data.
 
@@ -89,6 +94,7 @@ def open_optimizer(
         path: a safetensors file or index, a torch.save file, or a folder of torch.distributed.checkpoint.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
+        kinds: the optimizers that the user says the state belongs to; empty to let it tell.
         trained: the trainer's checkpoint of the weights.
 
     Raises:
@@ -100,8 +106,8 @@ def open_optimizer(
 
         container = beside.container(path, {name: tensor.spec.shape for name, tensor in trained.tensors.items()})
         if container.recognizes(path):
-            return open_tree(container, OpenOptions(path, config, key))
+            return open_tree(container, OpenOptions(path, config, key, tuple(kinds)))
     state_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if state_format is None:
         raise CheckpointError(f"no optimizer state at `{path}`")
-    return state_format.open(OpenOptions(path, config, key))
+    return state_format.open(OpenOptions(path, config, key, tuple(kinds)))

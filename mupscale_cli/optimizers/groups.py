@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.identity import Kind
 from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tensor_multipliers
-from mupscale_cli.optimizers.rules import infer_optimizer
 
 _LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # key of the group's weight in the global norm of the gradient
@@ -42,18 +42,30 @@ def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dic
         "min_lr": multipliers.lr,
         "eps": multipliers.eps,
         "weight_decay": multipliers.weight_decay,
+        **dict(multipliers.further),
     }
-    result = dict(settings)
-    for key, value in settings.items():
-        if key in by_key and value is not None:
-            if not isinstance(value, (int, float)):
-                raise PlanError(f"the optimizer's `{key}` is {type(value).__name__}, expected a number")
-            if not abs(value) < _LARGEST:
-                raise PlanError(f"the optimizer's `{key}` is too large or not a number")
-            result[key] = value * by_key[key]
+    result = {key: _scaled(key, value, by_key[key]) if key in by_key else value for key, value in settings.items()}
     added = {CLIP_WEIGHT: multipliers.clip, LR_FACTOR: multipliers.lr, DECAY_FACTOR: multipliers.weight_decay}
     result |= {key: settings.get(key, 1.0) * factor for key, factor in added.items()}  # of a growth before this one
     return result
+
+
+def _scaled(key: str, value: Any, factor: float | tuple[float, ...]) -> Any:
+    """Multiply a setting, or the numbers of a pair by one factor or by a factor each."""
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        factors = factor if isinstance(factor, tuple) else (factor,) * len(value)
+        if len(factors) != len(value):
+            raise PlanError(f"the optimizer's `{key}` has {len(value)} numbers, expected {len(factors)}")
+        return type(value)(_scaled(key, each, by) for each, by in zip(value, factors, strict=True))
+    if isinstance(factor, tuple):
+        raise PlanError(f"the optimizer's `{key}` is one number, expected {len(factor)}")
+    if not isinstance(value, (int, float)):
+        raise PlanError(f"the optimizer's `{key}` is {type(value).__name__}, expected a number")
+    if not abs(value) < _LARGEST:
+        raise PlanError(f"the optimizer's `{key}` is too large or not a number")
+    return value * factor
 
 
 def _in_model_order(names: Iterable[str], scaled: Callable[[str], Sequence[ScaledTensor]]) -> Iterator[ScaledTensor]:
@@ -88,32 +100,27 @@ class WideGroup:
 
 def widen_groups(
     groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]],
-    keys: Mapping[str, Iterable[str]],
+    kinds: Sequence[Kind],
     scaled: Callable[[str], Sequence[ScaledTensor]],
 ) -> list[WideGroup]:
     """Split and scale parameter groups so that the wide model trains like the narrow one.
 
     Args:
         groups: settings and parameter names of each narrow group.
-        keys: state keys of each parameter.
+        kinds: the optimizer of each group.
         scaled: returns the widened tensors of a narrow parameter.
 
     Raises:
-        PlanError: a group's settings belong to no known optimizer.
+        PlanError: a setting to multiply is not a finite number.
     """
     result = []
-    for index, (settings, names) in enumerate(groups):
-        used = {key for name in names for key in keys.get(name, ())}
-        inferred = infer_optimizer(settings, used)
-        if inferred is None:
-            raise PlanError(
-                f"the optimizer's settings match no known optimizer: {', '.join(sorted(map(str, settings)))}",
-                hint="omit the state with `--optimizer none`",
-            )
+    for index, ((settings, names), kind) in enumerate(zip(groups, kinds, strict=True)):
         tensors = {tensor.name: tensor for tensor in _in_model_order(names, scaled)}
-        by_name = {name: tensor_multipliers(tensor, *inferred, settings) for name, tensor in tensors.items()}
+        by_name = {
+            name: tensor_multipliers(tensor, kind.rule, kind.decoupled, settings) for name, tensor in tensors.items()
+        }
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings(settings, multipliers)
-            rule, decoupled = inferred
-            result.append(WideGroup(index, wide, tuple(members), multipliers, rule.name, decoupled, settings))
+            about = (multipliers, kind.rule.name, kind.decoupled, settings)
+            result.append(WideGroup(index, wide, tuple(members), *about))
     return result

@@ -15,7 +15,9 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import group_by_multipliers
 from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, is_exact, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import L2_DECAY, NORM_WEIGHT, OPTIMIZERS, OptimizerRule, optimizer_rule
+from mupscale_cli.optimizers.rules.powers import L2_DECAY, NORM_WEIGHT
+from mupscale_cli.optimizers.rules.rule import OptimizerRule
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS, optimizer_rule
 from mupscale_cli.text import listed
 
 if TYPE_CHECKING:

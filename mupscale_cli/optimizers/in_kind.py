@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class InKind:
         key: dotted keys that lead to the optimizer's state; None if it is not widened.
         policy: how the state is widened.
         weights: the name of each wide weight, by its name in the container.
+        named: optimizers that the user says the state belongs to.
     """
 
     source: TreeState
@@ -41,6 +43,7 @@ class InKind:
     key: str | None
     policy: Policy
     weights: dict[str, str]
+    named: tuple[str, ...] = ()
 
     def write(self, options: WriteOptions) -> tuple[WrittenShards, dict[str, Any] | None] | None:
         """Write the container into a staged output.
@@ -65,11 +68,13 @@ class InKind:
 
     def _record(self, written: StateFile) -> dict[str, Any]:
         copied = {"copied": list(self.state.copied)} if self.state.copied else {}
+        named = {"named": list(self.named)} if self.named else {}
         hashes = {"source_digest": files_digest(self.source.files), "digest": written.digest}
         return {
             "file": None,
             "key": self.key,
             **self.state.about,
+            **named,
             "policy": self.policy,
             **copied,
             **hashes,
@@ -91,7 +96,7 @@ def plan_in_kind(source: Checkpoint, trained: Trained, plan: Plan, options: Stat
     content = trained.contents.content
     place = state_place(trained, options)
     own = OwnContent(trained.places, _sizes(trained, plan), _dropped(trained, place))
-    tree = TreeState(trained.layout.container, trained.contents, place, source.config, own)
+    tree = TreeState(trained.layout.container, trained.contents, place, source.config, options.kinds, own)
     state = tree.widen(plan, options.policy)
     weights = {
         place_name((*trained.places[tensor.source.name][:-1], tensor.target.name)): tensor.target.name
@@ -100,10 +105,10 @@ def plan_in_kind(source: Checkpoint, trained: Trained, plan: Plan, options: Stat
     name = trained.path.name if source.is_file else trained.path.relative_to(source.path).as_posix()
     key = None if place is None else ".".join(map(str, place))
     assert key is None or value_at(content, find_place(content, key)) is not None
-    return InKind(tree, "" if name == "." else name, state, key, options.policy, weights)
+    return InKind(tree, "" if name == "." else name, state, key, options.policy, weights, options.kinds)
 
 
-def open_state(checkpoint: Checkpoint, path: Path, key: str | None) -> OptimizerSource:
+def open_state(checkpoint: Checkpoint, path: Path, key: str | None, kinds: Sequence[str] = ()) -> OptimizerSource:
     """Open the optimizer state of a checkpoint, which may be in the container of its weights.
 
     Raises:
@@ -111,10 +116,10 @@ def open_state(checkpoint: Checkpoint, path: Path, key: str | None) -> Optimizer
     """
     trained = checkpoint.trained
     if trained is None or path != trained.path:
-        return open_optimizer(path, checkpoint.config, key=key, trained=trained)
+        return open_optimizer(path, checkpoint.config, key=key, kinds=kinds, trained=trained)
     place = state_place(trained, StateOptions(key=key))
     own = OwnContent(trained.places)
-    return TreeState(trained.layout.container, trained.contents, place, checkpoint.config, own)
+    return TreeState(trained.layout.container, trained.contents, place, checkpoint.config, tuple(kinds), own)
 
 
 def state_place(trained: Trained, options: StateOptions) -> Place | None:

@@ -18,6 +18,7 @@ from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.content import WideContent, widen_content
+from mupscale_cli.optimizers.identity import named_after
 from mupscale_cli.optimizers.scheduler import NESTED, regroup_scheduler
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan, TensorPlan
@@ -129,7 +130,9 @@ def plan_live_state(
     named = {number: names[id(parameter)] for number, parameter in zip(numbers, parameters, strict=True)}
     stored = {place_name(place): tensor for place, tensor in walk(content)}
     specs = {id(tensor): _spec(name, tensor) for name, tensor in stored.items()}
-    wide = widen_content(content, specs, (), plan, policy, plan.config, lambda _groups, _states: named)
+    wide = widen_content(
+        content, specs, (), plan, policy, plan.config, lambda _groups, _states: named, named_after(optimizer)
+    )
     return LiveState(optimizer, wide, stored)
 
 

@@ -12,7 +12,7 @@ from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.hyperparameters import Settings, name_pattern
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import optimizer_rule
+from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.text import listed
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, scale_settings
 from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import optimizer_rule
+from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.record.reading import adapter_growth, read_record
 from mupscale_cli.text import suggest
 

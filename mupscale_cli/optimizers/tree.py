@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.optimizers.groups import WideGroup, widen_groups
-from mupscale_cli.optimizers.multipliers import ScaledTensor
+from mupscale_cli.optimizers.groups import WideGroup
+from mupscale_cli.optimizers.identity import Kinds, identify_all
 
 Form = Literal["numbers", "names", "flat"]
 Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
@@ -29,12 +29,22 @@ class OptimizerTree:
         states: the state entries of every parameter that has any.
         groups: settings and parameter names of each group; the flat form has one group per parameter.
         numbers: the number of each name, in the form with numbers.
+        kinds: the optimizers that the user says these are; empty if settings and keys decide.
     """
 
     form: Form
     states: Mapping[str, Mapping[str, Any]]
     groups: Groups
     numbers: Mapping[str, int]
+    kinds: tuple[str, ...] = ()
+
+    def identified(self) -> Kinds:
+        """Tell which optimizer each group and each parameter belongs to.
+
+        Raises:
+            PlanError: it is not certain.
+        """
+        return identify_all(self.groups, self.states, self.kinds)
 
     def renamed(self, name_of: Callable[[str], str]) -> OptimizerTree:
         """Return the same content under other names of parameters."""
@@ -128,30 +138,25 @@ def _parse_flat(content: Mapping[Any, Any]) -> OptimizerTree:
 
 
 def render_tree(
-    tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], scaled: Callable[[str], Sequence[ScaledTensor]]
-) -> tuple[dict[Any, Any], list[WideGroup]]:
+    tree: OptimizerTree, states: Mapping[str, Mapping[str, Any]], groups: Sequence[WideGroup]
+) -> dict[Any, Any]:
     """Render the widened state dict in the form of the narrow one.
 
     Args:
         tree: the narrow state dict.
         states: the state entries of every wide parameter.
-        scaled: returns the widened tensors of a narrow parameter.
-
-    Returns:
-        The widened state dict, and its groups.
+        groups: its groups.
     """
-    keys = {name: entries.keys() for name, entries in tree.states.items()}
-    groups = widen_groups(tree.groups, keys, scaled)
     if tree.form == "flat":
         flat = {f"{_STATE}.{name}.{key}": value for name, entries in states.items() for key, value in entries.items()}
         for group in groups:
             flat |= {f"{_GROUPS}.{name}.{k}": v for name in group.names for k, v in group.settings.items()}
-        return flat, groups
+        return flat
     members = [name for group in groups for name in group.names]
     labels: Mapping[str, Any] = {name: name for name in members}
     if tree.form == "numbers":
         labels = {name: number for number, name in enumerate(members)}
-    content = {
+    return {
         _STATE: {labels[name]: dict(states[name]) for name in members if name in states},
         _GROUPS: [
             {
@@ -162,4 +167,3 @@ def render_tree(
             for group in groups
         ],
     }
-    return content, groups

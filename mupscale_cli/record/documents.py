@@ -348,6 +348,7 @@ class Plan(TypedDict):
     bytes: Annotated[Count, "Size of the weights in bytes."]
     files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
     fates: NotRequired[Annotated[list[PlannedFile], "What becomes of every file of the source."]]
+    optimizer_kinds: NotRequired[Annotated[list[str], "Optimizers that the state to widen belongs to."]]
     config: Annotated[list[Change], "Changes of config.json."]
     to: Annotated[GoalComparison | None, "The model whose sizes are taken; null if there is none."]
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]

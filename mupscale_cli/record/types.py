@@ -217,6 +217,8 @@ class OptimizerState(TypedDict):
     file: Annotated[FileName | None, "Name of the file or folder next to the weights; null if it is in their own."]
     key: NotRequired[Annotated[str, "Dotted keys that lead to the state within the file."]]
     format: Annotated[str, "Format of the file."]
+    kinds: Annotated[list[str], "Optimizers that the state belongs to."]
+    named: NotRequired[Annotated[list[str], "Optimizers that the user named; absent if the state told."]]
     policy: Annotated[Literal["copy", "reset-new", "reset"], "How the moments of copies were initialized."]
     groups: NotRequired[
         Annotated[list[NarrowGroup], "Groups of the narrow optimizer; absent if the format has no groups."]

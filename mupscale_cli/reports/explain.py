@@ -19,7 +19,9 @@ from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed
 from mupscale_cli.architecture.patterns import Alternatives, NameAxis, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import OPTIMIZERS, OptimizerRule, Powers
+from mupscale_cli.optimizers.rules.powers import UNCHANGED, Powers, Ratios
+from mupscale_cli.optimizers.rules.rule import OptimizerRule
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import power_scale
 from mupscale_cli.text import listed, number_text, starred
@@ -245,7 +247,8 @@ class Explanation:
     def consequences(self, part: Part) -> tuple[Consequence, ...]:
         """Return the hyperparameter multipliers of a part, for each optimizer that accepts such a tensor."""
         rules = [rule for rule in OPTIMIZERS.values() if not rule.matrices_only or len(self.dims) == 2]
-        return tuple(_consequences(rules, part, self.values))
+        ratios = UNCHANGED if self.shapes is None else Ratios.of(*self.shapes)
+        return tuple(_consequences(rules, part, self.values, ratios))
 
     def bare_factor(self, part: Part) -> tuple[str, str]:
         """Return formulas in K of c and m with `--factor K`."""
@@ -310,7 +313,10 @@ class Consequence:
 
 
 def _consequences(
-    known: Iterable[OptimizerRule], part: Part, factors: Mapping[str, int | float | Fraction] | None
+    known: Iterable[OptimizerRule],
+    part: Part,
+    factors: Mapping[str, int | float | Fraction] | None,
+    ratios: Ratios,
 ) -> Iterator[Consequence]:
     """Yield the hyperparameter multipliers of a part, once for optimizers that share them."""
     by_formulas: dict[tuple[tuple[str, Powers], ...], list[OptimizerRule]] = {}
@@ -320,7 +326,7 @@ def _consequences(
         values = None
         if factors is not None:
             c, m = part.c.value(factors), part.m.value(factors)
-            values = {key: formula(c, m) for key, formula in formulas}
+            values = {key: formula(c, m, ratios) for key, formula in formulas}
         yield Consequence(tuple(rules), {key: str(formula) for key, formula in formulas}, values)
 
 

@@ -15,14 +15,15 @@ from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.sweep.data import Split, Tokens
 from mupscale_cli.sweep.models import load_model
 from mupscale_cli.sweep.settings import Training
+from mupscale_cli.text import listed
 from mupscale_cli.verification.placement import choose_device
 
 _FINAL = 0.1  # learning rate at the end of a cosine, relative to its start
-_ADAM = {"exp_avg", "exp_avg_sq", "step"}
 
 Report = Callable[[int, float], None]
 
@@ -102,18 +103,21 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
         return
     recorded = (checkpoint.record or {}).get("optimizer_state") or {}
     # mupscale wrote the state of a widened checkpoint itself.
-    states = open_optimizer(file, checkpoint.config, key=recorded.get("key")).load().states
+    kinds = recorded.get("kinds", ())
+    tree = open_optimizer(file, checkpoint.config, key=recorded.get("key"), kinds=kinds).load()
+    adamw = OPTIMIZERS["adamw"]
+    if strange := set(tree.identified().names) - {adamw.name, adamw.twin}:
+        raise SweepError(
+            f"the optimizer's state `{file.name}` is not Adam's but that of {listed(sorted(strange))}",
+            hint="ignore it with `--optimizer none`, or bring your own trainer with `--command`",
+        )
+    states = tree.states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, parameter in model.named_parameters():
         plain = strip_wrappers(name)
         entries = next((states[s] for s in (plain, plain.removeprefix(prefix), prefix + plain) if s in states), None)
         if entries is None:
             continue
-        if not entries.keys() >= _ADAM:
-            raise SweepError(
-                f"the optimizer's state `{file.name}` is not Adam's: `{name}` has {', '.join(sorted(entries))}",
-                hint="ignore it with `--optimizer none`, or bring your own trainer with `--command`",
-            )
         optimizer.state[parameter] = {
             "step": torch.tensor(float(entries["step"])),
             **{key: entries[key].to(parameter).clone() for key in ("exp_avg", "exp_avg_sq")},

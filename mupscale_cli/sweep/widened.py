@@ -49,6 +49,7 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
                 recipe=sweep.recipe,
                 tie=sweep.tie,
                 optimizer=sweep.state.optimizer,
+                optimizer_kind=sweep.state.kinds,
                 optimizer_policy=sweep.state.policy,
                 key=sweep.state.key,
                 verify=False,

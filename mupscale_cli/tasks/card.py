@@ -232,6 +232,8 @@ def reproducing_command(record: Record, name: str) -> str:
     words += ["--clean-names"] if record.get("clean_names") else []
     words += _growth_options(record)
     state = record["optimizer_state"]
+    if state:
+        words += [word for name in state.get("named", ()) for word in ("--optimizer-kind", name)]
     if state and state["policy"] != "copy":
         words += ["--optimizer-policy", state["policy"]]
     return shlex.join([*words, "-o", name])

@@ -16,6 +16,7 @@ from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
@@ -161,6 +162,7 @@ class WidenOptions(GrowthOptions, _Destination):
         layout: the trainer whose layout the checkpoint has; None to find it.
         weights_key: dotted keys that lead to the weights in a trainer's file; None for the usual ones.
         optimizer: path of the optimizer state; `auto` finds it next to the checkpoint, `none` skips it.
+        optimizer_kind: names of the optimizers that the state belongs to. Default: its settings and keys tell.
         key: dotted keys that lead to the optimizer state inside a larger file.
         max_shard_size: maximum size of a file in an output directory, in bytes.
         overwrite: replace an existing output that mupscale wrote.
@@ -179,6 +181,7 @@ class WidenOptions(GrowthOptions, _Destination):
     layout: str | None = None
     weights_key: str | None = None
     optimizer: str | Path = "auto"
+    optimizer_kind: str | Sequence[str] = ()
     key: str | None = None
     max_shard_size: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
@@ -202,8 +205,8 @@ class WidenOptions(GrowthOptions, _Destination):
         amounts = {name: str(amount) for name, amount in request.axes.items()}
         adapters = list(map(str, self.adapter))
         settings = dict(self.settings or {})
-        plain = {"adapter": adapters, "noise_on": list(self.noise_on), "settings": settings}
-        return {**values, **texts, **plain, "factor": str(request.factor), "axes": amounts}
+        plain = {"adapter": adapters, "noise_on": list(self.noise_on), "optimizer_kind": list(self.state.kinds)}
+        return {**values, **texts, **plain, "settings": settings, "factor": str(request.factor), "axes": amounts}
 
     @property
     def choice(self) -> Choice:
@@ -213,7 +216,8 @@ class WidenOptions(GrowthOptions, _Destination):
     @property
     def state(self) -> StateOptions:
         """Options of the optimizer state."""
-        return StateOptions(self.optimizer, self.policy, self.key)
+        names = (self.optimizer_kind,) if isinstance(self.optimizer_kind, str) else self.optimizer_kind
+        return StateOptions(self.optimizer, self.policy, self.key, tuple(optimizer_rule(name).name for name in names))
 
     @property
     def verification(self) -> VerifyOptions:

@@ -13,10 +13,11 @@ from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, download, open_remote
 from mupscale_cli.checkpoints.layouts.opening import USUAL, Choice
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
-from mupscale_cli.plan import Plan
+from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
 from mupscale_cli.record.making import Origin, relative_path
 from mupscale_cli.tasks.recognition import missing_settings
 
@@ -85,6 +86,23 @@ class Source:
         if path is None or self.remote is None or path.parent != self.checkpoint.path:
             return None if path is None else str(path)
         return f"{self.remote.id}/{path.name}"
+
+    def optimizer_kinds(self, plan: Plan, options: StateOptions) -> tuple[str, ...]:
+        """Return which optimizers the state to widen belongs to; none for a state that is not downloaded.
+
+        Raises:
+            MupscaleError: the state does not tell, does not belong to the weights, or cannot be widened.
+        """
+        if not self.is_local:
+            return ()
+        if (trained := self.checkpoint.trained) is not None:
+            from mupscale_cli.optimizers.in_kind import plan_in_kind  # imports torch
+
+            in_kind = plan_in_kind(self.checkpoint, trained, plan, options)
+            if in_kind.key is not None:
+                return tuple(in_kind.state.about["kinds"])
+        carried = plan_carried_state(options, self.checkpoint, plan, DEFAULT_SHARD_BYTES)
+        return () if carried is None else tuple(carried.state.about["kinds"])
 
     @property
     def default_directory(self) -> Path:

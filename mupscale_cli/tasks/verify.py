@@ -155,7 +155,7 @@ def _plan_state(widening: RecordedWidening, call: VerifyCall) -> CarriedState | 
     path = call.optimizer or _recorded_state(narrow, carried)
     if path is None:
         raise _no_narrow_state(narrow, carried)
-    options = StateOptions(path, carried["policy"], carried.get("key"))
+    options = StateOptions(path, carried["policy"], carried.get("key"), tuple(carried["kinds"]))
     state = _planned_state(options, narrow, widening.plan)
     assert state is not None
     if carried["source_digest"] != files_digest(state.source.files):
@@ -293,8 +293,8 @@ def _states(widening: RecordedWidening, optimizer: Path | None) -> tuple[Optimiz
     if before is None:
         raise _no_narrow_state(source, carried)
     return (
-        open_state(source, before, carried.get("key")).load(),
-        open_state(target, after, carried.get("key")).load(),
+        open_state(source, before, carried.get("key"), carried["kinds"]).load(),
+        open_state(target, after, carried.get("key"), carried["kinds"]).load(),
     )
 
 

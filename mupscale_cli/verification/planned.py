@@ -18,10 +18,12 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.engine.expand import effective_source
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.engine.streaming import expand_whole
-from mupscale_cli.optimizers.content import initial_plain, scales_by_parameter
+from mupscale_cli.optimizers.content import scales_by_parameter
 from mupscale_cli.optimizers.groups import widen_groups
-from mupscale_cli.optimizers.rules import default_settings
-from mupscale_cli.optimizers.state_plan import StateEntry, StatePlan, parameter_tensors, plan_state, rescale
+from mupscale_cli.optimizers.identity import default_settings, identify_all
+from mupscale_cli.optimizers.rules.rule import OptimizerRule
+from mupscale_cli.optimizers.rules.table import optimizer_rule
+from mupscale_cli.optimizers.state_plan import StateEntry, StatePlan, parameter_tensors, plan_state, rescale, wide_plain
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.names import ParameterNames
@@ -156,7 +158,10 @@ def narrow_groups(state: OptimizerTree | None, decays: Mapping[str, bool]) -> li
     if state is not None and state.groups:
         return list(state.groups)
     keys = {key for entries in (state.states.values() if state else ()) for key in entries}
-    settings = default_settings(keys)
+    names = state.identified().names if state is not None and state.states else ("adamw",)
+    if len(names) > 1:
+        raise CannotVerify(f"the state has no groups and is that of {' and '.join(names)}", hint=FRESH_START)
+    settings = default_settings(optimizer_rule(names[0]), keys)
     decayed, others = ([name for name in decays if decays[name] == is_decayed] for is_decayed in (True, False))
     return [(settings, decayed), ({**settings, "weight_decay": 0.0}, others)]
 
@@ -182,7 +187,9 @@ def restart(groups: Sequence[Group]) -> list[Group]:
     return [({**settings, "lr": settings.get("initial_lr", 0.0)}, names) for settings, names in groups]
 
 
-def plan_start(plan: Plan, groups: Sequence[Group], states: States, carried: OptimizerTree | None) -> WideStart:
+def plan_start(
+    plan: Plan, groups: Sequence[Group], states: States, carried: OptimizerTree | None, named: Sequence[str] = ()
+) -> WideStart:
     """Plan the settings and the state that the wide optimizer starts from, and compare the carried ones with them.
 
     The optimizer gets the carried numbers, so that a wrong learning rate, eps or decay shows in its steps, too.
@@ -192,23 +199,26 @@ def plan_start(plan: Plan, groups: Sequence[Group], states: States, carried: Opt
         groups: parameter groups of the narrow optimizer.
         states: state of the narrow optimizer.
         carried: the state next to the wide checkpoint; None if none is used.
+        named: optimizers that the user says the state belongs to; empty to let it tell.
 
     Raises:
         PlanError: the state does not belong to these weights.
     """
-    keys = {name: entries.keys() for name, entries in states.items()}
-    planned: list[Group] = [(g.settings, g.names) for g in widen_groups(groups, keys, scales_by_parameter(plan))]
+    kinds = identify_all(groups, states, named)
+    wide_groups = widen_groups(groups, kinds.groups, scales_by_parameter(plan))
+    planned: list[Group] = [(group.settings, group.names) for group in wide_groups]
+    scaled = {*_SCALED, *(key for kind in kinds.groups for key in kind.rule.scaled)}
     wide_states: dict[str, dict[str, Any]] = defaultdict(dict)
     differences: list[str] = []
     if carried is not None and carried.groups:
         expected = {name: settings for settings, names in planned for name in names}
         differences += _differing_settings(expected, carried.groups)
         planned = [
-            ({**expected.get(names[0], {}), **{key: settings[key] for key in _SCALED if key in settings}}, names)
+            ({**expected.get(names[0], {}), **{key: settings[key] for key in scaled if key in settings}}, names)
             for settings, names in carried.groups
             if names
         ]
-    for entry, value in _wide_entries(plan, states):
+    for entry, value in _wide_entries(plan, states, kinds.rules):
         wide_states[entry.parameter][entry.key] = _unrounded(entry, value)
         if carried is not None and not _is_carried(entry, value, carried.states):
             differences.append(f"{entry.key} of {entry.parameter}")
@@ -217,7 +227,9 @@ def plan_start(plan: Plan, groups: Sequence[Group], states: States, carried: Opt
     return WideStart(planned, wide_states, tuple(differences))
 
 
-def _wide_entries(plan: Plan, states: States) -> Iterator[tuple[StatePlan | _Scalar, Any]]:
+def _wide_entries(
+    plan: Plan, states: States, rules: Mapping[str, OptimizerRule]
+) -> Iterator[tuple[StatePlan | _Scalar, Any]]:
     """Yield the plan of every entry of the wide state, and the narrow value that it is made of."""
     named = {f"{name}.{key}": (name, key, value) for name, entries in states.items() for key, value in entries.items()}
     entries = [
@@ -225,17 +237,17 @@ def _wide_entries(plan: Plan, states: States) -> Iterator[tuple[StatePlan | _Sca
         for spelled, (name, key, value) in named.items()
         if isinstance(value, Tensor)
     ]
-    for state in plan_state(plan, entries):
+    for state in plan_state(plan, entries, rules):
         yield state, named[state.tensor.source.name][2]
     names = ParameterNames(plan)
     for name, key, value in named.values():
         for tensor in parameter_tensors(names, name) if not isinstance(value, Tensor) else ():
-            yield _Scalar(names.wide_name(name, tensor), key), initial_plain(key, value) if tensor.is_new else value
+            yield _Scalar(names.wide_name(name, tensor), key), wide_plain(name, key, value, rules[name], tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class _Scalar:
-    """An entry of a wide parameter's state that is not a tensor, and is not scaled."""
+    """An entry of a wide parameter's state that is not a tensor."""
 
     parameter: str
     key: str
@@ -245,7 +257,7 @@ def _unrounded(entry: StatePlan | _Scalar, value: Any) -> Any:
     """Return a planned entry of the wide state; in float64 and without rounding, if it is scaled."""
     if isinstance(entry, _Scalar):
         return value
-    if entry.kind == "weight":
+    if entry.kind.is_weight and value.shape == entry.tensor.source.shape and value.dim():
         return planned_weight(entry.tensor, value)
     if not value.is_floating_point():
         return value.clone() if entry.tensor.fill is None else torch.full_like(value, entry.tensor.fill)

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.optimizers.rules import OptimizerRule, infer_optimizer
+from mupscale_cli.optimizers.identity import Kinds, identify_all
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import counted
 from mupscale_cli.verification.activations import name_in
 from mupscale_cli.verification.inputs import Inputs
-from mupscale_cli.verification.optimizers import decayed_parameters, make_optimizer
+from mupscale_cli.verification.optimizers import OptimizersOfModel, decayed_parameters, make_optimizers
 from mupscale_cli.verification.placement import free_unused
 from mupscale_cli.verification.planned import (
     FRESH_START,
@@ -53,8 +54,32 @@ class _Trainee:
     """A model with its optimizer."""
 
     model: nn.Module
-    rule: OptimizerRule
-    optimizer: torch.optim.Optimizer
+    optimizer: OptimizersOfModel
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the optimizer of a model starts from.
+
+    Attributes:
+        groups: its parameter groups.
+        states: its state.
+        named: optimizers that the user says these are; empty to let settings and keys tell.
+    """
+
+    groups: Sequence[Group]
+    states: States
+    named: Sequence[str] = ()
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        return identify_all(self.groups, self.states, self.named)
+
+    @property
+    def description(self) -> str:
+        settings = self.groups[0][0]
+        shown = ", ".join(f"{key} {settings[key]:g}" for key in ("lr", "weight_decay", "momentum") if settings.get(key))
+        return f"{' and '.join(self.kinds.names)} ({shown})"
 
 
 def verify_training(
@@ -89,7 +114,8 @@ def verify_training(
     narrow = _prepared(load_narrow())
     groups = narrow_groups(state, decayed_parameters(narrow))
     states: States = state.states if state else {}
-    start = plan_start(plan, groups, states, wide_state)
+    named = state.kinds if state else ()
+    start = plan_start(plan, groups, states, wide_state, named)
     wide_groups = start.groups
     if is_finished(groups):
         groups, wide_groups = restart(groups), restart(wide_groups)
@@ -98,8 +124,9 @@ def verify_training(
     initial = {name: names[name].detach().to("cpu", copy=True) for _, name in tensors.values()}
     factor, reason = rounding_factor(plan, torch.float64)
     trained = {name: found for name, found in tensors.items() if not found[0].is_new}
-    expected = _train_narrow(narrow, groups, states, trained, loss, steps, factor)
-    description = _optimizer_text(groups)
+    start_narrow = _Start(groups, states, named)
+    expected = _train_narrow(narrow, start_narrow, trained, loss, steps, factor)
+    description = start_narrow.description
     device = next(narrow.parameters()).device
     del narrow, names
     free_unused(device)  # the wide model trains alone in memory
@@ -114,7 +141,7 @@ def verify_training(
         parameter.data.copy_(planned_weight(tensor, initial[source]))
         parameter.requires_grad_(not tensor.is_new)
     parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
-    trainee = _trainee(wide, wide_groups, start.states)
+    trainee = _trainee(wide, _Start(wide_groups, start.states, named))
     losses, first = [], None
     with everything_in(torch.float64):
         for step in range(steps):
@@ -165,43 +192,33 @@ def _wide_parameters(wide: nn.Module, planned_names: Iterable[str]) -> dict[str,
     return found
 
 
-def _trainee(model: nn.Module, groups: Sequence[Group], states: States) -> _Trainee:
+def _trainee(model: nn.Module, start: _Start) -> _Trainee:
     """Make an optimizer for a model, with the given parameter groups and state."""
     parameters = dict(model.named_parameters())
     by_name = {
         name: parameters[in_model]
-        for name in (n for _, names in groups for n in names)
+        for name in (n for _, names in start.groups for n in names)
         if (in_model := name_in(model, name, parameters)) is not None
     }
-    missing = next((name for _, names in groups for name in names if name not in by_name), None)
+    missing = next((name for _, names in start.groups for name in names if name not in by_name), None)
     if missing:
         raise VerifyError(f"the optimizer has a parameter `{missing}` that the model lacks")
-    settings, names = groups[0]
-    inferred = infer_optimizer(settings, {key for name in names for key in states.get(name, ())})
-    if inferred is None:
-        raise VerifyError("cannot tell which optimizer the state belongs to")
-    torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in groups if names]
-    optimizer = make_optimizer(*inferred, torch_groups)
-    for name, entries in states.items():
+    torch_groups = [{**settings, "params": [by_name[name] for name in names]} for settings, names in start.groups]
+    optimizer = make_optimizers(torch_groups, start.kinds.groups)
+    for name, entries in start.states.items():
         in_model = name_in(model, name, parameters)
         if in_model is None:
             raise VerifyError(f"the optimizer has state for `{name}`, which the model lacks")
-        optimizer.state[parameters[in_model]] = {key: _as_float64(value) for key, value in entries.items()}
-    return _Trainee(model, inferred[0], optimizer)
+        optimizer.load(parameters[in_model], {key: _as_float64(key, value) for key, value in entries.items()})
+    return _Trainee(model, optimizer)
 
 
-def _as_float64(value: Any) -> Any:
+def _as_float64(key: str, value: Any) -> Any:
+    if key == "step" and not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=torch.float64)  # torch counts in tensors
     if isinstance(value, Tensor):
         return value.clone().double() if value.is_floating_point() else value.clone()
     return value
-
-
-def _optimizer_text(groups: Sequence[Group]) -> str:
-    settings = groups[0][0]
-    inferred = infer_optimizer(settings, ())
-    name = inferred[0].name if inferred else "optimizer"
-    shown = ", ".join(f"{key} {settings[key]:g}" for key in ("lr", "weight_decay", "momentum") if settings.get(key))
-    return f"{name} ({shown})"
 
 
 # Steps ---------------------------------------------------------------------------------------------
@@ -251,15 +268,14 @@ class _Expected:
 
 def _train_narrow(
     narrow: nn.Module,
-    groups: Sequence[Group],
-    states: States,
+    start: _Start,
     tensors: Mapping[str, tuple[TensorPlan, str]],
     loss: Loss,
     steps: int,
     factor: float,
 ) -> _Expected:
     """Train the narrow model and a disturbed copy of it; return what the wide model should do."""
-    twins = tuple(_trainee(model, groups, states) for model in (narrow, copy.deepcopy(narrow)))
+    twins = tuple(_trainee(model, start) for model in (narrow, copy.deepcopy(narrow)))
     plain, disturbed = (dict(twin.model.named_parameters(remove_duplicate=False)) for twin in twins)
     names = {source for _, source in tensors.values()}
     initial = {name: plain[name].detach().clone() for name in names}

@@ -124,7 +124,7 @@ def test_nonfinite_values_in_an_optimizer_state_are_refused(saved, tmp_path):
         for key in ("exp_avg", "exp_avg_sq")
     }
     state[f"state.{UP}.exp_avg"][0, 0] = float("nan")
-    save_file(state, source / "optimizer.safetensors")
+    save_file(state, source / "optimizer.safetensors", metadata={"optimizer": "adamw"})
     with pytest.raises(CheckpointError, match=rf"state\.{UP}\.exp_avg.*not finite"):
         widen(source, tmp_path / "wide", 2, verify=False)
     widened = widen(source, tmp_path / "wide", 2, verify=False, allow_nonfinite=True)

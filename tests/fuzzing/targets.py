@@ -38,7 +38,7 @@ from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.recorded import scaled_tensors
-from mupscale_cli.optimizers.rules import OPTIMIZERS
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.scheduler import widen_scheduler
 from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.record.changes import output_changed

@@ -34,7 +34,7 @@ CORE = {
     "plan/*.py": ("tests/plan",),
     "engine/expand.py": ("tests/engine/test_streaming.py", "tests/engine/test_shards.py"),
     "engine/splitting.py": ("tests/engine/test_expand.py",),
-    "optimizers/rules.py": ("tests/optimizers", "tests/verification/test_training.py"),
+    "optimizers/rules/powers.py": ("tests/optimizers", "tests/verification/test_training.py"),
 }
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE,

@@ -19,6 +19,7 @@ from mupscale_cli.engine.streaming import write_tensors
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers import finding
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from training import trained
@@ -64,7 +65,8 @@ class RawState:
 
     def widen(self, plan, policy):
         entries = [StateEntry(*name.rsplit(".", 1), tensor.spec) for name, tensor in self.stored.items()]
-        tensors = tuple(state.tensor for state in plan_state(plan, entries, policy))
+        rules = {entry.parameter: OPTIMIZERS["adamw"] for entry in entries}
+        tensors = tuple(state.tensor for state in plan_state(plan, entries, rules, policy))
 
         def write(options):
             folder = options.directory / options.name
@@ -76,7 +78,7 @@ class RawState:
             written = Raw().open(OpenOptions(folder, None))
             return StateFile(options.name, {}, files_digest(written.files, segments_digest))
 
-        return WideState(tensors, self.stored, write, {"format": "raw"})
+        return WideState(tensors, self.stored, write, {"format": "raw", "kinds": ["adamw"]})
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def saved_with_moments(tmp_path):
     moments = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
     for kind in ("raw", "safetensors"):
         model.save_pretrained(tmp_path / kind)
-    save_file(moments, tmp_path / "safetensors" / "optimizer.safetensors")
+    save_file(moments, tmp_path / "safetensors" / "optimizer.safetensors", metadata={"optimizer": "adamw"})
     (tmp_path / "raw" / "moments").mkdir()
     for name, value in moments.items():
         (tmp_path / "raw" / "moments" / name).write_bytes(value.numpy().tobytes())

@@ -14,6 +14,7 @@ from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.random import noise_key
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import CheckpointError, PlanError, VerifyError
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.plan.methods import METHODS, make_method
 from mupscale_cli.tasks.planning import plan_widening
@@ -91,7 +92,7 @@ def test_carried_moments_are_the_gradients_of_the_wide_model(case, method, facto
     narrow, wide = (dict(model.named_parameters()) for model in models)
     entries = [StateEntry(name, "exp_avg", TensorSpec(name, "F64", tuple(p.shape))) for name, p in narrow.items()]
     largest = max(float(parameter.grad.abs().max()) for parameter in wide.values())
-    for state in plan_state(made.plan, entries):
+    for state in plan_state(made.plan, entries, dict.fromkeys(narrow, OPTIMIZERS["lion"])):
         planned = expand_whole(state.tensor, narrow[state.parameter].grad)
         assert (planned - wide[state.parameter].grad).abs().max() < 1e-12 * largest, state.parameter
 

@@ -13,8 +13,9 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.optimizers.exact import ExactMuon
+from mupscale_cli.optimizers.exact.matrices import ExactMuon
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.state_plan import StateEntry, plan_state
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.options import Size
@@ -103,7 +104,7 @@ def test_hparams_keeps_the_rates_of_sgd_and_says_what_adam_lacks(tmp_path):
     adam = hyperparameters(read_record(open_checkpoint(wide)), Settings(LR, "adamw"))
     (inexact,) = (warning for warning in adam.warnings if f"up to {math.sqrt(2):.3g} times" in warning)
     assert "lm_head" in inexact
-    assert "with SGD or Muon, one rate is right for every matrix" in inexact
+    assert "with SGD or Muon or NorMuon or NorMuon+, one rate is right for every matrix" in inexact
 
 
 def test_every_part_of_verify_knows_balanced_streams(tmp_path):
@@ -161,9 +162,8 @@ def test_carried_moments_are_those_of_the_gradients(key, moment, tmp_path):
     """Each unit's moments are scaled by its own number of copies, also those of gains."""
     result = grown("Llama-untied", tmp_path, {"embed": 72}, verify=False)
     narrow, wide = gradients(tmp_path / "narrow"), gradients(result.output)
-    keys = ("exp_avg", "exp_avg_sq")  # both, so that they are recognized as Adam's
-    entries = [StateEntry(n, k, TensorSpec(f"{n}.{k}", "F64", tuple(g.shape))) for n, g in narrow.items() for k in keys]
-    planned = [state for state in plan_state(result.plan, entries) if state.key == key]
+    entries = [StateEntry(n, key, TensorSpec(f"{n}.{key}", "F64", tuple(g.shape))) for n, g in narrow.items()]
+    planned = plan_state(result.plan, entries, dict.fromkeys(narrow, OPTIMIZERS["adamw"]))
     assert len(planned) == len(narrow)
     for state in planned:
         carried, expected = expand_whole(state.tensor, moment(narrow[state.parameter])), moment(wide[state.parameter])

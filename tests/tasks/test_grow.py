@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 
 from helpers import build, mlp_tensors
 from mupscale_cli.errors import CheckpointError, MupscaleError, PlanError
-from mupscale_cli.optimizers.exact import ExactMuon
+from mupscale_cli.optimizers.exact.matrices import ExactMuon
 from mupscale_cli.plan import Size
 from mupscale_cli.tasks.growing.grow import grow
 from mupscale_cli.tasks.widen import widen

@@ -44,6 +44,7 @@ WIDEN = {
     "layout": ("torch", "torch", {}),
     "weights_key": ("state.model", "state.model", {}),
     "optimizer": ("none", "none", {}),
+    "optimizer_kind": ("lamb", ("lamb",), {}),
     "optimizer_policy": ("reset", "reset", {}),
     "key": ("adam", "adam", {}),
     "max_shard_size": ("3MB", 3_000_000, {}),

@@ -82,7 +82,7 @@ def model(day, recipe, case):
                 state[f"state.{spec.name}.step"] = torch.tensor(3.0)
                 for key in ("exp_avg", "exp_avg_sq"):
                     state[f"state.{spec.name}.{key}"] = torch.rand(spec.shape)
-            save_file(state, path / "optimizer.safetensors")
+            save_file(state, path / "optimizer.safetensors", metadata={"optimizer": "adamw"})
     return day.models[recipe]
 
 

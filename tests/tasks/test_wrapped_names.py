@@ -53,7 +53,7 @@ def test_wrapped_models_are_verified_with_their_optimizer(how, clean_names, tmp_
         for key in ("exp_avg", "exp_avg_sq")
     }
     state |= {f"state.{rename(name)}.step": torch.tensor(5.0) for name in weights}
-    save_file(state, narrow / "optimizer.safetensors")
+    save_file(state, narrow / "optimizer.safetensors", metadata={"optimizer": "adamw"})
     renamed(narrow, rename)
     assert widen(narrow, tmp_path / "wide", 2, clean_names=clean_names).verification.agrees
     found = verify(tmp_path / "wide", steps=2)

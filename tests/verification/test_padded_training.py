@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from training import OPTIMIZERS, save_training
+from training import CASES, OPTIMIZERS, named_kind, save_training
 
 STEPS, SLOW_STEPS = 8, 20  # a wrong rule shows after two
 HALF = Fraction(3, 2)
@@ -26,7 +26,7 @@ EVERYWHERE = [pytest.param(case, marks=pytest.mark.slow) if case == "Mamba2-unti
 
 def check(tmp_path, case, optimizer, steps=STEPS, **options):
     source = save_training(tmp_path / "narrow", case, optimizer)
-    widen(source, tmp_path / "wide", axes=FAMILIES[case], verify=False, **options)
+    widen(source, tmp_path / "wide", axes=FAMILIES[case], optimizer_kind=named_kind(optimizer), verify=False, **options)
     training = verify(tmp_path / "wide", dtype="float64", steps=steps, only=["function"]).training
     assert training.agrees, training
     assert training.carried
@@ -40,7 +40,7 @@ def test_every_family(case, tmp_path):
     check(tmp_path, case, "adamw", fresh="zero")
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", CASES)
 def test_every_optimizer(optimizer, tmp_path):
     check(tmp_path, "Llama-untied", optimizer, fresh="zero")
 

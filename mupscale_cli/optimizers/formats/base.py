@@ -53,11 +53,13 @@ class OpenOptions:
         path: a file or folder that the format recognizes.
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
+        kinds: the optimizers that the user says the state belongs to; empty to let it tell.
     """
 
     path: Path
     config: Mapping[str, Any] | None
     key: str | None = None
+    kinds: tuple[str, ...] = ()
 
 
 class OptimizerSource(Protocol):

@@ -13,12 +13,14 @@ from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, StateFormat, WideState, WriteOptions
+from mupscale_cli.optimizers.identity import identify_all
 from mupscale_cli.optimizers.state_plan import Policy, StateEntry, plan_state
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan, Shard, split_into_shards
 from mupscale_cli.plan.names import ParameterNames
 
 _INDEX = ".safetensors.index.json"
+_KINDS = "optimizer"  # metadata: the names of the optimizers, separated by commas
 _PREFIXES = ("optimizer.state.", "state.", "optimizer.", "")
 
 
@@ -46,7 +48,9 @@ class Safetensors(StateFormat):
         headers = [read_header(file) for file in files]
         # A reset state has no tensors.
         stored = merge_headers(headers, path) if any(header.tensors for header in headers) else {}
-        return SafetensorsState(path, tuple(files), stored, {"format": "pt", **headers[0].metadata})
+        metadata = {"format": "pt", **headers[0].metadata}
+        kinds = options.kinds or tuple(filter(None, metadata.get(_KINDS, "").split(",")))
+        return SafetensorsState(path, tuple(files), stored, metadata, kinds)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class SafetensorsState:
     files: tuple[Path, ...]
     stored: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+    kinds: tuple[str, ...] = ()
 
     @property
     def content(self) -> dict[str, str]:
@@ -74,10 +79,16 @@ class SafetensorsState:
         for name, tensor in tensors.items():
             parameter, _, key = name.removeprefix(prefix).rpartition(".")
             states.setdefault(parameter, {})[key] = tensor
-        return OptimizerTree("flat", states, (), {})
+        return OptimizerTree("flat", states, (), {}, self.kinds)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
-        states = plan_state(plan, self._entries(plan), policy)
+        entries = self._entries(plan)
+        states_of: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            states_of.setdefault(entry.parameter, {})[entry.key] = entry.spec
+        kinds = identify_all((), states_of, self.kinds)
+        states = plan_state(plan, entries, kinds.rules, policy)
+        metadata = {**self.metadata, _KINDS: ",".join(kinds.names)}
         tensors = tuple(state.tensor for state in states)
 
         def write(options: WriteOptions) -> StateFile | None:
@@ -90,7 +101,7 @@ class SafetensorsState:
                 shards,
                 self.stored,
                 options.directory,
-                metadata=self.metadata,
+                metadata=metadata,
                 progress=options.progress,
                 allow_nonfinite=options.allow_nonfinite,
                 ranks=options.ranks,
@@ -107,7 +118,9 @@ class SafetensorsState:
             write_json(options.directory / f"{stem}{_INDEX}", index)
             return StateFile(f"{stem}{_INDEX}", *about)
 
-        return WideState(tensors, self.stored, write, {"format": "safetensors"}, content=self.content)
+        return WideState(
+            tensors, self.stored, write, {"format": "safetensors", "kinds": list(kinds.names)}, content=metadata
+        )
 
     def _entries(self, plan: Plan) -> list[StateEntry]:
         """Split the tensors' names into parameters and keys, after the prefix with which the parameters are known."""

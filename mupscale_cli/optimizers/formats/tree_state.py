@@ -32,6 +32,7 @@ class TreeState:
         contents: its structure.
         root: the place of the optimizer's state dict; None if it is not widened.
         config: config.json of the weights.
+        kinds: the optimizers that the user says the state belongs to; empty to let it tell.
         own: what of the content belongs to the checkpoint itself.
     """
 
@@ -39,6 +40,7 @@ class TreeState:
     contents: Contents
     root: Place | None
     config: Mapping[str, Any] | None
+    kinds: tuple[str, ...] = ()
     own: OwnContent = NOTHING
 
     @property
@@ -59,13 +61,14 @@ class TreeState:
 
     def load(self) -> OptimizerTree:
         assert self.root is not None
-        return parse_tree(value_at(self.container.load(self.contents), self.root), self._names)
+        tree = parse_tree(value_at(self.container.load(self.contents), self.root), self._names)
+        return replace(tree, kinds=self.kinds)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
         stored = {id(tensor): self.contents.tensors[place] for place, tensor in walk(self.content)}
         specs = {key: tensor.spec for key, tensor in stored.items()}
         own = replace(self.own, stored={key: _unnamed(tensor) for key, tensor in stored.items()})
-        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, own)
+        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, self.kinds, own)
         self._wide_container(plan).shares(wide.content)  # refuses what it cannot hold, before anything is written
 
         def write(options: WriteOptions) -> StateFile | None:
@@ -87,7 +90,7 @@ class TreeState:
             return StateFile(options.name, filled.nonfinite, digest, filled.stds, filled.overflowed, digests)
 
         groups = tuple((group.source, group.multipliers.lr) for group in wide.groups)
-        about = {"format": self.container.name, "groups": recorded_groups(wide.groups)}
+        about = {"format": self.container.name, "groups": recorded_groups(wide.groups), "kinds": list(wide.kinds)}
         return WideState(wide.tensors, self.stored, write, about, groups, wide.copied, wide.content)
 
     def _wide_container(self, plan: Plan) -> Container:
@@ -119,4 +122,4 @@ def open_tree(container: Container, options: OpenOptions) -> TreeState:
     """
     contents = container.read(options.path)
     root = locate_optimizer(contents.content, options.key, str(options.path))
-    return TreeState(container, contents, root, options.config)
+    return TreeState(container, contents, root, options.config, options.kinds)

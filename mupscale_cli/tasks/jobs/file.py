@@ -198,6 +198,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "layout": _text,
         "weights_key": _text,
         "optimizer": _state,
+        "optimizer_kind": _texts,
         "optimizer_policy": _text,
         "key": _text,
         "max_shard_size": _size,

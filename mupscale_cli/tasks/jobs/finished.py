@@ -98,8 +98,9 @@ def _state_difference(step: WidenStep, source: Source, output: Checkpoint, recor
         return "it has no optimizer state" if carried is None else "it has an optimizer state"
     if carried is None or wanted is None:
         return None
-    key = step.options.state.key or (carried.get("key") if carried["file"] is None else None)
-    if (carried["policy"], carried.get("key")) != (step.options.state.policy, key):
+    options = step.options.state
+    key = options.key or (carried.get("key") if carried["file"] is None else None)
+    if (carried["policy"], carried.get("key"), carried.get("named", [])) != (options.policy, key, list(options.kinds)):
         return "its optimizer state was widened with other options"
     if source.remote is None and _modified_at(Path(wanted)) > max(file.stat().st_mtime for file in output.files):
         return f"the optimizer state `{wanted}` is newer"

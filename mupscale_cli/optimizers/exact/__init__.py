@@ -1,0 +1,1 @@
+"""Exact implementations of optimizers that torch lacks or computes approximately, for verifying training."""

@@ -1,0 +1,175 @@
+"""Which optimizer a state belongs to: settings of groups and keys of entries decide it together. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.rules.rule import DECOUPLED, OptimizerRule
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS, REFUSED, optimizer_rule
+from mupscale_cli.text import listed
+
+_NAME_IT = "name it with `--optimizer-kind NAME`, or omit the state with `--optimizer none`"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The optimizer of some parameters.
+
+    Attributes:
+        rule: its rule, as it is with the settings of their group.
+        decoupled: whether its weight decay is `p -= lr wd p`.
+    """
+
+    rule: OptimizerRule
+    decoupled: bool
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The optimizers of a state.
+
+    Attributes:
+        groups: the optimizer of each group.
+        parameters: the optimizer of each parameter that has state or is in a group.
+    """
+
+    groups: tuple[Kind, ...]
+    parameters: Mapping[str, Kind]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the optimizers, each once."""
+        return tuple(dict.fromkeys(kind.rule.name for kind in (*self.groups, *self.parameters.values())))
+
+    @property
+    def rules(self) -> dict[str, OptimizerRule]:
+        """The rule of each parameter."""
+        return {name: kind.rule for name, kind in self.parameters.items()}
+
+
+def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence[str] = ()) -> Kind:
+    """Tell which optimizer a group of parameters belongs to.
+
+    Args:
+        settings: the settings of the group; empty if the state has none.
+        keys: the state keys of its parameters; may be empty before the first step.
+        named: optimizers that the user says these are; empty to let settings and keys decide.
+
+    Raises:
+        PlanError: no optimizer or several have such settings and keys, or the optimizer cannot be carried over.
+    """
+    rules = [optimizer_rule(name) for name in named] or list(OPTIMIZERS.values())
+    present = {*settings, *keys}
+    refusal = next((each for each in REFUSED if present >= each.marks), None)
+    if refusal is not None and not named:
+        raise PlanError(
+            f"the optimizer is {refusal.title}, which cannot be carried over: {refusal.reason}",
+            hint="omit the state with `--optimizer none`",
+        )
+    known = distinctive_keys(keys)
+    able = [rule for rule in rules if rule.holds(known)]
+    found = _most_specific(able, present) or (able if named or known else [])
+    declared = next((settings[key] for key in DECOUPLED if key in settings), None)
+    if declared is not None:  # Adam and AdamW differ in nothing else
+        found = [rule for rule in found if rule.twin is None or rule.decoupled == bool(declared)]
+    elif settings and not settings.get("weight_decay"):
+        found = [rule for rule in found if rule.decoupled or OPTIMIZERS.get(rule.twin or "") not in found]
+    if not found:
+        raise _unknown(settings, keys, named)
+    if len(found) > 1:
+        raise _ambiguous(found, settings)
+    rule = found[0].with_settings(settings)
+    return Kind(rule, rule.decoupled if declared is None else bool(declared))
+
+
+def identify_all(
+    groups: Iterable[tuple[Mapping[str, Any], Sequence[str]]],
+    states: Mapping[str, Mapping[str, Any]],
+    named: Sequence[str] = (),
+) -> Kinds:
+    """Tell which optimizer each group and each parameter of a state belongs to.
+
+    Args:
+        groups: settings and parameter names of each group.
+        states: the state entries of each parameter.
+        named: optimizers that the user says these are; empty to let settings and keys decide.
+
+    Raises:
+        PlanError: it is not certain for a group, or for a parameter of a state without groups.
+    """
+    keys = {name: frozenset(entries) for name, entries in states.items()}
+    groups = list(groups)
+    kinds = tuple(
+        identify(settings, frozenset().union(*(keys.get(name, ()) for name in names)), named)
+        for settings, names in groups
+    )
+    grouped = {name: kind for kind, (_, names) in zip(kinds, groups, strict=True) for name in names}
+    ungrouped = {name: found for name, found in keys.items() if name not in grouped}
+    by_keys = {found: identify({}, found, named) for found in dict.fromkeys(ungrouped.values())}
+    return Kinds(kinds, {**grouped, **{name: by_keys[found] for name, found in ungrouped.items()}})
+
+
+def named_after(optimizer: object) -> tuple[str, ...]:
+    """Return the optimizers that the class of a live one is named after, with either weight decay; none if unknown."""
+    rule = OPTIMIZERS.get(type(optimizer).__name__.lower())
+    return () if rule is None else (rule.name, *filter(None, [rule.twin]))
+
+
+def distinctive_keys(keys: Collection[str]) -> set[str]:
+    """Return the keys that belong to the state of a certain optimizer, unlike those that any state may have."""
+    return {key for key in keys if any(key in rule.state for rule in OPTIMIZERS.values())}
+
+
+def default_settings(rule: OptimizerRule, keys: Iterable[str]) -> dict[str, Any]:
+    """Return default settings for a state whose file has none.
+
+    Args:
+        rule: the optimizer.
+        keys: the state keys of all parameters, some of which exist only with certain settings.
+    """
+    settings = dict(rule.settings)
+    for key in keys:
+        settings.update(rule.implied.get(key, {}))
+    return settings
+
+
+def _most_specific(rules: Iterable[OptimizerRule], present: Collection[str]) -> list[OptimizerRule]:
+    """Return the rules that have a mark among these names which no other matching mark contains."""
+    marks = {
+        rule.name: [mark for mark in rule.marks if mark <= set(present)]
+        for rule in rules
+        if rule.lacks.isdisjoint(present)
+    }
+    matched = [mark for found in marks.values() for mark in found]
+    return [
+        OPTIMIZERS[name]
+        for name, found in marks.items()
+        if any(not any(mark < other for other in matched) for mark in found)
+    ]
+
+
+def _unknown(settings: Mapping[str, Any], keys: Collection[str], named: Sequence[str]) -> PlanError:
+    held, given = (
+        f"the {what} {listed(sorted(map(str, names)))}" if names else f"no {what}"
+        for what, names in (("state", keys), ("settings", settings))
+    )
+    if named:
+        return PlanError(
+            f"`--optimizer-kind {' '.join(named)}` does not fit parameters with {held} and {given}",
+            hint="repeat the option for every optimizer of the file",
+        )
+    return PlanError(
+        f"no known optimizer has parameters with {held} and {given}", hint="omit the state with `--optimizer none`"
+    )
+
+
+def _ambiguous(found: Sequence[OptimizerRule], settings: Mapping[str, Any]) -> PlanError:
+    candidates = " or ".join(rule.name for rule in found)
+    if len(found) == 2 and found[0].twin == found[1].name:
+        why = f"its groups do not say whether the weight decay of {settings.get('weight_decay')} is decoupled"
+    else:
+        why = "its settings and state keys fit each of them" if settings else "a state without groups does not tell"
+    return PlanError(f"the optimizer state may be that of {candidates}: {why}", hint=_NAME_IT)

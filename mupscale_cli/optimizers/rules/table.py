@@ -1,0 +1,77 @@
+"""The table of optimizers: one `OptimizerRule` per optimizer, which the rest of the program reads. No torch.
+
+All formulas follow from one fact (page `theory`): the wide network as a function of W' = c R(W) is the narrow network
+as a function of W, and the m copies of an element are symmetric, so each has the gradient g' = g / (m c). A wide step
+must be c R(narrow step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.rules import adam, matrices, plain
+from mupscale_cli.optimizers.rules.rule import SAME, WEIGHT, Entry, OptimizerRule
+from mupscale_cli.text import suggest
+
+OPTIMIZERS: dict[str, OptimizerRule] = {rule.name: rule for rule in (*adam.RULES, *plain.RULES, *matrices.RULES)}
+# Entries that any optimizer's state may have; mixed precision adds the master weights.
+COMMON_STATE: Mapping[str, Entry] = {
+    "step": SAME,
+    "master_param": WEIGHT,
+    "master_weight": WEIGHT,
+    "fp32_param": WEIGHT,
+    "fp32": WEIGHT,
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An optimizer whose wide step cannot be the widened narrow one.
+
+    Attributes:
+        title: its name.
+        marks: names of settings and state entries that its groups have.
+        reason: why, as the end of a sentence.
+    """
+
+    title: str
+    marks: frozenset[str]
+    reason: str
+
+
+REFUSED = (
+    Refusal(
+        "Adadelta",
+        frozenset({"rho", "acc_delta"}),
+        "its eps is added to squared gradients and to squared steps, which scale differently, so no single eps is "
+        "right for both",
+    ),
+    Refusal(
+        "SOAP",
+        frozenset({"shampoo_beta", "precondition_frequency"}),
+        "its moments are stored in a basis of eigenvectors that the wide model computes again, so nothing maps them",
+    ),
+)
+
+
+def optimizer_rule(name: str) -> OptimizerRule:
+    """Find the rule of an optimizer by its name or an alias, in any case.
+
+    Raises:
+        PlanError: the optimizer is unknown, or cannot be carried over.
+    """
+    lower = name.lower()
+    rule = OPTIMIZERS.get(lower) or next((rule for rule in OPTIMIZERS.values() if lower in rule.aliases), None)
+    if rule is None:
+        refusal = next((each for each in REFUSED if each.title.lower() == lower), None)
+        if refusal is not None:
+            raise PlanError(f"{refusal.title} cannot be carried over: {refusal.reason}")
+        raise PlanError(f"unknown optimizer `{name}`", hint=suggest(lower, OPTIMIZERS))
+    return rule
+
+
+def initial_value(key: str) -> float:
+    """Return the value of a state entry before the first step."""
+    return next((rule.initial[key] for rule in OPTIMIZERS.values() if key in rule.initial), 0.0)

@@ -1,0 +1,134 @@
+"""Which optimizer a state belongs to is decided by settings and keys together, and refused if it is not certain."""
+
+import pytest
+import torch
+
+from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.identity import default_settings, distinctive_keys, identify, identify_all
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+BARE = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+TORCH_2_6 = {**BARE, "amsgrad": False, "foreach": None, "maximize": False, "capturable": False, "fused": None}
+APEX_LAMB = {**BARE, "bias_correction": True, "grad_averaging": True, "max_grad_norm": 1.0}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in OPTIMIZERS.values() if rule.marks], ids=lambda rule: rule.name)
+def test_the_settings_and_state_of_an_entry_reveal_its_optimizer(rule):
+    kind = identify(rule.settings, rule.state.keys())
+    assert (kind.rule.name, kind.decoupled) == (rule.name, rule.decoupled)
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_every_optimizer_can_be_named(rule):
+    kind = identify(rule.settings, rule.state.keys(), [rule.name])
+    assert (kind.rule.name, kind.decoupled) == (rule.name, rule.decoupled)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "decoupled"),
+    [
+        (torch.optim.AdamW, "adamw", True),
+        (torch.optim.Adam, "adam", False),
+        (torch.optim.NAdam, "nadam", False),
+        (torch.optim.RAdam, "radam", False),
+        (torch.optim.SGD, "sgd", False),
+        (torch.optim.RMSprop, "rmsprop", False),
+        (torch.optim.Rprop, "rprop", False),
+        (torch.optim.Adagrad, "adagrad", False),
+        (torch.optim.Muon, "muon", True),
+    ],
+)
+def test_groups_reveal_their_optimizer(optimizer, name, decoupled):
+    (group,) = optimizer([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"]
+    kind = identify(group, ())
+    assert (kind.rule.name, kind.decoupled) == (name, decoupled)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "name", "decoupled"),
+    [
+        ({**TORCH_2_6, "decoupled_weight_decay": False}, ADAM, "adam", False),
+        ({**TORCH_2_6, "weight_decay": 0.0}, ADAM, "adamw", True),  # nothing to decay: both are the same
+        ({**BARE, "correct_bias": True}, ADAM, "adamw", True),
+        ({**BARE, "use_muon": False}, ADAM, "adamw", True),
+        ({"lr": 0.02, "momentum": 0.95, "weight_decay": 0, "use_muon": True}, ("momentum_buffer",), "muon", True),
+        ({**BARE, "decouple": True, "foreach": None}, ADAM, "adopt", True),
+        ({**BARE, "amsgrad": False, "centered": False}, (*ADAM, "exp_avg_lr_1", "exp_avg_lr_2"), "laprop", True),
+        (BARE, (*ADAM, "weight_norm", "adam_norm", "trust_ratio"), "lamb", True),
+        (APEX_LAMB, ("exp_avg", "exp_avg_sq"), "lamb", True),
+        ({"lr": 1, "kind": "muon", "momentum": 0.95, "ns_steps": 5, "beta2": 0.9}, (), "normuon+", True),
+    ],
+)
+def test_one_key_or_setting_tells(settings, keys, name, decoupled):
+    kind = identify(settings, keys)
+    assert (kind.rule.name, kind.decoupled) == (name, decoupled)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "candidates"),
+    [
+        (TORCH_2_6, ADAM, "adamw or adam: its groups do not say whether the weight decay of 0.1 is decoupled"),
+        (BARE, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot"),
+        ({}, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot: a state without groups does not tell"),
+        ({}, ("momentum_buffer",), "sgd or muon"),
+        ({"lr": 1, "momentum": 0.9, "weight_decay": 0}, ("momentum_buffer",), "sgd or muon"),
+    ],
+)
+def test_what_is_ambiguous_is_refused_with_the_candidates(settings, keys, candidates):
+    with pytest.raises(PlanError, match=candidates) as refused:
+        identify(settings, keys)
+    assert "--optimizer-kind NAME" in refused.value.hint
+    assert identify(settings, keys, [candidates.split()[0]]).rule.name == candidates.split()[0]
+
+
+def test_what_nothing_fits_is_refused():
+    with pytest.raises(
+        PlanError, match="no known optimizer has parameters with no state and the settings `hyperbolic`"
+    ):
+        identify({"lr": 1, "hyperbolic": True}, ())
+    with pytest.raises(PlanError, match=r"the optimizer is Adadelta.*no single eps"):
+        identify({"lr": 1, "rho": 0.9, "eps": 1e-6, "weight_decay": 0}, ("step", "square_avg", "acc_delta"))
+    with pytest.raises(
+        PlanError, match="`--optimizer-kind lion` does not fit parameters with the state `exp_avg`, `exp_"
+    ):
+        identify(BARE, ADAM, ["lion"])
+    with pytest.raises(PlanError, match="`--optimizer-kind adamw` does not fit"):  # its groups say the contrary
+        identify({**TORCH_2_6, "decoupled_weight_decay": False}, ADAM, ["adamw"])
+
+
+def test_each_group_and_each_parameter_has_its_own_optimizer():
+    groups = [({"lr": 0.02, "momentum": 0.95, "use_muon": True}, ["a"]), ({**BARE, "use_muon": False}, ["b", "c"])]
+    kinds = identify_all(groups, {"a": {"momentum_buffer": 0}, "b": dict.fromkeys(ADAM)})
+    assert kinds.names == ("muon", "adamw")
+    assert {name: kind.rule.name for name, kind in kinds.parameters.items()} == {
+        "a": "muon",
+        "b": "adamw",
+        "c": "adamw",
+    }
+    without = identify_all((), {"a": {"momentum_buffer": 0}, "b": dict.fromkeys(ADAM)}, ["muon", "adamw"])
+    assert {name: kind.rule.name for name, kind in without.parameters.items()} == {"a": "muon", "b": "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (("exp_avg", "exp_avg_sq", "mu_product"), "nadam"),
+        (("exp_avg", "exp_inf"), "adamax"),
+        (("exp_avg",), "lion"),
+        (("sum",), "adagrad"),
+        (("square_avg",), "rmsprop"),
+        (("step", "z", "exp_avg_sq"), "schedulefreeadamw"),
+    ],
+)
+def test_keys_that_only_one_optimizer_has_suffice(keys, name):
+    rule = identify({}, keys).rule
+    assert rule.name == name
+    assert default_settings(rule, keys) == OPTIMIZERS[name].settings
+
+
+def test_state_entries_imply_settings():
+    assert default_settings(OPTIMIZERS["adamw"], ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))["amsgrad"]
+    settings = default_settings(OPTIMIZERS["rmsprop"], ("square_avg", "grad_avg", "momentum_buffer"))
+    assert (settings["centered"], settings["momentum"]) == (True, 0.9)
+    assert distinctive_keys(("step", "sum", "master_param")) == {"sum"}
