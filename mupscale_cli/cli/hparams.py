@@ -110,7 +110,7 @@ def hparams(
         sweep = {} if swept is None else {"sweep": _sweep_document(swept)}
         output.print_document("hparams", {**document(result), **sweep})
     else:
-        rendered = render(form, result, record)
+        rendered = render(form, result, record, wide)
         print(rendered.text)  # noqa: T201 (must not be wrapped or styled)
         for missing in rendered.missing:
             output.note(f"{form}: {missing}")

@@ -6,13 +6,15 @@ Each format contains what its trainer supports; `missing` lists the rest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.errors import PlanError
+from mupscale_cli.integrations.writers import WRITERS
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
@@ -20,7 +22,7 @@ from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.text import listed, starred, suggest
 
 if TYPE_CHECKING:
-    from mupscale_cli.record.types import Growth
+    from mupscale_cli.record.types import Record
 
 _CLIPPING = (
     "the trainer clips by the plain norm, which counts copies more or less than once; steps differ when it clips"
@@ -33,6 +35,9 @@ class RenderedSettings:
 
     text: str
     missing: tuple[str, ...] = ()
+
+
+Renderer = Callable[[Hyperparameters, "Record", str], RenderedSettings]
 
 
 def document(hparams: Hyperparameters) -> dict[str, Any]:
@@ -70,11 +75,11 @@ def document(hparams: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _json(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _json(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     return RenderedSettings(json.dumps(document(hparams), indent=2))
 
 
-def _yaml(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _yaml(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     return RenderedSettings(yaml.safe_dump(document(hparams), sort_keys=False, width=10_000).rstrip())
 
 
@@ -88,7 +93,7 @@ def _arguments(hparams: Hyperparameters, group: Group) -> dict[str, Any]:
     return arguments
 
 
-def _torch(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _torch(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     name = hparams.rule.class_names.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in hparams.groups:
@@ -112,7 +117,7 @@ def _torch(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
     return RenderedSettings("\n".join(lines))
 
 
-def _torchtitan(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _torchtitan(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     name = hparams.rule.class_names.get("torchtitan")
     if name is None:
         known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.class_names))
@@ -127,7 +132,7 @@ def _torchtitan(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
     return RenderedSettings("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _nemo(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     overrides = []
     for group in hparams.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
@@ -145,7 +150,7 @@ def _eps(hparams: Hyperparameters) -> tuple[str, ...]:
     return (f"the trainer has one eps for all groups; the exact values are {shown}: use the smallest",)
 
 
-def _megatron(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
+def _megatron(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
@@ -163,7 +168,7 @@ def _megatron(hparams: Hyperparameters, _record: Growth) -> RenderedSettings:
     return RenderedSettings("\n".join([*lines, "}"]), (note, *_eps(hparams), _CLIPPING))
 
 
-def _base_shapes(hparams: Hyperparameters, record: Growth) -> RenderedSettings:
+def _base_shapes(hparams: Hyperparameters, record: Record, _path: str) -> RenderedSettings:
     tensors = scaled_tensors(record)
     shapes = {
         tensor.name: [n if n != w else None for n, w in zip(tensor.shape, tensor.wide_shape, strict=True)]
@@ -188,7 +193,25 @@ def _mup_rate(tensor: ScaledTensor) -> float:
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
 
-_RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], RenderedSettings]] = {
+def _code(lines: Callable[[str], Sequence[str]]) -> Renderer:
+    """Return a renderer of the lines with which a trainer continues, below the narrow run's optimizer."""
+
+    def render_lines(hparams: Hyperparameters, _record: Record, path: str) -> RenderedSettings:
+        settings = hparams.settings
+        eps = {} if hparams.rule.eps is None else {"eps": settings.eps}
+        betas = {} if settings.betas is None else {"betas": tuple(settings.betas)}
+        arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **eps, **betas}
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        name = hparams.rule.class_names.get("torch", hparams.rule.title)
+        narrow = f"# the narrow run's optimizer: {name}(..., {given})"
+        return RenderedSettings("\n".join((narrow, *lines(path))))
+
+    return render_lines
+
+
+_RENDERERS: Mapping[str, Renderer] = {
+    # The lines to change in a trainer's own loop.
+    **{layout.name: _code(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None},
     "json": _json,
     "yaml": _yaml,
     "torch": _torch,  # parameter groups, as Python
@@ -196,17 +219,19 @@ _RENDERERS: Mapping[str, Callable[[Hyperparameters, Growth], RenderedSettings]] 
     "nemo": _nemo,  # NeMo Automodel's `param_group_overrides`
     "megatron": _megatron,  # Megatron Core's `config_overrides`
     "bsh": _base_shapes,  # base shapes of microsoft/mup
+    **{writer.name: _code(writer.lines) for writer in WRITERS},  # code with mupscale's own functions
 }
 TRAINER_FORMATS = ("table", *_RENDERERS)  # people read the table
 
 
-def render(format_name: str, hparams: Hyperparameters, record: Growth) -> RenderedSettings:
+def render(format_name: str, hparams: Hyperparameters, record: Record, path: str) -> RenderedSettings:
     """Render hyperparameters in a trainer's format.
 
     Args:
         format_name: one of `TRAINER_FORMATS` other than `table`.
         hparams: the hyperparameters.
         record: the record of the widening, for shapes.
+        path: the widened checkpoint, as code names it.
 
     Raises:
         PlanError: the format is unknown, or does not support the optimizer.
@@ -216,4 +241,4 @@ def render(format_name: str, hparams: Hyperparameters, record: Growth) -> Render
             f"unknown format `{format_name}`",
             hint=suggest(format_name, TRAINER_FORMATS) or f"known: {', '.join(TRAINER_FORMATS)}",
         )
-    return _RENDERERS[format_name](hparams, record)
+    return _RENDERERS[format_name](hparams, record, path)

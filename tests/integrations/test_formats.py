@@ -2,11 +2,13 @@
 
 import ast
 import json
+import re
 
 import pytest
 import torch
 import yaml
 
+import mupscale
 from cli_runner import run
 from mupscale_cli.integrations.formats import TRAINER_FORMATS
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
@@ -30,7 +32,7 @@ def test_every_format_is_valid_in_its_language(format_name, wide):
             assert len(json.loads(result.out)["groups"]) >= 4
         case "yaml" | "nemo" | "bsh":
             assert yaml.safe_load(result.out)
-        case "torch" | "megatron":
+        case "torch" | "megatron" | "trainer" | "accelerate" | "loop":
             ast.parse(result.out)
         case "torchtitan":
             ast.parse(f"f({result.out})")
@@ -51,6 +53,14 @@ def test_the_torch_format_creates_the_groups(wide):
         for name in group["param_names"]:
             assert group["lr"] == by_name[name].lr
             assert group["weight_decay"] == by_name[name].weight_decay
+
+
+@pytest.mark.parametrize("format_name", ["trainer", "accelerate", "loop"])
+def test_code_names_the_checkpoint_and_the_narrow_run(format_name, wide):
+    text = run("hparams", str(wide.output), "--lr", "1e-3", "--betas", "0.9,0.95", "--format", format_name).out
+    assert "torch.optim.AdamW(..., lr=0.001, weight_decay=0.0, eps=1e-08, betas=(0.9, 0.95))" in text
+    assert repr(str(wide.output)) in text
+    assert all(hasattr(mupscale, name) for name in re.findall(r"mupscale\.(\w+)", text))
 
 
 def test_base_shapes_have_the_sizes_of_widened_dimensions(wide):
