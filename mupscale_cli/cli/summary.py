@@ -58,12 +58,14 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
 
 
 def print_next(console: Console, result: Widened, *, is_pushed: bool) -> None:
-    """Print the commands that usually come next, ready to be copied."""
+    """Print the commands that usually come next, and the lines for the trainer, ready to be copied."""
     console.print("\nnext", style="bold")
-    for line in result.into_trainer:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     for line, why in _next(result, is_pushed=is_pushed):
         console.print(f"  {line}  [dim]# {why}[/]", soft_wrap=True)
+    if result.into_trainer:
+        console.print("\ncontinue training", style="bold")
+    for line in result.into_trainer:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _sizes(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
@@ -156,7 +158,9 @@ def _next(result: Widened, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
         yield f"mupscale verify {wide} --only weights --only files", "check every byte against source and rules"
     elif result.verification is None:
         yield f"mupscale verify {wide}", "compare both models; add `--model FILE:FUNCTION` for your own class"
-    yield f"mupscale hparams {wide} --lr LR --weight-decay WD", "hyperparameters to continue training with"
+    carried = result.record["optimizer_state"] or {}
+    given = "" if carried.get("groups") else " --lr LR --weight-decay WD"
+    yield f"mupscale hparams {wide}{given}", "hyperparameters to continue training with"
     if result.plan.trains_alike and result.verification is not None:
         yield f"mupscale verify {wide} --steps 20", "check that both models take the same training steps"
     if result.plan.stays_symmetric:

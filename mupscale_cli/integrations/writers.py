@@ -42,7 +42,7 @@ def _loop(path: str) -> tuple[str, ...]:
     return (
         "# in the training loop, with the narrow run's optimizer (page `optimizers`):",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})",
-        "optimizer.load_state_dict(state)  # the state from there, loaded as before",
+        f"optimizer.load_state_dict(state)  # that of {path!r}, read as before",
         "mupscale.clip_grad_norm_(optimizer, max_norm)  # in place of torch's",
     )
 

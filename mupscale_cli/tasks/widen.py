@@ -22,6 +22,7 @@ from mupscale_cli.checkpoints.yaml_files import write_yaml
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
 from mupscale_cli.files import require_unchanged
+from mupscale_cli.integrations.writers import continuing_lines
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.plan import Plan, with_noise
@@ -124,13 +125,19 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     origin = source.origin(path, plan.recipe)
     output = replace(output, record=make_record(plan, files, origin, __version__, output.fates))
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
-    into_trainer = _into_trainer(source.checkpoint, path)
+    into_trainer = _into_trainer(output, path)
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates, into_trainer)
 
 
-def _into_trainer(source: Checkpoint, path: Path) -> tuple[str, ...]:
-    lines = None if source.trained is None else source.trained.layout.next_lines
-    return () if lines is None else tuple(lines(shlex.quote(str(path))))
+def _into_trainer(output: Output, path: Path) -> tuple[str, ...]:
+    """Return the lines with which the trainer that wrote the source continues; none if its state stays behind."""
+    trained = output.source.trained
+    if trained is not None:
+        lines = trained.layout.next_lines
+        return () if lines is None else tuple(lines(shlex.quote(str(path))))
+    if output.carried is None:
+        return ()
+    return continuing_lines([file.name for file in output.carried.files], str(path))
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:

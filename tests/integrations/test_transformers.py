@@ -1,5 +1,7 @@
 """The Trainer of transformers continues a widened checkpoint like the narrow one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -19,11 +21,22 @@ OPTIMIZERS = {
 
 def continued(checkpoint, folder, wide_folder, settings):
     """Widen a checkpoint of the Trainer and continue it there; return the losses and norms by step."""
-    widened = widen(checkpoint, wide_folder, 2, verify=False).output
-    model = transformers.AutoModelForCausalLM.from_pretrained(widened, dtype=torch.float64)
-    wide = WideTrainer(model, arguments(folder, settings), train_dataset=RandomTokens())
-    wide.train(resume_from_checkpoint=str(widened))
-    return losses(wide)
+    widened = widen(checkpoint, wide_folder, 2, verify=False)
+    trainers = []
+
+    class Remembered(WideTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    names = {
+        "mupscale": SimpleNamespace(WideTrainer=Remembered),
+        "model": transformers.AutoModelForCausalLM.from_pretrained(widened.output, dtype=torch.float64),
+        "args": arguments(folder, settings),
+        "data": RandomTokens(),
+    }
+    exec("\n".join(widened.into_trainer), names)  # noqa: S102 (the lines that `widen` prints)
+    return losses(trainers[0])
 
 
 @pytest.fixture(autouse=True)
