@@ -170,6 +170,8 @@ class Checkpoint:
         own[self.library.index] = Decision("rewritten", "which file holds each tensor")
         if self.config_file is not None:
             own[self.config_file.name] = Decision("rewritten", "sizes of the model")
+        if self.trained is not None:
+            own |= self.trained.layout.progress_files(self.sizes)
         if self.sizes.keys() >= {ADAPTER_WEIGHTS, ADAPTER_CONFIG}:
             own |= {ADAPTER_WEIGHTS: Decision("widened", "adapter"), ADAPTER_CONFIG: Decision("rewritten", "adapter")}
         planned = plan_files(self.sizes, {**own, **module_decisions(self.modules, self.sizes), **decided})
@@ -177,6 +179,12 @@ class Checkpoint:
             if file.fate in ("carried", "rewritten"):
                 require_own_file(self.path / file.name, self.path)
         return planned
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """The JSON files with the rates of a scheduler, by their path in the directory."""
+        layout = None if self.trained is None or self.is_file else self.trained.layout
+        return () if layout is None else layout.schedule_files(self.sizes)
 
     def inner_name(self, file: Path) -> str:
         """Return the path in the checkpoint's folder of a file of its weights; its name for a single file."""

@@ -11,6 +11,7 @@ import torch
 
 from mupscale_cli.checkpoints.containers.nested import check_structure
 from mupscale_cli.checkpoints.containers.torch_file import check_archive
+from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.errors import CheckpointError, PlanError
 from mupscale_cli.files import read_bytes
 from mupscale_cli.text import first_line
@@ -67,6 +68,30 @@ def regrouped(state: Mapping[str, Any], groups: Sequence[tuple[int, float]]) -> 
     if NESTED in state:
         wide[NESTED] = [regrouped(each, groups) for each in state[NESTED]]
     return wide
+
+
+def wide_progress(file: Path, groups: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """Return the content of a JSON file with the progress of training, with its schedules widened.
+
+    Args:
+        file: the narrow file.
+        groups: as in `regrouped`; none if the optimizer's state is not widened.
+
+    Raises:
+        MupscaleError: the file cannot be read, or its schedule cannot be widened.
+    """
+    num_groups = 1 + max((index for index, _ in groups), default=-1)
+
+    def widened(value: Any) -> Any:
+        if isinstance(value, list):
+            return [widened(each) for each in value]
+        if not isinstance(value, Mapping):
+            return value
+        if groups and is_schedule(value, num_groups):
+            return regrouped(value, groups)
+        return {key: widened(inner) for key, inner in value.items()}
+
+    return {key: widened(value) for key, value in read_json(file).items()}
 
 
 def regroup_scheduler(scheduler: Any, groups: Sequence[tuple[int, float]]) -> None:

@@ -216,6 +216,7 @@ def _write_companions(output: Output, directory: Path, events: Events) -> tuple[
     plan, state, library = output.plan, output.carried, output.source.library
     names = [file.name for file in state.files if file != state.source.path] if state else []
     names += _write_config(output, directory)
+    names += _write_schedules(output, directory)
     for name, side in plan.side_files.items():
         write_json(inner_file(directory, name), side.content)
         names.append(name)
@@ -247,6 +248,18 @@ def _write_config(output: Output, directory: Path) -> list[str]:
     content = trained.layout.config.replaced(read_sizes(file), plan.config)
     (write_yaml if file.suffix in (".yaml", ".yml") else write_json)(directory / file.name, content)
     return [file.name]
+
+
+def _write_schedules(output: Output, directory: Path) -> list[str]:
+    """Write the files that hold the progress of training with the learning rate of each group; return their names."""
+    if output.in_kind is None:
+        return []
+    from mupscale_cli.optimizers.scheduler import wide_progress  # imports torch
+
+    names = output.source.schedules
+    for name in names:
+        write_json(inner_file(directory, name), wide_progress(output.source.path / name, output.in_kind.state.groups))
+    return list(names)
 
 
 def _verify(

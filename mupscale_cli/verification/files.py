@@ -16,7 +16,7 @@ from mupscale_cli.checkpoints.reading import SUFFIXES, Checkpoint
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_files, state_names
-from mupscale_cli.optimizers.scheduler import read_scheduler, wide_scheduler
+from mupscale_cli.optimizers.scheduler import read_scheduler, wide_progress, wide_scheduler
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.making import Origin, make_record, record_adapter
 from mupscale_cli.record.reading import companion_path
@@ -85,6 +85,10 @@ def check_files(
         planned[str(place / ADAPTER_CONFIG)] = lambda _: ()  # compared like config.json
     if len(wide.files) > 1 and wide.trained is None:
         planned[wide.library.index] = partial(_index_differences, wide)
+    groups = () if state is None else state.state.groups
+    planned |= {
+        name: partial(_json_differences, wide_progress(narrow.path / name, groups)) for name in narrow.schedules
+    }
     if state is not None:
         for scheduler in state.schedulers:
             planned[scheduler.name] = partial(_scheduler_differences, state, scheduler)

@@ -42,7 +42,7 @@ def build(config):
     return Net(config).layers
 """
 # Programs that are not run: they install, need a cluster, or are not part of mupscale.
-OTHERS = ("pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
+OTHERS = ("cp", "pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
 # Slow commands run with fewer steps and a smaller grid.
 SHORTER = {"sweep": ["--steps", "1", "--batch-size", "1", "--length", "4", "--no-picture"]}
 FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}
@@ -53,6 +53,16 @@ ELSEWHERE = {
     "mupscale widen all-MiniLM-L6-v2 --factor 2": "tasks/test_modules.py",
     "mupscale demo": "cli/test_demo.py",
     "mupscale coordcheck mupscale-demo/tiny --seeds 2": "sweep/test_coordinates.py",
+    **dict.fromkeys(
+        (
+            "mupscale widen outputs/checkpoint/step-1000 -o wide/checkpoint/step-1000 --factor 2",
+            "mupscale hparams wide/checkpoint/step-1000 --lr 3e-4 --weight-decay 0.1 --decay all --format torchtitan",
+            "mupscale widen runs/step1000 -o wide/step1000 --factor 2",
+            "mupscale hparams wide/step1000 --lr 3e-4 --weight-decay 0.1 --decay all --json",
+            "mupscale widen dump/checkpoints/0000001000 -o wide/checkpoints/0000001000 --factor 2",
+        ),
+        "tasks/test_distributed_layouts.py",
+    ),
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }
 

@@ -33,6 +33,11 @@ _NAMES = {
     "pathlib._local": {"Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
 }
 
+# Classes of other programs with the fields of torch's, by name: the module of torch's.
+_SAME = {
+    ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"): "torch.distributed.checkpoint.filesystem",
+}
+
 
 def read_metadata(file: Path) -> Metadata:
     """Read the `.metadata` of a distributed checkpoint.
@@ -58,6 +63,7 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(torch, name, None) if module == "torch" else None
         if isinstance(found, torch.dtype) or found is torch.Size:
             return found
+        module = _SAME.get((module, name), module)
         if name in _NAMES.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(

@@ -5,7 +5,7 @@ A layout is one module next to this one and one entry of `table.LAYOUTS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 from mupscale_cli.checkpoints.containers.base import Container, Contents
 from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
 from mupscale_cli.checkpoints.containers.places import Place, find_place, replace_at, value_at
+from mupscale_cli.checkpoints.fates import Decision
 from mupscale_cli.checkpoints.libraries import Library
 
+_PROGRESS = "progress of training"
 USUAL_WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "")
 
 
@@ -33,6 +35,8 @@ class Layout:
         state: dotted keys that may lead to the optimizer's state in the same container.
         config: where the sizes of the model are; None if a `config.json` beside the weights may have them.
         state_files: the optimizer's state, if it is in files of its own; None if it is not.
+        carried: patterns of the files that hold the progress of training, which go along unchanged.
+        schedules: patterns of the JSON files that hold the progress of training with a scheduler's rates of each group.
         recipe: the recipe of its models; None if the config tells it.
         library: how a reference model is built; None if the config tells it.
         next_lines: how to continue, given the path of the wide checkpoint.
@@ -47,13 +51,24 @@ class Layout:
     state: tuple[str, ...] = ()
     config: ConfigPlace | None = None
     state_files: StateFiles | None = None
+    carried: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
     recipe: str | None = None
     library: Library | None = None
     next_lines: Callable[[str], Sequence[str]] | None = None
 
     def finds(self, name: str) -> bool:
         """Return whether a path in a checkpoint's folder is its container."""
-        return any(name.count("/") == each.count("/") and fnmatchcase(name, each) for each in self.patterns)
+        return _matches(name, self.patterns)
+
+    def progress_files(self, names: Iterable[str]) -> dict[str, Decision]:
+        """Return what becomes of the files that hold the progress of training, by name."""
+        decided = {name: Decision("carried", _PROGRESS) for name in names if _matches(name, self.carried)}
+        return decided | dict.fromkeys(self.schedule_files(names), Decision("rewritten", _PROGRESS))
+
+    def schedule_files(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the files that hold the progress of training with a scheduler's rates."""
+        return tuple(sorted(name for name in names if _matches(name, self.schedules)))
 
     def recognizes(self, contents: Contents) -> bool:
         """Return whether content is this trainer's."""
@@ -109,6 +124,10 @@ class ConfigPlace:
     def replaced(self, content: Any, config: Mapping[str, Any]) -> Any:
         """Return the content with other sizes."""
         return replace_at(content, find_place(content, self.key), config)
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(name.count("/") == each.count("/") and fnmatchcase(name, each) for each in patterns)
 
 
 def _each(mark: str | tuple[str, ...]) -> tuple[str, ...]:

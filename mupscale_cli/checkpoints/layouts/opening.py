@@ -133,7 +133,8 @@ def open_file(path: Path, choice: Choice) -> Trained:
         CheckpointError: the file cannot be read without running code, or has no weights at the usual keys.
     """
     layouts = _layouts(choice)
-    container = layouts[0].container
+    kinds = (each.container for each in layouts)
+    container = next((kind for kind in kinds if kind.recognizes(path)), layouts[0].container)
     contents = container.read(path)
     names = [file.name for file in path.parent.iterdir()]
     return _trained([each for each in layouts if each.container is container], contents, names, path.parent, choice)

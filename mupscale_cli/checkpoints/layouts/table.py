@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.lingua import LINGUA
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
+from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
+from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import listed
 
@@ -13,6 +16,9 @@ _STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 # The last two read any file and any folder that torch saved.
 LAYOUTS: tuple[Layout, ...] = (
     NANOGPT,
+    TORCHTITAN,
+    OLMO_CORE,
+    LINGUA,
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",
