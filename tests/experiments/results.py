@@ -183,10 +183,21 @@ def bases_table(all_results: Sequence[Bases]) -> str:
             for what, grids in (("learning rate", transfer.rates), ("noise", transfer.noises)):
                 best = [_optimum(grids[base]) if base in grids else "not run" for base in BASES]
                 fitted = [grid.fitted for grid in grids.values()]
-                moved = [str(shift(grids)), f"{max(fitted) - min(fitted):.1f}"] if len(grids) > 1 else ["", ""]
+                moved = ["", "", ""]
+                if len(grids) > 1:
+                    moved = [str(shift(grids)), f"{max(fitted) - min(fitted):.1f}", _price(grids)]
                 rows.append([results.title, transfer.scale, what, *best, *moved])
     widths = [f"base x{base}" for base in BASES]
-    return _table(["", "noise scale", "optimum of", *widths, "moves by", "parabola"], rows)
+    return _table(["", "noise scale", "optimum of", *widths, "moves by", "parabola", "costs"], rows)
+
+
+def _price(grids: Mapping[int, Grid]) -> str:
+    """Return by how much the narrowest base's optimum raises the loss of the widest one."""
+    narrowest, widest = grids[min(grids)], grids[max(grids)]
+    if narrowest.best not in widest.seen:
+        return "not run"
+    best, taken = (fmean(widest.seen[exponent]) for exponent in (widest.best, narrowest.best))
+    return f"{taken / best - 1:.0%}"
 
 
 def _optimum(grid: Grid) -> str:

@@ -154,7 +154,9 @@ def _short(count: int) -> str:
     return f"{count / 1000:.3g} k" if count < 10**6 else f"{count / 10**6:.3g} M"
 
 
-def measure(part: str, name: str, budget: int, keep: Callable[[Results], None], *, quick: bool) -> Results:
+def measure(
+    part: str, name: str, budget: int, base_steps: int | None, keep: Callable[[Results], None], *, quick: bool
+) -> Results:
     """Measure one part of an experiment.
 
     Args:
@@ -162,9 +164,13 @@ def measure(part: str, name: str, budget: int, keep: Callable[[Results], None], 
         name: name of the task.
         budget: steps of the doubled model in the part `ways`, in units of the task's own.
         keep: receives what has been found so far, from parts that take long.
+        base_steps: training steps of the bases in the part `bases`; None for the task's own.
         quick: take only a few steps.
     """
     task = TASKS[name].quick() if quick else TASKS[name]
+    if part == "bases" and base_steps is not None:
+        title = f"{task.title}, bases of {base_steps} steps"
+        task = replace(task, name=f"{name}-{base_steps}", title=title, narrow_steps=base_steps)
     if part in ("ways", "options"):  # four heads can become six, and more steps show more of the new capacity
         task = replace(task, grown_by=4, long_steps=budget * task.long_steps)
         if budget != _BUDGET:
@@ -216,6 +222,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=_BUDGET,
         help="Steps of the doubled model in the part `ways`, in units of a task's own.",
     )
+    parser.add_argument(
+        "--base-steps", type=int, help="Training steps of the bases in the part `bases`. Default: a task's own."
+    )
     parser.add_argument("--figures", action="store_true", help="Only draw figures and tables from earlier results.")
     parser.add_argument(
         "--output", type=Path, default=_HERE, help="Folder for results, figures and tables. Default: this folder."
@@ -234,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         for part in (options.part,) if options.part else _PARTS:
             if name in measured[part]:
                 keep = partial(_save, part=part, folder=output / "results")
-                keep(measure(part, name, options.budget, keep, quick=options.quick))
+                keep(measure(part, name, options.budget, options.base_steps, keep, quick=options.quick))
     found = tuple(
         [load(file) for name in TASKS for file in sorted((output / "results").glob(f"{part}-{name}*.json"))]
         for part in _PARTS
