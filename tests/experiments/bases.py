@@ -115,8 +115,8 @@ class Ladder:
             resume_state(optimizer, wide)
             batches = data.batches(task.batch_size, task.steps, seed)
             curves.append(train(model, optimizer, batches, task.steps, decay, data, {task.steps}))
-            wide.unlink()
-            wide.with_suffix(".optimizer.pt").unlink(missing_ok=True)
+            for file in wide.parent.glob(f"{wide.stem}.*"):  # thousands of them would fill the disk
+                file.unlink()
         return tuple(curve.last for curve in curves), tuple(curve.held_out[task.steps] for curve in curves)
 
 

@@ -112,7 +112,7 @@ def compare_ways(
     started = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
     report(f"narrow: {grid.summary}")
-    found = Ways(task.name, task.title, _sizes(task), 0.0, grid, ())
+    found = Ways(task.name, task.title, {**_sizes(task), "seeds": str(len(SEEDS))}, 0.0, grid, ())
     for grown in measure_ways(task, folder, nearest_power(narrow.lr), ways, report):
         found = replace(found, seconds=time.monotonic() - started, grown=(*found.grown, grown))
         keep(found)

@@ -196,6 +196,7 @@ def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
     """Widen a narrow checkpoint with mupscale, unless that was done before, and return the wide file."""
     method, perturbation = WidenOptions(**options).growth
     record = {**method.as_record(), **(perturbation.as_record() if perturbation else {})}
+    record.pop("on", None)  # noise is on every matrix here
     words = [f"x{factor}", *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in record.values())]
     wide = narrow.file.with_name("-".join(words) + ".safetensors")
     if not wide.exists():
