@@ -202,6 +202,10 @@ def _save(results: Results, *, part: str, folder: Path) -> None:
     save(results, folder / f"{part}-{results.task}.json")
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern), key=lambda file: file.stem)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -245,8 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
                 keep = partial(_save, part=part, folder=output / "results")
                 keep(measure(part, name, options.budget, options.base_steps, keep, quick=options.quick))
     found = tuple(
-        [load(file) for name in TASKS for file in sorted((output / "results").glob(f"{part}-{name}*.json"))]
-        for part in _PARTS
+        [load(file) for name in TASKS for file in _files(output / "results", f"{part}-{name}*.json")] for part in _PARTS
     )
     bases, optima, growth, warmstart, _, ways, choices = found
     figures.draw_all(bases, optima, growth, warmstart, ways, choices, output / "figures")
