@@ -1,9 +1,10 @@
-"""The two processes of optimizers/test_fsdp.py, which train and save a sharded model, or load its widened state."""
+"""The two processes of optimizers/test_fsdp.py: they train and save a sharded model, load its wide state or grow it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+import mupscale_cli as mupscale
 from helpers import build
 
 WORLD = 2
@@ -67,11 +69,38 @@ def resume(folder: Path) -> None:
         torch.save(losses, folder / "wide_losses.pt")
 
 
+def grow(folder: Path) -> None:
+    """Grow a sharded model in memory; store what is refused, whether the tensors are right, and the next losses."""
+
+    def build_sharded(config: dict[str, Any]) -> torch.nn.Module:
+        return sharded(transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config)))
+
+    model = sharded(build("Llama-tied", dtype=torch.float64).train())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    refused = ""
+    try:
+        mupscale.grow(model, optimizer, factor=2)
+    except mupscale.MupscaleError as error:
+        refused = str(error)
+    whole = build("Llama-tied", dtype=torch.float64)
+    whole.load_state_dict({name: value.full_tensor() for name, value in model.state_dict().items()})
+    expected = mupscale.grow(whole, factor=3, noise=0.1).model.state_dict()
+    noisy = mupscale.grow(model, factor=3, noise=0.1, build=build_sharded).model.state_dict()
+    are_equal = all(torch.equal(value.full_tensor(), expected[name]) for name, value in noisy.items())
+    grown = mupscale.grow(model, optimizer, factor=3, build=build_sharded)
+    runs = ((model, optimizer), (grown.model, grown.optimizer))
+    losses = [[step(*run, seed) for seed in range(3, 6)] for run in runs]
+    if dist.get_rank() == 0:
+        torch.save({"refused": refused, "are_equal": are_equal, "losses": losses}, folder / "grown.pt")
+
+
 def main(rank: int, task: str, folder: str) -> None:
     """Join the process group and run a task."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{task}.meeting", rank=rank, world_size=WORLD)
-    {"train": train, "resume": resume}[task](Path(folder))
+    {"train": train, "resume": resume, "grow": grow}[task](Path(folder))
     dist.barrier()
     dist.destroy_process_group()
 

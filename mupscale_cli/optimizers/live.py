@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,15 +27,32 @@ from mupscale_cli.plan import Plan, TensorPlan
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-def expand_live(tensor: TensorPlan, source: Tensor, nonfinite: NonFinite) -> Tensor:
+def expand_live(tensor: TensorPlan, source: Tensor, nonfinite: NonFinite, like: Tensor) -> Tensor:
     """Return a widened tensor with the data type and on the device of the source; computed on the CPU.
+
+    Args:
+        tensor: its plan.
+        source: the narrow tensor. If it is sharded, every process gathers it, and keeps its shard of the result.
+        nonfinite: counts or refuses NaNs and infinities.
+        like: the tensor or the parameter whose place the result takes, and whose sharding it gets.
 
     Raises:
         CheckpointError: the source contains values that are not finite, or scaling makes some.
     """
-    values = source.detach()
-    wide = expand_whole(tensor, values.to("cpu").contiguous(), nonfinite)
-    return wide.to(source.device)
+    whole: Tensor = source.full_tensor() if is_sharded(source) else source  # type: ignore[attr-defined]
+    wide = expand_whole(tensor, whole.detach().to("cpu").contiguous(), nonfinite).to(source.device)
+    if not is_sharded(source) or wide.shape != like.shape:
+        return wide
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    sharded: Tensor = importlib.import_module("torch.distributed.tensor").distribute_tensor(
+        wide, mesh, placements, src_data_rank=None
+    )
+    return sharded
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, such as a parameter in `fully_shard`."""
+    return hasattr(tensor, "full_tensor")
 
 
 @dataclass(frozen=True)
@@ -64,23 +82,22 @@ class LiveState:
         Raises:
             PlanError: the class cannot be called with parameter groups.
         """
-        plans = {tensor.target.name: tensor for tensor in self.wide.tensors}
-
-        def expanded(place: tuple[Any, ...], _blank: Tensor) -> Tensor:
-            plan = plans[place_name(place)]
-            return expand_live(plan, self.stored[plan.source.name], nonfinite)
-
-        content = map_tensors(self.wide.content, (), expanded)
         narrow_groups = self.optimizer.param_groups
         groups: list[dict[str, Any]] = []
         parameters: dict[Any, nn.Parameter] = {}
-        for group, planned in zip(content["param_groups"], self.wide.groups, strict=True):
+        for group, planned in zip(self.wide.content["param_groups"], self.wide.groups, strict=True):
             members = [parameter_of(name) for name in planned.names]
             parameters |= dict(zip(group["params"], members, strict=True))
             settings = {key: _like(narrow_groups[planned.source].get(key), value) for key, value in group.items()}
             groups.append({**settings, "params": members})
         optimizer = (make or self._make_same)(groups)
-        for number, entries in content["state"].items():
+        plans = {tensor.target.name: tensor for tensor in self.wide.tensors}
+
+        def expanded(place: tuple[Any, ...], _blank: Tensor) -> Tensor:
+            plan, number = plans[place_name(place)], place[1]
+            return expand_live(plan, self.stored[plan.source.name], nonfinite, parameters[number])
+
+        for number, entries in map_tensors(self.wide.content["state"], ("state",), expanded).items():
             optimizer.state[parameters[number]] = entries
         return optimizer
 

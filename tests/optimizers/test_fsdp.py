@@ -38,3 +38,14 @@ def test_a_sharded_run_continues(tmp_path):
     expected, wide_losses = torch.load(tmp_path / "losses.pt"), torch.load(tmp_path / "wide_losses.pt")
     # The reference computes norms, softmax and rotary tables in float32.
     assert wide_losses == pytest.approx(expected, rel=16 * 2**-24)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+def test_a_sharded_run_grows_in_memory(tmp_path):
+    processes("grow", tmp_path)
+    grown = torch.load(tmp_path / "grown.pt")
+    assert "is sharded, unlike" in grown["refused"]
+    assert grown["are_equal"]
+    narrow, wide = grown["losses"]
+    assert wide == pytest.approx(narrow, rel=16 * 2**-24)

@@ -73,7 +73,7 @@ def test_losses_go_on_through_several_growths():
     narrow = started()
     run, plans = narrow.twin(), []
     for step in range(10):
-        if step in (growths := GrowthSchedule({0.2: 2, 0.5: {"axes": {"embed": 3, "g": 2}}}).over(10)):
+        if step in (growths := GrowthSchedule({0.2: 2, 0.5: {"axes": {"ffn": 3, "g": 2}}}).over(10)):
             before = settings(run)
             result = grow(run.model, run.optimizers, scheduler=run.schedulers, **growths[step])
             plans.append(result.plan)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.live import LiveState, MakeOptimizer, expand_live, plan_live_state, widen_live_scheduler
+from mupscale_cli.optimizers.live import (
+    LiveState,
+    MakeOptimizer,
+    expand_live,
+    is_sharded,
+    plan_live_state,
+    widen_live_scheduler,
+)
 from mupscale_cli.optimizers.scheduler import regroup_scheduler
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.names import ParameterNames
@@ -200,6 +207,11 @@ def _wide_names(live: LiveModel, plan: Plan, wide: nn.Module, placed: Sequence[_
             raise PlanError(
                 f"`{name}` of the wide {live.name} has the shape {shape}, expected {target.shape}", hint=hint
             )
+        if is_sharded(live.tensors[each.narrow]) != is_sharded(by_name[name]):
+            raise PlanError(
+                f"`{each.narrow}` is sharded, unlike `{name}` of the wide {live.name}",
+                hint="pass `build=`, a function that makes the model from its config and shards it",
+            )
     planned = {id(by_name[name]) for name in names.values()}
     for name, tensor in live_tensors(wide).items():
         if tensor.is_meta and id(tensor) not in planned:
@@ -223,7 +235,7 @@ def _fill(
     filled: dict[str, Tensor] = {}
     for each in placed:
         source, blank = live.tensors[each.narrow], state[names[each.tensor.target.name]]
-        tensor = expand_live(each.tensor, source, nonfinite)
+        tensor = expand_live(each.tensor, source, nonfinite, blank)
         if isinstance(blank, nn.Parameter):
             blank.requires_grad_(source.requires_grad)  # as the assigned one will
             tensor = nn.Parameter(tensor, source.requires_grad)

@@ -216,7 +216,7 @@ def _transformers_of(module: nn.Module) -> Any:
 def _saved_config(module: nn.Module, config: Any) -> dict[str, Any]:
     """Return what `save_pretrained` writes to config.json, which also names the class of the model."""
     values: dict[str, Any] = json.loads(config.to_json_string())
-    return {**values, "architectures": [type(module).__name__]}
+    return {**values, "architectures": [type(module).__name__.removeprefix("FSDP")]}  # the prefix of `fully_shard`
 
 
 def _config_like(narrow: Any, values: Mapping[str, Any]) -> Any:
