@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from cli_runner import commands_of, options_of, run
-from helpers import save_mlp
+from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.cli.pages import page_titles
 from mupscale_cli.record import FORMAT_VERSION
 from mupscale_cli.record.documents import VERSIONS, load_schema
@@ -72,6 +72,7 @@ def place(saved, tmp_path_factory):
         f"steps:\n  - {{widen: {saved('Llama-tied')}, factor: 2, output: jobbed}}\n"
         "  - {verify: jobbed, only: [weights, config]}\n"
     )
+    (folder / "mlp.py").write_text(MLP_MODULE)
     save_mlp(folder / "net.safetensors")
     assert run("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(folder / "wide")).code == 0
     arguments = ["--noise", "0.1", "--noise-mode", "preserving", "-o", str(folder / "noisy")]
@@ -105,7 +106,7 @@ def place(saved, tmp_path_factory):
         ("recipes show llama NARROW", "recipe"),
         ("recipes show mamba", "recipe"),
         ("recipes check llama --no-run", "recipe-check"),
-        ("recipes check llama NARROW --model-type llama", "recipe-check"),
+        ("recipes check mlp net.safetensors --model mlp.py:build", "recipe-check"),
         ("recipes infer net.py:build", "recipe-draft"),
         ("run job.yaml --dry-run", "run"),
         ("run job.yaml", "run"),
