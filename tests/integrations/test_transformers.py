@@ -61,14 +61,19 @@ def test_a_run_is_saved_widened_and_resumed(case, optim, tmp_path):
     assert narrow[8][1] > CLIP, "clipping did nothing, so that it was not tried"
 
 
-def test_a_run_is_widened_twice(tmp_path):
+def test_a_run_is_widened_twice_and_interrupted(tmp_path):
     """The second growth splits the groups of the first one, which the Trainer does not make."""
-    settings = {"save_steps": 2}
+    settings = {"save_steps": 2, "max_steps": 10}
     narrow = trained("Llama-tied", tmp_path / "run", settings)
     continued(tmp_path / "run" / "checkpoint-4", tmp_path / "wider", tmp_path / "wide", settings)
     wide_losses = continued(tmp_path / "wider" / "checkpoint-6", tmp_path / "widest", tmp_path / "wide-2", settings)
-    for step in (7, 8):
+    for step in (7, 8, 9, 10):
         assert wide_losses[step] == pytest.approx(narrow[step], rel=REL), step
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide-2", dtype=torch.float64)
+    again = WideTrainer(model, arguments(tmp_path / "widest", settings), train_dataset=RandomTokens())
+    again.train(resume_from_checkpoint=str(tmp_path / "widest" / "checkpoint-8"))  # the wide run's own
+    for step in (9, 10):
+        assert losses(again)[step] == pytest.approx(narrow[step], rel=REL), step
 
 
 def test_the_norm_is_logged_without_clipping(tmp_path):
