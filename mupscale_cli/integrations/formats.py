@@ -15,6 +15,7 @@ import yaml
 from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.errors import PlanError
 from mupscale_cli.integrations.writers import WRITERS
+from mupscale_cli.optimizers.groups import CLIP_WEIGHT, LR_FACTOR
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
@@ -97,8 +98,8 @@ def _torch(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSet
     name = hparams.rule.class_names.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in hparams.groups:
-        arguments = {"pattern": group.pattern, **_arguments(hparams, group), "clip_weight": group.clip_weight}
-        lines.append(f"    {arguments!r},")
+        factors = {CLIP_WEIGHT: group.clip_weight, LR_FACTOR: group.multipliers.lr}  # as `param_groups` adds them
+        lines.append(f"    { ({'pattern': group.pattern, **_arguments(hparams, group), **factors})!r},")
     lines += [
         "]",
         "",

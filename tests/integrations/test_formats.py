@@ -53,6 +53,7 @@ def test_the_torch_format_creates_the_groups(wide):
         for name in group["param_names"]:
             assert group["lr"] == by_name[name].lr
             assert group["weight_decay"] == by_name[name].weight_decay
+            assert group["lr_factor"] == group["lr"] / 1e-3
 
 
 @pytest.mark.parametrize("format_name", ["trainer", "accelerate", "loop"])
