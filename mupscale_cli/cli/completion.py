@@ -17,7 +17,7 @@ from mupscale_cli.architecture.loading import load_recipe, matched_values, recip
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.libraries import CONFIGS
-from mupscale_cli.checkpoints.reading import INDICES, SUFFIXES, open_checkpoint
+from mupscale_cli.checkpoints.reading import INDICES, SUFFIXES, TORCH_SUFFIXES, open_checkpoint
 from mupscale_cli.errors import MupscaleError
 from mupscale_cli.tasks.planning import choose_recipe
 
@@ -46,8 +46,13 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 
 def complete_widened(incomplete: str) -> list[str]:
-    """Complete local model directories that mupscale wrote, and safetensors files."""
-    return list(_paths(incomplete, lambda path: path.suffix == ".safetensors" or (path / RECORD).is_file()))
+    """Complete local model directories and files that mupscale wrote, and safetensors files."""
+    return list(_paths(incomplete, _may_be_widened))
+
+
+def _may_be_widened(path: Path) -> bool:
+    beside = path.with_name(f"{path.stem}.{RECORD}")
+    return path.suffix == ".safetensors" or (path / RECORD).is_file() or (path != beside and beside.is_file())
 
 
 def complete_axis(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -119,7 +124,7 @@ def _checkpoint(context: typer.Context) -> Path | None:
 
 def is_checkpoint(path: Path) -> bool:
     """Tell whether a path looks like a checkpoint, by the file's suffix or the folder's file names."""
-    if path.suffix in SUFFIXES:
+    if path.suffix in (*SUFFIXES, *TORCH_SUFFIXES):
         return path.is_file()
     names = (entry.name for entry in _entries(path))
     return any(name in (*CONFIGS, RECORD, *INDICES) or name.endswith(SUFFIXES) for name in names)

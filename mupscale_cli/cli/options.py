@@ -21,7 +21,8 @@ from mupscale_cli.tasks.options import parse_factor
 Checkpoint = Annotated[
     str,
     typer.Argument(
-        help="A safetensors file, a model directory, or a model on the Hub (org/name or org/name@revision).",
+        help="A file of safetensors or torch.save, a folder of a model or of a trainer, or a model on the Hub "
+        "(org/name or org/name@revision).",
         autocompletion=complete_checkpoint,
     ),
 ]

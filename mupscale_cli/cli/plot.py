@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mupscale_cli.checkpoints.reading import TORCH_SUFFIXES
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_tensor, complete_widened
 
@@ -121,7 +122,7 @@ def plot_sweep(
 
 def _is_document(source: str) -> bool:
     path = Path(source)
-    return path.is_file() and path.suffix != ".safetensors"
+    return path.is_file() and path.suffix not in (".safetensors", *TORCH_SUFFIXES)
 
 
 def _recorded_verification(wide: str) -> Verification | None:

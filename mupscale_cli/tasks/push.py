@@ -180,6 +180,11 @@ def push_files(checkpoint: Checkpoint, record: Record, repo: str, *, with_optimi
         CheckpointError: a file is a link to a place outside of the checkpoint.
     """
     state = record["optimizer_state"]
+    if state and state["file"] is None and not with_optimizer:
+        raise CheckpointError(
+            f"the optimizer's state is in the same file as the weights of `{checkpoint.path}`",
+            hint="publish both with `--with-optimizer`, or widen again with `--optimizer none`",
+        )
     local = _single_file_files(checkpoint) if checkpoint.is_file else _directory_files(checkpoint)
     state_files = state_names(local, state["file"]) if state and state["file"] else ()
     model_files = _model_files(checkpoint, record)
@@ -187,7 +192,7 @@ def push_files(checkpoint: Checkpoint, record: Record, repo: str, *, with_optimi
         name: path for name, path in local.items() if (with_optimizer if name in state_files else name in model_files)
     }
     for path in published.values():
-        if path.suffix != ".safetensors":
+        if path not in checkpoint.files:
             require_own_file(path, checkpoint.path.parent if checkpoint.is_file else checkpoint.path)
     files = {name: LocalFile(name, path, path.stat().st_size) for name, path in sorted(published.items())}
     public = published_record(record)
@@ -232,15 +237,20 @@ def _single_file_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """Return a single file and its companions by their names on the Hub: `NAME.config.json` becomes `config.json`."""
     file = checkpoint.path
     companions = {path.name.removeprefix(f"{file.stem}."): path for path in file.parent.glob(f"{file.stem}.*")}
-    companions.pop("safetensors", None)
-    return {checkpoint.library.weights[0]: file, **{name: path for name, path in companions.items() if path.is_file()}}
+    companions.pop(file.suffix.removeprefix("."), None)
+    return {_single_name(checkpoint): file, **{name: path for name, path in companions.items() if path.is_file()}}
+
+
+def _single_name(checkpoint: Checkpoint) -> str:
+    """Return the name of a single file on the Hub: the one that its library reads, or a trainer's own."""
+    return checkpoint.library.weights[0] if checkpoint.trained is None else checkpoint.path.name
 
 
 def _model_files(checkpoint: Checkpoint, record: Record) -> set[str]:
     """Return the names of the files that mupscale wrote or that are read when the model is loaded."""
     library = checkpoint.library
     if checkpoint.is_file:
-        return {library.weights[0], library.config}
+        return {_single_name(checkpoint), library.config}
     names = {file.name for file in checkpoint.plan_files() if file.fate != "left behind"}
     return {RECORD, *names, *record["others"]} - ({library.index} if len(checkpoint.files) == 1 else set())
 

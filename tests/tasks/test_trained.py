@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from cli_runner import run
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import CheckpointError, OutputError, PlanError
+from mupscale_cli.record.reading import read_record
+from mupscale_cli.tasks.push import push_files
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from training import trained
@@ -197,3 +199,13 @@ def test_an_unknown_layout_is_one_message(file):
     result = run("widen", str(file), "--factor", "2", "--layout", "nobody")
     assert result.code == 2
     assert "unknown layout `nobody`" in result.err
+
+
+def test_a_file_is_published_under_its_own_name_with_the_state_in_it(file):
+    made = widen(file, factor=2)
+    checkpoint = open_checkpoint(made.output)
+    with pytest.raises(CheckpointError, match="in the same file") as refusal:
+        push_files(checkpoint, read_record(checkpoint), "org/name", with_optimizer=False)
+    assert "--with-optimizer" in refusal.value.hint
+    files = push_files(checkpoint, read_record(checkpoint), "org/name", with_optimizer=True)
+    assert {each.name for each in files} == {"last-x2.pt", "config.json", "mupscale.json"}
