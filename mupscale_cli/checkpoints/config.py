@@ -53,8 +53,8 @@ def check_limits(config: Mapping[str, Any], specs: Collection[TensorSpec]) -> No
     _check(config, len(specs), largest)
 
 
-def _check(config: Mapping[str, Any], num_tensors: int, largest: int) -> None:
-    for key, value in config.items():
+def _check(config: Mapping[Any, Any], num_tensors: int, largest: int) -> None:
+    for key, value in ((str(name), value) for name, value in config.items()):  # a trainer's own may be numbers
         if isinstance(value, Mapping):
             _check(value, num_tensors, largest)
             continue

@@ -147,7 +147,7 @@ class Checkpoint:
     @property
     def config_file(self) -> Path | None:
         """The file that holds the config; None if there is none."""
-        if self.trained is not None and self.trained.layout.config is not None:
+        if self.trained is not None and self.trained.sizes is not None:
             return self.trained.config_file
         return (
             config_path(self.path)
@@ -278,7 +278,7 @@ def _recorded_choice(path: Path) -> Choice:
 
 def _open_trained_file(path: Path, choice: Choice) -> Checkpoint:
     trained = open_trained_file(path, choice)
-    config = config_path(path) if trained.layout.config is None else trained.config_file
+    config = config_path(path) if trained.sizes is None else trained.config_file
     opened = identities((path, *([config] if config else ())))
     content = trained.config or (read_json(require_own_file(config)) if config else None)
     sizes = {file.name: file.stat().st_size for file, known in opened.items() if known is not None}
@@ -356,7 +356,7 @@ def open_folder(folder: Folder, choice: Choice = USUAL) -> Checkpoint:
             modules = read_modules(folder)
             return _checked(Checkpoint(path, False, files, weights.tensors, content, weights.metadata, modules=modules))
     if (trained := open_trained_folder(path, _local(path, own.names), choice)) is not None:
-        config = config_beside(trained.path.name, folder.names) if trained.layout.config is None else None
+        config = config_beside(trained.path.name, folder.names) if trained.sizes is None else None
         sizes = trained.config or (read_json(require_own_file(path / config)) if config else None)
         return _checked(Checkpoint(path, False, trained.files, trained.tensors, sizes, {}, trained=trained))
     if own != folder:

@@ -69,10 +69,12 @@ class NonFinite:
     def check_source(self, tensor: TensorPlan, source: Tensor, row: int) -> None:
         """Check rows of the source, starting at row `row` of the tensor.
 
+        A tensor without a rule is a trainer's own value, such as the best score so far, which begins at infinity.
+
         Raises:
             CheckpointError: a value is not finite, and this is not allowed or the tensor gets noise.
         """
-        if not source.is_floating_point() or _is_finite(source):
+        if not tensor.rule or not source.is_floating_point() or _is_finite(source):
             return
         if tensor.noise is not None or not self.is_allowed:
             raise _nonfinite_error(tensor, source, row)

@@ -142,10 +142,10 @@ def state_place(trained: Trained, options: StateOptions) -> Place | None:
 
 def _sizes(trained: Trained, plan: Plan) -> dict[Place, Any]:
     """Return the wide sizes, by their place in the container; nothing if they are in another file."""
-    where = trained.layout.config
+    where = trained.sizes
     if where is None or where.file is not None or plan.config is None:
         return {}
-    return {find_place(trained.contents.content, where.key): plan.config}
+    return {where.place(trained.contents.content): plan.config}
 
 
 def _dropped(trained: Trained, place: Place | None) -> frozenset[Place]:

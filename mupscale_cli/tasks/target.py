@@ -96,7 +96,7 @@ def plan_target(path: Path, output: Output) -> Target:
 def _config_names(output: Output) -> tuple[str, ...]:
     """Return the name of the file with the sizes of the model; nothing if they are in the weights' own file."""
     trained = output.source.trained
-    if trained is not None and trained.layout.config is not None:
+    if trained is not None and trained.sizes is not None:
         return () if trained.config_file is None else (trained.config_file.name,)
     return () if output.plan.config is None else (library_of(output.plan.config).config,)
 

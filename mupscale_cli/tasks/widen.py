@@ -238,14 +238,14 @@ def _write_config(output: Output, directory: Path) -> list[str]:
     plan, trained = output.plan, output.source.trained
     if plan.config is None:
         return []
-    if trained is None or trained.layout.config is None:
+    if trained is None or trained.sizes is None:
         name = library_of(plan.config).config
         write_json(directory / name, plan.config)
         return [name]
     file = trained.config_file
     if file is None:
         return []
-    content = trained.layout.config.replaced(read_sizes(file), plan.config)
+    content = trained.sizes.replaced(read_sizes(file), plan.config)
     (write_yaml if file.suffix in (".yaml", ".yml") else write_json)(directory / file.name, content)
     return [file.name]
 

@@ -57,7 +57,7 @@ def reference_inputs(model: Any, generator: torch.Generator, library: Library = 
     Raises:
         CannotVerify: the model takes another kind of input.
     """
-    return _LIBRARIES[library.name](model, generator)
+    return _LIBRARIES.get(library.name, _decoder_inputs)(model, generator)
 
 
 def _timm_inputs(model: Any, generator: torch.Generator) -> Inputs:
@@ -76,6 +76,15 @@ def _diffusers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     arguments = denoising_arguments(model, generator, BATCH, LENGTH)
     shape = "x".join(map(str, next(iter(arguments.values())).shape[1:]))
     return Inputs((), arguments, f"{BATCH} random samples of {shape} at random time steps")
+
+
+def _decoder_inputs(model: Any, generator: torch.Generator) -> Inputs:
+    """Make tokens for a trainer's own model, which reads them by its first embedding."""
+    embedding = next((module for module in model.modules() if hasattr(module, "num_embeddings")), None)
+    if embedding is None:
+        raise CannotVerify("the model has no embedding; give your own model with `--model module.py:build`")
+    tokens = random_tokens(embedding.num_embeddings, LENGTH, generator)
+    return Inputs((tokens,), {}, f"{BATCH} sequences of {LENGTH} random tokens")
 
 
 def _image_size(model: Any, default: tuple[int, int]) -> tuple[int, int]:

@@ -111,19 +111,35 @@ class ConfigPlace:
     Attributes:
         file: pattern of the name of a JSON or YAML file beside the container; None if they are in the container.
         key: dotted keys that lead to them; empty for the whole file.
+        mark: a key that only they have, if they may lie deeper, or among other values.
     """
 
     file: str | None = None
     key: str = ""
+    mark: str | None = None
+
+    def place(self, content: Any) -> Place:
+        """Return their place in the content of the file or the container."""
+        outer = find_place(content, self.key)
+        marked = self.mark is not None and _place_with(value_at(content, outer), self.mark)
+        return (*outer, *(marked or ()))
 
     def read(self, content: Any) -> dict[str, Any] | None:
         """Return the sizes in the content of the file or the container; None if there are none."""
-        found = value_at(content, find_place(content, self.key))
+        found = value_at(content, self.place(content))
         return dict(found) if isinstance(found, Mapping) else None
 
     def replaced(self, content: Any, config: Mapping[str, Any]) -> Any:
         """Return the content with other sizes."""
-        return replace_at(content, find_place(content, self.key), config)
+        return replace_at(content, self.place(content), config)
+
+
+def _place_with(content: Any, key: str) -> Place | None:
+    """Return the place of the first mapping in nested ones that has a key; None if there is none."""
+    if not isinstance(content, Mapping) or key in content:
+        return () if isinstance(content, Mapping) else None
+    inner = ((name, _place_with(value, key)) for name, value in content.items())
+    return next(((name, *place) for name, place in inner if place is not None), None)
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from mupscale_cli.checkpoints.containers.base import Contents
 from mupscale_cli.checkpoints.containers.places import Place, find_place, value_at
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 from mupscale_cli.checkpoints.layouts.table import LAYOUTS, layout_called
 from mupscale_cli.checkpoints.yaml_files import read_yaml
 from mupscale_cli.errors import CheckpointError
@@ -91,7 +91,7 @@ class Trained:
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The sizes of the model; None if the layout does not know where they are."""
+        """The sizes of the model; None if the trainer did not save them."""
         where = self.layout.config
         if where is None:
             return None
@@ -103,6 +103,11 @@ class Trained:
         beside = self.layout.state_files
         file = None if beside is None else self.path.with_name(beside.name(self.path.name))
         return file if file is not None and file.is_file() else None
+
+    @property
+    def sizes(self) -> ConfigPlace | None:
+        """Where the sizes of the model are; None if a `config.json` beside the weights may have them."""
+        return None if self.config is None else self.layout.config
 
     @property
     def state(self) -> Place | None:

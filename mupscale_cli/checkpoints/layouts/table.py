@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
+from mupscale_cli.checkpoints.layouts.litgpt import LITGPT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
 from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
@@ -19,6 +21,8 @@ LAYOUTS: tuple[Layout, ...] = (
     TORCHTITAN,
     OLMO_CORE,
     LINGUA,
+    LITGPT,
+    LIGHTNING,
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",

@@ -1,0 +1,47 @@
+"""litgpt: `lit_model.pth`, with the optimizer while it pretrains, and the sizes in `model_config.yaml` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
+from mupscale_cli.checkpoints.libraries import Library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _build(litgpt: Any, config: Mapping[str, Any]) -> nn.Module:
+    model: nn.Module = litgpt.GPT(litgpt.Config(**config))
+    return model
+
+
+def _next_lines(path: str) -> tuple[str, ...]:
+    """Name the lines of litgpt/pretrain.py that have to know the groups of the wide model."""
+    prepare = "optimizer = fabric.setup_optimizers(optimizer)"
+    return (
+        f"litgpt pretrain --model_config {path}/model_config.yaml --resume {path}/lit_model.pth",
+        "# with the narrow run's options, and these lines of litgpt/pretrain.py:",
+        f"- {prepare}",
+        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, resume.parent); {prepare}",
+        '- param_group["lr"] = lr',
+        '+ param_group["lr"] = lr * param_group["lr_factor"]',
+        "- fabric.clip_gradients(model, optimizer, max_norm=train.max_norm)",
+        "+ import mupscale; mupscale.clip_grad_norm_(optimizer, train.max_norm)",
+    )
+
+
+_OWN = "transformer.h.0.attn.qkv.weight"
+LITGPT = Layout(
+    name="litgpt",
+    title="litgpt",
+    patterns=("lit_model.pth",),
+    marks=((_OWN, f"model.{_OWN}"),),
+    weights=("model", ""),
+    state=("optimizer",),
+    config=ConfigPlace(file="model_config.yaml"),
+    recipe="litgpt",
+    library=Library("litgpt", "trainers", "mlp_class_name", _build),
+    next_lines=_next_lines,
+)
