@@ -56,13 +56,18 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
         adapter: whether an adapter is trained, which the state does not belong to.
 
     Raises:
-        PlanError: nothing tells the learning rate.
+        PlanError: nothing tells the learning rate, or which of the state's optimizers is meant.
     """
     state = None if adapter else record["optimizer_state"]
     groups = state.get("groups", []) if state is not None else []
     kinds = sorted({group["optimizer"] for group in groups})
-    named = options.get("optimizer") or swept.get("optimizer") or (kinds[0] if len(kinds) == 1 else Settings.optimizer)
-    rule = optimizer_rule(named)
+    named = options.get("optimizer") or swept.get("optimizer")
+    if named is None and len(kinds) > 1:
+        raise PlanError(
+            f"the state that was widened is that of several optimizers: {listed(kinds)}",
+            hint=f"print the hyperparameters of one of them: `--optimizer {kinds[0]}`",
+        )
+    rule = optimizer_rule(named or next(iter(kinds), Settings.optimizer))
     found = _shared_settings([group for group in groups if group["optimizer"] == rule.name], record)
     sources = {
         "option": options,
@@ -73,20 +78,15 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
         field: next((origin for origin, values in sources.items() if field in values), "default") for field in _FIELDS
     }
     if origins["lr"] == "default":
+        rates = [f"{rate:g}" for rate in found.get("lr", ())]
+        several = f": the groups of the state have several ({listed(rates)})" if rates else ""
         raise PlanError(
-            f"the learning rate of the narrow run is missing{_why_not(kinds, found)}",
+            f"the learning rate of the narrow run is missing{several}",
             hint="add `--lr 3e-4`, or `--from-sweep sweep.json` with the result of `mupscale sweep`",
         )
     chosen = {field: sources[origin][field] for field, origin in origins.items() if origin != "default"}
     default = {"eps": rule.settings["eps"]} if isinstance(rule.settings.get("eps"), float) else {}
     return Settings(**{**default, **chosen}, sources=origins)
-
-
-def _why_not(kinds: Sequence[str], found: Mapping[str, Sequence[Any]]) -> str:
-    if len(kinds) > 1:
-        return f": the state is that of several optimizers ({listed(kinds)}); `--optimizer` names one of them"
-    rates = [f"{rate:g}" for rate in found.get("lr", ())]
-    return f": the groups of the state have several ({listed(rates)})" if rates else ""
 
 
 def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str, list[Any]]:

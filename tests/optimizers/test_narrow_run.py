@@ -98,6 +98,18 @@ def test_several_learning_rates_are_named(narrow):
     assert "the groups of the state have several (`0.003`, `0.001`)" in refused.err
 
 
+def test_of_several_optimizers_one_is_named(narrow):
+    wide = narrow(lambda named: torch.optim.AdamW(grouped(named), lr=3e-3))
+    record = json.loads((wide / "mupscale.json").read_text())
+    record["optimizer_state"]["groups"][0] |= {"optimizer": "sgd", "settings": {"lr": 0.1, "weight_decay": 0.3}}
+    (wide / "mupscale.json").write_text(json.dumps(record))
+    refused = run("hparams", str(wide))
+    assert refused.code == 2
+    assert "several optimizers: `adamw`, `sgd`" in refused.err
+    assert document(wide, "--optimizer", "sgd")["narrow"]["lr"] == 0.1
+    assert document(wide, "--optimizer", "adamw")["narrow"]["lr"] == 3e-3
+
+
 def test_defaults_are_those_of_the_optimizer(wide):
     found = document(wide.output, "--lr", "1", "--optimizer", "adagrad")
     assert found["narrow"]["eps"] == 1e-10
