@@ -33,6 +33,7 @@ _COPIED = ("mlp-sgd", "mlp-adamw")
 _PARTS = ("bases", "optima", "growth", "warmstart", "cost", "ways", "options")
 _IDENTITY_STEPS = 40
 _BUDGET = 2
+_FEW = 5  # ways to compare in a quick run
 
 
 def measure_optima(task: Task, folder: Path, report: Callable[[str], None]) -> Optima:
@@ -193,7 +194,8 @@ def measure(
         if part == "cost":
             return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
         if part in ("ways", "options"):
-            return compare_ways(task, Path(folder), OPTIONS if part == "options" else all_ways(task), report, keep)
+            ways = OPTIONS if part == "options" else all_ways(task)
+            return compare_ways(task, Path(folder), ways[-_FEW:] if quick else ways, report, keep)
         shrinks = SHRINKS[::4] if quick else SHRINKS
         return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
 

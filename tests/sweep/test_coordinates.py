@@ -20,7 +20,7 @@ def narrow(tmp_path_factory):
 
 
 def checked(narrow, *options):
-    result = run("coordcheck", str(narrow), "-f", "2,8", *SMALL, *options)
+    result = run("coordcheck", str(narrow), "-f", "2,4", *SMALL, *options)
     return json.loads(result.out), result.code
 
 
