@@ -21,6 +21,8 @@ SUMMARIES = {
     "is.",
     "hparams": "Print the hyperparameters to continue training a widened model with.",
     "sweep": "Find learning rate and noise on small widened models, for the large one.",
+    "coordcheck": "Check that activations change equally much at every width, which shows wrong learning rates in a "
+    "few steps.",
     "push": "Publish a widened checkpoint on the Hub, with a model card that says how it was made.",
     "run": "Run the steps of a job file in order: widenings, verifications, pushes. Skips finished steps.",
     "demo": "Train a small model, widen it, and verify that both compute the same. Takes under a minute.",
