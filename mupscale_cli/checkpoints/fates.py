@@ -159,7 +159,11 @@ KINDS: tuple[Kind, ...] = (
             *("events.out.*", "*.log", "*.tfevents.*", "profile_*.json", "nohup.out"),
         ),
     ),
-    Kind("another checkpoint; widen it by itself", "left behind", ("checkpoint-*/", "checkpoint_*/", "epoch*/")),
+    Kind(
+        "another checkpoint; widen it by itself",
+        "left behind",
+        ("checkpoint-*/", "checkpoint_*/", "epoch*/", "meta_[0-9]*.json"),
+    ),
     Kind(
         "read with the tokenizer or the processor",
         "carried",

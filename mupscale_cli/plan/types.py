@@ -343,7 +343,8 @@ class Plan:
     def stays_symmetric(self) -> bool:
         """Whether copies have equal gradients and thus stay equal in training, and fresh units none (page `noise`)."""
         idle = any(axis.factor > 1 or axis.extra or (axis.fresh and not self.method.initializes) for axis in self.axes)
-        return self.method.is_copying and self.perturbation is None and idle
+        is_read = any(axis.order == "tiled" and axis.ratio > 1 for axis in self.axes)  # one copy of some units alone
+        return self.method.is_copying and self.perturbation is None and idle and not is_read
 
     @property
     def num_parameters(self) -> tuple[int, int]:

@@ -43,7 +43,8 @@ def test_the_function_is_kept(growth, narrow, tmp_path):
 
 
 def test_copies_are_tiled_without_being_asked_for(narrow, tmp_path):
-    widen(narrow.folder, tmp_path / "wide", 2, verify=False)
+    made = widen(narrow.folder, tmp_path / "wide", 2, verify=False)
+    assert not made.plan.stays_symmetric  # the gates' gradients go to one copy
     name = "transformer.wte.weight"
     old, new = (load_file(folder / "model.safetensors")[name] for folder in (narrow.folder, tmp_path / "wide"))
     assert torch.equal(new, torch.cat([old, old], dim=1))

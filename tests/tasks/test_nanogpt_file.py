@@ -32,7 +32,7 @@ def source(tmp_path):
         groups = [[n for n, v in made.items() if v.dim() > 1], [n for n, v in made.items() if v.dim() < 2]]
         model = {f"{prefix}{name}": value for name, value in made.items()}
         model[f"{prefix}lm_head.weight"] = made["transformer.wte.weight"]
-        settings = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "amsgrad": False}
+        settings = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "decoupled_weight_decay": True}
         numbers = [list(range(len(groups[0]))), list(range(len(groups[0]), len(made)))]
         state = {
             number: {"step": torch.tensor(3.0), "exp_avg": made[name] / 7, "exp_avg_sq": made[name] ** 2}

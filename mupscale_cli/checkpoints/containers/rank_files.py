@@ -4,6 +4,10 @@ nanochat's `MuonAdamW` has a file for each process, `optim_STEP_rankN.pt`. Matri
 state is stacked under the first of them: each process has consecutive matrices of the stack, padded with zeros. Other
 parameters of at least 1024 elements have a slice of their rows in each process, smaller ones all of them. Which
 parameter a number stands for follows from the names and shapes of the model (`GPT.setup_optimizer`).
+
+NorMuon averages squares along the shorter side of a matrix. The gate of a value embedding has as many rows as there are
+key/value heads and 12 columns, so its longer side can become the other one. Its averages then begin again, as in
+the first step of a run.
 """
 
 from __future__ import annotations
@@ -156,18 +160,18 @@ class RankFiles(Container):
         found: dict[str, list[Share]] = {}
         for rank, (_, shares) in enumerate(self.split(content)):
             for name, share in shares:
-                slot = f"{rank}/{share.slot}"
-                found.setdefault(name, []).append(Share(slot, share.first, share.start, share.num_bytes))
+                own = () if share is None else (replace(share, slot=f"{rank}/{share.slot}"),)
+                found.setdefault(name, []).extend(own)
         return {name: tuple(shares) for name, shares in found.items()}
 
-    def split(self, content: Any) -> list[tuple[Any, list[tuple[str, Share]]]]:
+    def split(self, content: Any) -> list[tuple[Any, list[tuple[str, Share | None]]]]:
         """Split an optimizer's state dict into those of the processes.
 
         Args:
             content: the state dict, with the names of its parameters in the groups and blank tensors.
 
         Returns:
-            For each process its content, and where the bytes of each tensor go.
+            For each process its content, and where the bytes of each tensor go; None if they are dropped.
 
         Raises:
             CheckpointError: matrices of one shape need different hyperparameters, or rows cannot be shared out.
@@ -189,16 +193,16 @@ class RankFiles(Container):
                     raise CheckpointError(
                         f"`{names[0]}` and `{name}` would be in one group of nanochat's optimizer, which takes one "
                         "learning rate for all matrices of a shape, but they need different ones",
-                        hint="widen all axes by one factor, or without the state: `--optimizer none`",
+                        hint="widen all axes by one whole factor, or without the state: `--optimizer none`",
                     )
             groups.append(_Group(settings[names[0]] if names else {}, tuple(numbers[name] for name in names), names))
         return groups
 
     def _of_rank(
         self, rank: int, groups: Sequence[_Group], states: Mapping[int, Mapping[str, Any]]
-    ) -> tuple[Any, list[tuple[str, Share]]]:
+    ) -> tuple[Any, list[tuple[str, Share | None]]]:
         state: dict[int, dict[str, Any]] = {}
-        shares: list[tuple[str, Share]] = []
+        shares: list[tuple[str, Share | None]] = []
         wide, first = [], 0
         for group in groups:
             numbers = list(range(first, first + len(group.numbers)))
@@ -206,7 +210,9 @@ class RankFiles(Container):
             entries = [states.get(number, {}) for number in group.numbers]
             if group.is_stack:
                 own = group.of_rank(rank, self.num_ranks)
-                for key, value in (entries[0] if entries else {}).items():
+                dropped = self._turned(group, entries[0])
+                shares += ((place_name(("state", number, key)), None) for number in group.numbers for key in dropped)
+                for key, value in ((key, value) for key, value in entries[0].items() if key not in dropped):
                     state.setdefault(first, {})[key] = value.new_empty((len(own), *value.shape))
                     for index, position in enumerate(own):
                         source = place_name(("state", group.numbers[position], key))
@@ -227,6 +233,19 @@ class RankFiles(Container):
                         shares.append((source, Share(slot, 0, rank * size if len(part) < len(value) else 0, size)))
             first += len(numbers)
         return {"state": state, "param_groups": wide}, shares
+
+    def _turned(self, group: _Group, entries: Mapping[str, Any]) -> set[str]:
+        """Return the keys of averages along what has become the longer side of the matrices."""
+        rows, columns = self.shapes[group.names[0]]
+        kept = (rows, 1) if rows >= columns else (1, columns)
+        turned = {key for key, value in entries.items() if 1 in value.shape and tuple(value.shape) != kept}
+        turned = {key for key in turned if tuple(entries[key].shape) != (rows, columns)}
+        if turned and not all(name.endswith("ve_gate.weight") for name in group.names):
+            raise CheckpointError(
+                f"the longer side of `{group.names[0]}` becomes the other one, along which NorMuon has no averages",
+                hint="widen all axes by one factor, or without the state: `--optimizer none`",
+            )
+        return turned
 
     def _rows(self, name: str, value: torch.Tensor, rank: int) -> range:
         if self.num_ranks == 1 or value.numel() < _SMALL:

@@ -7,6 +7,7 @@ from mupscale_cli.checkpoints.layouts.base import Layout
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
 from mupscale_cli.checkpoints.layouts.litgpt import LITGPT
+from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
 from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
@@ -23,6 +24,7 @@ LAYOUTS: tuple[Layout, ...] = (
     LINGUA,
     LITGPT,
     LIGHTNING,
+    NANOCHAT,
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",

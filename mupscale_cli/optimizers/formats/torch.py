@@ -14,7 +14,7 @@ class Torch(StateFormat):
     markers = ("optimizer.pt", "optimizer.bin", "optimizer.pth", "optim.pt")
 
     def files(self, name: str) -> tuple[str, ...]:
-        return (name,)
+        return (name, name.replace("_rank0.", "_rank[0-9]*."))  # a trainer may have one for each process
 
     def recognizes(self, path: Path) -> bool:
         return path.is_file()

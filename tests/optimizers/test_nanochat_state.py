@@ -1,0 +1,180 @@
+"""nanochat's optimizer files: stacks of matrices, cut to the processes, widened and written in the same form."""
+
+import json
+from itertools import zip_longest
+
+import nanochat_model
+import pytest
+import torch
+
+from mupscale_cli.errors import CheckpointError
+from mupscale_cli.tasks.widen import widen
+
+CONFIG = {**nanochat_model.CONFIG, "vocab_size": 48}  # so that value embeddings grow beyond 1024 elements
+HEAD = ["lm_head.weight", "transformer.wte.weight"]
+SCALARS = [["resid_lambdas"], ["x0_lambdas"], ["smear_gate.weight", "smear_lambda", "backout_lambda"]]
+
+
+def groups_of(shapes):
+    """Return the names of nanochat's groups, written as its `GPT.setup_optimizer` does it."""
+    blocks = [name for name in shapes if name.startswith("transformer.h.")]
+    values = [name for name in shapes if name.startswith("value_embeds.")]
+    stacks = [[n for n in blocks if shapes[n] == shape] for shape in sorted({shapes[n] for n in blocks})]
+    return [*([name] for name in HEAD), values, *SCALARS], stacks
+
+
+def state_of(shapes, seed=0):
+    """Return random states and groups as one process has them."""
+    generator = torch.Generator().manual_seed(seed)
+    adam, stacks = groups_of(shapes)
+    state, groups, number = {}, [], 0
+    for names in adam:
+        groups.append({"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.01, "lr": 0.1})
+        groups[-1] |= {"initial_lr": 0.2, "params": list(range(number, number + len(names)))}
+        for name in names:
+            moments = {key: torch.rand(shapes[name], generator=generator) for key in ("exp_avg", "exp_avg_sq")}
+            state[number] = {"step": 7, **moments}
+            number += 1
+    for names in stacks:
+        rows, columns = shapes[names[0]]
+        kept = (rows, 1) if rows >= columns else (1, columns)
+        groups.append({"kind": "muon", "momentum": 0.95, "ns_steps": 5, "beta2": 0.9, "weight_decay": 0.1, "lr": 0.02})
+        groups[-1] |= {"initial_lr": 0.04, "params": list(range(number, number + len(names)))}
+        state[number] = {
+            "momentum_buffer": torch.rand(len(names), rows, columns, generator=generator),
+            "second_momentum_buffer": torch.rand(len(names), *kept, generator=generator),
+        }
+        number += len(names)
+    return {"state": state, "param_groups": groups}
+
+
+def cut(content, ranks):
+    """Return the content of each process: rows of large tensors, and consecutive matrices padded with zeros."""
+    states = [{} for _ in range(ranks)]
+    for group in content["param_groups"]:
+        for number in group["params"]:
+            for key, value in content["state"].get(number, {}).items():
+                parts = [value] * ranks
+                if group["kind"] == "muon":
+                    size = -(-len(value) // ranks)
+                    padded = torch.cat([value, value.new_zeros(size * ranks - len(value), *value.shape[1:])])
+                    parts = [part.clone() for part in padded.split(size)]
+                elif isinstance(value, torch.Tensor) and value.numel() >= 1024:
+                    parts = [part.clone() for part in value.chunk(ranks)]
+                for state, part in zip(states, parts, strict=True):
+                    state.setdefault(number, {})[key] = part
+    return [{"state": state, "param_groups": content["param_groups"]} for state in states]
+
+
+def save(folder, ranks):
+    """Save a narrow checkpoint as nanochat does, with the files of so many processes."""
+    folder.mkdir()
+    model = nanochat_model.build(CONFIG)
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(value.shape, generator=generator) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    torch.save(weights, folder / "model_000010.pt")
+    (folder / "meta_000010.json").write_text(json.dumps({"step": 10, "model_config": CONFIG}))
+    for rank, content in enumerate(cut(state_of(shapes), ranks)):
+        torch.save(content, folder / f"optim_000010_rank{rank}.pt")
+    return folder
+
+
+def load(folder):
+    """Return the content of the files of all processes."""
+    files = sorted(folder.glob("optim_*.pt"))
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.fixture
+def widened(tmp_path):
+    """A function that widens the state of so many processes, and returns the wide content of each."""
+
+    def made(ranks, **options):
+        widen(save(tmp_path / f"narrow{ranks}", ranks), tmp_path / f"wide{ranks}", verify=False, **options)
+        return load(tmp_path / f"wide{ranks}")
+
+    return made
+
+
+def test_files_of_several_processes_are_cut_as_nanochat_cuts_them(widened):
+    (whole,) = widened(1, factor=2)
+    for ranks in (2, 3):
+        for found, expected in zip_longest(widened(ranks, factor=2), cut(whole, ranks)):
+            assert found["param_groups"] == expected["param_groups"]
+            assert found["state"].keys() == expected["state"].keys()
+            for number, entries in expected["state"].items():
+                for key, value in entries.items():
+                    part = found["state"][number][key]
+                    if isinstance(value, torch.Tensor):  # matrices of zeros that pad a stack need not be there
+                        assert torch.equal(part, value[: len(part)]), (number, key)
+                        assert not value[len(part) :].any()
+                    else:
+                        assert part == value
+
+
+def test_groups_and_stacks_are_those_of_the_wide_model(widened, tmp_path):
+    (content,) = widened(1, factor=2)
+    weights = torch.load(tmp_path / "wide1" / "model_000010.pt", weights_only=True)
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    expected, gate = state_of(shapes), 8
+    assert [group["params"] for group in content["param_groups"]] == [g["params"] for g in expected["param_groups"]]
+    for number, entries in expected["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and (number, key) != (gate, "second_momentum_buffer"):
+                assert content["state"][number][key].shape == value.shape, (number, key)
+    assert content["state"][gate].keys() == {"momentum_buffer"}  # 2 rows of 4 became 4, so averages change sides
+    sizes = json.loads((tmp_path / "wide1" / "meta_000010.json").read_text())
+    assert (sizes["model_config"]["n_embd"], sizes["model_config"]["n_head"], sizes["step"]) == (48, 8, 10)
+
+
+def test_stacked_moments_are_those_of_their_matrices(widened, tmp_path):
+    """Of a hidden matrix doubled in both directions, m c = 2 divides momentum; m / 2 = 2 divides the squares."""
+    (content,) = widened(1, factor=2)
+    (narrow,) = load(tmp_path / "narrow1")
+    number = next(
+        n for n, own in narrow["state"].items() if own.get("momentum_buffer", own.get("exp_avg")).shape == (4, 24, 24)
+    )
+    before, after = narrow["state"][number], content["state"][number]
+    units = torch.arange(48)
+    stream, heads = units % 24, units // 24 * 12 + units % 12  # tiled channels; key/value heads side by side
+    one = 1  # c_proj of the first layer, after c_q
+    expected = before["momentum_buffer"][one][stream][:, heads] / 2
+    assert torch.equal(after["momentum_buffer"][one], expected)
+    assert torch.equal(after["second_momentum_buffer"][one], before["second_momentum_buffer"][one][stream] / 2)
+
+
+def test_files_of_other_steps_stay_behind(tmp_path):
+    folder = save(tmp_path / "narrow", 2)
+    for file in list(folder.iterdir()):
+        (folder / file.name.replace("000010", "000005")).write_bytes(file.read_bytes())
+    made = widen(folder, tmp_path / "wide", 2, verify=False)
+    written = {file.name for file in (tmp_path / "wide").iterdir()} - {"mupscale.json"}
+    assert written == {file.name for file in folder.iterdir() if "000010" in file.name}
+    assert {file.name for file in made.files if file.fate == "widened" and file.name.startswith("optim")} == {
+        "optim_000010_rank0.pt",
+        "optim_000010_rank1.pt",
+    }
+
+
+def test_a_missing_process_is_named(tmp_path):
+    folder = save(tmp_path / "narrow", 3)
+    (folder / "optim_000010_rank1.pt").unlink()
+    with pytest.raises(CheckpointError, match="are those of ranks `0`, `2`"):
+        widen(folder, tmp_path / "wide", 2)
+
+
+def test_groups_of_another_version_are_refused(tmp_path):
+    folder = save(tmp_path / "narrow", 1)
+    content = torch.load(folder / "optim_000010_rank0.pt", weights_only=True)
+    content["param_groups"] = content["param_groups"][:-1]
+    torch.save(content, folder / "optim_000010_rank0.pt")
+    with pytest.raises(CheckpointError, match="nanochat makes groups of"):
+        widen(folder, tmp_path / "wide", 2)
+
+
+def test_a_stack_with_several_learning_rates_is_refused(tmp_path):
+    """What reads fresh units of the stream is scaled down, and what writes the stream is scaled up."""
+    folder = save(tmp_path / "narrow", 1)
+    with pytest.raises(CheckpointError, match="one group of nanochat's optimizer"):
+        widen(folder, tmp_path / "wide", axes={"embed": "3/2", "kv": "3/2", "ffn": "3/2"}, verify=False)
