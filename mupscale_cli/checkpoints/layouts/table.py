@@ -7,10 +7,12 @@ from mupscale_cli.checkpoints.layouts.base import Layout
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
 from mupscale_cli.checkpoints.layouts.litgpt import LITGPT
+from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA
 from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
 from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
+from mupscale_cli.checkpoints.layouts.torchtune import TORCHTUNE, TORCHTUNE_QWEN
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import listed
 
@@ -25,6 +27,9 @@ LAYOUTS: tuple[Layout, ...] = (
     LITGPT,
     LIGHTNING,
     NANOCHAT,
+    META_LLAMA,
+    TORCHTUNE_QWEN,
+    TORCHTUNE,
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",
