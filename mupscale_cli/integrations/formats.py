@@ -125,10 +125,10 @@ def _torchtitan(hparams: Hyperparameters, _record: Record, _path: str) -> Render
         raise PlanError(
             f"torchtitan does not support parameter groups by pattern with {hparams.rule.name}", hint=f"known: {known}"
         )
+    arguments = ({**_arguments(hparams, group), "clip_weight": group.clip_weight} for group in hparams.groups)
     groups = [
-        f"    ParamGroupConfig(pattern={group.pattern!r}, optimizer_name={name!r}, "
-        f"optimizer_kwargs={_arguments(hparams, group)!r}),"
-        for group in hparams.groups
+        f"    ParamGroupConfig(pattern={group.pattern!r}, optimizer_name={name!r}, optimizer_kwargs={each!r}),"
+        for group, each in zip(hparams.groups, arguments, strict=True)
     ]
     return RenderedSettings("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
