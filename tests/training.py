@@ -36,6 +36,14 @@ OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "lion": (Lion, {"lr": 3e-4, "weight_decay": 0.1}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "weight_decay": 0.1, "lr_decay": 0.01}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.5, "centered": True, "eps": 1e-6}),
+    "adafactor": (
+        optimizer_class(RULES["adafactor"]),
+        {**RULES["adafactor"].settings, "beta1": 0.9, "weight_decay": 0.1},
+    ),
+    "adafactor-relative": (
+        optimizer_class(RULES["adafactor"]),
+        {**RULES["adafactor"].settings, "lr": None, "scale_parameter": True, "relative_step": True},
+    ),
     "muon": (ExactMuon, {"lr": 3e-3, "weight_decay": 0.1, "ns_steps": 5}),
 }
 

@@ -15,6 +15,7 @@ from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.integrations.formats import TRAINER_FORMATS, document, render
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.narrow_run import choose_settings
+from mupscale_cli.optimizers.rules.matrices import MUON_FACTORS
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
@@ -66,6 +67,14 @@ def hparams(
         bool | None,
         typer.Option("--decoupled/--l2", help="Kind of weight decay. Default: the optimizer's."),
     ] = None,
+    adjust_lr: Annotated[
+        str | None,
+        typer.Option(
+            "--adjust-lr",
+            metavar="MODE",
+            help=f"Muon's factor for the shape of a matrix: {', '.join(MUON_FACTORS)}. Default: original.",
+        ),
+    ] = None,
     depth: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +107,7 @@ def hparams(
     }
     tuned = {field: getattr(swept, field, None) for field in given}
     chosen = choose_settings(record, _set(given), _set(tuned), adapter=adapter is not None)
-    settings = replace(chosen, depth=depth)
+    settings = replace(chosen, depth=depth, adjust_lr=adjust_lr)
     growth = record if adapter is None else adapter_growth(record, adapter)
     result = hyperparameters(growth, settings, swept.proxy if swept else {})
     form = "json" if as_json else "yaml" if as_yaml else form

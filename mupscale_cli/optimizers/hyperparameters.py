@@ -136,6 +136,7 @@ def hyperparameters(
         MupscaleError: the optimizer is unknown, a value is impossible, or the proxy does not fit.
     """
     rule = optimizer_rule(settings.optimizer)
+    rule = rule.with_settings(rule.settings)
     _check(settings)
     if settings.depth is not None and (rule.name != "adamw" or settings.decoupled is False):
         raise PlanError(f"CompleteP defines its multipliers for AdamW, not for {rule.title} or L2 decay")

@@ -165,6 +165,8 @@ def _shape(entries: Mapping[str, Any]) -> Shape | None:
     Entries that average over a dimension have the size 1 there.
     """
     tensors = [value for value in entries.values() if isinstance(value, torch.Tensor) and value.dim()]
+    if (row := entries.get("exp_avg_sq_row")) is not None:  # Adafactor's averages lack the dimension
+        return (*row.shape, entries["exp_avg_sq_col"].shape[-1])
     most = max((tensor.dim() for tensor in tensors), default=0)
     shapes = [tensor.shape for tensor in tensors if tensor.dim() == most]
     return tuple(max(sizes) for sizes in zip(*shapes, strict=True)) if shapes else None

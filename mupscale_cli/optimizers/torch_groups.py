@@ -32,6 +32,7 @@ def param_groups(
     weight_decay: float = 0.0,
     eps: float | None = None,
     optimizer: str = "adamw",
+    beside: str | None = None,
     decoupled: bool | None = None,
     decay: Decay | None = None,
     adapter: str | None = None,
@@ -47,7 +48,9 @@ def param_groups(
         lr: the narrow run's learning rate.
         weight_decay: the narrow run's weight decay, for the decayed parameters.
         eps: the narrow run's eps. Default: the optimizer's; groups have no eps if the optimizer has none.
-        optimizer: the kind of optimizer, whose step determines the multipliers.
+        optimizer: the kind of optimizer, whose step determines the multipliers. One that trains only matrices, such as
+            Muon, gets only the matrices between hidden units, without embeddings and readout.
+        beside: an optimizer that trains a part of the parameters; these groups have the others.
         decoupled: whether weight decay is `p -= lr wd p`. Default: the optimizer's.
         decay: `matrices` decays parameters of two or more dimensions, as the Trainer of transformers does for
             language models; `all` decays every parameter, `none` no parameter. Also the names of the decayed
@@ -65,20 +68,42 @@ def param_groups(
     Example:
         >>> optimizer = torch.optim.AdamW(param_groups(model, "tiny-x4", lr=3e-4))  # doctest: +SKIP
     """
-    rule = optimizer_rule(optimizer)
+    usual = optimizer_rule(optimizer).settings
+    rule = optimizer_rule(optimizer).with_settings({**usual, **settings})
     is_decoupled = rule.decoupled if decoupled is None else decoupled
     scaled = scaled_parameters(model, checkpoint, adapter)
     parameters = dict(model.named_parameters())
     eps_setting = {} if rule.eps is None else {"eps": rule.settings["eps"] if eps is None else eps}
-    base = {"lr": lr, **eps_setting, **settings}
+    base = {**{key: usual[key] for key in rule.scaled if key in usual}, "lr": lr, **eps_setting, **settings}
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    if rule.matrices_only or (beside is not None and optimizer_rule(beside).matrices_only):
+        hidden = _hidden_matrices(model)
+        trained = {name: p for name, p in trained.items() if (name in hidden) == rule.matrices_only}
     groups = []
     for is_decayed in (True, False):
-        names = [n for n, p in parameters.items() if p.requires_grad and _decays(decay, n, p) == is_decayed]
+        names = [name for name, p in trained.items() if _decays(decay, name, p) == is_decayed]
         by_name = {name: tensor_multipliers(scaled[name], rule, is_decoupled, settings) for name in names}
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, multipliers)
             groups.append({"params": [parameters[name] for name in members], "param_names": members, **wide})
     return groups
+
+
+def _hidden_matrices(model: nn.Module) -> set[str]:
+    """Return the names of the matrices between hidden units: neither embeddings nor readouts of as many rows.
+
+    Muon's authors leave those to AdamW, as well as everything that is not a matrix.
+    """
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {id(module.weight) for module in embeddings}
+    vocabularies = {module.num_embeddings for module in embeddings}
+    output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    readouts = {id(output.weight)} if isinstance(getattr(output, "weight", None), nn.Parameter) else set()
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and id(parameter) not in tables | readouts and parameter.shape[0] not in vocabularies
+    }
 
 
 def scaled_parameters(model: nn.Module, checkpoint: str | Path, adapter: str | None = None) -> dict[str, ScaledTensor]:

@@ -172,7 +172,8 @@ def is_finished(groups: Sequence[Group]) -> bool:
     Raises:
         CannotVerify: every learning rate is 0, and there is no initial one.
     """
-    if any(settings.get("lr") for settings, _ in groups):
+    # Adafactor has no learning rate where its steps are relative.
+    if any(settings.get("lr") or settings.get("lr", 0) is None for settings, _ in groups):
         return False
     if not any(settings.get("initial_lr") for settings, _ in groups):
         raise CannotVerify(

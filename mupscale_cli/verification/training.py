@@ -297,7 +297,7 @@ def _train_narrow(
                 allowed=factor * response,
                 moved=moved,
                 ignored=ignored.cpu(),
-                trains=history.has_gradient and rates.get(id(plain[source]), 0) > 0,
+                trains=history.has_gradient and rates.get(id(plain[source]), 0) != 0,
             )
         return parameters
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.rules import adam, matrices, plain
+from mupscale_cli.optimizers.rules import adam, factored, matrices, plain
 from mupscale_cli.optimizers.rules.rule import SAME, WEIGHT, Entry, OptimizerRule
 from mupscale_cli.text import suggest
 
-OPTIMIZERS: dict[str, OptimizerRule] = {rule.name: rule for rule in (*adam.RULES, *plain.RULES, *matrices.RULES)}
+OPTIMIZERS: dict[str, OptimizerRule] = {
+    rule.name: rule for rule in (*adam.RULES, *factored.RULES, *plain.RULES, *matrices.RULES)
+}
 # Entries that any optimizer's state may have; mixed precision adds the master weights.
 COMMON_STATE: Mapping[str, Entry] = {
     "step": SAME,
