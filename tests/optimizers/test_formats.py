@@ -261,3 +261,37 @@ def test_a_state_with_names_needs_no_model(tmp_path):
     torch.save(torch.optim.AdamW(model.named_parameters()).state_dict(), tmp_path / "optimizer.pt")
     tree = open_optimizer(tmp_path / "optimizer.pt", None).load()
     assert len(tree.numbers) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"absmax1": torch.zeros(6), "qmap1": torch.zeros(256)}, "contains further values"),
+        ([torch.zeros(32, 48)], "contains further values"),
+        (0.5, "that is unknown in AdamW"),
+    ],
+)
+def test_nothing_in_a_state_is_passed_over(value, message, run_in_progress, tmp_path):
+    """Such as the scales of bitsandbytes' 8-bit state, one level down."""
+    _, optimizer, source = run_in_progress
+    content = optimizer.state_dict()
+    content["state"][0]["__bnb_optimizer_quant_state__"] = value
+    torch.save(content, source / "optimizer.pt")
+    with pytest.raises(PlanError, match=message) as refused:
+        widen(source, tmp_path / "wide", 2, verify=False)
+    assert "--optimizer none" in refused.value.hint
+
+
+def test_the_optimizer_can_be_named(run_in_progress, tmp_path):
+    """Before torch 2.7, groups did not tell whether weight decay is decoupled."""
+    _, optimizer, source = run_in_progress
+    content = optimizer.state_dict()
+    for group in content["param_groups"]:
+        del group["decoupled_weight_decay"]
+    torch.save(content, source / "optimizer.pt")
+    with pytest.raises(PlanError, match=r"adamw or adam: its groups do not say whether the weight decay of 0\.1"):
+        widen(source, tmp_path / "wide", 2, verify=False)
+    wide = widen(source, tmp_path / "wide", 2, optimizer_kind="adam", verify=False)
+    carried = wide.record["optimizer_state"]
+    assert (carried["kinds"], carried["named"]) == (["adam"], ["adam"])
+    assert verify(tmp_path / "wide", only=["files"]).agrees

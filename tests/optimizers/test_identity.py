@@ -132,3 +132,11 @@ def test_state_entries_imply_settings():
     settings = default_settings(OPTIMIZERS["rmsprop"], ("square_avg", "grad_avg", "momentum_buffer"))
     assert (settings["centered"], settings["momentum"]) == (True, 0.9)
     assert distinctive_keys(("step", "sum", "master_param")) == {"sum"}
+
+
+def test_low_rank_optimizers_are_refused_by_name():
+    """Their groups have AdamW's `correct_bias`, too."""
+    with pytest.raises(PlanError, match=r"the optimizer is APOLLO.*random projections"):
+        identify({**BARE, "correct_bias": True, "rank": 1, "scale_type": "tensor", "update_proj_gap": 200}, ADAM)
+    with pytest.raises(PlanError, match="the optimizer is GaLore"):
+        identify({**BARE, "correct_bias": True, "rank": 1, "update_proj_gap": 200}, ADAM)

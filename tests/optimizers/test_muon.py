@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 from helpers import build, randomize
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.exact.matrices import ExactMuon
+from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.rules.matrices import muon_shape_factor
+from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
@@ -93,3 +95,43 @@ def test_modes_of_the_learning_rate(mode, factor):
     assert muon_shape_factor((8, 2), {"adjust_lr_fn": mode}) == pytest.approx(factor)
     with pytest.raises(PlanError, match="unknown `adjust_lr_fn` value `spectrum`"):
         muon_shape_factor((8, 2), {"adjust_lr_fn": "spectrum"})
+
+
+@pytest.mark.parametrize("mode", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_newton_schulz_in_bfloat16_agrees_to_two_percent(mode, factor):
+    """The figure of the page `optimizers`: ten steps of torch's class, whose iteration amplifies rounding."""
+    torch.manual_seed(0)
+    sizes, copies = ((20, 48), (48, 32), (32, 5)), ((factor, 1), (factor, factor), (1, factor))
+    narrow = [torch.randn(rows, columns, dtype=torch.float64) / columns**0.5 for columns, rows in sizes]
+
+    def widened(index, matrix):
+        rows, columns = copies[index]
+        return matrix.repeat_interleave(rows, 0).repeat_interleave(columns, 1) / columns
+
+    wide = [widened(index, matrix) for index, matrix in enumerate(narrow)]
+    inputs, target = torch.randn(64, 20, dtype=torch.float64), torch.randn(64, 5, dtype=torch.float64)
+    trained = []
+    for matrices in (narrow, wide):
+        parameters = [torch.nn.Parameter(matrix.clone()) for matrix in matrices]
+        tensors = [
+            ScaledTensor(str(i), ((1 / k_in, k_out * k_in),), tuple(old.shape), tuple(p.shape))
+            for i, (p, old, (k_out, k_in)) in enumerate(zip(parameters, narrow, copies, strict=True))
+        ]
+        settings = {"adjust_lr_fn": mode}
+        by = [tensor_multipliers(tensor, OPTIMIZERS["muon"], True, settings) for tensor in tensors]
+        rates = [0.02 * (1 if matrices is narrow else each.lr) for each in by]
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, rates, strict=True)]
+        optimizer = torch.optim.Muon(groups, weight_decay=0, adjust_lr_fn=mode)
+        for _ in range(10):
+            first, second, third = parameters
+            loss = ((inputs @ first.T).tanh() @ second.T).tanh() @ third.T - target
+            optimizer.zero_grad()
+            loss.square().mean().backward()
+            optimizer.step()
+        trained.append([p.detach() for p in parameters])
+    errors = []
+    for index, (before, after) in enumerate(zip(*trained, strict=True)):
+        planned = widened(index, before)
+        errors.append(float((after - planned).norm() / planned.norm()))
+    assert 1e-4 < max(errors) < 0.02, errors

@@ -51,6 +51,21 @@ REFUSED = (
         "right for both",
     ),
     Refusal(
+        "APOLLO",
+        frozenset({"rank", "scale_type"}),
+        "its moments are those of random projections of the gradient, and the wide model draws other projections",
+    ),
+    Refusal(
+        "GaLore",
+        frozenset({"rank", "update_proj_gap"}),
+        "its moments belong to a projection that the state holds as an object, which would run code when it is read",
+    ),
+    Refusal(
+        "Shampoo",
+        frozenset({"epsilon", "update_freq"}),
+        "its preconditioners start from a multiple of the identity, and copies of that are another matrix",
+    ),
+    Refusal(
         "SOAP",
         frozenset({"shampoo_beta", "precondition_frequency"}),
         "its moments are stored in a basis of eigenvectors that the wide model computes again, so nothing maps them",
