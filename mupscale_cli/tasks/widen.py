@@ -132,12 +132,12 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
 def _into_trainer(output: Output, path: Path) -> tuple[str, ...]:
     """Return the lines with which the trainer that wrote the source continues; none if its state stays behind."""
     trained = output.source.trained
-    if trained is not None:
-        lines = trained.layout.next_lines
-        return () if lines is None else tuple(lines(shlex.quote(str(path))))
-    if output.carried is None:
-        return ()
-    return continuing_lines([file.name for file in output.carried.files], str(path))
+    if trained is not None and trained.layout.next_lines is not None:
+        return tuple(trained.layout.next_lines(shlex.quote(str(path))))
+    if output.carried is not None:
+        return continuing_lines([file.name for file in output.carried.files], str(path))
+    has_state = output.in_kind is not None and output.in_kind.key is not None
+    return continuing_lines([path.name], str(path)) if has_state else ()
 
 
 def _plan_output(source: Checkpoint, plan: Plan, options: WidenOptions, path: Path) -> Output:

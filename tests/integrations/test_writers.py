@@ -8,7 +8,9 @@ import transformers
 
 import mupscale
 from cli_runner import run
+from helpers import build
 from mupscale_cli.integrations.writers import WRITERS, continuing_lines
+from mupscale_cli.tasks.widen import widen
 
 CLIP = 0.3
 REL = 16 * 2**-24  # the reference computes norms, softmax and rotary tables in float32: some roundings of it
@@ -76,3 +78,24 @@ def test_a_loop_continues_with_the_printed_lines(saved, tmp_path):
         return eval(clipping.strip(), names)  # noqa: S307 (likewise)
 
     assert train(model, names["optimizer"], weighted) == pytest.approx(expected, rel=REL)
+
+
+def test_a_file_of_torch_save_continues_in_a_loop(tmp_path):
+    model = build("Llama-untied")
+    optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, tmp_path / "narrow.pt")
+    (tmp_path / "narrow.config.json").write_text(model.config.to_json_string())
+    widened = widen(tmp_path / "narrow.pt", tmp_path / "wide.pt", 2, verify=False)
+    model = transformers.AutoModelForCausalLM.from_config(type(model.config)(**widened.plan.config))
+    state = torch.load(widened.output)["optimizer"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    names = {"mupscale": mupscale, "model": model, "optimizer": optimizer, "state": state, "max_norm": CLIP}
+    exec("\n".join(widened.into_trainer), names)  # noqa: S102 (what a user pastes)
+    assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in state["param_groups"]]
+    torch.save({"model": content["model"]}, tmp_path / "weights.pt")
+    shutil.copy(tmp_path / "narrow.config.json", tmp_path / "weights.config.json")
+    assert widen(tmp_path / "weights.pt", tmp_path / "wider.pt", 2, verify=False).into_trainer == ()
