@@ -105,18 +105,25 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("optimizer state that is not widened", "left behind", ("optimizer*", "optimizer*/", "optim.pt", "optim/")),
     Kind(
-        "DeepSpeed's training state, which mupscale cannot widen",
+        "the name of DeepSpeed's last step, and its programs for partitioned files",
         "left behind",
-        (
-            *("global_step*/", "latest", "latest_universal", "zero_to_fp32.py"),
-            *("zero_pp_rank_*", "mp_rank_*", "*_optim_states.pt"),
-        ),
+        ("latest", "latest_universal", "zero_to_fp32.py", "zero_to_torch.py"),
+    ),
+    Kind(
+        "DeepSpeed's training state; `--layout deepspeed` widens it, with its own weights",
+        "left behind",
+        ("global_step*/", "zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*", "*_optim_states.pt"),
         is_foreign_state=True,
     ),
     Kind(
-        "Megatron's training state, which mupscale cannot widen",
+        "the number of Megatron's last iteration",
         "left behind",
-        ("iter_[0-9]*/", "latest_checkpointed_iteration.txt", "latest_train_state.pt"),
+        ("latest_checkpointed_iteration.txt", "latest_train_state.pt"),
+    ),
+    Kind(
+        "Megatron's training state; `--layout megatron` widens its weights",
+        "left behind",
+        ("iter_[0-9]*/",),
         is_foreign_state=True,
     ),
     ADAPTER,

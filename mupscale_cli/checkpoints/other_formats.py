@@ -73,8 +73,9 @@ OTHER_FORMATS = (
         ("*.safetensors.index.json",),
     ),
     OtherFormat(
-        "a DeepSpeed checkpoint",
-        "`python zero_to_fp32.py DIR OUT --safe_serialization` in the folder converts it",
+        "a part of a DeepSpeed checkpoint",
+        "pass the folder that holds `latest`, or the folder of a step with the files of all processes; "
+        "`python zero_to_fp32.py DIR OUT --safe_serialization` in that folder extracts the weights alone",
         ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
         ("zero_to_fp32.py", "global_step*", "zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
     ),
@@ -91,10 +92,21 @@ OTHER_FORMATS = (
         ("*.distcp",),
     ),
     OtherFormat(
-        "a Megatron checkpoint",
-        "convert it with Megatron Bridge: `AutoBridge.from_hf_pretrained(MODEL).export_ckpt('DIR', 'OUT')`",
+        "a Megatron checkpoint in the old format `torch`",
+        "convert it with the run's own command and `--ckpt-convert-format torch_dist --ckpt-convert-save OUT`",
         ("model_optim_rng.pt",),
         ("latest_checkpointed_iteration.txt", "iter_[0-9]*", "mp_rank_*"),
+    ),
+    OtherFormat(
+        "a checkpoint of NeMo 2",
+        "`nemo llm export path=DIR target=hf output_path=OUT` converts it",
+        inside=("context",),
+    ),
+    OtherFormat(
+        "a checkpoint of NeMo 1, an archive",
+        "convert it with `scripts/checkpoint_converters/convert_MODEL_nemo_to_hf.py` of NeMo",
+        ("*.nemo",),
+        ("*.nemo",),
     ),
     OtherFormat(
         "an orbax checkpoint of JAX",

@@ -134,6 +134,13 @@ class Checkpoint:
         return {} if self.trained is None else self.trained.choice.said
 
     @property
+    def pointers(self) -> dict[str, str]:
+        """Text files beside the container of a trainer's checkpoint that name it, by file name."""
+        if self.trained is None or self.is_file or self.trained.path == self.path:
+            return {}
+        return dict(self.trained.layout.pointers(self.trained.path.name))
+
+    @property
     def record_file(self) -> Path:
         """The file of the record of `mupscale widen`, unless a single safetensors file has it in its header."""
         return self.path.with_name(f"{self.path.stem}.{RECORD}") if self.is_file else self.path / RECORD
@@ -166,7 +173,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a file to copy or to rewrite is too large, or is a link that leads out of the directory.
         """
-        own = {self.inner_name(file): Decision("widened", "weights") for file in self.files}
+        about = "weights" if self.trained is None else self.trained.layout.about
+        own = {self.inner_name(file): Decision("widened", about) for file in self.files}
         own[self.library.index] = Decision("rewritten", "which file holds each tensor")
         if self.config_file is not None:
             own[self.config_file.name] = Decision("rewritten", "sizes of the model")

@@ -24,6 +24,7 @@ from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, pa
 from mupscale_cli.tasks.planning import output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.text import listed
 
 if TYPE_CHECKING:
     from mupscale_cli.checkpoints.hub.ids import HubId
@@ -282,7 +283,8 @@ def _report(result: Widened, seconds: float, optimizer: str | Path, *, is_pushed
             return
         console.print()
     if (state := result.record["optimizer_state"]) and state.get("copied"):
-        output.note(f"copied unchanged from {state['file']}: {', '.join(state['copied'])}")
+        where = "" if state["file"] is None else f" from {state['file']}"
+        output.note(f"copied unchanged{where}: {listed(state['copied'], 12)}")
     _note_nonfinite(result.record)
     summary.print_summary(
         console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), optimizer

@@ -145,7 +145,8 @@ def _sizes(trained: Trained, plan: Plan) -> dict[Place, Any]:
     where = trained.sizes
     if where is None or where.file is not None or plan.config is None:
         return {}
-    return {where.place(trained.contents.content): plan.config}
+    place = where.place(trained.contents.content)
+    return {place: type(value_at(trained.contents.content, place))(plan.config)}
 
 
 def _dropped(trained: Trained, place: Place | None) -> frozenset[Place]:

@@ -222,6 +222,10 @@ def _write_companions(output: Output, directory: Path, events: Events) -> tuple[
         names.append(name)
     if output.source.is_file:
         return tuple(names)
+    for name, text in output.source.pointers.items():
+        with output_errors(directory / name):
+            (directory / name).write_text(text, encoding="utf-8")
+        names.append(name)
     if len(plan.shards) > 1:
         weight_map = {tensor.target.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write_json(directory / library.index, {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map})

@@ -13,6 +13,7 @@ from mupscale_cli.checkpoints.header import METADATA_KEY, StoredTensor, open_fil
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.modules import WEIGHTS as MODULE_WEIGHTS
 from mupscale_cli.checkpoints.reading import SUFFIXES, Checkpoint
+from mupscale_cli.files import read_bytes
 from mupscale_cli.optimizers.carrying import CarriedState
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_files, state_names
@@ -20,7 +21,7 @@ from mupscale_cli.optimizers.scheduler import read_scheduler, wide_progress, wid
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.making import Origin, make_record, record_adapter
 from mupscale_cli.record.reading import companion_path
-from mupscale_cli.text import bytes_text
+from mupscale_cli.text import bytes_text, shown
 from mupscale_cli.verification.content import content_differences
 from mupscale_cli.verification.result import FilesCheck
 
@@ -79,6 +80,7 @@ def check_files(
         f"{module.folder}/{MODULE_WEIGHTS}": partial(_metadata_differences, is_single=False) for module in plan.modules
     }
     planned |= {name: partial(_copy_differences, file) for name, file in copied.items()}
+    planned |= {name: partial(_text_differences, text) for name, text in narrow.pointers.items()}
     for folder in adapters:
         place = PurePosixPath(folder)
         planned[str(place / ADAPTER_WEIGHTS)] = partial(_metadata_differences, is_single=False)
@@ -124,6 +126,12 @@ def _unplanned(wide: Checkpoint, record: Record, planned: Iterable[str], *, is_s
     loaded |= {name for name in names if "/" not in name and name.endswith(SUFFIXES)}
     config = wide.library.config if wide.config_file is None else wide.config_file.name
     yield from sorted((loaded | {*trained}) - expected - {config})
+
+
+def _text_differences(text: str, file: Path) -> Iterator[str]:
+    """Compare a file with the text that it should have."""
+    if read_bytes(file) != text.encode():
+        yield f"`{file.name}` does not contain {shown(text)}"
 
 
 def _copy_differences(source: Path, file: Path) -> Iterator[str]:

@@ -19,9 +19,14 @@ from trainer_runs import STEPS, token_batches
 BEFORE = 3
 LR, DECAY = 3e-3, 0.1
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 50, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "tie_word_embeddings": False,
+}
 
 
 def ds_config(stage, dtype, universal):
@@ -29,7 +34,7 @@ def ds_config(stage, dtype, universal):
         "train_micro_batch_size_per_gpu": 4,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,  # DeepSpeed clips by the plain norm, which counts copies more than once
         "checkpoint": {"load_universal": universal},
     }
     if dtype != "float32":
@@ -44,6 +49,16 @@ def start(model, groups, stage, dtype, universal):
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=ds_config(stage, dtype, universal)
     )
     return engine
+
+
+def repair(engine, folder):
+    """Do what the page `trainers` says to do after loading in stage 3."""
+    optimizer = engine.optimizer.optimizer
+    file = folder / (folder / "latest_universal").read_text() / "zero" / "optimizer_state.pt"
+    for live, saved in zip(optimizer.param_groups, torch.load(file, weights_only=False)["param_groups"], strict=True):
+        live.update({key: value for key, value in saved.items() if key != "params"})
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def train(engine, batches):
@@ -79,8 +94,11 @@ def main():
         model = transformers.LlamaForCausalLM(transformers.AutoConfig.from_pretrained(folder))
         engine = start(model, mupscale.param_groups(model, folder, lr=LR, weight_decay=DECAY), stage, dtype, True)
         engine.load_checkpoint(folder)
+        if stage == 3:
+            repair(engine, folder)
     losses = train(engine, batches[BEFORE:])
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
     if rank == 0:
         sys.stdout.write(json.dumps(losses) + "\n")
 

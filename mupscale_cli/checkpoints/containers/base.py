@@ -75,6 +75,9 @@ class Container(Protocol):
     def recognizes(self, path: Path) -> bool:
         """Tell whether a file or folder may be such a container, without reading much of it."""
 
+    def root(self, file: Path) -> Path:
+        """Return the container that one of its files belongs to."""
+
     def files(self, path: Path) -> tuple[Path, ...]:
         """Return the files of a container."""
 

@@ -23,6 +23,9 @@ class TorchFile(Container):
         with open_file(path) as stream:
             return stream.read(len(_ZIP)) == _ZIP
 
+    def root(self, file: Path) -> Path:
+        return file
+
     def files(self, path: Path) -> tuple[Path, ...]:
         return (path,)
 
@@ -50,6 +53,9 @@ class DistributedFolder(Container):
     def recognizes(self, path: Path) -> bool:
         return (path / ".metadata").is_file()
 
+    def root(self, file: Path) -> Path:
+        return file.parent
+
     def files(self, path: Path) -> tuple[Path, ...]:
         return (path / ".metadata", *path.glob("*.distcp"))
 
@@ -69,6 +75,65 @@ class DistributedFolder(Container):
         return write_blank_folder(path, content)
 
 
+class MegatronFolder(DistributedFolder):
+    """A folder of Megatron Core's `torch_dist`: a distributed checkpoint and `common.pt`."""
+
+    name = "megatron"
+
+    def recognizes(self, path: Path) -> bool:
+        return super().recognizes(path) and (path / "common.pt").is_file()
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return (*super().files(path), path / "common.pt", path / "metadata.json")
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.megatron import read_megatron
+
+        return read_megatron(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.megatron import load_megatron
+
+        return load_megatron(contents)
+
+    def write_blank(self, path: Path, content: Any) -> Mapping[str, TensorSlot]:
+        from mupscale_cli.checkpoints.containers.megatron import write_blank_megatron
+
+        return write_blank_megatron(path, content)
+
+
+class ZeroFolder(Container):
+    """A step's folder of DeepSpeed's ZeRO."""
+
+    name = "zero"
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_dir() and any(path.glob("*_model_states.pt"))
+
+    def root(self, file: Path) -> Path:
+        return file.parent.parent if file.parent.name == "zero" else file.parent
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return tuple(file for pattern in ("*_states.pt", "zero/**/*.pt") for file in path.glob(pattern))
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.zero import read_zero
+
+        return read_zero(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.zero import load_zero
+
+        return load_zero(contents)
+
+    def write_blank(self, path: Path, content: Any) -> Mapping[str, TensorSlot]:
+        from mupscale_cli.checkpoints.containers.zero import write_blank_zero
+
+        return write_blank_zero(path, content)
+
+
 TORCH_FILE = TorchFile()
 DISTRIBUTED = DistributedFolder()
-CONTAINERS: tuple[Container, ...] = (TORCH_FILE, DISTRIBUTED)
+MEGATRON = MegatronFolder()
+ZERO = ZeroFolder()
+CONTAINERS: tuple[Container, ...] = (TORCH_FILE, DISTRIBUTED, MEGATRON, ZERO)

@@ -49,5 +49,5 @@ def replace_at(content: Any, place: Place, value: Any) -> Any:
     key = place[0]
     changed = replace_at(content[key], place[1:], value)
     if isinstance(content, Mapping):
-        return {**content, key: changed}
+        return type(content)({**content, key: changed})  # type: ignore[call-arg]
     return type(content)([*content[:key], changed, *content[key + 1 :]])

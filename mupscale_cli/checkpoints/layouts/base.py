@@ -39,6 +39,8 @@ class Layout:
         schedules: patterns of the JSON files that hold the progress of training with a scheduler's rates of each group.
         recipe: the recipe of its models; None if the config tells it.
         library: how a reference model is built; None if the config tells it.
+        about: what is widened of the container.
+        pointers: text files beside the container that name it, by file name, given its name.
         next_lines: how to continue, given the path of the wide checkpoint.
     """
 
@@ -55,6 +57,8 @@ class Layout:
     schedules: tuple[str, ...] = ()
     recipe: str | None = None
     library: Library | None = None
+    about: str = "weights"
+    pointers: Callable[[str], Mapping[str, str]] = lambda _: {}
     next_lines: Callable[[str], Sequence[str]] | None = None
 
     def finds(self, name: str) -> bool:

@@ -158,8 +158,7 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
     """
     problem: CheckpointError | None = None
     for layout, name in _found(_layouts(choice), names):
-        found = path / name
-        found = found.parent if found.name == ".metadata" else found
+        found = layout.container.root(path / name)
         if not layout.container.recognizes(found):
             continue
         try:
@@ -176,12 +175,17 @@ def _layouts(choice: Choice) -> tuple[Layout, ...]:
 
 
 def _found(layouts: Collection[Layout], names: Collection[str]) -> Iterator[tuple[Layout, str]]:
-    """Yield layouts with the name of a container that each finds; of several with one pattern, the last by name."""
+    """Yield layouts with the name of a container that each finds; of several with one pattern, the latest step."""
     for layout in layouts:
         for pattern in layout.patterns:
             found = [name for name in names if name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)]
             if found:
-                yield layout, max(found)
+                yield layout, max(found, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts numbers by their value: `step-900` comes before `step-1000`."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _trained(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.deepspeed import DEEPSPEED
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
 from mupscale_cli.checkpoints.layouts.litgpt import LITGPT
+from mupscale_cli.checkpoints.layouts.megatron import MEGATRON_LM
 from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA
 from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
@@ -30,6 +32,8 @@ LAYOUTS: tuple[Layout, ...] = (
     META_LLAMA,
     TORCHTUNE_QWEN,
     TORCHTUNE,
+    DEEPSPEED,
+    MEGATRON_LM,
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",
