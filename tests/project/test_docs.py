@@ -330,10 +330,14 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     optimizer.step()
     torch.save(optimizer.state_dict(), narrow / "optimizer.pt")
     assert run("widen", "narrow", "-f", "4", "-o", "wide", "--no-verify").code == 0
-    loop, trainer = blocks(MANUAL / "optimizers.md", "python")
+    loop, muon, trainer = blocks(MANUAL / "optimizers.md", "python")
     names = {"mupscale": mupscale, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
     exec(compile(loop, "optimizers.md", "exec"), names)  # noqa: S102
     assert names["optimizer"].state
+    exec(compile(muon, "optimizers.md", "exec"), names)  # noqa: S102
+    numbers = [sum(len(group["params"]) for group in names[each].param_groups) for each in ("muon", "adamw")]
+    assert min(numbers) > 0
+    assert sum(numbers) == len(list(names["model"].parameters()))
     compile(trainer, "optimizers.md", "exec")  # tests/integrations/test_transformers.py runs the same
 
 
