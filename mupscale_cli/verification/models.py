@@ -237,8 +237,14 @@ def build_reference_model(
             "the checkpoint has no config.json to build the model from; "
             "give your own model with `--model module.py:build`"
         )
-    if checkpoint.trained is not None and checkpoint.trained.layout.library is not None:
-        return _build_natively(checkpoint, checkpoint.trained.layout.library, dtype, placement, plain_name)
+    layout = None if checkpoint.trained is None else checkpoint.trained.layout
+    if layout is not None and layout.library is not None:
+        return _build_natively(checkpoint, layout.library, dtype, placement, plain_name)
+    if layout is not None and layout.recipe is not None:
+        raise CannotVerify(
+            f"{layout.title} builds its models with its own code; give that with `--model module.py:build`, "
+            "a function of the sizes"
+        )
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
         return _load_natively(checkpoint, checkpoint.config, dtype, placement)
