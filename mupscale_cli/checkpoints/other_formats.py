@@ -70,7 +70,7 @@ OTHER_FORMATS = (
     OtherFormat(
         "the index of a model's weight files",
         "pass the folder that contains it",
-        ("*.safetensors.index.json",),
+        ("*.safetensors.index.json", "*.bin.index.json"),
     ),
     OtherFormat(
         "a part of a DeepSpeed checkpoint",

@@ -1,6 +1,7 @@
 """Checkpoints as trainers save them: weights, state and everything else in one file or folder, widened in kind."""
 
 import copy
+import json
 import shutil
 import warnings
 
@@ -102,6 +103,39 @@ def test_a_distributed_checkpoint_is_widened_in_kind(training, folder, tmp_path)
     wide = {name: torch.empty_like(expected[name]) for name in names if name in expected}
     dcp.load({"model": wide}, checkpoint_id=made.output, no_dist=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in wide.items())
+
+
+@pytest.fixture
+def shards(training, tmp_path):
+    path = save_config(training, tmp_path / "sharded")
+    weights = training[0].state_dict()
+    files = {name: f"pytorch_model-0000{1 + (n % 3 > 0)}-of-00002.bin" for n, name in enumerate(weights)}
+    files["lm_head.weight"] = files["model.embed_tokens.weight"]
+    for file in set(files.values()):
+        torch.save({name: weights[name] for name, held in files.items() if held == file}, path / file)
+    index = {"metadata": {"total_size": 0, "kept": "yes"}, "weight_map": files}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return path
+
+
+def test_shards_with_an_index_are_widened_in_kind(training, shards, tmp_path):
+    made = widen(shards, factor=2)
+    assert made.verification.agrees
+    assert verify(made.output).agrees
+    narrow, wide = (json.loads((path / "pytorch_model.bin.index.json").read_text()) for path in (shards, made.output))
+    assert wide["weight_map"] == narrow["weight_map"]
+    loaded = {file: torch.load(made.output / file, weights_only=True) for file in set(wide["weight_map"].values())}
+    tensors = {name: loaded[file][name] for name, file in wide["weight_map"].items()}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in reference(training, tmp_path).items())
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    assert wide["metadata"] == {"total_size": total, "kept": "yes"}
+    assert {file.name for file in made.output.iterdir()} - {"mupscale.json"} == {f.name for f in shards.iterdir()}
+
+
+def test_a_missing_shard_is_one_message(shards):
+    (shards / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"`pytorch_model-00002-of-00002.bin`, which does not exist \(1 of 2"):
+        open_checkpoint(shards)
 
 
 def test_both_train_the_same_from_the_state(file):

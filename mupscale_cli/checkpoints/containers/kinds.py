@@ -132,8 +132,41 @@ class ZeroFolder(Container):
         return write_blank_zero(path, content)
 
 
+class TorchShards(Container):
+    """Files of torch.save with an index, which the container is called by."""
+
+    name = "shards"
+
+    def recognizes(self, path: Path) -> bool:
+        return path.name.endswith(".bin.index.json") and path.is_file()
+
+    def root(self, file: Path) -> Path:
+        return file
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        from mupscale_cli.checkpoints.containers.shards import shard_files
+
+        return (path, *shard_files(path))
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.shards import read_shards
+
+        return read_shards(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.shards import load_shards
+
+        return load_shards(contents)
+
+    def write_blank(self, path: Path, content: Any) -> Mapping[str, TensorSlot]:
+        from mupscale_cli.checkpoints.containers.shards import write_blank_shards
+
+        return write_blank_shards(path, content)
+
+
 TORCH_FILE = TorchFile()
+SHARDS = TorchShards()
 DISTRIBUTED = DistributedFolder()
 MEGATRON = MegatronFolder()
 ZERO = ZeroFolder()
-CONTAINERS: tuple[Container, ...] = (TORCH_FILE, DISTRIBUTED, MEGATRON, ZERO)
+CONTAINERS: tuple[Container, ...] = (TORCH_FILE, SHARDS, DISTRIBUTED, MEGATRON, ZERO)

@@ -100,8 +100,8 @@ def merge_headers(headers: Iterable[Header], path: Path, index: Path | None = No
     return tensors
 
 
-def weight_map(index: Path) -> dict[str, str]:
-    """Read the mapping from tensor names to file names in an index.
+def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
+    """Read the mapping from tensor names to file names, all with one suffix, in an index.
 
     Raises:
         CheckpointError: the mapping is missing or invalid, or lists a file outside the folder.
@@ -110,6 +110,6 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(file, str) for file in mapping.values()):
         raise CheckpointError(f"`{index}` has no valid `weight_map` from tensor to file")
     for file in set(mapping.values()):
-        if not is_file_name(file) or not file.endswith(".safetensors"):
-            raise CheckpointError(f"`{index}` lists `{file}`, which is not a safetensors file in the same folder")
+        if not is_file_name(file) or not file.endswith(suffix):
+            raise CheckpointError(f"`{index}` lists `{file}`, which is not a {suffix[1:]} file in the same folder")
     return mapping

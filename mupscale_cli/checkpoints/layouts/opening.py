@@ -157,13 +157,20 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
         CheckpointError: its files cannot be read without running code, or have no weights at the usual keys.
     """
     problem: CheckpointError | None = None
+    damaged: set[Path] = set()
     for layout, name in _found(_layouts(choice), names):
         found = layout.container.root(path / name)
-        if not layout.container.recognizes(found):
+        if found in damaged or not layout.container.recognizes(found):
             continue
         try:
-            return _trained((layout,), layout.container.read(found), names, path, choice)
-        except CheckpointError as error:  # another file of the folder may hold the weights
+            contents = layout.container.read(found)
+        except CheckpointError as error:  # another file of the folder may hold the weights, but no part of this one
+            problem = problem or error
+            damaged |= {found, *layout.container.files(found)}
+            continue
+        try:
+            return _trained((layout,), contents, names, path, choice)
+        except CheckpointError as error:
             problem = problem or error
     if problem is not None:
         raise problem

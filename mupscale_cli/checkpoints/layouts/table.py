@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
+from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED, SHARDS
 from mupscale_cli.checkpoints.layouts.base import Layout
 from mupscale_cli.checkpoints.layouts.deepspeed import DEEPSPEED
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
@@ -20,7 +20,7 @@ from mupscale_cli.text import listed
 
 _STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
 
-# The last two read any file and any folder that torch saved.
+# The last three read any file and any folder that torch saved.
 LAYOUTS: tuple[Layout, ...] = (
     NANOGPT,
     TORCHTITAN,
@@ -34,6 +34,13 @@ LAYOUTS: tuple[Layout, ...] = (
     TORCHTUNE,
     DEEPSPEED,
     MEGATRON_LM,
+    Layout(
+        "torch-shards",
+        "torch.save in shards",
+        SHARDS,
+        ("pytorch_model.bin.index.json", "*.bin.index.json"),
+        weights=("weights",),
+    ),
     Layout("torch", "torch.save", patterns=("*.pt", "*.pth", "*.ckpt", "*.bin"), state=_STATE),
     Layout(
         "distributed",
