@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 EMBED, HEADS, KV, D, FFN, VOCAB = 8, 4, 2, 2, 12, 5
 SIZES = {"n_heads": HEADS, "n_kv_heads": KV, "head_dim": D}
 LINGUA = {"dim": EMBED, "n_layers": 1, **SIZES, "multiple_of": 2, "ffn_dim_multiplier": 0.6, "norm_eps": 1e-5}
-SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False}
+SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True}
 
 
 def weights(names):
