@@ -67,6 +67,7 @@ ADAPTER = Kind(
     "left behind",
     (ADAPTER_CONFIG, "adapter_model.*", "adapter_model-*"),
 )
+_STATE = Kind("optimizer state that is not widened", "left behind", ("optimizer*", "optimizer*/", "optim.pt", "optim/"))
 # The first kind that a file belongs to decides. Weights with their config and index, and the files of a widened
 # optimizer state, are decided by those who find them. What only describes the narrow model, such as its card, would be
 # wrong for the wide one.
@@ -103,7 +104,7 @@ KINDS: tuple[Kind, ...] = (
             *("optimizer_[1-9]*.bin", "optimizer_[1-9]*/", "scheduler_[0-9]*.bin"),
         ),
     ),
-    Kind("optimizer state that is not widened", "left behind", ("optimizer*", "optimizer*/", "optim.pt", "optim/")),
+    _STATE,
     Kind(
         "the name of DeepSpeed's last step, and its programs for partitioned files",
         "left behind",
@@ -273,6 +274,12 @@ def grouped(files: Iterable[PlannedFile]) -> dict[Decision, dict[str, int]]:
 def _top(name: str) -> str:
     """Return the folder in a checkpoint that a path leads into, with a final `/`, or else the file."""
     return "".join(name.partition("/")[:2])
+
+
+def may_hold_weights(name: str) -> bool:
+    """Return whether a file may hold weights, by its path: not if it is known as a part of a trainer's state."""
+    kind = kind_of(name)
+    return kind is None or (kind is not _STATE and kind.with_state is None)
 
 
 def kind_of(name: str) -> Kind | None:

@@ -22,6 +22,7 @@ from mupscale_cli.checkpoints.fates import (
     Decision,
     PlannedFile,
     kind_of,
+    may_hold_weights,
     plan_files,
 )
 from mupscale_cli.checkpoints.formats.base import Folder, WeightsFormat
@@ -382,8 +383,8 @@ def open_folder(folder: Folder, choice: Choice = USUAL) -> Checkpoint:
 
 
 def _local(path: Path, names: Iterable[str]) -> list[str]:
-    """Return the names of files that are on this machine."""
-    return [name for name in names if (path / name).is_file()]
+    """Return the names of files that are on this machine and may hold weights."""
+    return [name for name in names if may_hold_weights(name) and (path / name).is_file()]
 
 
 def _checkpoints_inside(folder: Folder) -> list[str]:

@@ -146,7 +146,7 @@ class Consequence(TypedDict):
     optimizers: Annotated[list[str], "Optimizers with these factors."]
     lr: Annotated[Formula, "Factor of the learning rate."]
     eps: NotRequired[Annotated[Formula, "Factor of eps; absent if the optimizer has none."]]
-    weight_decay: Annotated[Formula, "Factor of the weight decay."]
+    weight_decay: NotRequired[Annotated[Formula, "Factor of the weight decay; absent if the optimizer has none."]]
 
 
 class ExplainedPart(TypedDict):

@@ -12,7 +12,10 @@ from mupscale_cli.errors import OutputError
 
 
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
+    def fail(*_, **__):
+        raise RuntimeError("PytorchStreamWriter failed")
+
+    monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OutputError, match="PytorchStreamWriter"):
         write_blank_file(tmp_path / "x.pt", {})
 

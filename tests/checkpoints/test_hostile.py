@@ -329,7 +329,8 @@ def test_links_out_of_a_checkpoint_are_refused(name, narrow, tmp_path):
     (narrow / name).unlink(missing_ok=True)
     (narrow / name).symlink_to(secret)
     names = [spec.name for spec in open_checkpoint(narrow).specs] if name != "config.json" else []
-    groups = [{"lr": 0.1, "betas": [0.9, 0.9], "eps": 1e-8, "params": list(range(len(names))), "param_names": names}]
+    defaults = torch.optim.AdamW([torch.zeros(1)]).defaults
+    groups = [{**defaults, "params": list(range(len(names))), "param_names": names}]
     torch.save({"state": {}, "param_groups": groups}, narrow / "optimizer.pt")
     assert "links to" in refused("widen", narrow, "--factor", "2", "--no-verify")
     assert {path.name for path in tmp_path.iterdir()} == {"narrow", "secret"}
@@ -378,7 +379,7 @@ def test_a_record_cannot_name_a_state_outside_the_checkpoint(name, narrow, tmp_p
     widen(narrow, tmp_path / "wide", 2, verify=False)
     record = json.loads((tmp_path / "wide" / "mupscale.json").read_text())
     hashes = {"source_digest": "0", "digest": "0"}
-    record["optimizer_state"] = {"file": name, "format": "torch", "policy": "copy", **hashes}
+    record["optimizer_state"] = {"file": name, "format": "torch", "kinds": ["adamw"], "policy": "copy", **hashes}
     (tmp_path / "wide" / "mupscale.json").write_text(json.dumps(record))
     assert "is damaged: `optimizer_state.file` is" in refused("verify", tmp_path / "wide", "--steps", "1")
 

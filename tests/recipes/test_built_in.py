@@ -101,7 +101,7 @@ def test_every_transformers_recipe_has_a_test_model():
 
 
 def test_architecture_takes_one_file_and_no_python():
-    """Qwen 2 exists only as data: no module of the package mentions its name."""
+    """Granite exists only as data: no module of the package mentions its name."""
     sources = list(Path(mupscale_cli.__file__).parent.rglob("*.py"))
     assert sources
-    assert not [file for file in sources if "qwen2" in file.read_text().lower()]
+    assert not [file for file in sources if "granite" in file.read_text().lower()]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mupscale_cli.architecture.loading import load_recipe, recipe_for
+from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.plan import Request, make_plan
 
@@ -40,7 +40,7 @@ def plan(case, request):
     shapes = {f"layers.0.{name}": shape for name, shape in shapes.items()}
     shapes |= {"tok_embeddings": (7, dim), "norm": (dim,), "output": (7, dim)}
     specs = [TensorSpec(f"{name}.weight", "BF16", shape) for name, shape in shapes.items()]
-    return make_plan(load_recipe(recipe_for(params), params), specs, params, request)
+    return make_plan(load_recipe("meta_llama", params), specs, params, request)
 
 
 @pytest.mark.parametrize("case", LLAMAS)

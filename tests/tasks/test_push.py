@@ -251,7 +251,14 @@ def test_the_optimizer_state_is_published_on_request(hub, wide):
     torch.save({}, wide / "optimizer.pt")
     for name in ("scheduler.pt", "rng_state.pth", "trainer_state.json", "notes.md"):
         (wide / name).write_text("x")
-    state = {"file": "optimizer.pt", "format": "torch", "policy": "copy", "source_digest": "0", "digest": "0"}
+    state = {
+        "file": "optimizer.pt",
+        "format": "torch",
+        "kinds": ["adamw"],
+        "policy": "copy",
+        "source_digest": "0",
+        "digest": "0",
+    }
     note(wide, optimizer_state=state)
     assert run("push", "wide", "me/wide").code == 0
     assert set(hub.files("me/wide")) == PUSHED
