@@ -56,7 +56,7 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     Args:
         settings: the settings of the group; empty if the state has none.
         keys: the state keys of its parameters; may be empty before the first step.
-        named: optimizers that the user says these are; empty to let settings and keys decide.
+        named: optimizers that these are; empty to let settings and keys decide.
 
     Raises:
         PlanError: no optimizer or several have such settings and keys, or the optimizer cannot be carried over.
@@ -95,7 +95,7 @@ def identify_all(
     Args:
         groups: settings and parameter names of each group.
         states: the state entries of each parameter.
-        named: optimizers that the user says these are; empty to let settings and keys decide.
+        named: optimizers that these are; empty to let settings and keys decide.
 
     Raises:
         PlanError: it is not certain for a group, or for a parameter of a state without groups.
@@ -158,8 +158,8 @@ def _unknown(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     )
     if named:
         return PlanError(
-            f"`--optimizer-kind {' '.join(named)}` does not fit parameters with {held} and {given}",
-            hint="repeat the option for every optimizer of the file",
+            f"{listed(named)} does not fit parameters with {held} and {given}",
+            hint="name every optimizer of the file with `--optimizer-kind NAME`, repeated",
         )
     return PlanError(
         f"no known optimizer has parameters with {held} and {given}", hint="omit the state with `--optimizer none`"

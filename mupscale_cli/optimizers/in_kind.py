@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def plan_in_kind(source: Checkpoint, trained: Trained, plan: Plan, options: Stat
     content = trained.contents.content
     place = state_place(trained, options)
     own = OwnContent(trained.places, _sizes(trained, plan), _dropped(trained, place))
-    tree = TreeState(trained.layout.container, trained.contents, place, source.config, options.kinds, own)
+    tree = _tree(trained, place, source.config, options.kinds, own)
     state = tree.widen(plan, options.policy)
     weights = {
         place_name((*trained.places[tensor.source.name][:-1], tensor.target.name)): tensor.target.name
@@ -119,7 +119,15 @@ def open_state(checkpoint: Checkpoint, path: Path, key: str | None, kinds: Seque
         return open_optimizer(path, checkpoint.config, key=key, kinds=kinds, trained=trained)
     place = state_place(trained, StateOptions(key=key))
     own = OwnContent(trained.places)
-    return TreeState(trained.layout.container, trained.contents, place, checkpoint.config, tuple(kinds), own)
+    return _tree(trained, place, checkpoint.config, kinds, own)
+
+
+def _tree(
+    trained: Trained, place: Place | None, config: Mapping[str, Any] | None, kinds: Sequence[str], own: OwnContent
+) -> TreeState:
+    """Return the container with its state, whose optimizers the layout names if the user does not."""
+    named = trained.layout.optimizers(place) if place is not None and not kinds else tuple(kinds)
+    return TreeState(trained.layout.container, trained.contents, place, config, named, own)
 
 
 def state_place(trained: Trained, options: StateOptions) -> Place | None:

@@ -69,8 +69,8 @@ def test_one_key_or_setting_tells(settings, keys, name, decoupled):
     ("settings", "keys", "candidates"),
     [
         (TORCH_2_6, ADAM, "adamw or adam: its groups do not say whether the weight decay of 0.1 is decoupled"),
-        (BARE, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot"),
-        ({}, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot: a state without groups does not tell"),
+        (BARE, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot or decoupledadamw"),
+        ({}, ADAM, "adamw or .* or adamepsroot or decoupledadamw: a state without groups does not tell"),
         ({}, ("momentum_buffer",), "sgd or muon"),
         ({"lr": 1, "momentum": 0.9, "weight_decay": 0}, ("momentum_buffer",), "sgd or muon"),
     ],
@@ -89,11 +89,9 @@ def test_what_nothing_fits_is_refused():
         identify({"lr": 1, "hyperbolic": True}, ())
     with pytest.raises(PlanError, match=r"the optimizer is Adadelta.*no single eps"):
         identify({"lr": 1, "rho": 0.9, "eps": 1e-6, "weight_decay": 0}, ("step", "square_avg", "acc_delta"))
-    with pytest.raises(
-        PlanError, match="`--optimizer-kind lion` does not fit parameters with the state `exp_avg`, `exp_"
-    ):
+    with pytest.raises(PlanError, match="`lion` does not fit parameters with the state `exp_avg`, `exp_"):
         identify(BARE, ADAM, ["lion"])
-    with pytest.raises(PlanError, match="`--optimizer-kind adamw` does not fit"):  # its groups say the contrary
+    with pytest.raises(PlanError, match="`adamw` does not fit"):  # its groups say the contrary
         identify({**TORCH_2_6, "decoupled_weight_decay": False}, ADAM, ["adamw"])
 
 

@@ -76,3 +76,22 @@ def test_the_next_lines_are_those_of_train_py(source, tmp_path):
     assert made.code == 0, made.err
     assert f"python train.py --init_from=resume --out_dir={tmp_path / 'wide'}" in made.out
     assert made.out.count("\n  - ") == made.out.count("\n  + ") == 3
+
+
+def test_a_file_of_an_older_torch_needs_no_option(source, tmp_path):
+    """Its groups do not say that the decay is decoupled, but nanoGPT trains with AdamW."""
+    folder = source()
+    content = torch.load(folder / "ckpt.pt", weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        del group["decoupled_weight_decay"]
+    torch.save(content, folder / "ckpt.pt")
+    made = widen(folder, tmp_path / "wide", 2, verify=False)
+    assert made.record["optimizer_state"]["kinds"] == ["adamw"]
+    decays = {g["weight_decay"] / g["weight_decay_factor"] for g in made_groups(tmp_path / "wide")}
+    assert decays == {0.1, 0.0}
+    named = widen(folder, tmp_path / "named", 2, optimizer_kind="adam", verify=False)
+    assert named.record["optimizer_state"]["kinds"] == ["adam"]
+
+
+def made_groups(folder):
+    return torch.load(folder / "ckpt.pt", weights_only=True)["optimizer"]["param_groups"]

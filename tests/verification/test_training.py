@@ -309,7 +309,7 @@ WRONG = [("lr", 2), ("lr", 1.01), ("state", 2)]
 def test_a_mistake_in_one_parameter_is_found_by_its_steps(case, optimizer, tmp_path):
     """The steps themselves tell, and name the parameter; not only the comparison of what is stored."""
     source = save_training(tmp_path / "narrow", case, optimizer)
-    widen(source, tmp_path / "wide", 2, verify=False)
+    widen(source, tmp_path / "wide", 2, optimizer_kind=named_kind(optimizer), verify=False)
     right = (tmp_path / "wide" / "optimizer.pt").read_bytes()
     for key, factor in WRONG:
         if key == "state" and optimizer == "lion":

@@ -21,14 +21,18 @@ def value_at(content: Any, place: Sequence[Any]) -> Any:
 def find_place(content: Any, keys: str) -> Place:
     """Return the place that dotted keys lead to, such as `optimizer_states.0`; a list takes indices.
 
-    Keys may contain dots themselves. Keys that lead nowhere are returned as they are written.
+    `*` is the first key of a mapping. Keys may contain dots themselves. Keys that lead nowhere are returned as they are
+    written.
     """
     if not keys:
         return ()
     parts = keys.split(".")
     for count in range(1, len(parts) + 1):
         key: Any = ".".join(parts[:count])
-        key = int(key) if isinstance(content, (list, tuple)) and key.isdecimal() else key
+        if isinstance(content, (list, tuple)) and key.isdecimal():
+            key = int(key)
+        elif isinstance(content, Mapping) and key == "*":
+            key = next(iter(content), key)
         inner = value_at(content, (key,))
         if inner is not None:
             rest = find_place(inner, ".".join(parts[count:]))

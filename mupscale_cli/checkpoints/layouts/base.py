@@ -33,6 +33,7 @@ class Layout:
         marks: dotted keys that its content has, by which a file is recognized; a tuple stands for any one of them.
         weights: dotted keys that may lead to the weights; the first one that exists does.
         state: dotted keys that may lead to the optimizer's state in the same container.
+        optimizers: returns the names of the optimizers of a state, given its place; none if its groups tell.
         config: where the sizes of the model are; None if a `config.json` beside the weights may have them.
         state_files: the optimizer's state, if it is in files of its own; None if it is not.
         carried: patterns of the files that hold the progress of training, which go along unchanged.
@@ -51,6 +52,7 @@ class Layout:
     marks: tuple[str | tuple[str, ...], ...] = ()
     weights: tuple[str, ...] = USUAL_WEIGHTS
     state: tuple[str, ...] = ()
+    optimizers: Callable[[Place], tuple[str, ...]] = lambda _: ()
     config: ConfigPlace | None = None
     state_files: StateFiles | None = None
     carried: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ NANOGPT = Layout(
     marks=("model", "model_args", "iter_num"),
     weights=("model",),
     state=("optimizer",),
+    optimizers=lambda _: ("AdamW",),  # the groups say so only since torch 2.7
     config=ConfigPlace(key="model_args"),
     recipe="nanogpt",
     next_lines=_next_lines,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED, SHARDS
 from mupscale_cli.checkpoints.layouts.base import Layout
+from mupscale_cli.checkpoints.layouts.composer import COMPOSER
 from mupscale_cli.checkpoints.layouts.deepspeed import DEEPSPEED
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
@@ -28,6 +29,7 @@ LAYOUTS: tuple[Layout, ...] = (
     LINGUA,
     LITGPT,
     LIGHTNING,
+    COMPOSER,
     NANOCHAT,
     META_LLAMA,
     TORCHTUNE_QWEN,

@@ -145,3 +145,22 @@ class AdamEpsRoot(ExactOptimizer):
         denominator = (square / (1 - second**step) + group["eps"]).sqrt()
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.sub_(group["lr"] * average / (1 - first**step) / denominator)
+
+
+class DecoupledAdamW(ExactOptimizer):
+    """AdamW whose decay follows the schedule and not the learning rate, as composer implements it."""
+
+    usual: ClassVar[Mapping[str, Any]] = {**_USUAL, "betas": (0.9, 0.95), "amsgrad": False, "initial_lr": None}
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        first, second = group["betas"]
+        step = counted_step(state)
+        average = buffer(state, "exp_avg", parameter).lerp_(gradient, 1 - first)
+        variance = buffer(state, "exp_avg_sq", parameter).lerp_(gradient.square(), 1 - second)
+        if group["amsgrad"]:
+            variance = torch.maximum(buffer(state, "max_exp_avg_sq", parameter), variance)
+            state["max_exp_avg_sq"].copy_(variance)
+        scheduled = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+        parameter.mul_(1 - scheduled * group["weight_decay"])
+        denominator = (variance / (1 - second**step)).sqrt() + group["eps"]
+        parameter.sub_(group["lr"] * average / (1 - first**step) / denominator)

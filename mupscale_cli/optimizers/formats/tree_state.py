@@ -32,7 +32,7 @@ class TreeState:
         contents: its structure.
         root: the place of the optimizer's state dict; None if it is not widened.
         config: config.json of the weights.
-        kinds: the optimizers that the user says the state belongs to; empty to let it tell.
+        kinds: the optimizers that it belongs to, if the user or the trainer's layout names them; empty to let it tell.
         own: what of the content belongs to the checkpoint itself.
     """
 

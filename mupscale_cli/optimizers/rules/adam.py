@@ -170,4 +170,15 @@ RULES = (
         settings={**_SETTINGS, "eps": 1e-12},
         exact="mupscale_cli.optimizers.exact.adam.AdamEpsRoot",
     ),
+    OptimizerRule(
+        title="DecoupledAdamW",
+        state=_ADAM,
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        decoupled=True,
+        decay=Powers(),  # p -= wd lr / initial_lr p, and both rates are multiplied
+        settings={**_SETTINGS, "betas": (0.9, 0.95), "weight_decay": 1e-5, "amsgrad": False},
+        implied=_AMSGRAD,
+        exact="mupscale_cli.optimizers.exact.adam.DecoupledAdamW",
+    ),
 )

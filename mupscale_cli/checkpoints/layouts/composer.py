@@ -1,0 +1,26 @@
+"""composer and llm-foundry: one file of everything, with optimizers and schedulers under the names of their classes."""
+
+from __future__ import annotations
+
+from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
+
+
+def _next_lines(path: str) -> tuple[str, ...]:
+    return (
+        "# with a model of the wide sizes, before the Trainer is made:",
+        f"mupscale.scale_optimizer(optimizer, model, {path!r})",
+        f"Trainer(model=model, optimizers=optimizer, load_path={path!r})  # and the narrow run's arguments",
+    )
+
+
+COMPOSER = Layout(
+    name="composer",
+    title="composer",
+    patterns=("ep*-ba*-rank0.pt", "latest-rank0.pt"),
+    marks=("state.model", "state.optimizers", "state.timestamp"),
+    weights=("state.model",),
+    state=("state.optimizers.*",),
+    optimizers=lambda place: (str(place[-1]),),  # the groups of DecoupledAdamW are those of AdamW
+    config=ConfigPlace(key="state.integrations.huggingface.model.config.content"),
+    next_lines=_next_lines,
+)
