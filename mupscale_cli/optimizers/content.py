@@ -17,12 +17,20 @@ from mupscale_cli.optimizers.groups import WideGroup, widen_groups
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.scheduler import is_schedule, regrouped
 from mupscale_cli.optimizers.state_plan import Policy, StateEntry, parameter_tensors, plan_state, wide_plain
-from mupscale_cli.optimizers.tree import Groups, OptimizerTree, is_optimizer, parse_tree, render_tree
+from mupscale_cli.optimizers.tree import (
+    Groups,
+    OptimizerTree,
+    is_optimizer,
+    joined,
+    optimizers_at,
+    parse_tree,
+    render_tree,
+)
 from mupscale_cli.plan import Plan, TensorPlan, make_plan
 from mupscale_cli.plan.dims import keep_dims
 from mupscale_cli.plan.names import ParameterNames
 
-_USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+_USUAL_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizers", "optimizer_states")
 NamesOf = Callable[[Groups, Mapping[Any, Any]], Mapping[int, str]]
 
 
@@ -92,13 +100,13 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     if key is not None:
         place = find_place(content, key)
-        if not is_optimizer(value_at(content, place)):
+        if not optimizers_at(content, place):
             raise CheckpointError(f"`{where}` has no optimizer state at `{key}`; it holds {held}")
         return place
-    if is_optimizer(content):
+    if is_optimizer(content) or (isinstance(content, list) and optimizers_at(content, ())):
         return ()
     for usual in _USUAL_KEYS:
-        if isinstance(content, Mapping) and is_optimizer(content.get(usual)):
+        if isinstance(content, Mapping) and optimizers_at(content, (usual,)):
             return (usual,)
     raise CheckpointError(
         f"`{where}` has no optimizer state at the usual keys; it holds {held}",
@@ -133,7 +141,9 @@ def widen_content(
     Raises:
         MupscaleError: state and weights do not belong together.
     """
-    tree = OptimizerTree("names", {}, [], {}) if root is None else parse_tree(value_at(content, root), names_of)
+    roots = () if root is None else optimizers_at(content, root) or (root,)
+    trees = [parse_tree(value_at(content, place), names_of) for place in roots]
+    tree = joined(trees) if trees else OptimizerTree("names", {}, [], {})
     kinds = replace(tree, kinds=tuple(named)).identified()
     rules = kinds.rules
     plans_by_id: dict[int, TensorPlan] = {}
@@ -156,14 +166,27 @@ def widen_content(
                 values = {k: wide_plain(name, k, v, rules[name], tensor_plan) for k, v in plain.items()}
                 states.setdefault(names.wide_name(name, tensor_plan), {}).update(values)
     groups = widen_groups(tree.groups, kinds.groups, scales_by_parameter(plan))
-    optimizer = render_tree(tree, states, groups)
-    replaced = {**own.replaced, **({} if root is None else {root: optimizer})}
+    own_groups = _groups_of(trees, groups)
+    rendered = {
+        place: render_tree(each, states, wide) for place, each, wide in zip(roots, trees, own_groups, strict=True)
+    }
+    replaced = {**own.replaced, **rendered}
     weights = _WeightFinder(names, plan, config, specs, plans_by_id, own.stored)
-    walker = _Walker(replaced, own, tree, tuple((g.source, g.multipliers.lr) for g in groups), weights, [])
+    walker = _Walker(replaced, own, tuple(zip(trees, own_groups, strict=True)), weights, [])
     wide, copied = walker.widen(content, ()), walker.copied
     tensors = tuple(_plan_at(place, tensor, plans_by_id, specs) for place, tensor in walk(wide))
     # `wide` keeps the blank tensors of `plans_by_id` alive, so their ids are unique.
     return WideContent(wide, tensors, tuple(groups), tuple(copied), kinds.names)
+
+
+def _groups_of(trees: Sequence[OptimizerTree], groups: Sequence[WideGroup]) -> list[list[WideGroup]]:
+    """Return the wide groups of each optimizer, with the numbers of its own narrow ones."""
+    found, first = [], 0
+    for tree in trees:
+        own = range(first, first + len(tree.groups))
+        found.append([replace(group, source=group.source - first) for group in groups if group.source in own])
+        first = own.stop
+    return found
 
 
 def _plan_at(
@@ -266,16 +289,14 @@ class _Walker:
     Attributes:
         replaced: the new value of each place that is known.
         own: what belongs to the checkpoint itself.
-        tree: the narrow optimizer.
-        groups: for each wide group of it, the index of its narrow group and the factor of its learning rate.
+        optimizers: the narrow optimizers, each with its wide groups.
         weights: recognizes other weights, such as averages of them.
         copied: the places that are copied unchanged, as they are found.
     """
 
     replaced: Mapping[Place, Any]
     own: OwnContent
-    tree: OptimizerTree
-    groups: Sequence[tuple[int, float]]
+    optimizers: Sequence[tuple[OptimizerTree, Sequence[WideGroup]]]
     weights: _WeightFinder
     copied: list[str]
 
@@ -288,8 +309,8 @@ class _Walker:
                 f"the file holds another optimizer's state at `{place_name(place)}`, which would stay narrow",
                 hint="name the one to widen with `--key`, and save the file without the other; or `--optimizer none`",
             )
-        if self.groups and is_schedule(content, len(self.tree.groups)):
-            return regrouped(content, self.groups)
+        if (schedule := self._widen_schedule(content, place)) is not None:
+            return schedule
         if isinstance(content, (list, tuple)) and not isinstance(content, torch.Size):
             return self._widen_sequence(content, place)
         if not isinstance(content, Mapping):
@@ -302,6 +323,28 @@ class _Walker:
         rest = (key for key in content if key not in own_keys and (*place, key) not in self.own.dropped)
         changed = {**(wide or {}), **{key: self.widen(content[key], (*place, key)) for key in rest}}
         return changed if type(content) is dict else _like(content, changed)
+
+    def _widen_schedule(self, content: Any, place: Place) -> dict[str, Any] | None:
+        """Return the wide form of a scheduler's state; None for anything else.
+
+        Its rates tell which one of several optimizers it belongs to.
+
+        Raises:
+            PlanError: it fits several optimizers whose wide groups differ.
+        """
+        able = [each for each in self.optimizers if each[1] and is_schedule(content, len(each[0].groups))]
+        if len(able) > 1:
+            base = list(content["base_lrs"])
+            able = [
+                each for each in able if [s.get("initial_lr", s.get("lr")) for s, _ in each[0].groups] == base
+            ] or able
+        made = [regrouped(content, [(group.source, group.multipliers.lr) for group in groups]) for _, groups in able]
+        if any(each != made[0] for each in made):
+            raise PlanError(
+                f"the schedule at `{place_name(place)}` fits several of the file's optimizers",
+                hint="save the file without it, or widen without the states: `--optimizer none`",
+            )
+        return made[0] if made else None
 
     def _widen_sequence(self, content: Sequence[Any], place: Place) -> Any:
         """Return the wide form of a list; one without changes counts as one copied value."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mupscale_cli.checkpoints.containers.places import Place, value_at
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.groups import WideGroup
 from mupscale_cli.optimizers.identity import Kinds, identify_all
@@ -63,6 +64,36 @@ def is_optimizer(content: Any) -> bool:
     if _GROUPS in content:  # a distributed checkpoint drops an empty `state`
         return isinstance(content.get(_STATE, {}), Mapping) and isinstance(content[_GROUPS], list)
     return any(isinstance(key, str) and key.startswith((f"{_STATE}.", f"{_GROUPS}.")) for key in content)
+
+
+def optimizers_at(content: Any, place: Place) -> tuple[Place, ...]:
+    """Return the places of the optimizers at a place: its own, or those in the list or mapping that is there."""
+    found = value_at(content, place)
+    if is_optimizer(found):
+        return (place,)
+    keys = found if isinstance(found, Mapping) else range(len(found)) if isinstance(found, (list, tuple)) else ()
+    return tuple((*place, key) for key in keys if is_optimizer(found[key]))
+
+
+def joined(trees: Sequence[OptimizerTree]) -> OptimizerTree:
+    """Return the states and groups of several optimizers of one model, in their order, as those of one.
+
+    Raises:
+        CheckpointError: two of them have the same parameter.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    owner: dict[str, int] = {}
+    for index, tree in enumerate(trees):
+        for name in {*tree.states, *(name for _, names in tree.groups for name in names)}:
+            if owner.setdefault(name, index) != index:
+                raise CheckpointError(
+                    f"the optimizers {owner[name]} and {index} both have the parameter `{name}`",
+                    hint="name the one to widen with `--key`, and save the file without the other; or "
+                    "`--optimizer none`",
+                )
+    states = {name: entries for tree in trees for name, entries in tree.states.items()}
+    return OptimizerTree("names", states, [group for tree in trees for group in tree.groups], {})
 
 
 def parse_tree(

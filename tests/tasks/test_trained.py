@@ -202,6 +202,46 @@ def test_a_second_optimizer_is_not_passed_over(training, file):
         widen(file, factor=2)
 
 
+def split(state):
+    """Return an optimizer's state dict as that of two optimizers: of the parameters with an even number, and others."""
+    (group,) = state["param_groups"]
+    parts = []
+    for odd in (0, 1):
+        own = [n for n in group["params"] if n % 2 == odd]
+        names = [group["param_names"][n] for n in own]
+        settings = {**group, "lr": group["lr"] / (1 + odd), "params": list(range(len(own))), "param_names": names}
+        parts.append({"state": {i: state["state"][n] for i, n in enumerate(own)}, "param_groups": [settings]})
+    return parts
+
+
+@pytest.mark.parametrize("kind", [list, lambda parts: dict(zip(("a", "b"), parts, strict=True))])
+def test_several_optimizers_are_widened_together(kind, training, file):
+    content = content_of(training)
+    parts = split(content.pop("optimizer"))
+    schedules = [{"base_lrs": [part["param_groups"][0]["lr"]], "last_epoch": 3} for part in parts]
+    torch.save({**content, "optimizers": kind(parts), "scheduler": schedules}, file)
+    made = widen(file, factor=2)
+    assert made.verification.agrees
+    assert verify(made.output, steps=2).agrees
+    wide = torch.load(made.output, weights_only=True)
+    optimizers = wide["optimizers"]
+    for part, schedule, one in zip(
+        parts, wide["scheduler"], optimizers.values() if isinstance(optimizers, dict) else optimizers, strict=True
+    ):
+        groups = one["param_groups"]
+        named = {n: name for group in groups for n, name in zip(group["params"], group["param_names"], strict=True)}
+        assert sorted(named.values()) == sorted(part["param_groups"][0]["param_names"])
+        assert schedule["base_lrs"] == [group["lr"] for group in groups]
+        assert all(one["state"][n]["exp_avg"].shape == wide["model"][name].shape for n, name in named.items())
+
+
+def test_two_optimizers_of_one_parameter_are_refused(training, file):
+    content = content_of(training)
+    torch.save({**content, "optimizer": [content["optimizer"]] * 2}, file)
+    with pytest.raises(CheckpointError, match="0 and 1 both have the parameter"):
+        widen(file, factor=2)
+
+
 def test_an_output_replaces_only_an_output(file):
     made = widen(file, factor=2, verify=False)
     widen(file, factor=2, verify=False, overwrite=True)

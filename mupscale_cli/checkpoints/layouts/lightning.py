@@ -18,7 +18,7 @@ LIGHTNING = Layout(
     patterns=("*.ckpt",),
     marks=("state_dict", "pytorch-lightning_version"),
     weights=("state_dict",),
-    state=("optimizer_states.0",),
+    state=("optimizer_states",),
     config=ConfigPlace(key="hyper_parameters", mark="model_type"),
     next_lines=_next_lines,
 )

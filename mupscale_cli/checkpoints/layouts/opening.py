@@ -114,7 +114,7 @@ class Trained:
         """The place of the optimizer's state in the container; None if it has none."""
         content = self.contents.content
         places = (find_place(content, key) for key in self.layout.state)
-        return next((place for place in places if value_at(content, place) is not None), None)
+        return next((place for place in places if value_at(content, place) not in (None, [], {})), None)
 
 
 def _renamed(tensor: Any, name: str) -> ReadableTensor:

@@ -19,7 +19,7 @@ from mupscale_cli.checkpoints.layouts.torchtune import TORCHTUNE, TORCHTUNE_QWEN
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import listed
 
-_STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+_STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizers", "optimizer_states")
 
 # The last three read any file and any folder that torch saved.
 LAYOUTS: tuple[Layout, ...] = (

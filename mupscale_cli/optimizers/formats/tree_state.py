@@ -19,7 +19,7 @@ from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, WideSta
 from mupscale_cli.optimizers.narrow_run import recorded_groups
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.state_plan import Policy
-from mupscale_cli.optimizers.tree import Groups, OptimizerTree, parse_tree
+from mupscale_cli.optimizers.tree import Groups, OptimizerTree, joined, optimizers_at, parse_tree
 from mupscale_cli.plan import Plan
 
 
@@ -61,7 +61,9 @@ class TreeState:
 
     def load(self) -> OptimizerTree:
         assert self.root is not None
-        tree = parse_tree(value_at(self.container.load(self.contents), self.root), self._names)
+        content = self.container.load(self.contents)
+        places = optimizers_at(content, self.root) or (self.root,)
+        tree = joined([parse_tree(value_at(content, place), self._names) for place in places])
         return replace(tree, kinds=self.kinds)
 
     def widen(self, plan: Plan, policy: Policy) -> WideState:
