@@ -176,7 +176,7 @@ class FreshUnits:
         """Return the factor of the eps of a norm over some axes: that of its config key, 1 if the code fixes it."""
         rules = {rule.name: rule for rule in self.recipe.axes}
         own = [rules[name].eps for name in names if rules[name].eps is not None]
-        part = next(iter(names)).rpartition(".")[0]
+        part = next((name.rpartition(".")[0] for name in names), None)  # a norm that is never widened has none
         shared = [rule.eps for rule in self.recipe.axes if rule.name.rpartition(".")[0] == part and rule.eps]
         keys = next((keys for keys in (*own, *shared)), None)
         return self.eps.get(keys[0], Fraction(1)) if isinstance(keys, tuple) else Fraction(1)

@@ -26,6 +26,7 @@ def processes(task, folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
+@pytest.mark.slow
 def test_a_sharded_run_continues(tmp_path):
     processes("train", tmp_path)
     dcp_to_torch_save(tmp_path / "step-3", tmp_path / "whole.pt")

@@ -88,7 +88,7 @@ def survivors(name, saved, folder):
     return [what for what, mutant in tried if not notices(mutant, source, folder, right)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mixtral" else pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "gpt2" else pytest.mark.slow) for n in FAMILIES])
 def test_every_mutation_is_noticed(name, saved, tmp_path):
     text, _ = full_text(name)
     lines = text.splitlines()
@@ -146,6 +146,7 @@ def test_smallest_factors_include_linked_axes(saved):
     assert factors("Mamba-tied", "embed") == {"embed": 3}
 
 
+@pytest.mark.slow
 def test_the_command_on_a_built_in_recipe():
     result = run("recipes", "check", "arcee")
     assert result.code == 0
