@@ -88,7 +88,7 @@ def survivors(name, saved, folder):
     return [what for what, mutant in tried if not notices(mutant, source, folder, right)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "gpt2" else pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mixtral" else pytest.mark.slow) for n in FAMILIES])
 def test_every_mutation_is_noticed(name, saved, tmp_path):
     text, _ = full_text(name)
     lines = text.splitlines()
