@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.cli import explain, options, output, render, tree
 from mupscale_cli.errors import MupscaleError, OtherFormatError, RecipeError
@@ -15,12 +16,20 @@ def inspect(
     checkpoint: options.Checkpoint,
     recipe: options.RecipeName = None,
     settings: options.Settings = None,
+    layout: options.LayoutName = None,
+    weights_key: options.WeightsKey = None,
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a checkpoint: its recipe, axes and tensors, and how it was made; or what else a path is."""
     try:
-        source = find_source(checkpoint, headers_only=True, recipe=recipe, settings=parse_settings(settings))
+        source = find_source(
+            checkpoint,
+            headers_only=True,
+            recipe=recipe,
+            settings=parse_settings(settings),
+            choice=Choice(layout, weights_key),
+        )
     except OtherFormatError as error:
         return _describe(checkpoint, error, as_json=as_json)
     output.note_found(source.found)

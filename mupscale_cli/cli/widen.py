@@ -153,7 +153,7 @@ def widen(
                     "there are options of a push, but no repository to push to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-            source = find_source(checkpoint, headers_only=True, recipe=recipe, settings=chosen.settings)
+            source = find_source(checkpoint, headers_only=True, **chosen.reading)
             plan, *others = plan_shapes(source, chosen)
             output.note_found(source.found if ranks.is_first else {})
             target = output_path(source, chosen)

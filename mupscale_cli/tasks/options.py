@@ -209,6 +209,11 @@ class WidenOptions(GrowthOptions, _Destination):
         return {**values, **texts, **plain, "settings": settings, "factor": str(request.factor), "axes": amounts}
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What the user says about the checkpoint, as arguments of `find_source`."""
+        return {"recipe": self.recipe, "settings": self.settings, "choice": self.choice}
+
+    @property
     def choice(self) -> Choice:
         """What the user says about the form of a trainer's checkpoint."""
         return Choice(self.layout, self.weights_key)

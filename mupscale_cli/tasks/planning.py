@@ -110,12 +110,7 @@ def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Pla
         >>> plan.num_parameters  # doctest: +SKIP
         (120640, 471424)
     """
-    return plan_source(
-        find_source(
-            checkpoint, headers_only=True, recipe=options.recipe, settings=options.settings, choice=options.choice
-        ),
-        options,
-    )
+    return plan_source(find_source(checkpoint, headers_only=True, **options.reading), options)
 
 
 def plan_source(source: Source, options: WidenOptions) -> Plan:

@@ -241,7 +241,9 @@ def replan_widening(
     record = read_record(target)
     with_state = with_state and record["optimizer_state"] is not None
     source = (
-        find_source(narrow, with_state=with_state).checkpoint.with_settings(record["source"].get("config", {}))
+        find_source(narrow, with_state=with_state, choice=_recorded_choice(record)).checkpoint.with_settings(
+            record["source"].get("config", {})
+        )
         if narrow is not None
         else _recorded_source(target, record, with_state=with_state)
     )
@@ -305,6 +307,12 @@ def _store_result(target: Checkpoint, record: dict[str, Any]) -> None:
         replace_json(file, record)
 
 
+def _recorded_choice(record: Record) -> Choice:
+    """Return what the user said about the form of the source."""
+    form = record["source"].get("form", {})
+    return Choice(form.get("layout"), form.get("weights_key"))
+
+
 def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) -> Checkpoint:
     where = record["source"]
     if "repo" in where:
@@ -317,9 +325,7 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
             f"the source of `{target.path}` is not at `{path}`, and everything is compared with it",
             hint="name it: `mupscale verify NARROW WIDE`",
         )
-    form = where.get("form", {})
-    choice = Choice(form.get("layout"), form.get("weights_key"))
-    return open_checkpoint(path, choice).with_settings(where.get("config", {}))
+    return open_checkpoint(path, _recorded_choice(record)).with_settings(where.get("config", {}))
 
 
 def newest_widened(folder: Path) -> Path:

@@ -106,7 +106,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
         PosixPath('tiny-x4')
     """
-    source = find_source(checkpoint, headers_only=True, recipe=call.recipe, settings=call.settings, choice=call.choice)
+    source = find_source(checkpoint, headers_only=True, **call.reading)
     plan = call.plan or plan_source(source, call)
     path = output_path(source, call)
     if call.ranks.is_first:

@@ -283,3 +283,14 @@ def test_a_file_is_published_under_its_own_name_with_the_state_in_it(file):
     assert "--with-optimizer" in refusal.value.hint
     files = push_files(checkpoint, read_record(checkpoint), "org/name", with_optimizer=True)
     assert {each.name for each in files} == {"last-x2.pt", "config.json", "mupscale.json"}
+
+
+def test_the_command_reads_what_the_key_names(training, tmp_path):
+    path = save_config(training, tmp_path / "run") / "net.pt"
+    torch.save({"net": training[0].state_dict(), "step": 3}, path)
+    for wrong in (("--weights-key", "nope"), ("--layout", "nobody"), ()):
+        result = run("widen", str(path), "--factor", "2", "--dry-run", *wrong)
+        assert (result.code, result.out) == (2, "")
+    assert run("widen", str(path), "--factor", "2", "--weights-key", "net").code == 0
+    assert run("inspect", str(path), "--weights-key", "net").code == 0
+    assert verify(path.with_name("net-x2.pt")).agrees

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
@@ -63,7 +64,7 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
 
 
 def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
-    source = _source(step.checkpoint, made)
+    source = _source(step.checkpoint, made, step.options.reading)
     options = step.options
     plan = plan_source(source, options)
     path = output_path(source, options)
@@ -98,12 +99,12 @@ def _replacing(step: WidenStep) -> WidenStep:
     return replace(step, options=replace(step.options, overwrite=True))
 
 
-def _source(checkpoint: str, made: Mapping[Path, Plan]) -> Source:
+def _source(checkpoint: str, made: Mapping[Path, Plan], reading: Mapping[str, Any]) -> Source:
     """Open the checkpoint that a step starts from, or describe it if an earlier step will write it."""
     path = Path(checkpoint)
     if (plan := made.get(path.resolve())) is not None:
         return Source(_future_checkpoint(path, plan))
-    return find_source(checkpoint, headers_only=True)
+    return find_source(checkpoint, headers_only=True, **reading)
 
 
 def _future_checkpoint(path: Path, plan: Plan) -> Checkpoint:
