@@ -25,13 +25,16 @@ class Writer:
 def _trainer(path: str) -> tuple[str, ...]:
     return (
         "# in place of `Trainer`, with the narrow run's arguments (page `trainers`; TRL: `mupscale.WideTrainerMixin`):",
+        "import mupscale",
+        f"model = type(model).from_pretrained({path!r})",
         f"mupscale.WideTrainer(model, args, train_dataset=data).train(resume_from_checkpoint={path!r})",
     )
 
 
 def _accelerate(path: str) -> tuple[str, ...]:
     return (
-        "# in the loop of accelerate, with the narrow run's optimizer (page `trainers`):",
+        "# in the loop of accelerate, with the wide model and the narrow run's optimizer (page `trainers`):",
+        "import mupscale",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})  # before `accelerator.prepare`",
         f"accelerator.load_state({path!r})",
         "mupscale.clip_grad_norm_(optimizer, max_norm)  # in place of `accelerator.clip_grad_norm_`",
@@ -40,7 +43,8 @@ def _accelerate(path: str) -> tuple[str, ...]:
 
 def _loop(path: str) -> tuple[str, ...]:
     return (
-        "# in the training loop, with the narrow run's optimizer (page `optimizers`):",
+        "# in the training loop, with a model of the wide sizes and the narrow run's optimizer (page `optimizers`):",
+        "import mupscale",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})",
         f"optimizer.load_state_dict(state)  # that of {path!r}, read as before",
         "mupscale.clip_grad_norm_(optimizer, max_norm)  # in place of torch's",
