@@ -63,6 +63,7 @@ ELSEWHERE = {
         ),
         "tasks/test_distributed_layouts.py",
     ),
+    "mupscale widen run/ep0-ba1000-rank0.pt -o wide/ep0-ba1000-rank0.pt --factor 2": "trainers/test_composer.py",
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }
 

@@ -278,7 +278,8 @@ def multiply(key, factor):
     def change(group, entries):
         if key == "state":
             for value in entries.values():
-                value.mul_(factor if value.dim() else 1)
+                if isinstance(value, torch.Tensor) and value.dim():  # not a count of steps
+                    value.mul_(factor)
         else:
             group[key] *= factor
 
