@@ -1,4 +1,4 @@
-"""Train models in memory and compare the losses of a narrow run that goes on with those of its growth."""
+"""Train models in memory and compare the losses of a narrow run that continues with those of its growth."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Run:
         return copy.deepcopy(self)
 
     def grown(self, result: Any) -> Run:
-        """Return the run that goes on with what `grow` returned for lists."""
+        """Return the run that continues with the lists that `grow` returned."""
         return Run(result.model, result.optimizer or [], self.loss, result.scheduler or [], self.step)
 
 

@@ -67,7 +67,7 @@ def cut(content, ranks):
 
 
 def save(folder, ranks):
-    """Save a narrow checkpoint as nanochat does, with the files of so many processes."""
+    """Save a narrow checkpoint as nanochat does, with the optimizer files of a given number of processes."""
     folder.mkdir()
     model = nanochat_model.build(CONFIG)
     generator = torch.Generator().manual_seed(1)
@@ -88,7 +88,7 @@ def load(folder):
 
 @pytest.fixture
 def widened(tmp_path):
-    """A function that widens the state of so many processes, and returns the wide content of each."""
+    """A function that widens the state of a given number of processes and returns the wide content of each."""
 
     def made(ranks, **options):
         widen(save(tmp_path / f"narrow{ranks}", ranks), tmp_path / f"wide{ranks}", verify=False, **options)

@@ -33,7 +33,7 @@ def test_losses_and_norms_stay(settings, tmp_path):
     assert losses(trainer).keys() == expected.keys()
     for step, values in losses(trainer).items():
         assert values == pytest.approx(expected[step], rel=REL), step
-    # A checkpoint from between the growths goes on with the second one.
+    # A checkpoint from between the growths continues with the second one.
     middle = tmp_path / "wide" / "checkpoint-4"
     wide = transformers.AutoModelForCausalLM.from_pretrained(middle, dtype=torch.float64).train()
     resumed = growing(wide, tmp_path / "resumed", settings)
