@@ -1,7 +1,6 @@
 """The Trainer of transformers continues a widened checkpoint like the narrow one."""
 
-from types import SimpleNamespace
-
+import mupscale
 import pytest
 import torch
 import transformers
@@ -30,12 +29,13 @@ def continued(checkpoint, folder, wide_folder, settings):
             trainers.append(self)
 
     names = {
-        "mupscale": SimpleNamespace(WideTrainer=Remembered),
         "model": transformers.AutoModelForCausalLM.from_pretrained(widened.output, dtype=torch.float64),
         "args": arguments(folder, settings),
         "data": RandomTokens(),
     }
-    exec("\n".join(widened.into_trainer), names)  # noqa: S102 (the lines that `widen` prints)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mupscale, "WideTrainer", Remembered)
+        exec("\n".join(widened.into_trainer), names)  # noqa: S102 (the lines that `widen` prints)
     return losses(trainers[0])
 
 
