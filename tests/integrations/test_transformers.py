@@ -1,11 +1,11 @@
 """The Trainer of transformers continues a widened checkpoint like the narrow one."""
 
-import mupscale
 import pytest
 import torch
 import transformers
 from hf_trainer import CLIP, REL, RandomTokens, arguments, losses, trained
 
+import mupscale
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.integrations.transformers import WideTrainer
 from mupscale_cli.tasks.widen import widen
