@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_for
+from mupscale_cli.architecture.refusals import refusal_of
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import OutputError, PlanError, RecipeError
@@ -49,19 +50,28 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         if built_in is not None:
             _log.info("recipe %s (config.json: `%s: %s`)", built_in, key, value)
             return load_recipe(built_in, config)
-        near = get_close_matches(value, matched_values(key), n=1, cutoff=0.8)
-        raise RecipeError(
-            f"no recipe for the {key.strip('_').replace('_', ' ')} `{value}`"
-            + (f"; did you mean `{near[0]}`?" if near else ""),
-            hint=f"draft one: `mupscale recipes infer {value} -o {value}.yaml`, and use it with `--recipe`; "
-            "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
-        )
+        raise _no_recipe(key, value)
     fitting = fitting_recipes(checkpoint)
     sufficient = [recipe for recipe in fitting if recipe.tensor_patterns]
     if checkpoint.config is None and len(sufficient) == 1:
         _log.info("recipe %s (the only one with rules for these tensor names)", sufficient[0].name)
         return sufficient[0]
     raise _unknown_recipe(checkpoint, fitting)
+
+
+def _no_recipe(key: str, value: str) -> RecipeError:
+    """Return the error for a checkpoint whose model type no built-in recipe describes."""
+    if (refusal := refusal_of(value)) is not None:
+        return RecipeError(
+            f"`{value}` has no exact wide map: {refusal.part}: {refusal.why}", hint=f"instead: {refusal.instead}"
+        )
+    near = get_close_matches(value, matched_values(key), n=1, cutoff=0.8)
+    return RecipeError(
+        f"no recipe for the {key.strip('_').replace('_', ' ')} `{value}`"
+        + (f"; did you mean `{near[0]}`?" if near else ""),
+        hint=f"draft one: `mupscale recipes infer {value} -o {value}.yaml`, and use it with `--recipe`; "
+        "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
+    )
 
 
 def _unknown_recipe(checkpoint: Checkpoint, fitting: Sequence[Recipe]) -> RecipeError:
