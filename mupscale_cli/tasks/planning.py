@@ -62,9 +62,8 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
 def _no_recipe(key: str, value: str) -> RecipeError:
     """Return the error for a checkpoint whose model type no built-in recipe describes."""
     if (refusal := refusal_of(value)) is not None:
-        return RecipeError(
-            f"`{value}` has no exact wide map: {refusal.part}: {refusal.why}", hint=f"instead: {refusal.instead}"
-        )
+        message = f"no axis of `{value}` widens exactly: {refusal.part}: {refusal.why}"
+        return RecipeError(message, hint=f"instead: {refusal.instead}")
     near = get_close_matches(value, matched_values(key), n=1, cutoff=0.8)
     return RecipeError(
         f"no recipe for the {key.strip('_').replace('_', ' ')} `{value}`"
