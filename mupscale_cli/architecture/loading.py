@@ -67,6 +67,21 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
     return _load_file(built_in, config)
 
 
+def read_draft(text: str, name: str) -> Recipe:
+    """Read the text of a drafted recipe, which neither extends another recipe nor has parts.
+
+    Args:
+        text: the recipe in YAML.
+        name: the recipe's name, also in messages.
+
+    Raises:
+        RecipeError: the recipe is invalid.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    recipe = parse_recipe(name, f"the draft for {name}", digest, _strip_version(parse_document(text, name)), {})
+    return replace(recipe, text=text)
+
+
 def recipe_for(config: Mapping[str, Any]) -> str | None:
     """Return the name of the built-in recipe for a config, by the keys and the condition in its section `match`.
 

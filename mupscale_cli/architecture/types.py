@@ -231,7 +231,8 @@ class Recipe:
     Attributes:
         name: the file's name without its suffix.
         file: the file that it was read from, for messages.
-        path: the file of a user's recipe, None for a built-in recipe.
+        path: the file of a user's recipe, None for any other.
+        text: the whole text of a drafted recipe, which may be in no file; None for any other.
         digest: SHA-256 of the text of the file, of the files that it extends and of its parts.
         about: a one-sentence description for people.
         keys: config keys, and the values or wildcards for them, by which the recipe is chosen; all of them must match.
@@ -281,6 +282,7 @@ class Recipe:
     condition: Expression | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     path: Path | None = None
+    text: str | None = None
 
     @property
     def model_types(self) -> tuple[str, ...]:

@@ -54,6 +54,9 @@ class Architecture(Protocol):
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         """Save a checkpoint and return the path that `mupscale widen` takes."""
 
+    def settings(self, stored: Mapping[str, Any]) -> Config:
+        """Return the config that `build` takes, from the content of the config's file."""
+
     def run(self, model: nn.Module) -> Tensor:
         """Run the model on inputs that depend only on the architecture, and return its output."""
 
@@ -151,6 +154,9 @@ class TransformersArchitecture:
         model.save_pretrained(directory)  # type: ignore[operator]
         return directory
 
+    def settings(self, stored: Mapping[str, Any]) -> Config:
+        return dict(stored)
+
     def run(self, model: nn.Module) -> Tensor:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
         with everything_in(torch.float64), torch.no_grad():
@@ -193,6 +199,9 @@ class UserArchitecture:
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return directory
 
+    def settings(self, stored: Mapping[str, Any]) -> Config:
+        return dict(stored)
+
     def run(self, model: nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         with everything_in(torch.float64), torch.no_grad():
@@ -230,6 +239,9 @@ class LibraryArchitecture:
         save_file(self.disk_tensors(model), directory / self.library.weights[0], metadata={"format": "pt"})
         (directory / self.library.config).write_text(json.dumps(nested_config(config)), encoding="utf-8")
         return directory
+
+    def settings(self, stored: Mapping[str, Any]) -> Config:
+        return flat_config(stored)
 
     def run(self, model: nn.Module) -> Tensor:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0), self.library)

@@ -41,7 +41,7 @@ class InferredRecipe:
     Attributes:
         text: the recipe in YAML.
         draft: the content of the recipe; None if the widths of all stages are one axis.
-        errors: the largest relative difference of each proving widening, from disk to disk in float64.
+        errors: the largest relative difference of each proving widening, in float64.
         fixed: axes that cannot be widened, with the reason.
     """
 

@@ -1,4 +1,4 @@
-"""Prove a drafted recipe: widen tiny checkpoints from disk to disk, and fix the axes that do not widen exactly."""
+"""Prove a drafted recipe: widen random tiny models by it, and fix the axes that do not widen exactly."""
 
 from __future__ import annotations
 
@@ -7,17 +7,67 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.architecture import UserArchitecture, random_model
-from mupscale_cli.infer.errors import InferError
+from torch import Tensor
+
+from mupscale_cli.architecture.loading import read_draft
+from mupscale_cli.architecture.types import Recipe
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.dtypes import TensorSpec, dtype_of
+from mupscale_cli.engine.streaming import expand_whole
+from mupscale_cli.infer.architecture import Architecture, random_model
+from mupscale_cli.infer.errors import InferError, first_line
 from mupscale_cli.infer.search import Note
 from mupscale_cli.infer.solving import Solution
-from mupscale_cli.infer.trials import TOLERANCE
+from mupscale_cli.infer.trials import TOLERANCE, relative_error
 from mupscale_cli.infer.write import Draft, recipe_text
-from mupscale_cli.tasks.widen import widen
+from mupscale_cli.plan import Request, make_plan
 
 _WIDTH = 115  # of the header's lines
+
+
+@dataclass(frozen=True)
+class ProofModel:
+    """A random tiny model, as its checkpoint stores it.
+
+    Attributes:
+        architecture: builds it.
+        tied: whether the readout shares the embedding's weight.
+        config: the content of its config file.
+        tensors: its tensors.
+        output: what it computes.
+    """
+
+    architecture: Architecture
+    tied: bool
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    output: Tensor
+
+    @classmethod
+    def of(cls, architecture: Architecture, *, tied: bool = False) -> ProofModel:
+        """Build and save the tiny model of an architecture, and read what was saved."""
+        model = random_model(architecture)
+        with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
+            config = open_checkpoint(architecture.save(model, architecture.config, Path(folder) / "narrow")).config
+        return cls(architecture, tied, config or {}, architecture.disk_tensors(model), architecture.run(model))
+
+    def widen(self, recipe: Recipe, factors: Mapping[str, int]) -> float | str:
+        """Widen by factors of single axes; return the largest relative difference of the outputs, or a problem."""
+        architecture = self.architecture
+        specs = [TensorSpec(name, dtype_of(each.dtype).name, tuple(each.shape)) for name, each in self.tensors.items()]
+        try:
+            plan = make_plan(recipe, specs, self.config, Request(axes=factors), None)
+            wide = {each.target.name: expand_whole(each, self.tensors[each.source.name]) for each in plan.tensors}
+            config = architecture.settings(plan.config or {})
+            output = architecture.run(architecture.fill(architecture.build(config), config, wide))
+        except Exception as error:  # noqa: BLE001 (architectures raise anything)
+            return first_line(error)
+        if output.shape != self.output.shape:
+            return f"the output has the shape {tuple(output.shape)}, expected {tuple(self.output.shape)}"
+        worst = relative_error(self.output, output)
+        return worst if worst < TOLERANCE else f"the outputs differ by {worst:.1e}"
 
 
 @dataclass(frozen=True)
@@ -31,9 +81,9 @@ class _Widening:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A widening of a solution that is not exact, and the problem."""
+    """A widening of a model that is not exact, and the problem."""
 
-    solution: Solution
+    model: ProofModel
     widening: _Widening
     problem: str
 
@@ -53,37 +103,36 @@ def prove(draft: Draft, solutions: Sequence[Solution], version: str, note: Note)
     Raises:
         InferError: no axis would be left, or the axes conflict and none of them resolves it.
     """
+    models = [ProofModel.of(solution.architecture, tied=solution.tied) for solution in solutions]
     while True:
-        errors, failure = _widen_all(draft, solutions)
+        errors, failure = _widen_all(draft, models)
         if failure is None:
             return replace(draft, header=_header(draft, errors, version)), errors
-        axis = failure.widening.axis or _conflicting_axis(draft, failure.solution, note)
+        axis = failure.widening.axis or _conflicting_axis(draft, failure.model, note)
         movable = draft.movable
         if axis not in movable or len(movable) == 1:
             raise InferError(
                 f"the drafted recipe for `{draft.name}` fails for {failure.widening.label}: {failure.problem}",
                 excerpt=recipe_text(draft),
             )
-        note(f"axis {axis}: not exact from disk to disk, so it is fixed: {failure.problem}")
-        reason = f"no layout was found that is exact from disk to disk: {failure.problem[:200]}"
+        note(f"axis {axis}: the recipe is not exact, so it is fixed: {failure.problem}")
+        reason = f"no layout was found that is exact: {failure.problem[:200]}"
         draft = draft.with_fixed({axis: reason})
 
 
-def _widen_all(draft: Draft, solutions: Sequence[Solution]) -> tuple[dict[str, float], _Failure | None]:
+def _widen_all(draft: Draft, models: Sequence[ProofModel]) -> tuple[dict[str, float], _Failure | None]:
     """Return the error of each widening, and the first that is not exact."""
     errors: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-        recipe = _write_recipe(draft, Path(folder))
-        for number, solution in enumerate(solutions):
-            source = _save_tiny(solution, Path(folder) / f"narrow{number}")
-            tie = f"{'tied' if solution.tied else 'untied'}, " if len(solutions) > 1 else ""
-            for widening in _widenings(draft):
-                if number and "embed" not in widening.factors:
-                    continue  # only the residual stream tells tied and untied readouts apart
-                error = _widen(solution, source, recipe, widening.factors, Path(folder) / "wide")
-                if isinstance(error, str):
-                    return errors, _Failure(solution, widening, error)
-                errors[tie + widening.label] = error
+    recipe = read_draft(recipe_text(draft), draft.name)
+    for number, model in enumerate(models):
+        tie = f"{'tied' if model.tied else 'untied'}, " if len(models) > 1 else ""
+        for widening in _widenings(draft):
+            if number and "embed" not in widening.factors:
+                continue  # only the residual stream tells tied and untied readouts apart
+            error = model.widen(recipe, widening.factors)
+            if isinstance(error, str):
+                return errors, _Failure(model, widening, error)
+            errors[tie + widening.label] = error
     return errors, None
 
 
@@ -98,17 +147,15 @@ def _widenings(draft: Draft) -> Iterator[_Widening]:
             yield _Widening(f"all axes x{factor}", _with_aliases(draft, dict.fromkeys(movable, factor)))
 
 
-def _conflicting_axis(draft: Draft, solution: Solution, note: Note) -> str | None:
+def _conflicting_axis(draft: Draft, model: ProofModel, note: Note) -> str | None:
     """Find an axis without which all others widen exactly together."""
     movable = draft.movable
     note("each axis is exact alone, but not all together; looking for the axis that conflicts")
-    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-        recipe = _write_recipe(draft, Path(folder))
-        source = _save_tiny(solution, Path(folder) / "narrow")
-        for axis in sorted(movable, key=lambda name: name in draft.widen):
-            factors = _with_aliases(draft, {name: 2 for name in movable if name != axis})
-            if factors and isinstance(_widen(solution, source, recipe, factors, Path(folder) / "wide"), float):
-                return axis
+    recipe = read_draft(recipe_text(draft), draft.name)
+    for axis in sorted(movable, key=lambda name: name in draft.widen):
+        factors = _with_aliases(draft, {name: 2 for name in movable if name != axis})
+        if factors and isinstance(model.widen(recipe, factors), float):
+            return axis
     return None
 
 
@@ -116,46 +163,13 @@ def _with_aliases(draft: Draft, factors: Mapping[str, int]) -> dict[str, int]:
     return {name: factor for name, factor in draft.axes.with_aliases(factors).items() if factor > 1}
 
 
-def _write_recipe(draft: Draft, folder: Path) -> Path:
-    file = folder / "recipe.yaml"
-    file.write_text(recipe_text(draft), encoding="utf-8")
-    return file
-
-
-def _save_tiny(solution: Solution, directory: Path) -> Path:
-    architecture = solution.architecture
-    return architecture.save(random_model(architecture), architecture.config, directory)
-
-
-def _widen(solution: Solution, source: Path, recipe: Path, factors: Mapping[str, int], output: Path) -> float | str:
-    """Widen from disk to disk; return the largest relative difference, or a problem as text."""
-    architecture = solution.architecture
-    try:
-        result = widen(
-            source,
-            output,
-            axes=factors,
-            recipe=recipe,
-            overwrite=True,
-            dtype="float64",
-            device="cpu",
-            model=architecture.name if isinstance(architecture, UserArchitecture) else None,
-        )
-    except MupscaleError as error:
-        return str(error)
-    if result.verification is None:
-        return f"not verified: {result.skipped}"
-    worst = max((comparison.max_rel for comparison in result.verification.comparisons), default=float("inf"))
-    return worst if worst < TOLERANCE else f"the outputs differ by {worst:.1e}"
-
-
 def _header(draft: Draft, errors: Mapping[str, float], version: str) -> tuple[str, ...]:
     worst = max(errors.values(), default=0.0)
     labels = dict.fromkeys(label.rpartition(", ")[2] for label in errors)
     both = " tied and untied," if draft.tied and draft.untied else ""
     text = (
-        f"Drafted by `mupscale recipes infer` for {draft.name} and verified on random tiny models,{both} from disk to "
-        f"disk in float64 with {version}: largest relative difference {worst:.1e} for {', '.join(labels)}. "
+        f"Drafted by `mupscale recipes infer` for {draft.name} and verified on random tiny models,{both} in "
+        f"float64 with {version}: largest relative difference {worst:.1e} for {', '.join(labels)}. "
         "Comments mark what was found by trial."
     )
     if draft.axes.given_up:

@@ -1,24 +1,21 @@
 """Draft a recipe for an architecture whose widths are lists with one entry per stage, as in image models.
 
 All stages grow together, as one axis whose size varies. Each dimension that doubles when all widths are doubled is
-this axis. Its position tells whether the layer sums over it, and widening from disk to disk proves the result.
+this axis. Its position tells whether the layer sums over it, and widening a random model proves the result.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from mupscale_cli.errors import MupscaleError
-from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture, random_model
+from mupscale_cli.architecture.loading import read_draft
+from mupscale_cli.infer.architecture import Shapes, TransformersArchitecture
 from mupscale_cli.infer.errors import InferError, TinyError
+from mupscale_cli.infer.proof import ProofModel
 from mupscale_cli.infer.tiny import Task, TinyModel, build, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
-from mupscale_cli.infer.trials import TOLERANCE
 from mupscale_cli.infer.vocabulary import LOOKED_UP, NO_WIDTHS, QUERY, module_of
-from mupscale_cli.tasks.widen import widen
 from mupscale_cli.text import starred
 
 _SMALLEST = 8  # the smallest width of a tiny model, and of what may be a width
@@ -47,15 +44,13 @@ def infer_stages(model_type: str, task: Task, flags: Mapping[str, Any] | None, v
         raise InferError(f"no key of the config of `{model_type}` makes its tensors wider")
     wide = architecture.shapes(_doubled(architecture.config, keys))
     head = type(tiny.model).__name__
-    with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-        file = Path(folder) / "recipe.yaml"
-        source = architecture.save(random_model(architecture), architecture.config, Path(folder) / "narrow")
-        for with_queries in (False, True):
-            body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
-            file.write_text(body, encoding="utf-8")
-            error = _prove(source, file, Path(folder))
-            if error is not None:
-                return _header(model_type, head, version, error) + body, error
+    model = ProofModel.of(architecture)
+    for with_queries in (False, True):
+        body = _recipe_text(model_type, head, keys, dict(_layouts(shapes, wide, with_queries=with_queries)))
+        errors = [model.widen(read_draft(body, model_type), {"c": factor}) for factor in (2, 3)]
+        worst = max((error for error in errors if isinstance(error, float)), default=0.0)
+        if not any(isinstance(error, str) for error in errors):
+            return _header(model_type, head, version, worst) + body, worst
     raise InferError(
         f"`{model_type}` does not widen exactly when all stages grow together",
         hint="write a recipe by hand; `recipes/resnet.yaml` is an example of this kind",
@@ -162,27 +157,6 @@ def _recipe_text(model_type: str, head: str, keys: list[str], layouts: Mapping[s
 
 def _header(model_type: str, head: str, version: str, error: float) -> str:
     return (
-        f"# Drafted by `mupscale recipes infer` for {model_type} ({head}) and verified on a random model from disk to\n"
-        f"# disk in float64 with {version}: largest relative difference {error:.1e} for c x2, c x3.\n"
+        f"# Drafted by `mupscale recipes infer` for {model_type} ({head}) and verified on a random model in\n"
+        f"# float64 with {version}: largest relative difference {error:.1e} for c x2, c x3.\n"
     )
-
-
-def _prove(source: Path, recipe: Path, folder: Path) -> float | None:
-    """Return the largest difference for the factors 2 and 3, or None if the recipe is not exact."""
-    errors = []
-    for factor in (2, 3):
-        try:
-            verification = widen(
-                source,
-                folder / f"wide{factor}",
-                factor,
-                recipe=recipe,
-                overwrite=True,
-                dtype="float64",
-            ).verification
-        except MupscaleError:
-            return None
-        if verification is None or not verification.max_rel < TOLERANCE:
-            return None
-        errors.append(verification.max_rel)
-    return max(errors)

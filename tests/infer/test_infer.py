@@ -1,4 +1,4 @@
-"""Drafted recipes, and their proof from disk to disk."""
+"""Drafted recipes, and their proof on random tiny models."""
 
 import contextlib
 import itertools

@@ -24,9 +24,10 @@ ROOMS = [
     {"optimizers"},
     {"integrations"},
     {"verification"},
+    {"infer"},
     {"tasks"},
     {"reports"},
-    {"infer", "sweep"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
