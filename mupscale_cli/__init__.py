@@ -1,4 +1,14 @@
-"""Widen a trained network without retraining it: the package behind `import mupscale` and the command."""
+"""Widen a trained network without retraining it.
+
+The build installs this module a second time, as the package `mupscale`: what `pip install mupscale` and the command are
+called. Both names give the same objects.
+
+>>> import mupscale
+>>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
+>>> widened = mupscale.widen("tiny", factor=2)           # doctest: +SKIP
+>>> mupscale.verify(widened.output).agrees               # doctest: +SKIP
+True
+"""
 
 from __future__ import annotations
 
@@ -10,11 +20,11 @@ if TYPE_CHECKING:
     from mupscale_cli.architecture.loading import load_recipe
     from mupscale_cli.architecture.types import Recipe
     from mupscale_cli.errors import MupscaleError
-    from mupscale_cli.integrations.lightning import WideCallback
-    from mupscale_cli.integrations.mixin import WideTrainerMixin
-    from mupscale_cli.integrations.scaling import scale_optimizer
-    from mupscale_cli.integrations.transformers import WideTrainer
     from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
+    from mupscale_cli.optimizers.trainers.lightning import WideCallback
+    from mupscale_cli.optimizers.trainers.mixin import WideTrainerMixin
+    from mupscale_cli.optimizers.trainers.scaling import scale_optimizer
+    from mupscale_cli.optimizers.trainers.transformers import WideTrainer
     from mupscale_cli.plan import Plan, Size
     from mupscale_cli.tasks.growing.grow import Grown, grow
     from mupscale_cli.tasks.growing.schedule import GrowthSchedule
@@ -32,10 +42,10 @@ _MODULES = {
     "MupscaleError": "errors",
     "GrowingTrainer": "tasks.growing.trainer",
     "GrowingTrainerMixin": "tasks.growing.trainer",
-    "WideCallback": "integrations.lightning",
-    "WideTrainer": "integrations.transformers",
-    "WideTrainerMixin": "integrations.mixin",
-    "scale_optimizer": "integrations.scaling",
+    "WideCallback": "optimizers.trainers.lightning",
+    "WideTrainer": "optimizers.trainers.transformers",
+    "WideTrainerMixin": "optimizers.trainers.mixin",
+    "scale_optimizer": "optimizers.trainers.scaling",
     "clip_grad_norm_": "optimizers.torch_groups",
     "param_groups": "optimizers.torch_groups",
     "Grown": "tasks.growing.grow",
@@ -105,4 +115,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"mupscale_cli.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

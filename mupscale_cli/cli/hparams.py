@@ -12,11 +12,11 @@ from rich.markup import escape
 
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_widened
-from mupscale_cli.integrations.formats import TRAINER_FORMATS, document, render
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.narrow_run import choose_settings
 from mupscale_cli.optimizers.rules.matrices import MUON_FACTORS
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
+from mupscale_cli.optimizers.trainers.formats import TRAINER_FORMATS, document, render
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source

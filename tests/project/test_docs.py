@@ -339,7 +339,7 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     numbers = [sum(len(group["params"]) for group in names[each].param_groups) for each in ("muon", "adamw")]
     assert min(numbers) > 0
     assert sum(numbers) == len(list(names["model"].parameters()))
-    compile(trainer, "optimizers.md", "exec")  # tests/integrations/test_transformers.py runs the same
+    compile(trainer, "optimizers.md", "exec")  # tests/optimizers/trainers/test_transformers.py runs the same
 
 
 def test_python_of_the_growing_page_runs(sandbox, capsys):

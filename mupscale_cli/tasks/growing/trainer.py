@@ -7,8 +7,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.integrations.mixin import WideTrainerMixin
-from mupscale_cli.integrations.scaling import follow_stored_groups
+from mupscale_cli.optimizers.trainers.mixin import WideTrainerMixin
+from mupscale_cli.optimizers.trainers.scaling import follow_stored_groups
 from mupscale_cli.tasks.growing.grow import grow
 from mupscale_cli.tasks.growing.schedule import GrowthSchedule
 

@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from mupscale_cli.errors import CheckpointError, PlanError
-from mupscale_cli.integrations.scaling import scale_optimizer
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
+from mupscale_cli.optimizers.trainers.scaling import scale_optimizer
 from mupscale_cli.tasks.widen import widen
 
 

@@ -7,7 +7,7 @@ from hf_trainer import CLIP, REL, RandomTokens, arguments, losses, trained
 
 import mupscale
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.integrations.transformers import WideTrainer
+from mupscale_cli.optimizers.trainers.transformers import WideTrainer
 from mupscale_cli.tasks.widen import widen
 
 OPTIMIZERS = {

@@ -9,7 +9,7 @@ import transformers
 import mupscale
 from cli_runner import run
 from helpers import build
-from mupscale_cli.integrations.writers import WRITERS, continuing_lines
+from mupscale_cli.optimizers.trainers.writers import WRITERS, continuing_lines
 from mupscale_cli.tasks.widen import widen
 
 CLIP = 0.3

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.errors import PlanError
-from mupscale_cli.integrations.scaling import is_scaled, scale_optimizer
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_
+from mupscale_cli.optimizers.trainers.scaling import is_scaled, scale_optimizer
 
 
 def _callback() -> Any:

@@ -10,8 +10,8 @@ import yaml
 
 import mupscale
 from cli_runner import run
-from mupscale_cli.integrations.formats import TRAINER_FORMATS
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.optimizers.trainers.formats import TRAINER_FORMATS
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED = "model.embed_tokens.weight"

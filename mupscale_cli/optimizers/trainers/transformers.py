@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import Trainer
 
-from mupscale_cli.integrations.mixin import WideTrainerMixin
+from mupscale_cli.optimizers.trainers.mixin import WideTrainerMixin
 
 
 class WideTrainer(WideTrainerMixin, Trainer):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.integrations.scaling import is_scaled, scale_optimizer
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_
+from mupscale_cli.optimizers.trainers.scaling import is_scaled, scale_optimizer
 
 _Trainer: Any = object  # what the mixin calls are methods of transformers' Trainer
 
