@@ -8,6 +8,7 @@ data follow without gaps.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,25 +81,30 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class JoinedTensor:
-    """A tensor whose rows are stored in several places, one after the other.
+    """A tensor whose rows, or parts of all its rows, are stored in several places.
 
     Attributes:
         spec: name, data type and shape.
-        parts: the parts, in the order of their rows.
+        parts: the parts, in their order along `dim`.
+        dim: the dimension along which they are joined.
     """
 
     spec: TensorSpec
     parts: tuple[StoredTensor, ...]
+    dim: int = 0
 
     def byte_ranges(self, start: int, num_bytes: int) -> Iterable[ByteRange]:
         """Locate `num_bytes` of the tensor from byte `start`."""
-        first, stop = 0, start + num_bytes
-        for part in self.parts:
-            last = first + part.spec.num_bytes
-            low, high = max(start, first), min(stop, last)
-            if low < high:
-                yield from part.byte_ranges(low - first, high - low)
-            first = last
+        stop, num_blocks = start + num_bytes, max(1, math.prod(self.spec.shape[: self.dim]))
+        block = max(1, self.spec.num_bytes // num_blocks)  # bytes in which every part has one stretch
+        for index in range(start // block, -(-stop // block)):
+            first = index * block
+            for part in self.parts:
+                length = part.spec.num_bytes // num_blocks
+                low, high = max(start, first), min(stop, first + length)
+                if low < high:
+                    yield from part.byte_ranges(index * length + low - first, high - low)
+                first += length
 
 
 @dataclass(frozen=True, slots=True)

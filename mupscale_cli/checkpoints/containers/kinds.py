@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,36 @@ class TorchShards(Container):
         return write_blank_shards(path, content)
 
 
+class Consolidated(TorchFile):
+    """Files of Meta's Llama, one for each process; the container is called by the first and written as that alone."""
+
+    name = "consolidated"
+
+    def recognizes(self, path: Path) -> bool:
+        return fnmatchcase(path.name, "consolidated.[0-9][0-9].pth")
+
+    def root(self, file: Path) -> Path:
+        return file.with_name("consolidated.00.pth")
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        from mupscale_cli.checkpoints.containers.consolidated import rank_files
+
+        return rank_files(path)
+
+    def read(self, path: Path) -> Contents:
+        from mupscale_cli.checkpoints.containers.consolidated import read_consolidated
+
+        return read_consolidated(path)
+
+    def load(self, contents: Contents) -> Any:
+        from mupscale_cli.checkpoints.containers.consolidated import load_consolidated
+
+        return load_consolidated(contents)
+
+
 TORCH_FILE = TorchFile()
+CONSOLIDATED = Consolidated()
 SHARDS = TorchShards()
 DISTRIBUTED = DistributedFolder()
 MEGATRON = MegatronFolder()
 ZERO = ZeroFolder()
-CONTAINERS: tuple[Container, ...] = (TORCH_FILE, SHARDS, DISTRIBUTED, MEGATRON, ZERO)

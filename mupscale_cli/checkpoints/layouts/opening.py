@@ -140,6 +140,10 @@ def open_file(path: Path, choice: Choice) -> Trained:
     layouts = _layouts(choice)
     kinds = (each.container for each in layouts)
     container = next((kind for kind in kinds if kind.recognizes(path)), layouts[0].container)
+    if len(parts := container.files(path)) > 1:
+        raise CheckpointError(
+            f"`{path}` is one of {len(parts)} files of a checkpoint", hint=f"pass the folder: `{path.parent}`"
+        )
     contents = container.read(path)
     names = [file.name for file in path.parent.iterdir()]
     return _trained([each for each in layouts if each.container is container], contents, names, path.parent, choice)

@@ -10,7 +10,7 @@ from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
 from mupscale_cli.checkpoints.layouts.litgpt import LITGPT
 from mupscale_cli.checkpoints.layouts.megatron import MEGATRON_LM
-from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA
+from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA, META_LLAMA_FILE
 from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
@@ -23,6 +23,7 @@ _STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "opti
 
 # The last three read any file and any folder that torch saved.
 LAYOUTS: tuple[Layout, ...] = (
+    META_LLAMA,  # first, since its files are also files of torch.save
     NANOGPT,
     TORCHTITAN,
     OLMO_CORE,
@@ -31,7 +32,7 @@ LAYOUTS: tuple[Layout, ...] = (
     LIGHTNING,
     COMPOSER,
     NANOCHAT,
-    META_LLAMA,
+    META_LLAMA_FILE,
     TORCHTUNE_QWEN,
     TORCHTUNE,
     DEEPSPEED,
