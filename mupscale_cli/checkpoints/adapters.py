@@ -9,7 +9,8 @@ from mupscale_cli.checkpoints.fates import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mupscale_cli.checkpoints.formats.base import Folder
 from mupscale_cli.checkpoints.formats.safetensors import Safetensors
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import Checkpoint, list_files, require_own_file
+from mupscale_cli.checkpoints.listing import list_files, require_own_file
+from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import identities
 

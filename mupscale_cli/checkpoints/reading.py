@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,6 @@ from mupscale_cli.checkpoints.fates import (
     RECORD,
     Decision,
     PlannedFile,
-    kind_of,
     may_hold_weights,
     plan_files,
 )
@@ -33,13 +31,14 @@ from mupscale_cli.checkpoints.layouts.opening import USUAL, Choice, Trained
 from mupscale_cli.checkpoints.layouts.opening import open_file as open_trained_file
 from mupscale_cli.checkpoints.layouts.opening import open_folder as open_trained_folder
 from mupscale_cli.checkpoints.libraries import CONFIGS, Library, config_beside, library_of
+from mupscale_cli.checkpoints.listing import list_files, require_own_file
 from mupscale_cli.checkpoints.modules import Module, check_place, module_decisions, read_modules
 from mupscale_cli.checkpoints.other_formats import UNKNOWN_FILE, Description, describe, describe_folder
 from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.errors import CheckpointError, OtherFormatError
 from mupscale_cli.files import Identity, identities
-from mupscale_cli.text import listed, shown
+from mupscale_cli.text import listed
 
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
@@ -221,29 +220,6 @@ class Checkpoint:
         return {name: read_json(require_own_file(file, self.path)) for name, file in files.items() if file.is_file()}
 
 
-def require_own_file(file: Path, root: Path | None = None) -> Path:
-    """Return a file whose content will be copied, after checking that it belongs to the checkpoint.
-
-    An untrusted folder could contain a link to a private file, which would then be published with the output. Links
-    inside the folder are allowed, as are links of the Hub's cache to its `blobs` two folders up. Weight files may link
-    anywhere, since only tensors are read from them.
-
-    Args:
-        file: file to copy.
-        root: folder of the checkpoint. Default: the folder of the file.
-
-    Raises:
-        CheckpointError: the file is a link that leads out of the checkpoint.
-    """
-    folder, real = (root or file.parent).resolve(), file.resolve()
-    if real.is_relative_to(folder) or real.parent == folder.parent.parent / "blobs":
-        return file
-    raise CheckpointError(
-        f"`{file}` links to `{real}`, which is outside the checkpoint and would be copied into the output",
-        hint="replace the link with the file itself, or remove it",
-    )
-
-
 def open_checkpoint(path: Path, choice: Choice = USUAL) -> Checkpoint:
     """Read the headers of a checkpoint: a weight file, a directory of `save_pretrained`, or what a trainer wrote.
 
@@ -300,45 +276,6 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.config is not None:
         check_limits(checkpoint.config, checkpoint.specs)
     return checkpoint
-
-
-def list_files(folder: Path) -> Iterator[tuple[str, int | None]]:
-    """Yield the path of every file of a directory, with `/`, and its size in bytes.
-
-    Hidden folders, folders without permission and links to folders are not looked into: their paths end with `/`, and
-    they have no size. Neither have links to nothing.
-
-    Raises:
-        CheckpointError: reading a file would not end (a pipe, a device), or its name is not UTF-8.
-    """
-    waiting = [folder]
-    while waiting:
-        for entry in os.scandir(waiting.pop()):
-            name = Path(entry.path).relative_to(folder).as_posix()
-            if not name.isascii() and name != name.encode("utf-8", "replace").decode("utf-8"):
-                raise CheckpointError(f"{shown(entry.path)} has a name that is not UTF-8", hint="rename it")
-            if entry.is_dir() and _names_a_file(name):
-                raise CheckpointError(f"`{entry.path}` is not a plain file", hint="move it out of the model's folder")
-            if entry.is_dir(follow_symlinks=False) and _is_open(entry):
-                waiting.append(Path(entry.path))
-            elif entry.is_dir():
-                yield f"{name}/", None
-            elif entry.is_file():
-                yield name, entry.stat().st_size
-            elif not Path(entry.path).exists():
-                yield name, None
-            else:
-                raise CheckpointError(f"`{entry.path}` is not a plain file", hint="move it out of the model's folder")
-
-
-def _names_a_file(name: str) -> bool:
-    """Return whether a folder's name is one that is read as a file."""
-    kind = kind_of(name)
-    return name.endswith(".json") or (kind is not None and kind.with_state is not None)
-
-
-def _is_open(folder: os.DirEntry[str]) -> bool:
-    return not folder.name.startswith(".") and os.access(folder, os.R_OK | os.X_OK)
 
 
 def _readable(sizes: Mapping[str, int | None]) -> frozenset[str]:

@@ -22,7 +22,8 @@ from mupscale_cli.checkpoints.hub.publishing import (
 )
 from mupscale_cli.checkpoints.hub.reading import read_card
 from mupscale_cli.checkpoints.json_files import read_json
-from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint, require_own_file
+from mupscale_cli.checkpoints.listing import require_own_file
+from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import CheckpointError, HubError
 from mupscale_cli.files import read_bytes, read_errors
 from mupscale_cli.optimizers.finding import state_names
