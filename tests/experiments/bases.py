@@ -64,6 +64,7 @@ class Bases:
         sizes: the sizes of the models and their training, as texts by label.
         seconds: the duration of the measurement so far.
         transfers: one entry per definition of the noise.
+        data: digest of the data, on which alone the measurement may go on; empty in older results.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Bases:
     sizes: dict[str, str]
     seconds: float
     transfers: tuple[BaseTransfer, ...]
+    data: str = ""
 
 
 class Ladder:
@@ -127,6 +129,7 @@ def measure_bases(
     keep: Callable[[tuple[BaseTransfer, ...]], None],
     bases: tuple[int, ...] = BASES,
     seeds: tuple[int, ...] = SEEDS,
+    earlier: tuple[BaseTransfer, ...] = (),
 ) -> None:
     """Tune learning rate and noise at the narrowest base, then search for each optimum at every width of the base.
 
@@ -137,11 +140,15 @@ def measure_bases(
         keep: receives the results after each width.
         bases: widths of the base over that of the narrowest one.
         seeds: seeds of bases, noise and batches.
+        earlier: results of a run that was stopped; their widths are not measured again.
     """
     ladder = Ladder(task, folder)
     found = {scale: BaseTransfer(scale, 0, 0, {}, {}) for scale in SCALES}
+    found |= {transfer.scale: transfer for transfer in earlier}
     for width in bases:
         for scale in SCALES:
+            if width in found[scale].rates:
+                continue
             found[scale] = _with_width(found[scale], ladder, width, seeds)
             rates, noises = found[scale].rates[width], found[scale].noises[width]
             report(f"{scale} base x{width}: lr {rates.summary}; noise {noises.summary}")

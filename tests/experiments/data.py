@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent
 _DOCUMENTS = (
     "README.md",
     "CHANGELOG.md",
@@ -58,6 +59,11 @@ class Data:
 
     def to(self, dtype: torch.dtype) -> Data:
         return Data(self.train.to(dtype), self.seen.to(dtype), self.held_out.to(dtype))
+
+    @property
+    def digest(self) -> str:
+        """A digest of the training examples, which tells whether two runs had the same."""
+        return hashlib.sha256(self.train.inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
 
     def with_evaluated(self, count: int) -> Data:
         """Evaluate models on fewer examples."""
@@ -115,9 +121,9 @@ def _mapped(data: Data, transform: Callable[[Tensor], Tensor]) -> Data:
     return Data(*(Examples(transform(part.inputs), part.targets) for part in (data.train, data.seen, data.held_out)))
 
 
-def document_bytes() -> tuple[list[Tensor], list[Tensor]]:
-    """Return the documents of this repository as tokens: the first nine tenths of each, and the rest of each."""
-    files = sorted({file for pattern in _DOCUMENTS for file in _ROOT.glob(pattern)})
+def document_bytes(root: Path = ROOT) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the documents of a checkout as tokens: the first nine tenths of each, and the rest of each."""
+    files = sorted({file for pattern in _DOCUMENTS for file in root.glob(pattern)})
     contents = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8).long() for file in files]
     contents = [tokens.clamp(max=VOCABULARY - 1) for tokens in contents]
     cuts = [len(tokens) * 9 // 10 for tokens in contents]
@@ -126,9 +132,9 @@ def document_bytes() -> tuple[list[Tensor], list[Tensor]]:
 
 
 @cache
-def documents() -> Data:
-    """Return the documents of this repository as bytes. The last tenth of every document is held out."""
-    train, held_out = (_windows(torch.cat(parts)) for parts in document_bytes())
+def documents(root: Path = ROOT) -> Data:
+    """Return the documents of a checkout as bytes. The last tenth of every document is held out."""
+    train, held_out = (_windows(torch.cat(parts)) for parts in document_bytes(root))
     return Data(train, _sample(train, _NUM_EVALUATED_WINDOWS), _sample(held_out, _NUM_EVALUATED_WINDOWS))
 
 

@@ -98,17 +98,24 @@ class Warmstart:
 Results = Union[Bases, Optima, Growth, Warmstart, Cost, Ways]
 
 
-def save(results: Results, file: Path) -> None:
-    """Write results as JSON, with what they were made with. An infinite loss (diverged) becomes null."""
+def save(results: Results, file: Path, earlier: Mapping[str, Any] | None = None) -> None:
+    """Write results as JSON, with what they were made with. An infinite loss (diverged) becomes null.
+
+    Args:
+        results: the results.
+        file: the file to write.
+        earlier: what the run was made with that these results go on from; see `made_with`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"kind": type(results).__name__, "made_with": _made_with(), **_plain(dataclasses.asdict(results))}
+    made = {**_versions(), **({"resumed_from": earlier} if earlier else {})}
+    content = {"kind": type(results).__name__, "made_with": made, **_plain(dataclasses.asdict(results))}
     staged = file.with_suffix(".part")  # so that a run that is stopped leaves a complete file
     staged.write_text(json.dumps(content) + "\n")
     staged.replace(file)
 
 
 @cache
-def _made_with() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Return the versions and the commit of the code that runs."""
     git = ("git", "-C", str(Path(__file__).parent))
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
@@ -120,6 +127,11 @@ def _made_with() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def made_with(file: Path) -> dict[str, Any]:
+    """Return the commit and the versions that results were made with."""
+    return dict(json.loads(file.read_text()).get("made_with", {}))
 
 
 def load(file: Path) -> Results:

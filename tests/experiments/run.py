@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent))
@@ -17,8 +18,9 @@ sys.path.insert(0, str(_HERE.parent))
 from experiments import figures  # noqa: E402 (after the path is set)
 from experiments.bases import BASES, FACTOR, SEEDS, Bases, BaseTransfer, measure_bases  # noqa: E402
 from experiments.cost import measure_cost  # noqa: E402
+from experiments.data import documents  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
-from experiments.results import Growth, Optima, Results, Warmstart, fill, load, save, tables  # noqa: E402
+from experiments.results import Growth, Optima, Results, Warmstart, fill, load, made_with, save, tables  # noqa: E402
 from experiments.shapes import OPTIONS, Way, Ways, all_ways, measure_ways  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
@@ -99,7 +101,12 @@ def measure_warmstart(task: Task, folder: Path, report: Callable[[str], None], s
 
 
 def compare_ways(
-    task: Task, folder: Path, ways: Sequence[Way], report: Callable[[str], None], keep: Callable[[Results], None]
+    task: Task,
+    folder: Path,
+    ways: Sequence[Way],
+    report: Callable[[str], None],
+    keep: Callable[[Results], None],
+    earlier: Ways | None = None,
 ) -> Ways:
     """Compare ways of growing to a shape at equal compute; keep what has been found after each.
 
@@ -109,34 +116,54 @@ def compare_ways(
         ways: the ways.
         report: receives progress messages.
         keep: receives the results so far.
+        earlier: results of a run that was stopped, whose ways are not measured again.
     """
-    started = time.monotonic()
     narrow, grid = narrow_checkpoint(task, folder)
     report(f"narrow: {grid.summary}")
-    found = Ways(task.name, task.title, {**_sizes(task), "seeds": str(len(SEEDS))}, 0.0, grid, ())
-    for grown in measure_ways(task, folder, nearest_power(narrow.lr), ways, report):
+    found = earlier or Ways(task.name, task.title, {**_sizes(task), "seeds": str(len(SEEDS))}, 0.0, grid, ())
+    started = time.monotonic() - found.seconds
+    left = [way for way in ways if way.name not in {grown.way for grown in found.grown}]
+    for grown in measure_ways(task, folder, nearest_power(narrow.lr), left, report):
         found = replace(found, seconds=time.monotonic() - started, grown=(*found.grown, grown))
         keep(found)
     return found
 
 
 def compare_bases(
-    task: Task, folder: Path, report: Callable[[str], None], keep: Callable[[Results], None], *, quick: bool
+    task: Task,
+    folder: Path,
+    report: Callable[[str], None],
+    keep: Callable[[Results], None],
+    earlier: Bases | None = None,
+    *,
+    quick: bool,
 ) -> Bases:
-    """Find the optima along the axis of the base's width; keep what has been found after each width."""
-    started = time.monotonic()
+    """Find the optima along the axis of the base's width; keep what has been found after each width.
+
+    Args:
+        task: the task.
+        folder: a folder for checkpoints.
+        report: receives progress messages.
+        keep: receives the results so far.
+        earlier: results of a run that was stopped, whose widths are not measured again.
+        quick: take two widths and one seed.
+    """
     task = task.from_width(task.base)
     bases, seeds = (BASES[:2], SEEDS[:1]) if quick else (BASES, SEEDS)
     sizes = {**_sizes(replace(task, factors=(*bases, FACTOR * bases[-1]))), "seeds": str(len(seeds))}
     sizes |= {"widths": ", ".join(f"x{base}" for base in bases), "factor": f"x{FACTOR}"}
-    found = Bases(task.name, task.title, sizes, 0.0, ())
+    digest = task.data().digest
+    found = earlier or Bases(task.name, task.title, sizes, 0.0, (), digest)
+    if found.data and found.data != digest:
+        raise SystemExit(f"{task.name} was measured on other data; take that commit's with `--documents`")
+    started = time.monotonic() - found.seconds
 
     def keep_so_far(transfers: tuple[BaseTransfer, ...]) -> None:
         nonlocal found
-        found = replace(found, seconds=time.monotonic() - started, transfers=transfers)
+        found = replace(found, seconds=time.monotonic() - started, transfers=transfers, data=digest)
         keep(found)
 
-    measure_bases(task, folder, report, keep_so_far, bases, seeds)
+    measure_bases(task, folder, report, keep_so_far, bases, seeds, found.transfers)
     return found
 
 
@@ -155,38 +182,41 @@ def _short(count: int) -> str:
     return f"{count / 1000:.3g} k" if count < 10**6 else f"{count / 10**6:.3g} M"
 
 
-def measure(
-    part: str, name: str, budget: int, base_steps: int | None, keep: Callable[[Results], None], *, quick: bool
-) -> Results:
+def task_of(part: str, name: str, options: argparse.Namespace) -> Task:
+    """Return the task as one part of an experiment measures it, by the command's options."""
+    task = TASKS[name].quick() if options.quick else TASKS[name]
+    if options.documents and task.data is documents:
+        task = replace(task, data=partial(documents, options.documents))
+    if part == "bases" and options.base_steps is not None:
+        title = f"{task.title}, bases of {options.base_steps} steps"
+        task = replace(task, name=f"{name}-{options.base_steps}", title=title, narrow_steps=options.base_steps)
+    if part in ("ways", "options"):  # four heads can become six, and more steps show more of the new capacity
+        task = replace(task, grown_by=4, long_steps=options.budget * task.long_steps)
+        if options.budget != _BUDGET:
+            times = options.budget / _BUDGET
+            task = replace(task, name=f"{name}-{options.budget}", title=f"{task.title}, {times:g} times the budget")
+    return task if part in ("bases", "optima", "cost") else task.enlarged()
+
+
+def measure(part: str, task: Task, earlier: Results | None, keep: Callable[[Results], None], *, quick: bool) -> Results:
     """Measure one part of an experiment.
 
     Args:
         part: one of `_PARTS`.
-        name: name of the task.
-        budget: steps of the doubled model in the part `ways`, in units of the task's own.
+        task: the task.
+        earlier: results of a run that was stopped, to go on from. Only parts that take long go on.
         keep: receives what has been found so far, from parts that take long.
-        base_steps: training steps of the bases in the part `bases`; None for the task's own.
         quick: take only a few steps.
     """
-    task = TASKS[name].quick() if quick else TASKS[name]
-    if part == "bases" and base_steps is not None:
-        title = f"{task.title}, bases of {base_steps} steps"
-        task = replace(task, name=f"{name}-{base_steps}", title=title, narrow_steps=base_steps)
-    if part in ("ways", "options"):  # four heads can become six, and more steps show more of the new capacity
-        task = replace(task, grown_by=4, long_steps=budget * task.long_steps)
-        if budget != _BUDGET:
-            times = budget / _BUDGET
-            task = replace(task, name=f"{name}-{budget}", title=f"{task.title}, {times:g} times the budget")
-    task = task if part in ("bases", "optima", "cost") else task.enlarged()
     started = time.monotonic()
 
     def report(text: str) -> None:
-        sys.stdout.write(f"{name} {part} {time.monotonic() - started:6.1f} s  {text}\n")
+        sys.stdout.write(f"{task.name} {part} {time.monotonic() - started:6.1f} s  {text}\n")
         sys.stdout.flush()
 
     with tempfile.TemporaryDirectory() as folder, one_thread():
         if part == "bases":
-            return compare_bases(task, Path(folder), report, keep, quick=quick)
+            return compare_bases(task, Path(folder), report, keep, cast("Bases | None", earlier), quick=quick)
         if part == "optima":
             return measure_optima(task, Path(folder), report)
         if part == "growth":
@@ -195,13 +225,10 @@ def measure(
             return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
         if part in ("ways", "options"):
             ways = OPTIONS if part == "options" else all_ways(task)
-            return compare_ways(task, Path(folder), ways[-_FEW:] if quick else ways, report, keep)
+            ways = ways[-_FEW:] if quick else ways
+            return compare_ways(task, Path(folder), ways, report, keep, cast("Ways | None", earlier))
         shrinks = SHRINKS[::4] if quick else SHRINKS
         return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
-
-
-def _save(results: Results, *, part: str, folder: Path) -> None:
-    save(results, folder / f"{part}-{results.task}.json")
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -231,6 +258,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--base-steps", type=int, help="Training steps of the bases in the part `bases`. Default: a task's own."
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on from results that a stopped run left, in the parts `bases`, `ways` and `options`.",
+    )
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        metavar="CHECKOUT",
+        help="Read the documents from another checkout of this repository.",
+    )
     parser.add_argument("--figures", action="store_true", help="Only draw figures and tables from earlier results.")
     parser.add_argument(
         "--output", type=Path, default=_HERE, help="Folder for results, figures and tables. Default: this folder."
@@ -248,8 +286,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in () if options.figures else names:
         for part in (options.part,) if options.part else _PARTS:
             if name in measured[part]:
-                keep = partial(_save, part=part, folder=output / "results")
-                keep(measure(part, name, options.budget, options.base_steps, keep, quick=options.quick))
+                task = task_of(part, name, options)
+                file = output / "results" / f"{part}-{task.name}.json"
+                resumes = options.resume and file.exists()
+                earlier = load(file) if resumes else None
+                keep = partial(save, file=file, earlier=made_with(file) if resumes else None)
+                keep(measure(part, task, earlier, keep, quick=options.quick))
     found = tuple(
         [load(file) for name in TASKS for file in _files(output / "results", f"{part}-{name}*.json")] for part in _PARTS
     )
