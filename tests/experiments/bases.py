@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
-
-import torch
-from safetensors.torch import save_file
 
 from experiments.data import Data
 from experiments.tasks import Task
@@ -21,6 +17,7 @@ from experiments.training import (
     load,
     mapped_optimizer,
     resume_state,
+    save_narrow,
     train,
     train_narrow,
     widen,
@@ -95,13 +92,7 @@ class Ladder:
         curve = train(
             model, optimizer, task.data().batches(task.batch_size, task.narrow_steps, -1 - seed), task.narrow_steps
         )
-        folder.mkdir(parents=True)
-        file = folder / "narrow.safetensors"
-        save_file({name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}, file)
-        torch.save(optimizer.state_dict(), file.with_suffix(".optimizer.pt"))
-        if task.config is not None:
-            file.with_suffix(".config.json").write_text(json.dumps(task.config))
-        return Checkpoint(task, file, task.lr, curve.losses)
+        return Checkpoint(task, save_narrow(task, folder, model, optimizer), task.lr, curve.losses)
 
     def losses(
         self, data: Data, width: int, scale: Scale, lr: int, noise: int, *, seeds: tuple[int, ...]

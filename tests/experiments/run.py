@@ -1,4 +1,4 @@
-"""Run the experiments: `python tests/experiments/run.py [mlp] [resnet] [gpt] [residual] [--quick] [--figures]`."""
+"""Run the experiments: `python tests/experiments/run.py [mlp] [resnet] [gpt] … [--quick] [--figures]`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from experiments.cost import measure_cost  # noqa: E402
 from experiments.data import documents  # noqa: E402
 from experiments.identity import measure_identity  # noqa: E402
 from experiments.results import Growth, Optima, Results, Warmstart, fill, load, made_with, save, tables  # noqa: E402
-from experiments.shapes import OPTIONS, Way, Ways, all_ways, measure_ways  # noqa: E402
+from experiments.shapes import Way, Ways, all_options, all_ways, measure_ways  # noqa: E402
 from experiments.speed import measure_speed, tune  # noqa: E402
 from experiments.tasks import TASKS, Task  # noqa: E402
 from experiments.transfer import measure_transfer, narrow_checkpoint, nearest_power  # noqa: E402
 from experiments.warmstart import SHRINKS, SIZES, measure_shrinking  # noqa: E402
 from mupscale_cli.engine.threads import one_thread  # noqa: E402
 
-_GROUPS = {"mlp": ("mlp-sgd", "mlp-adamw"), "resnet": ("resnet",), "gpt": ("gpt",), "residual": ("residual",)}
+_GROUPS = {
+    "mlp": ("mlp-sgd", "mlp-adamw"),
+    "resnet": ("resnet",),
+    "gpt": ("gpt",),
+    "residual": ("residual",),
+    "llama": ("llama-adamw", "llama-muon"),
+}
 _SHRUNK = ("mlp-sgd", "mlp-adamw", "gpt")
 _GROWN = (*_SHRUNK, "residual")
-_COPIED = ("mlp-sgd", "mlp-adamw")
+_COPIED = (*_GROUPS["mlp"], *_GROUPS["llama"])
 _PARTS = ("bases", "optima", "growth", "warmstart", "cost", "ways", "options")
 _IDENTITY_STEPS = 40
 _BUDGET = 2
@@ -224,7 +230,7 @@ def measure(part: str, task: Task, earlier: Results | None, keep: Callable[[Resu
         if part == "cost":
             return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
         if part in ("ways", "options"):
-            ways = OPTIONS if part == "options" else all_ways(task)
+            ways = all_options(task) if part == "options" else all_ways(task)
             ways = ways[-_FEW:] if quick else ways
             return compare_ways(task, Path(folder), ways, report, keep, cast("Ways | None", earlier))
         shrinks = SHRINKS[::4] if quick else SHRINKS
@@ -239,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run experiments, save their results, and draw the figures and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "experiments", nargs="*", metavar="mlp|resnet|gpt|residual", help="Experiments to run. Default: all."
+        "experiments", nargs="*", metavar="mlp|resnet|gpt|residual|llama", help="Experiments to run. Default: all."
     )
     parser.add_argument("--quick", action="store_true", help="Take only a few steps, to test that everything runs.")
     parser.add_argument(
@@ -280,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output
     if options.quick and output == _HERE:
         output = Path(tempfile.mkdtemp(prefix="experiments-"))
-    others = [name for name in TASKS if name != "residual"]  # which has a stream to balance, and is for this alone
+    others = [*_GROUPS["mlp"], "resnet", "gpt"]  # the rest are for one part each
     measured = {**dict.fromkeys(_PARTS, others), "warmstart": _SHRUNK, "ways": _GROWN, "options": _COPIED}
     names = [name for group in options.experiments or _GROUPS for name in _GROUPS.get(group, (group,))]
     for name in () if options.figures else names:

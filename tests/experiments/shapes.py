@@ -104,6 +104,14 @@ OPTIONS = (
     Way("standard parametrization", {**_COPIES, "noise_scale": "paper"}, has_noise=True, is_standard=True),
     Way("from scratch", _COPIES, is_new=True),
 )
+# For a readout that shares the embedding: the options above fold its factor into the gains of the last norm. Moments
+# that embedding and readout share belong to neither of them afterwards, so the state starts anew.
+_UNTIE = {**_COPIES, "tie": "untie", "optimizer": "none"}
+_UNTIED = (
+    Way("no noise, reset", {**_COPIES, "optimizer_policy": "reset"}),
+    Way("no noise, reset, untied", _UNTIE),
+    Way("noise, reset, untied", _UNTIE, has_noise=True),
+)
 _MORE = {"gpt": _DEEPER, "residual": _BALANCED}
 
 
@@ -180,6 +188,11 @@ class _Bases:
 def all_ways(task: Task) -> tuple[Way, ...]:
     """Return the ways of growing a task's model to a shape."""
     return (*_WIDER, *_MORE.get(task.name.partition("-")[0], ()))
+
+
+def all_options(task: Task) -> tuple[Way, ...]:
+    """Return the options of a doubling of a task's model."""
+    return (*OPTIONS, *(_UNTIED if task.config and task.config.get("tie_word_embeddings") else ()))
 
 
 def measure_ways(

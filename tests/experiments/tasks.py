@@ -44,6 +44,7 @@ class Task:
         reach: grid steps that a search goes beyond an optimum, to confirm it.
         walk: grid steps that a search may go from its start.
         recipe: the recipe by which the model grows. Default: the one that its config names.
+        widths: keys of its config that a wider model has larger.
         rebuild: builds an untrained model of any shape from its config or, without one, from the shapes of its tensors.
     """
 
@@ -68,6 +69,7 @@ class Task:
     reach: int = 2
     walk: int = 20
     recipe: str | Path | None = None
+    widths: tuple[str, ...] = ("n_embd", "n_head")
     rebuild: Callable[[Mapping[str, Any]], nn.Module] | None = None
 
     def quick(self) -> Task:
@@ -89,7 +91,7 @@ class Task:
 
     def from_width(self, by: int) -> Task:
         """Return a version whose narrow model is wider."""
-        config = self.config and {**self.config, **{key: self.config[key] * by for key in ("n_embd", "n_head")}}
+        config = self.config and {**self.config, **{key: self.config[key] * by for key in self.widths}}
         return replace(self, build=lambda factor: self.build(by * factor), config=config)
 
     def enlarged(self) -> Task:
@@ -141,6 +143,33 @@ def _gpt(factor: int) -> nn.Module:
     return paper_models.build_gpt({**_GPT, "n_embd": _GPT["n_embd"] * factor, "n_head": _GPT["n_head"] * factor})
 
 
+_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": _HEAD_DIM,
+    "intermediate_size": 2 * _HEAD_DIM,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": CONTEXT,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": True,
+}
+_LLAMA_WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+
+
+def _llama(factor: int) -> nn.Module:
+    return _llama_of({**_LLAMA, **{key: _LLAMA[key] * factor for key in _LLAMA_WIDTHS}})
+
+
+def _llama_of(config: Mapping[str, Any]) -> nn.Module:
+    """Build a Llama that returns its logits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.register_forward_hook(lambda _module, _inputs, output: output.logits)
+    return model
+
+
 SGD = {"momentum": 0.9}
 ADAMW = {"betas": (0.9, 0.95)}
 _MLP = Task(
@@ -160,6 +189,24 @@ _MLP = Task(
     seeds=(0, 1, 2, 3),
     recipe=_HERE / "mlp.yaml",
     rebuild=_mlp_of,
+)
+_LLAMA_ADAMW = Task(
+    "llama-adamw",
+    "Llama on documents, AdamW",
+    _llama,
+    _LLAMA,
+    documents,
+    "adamw",
+    ADAMW,
+    0.1,
+    2**-6,
+    16,
+    600,
+    120,
+    120,
+    growth={"seeds": (0, 1, 2)},
+    widths=_LLAMA_WIDTHS,
+    rebuild=_llama_of,
 )
 TASKS = {
     task.name: task
@@ -222,6 +269,10 @@ TASKS = {
             seeds=(0, 1),
             rebuild=paper_models.build_gpt,
         ),
+        _LLAMA_ADAMW,
+        replace(
+            _LLAMA_ADAMW, name="llama-muon", title="Llama on documents, Muon and AdamW", optimizer="muon", settings={}
+        ),
     )
 }
 
@@ -240,6 +291,6 @@ def initialize(model: nn.Module, seed: int) -> nn.Module:
 
 def initial_size(name: str, shape: torch.Size) -> float:
     """Return the initial standard deviation of a matrix."""
-    if name.endswith(("wte.weight", "wpe.weight")):
+    if name.endswith(("wte.weight", "wpe.weight", "embed_tokens.weight")):
         return 0.1  # small, because the embedding is also the readout
     return float(torch.Size(shape[1:]).numel() ** -0.5)

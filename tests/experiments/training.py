@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import mupscale_cli as mupscale
 from experiments.data import Data, Examples
+from experiments.muon import MuonBesideAdamW, mapped_groups, plain_groups
 from experiments.tasks import Task, initial_size, initialize
 from mupscale_cli.optimizers.torch_groups import scaled_parameters
 from mupscale_cli.tasks.options import WidenOptions
@@ -137,6 +138,8 @@ def train(
 
 def plain_optimizer(task: Task, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Create an optimizer with one learning rate for all tensors and weight decay on matrices."""
+    if task.optimizer == "muon":
+        return MuonBesideAdamW(list(plain_groups(model, task.weight_decay)), lr=lr)
     named = list(model.named_parameters())
     groups = [
         {"params": [p for _, p in members], "param_names": [n for n, _ in members], "weight_decay": weight_decay}
@@ -150,6 +153,8 @@ def plain_optimizer(task: Task, model: nn.Module, lr: float) -> torch.optim.Opti
 
 def mapped_optimizer(task: Task, model: nn.Module, wide: Path, lr: float) -> torch.optim.Optimizer:
     """Create an optimizer with the mapped hyperparameters, under which a widened model trains like the narrow one."""
+    if task.optimizer == "muon":
+        return MuonBesideAdamW(mapped_groups(model, wide, lr, task.weight_decay))
     groups = mupscale.param_groups(
         model, wide, lr=lr, weight_decay=task.weight_decay, optimizer=task.optimizer, **task.settings
     )
@@ -182,14 +187,21 @@ def train_narrow(
     optimizer = plain_optimizer(task, model, lr)
     data = task.data().to(dtype)
     curve = train(model, optimizer, data.batches(task.batch_size, steps, seed=-1 - seed), steps)
+    return Checkpoint(task, save_narrow(task, folder, model, optimizer), lr, curve.losses)
+
+
+def save_narrow(task: Task, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    """Write a model with its optimizer's state and its config, and return the file of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "narrow.safetensors"
+    stored = model.state_dict()
     # A tied tensor is stored under the name that the optimizer uses.
-    save_file({name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}, file)
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name in stored]
+    save_file({name: stored[name] for name in names}, file)
     torch.save(optimizer.state_dict(), file.with_suffix(".optimizer.pt"))
     if task.config is not None:
         file.with_suffix(".config.json").write_text(json.dumps(task.config))
-    return Checkpoint(task, file, lr, curve.losses)
+    return file
 
 
 def widen(narrow: Checkpoint, factor: int, **options: Any) -> Path:
