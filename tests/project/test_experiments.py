@@ -7,19 +7,23 @@ import pytest
 from experiments import run
 from experiments.bases import FACTOR, Ladder
 from experiments.identity import measure_identity
-from experiments.results import load
+from experiments.results import load, made_with, save
 from experiments.tasks import TASKS
 from experiments.training import load as load_model
 from experiments.training import mapped_optimizer, resume_state, train, widen
 from experiments.transfer import Grid, search
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("name", TASKS)
+def is_llama(name: str) -> bool:
+    return name.startswith("llama")
+
+
+@pytest.mark.parametrize(("name", "factor"), [(n, k) for n in TASKS for k in ((3,) if is_llama(n) else (2, 3))])
 def test_without_noise_training_is_identical(name, factor, tmp_path):
     found = measure_identity(TASKS[name], tmp_path, factor, steps=10)
     assert len(found.wide) == 10
-    assert found.difference < 1e-12
+    # transformers rounds what the norms of a Llama divide to float32.
+    assert found.difference < (2**-24 if is_llama(name) else 1e-12)
     # The model learns. One batch is a noisy measure, since the GPT's batches come from different documents.
     assert min(found.narrow[5:]) < found.narrow[0]
     # A single learning rate for all tensors trains differently.
@@ -55,6 +59,23 @@ def test_search_continues_past_its_optimum(best):
 def test_diverged_runs_are_not_an_optimum():
     grid = Grid({-1: (1.0, 2.0), 0: (0.5, float("inf")), 1: (3.0, 3.0)}, {})
     assert grid.best == -1
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, capsys):
+    arguments = ["mlp-sgd", "--quick", "--part", "bases", "--output", str(tmp_path)]
+    file = tmp_path / "results" / "bases-mlp-sgd.json"
+    run.main(arguments)
+    whole = load(file)
+    stopped = replace(whole, transfers=whole.transfers[:1])
+    save(stopped, file)
+    capsys.readouterr()
+    run.main([*arguments, "--resume"])
+    assert load(file).transfers == whole.transfers
+    assert "spectral base" not in capsys.readouterr().out
+    assert "resumed_from" in made_with(file)
+    save(replace(stopped, data="of another day"), file)
+    with pytest.raises(SystemExit, match="other data"):
+        run.main([*arguments, "--resume"])
 
 
 LONG = [pytest.param(group, marks=pytest.mark.slow) for group in ("resnet", "gpt")]
