@@ -62,16 +62,17 @@ def coordcheck(
 ) -> None:
     """Check that activations change equally much at every width, which shows wrong learning rates in a few steps.
 
-    Widens CHECKPOINT to several widths, trains each for a few steps with its mapped hyperparameters, and measures the
-    outputs of all layers. Exits with 1 if a layer's change grows or shrinks with the width.
+    Widens CHECKPOINT to several widths, trains each for a few steps of AdamW with its mapped hyperparameters, and
+    measures the outputs of all layers. Exits with 1 if a layer's change grows or shrinks with the width.
     """
-    from mupscale_cli.reports.pictures.canvas import check_picture, save, style
+    from mupscale_cli.reports.pictures.canvas import check_matplotlib, check_picture, save, style
     from mupscale_cli.sweep.coordinates import check_coordinates, coordinates_document
     from mupscale_cli.sweep.coordinates_picture import draw_coordinates
     from mupscale_cli.sweep.grid import make_grid
     from mupscale_cli.sweep.settings import Sweep, Training
 
     if picture:
+        check_matplotlib("pip install 'mupscale[plot]', or omit the picture with `--no-picture`")
         check_picture(out, overwrite=overwrite)
     source = find_source(checkpoint, with_state=optimizer == "auto")
     factors = [options.parse_whole(text, "--factor") for each in factor or ["2,4,8"] for text in each.split(",")]

@@ -65,7 +65,7 @@ def read_config(recipe: Recipe, specs: Sequence[TensorSpec], config: Mapping[str
     for key in solutions[0]:
         options = sorted({keys[key] for keys in solutions if key in keys})
         if len(options) > 1:
-            raise _unknown(key, f"could be {', '.join(map(str, options))}", options[-1])
+            raise _unknown(key, f"could be {', '.join(map(str, options))}")
     found = {**solutions[0]}
     for rule in recipe.depths:
         numbers = block_numbers(recipe, rule, names)
@@ -74,7 +74,7 @@ def read_config(recipe: Recipe, specs: Sequence[TensorSpec], config: Mapping[str
     axes = {name: Axis(name, size) for name, size in sizes[0].items()}
     found |= _stated_keys(specs, layouts, axes, environment(recipe, {**config, **found}, names))
     if recipe.tie and recipe.defaults.get(TIE_KEY) is False and TIE_KEY not in config and _lacks_readout(recipe, names):
-        raise _unknown(TIE_KEY, "says whether the readout, which is not stored, shares the embedding", "true")
+        raise _unknown(TIE_KEY, "says whether the readout, which is not stored, shares the embedding")
     return found
 
 
@@ -104,7 +104,7 @@ def _stated_keys(
         (key,) = unknown
         size = _solved(evidence.stated, key, evidence.size, known)
         if size is None:
-            raise _unknown(key, f"gives {evidence.place} the size {evidence.size}", "N")
+            raise _unknown(key, f"gives {evidence.place} the size {evidence.size}")
         found[key] = size
     return found
 
@@ -234,8 +234,8 @@ def _axes_in(expression: Expression, axes: Collection[str]) -> set[str]:
     return {name.name for name in names_in(expression) if name.name in axes}
 
 
-def _unknown(key: str, why: str, example: Any) -> PlanError:
+def _unknown(key: str, why: str) -> PlanError:
     return PlanError(
         f"the checkpoint has no config.json, and the shapes of its tensors do not tell `{key}`, which {why}",
-        hint=f"state it, for instance `--set {key}={example}`; or put config.json beside the weights",
+        hint=f"state it as the model was trained, `--set {key}=VALUE`; or put config.json beside the weights",
     )
