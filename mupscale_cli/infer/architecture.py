@@ -84,28 +84,27 @@ class TransformersArchitecture:
         return model_class(self.name, self.task)
 
     @cached_property
-    def _tiny_shapes(self) -> tuple[Shapes, Shapes]:
-        """Shapes of the tiny model: in memory, and on disk."""
+    def _tiny_shapes(self) -> tuple[Shapes, Shapes, Shapes]:
+        """Shapes of the tiny model: in memory, as its class converts them for the disk, and on disk."""
         model = self.build(self.config)
-        return _shapes(model.state_dict()), _shapes(self.disk_tensors(model))
+        return _shapes(model.state_dict()), _shapes(_converted(model)), _shapes(self.disk_tensors(model))
 
     @cached_property
     def _is_direct(self) -> bool:
         """Whether tensors have the same names and shapes on disk as in memory."""
-        memory, disk = self._tiny_shapes
+        memory, _, disk = self._tiny_shapes
         return disk.items() <= memory.items()
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
-        if not self._is_direct:
+        _, converted, disk = self._tiny_shapes
+        if not disk.items() <= converted.items():
             return _shapes(self.disk_tensors(self.build(config)))
         try:
             with torch.device("meta"):
-                model = self._class(self._config_object(config))
+                shapes = _shapes(_converted(self._class(self._config_object(config))))
         except (RuntimeError, NotImplementedError, TypeError):
-            model = self.build(config)
-        memory, disk = self._tiny_shapes
-        shapes = _shapes(model.state_dict())
-        return {name: shape for name, shape in shapes.items() if name in disk or name not in memory}
+            shapes = _shapes(_converted(self.build(config)))
+        return {name: shape for name, shape in shapes.items() if name in disk or name not in converted}
 
     def disk_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
@@ -123,19 +122,14 @@ class TransformersArchitecture:
             if unexpected:
                 raise VerifyError(f"the model has no {unexpected[:3]}")
             return model
-        with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
-            save_file(
-                {name: tensor.clone() for name, tensor in tensors.items()},
-                Path(folder) / "model.safetensors",
-                metadata={"format": "pt"},
-            )
-            self._write_config(config, Path(folder))
+        with everything_in(torch.float64):
             loaded, info = self._class.from_pretrained(
-                folder,
+                None,
+                config=self._config_object(config),
+                state_dict=dict(tensors),
                 dtype=torch.float64,
                 attn_implementation="eager",
                 experts_implementation="eager",
-                local_files_only=True,
                 output_loading_info=True,
             )
         for problem in ("missing_keys", "mismatched_keys"):
@@ -144,18 +138,13 @@ class TransformersArchitecture:
         filled: nn.Module = loaded.to(torch.float64).eval()
         return filled
 
-    def _write_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        config_object = self._config_object(config)
-        config_object.architectures = [self._class.__name__]
-        config_object.save_pretrained(directory)
-
     def save(self, model: nn.Module, config: Mapping[str, Any], directory: Path) -> Path:
         del config  # the model holds it
         model.save_pretrained(directory)  # type: ignore[operator]
         return directory
 
     def settings(self, stored: Mapping[str, Any]) -> Config:
-        return dict(stored)
+        return {key: _without_tags(value) for key, value in stored.items()}
 
     def run(self, model: nn.Module) -> Tensor:
         inputs = reference_inputs(model, torch.Generator().manual_seed(0))
@@ -267,6 +256,25 @@ def nested_config(config: Mapping[str, Any]) -> Config:
             section = section.setdefault(part, {})
         section[key] = value
     return nested
+
+
+def _converted(model: Any) -> Mapping[str, Tensor]:
+    """Return the tensors of a model of transformers, possibly on the meta device, as `save_pretrained` names them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    converted: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+    return converted
+
+
+def _without_tags(value: Any) -> Any:
+    """Return a value of config.json, in which transformers writes infinity as `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_without_tags(each) for each in value]
+    if isinstance(value, dict):
+        return (
+            float(value["__float__"]) if "__float__" in value else {key: _without_tags(v) for key, v in value.items()}
+        )
+    return value
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -51,7 +51,9 @@ class ProofModel:
         model = random_model(architecture)
         with tempfile.TemporaryDirectory(prefix="mupscale-") as folder:
             config = open_checkpoint(architecture.save(model, architecture.config, Path(folder) / "narrow")).config
-        return cls(architecture, tied, config or {}, architecture.disk_tensors(model), architecture.run(model))
+        tensors = architecture.disk_tensors(model)
+        loaded = architecture.fill(model, architecture.config, tensors)  # as every wide model is
+        return cls(architecture, tied, config or {}, tensors, architecture.run(loaded))
 
     def widen(self, recipe: Recipe, factors: Mapping[str, int]) -> float | str:
         """Widen by factors of single axes; return the largest relative difference of the outputs, or a problem."""

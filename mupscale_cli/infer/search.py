@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from mupscale_cli.infer.moves import Moves
 from mupscale_cli.infer.shapes import CandidateAxis
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
-from mupscale_cli.infer.vocabulary import HEAD_SIZES
+from mupscale_cli.infer.vocabulary import HEAD_SIZES, ROTATED
 
 Note = Callable[[str], None]
 
@@ -125,7 +125,8 @@ class Search:
     ) -> tuple[State, Outcome]:
         """Climb from a state until the factors widen exactly; every solved axis must stay exact alone."""
         best = self.runner.evaluate(state, factors)
-        trials = self.budget.trials // 4 if axis.name in HEAD_SIZES else self.budget.trials
+        is_hopeless = axis.name in ROTATED and self.runner.is_rotary
+        trials = self.budget.trials // (20 if is_hopeless else 4 if axis.name in HEAD_SIZES else 1)
         end, last = min(time.monotonic() + self.budget.seconds, self.deadline), self.runner.num_trials + trials
         seen = {state}
         while not best.agrees:

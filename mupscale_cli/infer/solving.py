@@ -19,9 +19,8 @@ from mupscale_cli.infer.layouts import Group
 from mupscale_cli.infer.search import Budget, Note, Search, SearchResult
 from mupscale_cli.infer.shapes import DoubledShapes, Monomial
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
+from mupscale_cli.infer.vocabulary import ROTATED
 from mupscale_cli.infer.write import Variant
-
-_ROTATED = ("d", "rope")  # axes that rotary positions may depend on
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Solution:
         if outcome.problem:
             return f"no exact layout was found: {outcome.problem[:150]}"
         config = self.architecture.config
-        is_rotary = any("rotary" in name or "rope" in name for name in (*self.runner.narrow.order, *config))
-        if axis in _ROTATED and is_rotary:
+        if axis in ROTATED and self.runner.is_rotary:
             return (
                 "rotary frequencies depend on the size of a head, so copies inside a head would rotate at other speeds"
             )

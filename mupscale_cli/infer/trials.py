@@ -121,6 +121,8 @@ class TrialRunner:
             self.output = architecture.run(narrow)
         self.last_norm = last_norm(groups, self.narrow.order)
         self.groups = split_last(groups, self.last_norm)
+        names = (*self.narrow.order, *architecture.config)
+        self.is_rotary = any("rotary" in name or "rope" in name for name in names)
         self.num_trials = 0
         self._models: dict[str, nn.Module] = {}
         self._layouts: dict[str, Layout] = {}

@@ -126,6 +126,7 @@ KEPT = re.compile(
 EXPERTS_PER_TOKEN = re.compile(r".*(per_tok|top_k|topk)(?!.*group).*")
 
 HEAD_SIZES = ("d", "nope", "rope", "p")  # axes inside one head
+ROTATED = ("d", "rope")  # those that rotary positions may depend on
 # Axes that a bare factor does not widen. They must be named.
 BY_NAME = re.compile(r"g|d|e|n|r|p|dv|ldk|ldv|nope|rope|.*rank.*|.*lora.*|.*head_dim.*|.*experts.*")
 ABOUT = {
