@@ -17,6 +17,7 @@ from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import bytes_text
 
 RECORD = "mupscale.json"
+DRAFT = "recipe.yaml"  # a drafted recipe, beside the output that was planned by it
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _MAX_CARRIED_BYTES = 1 << 30  # the largest vocabularies take a twentieth

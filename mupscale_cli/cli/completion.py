@@ -109,7 +109,7 @@ def _recipe(context: typer.Context) -> Recipe | None:
     try:
         if path is None:
             return load_recipe(name) if name else None
-        return choose_recipe(open_checkpoint(path), name)
+        return choose_recipe(open_checkpoint(path), name, infer=False)
     except (MupscaleError, OSError):
         return None
 

@@ -15,6 +15,7 @@ from mupscale_cli.tasks.source import find_source
 def inspect(
     checkpoint: options.Checkpoint,
     recipe: options.RecipeName = None,
+    infer: options.Infer = True,
     settings: options.Settings = None,
     layout: options.LayoutName = None,
     weights_key: options.WeightsKey = None,
@@ -36,7 +37,7 @@ def inspect(
     header = source.checkpoint
     record = None if header.record is None else check_record(header.record, header.path)
     try:
-        chosen = planning.choose_recipe(header, recipe)
+        chosen = planning.choose_recipe(header, recipe, infer=infer)
     except RecipeError as error:
         if recipe is not None or tensor is not None:
             raise

@@ -82,6 +82,13 @@ RecipeName = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+Infer = Annotated[
+    bool,
+    typer.Option(
+        "--infer/--no-infer",
+        help="Draft a recipe for a model type of transformers that has none. Takes up to two minutes, once.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

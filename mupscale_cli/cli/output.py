@@ -75,6 +75,8 @@ def use_verbosity(chosen: Verbosity) -> Iterator[None]:
     logger, handler = logging.getLogger("mupscale_cli"), _StderrHandler()
     level, is_new = logger.level, (inner.verbose or inner.debug) and not (outer.verbose or outer.debug)
     token = _verbosity.set(inner)
+    if inner.quiet and not is_new:
+        logger.setLevel(logging.ERROR)
     if is_new:
         logger.setLevel(logging.DEBUG if inner.debug else logging.INFO)
         logger.addHandler(handler)

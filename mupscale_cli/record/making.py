@@ -80,7 +80,8 @@ def make_record(
         fates: what becomes of every file of the narrow checkpoint.
     """
     before, after = plan.num_parameters
-    recipe_file = {} if origin.recipe is None else {"file": origin.recipe}
+    found = {"file": origin.recipe, "text": plan.recipe.text}
+    recipe = {key: value for key, value in found.items() if value is not None}
     where = {"repo": origin.repo, "revision": origin.revision} if origin.repo else {"path": origin.path}
     said = {"config": dict(origin.config), "form": dict(origin.form)}
     settings = {key: value for key, value in said.items() if value}
@@ -95,7 +96,7 @@ def make_record(
         },
         "written": {},
         "others": {},
-        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe_file},
+        "recipe": {"name": plan.recipe.name, "sha256": plan.recipe.digest, **recipe},
         "axes": {
             axis.name: {"size": axis.size, "wide_size": axis.wide_size, "factor": axis.factor} for axis in plan.axes
         },

@@ -199,7 +199,8 @@ class RecipeUsed(TypedDict):
 
     name: Annotated[str, "Name of the recipe."]
     sha256: Annotated[Hash, "SHA-256 of its content."]
-    file: NotRequired[Annotated[Path, "Path of its file; absent for a built-in recipe."]]
+    file: NotRequired[Annotated[Path, "Path of its file; absent for a built-in or drafted recipe."]]
+    text: NotRequired[Annotated[str, "The recipe itself, in YAML, if it was drafted."]]
 
 
 class NarrowGroup(TypedDict):

@@ -25,8 +25,9 @@ from mupscale_cli.plan.request import MAX_FACTOR, USUAL_FACTOR
 from mupscale_cli.text import shortened
 from mupscale_cli.verification.options import VerifyOptions
 
-# Options that `--resume` may change: where the output goes, and how it is verified once it is complete.
-_FREE_TO_CHANGE = frozenset({"output", "overwrite", "verify", "dtype", "device", "model"})
+# Options that `--resume` may change: where the output goes, how it is verified once complete, and whether a recipe may
+# be drafted, since the plan's own content is compared.
+_FREE_TO_CHANGE = frozenset({"infer", "output", "overwrite", "verify", "dtype", "device", "model"})
 Fields = ParamSpec("Fields")
 Options = TypeVar("Options")
 Subject = TypeVar("Subject")
@@ -53,6 +54,7 @@ class GrowthOptions:
             `interleaved`; `end` with the method `stack`.
         params: number of parameters that the output is to have, nearly; the axes grow in proportion.
         recipe: name or file of the recipe. Default: chosen by the checkpoint.
+        infer: draft a recipe for a model type of transformers that has none, instead of refusing it.
         settings: values of keys of the source's config, dotted within sections, that it lacks or has wrong.
         tie: where the factor of a readout goes that shares the embedding: `fold`, `config` or `untie`.
         method: name of the method, a key of `plan.methods.METHODS`.
@@ -81,6 +83,7 @@ class GrowthOptions:
     layers_at: str | None = None
     params: float | None = None
     recipe: str | Path | None = None
+    infer: bool = True
     settings: Mapping[str, Any] | None = None
     tie: str | None = None
     method: str = "mupscale"

@@ -9,11 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_for
+from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, read_draft, recipe_for
 from mupscale_cli.architecture.refusals import refusal_of
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.errors import OutputError, PlanError, RecipeError
+from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError
+from mupscale_cli.infer.drafting import draft_for
 from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, TensorPlan, make_plan
 from mupscale_cli.plan.depth import only_stacks
 from mupscale_cli.plan.goal import Goal
@@ -30,13 +31,20 @@ _MAX_NAMED = 5  # recipes in a message
 _log = logging.getLogger(__name__)  # `-v` shows it
 
 
-def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Recipe:
+def choose_recipe(checkpoint: Checkpoint, name: str | Path | Recipe | None = None, *, infer: bool = True) -> Recipe:
     """Choose the recipe for a checkpoint by name, else by its config, else by its tensors.
 
+    Args:
+        checkpoint: the checkpoint.
+        name: name or file of the recipe, or the recipe itself.
+        infer: whether to draft a recipe for a model type of transformers that has none.
+
     Raises:
-        RecipeError: no recipe fits, or several do.
+        RecipeError: no recipe fits, or several do, or none can be drafted.
     """
     config = checkpoint.config or {}
+    if isinstance(name, Recipe):
+        return name
     if name is not None:
         _log.info("recipe %s (requested)", name)
         return load_recipe(name, config)
@@ -50,13 +58,40 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | None = None) -> Rec
         if built_in is not None:
             _log.info("recipe %s (config.json: `%s: %s`)", built_in, key, value)
             return load_recipe(built_in, config)
-        raise _no_recipe(key, value)
+        drafted = _draft(checkpoint, value) if infer and key == "model_type" else None
+        if drafted is None:
+            raise _no_recipe(key, value)
+        return drafted
     fitting = fitting_recipes(checkpoint)
     sufficient = [recipe for recipe in fitting if recipe.tensor_patterns]
     if checkpoint.config is None and len(sufficient) == 1:
         _log.info("recipe %s (the only one with rules for these tensor names)", sufficient[0].name)
         return sufficient[0]
     raise _unknown_recipe(checkpoint, fitting)
+
+
+def _draft(checkpoint: Checkpoint, model_type: str) -> Recipe | None:
+    """Return a drafted recipe: the one that the checkpoint was made by, or a new one; None if none can be drafted.
+
+    Raises:
+        RecipeError: drafting fails.
+    """
+    recipe = (checkpoint.record or {}).get("recipe")
+    text = recipe.get("text") if isinstance(recipe, dict) else None
+    if isinstance(text, str):
+        _log.info("recipe drafted for `%s` (mupscale.json)", model_type)
+        return read_draft(text, model_type)
+    if refusal_of(model_type) is not None:
+        return None
+    try:
+        return draft_for(checkpoint.config or {})
+    except MupscaleError as error:
+        raise RecipeError(
+            f"no recipe for the model type `{model_type}`, and none could be drafted: {error.message}",
+            excerpt=error.excerpt,
+            hint=error.hint
+            or "write a recipe (`mupscale help language`), or reuse one of the same shape with `--recipe`",
+        ) from error
 
 
 def _no_recipe(key: str, value: str) -> RecipeError:
@@ -138,7 +173,7 @@ def plan_shapes(source: Source, options: WidenOptions) -> tuple[Plan, ...]:
         MupscaleError: the user can fix the problem.
     """
     checkpoint = source.checkpoint
-    recipe = choose_recipe(checkpoint, options.recipe)
+    recipe = choose_recipe(checkpoint, options.recipe, infer=options.infer)
     config, specs, method = checkpoint.config, checkpoint.specs, options.growth
     shard_size = None if checkpoint.is_file else options.max_shard_size
     side_files = checkpoint.read_side_files(recipe.side_files)
@@ -276,8 +311,7 @@ def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = N
     Raises:
         MupscaleError: no recipe fits, or the recipe contradicts the checkpoint.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else choose_recipe(checkpoint, recipe)
-    return make_plan(chosen, checkpoint.specs, checkpoint.config, max_shard_bytes=None)
+    return make_plan(choose_recipe(checkpoint, recipe), checkpoint.specs, checkpoint.config, max_shard_bytes=None)
 
 
 def output_path(source: Source, options: WidenOptions) -> Path:

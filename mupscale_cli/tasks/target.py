@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mupscale_cli.checkpoints.fates import RECORD
+from mupscale_cli.checkpoints.fates import DRAFT, RECORD
 from mupscale_cli.checkpoints.json_files import is_file_name
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.target import check_output, existing_record
@@ -84,13 +84,14 @@ def plan_target(path: Path, output: Output) -> Target:
     config = _config_names(output)
     state = () if output.carried is None else (output.carried.name,)
     record = () if output.in_kind is None else (RECORD,)
-    names = (shard.file, *config, *state, *record)
+    draft = () if output.plan.recipe.text is None else (DRAFT,)
+    names = (shard.file, *config, *state, *record, *draft)
     if twice := [name for index, name in enumerate(names) if name in names[:index]]:
         raise OutputError(
             f"the optimizer state would be written as `{twice[0]}`, like another file of the output",
             hint="rename the state, for instance to `optimizer.pt`",
         )
-    return Target(path, shard.file, (*config, *state, *record))
+    return Target(path, shard.file, names[1:])
 
 
 def _config_names(output: Output) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mupscale_cli.architecture.loading import read_draft
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
@@ -279,8 +281,10 @@ def _no_narrow_state(narrow: Checkpoint, carried: OptimizerState) -> CheckpointE
     )
 
 
-def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path:
-    """Return the name of the recipe or, if it is not built in, its file."""
+def _recorded_recipe(target: Checkpoint, record: Record) -> str | Path | Recipe:
+    """Return the recipe if it was drafted, or else its name or its file."""
+    if (text := record["recipe"].get("text")) is not None:
+        return read_draft(text, record["recipe"]["name"])
     file = record["recipe"].get("file")
     return target.path.resolve().parent / file if file else record["recipe"]["name"]
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mupscale_cli import __version__
+from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.digests import segments_digest
-from mupscale_cli.checkpoints.fates import RECORD, PlannedFile
+from mupscale_cli.checkpoints.fates import DRAFT, RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
 from mupscale_cli.checkpoints.layouts.opening import read_sizes
 from mupscale_cli.checkpoints.libraries import library_of
-from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json
+from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json, write_text
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.checkpoints.target import check_output
@@ -217,6 +218,7 @@ def _write_companions(output: Output, directory: Path, events: Events) -> tuple[
     names = [file.name for file in state.files if file != state.source.path] if state else []
     names += _write_config(output, directory)
     names += _write_schedules(output, directory)
+    names += _write_draft(plan.recipe, directory)
     for name, side in plan.side_files.items():
         write_json(inner_file(directory, name), side.content)
         names.append(name)
@@ -252,6 +254,14 @@ def _write_config(output: Output, directory: Path) -> list[str]:
     content = trained.sizes.replaced(read_sizes(file), plan.config)
     (write_yaml if file.suffix in (".yaml", ".yml") else write_json)(directory / file.name, content)
     return [file.name]
+
+
+def _write_draft(recipe: Recipe, directory: Path) -> list[str]:
+    """Write a drafted recipe beside the weights, where it can be read and reused; return the file."""
+    if recipe.text is None:
+        return []
+    write_text(directory / DRAFT, recipe.text)
+    return [DRAFT]
 
 
 def _write_schedules(output: Output, directory: Path) -> list[str]:

@@ -27,6 +27,7 @@ WIDEN = {
     "layers_at": ("end", "end", {}),
     "params": ("1.2B", 1_200_000_000, {}),
     "recipe": ("llama", "llama", {}),
+    "infer": (False, False, {}),
     "settings": ("num_attention_heads=32", {"num_attention_heads": 32}, {}),
     "tie": ("untie", "untie", {}),
     "clean_names": (True, True, {}),
@@ -125,7 +126,7 @@ def test_resume_continues_only_a_run_with_the_same_options(field):
     _, value, beside = WIDEN[field]
     before = WidenOptions(**{name: WIDEN[name][1] if name == "noise" else value for name, value in beside.items()})
     after = replace(before, **{field: value})
-    may_change = {"output", "overwrite", "verify", "dtype", "device", "model"}
+    may_change = {"infer", "output", "overwrite", "verify", "dtype", "device", "model"}
     assert (before.decisive == after.decisive) == (field in may_change)
     assert json.loads(json.dumps(after.decisive)) == after.decisive
 

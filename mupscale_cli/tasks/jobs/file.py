@@ -181,6 +181,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "layers_at": _text,
         "params": _parameters,
         "recipe": _recipe,
+        "infer": _flag,
         "settings": _settings,
         "tie": _text,
         "clean_names": _flag,
