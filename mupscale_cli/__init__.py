@@ -1,7 +1,6 @@
 """Widen a trained network without retraining it.
 
-The build installs this module a second time, as the package `mupscale`: what `pip install mupscale` and the command are
-called. Both names give the same objects.
+`import mupscale` gives this module, too: that is what `pip install mupscale` and the command are called.
 
 >>> import mupscale
 >>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP
@@ -112,7 +111,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name of the API when it is first used, since importing torch takes a second."""
     if name not in _MODULES:
-        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+        raise AttributeError(f"module `mupscale` has no attribute `{name}`")
     import importlib
 
     return getattr(importlib.import_module(f"mupscale_cli.{_MODULES[name]}"), name)

@@ -9,11 +9,9 @@ import mupscale
 import mupscale_cli
 
 
-def test_both_names_give_the_same_objects():
-    assert mupscale.__all__ == mupscale_cli.__all__
-    for name in mupscale_cli.__all__:
-        assert getattr(mupscale, name) is getattr(mupscale_cli, name)
-    assert dir(mupscale) == mupscale.__all__
+def test_both_names_give_the_same_module():
+    assert mupscale is mupscale_cli
+    assert set(mupscale.__all__) <= set(dir(mupscale))
     with pytest.raises(AttributeError, match="module `mupscale` has no attribute `nothing`"):
         _ = mupscale.nothing
 

@@ -10,6 +10,7 @@ import typer
 from mupscale_cli.cli import options, output
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.options import parse_axes
+from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.text import counted
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mupscale_cli.sweep.coordinates import Coordinates
 
 
+@options.with_reading
 def coordcheck(
     checkpoint: options.Checkpoint,
     factor: Annotated[
@@ -48,8 +50,10 @@ def coordcheck(
     length: Annotated[int, typer.Option(metavar="N", help="Tokens per sequence.")] = 64,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
+    reading: Reading = AS_STORED,
     tie: options.Tie = None,
     optimizer: options.OptimizerState = "auto",
+    optimizer_kind: options.OptimizerKind = None,
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
     device: Annotated[str, typer.Option(help="Torch device. auto: the GPU if there is one.")] = "auto",
@@ -74,7 +78,7 @@ def coordcheck(
     if picture:
         check_matplotlib("pip install 'mupscale[plot]', or omit the picture with `--no-picture`")
         check_picture(out, overwrite=overwrite)
-    source = find_source(checkpoint, with_state=optimizer == "auto")
+    source = find_source(checkpoint, reading, recipe=recipe, with_state=optimizer == "auto")
     factors = [options.parse_whole(text, "--factor") for each in factor or ["2,4,8"] for text in each.split(",")]
     axes = {name: options.whole(amount, f"--axis {name}") for name, amount in parse_axes(axis).items()}
     settings = Sweep(
@@ -83,9 +87,10 @@ def coordcheck(
         directory=source.default_directory / source.stem,
         grid=make_grid(factors, [lr], [noise], seeds),
         axes=axes,
+        reading=reading,
         recipe=recipe,
         tie=tie,
-        state=StateOptions(optimizer, cast("Policy", optimizer_policy), key),
+        state=StateOptions(optimizer, cast("Policy", optimizer_policy), key, tuple(optimizer_kind or ())),
         noise_mode=cast("Mode", noise_mode),
         noise_scale=cast("Scale", noise_scale),
         noise_on=tuple(noise_on or ()),

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.cli import explain, options, output, render, tree
 from mupscale_cli.errors import MupscaleError, OtherFormatError, RecipeError
 from mupscale_cli.record.reading import check_record
 from mupscale_cli.tasks import planning
-from mupscale_cli.tasks.options import parse_settings
+from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import find_source
 
 
+@options.with_reading
 def inspect(
     checkpoint: options.Checkpoint,
     recipe: options.RecipeName = None,
     infer: options.Infer = True,
-    settings: options.Settings = None,
-    layout: options.LayoutName = None,
-    weights_key: options.WeightsKey = None,
+    reading: Reading = AS_STORED,
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a checkpoint: its recipe, axes and tensors, and how it was made; or what else a path is."""
     try:
-        source = find_source(
-            checkpoint,
-            headers_only=True,
-            recipe=recipe,
-            settings=parse_settings(settings),
-            choice=Choice(layout, weights_key),
-        )
+        source = find_source(checkpoint, reading, recipe=recipe, headers_only=True)
     except OtherFormatError as error:
         return _describe(checkpoint, error, as_json=as_json)
     output.note_found(source.found)

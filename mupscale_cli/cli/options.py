@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,8 @@ from mupscale_cli.errors import Interrupted, PlanError, SweepError, Terminated
 from mupscale_cli.plan import Amount
 from mupscale_cli.plan.methods import DEFAULT_SHRINK, FRESH, METHODS, SPREADS
 from mupscale_cli.plan.perturbation import MODES, SCALES
-from mupscale_cli.tasks.options import parse_factor
+from mupscale_cli.tasks.options import parse_factor, parse_settings
+from mupscale_cli.tasks.reading import Reading
 
 Checkpoint = Annotated[
     str,
@@ -87,15 +88,6 @@ Infer = Annotated[
     typer.Option(
         "--infer/--no-infer",
         help="Draft a recipe for a model type of transformers that has none. Takes up to two minutes, once.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Value of a key that the checkpoint's config.json lacks or has wrong, such as num_attention_heads=32. "
-        "Repeatable. Without config.json, the shapes of the tensors give most of them.",
     ),
 ]
 Tie = Annotated[
@@ -218,18 +210,6 @@ Adapters = Annotated[
         "adapter beside the weights needs no option. Repeatable.",
     ),
 ]
-LayoutName = Annotated[
-    str | None,
-    typer.Option(
-        "--layout",
-        metavar="NAME",
-        help="The trainer that wrote the checkpoint, if its files do not tell. See `mupscale help trainers`.",
-    ),
-]
-WeightsKey = Annotated[
-    str | None,
-    typer.Option("--weights-key", metavar="KEYS", help="Where the weights are in a file of torch.save: `state.model`."),
-]
 OptimizerState = Annotated[
     str,
     typer.Option(
@@ -273,6 +253,28 @@ WithOptimizer = Annotated[
     bool, typer.Option("--with-optimizer", help="Also publish the optimizer state and the files that resuming needs.")
 ]
 
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Value of a key that the checkpoint's config.json lacks or has wrong, such as num_attention_heads=32. "
+        "Repeatable. Without config.json, the shapes of the tensors give most of them.",
+    ),
+]
+_LayoutName = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="The trainer that wrote the checkpoint, if its files do not tell. See `mupscale help trainers`.",
+    ),
+]
+_WeightsKey = Annotated[
+    str | None,
+    typer.Option("--weights-key", metavar="KEYS", help="Where the weights are in a file of torch.save: `state.model`."),
+]
+_READING = {"settings": _Settings, "layout": _LayoutName, "weights_key": _WeightsKey}
 _VERBOSITY = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
 
 
@@ -297,13 +299,33 @@ def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
                 output.discard_stdout()
                 raise typer.Exit(141) from error
 
-    signature = inspect.signature(command, eval_str=True)
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
         for name, option in _VERBOSITY.items()
     ]
-    parameters = [*signature.parameters.values(), *flags]
-    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return _with_parameters(wrapper, (*inspect.signature(command, eval_str=True).parameters.values(), *flags))
+
+
+def with_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `reading` by the options that say how to read its checkpoint."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **values: Any) -> None:
+        said = {name: values.pop(name) for name in _READING}
+        reading = Reading(parse_settings(said.pop("settings")), **said)
+        command(*args, **values, reading=reading)
+
+    signature = inspect.signature(command, eval_str=True)
+    options = [signature.parameters["reading"].replace(name=n, default=None, annotation=o) for n, o in _READING.items()]
+    parameters = [
+        each for old in signature.parameters.values() for each in (options if old.name == "reading" else [old])
+    ]
+    return _with_parameters(wrapper, parameters)
+
+
+def _with_parameters(wrapper: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Give a wrapper of a command the parameters that typer makes options and arguments of."""
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
 

@@ -22,7 +22,8 @@ from mupscale_cli.plan import Request, make_plan
 from mupscale_cli.tasks import planning
 from mupscale_cli.tasks.check import smallest_factors
 from mupscale_cli.tasks.planning import identity_plan
-from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.reading import AS_STORED, Reading
+from mupscale_cli.tasks.source import Source, find_source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,12 +58,26 @@ def list_recipes(as_json: options.Json = False) -> None:
     output.stdout().print(result)
 
 
+def _named(checkpoint: str | None, reading: Reading, recipe: str, *, headers_only: bool) -> Source | None:
+    """Return the checkpoint to compare a recipe with, if the user names one.
+
+    Raises:
+        MupscaleError: it cannot be read, or there are options for reading it and no checkpoint.
+    """
+    if checkpoint is not None:
+        return find_source(checkpoint, reading, recipe=recipe, headers_only=headers_only)
+    if reading.options:
+        raise MupscaleError(f"`{reading.options[0]}` says how to read a checkpoint, and there is none", hint="add CKPT")
+    return None
+
+
 def _matched(recipe: Recipe) -> str:
     """Return the config keys and values that choose a recipe, for people."""
     return "; ".join(f"{key}: {', '.join(values)}" for key, values in recipe.keys.items()) or "(no config)"
 
 
 @app.command("show")
+@options.with_reading
 def show_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
@@ -73,11 +88,13 @@ def show_recipe(
             autocompletion=complete_checkpoint,
         ),
     ] = None,
+    reading: Reading = AS_STORED,
     tensor: explain.TensorName = None,
     as_json: options.Json = False,
 ) -> None:
     """Explain a recipe: its axes, what grows with each, and the layout of every tensor."""
-    source = find_source(checkpoint, headers_only=True).checkpoint if checkpoint is not None else None
+    named = _named(checkpoint, reading, recipe, headers_only=True)
+    source = None if named is None else named.checkpoint
     found = load_recipe(recipe, source.config if source else None)
     if tensor is not None:
         if source is None:
@@ -172,6 +189,7 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 @app.command("check")
+@options.with_reading
 def check_recipe(
     recipe: RecipeArgument,
     checkpoint: Annotated[
@@ -182,6 +200,7 @@ def check_recipe(
             autocompletion=complete_checkpoint,
         ),
     ] = None,
+    reading: Reading = AS_STORED,
     model_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -207,9 +226,9 @@ def check_recipe(
     """
     if model is not None and checkpoint is None:
         raise MupscaleError("`--model` needs a checkpoint to load", hint="add CKPT, a small safetensors checkpoint")
-    source = None
-    if checkpoint is not None:  # download whole files from the Hub only to run the model
-        source = find_source(checkpoint, headers_only=model is None).checkpoint
+    # Whole files are downloaded from the Hub only to run the model.
+    named = _named(checkpoint, reading, recipe, headers_only=model is None)
+    source = None if named is None else named.checkpoint
     found = load_recipe(recipe, source.config if source else None)
     console = output.report(as_json=as_json)
     axes, rules = output.counted(len(found.axes), "axis", "axes"), output.counted(len(found.tensors), "rule")
@@ -222,8 +241,8 @@ def check_recipe(
         if model is None and not model_type:
             output.note("no model was run; `--model-type` tries the recipe on tiny models, `--model` on this one")
     trials = []
-    if source is not None and model is not None:
-        trials.append(_try_on(recipe, source.path, str(checkpoint), console, model))
+    if named is not None and model is not None:
+        trials.append(_try_on(recipe, named, str(checkpoint), console, model))
     types = model_type or ([] if source is not None else list(found.model_types))
     for name in types if run else ():
         trials += _try_on_tiny(recipe, name, console)
@@ -245,7 +264,9 @@ def _try_on_tiny(recipe: str, model_type: str, console: Console) -> Iterator[doc
             yield _try_on(recipe, source, label, console)
 
 
-def _try_on(recipe: str, source: Path, label: str, console: Console, model: str | None = None) -> documents.ModelTrial:
+def _try_on(
+    recipe: str, source: Path | Source, label: str, console: Console, model: str | None = None
+) -> documents.ModelTrial:
     """Try a recipe on one model and print the outcome."""
     from mupscale_cli.tasks.check import check_model
 

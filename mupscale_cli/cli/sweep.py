@@ -13,6 +13,7 @@ from mupscale_cli.errors import Interrupted, SweepError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.options import WidenOptions, parse_axes
 from mupscale_cli.tasks.planning import output_path
+from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import find_source
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _data_option = partial(typer.Option, rich_help_panel="Training data")
 _trainer_option = partial(typer.Option, rich_help_panel="Built-in trainer (all values are the narrow run's)")
 
 
+@options.with_reading
 def sweep(
     checkpoint: options.Checkpoint,
     factor: Annotated[
@@ -95,6 +97,7 @@ def sweep(
     ] = None,
     axis: options.AxisFactors = None,
     recipe: options.RecipeName = None,
+    reading: Reading = AS_STORED,
     tie: options.Tie = None,
     optimizer: options.OptimizerState = "auto",
     optimizer_kind: options.OptimizerKind = None,
@@ -148,7 +151,7 @@ def sweep(
     from mupscale_cli.sweep.run import sweep as run_sweep
     from mupscale_cli.sweep.settings import Sweep, Training
 
-    source = find_source(checkpoint, with_state=optimizer == "auto")
+    source = find_source(checkpoint, reading, recipe=recipe, with_state=optimizer == "auto")
     training = Training(
         steps,
         batch_size,
@@ -174,6 +177,7 @@ def sweep(
         grid=_grid(factor or ([str(large or 2)] if chosen else ["2", "4"]), lr, lr_steps, noise, seeds),
         target=large,
         axes=axes,
+        reading=reading,
         recipe=recipe,
         tie=tie,
         state=StateOptions(optimizer, cast("Policy", optimizer_policy), key, tuple(optimizer_kind or ())),

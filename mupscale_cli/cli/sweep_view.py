@@ -164,6 +164,7 @@ def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, res
     """
     widen = ["mupscale", "widen", checkpoint, "--factor", str(settings.largest)]
     widen += [word for axis, factor in settings.axes.items() for word in ("--axis", f"{axis}={factor}")]
+    widen += settings.reading.options
     widen += ["--recipe", settings.recipe] if settings.recipe else []
     widen += ["--tie", settings.tie] if settings.tie else []
     widen += ["--optimizer", str(settings.state.optimizer)] if settings.state.optimizer != "auto" else []

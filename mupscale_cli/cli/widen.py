@@ -20,9 +20,10 @@ from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
-from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_settings, parse_size
+from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
 from mupscale_cli.tasks.planning import output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
+from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import listed
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mupscale_cli.tasks.widen import Widened
 
 
+@options.with_reading
 def widen(
     checkpoint: options.Checkpoint,
     out: Annotated[
@@ -45,7 +47,7 @@ def widen(
     params: options.Parameters = None,
     recipe: options.RecipeName = None,
     infer: options.Infer = True,
-    settings: options.Settings = None,
+    reading: Reading = AS_STORED,
     tie: options.Tie = None,
     clean_names: options.CleanNames = False,
     method: options.MethodName = "mupscale",
@@ -59,8 +61,6 @@ def widen(
     shrink: options.Shrink = None,
     snr: options.Snr = None,
     adapter: options.Adapters = None,
-    layout: options.LayoutName = None,
-    weights_key: options.WeightsKey = None,
     optimizer: options.OptimizerState = "auto",
     optimizer_kind: options.OptimizerKind = None,
     optimizer_policy: options.OptimizerPolicy = "copy",
@@ -118,7 +118,6 @@ def widen(
                 params=None if params is None else parse_count(params),
                 recipe=recipe,
                 infer=infer,
-                settings=parse_settings(settings),
                 tie=tie,
                 clean_names=clean_names,
                 method=method,
@@ -132,8 +131,7 @@ def widen(
                 shrink=shrink,
                 snr=snr,
                 adapter=tuple(adapter or ()),
-                layout=layout,
-                weights_key=weights_key,
+                **vars(reading),
                 optimizer=optimizer,
                 optimizer_kind=tuple(optimizer_kind or ()),
                 optimizer_policy=optimizer_policy,
@@ -155,7 +153,7 @@ def widen(
                     "there are options of a push, but no repository to push to", hint="add `--push-to-hub ORG/NAME`"
                 )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
-            source = find_source(checkpoint, headers_only=True, **chosen.reading)
+            source = find_source(checkpoint, chosen.reading, recipe=recipe, headers_only=True)
             plan, *others = plan_shapes(source, chosen)
             output.note_found(source.found if ranks.is_first else {})
             target = output_path(source, chosen)

@@ -150,7 +150,7 @@ def check_coordinates(
     Raises:
         MupscaleError: the checkpoint cannot be widened or run, or the data does not fit it.
     """
-    source, training = open_checkpoint(settings.checkpoint), settings.training
+    source, training = settings.find_source().checkpoint, settings.training
     check_causal(source.config, source.path)
     if len(settings.grid.factors) < 2:
         raise SweepError("a coordinate check compares widths", hint="give two or more, such as `--factor 2,4,8`")
@@ -190,7 +190,7 @@ def _load(path: Path, training: Training) -> nn.Module:
 
 
 def _tokens(settings: Sweep) -> Tokens:
-    config = open_checkpoint(settings.checkpoint).config or {}
+    config = settings.find_source().checkpoint.config or {}
     size = vocab_size(config, settings.checkpoint)
     if settings.data is None:
         return torch.randint(size, (_RANDOM_TOKENS,), generator=torch.Generator().manual_seed(0)).numpy()

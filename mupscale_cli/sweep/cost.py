@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mupscale_cli.reports.guidance import guidance
 from mupscale_cli.sweep.settings import Sweep
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.source import Source
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ def sweep_cost(settings: Sweep) -> Cost:
     Raises:
         MupscaleError: the narrow model cannot be widened.
     """
-    _, target = _flops(settings, settings.checkpoint, settings.largest)
-    flops = {factor: _flops(settings, settings.narrow, factor) for factor in settings.grid.factors}
+    _, target = _flops(settings, settings.find_source(), settings.largest)
+    narrow = settings.find_narrow()
+    flops = {factor: _flops(settings, narrow, factor) for factor in settings.grid.factors}
     trials = {factor: wide for factor, (_, wide) in flops.items()}
     before = next(iter(flops.values()))[0]
     steps = settings.training.steps
@@ -59,8 +59,7 @@ def sweep_cost(settings: Sweep) -> Cost:
     return Cost(target, trials, before if settings.proxy is not None else None, total)
 
 
-def _flops(settings: Sweep, checkpoint: Path, factor: int) -> tuple[int, int]:
+def _flops(settings: Sweep, source: Source, factor: int) -> tuple[int, int]:
     """Return the operations of a model and of the one that it is widened to."""
-    source = find_source(str(checkpoint), headers_only=True)
     plan = plan_widening(source, factor=factor, axes=settings.axes, recipe=settings.recipe, tie=settings.tie)
     return guidance(plan).flops

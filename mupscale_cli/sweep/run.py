@@ -30,7 +30,6 @@ from mupscale_cli.sweep.settings import PROXY_RECORD, Sweep
 from mupscale_cli.sweep.study import Claim, Running, Study
 from mupscale_cli.sweep.widened import checkpoints_folder, make_widened, remove_unneeded
 from mupscale_cli.tasks.planning import plan_widening
-from mupscale_cli.tasks.source import find_source
 
 RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"
@@ -130,7 +129,7 @@ def _prepare(settings: Sweep, events: Events) -> Study:
     """Check all inputs before the first trial, then create what the trials share."""
     for noise in settings.grid.noises:
         settings.perturbation(noise)
-    source = find_source(str(settings.checkpoint))
+    source = settings.find_source()
     if settings.command is not None:
         parse_command(settings.command)
     for factor in (*settings.grid.factors, *([settings.target] if settings.target else [])):
@@ -208,7 +207,7 @@ def _split_data(settings: Sweep) -> Any:
 
     assert settings.data is not None
     saved = settings.directory / _TOKENS
-    config = find_source(str(settings.checkpoint)).checkpoint.config or {}
+    config = settings.find_source().checkpoint.config or {}
     path = saved if saved.is_file() else settings.data
     tokens = read_tokens(path, settings.checkpoint, vocab_size(config, settings.checkpoint), settings.data_type)
     return split(tokens, settings.training.length, settings.data)

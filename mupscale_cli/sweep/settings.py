@@ -11,6 +11,8 @@ from mupscale_cli.errors import SweepError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.sweep.grid import Grid
+from mupscale_cli.tasks.reading import AS_STORED, Reading
+from mupscale_cli.tasks.source import Source, find_source
 
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
@@ -89,6 +91,7 @@ class Sweep:
         grid: points to try.
         target: width of the large model over the checkpoint's; None for any.
         axes: factors of single axes, which override the width of every trained model.
+        reading: how to read the checkpoint.
         recipe: name or file of the recipe; None to choose one by the checkpoint.
         tie: where the factor of a shared readout goes.
         state: handling of the optimizer's state.
@@ -108,6 +111,7 @@ class Sweep:
     grid: Grid
     target: int | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
+    reading: Reading = AS_STORED
     recipe: str | None = None
     tie: str | None = None
     state: StateOptions = field(default_factory=StateOptions)
@@ -138,6 +142,22 @@ class Sweep:
         """Path of the model to widen: the checkpoint, or the proxy in its place."""
         return self.directory / "proxy" if self.proxy else self.checkpoint
 
+    def find_source(self) -> Source:
+        """Open the checkpoint.
+
+        Raises:
+            MupscaleError: it is missing or invalid.
+        """
+        return find_source(str(self.checkpoint), self.reading, recipe=self.recipe)
+
+    def find_narrow(self) -> Source:
+        """Open the model to widen: the checkpoint, or the proxy in its place, which must exist.
+
+        Raises:
+            MupscaleError: it is missing or invalid.
+        """
+        return find_source(str(self.narrow)) if self.proxy else self.find_source()
+
     @property
     def title(self) -> str:
         """Title of the sweep in pictures."""
@@ -156,6 +176,7 @@ class Sweep:
         return {
             "checkpoint": str(self.checkpoint),
             "axes": dict(self.axes),
+            "reading": list(self.reading.options),
             "recipe": self.recipe,
             "tie": self.tie,
             "optimizer_state": {"path": str(self.state.optimizer), "policy": self.state.policy},

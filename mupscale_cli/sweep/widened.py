@@ -11,7 +11,6 @@ from filelock import FileLock
 
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.settings import Sweep
-from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 
@@ -31,9 +30,9 @@ def make_widened(sweep: Sweep, point: Point) -> Path:
     Raises:
         MupscaleError: the narrow model cannot be widened.
     """
-    source = find_source(str(sweep.narrow))
+    source = sweep.find_narrow()
     name = checkpoint_name(point)
-    path = checkpoints_folder(sweep) / (name + (".safetensors" if source.checkpoint.is_file else ""))
+    path = checkpoints_folder(sweep) / (name + (source.suffix if source.checkpoint.is_file else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / f"{name}.lock"):
         if not path.exists():

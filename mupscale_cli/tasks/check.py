@@ -19,7 +19,7 @@ from mupscale_cli.plan import Plan, Request, make_plan
 from mupscale_cli.plan.copies import Axis
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.tasks.planning import identity_plan
-from mupscale_cli.tasks.source import find_source
+from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.widen import widen
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class RecipeCheck:
 
 
 def check_model(
-    source: Path, recipe: str | Path | None = None, *, quick: bool = False, model: str | None = None
+    source: Path | Source, recipe: str | Path | None = None, *, quick: bool = False, model: str | None = None
 ) -> RecipeCheck:
     """Check a recipe on a model that fits into memory many times over.
 
@@ -95,19 +95,19 @@ def check_model(
     """
     from mupscale_cli.engine.threads import one_thread
 
-    plan = identity_plan(find_source(source).checkpoint, recipe)
+    source = find_source(source)
+    plan = identity_plan(source.checkpoint, recipe)
     trials = []
     with one_thread():
-        mistakes = tuple(find_static_mistakes(source, plan.recipe, model))
-        for asked, tie in _trials(source, plan, quick=quick):
+        mistakes = tuple(find_static_mistakes(source.checkpoint, plan.recipe, model))
+        for asked, tie in _trials(source.checkpoint, plan, quick=quick):
             trials.append(asked if isinstance(asked, Trial) else run_trial(source, recipe, asked, tie, model))
     return RecipeCheck(mistakes, tuple(trials))
 
 
-def _trials(source: Path, plan: Plan, *, quick: bool) -> Iterator[tuple[Factors | Trial, str | None]]:
+def _trials(checkpoint: Checkpoint, plan: Plan, *, quick: bool) -> Iterator[tuple[Factors | Trial, str | None]]:
     """Yield the factors and the treatment of a tied readout of each trial, and trials that are impossible."""
     recipe = plan.recipe
-    checkpoint = find_source(source).checkpoint
     everything = all_factors(recipe, checkpoint)
     if everything:
         yield everything, None
@@ -248,11 +248,11 @@ def smallest_factors(
     return refused if type(factor) is int else None
 
 
-def run_trial(source: Path, recipe: str | Path | None, factors: Factors, tie: str | None, model: str | None) -> Trial:
+def run_trial(source: Source, recipe: str | Path | None, factors: Factors, tie: str | None, model: str | None) -> Trial:
     """Widen a model, compare both in float64, and remove the wide one."""
     folder = Path(tempfile.mkdtemp(prefix="mupscale-"))
     try:
-        output = folder / f"wide{source.suffix}"
+        output = folder / f"wide{source.suffix if source.checkpoint.is_file else ''}"
         widened = widen(source, output, axes=factors, recipe=recipe, tie=tie, dtype="float64", model=model)
     except MupscaleError as error:
         return Trial(factors, tie, None, error.message)
@@ -272,14 +272,14 @@ def _difference(found: FunctionCheck) -> str:
 # Without running ----------------------------------------------------------------------------------
 
 
-def find_static_mistakes(source: Path, recipe: Recipe, user_model: str | None = None) -> Iterator[str]:
+def find_static_mistakes(checkpoint: Checkpoint, recipe: Recipe, user_model: str | None = None) -> Iterator[str]:
     """Yield a message for each rule that contradicts the kind of a model's layer.
 
     A layer sums over its inputs only. In the weight of a Linear layer, exactly the columns therefore carry `/` on
     every widened axis.
 
     Args:
-        source: a small checkpoint.
+        checkpoint: a small checkpoint.
         recipe: the recipe to check.
         user_model: `path/or/module.py:build` of a user-defined model. Default: the model of transformers.
 
@@ -291,7 +291,6 @@ def find_static_mistakes(source: Path, recipe: Recipe, user_model: str | None = 
     from mupscale_cli.verification.activations import name_in
     from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
 
-    checkpoint = find_source(source).checkpoint
     if user_model is None:
         model = build_reference_model(checkpoint, torch.float32)
     else:

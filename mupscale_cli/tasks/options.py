@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
-from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.options import StateOptions
@@ -22,6 +21,7 @@ from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.plan.request import MAX_FACTOR, USUAL_FACTOR
+from mupscale_cli.tasks.reading import Reading
 from mupscale_cli.text import shortened
 from mupscale_cli.verification.options import VerifyOptions
 
@@ -212,14 +212,9 @@ class WidenOptions(GrowthOptions, _Destination):
         return {**values, **texts, **plain, "settings": settings, "factor": str(request.factor), "axes": amounts}
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """What the user says about the checkpoint, as arguments of `find_source`."""
-        return {"recipe": self.recipe, "settings": self.settings, "choice": self.choice}
-
-    @property
-    def choice(self) -> Choice:
-        """What the user says about the form of a trainer's checkpoint."""
-        return Choice(self.layout, self.weights_key)
+    def reading(self) -> Reading:
+        """What the user says about the checkpoint."""
+        return Reading(self.settings, self.layout, self.weights_key)
 
     @property
     def state(self) -> StateOptions:

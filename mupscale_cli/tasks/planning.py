@@ -154,7 +154,7 @@ def plan_widening(checkpoint: str | Path | Source, options: WidenOptions) -> Pla
         >>> plan.num_parameters  # doctest: +SKIP
         (120640, 471424)
     """
-    return plan_source(find_source(checkpoint, headers_only=True, **options.reading), options)
+    return plan_source(find_source(checkpoint, options.reading, recipe=options.recipe, headers_only=True), options)
 
 
 def plan_source(source: Source, options: WidenOptions) -> Plan:

@@ -11,14 +11,15 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.fates import PlannedFile
 from mupscale_cli.checkpoints.hub.ids import HubId, parse_hub_id
 from mupscale_cli.checkpoints.hub.reading import RemoteModel, download, open_remote
-from mupscale_cli.checkpoints.layouts.opening import USUAL, Choice
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
+from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.finding import state_name, state_names
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
 from mupscale_cli.record.making import Origin, relative_path
+from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.recognition import missing_settings
 
 
@@ -131,25 +132,24 @@ class Source:
 
 def find_source(
     checkpoint: str | Path | Source,
+    reading: Reading = AS_STORED,
     *,
+    recipe: str | Path | None = None,
     headers_only: bool = False,
     with_state: bool = False,
-    recipe: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    choice: Choice = USUAL,
 ) -> Source:
     """Open a checkpoint by its path or, if no such path exists, by its id on the Hub.
 
     Args:
-        checkpoint: a safetensors file, a model directory, or a Hub id. A `Source` is returned unchanged.
+        checkpoint: a weight file, a directory of a model or of a trainer, or a Hub id. A `Source` is returned
+            unchanged.
+        reading: what the user says about it.
+        recipe: name or file of its recipe, if the user named one.
         headers_only: download only headers and config of a model on the Hub.
         with_state: also download the optimizer state of a model on the Hub.
-        recipe: name or file of its recipe, if the user named one.
-        settings: values of config keys that the user gives.
-        choice: what the user says about the form of a trainer's checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint does not exist or is invalid.
+        CheckpointError: the checkpoint does not exist, is invalid, or does not have the form that the user names.
         HubError: the Hub does not provide the model.
     """
     if isinstance(checkpoint, Source):
@@ -157,9 +157,14 @@ def find_source(
     path = Path(checkpoint)
     hub = None if path.exists() else parse_hub_id(str(checkpoint))
     if hub is None:
-        return described(Source(open_checkpoint(path, choice)), recipe, settings)
+        return described(Source(open_checkpoint(path, reading.choice)), recipe, reading.settings)
+    if reading.choice.is_made:
+        raise CheckpointError(
+            f"`{hub}` is on the Hub, where only safetensors are read, which have no layout and no key of weights",
+            hint=f"download it first: `hf download {hub.repo} --local-dir {hub.name}`",
+        )
     remote = open_remote(hub)
-    source = described(Source(remote.checkpoint, remote, is_local=False), recipe, settings)
+    source = described(Source(remote.checkpoint, remote, is_local=False), recipe, reading.settings)
     return source if headers_only else source.fetched(StateOptions() if with_state else None)
 
 

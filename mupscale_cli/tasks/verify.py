@@ -15,7 +15,6 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.digests import files_digest
 from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.header import METADATA_KEY, read_header
-from mupscale_cli.checkpoints.layouts.opening import Choice
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import TORCH_SUFFIXES, Checkpoint, open_checkpoint
 from mupscale_cli.engine.events import SILENT, Events
@@ -32,6 +31,7 @@ from mupscale_cli.tasks.adapters import PlannedAdapter, plan_recorded_adapters
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.planning import choose_recipe, in_kind
+from mupscale_cli.tasks.reading import Reading
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.config import check_config
@@ -243,9 +243,7 @@ def replan_widening(
     record = read_record(target)
     with_state = with_state and record["optimizer_state"] is not None
     source = (
-        find_source(narrow, with_state=with_state, choice=_recorded_choice(record)).checkpoint.with_settings(
-            record["source"].get("config", {})
-        )
+        find_source(narrow, _recorded_reading(record), with_state=with_state).checkpoint
         if narrow is not None
         else _recorded_source(target, record, with_state=with_state)
     )
@@ -311,17 +309,16 @@ def _store_result(target: Checkpoint, record: dict[str, Any]) -> None:
         replace_json(file, record)
 
 
-def _recorded_choice(record: Record) -> Choice:
-    """Return what the user said about the form of the source."""
-    form = record["source"].get("form", {})
-    return Choice(form.get("layout"), form.get("weights_key"))
+def _recorded_reading(record: Record) -> Reading:
+    """Return what the user said about the source."""
+    source = record["source"]
+    return Reading(source.get("config"), **source.get("form", {}))
 
 
 def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) -> Checkpoint:
-    where = record["source"]
+    where, reading = record["source"], _recorded_reading(record)
     if "repo" in where:
-        found = find_source(f"{where['repo']}@{where['revision']}", with_state=with_state).checkpoint
-        return found.with_settings(where.get("config", {}))
+        return find_source(f"{where['repo']}@{where['revision']}", reading, with_state=with_state).checkpoint
     path = target.path.resolve().parent / where["path"]
     _log.info("source: %s (named in the record of %s)", path, target.path)
     if not path.exists():
@@ -329,7 +326,7 @@ def _recorded_source(target: Checkpoint, record: Record, *, with_state: bool) ->
             f"the source of `{target.path}` is not at `{path}`, and everything is compared with it",
             hint="name it: `mupscale verify NARROW WIDE`",
         )
-    return open_checkpoint(path, _recorded_choice(record)).with_settings(where.get("config", {}))
+    return open_checkpoint(path, reading.choice).with_settings(reading.settings or {})
 
 
 def newest_widened(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.digests import segments_digest
 from mupscale_cli.checkpoints.fates import DRAFT, RECORD, PlannedFile
 from mupscale_cli.checkpoints.header import METADATA_KEY, replace_metadata
-from mupscale_cli.checkpoints.layouts.opening import read_sizes
+from mupscale_cli.checkpoints.layouts.opening import USUAL, read_sizes
 from mupscale_cli.checkpoints.libraries import library_of
 from mupscale_cli.checkpoints.output_files import copy_file, inner_file, output_errors, write_json, write_text
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
@@ -107,7 +107,7 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
         PosixPath('tiny-x4')
     """
-    source = find_source(checkpoint, headers_only=True, **call.reading)
+    source = find_source(checkpoint, call.reading, recipe=call.recipe, headers_only=True)
     plan = call.plan or plan_source(source, call)
     path = output_path(source, call)
     if call.ranks.is_first:
@@ -287,7 +287,8 @@ def _verify(
 
     call.events.phase("verifying", 0)
     is_inside = source.is_file and source.trained is not None
-    staged = open_checkpoint(directory / source.path.name if is_inside else directory, call.choice)
+    choice = USUAL if source.trained is None else source.trained.choice
+    staged = open_checkpoint(directory / source.path.name if is_inside else directory, choice)
     try:
         # Temporary files go into the staged folder, which is removed even if this fails.
         return verify_checkpoints(source, staged, plan, call.verification, directory), None

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
@@ -64,7 +63,7 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
 
 
 def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
-    source = _source(step.checkpoint, made, step.options.reading)
+    source = _source(step, made)
     options = step.options
     plan = plan_source(source, options)
     path = output_path(source, options)
@@ -99,12 +98,12 @@ def _replacing(step: WidenStep) -> WidenStep:
     return replace(step, options=replace(step.options, overwrite=True))
 
 
-def _source(checkpoint: str, made: Mapping[Path, Plan], reading: Mapping[str, Any]) -> Source:
+def _source(step: WidenStep, made: Mapping[Path, Plan]) -> Source:
     """Open the checkpoint that a step starts from, or describe it if an earlier step will write it."""
-    path = Path(checkpoint)
+    path = Path(step.checkpoint)
     if (plan := made.get(path.resolve())) is not None:
         return Source(_future_checkpoint(path, plan))
-    return find_source(checkpoint, headers_only=True, **reading)
+    return find_source(step.checkpoint, step.options.reading, recipe=step.options.recipe, headers_only=True)
 
 
 def _future_checkpoint(path: Path, plan: Plan) -> Checkpoint:

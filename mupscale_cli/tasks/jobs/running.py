@@ -85,7 +85,7 @@ def _run_step(planned: PlannedStep, events: Events, processes: int | None) -> St
 
 
 def _run_widen(planned: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
-    source = find_source(step.checkpoint, headers_only=True, **step.options.reading)
+    source = find_source(step.checkpoint, step.options.reading, recipe=step.options.recipe, headers_only=True)
     plan = plan_source(source, step.options)
     recover(planned.target, events.note)
     if planned.target.exists():
