@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.errors import SweepError
-from mupscale_cli.optimizers.finding import find_optimizer, open_optimizer
+from mupscale_cli.optimizers.finding import find_optimizer
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT
+from mupscale_cli.optimizers.in_kind import open_state
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.optimizers.torch_groups import clip_grad_norm_, param_groups
 from mupscale_cli.sweep.data import Split, Tokens
@@ -104,7 +105,7 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
     recorded = (checkpoint.record or {}).get("optimizer_state") or {}
     # mupscale wrote the state of a widened checkpoint itself.
     kinds = recorded.get("kinds", ())
-    tree = open_optimizer(file, checkpoint.config, key=recorded.get("key"), kinds=kinds).load()
+    tree = open_state(checkpoint, file, recorded.get("key"), kinds).load()
     adamw = OPTIMIZERS["adamw"]
     if strange := set(tree.identified().names) - {adamw.name, adamw.twin}:
         raise SweepError(
