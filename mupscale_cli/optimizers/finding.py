@@ -100,14 +100,16 @@ def open_optimizer(
     Raises:
         CheckpointError: the path has none of these formats, or is invalid.
     """
+    weights = {} if trained is None else trained.shapes
+    options = OpenOptions(path, config, key, tuple(kinds), weights)
     beside = None if trained is None else trained.layout.state_files
     if trained is not None and beside is not None:
         from mupscale_cli.optimizers.formats.tree_state import open_tree  # imports torch, as opening the weights did
 
         container = beside.container(path, {name: tensor.spec.shape for name, tensor in trained.tensors.items()})
         if container.recognizes(path):
-            return open_tree(container, OpenOptions(path, config, key, tuple(kinds)))
+            return open_tree(container, options)
     state_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if state_format is None:
         raise CheckpointError(f"no optimizer state at `{path}`")
-    return state_format.open(OpenOptions(path, config, key, tuple(kinds)))
+    return state_format.open(options)

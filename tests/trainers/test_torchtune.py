@@ -38,15 +38,17 @@ def build(config):
 def loaded(folder, out):
     """Return the model of a folder, with its weights as torchtune's recipes load them."""
     name = "ft-model-00001-of-00001.bin"
-    checkpointer = training.FullModelTorchTuneCheckpointer(str(folder), [name], "LLAMA3", str(out))
+    checkpointer = training.FullModelTorchTuneCheckpointer(
+        str(folder), [name], "LLAMA3", str(out)
+    )
     model = build(json.loads((folder / "config.json").read_text()))
     model.load_state_dict(checkpointer.load_checkpoint()["model"])
     return model.double()
 
 
-def losses(model, optimizer):
+def losses(model, optimizer, seeds=range(5)):
     found = []
-    for seed in range(5):
+    for seed in seeds:
         tokens = torch.randint(61, (2, 13), generator=torch.Generator().manual_seed(seed))
         logits = model(tokens[:, :-1])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -75,3 +77,39 @@ def test_the_widened_model_trains_as_the_narrow_one(case, tmp_path):
     plain.param_groups[0]["clip_weight"] = 1.0
     mupscale.scale_optimizer(scaled, wide, wide_folder)
     assert losses(wide, scaled) == pytest.approx(losses(narrow, plain), rel=2e-6)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_the_recipe_state_is_carried(case, tmp_path):
+    name, out = "ft-model-00001-of-00001.bin", tmp_path / "out"
+    for folder in (out, tmp_path / "base"):
+        folder.mkdir()
+    torch.manual_seed(0)
+    narrow = build(CONFIGS[case]).double()
+    for parameter in narrow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain = torch.optim.AdamW(narrow.parameters(), lr=1e-2, weight_decay=0.1)
+    plain.param_groups[0]["clip_weight"] = 1.0
+    losses(narrow, plain)
+    torch.save(narrow.state_dict(), tmp_path / "base" / name)
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIGS[case]))
+    saver = training.FullModelTorchTuneCheckpointer(str(tmp_path / "base"), [name], "LLAMA3", str(out))
+    progress = {"seed": 1, "epochs_run": 1, "total_epochs": 2, "max_steps_per_epoch": None}
+    own = {"model": narrow.state_dict(), "optimizer": plain.state_dict(), **progress}
+    saver.save_checkpoint(own, epoch=0, intermediate_checkpoint=True)
+
+    state = out / "recipe_state" / "recipe_state.pt"
+    folder = mupscale.widen(out / "epoch_0", tmp_path / "wide", 2, verify=False, optimizer=str(state)).output
+    resume = {"recipe_checkpoint": str(folder / state.name), "should_load_recipe_state": True}
+    loader = training.FullModelTorchTuneCheckpointer(
+        str(folder), ["model-00001-of-00001.bin"], "LLAMA3", str(out), **resume
+    )
+    loaded = loader.load_checkpoint()
+    assert loaded["epochs_run"] == 1
+    wide = build(json.loads((folder / "config.json").read_text())).double()
+    wide.load_state_dict(loaded["model"])
+    scaled = torch.optim.AdamW(wide.parameters(), lr=1e-2, weight_decay=0.1)
+    mupscale.scale_optimizer(scaled, wide, folder)
+    scaled.load_state_dict(loaded["optimizer"])
+    later = range(5, 10)
+    assert losses(wide, scaled, later) == pytest.approx(losses(narrow, plain, later), rel=1e-12)

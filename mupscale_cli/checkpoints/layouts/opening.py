@@ -90,6 +90,11 @@ class Trained:
         return {name: first.setdefault(_renamed(tensor, ""), name) for name, tensor in self.tensors.items()}
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight, in the order of the container; shared ones count once."""
+        return {name: self.tensors[name].spec.shape for name in dict.fromkeys(self.shared.values())}
+
+    @property
     def config(self) -> dict[str, Any] | None:
         """The sizes of the model; None if the trainer did not save them."""
         where = self.layout.config

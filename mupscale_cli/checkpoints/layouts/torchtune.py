@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from mupscale_cli.checkpoints.layouts.base import Layout
+from dataclasses import replace
 
-_PATTERNS = ("ft-model-*.bin", "*.pt")
+from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
+from mupscale_cli.checkpoints.layouts.base import Layout, StateFiles
+
+
+def _next_lines(path: str) -> tuple[str, ...]:
+    """Name what the run's config and its recipe have to know of the wide model."""
+    return (
+        f"tune run RECIPE --config RUN.yaml checkpointer.checkpoint_dir={path} resume_from_checkpoint=True \\",
+        f"  checkpointer.recipe_checkpoint=$(realpath {path}/recipe_state.pt)  # and the sizes in the section `model`",
+        "# with this line in `_setup_optimizer` of the recipe (`tune cp RECIPE FILE` copies it):",
+        "  optimizer = config.instantiate(cfg_optimizer, self._model.parameters())",
+        f"+ import mupscale; mupscale.scale_optimizer(optimizer, self._model, {path!r})",
+    )
+
+
+_PATTERNS = ("model-00001-of-00001.bin", "ft-model-*.bin", "*.pt")
 _MARKS = ("layers.0.attn.output_proj.weight", "layers.0.sa_norm.scale")
 
 TORCHTUNE = Layout(
-    name="torchtune", title="torchtune", patterns=_PATTERNS, marks=_MARKS, weights=("",), recipe="torchtune"
+    name="torchtune",
+    title="torchtune",
+    patterns=_PATTERNS,
+    marks=_MARKS,
+    weights=("",),
+    state_files=StateFiles(lambda _: "recipe_state.pt", lambda *_: TORCH_FILE),
+    recipe="torchtune",
+    next_lines=_next_lines,
 )
-TORCHTUNE_QWEN = Layout(
+TORCHTUNE_QWEN = replace(
+    TORCHTUNE,
     name="torchtune-qwen",
     title="torchtune's Qwen2",
-    patterns=_PATTERNS,
     marks=(*_MARKS, "layers.0.attn.q_proj.bias"),
-    weights=("",),
     recipe="torchtune_qwen",
 )

@@ -54,12 +54,14 @@ class OpenOptions:
         config: config.json, from which numbered parameters may get their names.
         key: dotted keys that lead to the state in a file that holds more.
         kinds: the optimizers that the user says the state belongs to; empty to let it tell.
+        weights: the shape of each weight that the trainer saved in another file, in the order of the model.
     """
 
     path: Path
     config: Mapping[str, Any] | None
     key: str | None = None
     kinds: tuple[str, ...] = ()
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class OptimizerSource(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class TreeState:
         config: config.json of the weights.
         kinds: the optimizers that it belongs to, if the user or the trainer's layout names them; empty to let it tell.
         own: what of the content belongs to the checkpoint itself.
+        weights: the shape of each weight in another file, in the order of the model.
     """
 
     container: Container
@@ -42,6 +43,7 @@ class TreeState:
     config: Mapping[str, Any] | None
     kinds: tuple[str, ...] = ()
     own: OwnContent = NOTHING
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -99,7 +101,7 @@ class TreeState:
         return self.container.resized({tensor.target.name: tensor.target.shape for tensor in plan.tensors})
 
     def _names(self, groups: Groups, states: Mapping[Any, Any]) -> dict[int, str]:
-        return names_by_order(self.config, groups, states, self._weights)
+        return names_by_order(self.config, groups, states, self.weights or self._weights)
 
     @property
     def _weights(self) -> dict[str, tuple[int, ...]]:
@@ -124,4 +126,4 @@ def open_tree(container: Container, options: OpenOptions) -> TreeState:
     """
     contents = container.read(options.path)
     root = locate_optimizer(contents.content, options.key, str(options.path))
-    return TreeState(container, contents, root, options.config, options.kinds)
+    return TreeState(container, contents, root, options.config, options.kinds, weights=options.weights)
