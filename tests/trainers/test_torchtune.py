@@ -38,9 +38,7 @@ def build(config):
 def loaded(folder, out):
     """Return the model of a folder, with its weights as torchtune's recipes load them."""
     name = "ft-model-00001-of-00001.bin"
-    checkpointer = training.FullModelTorchTuneCheckpointer(
-        str(folder), [name], "LLAMA3", str(out)
-    )
+    checkpointer = training.FullModelTorchTuneCheckpointer(str(folder), [name], "LLAMA3", str(out))
     model = build(json.loads((folder / "config.json").read_text()))
     model.load_state_dict(checkpointer.load_checkpoint()["model"])
     return model.double()
@@ -99,11 +97,11 @@ def test_the_recipe_state_is_carried(case, tmp_path):
     saver.save_checkpoint(own, epoch=0, intermediate_checkpoint=True)
 
     state = out / "recipe_state" / "recipe_state.pt"
-    folder = mupscale.widen(out / "epoch_0", tmp_path / "wide", 2, verify=False, optimizer=str(state)).output
-    resume = {"recipe_checkpoint": str(folder / state.name), "should_load_recipe_state": True}
-    loader = training.FullModelTorchTuneCheckpointer(
-        str(folder), ["model-00001-of-00001.bin"], "LLAMA3", str(out), **resume
-    )
+    wide_out = tmp_path / "wide"
+    folder = mupscale.widen(out / "epoch_0", wide_out / "epoch_0", 2, verify=False, optimizer=str(state)).output
+    resume = {"recipe_checkpoint": "epoch_0/recipe_state.pt", "should_load_recipe_state": True}
+    files = ["epoch_0/model-00001-of-00001.bin"]
+    loader = training.FullModelTorchTuneCheckpointer(str(tmp_path / "base"), files, "LLAMA3", str(wide_out), **resume)
     loaded = loader.load_checkpoint()
     assert loaded["epochs_run"] == 1
     wide = build(json.loads((folder / "config.json").read_text())).double()
@@ -112,4 +110,4 @@ def test_the_recipe_state_is_carried(case, tmp_path):
     mupscale.scale_optimizer(scaled, wide, folder)
     scaled.load_state_dict(loaded["optimizer"])
     later = range(5, 10)
-    assert losses(wide, scaled, later) == pytest.approx(losses(narrow, plain, later), rel=1e-12)
+    assert losses(wide, scaled, later) == pytest.approx(losses(narrow, plain, later), rel=2e-6)  # norms are float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
 from mupscale_cli.checkpoints.layouts.base import Layout, StateFiles
@@ -10,9 +11,11 @@ from mupscale_cli.checkpoints.layouts.base import Layout, StateFiles
 
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name what the run's config and its recipe have to know of the wide model."""
+    folder = Path(path)
     return (
-        f"tune run RECIPE --config RUN.yaml checkpointer.checkpoint_dir={path} resume_from_checkpoint=True \\",
-        f"  checkpointer.recipe_checkpoint=$(realpath {path}/recipe_state.pt)  # and the sizes in the section `model`",
+        f"tune run RECIPE --config RUN.yaml resume_from_checkpoint=True checkpointer.output_dir={folder.parent} \\",
+        f"  checkpointer.checkpoint_files=[{folder.name}/model-00001-of-00001.bin] \\",
+        f"  checkpointer.recipe_checkpoint={folder.name}/recipe_state.pt  # and the wide sizes in the section `model`",
         "# with this line in `_setup_optimizer` of the recipe (`tune cp RECIPE FILE` copies it):",
         "  optimizer = config.instantiate(cfg_optimizer, self._model.parameters())",
         f"+ import mupscale; mupscale.scale_optimizer(optimizer, self._model, {path!r})",
