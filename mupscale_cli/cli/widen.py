@@ -197,7 +197,8 @@ def widen(
             "widen", {"output": None if failed else str(target), **result.record, "pushed": None, **(pushed or {})}
         )
     if failed:
-        output.note("nothing was written; `--no-verify` skips verification and writes the output")
+        written = "nothing was written; `--no-verify` skips verification and writes the output"
+        output.note(written if result.is_new else f"{result.output} was there already and stays")
         raise typer.Exit(1)
 
 
@@ -269,8 +270,25 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
 
 
+def _report_complete(result: Widened) -> None:
+    """Say that the output was there already, and what its verification found if it had none."""
+    console = output.report()
+    if result.verification is not None:
+        render.print_function(console, result.verification)
+    console.print(
+        f"{result.output} is complete, from the same input with the same options; nothing was written",
+        markup=False,
+        soft_wrap=True,
+    )
+    if result.skipped is not None:
+        output.note(f"it is not verified: {result.skipped}")
+
+
 def _report(result: Widened, seconds: float, optimizer: str | Path, *, is_pushed: bool) -> None:
     """Print the axes, the verification, notes, the summary and the next commands."""
+    if not result.is_new:
+        _report_complete(result)
+        return
     console = output.report()
     render.print_goal(console, result.plan)
     console.print(render.axes_table(result.plan))

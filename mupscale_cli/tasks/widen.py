@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +24,7 @@ from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.checkpoints.yaml_files import write_yaml
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
+from mupscale_cli.errors import CheckpointError, OutputExistsError
 from mupscale_cli.files import require_unchanged
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
@@ -30,6 +33,7 @@ from mupscale_cli.plan import Plan, with_noise
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.adapters import plan_adapters
+from mupscale_cli.tasks.finished import find_changed_file, reason_to_write
 from mupscale_cli.tasks.modules import write_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
@@ -55,6 +59,7 @@ class Widened:
         skipped: why there was no verification; None if there was one.
         files: what became of every file of the source.
         into_trainer: lines to continue with in the trainer that wrote the source.
+        is_new: whether this call wrote the output; otherwise it was there already, from the same input and options.
     """
 
     output: Path
@@ -64,6 +69,7 @@ class Widened:
     skipped: str | None
     files: tuple[PlannedFile, ...] = ()
     into_trainer: tuple[str, ...] = ()
+    is_new: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     """Widen a checkpoint: weights, config and everything else needed to load it.
 
     The output appears under its name only when it is complete, flushed and verified, unless verification is disabled
-    or impossible. If the two models differ, the output is discarded.
+    or impossible. If the two models differ, the output is discarded. An output that is complete, from the same input
+    with the same options, is left as it is, and verified if it has not been.
 
     Args:
         checkpoint: a safetensors file, a model directory, or a Hub id. A file is widened to a file (and
@@ -113,14 +120,20 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     if call.ranks.is_first:
         recover(path, call.events.note)
     call.ranks.broadcast(path)  # the others check it afterwards
+    why = call.ranks.broadcast(_reason_to_write(source, plan, path, call) if call.ranks.is_first else None)
+    if why is None:
+        outcome = call.ranks.broadcast(_complete(source, path, call) if call.ranks.is_first else None)
+        return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, is_new=False)
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
-        check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
+        with _saying(why):
+            check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)
     output = _plan_output(source.checkpoint, plan, call, path)
     target = plan_target(path, output)
     inputs = _inputs(output, call)
     needed_bytes = 0 if call.resume else output.num_bytes
-    target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
+    with _saying(why):
+        target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
     origin = source.origin(path, plan.recipe)
@@ -128,6 +141,45 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
     outcome = _lead(output, target, call) if call.ranks.is_first else _follow(output, call)
     into_trainer = _into_trainer(output, path)
     return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, output.fates, into_trainer)
+
+
+def _reason_to_write(source: Source, plan: Plan, path: Path, call: WidenCall) -> str | None:
+    """Return why the output has to be written; None if it is complete."""
+    if call.overwrite and not call.resume:
+        return "it is to be replaced"
+    try:
+        if why := reason_to_write(call, source, plan, path):
+            return why
+        call.events.phase("checking the existing output", 0)
+        return find_changed_file(call, source, open_checkpoint(path))
+    except CheckpointError as error:
+        return error.message
+
+
+@contextmanager
+def _saying(why: str) -> Iterator[None]:
+    """Add to the error for an existing output why it is not the one that would be written."""
+    try:
+        yield
+    except OutputExistsError as error:
+        raise OutputExistsError(f"{error.message}: {why}", hint=error.hint) from error
+
+
+def _complete(source: Source, path: Path, call: WidenCall) -> _Outcome:
+    """Return the outcome of an output that is complete, after verifying it if it has not been."""
+    record = open_checkpoint(path).record
+    assert record is not None
+    if not call.verify or (record["verification"] or {}).get("agrees") is True:
+        return _Outcome(record, None, None)
+    from mupscale_cli.tasks.verify import verify
+    from mupscale_cli.verification.result import CannotVerify
+
+    narrow = str(source.checkpoint.path if source.remote is None else source.remote.id)
+    options = replace(call.verification, narrow=narrow, only=("function",))
+    try:
+        return _Outcome(record, verify(path, **vars(options), events=call.events).function, None)
+    except CannotVerify as reason:
+        return _Outcome(record, None, reason.message)
 
 
 def _into_trainer(output: Output, path: Path) -> tuple[str, ...]:

@@ -201,3 +201,31 @@ def test_the_output_matches_the_plan(saved, tmp_path):
         }
     assert {file.name for file in shards_of(tmp_path / "wide")} == {shard.file for shard in plan.shards}
     assert json.loads((tmp_path / "wide" / "config.json").read_text()) == plan.config
+
+
+def test_a_complete_output_is_left_as_it_is(saved, tmp_path):
+    target = tmp_path / "wide"
+    first = widen(saved("Llama-tied"), target, 2, verify=False)
+    before = {file.name: file.stat().st_mtime_ns for file in target.iterdir()}
+    again = widen(saved("Llama-tied"), target, 2, verify=False)
+    assert (first.is_new, again.is_new) == (True, False)
+    assert again.record == first.record
+    assert {file.name: file.stat().st_mtime_ns for file in target.iterdir()} == before
+    verified = widen(saved("Llama-tied"), target, 2)  # only now
+    assert not verified.is_new
+    assert verified.verification.agrees
+    assert widen(saved("Llama-tied"), target, 2).verification is None  # the record has it
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"factor": 4}, "it was widened by"),
+        ({"factor": 2, "tie": "untie"}, "its tie differs"),
+        ({"factor": 2, "settings": {"rms_norm_eps": 0.5}}, "its config differs"),
+    ],
+)
+def test_an_output_with_other_options_is_refused_with_the_reason(options, reason, saved, tmp_path):
+    widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
+    with pytest.raises(OutputError, match=f"already exists: {reason}"):
+        widen(saved("Llama-tied"), tmp_path / "wide", verify=False, **options)

@@ -14,8 +14,9 @@ from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import read_record
-from mupscale_cli.tasks.jobs.finished import is_recorded, reason_to_write
+from mupscale_cli.tasks.finished import reason_to_write
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
+from mupscale_cli.tasks.jobs.verified import is_recorded
 from mupscale_cli.tasks.planning import output_path, plan_source
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
@@ -68,7 +69,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     plan = plan_source(source, options)
     path = output_path(source, options)
     target = step.folder / path if source.hub and options.output is None else path
-    why = reason_to_write(step, source, plan, target, made)
+    why = reason_to_write(options, source, plan, target, made)
     if why is not None and target.exists():
         if not options.overwrite:
             raise RunError(

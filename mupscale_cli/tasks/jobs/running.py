@@ -5,20 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
-from mupscale_cli.checkpoints.reading import open_checkpoint
-from mupscale_cli.checkpoints.staging import recover
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import MupscaleError, RunError
-from mupscale_cli.tasks.jobs.finished import find_changed_file, is_still_verified, reason_to_write
 from mupscale_cli.tasks.jobs.steps import JobPlan, PlannedStep, PushStep, StepResult, VerifyStep, WidenStep
-from mupscale_cli.tasks.planning import plan_source
+from mupscale_cli.tasks.jobs.verified import is_still_verified
 from mupscale_cli.tasks.push import prepare_push, push_target
-from mupscale_cli.tasks.source import find_source
-from mupscale_cli.tasks.widen import widen
+from mupscale_cli.tasks.widen import Widened, widen
 from mupscale_cli.text import bytes_text
 
 _log = logging.getLogger(__name__)  # `-v` shows it
@@ -85,55 +81,26 @@ def _run_step(planned: PlannedStep, events: Events, processes: int | None) -> St
 
 
 def _run_widen(planned: PlannedStep, step: WidenStep, events: Events, processes: int | None) -> StepResult:
-    source = find_source(step.checkpoint, step.options.reading, recipe=step.options.recipe, headers_only=True)
-    plan = plan_source(source, step.options)
-    recover(planned.target, events.note)
-    if planned.target.exists():
-        why = reason_to_write(step, source, plan, planned.target, {})
-        why = why or find_changed_file(step, source, open_checkpoint(planned.target))
-        if why is None:
-            _log.info("%s is complete: its digests and those of its source match its record", planned.target)
-            return _result_of_finished(planned, step)
-        if not step.options.overwrite:
-            raise RunError(
-                f"`{planned.target}` exists, but this step would write something else: {why}",
-                hint="replace it with `overwrite: true` in the step or with `--overwrite`, or choose another `output`",
-            )
-        _log.info("rewriting %s: %s", planned.target, why)
-    result = widen(
-        source.fetched(step.options.state),
-        **{**vars(step.options), "output": planned.target},
-        resume=True,
-        plan=plan,
-        events=events,
-        processes=processes,
-    )
+    options = {**vars(step.options), "output": planned.target}
+    result = widen(step.checkpoint, **options, resume=True, events=events, processes=processes)
     if result.verification is None:
-        return StepResult(planned, "done", "widened", result)
+        return StepResult(planned, "done" if result.is_new else "skipped", _without_verification(result), result)
     from mupscale_cli.verification.result import Verification  # verifying has imported torch already
 
     verification = Verification(function=result.verification)
     if not verification.agrees:
-        return StepResult(planned, "differs", "the models differ; nothing was written", result, verification)
-    return StepResult(planned, "done", "widened", result, verification)
+        why = "the models differ; nothing was written" if result.is_new else "the models differ"
+        return StepResult(planned, "differs", why, result, verification)
+    done = "widened" if result.is_new else "was complete; verified now"
+    return StepResult(planned, "done", done, result, verification)
 
 
-def _result_of_finished(planned: PlannedStep, step: WidenStep) -> StepResult:
-    """Return the result of a finished output; verify it first if the step asks for that and it is not verified."""
-    recorded = (open_checkpoint(planned.target).record or {}).get("verification") or {}
-    if not step.options.verify or recorded.get("agrees") is True:
-        return StepResult(planned, "skipped", "complete, from the same input with the same options")
-    from mupscale_cli.tasks.verify import verify
-    from mupscale_cli.verification.result import CannotVerify
-
-    options = replace(step.options.verification, narrow=step.checkpoint, only=("function",))
-    try:
-        verification = verify(planned.target, **vars(options))
-    except CannotVerify as reason:
-        return StepResult(planned, "skipped", f"complete; not verified: {reason.message}")
-    if not verification.agrees:
-        return StepResult(planned, "differs", "the models differ", None, verification)
-    return StepResult(planned, "done", "was complete; verified now", None, verification)
+def _without_verification(result: Widened) -> str:
+    if result.is_new:
+        return "widened"
+    if result.skipped is not None:
+        return f"complete; not verified: {result.skipped}"
+    return "complete, from the same input with the same options"
 
 
 def _run_verify(planned: PlannedStep, step: VerifyStep, events: Events, processes: int | None) -> StepResult:
