@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+import decoders
+
 # Some configs require hidden_size to be a multiple of the number of heads despite head_dim: 48 suits 4, 8 and 12 heads.
 SIZES = {
     "hidden_size": 48,
@@ -127,6 +129,7 @@ MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
 
 # Each case: class in transformers, config class, settings.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **decoders.MODELS,
     **{
         f"{name}-{'tied' if tied else 'untied'}": (
             f"{name}ForCausalLM",

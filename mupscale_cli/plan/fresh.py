@@ -160,6 +160,8 @@ class FreshUnits:
         in_front = [norm for norm in self._in_front.get(name, ()) if not norm.axes <= self.streams.keys()]
 
         def scale(segment: Segment) -> float:
+            if any(power.of_size and power.exponent == 0 for power in segment.powers):
+                return 1.0  # marked: no norm follows on it
             axes = {ref.name for ref in _refs(segment.dim) if not ref.contracted}
             return math.prod(_root(self._in_front_square(norm)) for norm in in_front if norm.axes <= axes)
 

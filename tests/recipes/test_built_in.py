@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import decoders
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, save_mlp
 from mupscale_cli.architecture.loading import matched_values
@@ -14,6 +15,7 @@ from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 
 # Cases of five shapes. `pytest -m slow` tries every axis of every other case.
+SLOW = {case for case in decoders.MODELS if case.endswith("-untied")}  # the tied ones have the same layers
 EVERY_AXIS = ["Qwen3-tied", "GPT2-tied", "Mixtral-untied", "Mamba-tied", "T5-tied"]
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
@@ -28,7 +30,9 @@ def widen_and_check(source, tmp_path, factor=None, axes=None, **options):
     return verification
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in MODELS]
+)
 def test_all_axes_widen_together(case, saved, tmp_path):
     verification = widen_and_check(saved(case), tmp_path, 2)
     assert verification.num_modules > 3

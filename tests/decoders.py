@@ -1,0 +1,80 @@
+"""Cases of `helpers.MODELS`: tiny causal language models of 2024 to 2026."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Some configs require hidden_size to be a multiple of the number of heads despite head_dim.
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+DERIVED_HEADS = {key: value for key, value in SIZES.items() if key != "head_dim"}
+EXPERTS = {"moe_intermediate_size": 12, "num_experts_per_tok": 2}
+ROUTED = {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 2, "n_group": 2, "topk_group": 1}
+DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse"]}
+LATENT = {
+    "kv_lora_rank": 10,
+    "q_lora_rank": 14,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+    "num_key_value_heads": 4,
+}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 6, "index_topk": 2}
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+}
+EXPERTS_4 = {"num_experts": 4, "num_shared_experts": 2}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+MIXTURE = {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 20}
+
+# The beginning of a class's name, its config class, and settings.
+DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("Ministral", "MinistralConfig", {**SIZES, "sliding_window": 6}),
+    ("Ministral3", "Ministral3Config", SIZES),
+    ("Cwm", "CwmConfig", {**SIZES, "sliding_window": 6}),
+    ("Llama", "InternLM3Config", SIZES),
+    ("Llama", "IQuestCoderConfig", SIZES),
+    ("Apertus1p5Text", "Apertus1p5TextConfig", SIZES),
+    ("HunYuanDenseV1", "HunYuanDenseV1Config", SIZES),
+    ("HunYuanMoEV1", "HunYuanMoEV1Config", {**SIZES, "num_experts": 4, "moe_topk": 2}),
+    ("Glm4Moe", "Glm4MoeConfig", {**SIZES, **ROUTED, "first_k_dense_replace": 1, "use_qk_norm": True}),
+    ("SolarOpen", "SolarOpenConfig", {**SIZES, **ROUTED}),
+    ("ExaoneMoe", "ExaoneMoeConfig", {**SIZES, **ROUTED, **EXPERTS_4, **DENSE_FIRST, **SLIDING}),
+    ("HYV3", "HYV3Config", {**SIZES, **EXPERTS, **EXPERTS_4, **DENSE_FIRST}),
+    ("Glm4MoeLite", "Glm4MoeLiteConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
+    ("AXK1", "AXK1Config", {**DERIVED_HEADS, **LATENT, **ROUTED, **DENSE_FIRST}),
+    ("DeepseekV3", "SarvamMLAConfig", {**DERIVED_HEADS, **LATENT, **ROUTED, "first_k_dense_replace": 1}),
+    ("Youtu", "YoutuConfig", {**DERIVED_HEADS, **LATENT}),
+    ("DeepseekV32", "DeepseekV32Config", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST}),
+    ("GlmMoeDsa", "GlmMoeDsaConfig", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST}),
+    ("MiniMaxM2", "MiniMaxM2Config", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("Mellum", "MellumConfig", {**SIZES, **EXPERTS, "num_local_experts": 4}),
+    ("Flint", "FlintConfig", {**SIZES, **MIXTURE, "mlp_only_layers": [0], "sliding_window": 6}),
+    ("Qwen3Next", "Qwen3NextConfig", {**SIZES, **DELTA, **MIXTURE}),
+    ("Qwen3_5", "Qwen3_5TextConfig", {**SIZES, **DELTA}),
+    ("Qwen3_5Moe", "Qwen3_5MoeTextConfig", {**SIZES, **DELTA, **MIXTURE}),
+)
+
+# Each with a readout of its own and with a tied one.
+MODELS = {
+    f"{config.removesuffix('Config')}-{'tied' if tied else 'untied'}": (
+        f"{name}ForCausalLM",
+        config,
+        {**settings, "tie_word_embeddings": tied},
+    )
+    for name, config, settings in DECODERS
+    for tied in (True, False)
+}
