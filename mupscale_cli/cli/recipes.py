@@ -1,10 +1,11 @@
-"""`mupscale recipes`: list, show, check, infer."""
+"""`mupscale recipes`: list, show, coverage, check, infer."""
 
 from __future__ import annotations
 
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -186,6 +187,36 @@ def _costs(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
         linked = ", ".join(name for name in factors if name != axis)
         costs[axis] = f"{after / before:.3g} times the parameters" + (f", together with {linked}" if linked else "")
     return costs
+
+
+@app.command("coverage")
+def show_coverage(
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Only types with a class for this task, such as causal-lm. Repeatable."),
+    ] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Draft a recipe for every type without one. Takes up to two minutes each.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the model types of the installed transformers with the recipes: recipe, refused with reason, or none."""
+    from mupscale_cli.infer.coverage import coverage, with_drafts
+
+    types = coverage(task or ())
+    rows = list(with_drafts(types)) if draft else list(types)
+    if as_json:
+        document = [{"name": r.name, "tasks": list(r.tasks), "outcome": r.outcome, "detail": r.detail} for r in rows]
+        output.print_document("coverage", {"types": document})
+        return
+    result = output.table("type", "outcome", "recipe, axes or reason", "tasks")
+    for row in rows:
+        tasks = [name for name in row.tasks if not task or name in task]
+        result.add_row(row.name, row.outcome, escape(row.detail), " ".join(tasks))
+    console = output.stdout()
+    console.print(result)
+    counts = Counter(row.outcome for row in rows)
+    console.print(f"\n{len(rows)} model types: " + ", ".join(f"{n} {each}" for each, n in counts.most_common()))
 
 
 @app.command("check")

@@ -504,6 +504,24 @@ class Recipes(TypedDict):
     recipes: Annotated[list[ListedRecipe], "All built-in recipes."]
 
 
+class CoveredType(TypedDict):
+    """A model type of transformers."""
+
+    name: Annotated[str, "Value of `model_type` in config.json."]
+    tasks: Annotated[list[str], "Tasks that transformers has a class for."]
+    outcome: Annotated[
+        Literal["recipe", "refused", "drafted", "failed", "none"],
+        "What mupscale has for it; `drafted` or `failed` if drafting was tried.",
+    ]
+    detail: Annotated[str, "Recipes, axes of the draft, or the reason; empty if there is none."]
+
+
+class Coverage(TypedDict):
+    """The model types of transformers and the recipes: `mupscale recipes coverage`."""
+
+    types: Annotated[list[CoveredType], "The model types, by name."]
+
+
 class StepError(TypedDict):
     """The error of a failed step."""
 
@@ -735,6 +753,7 @@ class Widen(Record):
 
 DOCUMENTS: dict[str, type] = {
     "coordcheck": Coordcheck,
+    "coverage": Coverage,
     "demo": Demo,
     "doctor": Doctor,
     "error": Error,

@@ -103,6 +103,7 @@ def place(saved, tmp_path_factory):
         ("hparams wide --lr 1e-3 --weight-decay 0.1", "hparams"),
         ("hparams wide --lr 1e-3 --optimizer sgd", "hparams"),
         ("recipes list", "recipes"),
+        ("recipes coverage --task masked-lm", "coverage"),
         ("recipes show llama NARROW", "recipe"),
         ("recipes show mamba", "recipe"),
         ("recipes check llama --no-run", "recipe-check"),

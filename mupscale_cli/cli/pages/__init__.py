@@ -29,7 +29,7 @@ KINDS = {
         "pipelines",
         "migration",
     ),
-    "reference": ("commands", "language", "json", "api", "formats", "files", "glossary"),
+    "reference": ("commands", "architectures", "language", "json", "api", "formats", "files", "glossary"),
     "explanation": ("theory", "promises", "trust"),
 }
 _INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./\.\./([^)#]*)[^)]*\)")
