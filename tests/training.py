@@ -44,6 +44,11 @@ OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
         optimizer_class(RULES["adafactor"]),
         {**RULES["adafactor"].settings, "lr": None, "scale_parameter": True, "relative_step": True},
     ),
+    "torchadafactor": (
+        torch.optim.Adafactor,
+        {**RULES["torchadafactor"].settings, "eps": (1e-6, 1e-3), "weight_decay": 0.1},
+    ),
+    "fusedlamb-undecayed": (optimizer_class(RULES["fusedlamb"]), {**RULES["fusedlamb"].settings, "weight_decay": 0.0}),
     "decoupledadamw": (
         optimizer_class(RULES["decoupledadamw"]),
         {"lr": 2e-3, "initial_lr": 3e-3, "weight_decay": 0.01, "eps": 1e-6},  # in the middle of a schedule

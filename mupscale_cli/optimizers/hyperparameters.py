@@ -143,8 +143,12 @@ def hyperparameters(
     tensors = {tensor.name: _compose(tensor, proxy) for tensor in scaled_tensors(record)}
     decoupled = rule.decoupled if settings.decoupled is None else settings.decoupled
 
+    def rule_of(tensor: ScaledTensor) -> OptimizerRule:
+        decays = settings.weight_decay if settings.decays(tensor) else 0.0
+        return optimizer_rule(settings.optimizer).with_settings({**rule.settings, "weight_decay": decays})
+
     by_name = {
-        name: tensor_multipliers(tensor, rule, decoupled, {"adjust_lr_fn": settings.adjust_lr})
+        name: tensor_multipliers(tensor, rule_of(tensor), decoupled, {"adjust_lr_fn": settings.adjust_lr})
         for name, tensor in tensors.items()
     }
     if settings.depth is not None:

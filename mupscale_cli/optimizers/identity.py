@@ -114,8 +114,13 @@ def identify_all(
 
 def named_after(optimizer: object) -> tuple[str, ...]:
     """Return the optimizers that the class of a live one is named after, with either weight decay; none if unknown."""
-    rule = OPTIMIZERS.get(type(optimizer).__name__.lower())
-    return () if rule is None else (rule.name, *filter(None, [rule.twin]))
+    name = type(optimizer).__name__
+    rules = [
+        rule
+        for rule in OPTIMIZERS.values()
+        if rule.name == name.lower() or rule.class_names.get("torch", "").endswith(f".{name}")
+    ]
+    return tuple(dict.fromkeys(each for rule in rules for each in (rule.name, rule.twin) if each))
 
 
 def distinctive_keys(keys: Collection[str]) -> set[str]:

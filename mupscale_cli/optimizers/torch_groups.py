@@ -69,7 +69,8 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(param_groups(model, "tiny-x4", lr=3e-4))  # doctest: +SKIP
     """
     usual = optimizer_rule(optimizer).settings
-    rule = optimizer_rule(optimizer).with_settings({**usual, **settings})
+    given = {**usual, **settings}
+    rule = optimizer_rule(optimizer).with_settings(given)
     is_decoupled = rule.decoupled if decoupled is None else decoupled
     scaled = scaled_parameters(model, checkpoint, adapter)
     parameters = dict(model.named_parameters())
@@ -82,27 +83,32 @@ def param_groups(
     groups = []
     for is_decayed in (True, False):
         names = [name for name, p in trained.items() if _decays(decay, name, p) == is_decayed]
-        by_name = {name: tensor_multipliers(scaled[name], rule, is_decoupled, settings) for name in names}
+        decayed_by = weight_decay if is_decayed else 0.0
+        own = optimizer_rule(optimizer).with_settings({**given, "weight_decay": decayed_by})
+        by_name = {name: tensor_multipliers(scaled[name], own, is_decoupled, settings) for name in names}
         for multipliers, members in group_by_multipliers(by_name):
-            wide = scale_settings({**base, "weight_decay": weight_decay if is_decayed else 0.0}, multipliers)
+            wide = scale_settings({**base, "weight_decay": decayed_by}, multipliers)
             groups.append({"params": [parameters[name] for name in members], "param_names": members, **wide})
     return groups
 
 
 def _hidden_matrices(model: nn.Module) -> set[str]:
-    """Return the names of the matrices between hidden units: neither embeddings nor readouts of as many rows.
+    """Return the names of the matrices between hidden units: neither embeddings nor readouts.
 
-    Muon's authors leave those to AdamW, as well as everything that is not a matrix.
+    Muon's authors leave those to AdamW, as well as everything that is not a matrix. A model that does not name its
+    readout has one of as many rows as an embedding.
     """
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables = {id(module.weight) for module in embeddings}
+    others = {id(module.weight) for module in embeddings}
     vocabularies = {module.num_embeddings for module in embeddings}
     output: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    readouts = {id(output.weight)} if isinstance(getattr(output, "weight", None), nn.Parameter) else set()
+    if isinstance(getattr(output, "weight", None), nn.Parameter):
+        others.add(id(output.weight))
+        vocabularies.clear()  # a hidden matrix may have as many rows
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.dim() == 2 and id(parameter) not in tables | readouts and parameter.shape[0] not in vocabularies
+        if parameter.dim() == 2 and id(parameter) not in others and parameter.shape[0] not in vocabularies
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -124,12 +125,13 @@ def compare_ways(
         keep: receives the results so far.
         earlier: results of a run that was stopped, whose ways are not measured again.
     """
-    narrow, grid = narrow_checkpoint(task, folder)
+    began = time.monotonic()
+    grid = earlier.narrow if earlier else narrow_checkpoint(task, folder)[1]
     report(f"narrow: {grid.summary}")
     found = earlier or Ways(task.name, task.title, {**_sizes(task), "seeds": str(len(SEEDS))}, 0.0, grid, ())
-    started = time.monotonic() - found.seconds
+    started = began - found.seconds
     left = [way for way in ways if way.name not in {grown.way for grown in found.grown}]
-    for grown in measure_ways(task, folder, nearest_power(narrow.lr), left, report):
+    for grown in measure_ways(task, folder, grid.best, left, report):
         found = replace(found, seconds=time.monotonic() - started, grown=(*found.grown, grown))
         keep(found)
     return found
@@ -204,7 +206,9 @@ def task_of(part: str, name: str, options: argparse.Namespace) -> Task:
     return task if part in ("bases", "optima", "cost") else task.enlarged()
 
 
-def measure(part: str, task: Task, earlier: Results | None, keep: Callable[[Results], None], *, quick: bool) -> Results:
+def measure(
+    part: str, task: Task, earlier: Results | None, keep: Callable[[Results], None], only: str, *, quick: bool
+) -> Results:
     """Measure one part of an experiment.
 
     Args:
@@ -212,6 +216,7 @@ def measure(part: str, task: Task, earlier: Results | None, keep: Callable[[Resu
         task: the task.
         earlier: results of a run that was stopped, to go on from. Only parts that take long go on.
         keep: receives what has been found so far, from parts that take long.
+        only: a regular expression of the ways to compare.
         quick: take only a few steps.
     """
     started = time.monotonic()
@@ -231,7 +236,7 @@ def measure(part: str, task: Task, earlier: Results | None, keep: Callable[[Resu
             return measure_cost(task, Path(folder), *((task.factors,) if quick else ()))
         if part in ("ways", "options"):
             ways = all_options(task) if part == "options" else all_ways(task)
-            ways = ways[-_FEW:] if quick else ways
+            ways = ways[-_FEW:] if quick else [way for way in ways if re.search(only, way.name)]
             return compare_ways(task, Path(folder), ways, report, keep, cast("Ways | None", earlier))
         shrinks = SHRINKS[::4] if quick else SHRINKS
         return measure_warmstart(task.with_fewer_seeds(), Path(folder), report, shrinks)
@@ -270,6 +275,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="Go on from results that a stopped run left, in the parts `bases`, `ways` and `options`.",
     )
     parser.add_argument(
+        "--only", default="", metavar="REGEX", help="Rows to measure in the parts `ways` and `options`. Default: all."
+    )
+    parser.add_argument(
         "--documents",
         type=Path,
         metavar="CHECKOUT",
@@ -297,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
                 resumes = options.resume and file.exists()
                 earlier = load(file) if resumes else None
                 keep = partial(save, file=file, earlier=made_with(file) if resumes else None)
-                keep(measure(part, task, earlier, keep, quick=options.quick))
+                keep(measure(part, task, earlier, keep, options.only, quick=options.quick))
     found = tuple(
         [load(file) for name in TASKS for file in _files(output / "results", f"{part}-{name}*.json")] for part in _PARTS
     )

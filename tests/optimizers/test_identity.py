@@ -56,7 +56,7 @@ def test_groups_reveal_their_optimizer(optimizer, name, decoupled):
         ({**BARE, "decouple": True, "foreach": None}, ADAM, "adopt", True),
         ({**BARE, "amsgrad": False, "centered": False}, (*ADAM, "exp_avg_lr_1", "exp_avg_lr_2"), "laprop", True),
         (BARE, (*ADAM, "weight_norm", "adam_norm", "trust_ratio"), "lamb", True),
-        (APEX_LAMB, ("exp_avg", "exp_avg_sq"), "lamb", True),
+        (APEX_LAMB, ("exp_avg", "exp_avg_sq"), "fusedlamb", True),
         ({"lr": 1, "kind": "muon", "momentum": 0.95, "ns_steps": 5, "beta2": 0.9}, (), "normuon+", True),
     ],
 )
@@ -69,7 +69,7 @@ def test_one_key_or_setting_tells(settings, keys, name, decoupled):
     ("settings", "keys", "candidates"),
     [
         (TORCH_2_6, ADAM, "adamw or adam: its groups do not say whether the weight decay of 0.1 is decoupled"),
-        (BARE, ADAM, "adamw or adam or radam or adopt or lamb or adamepsroot or decoupledadamw"),
+        (BARE, ADAM, "adamw or adam or radam or adopt or lamb or fusedlamb or adamepsroot or decoupledadamw"),
         ({}, ADAM, "adamw or .* or adamepsroot or decoupledadamw: a state without groups does not tell"),
         ({}, ("momentum_buffer",), "sgd or muon"),
         ({"lr": 1, "momentum": 0.9, "weight_decay": 0}, ("momentum_buffer",), "sgd or muon"),

@@ -77,6 +77,23 @@ class Lamb(ExactOptimizer):
         parameter.sub_(group["lr"] * state["trust_ratio"] * direction)
 
 
+class FusedLamb(ExactOptimizer):
+    """LAMB as NVIDIA's apex computes it: with bias correction, and with the step of Adam where nothing decays."""
+
+    usual: ClassVar[Mapping[str, Any]] = {**_USUAL, "eps": 1e-6, "grad_averaging": True}
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        first, second = group["betas"]
+        average, square = buffer(state, "exp_avg", parameter), buffer(state, "exp_avg_sq", parameter)
+        step = counted_step(state)
+        average.mul_(first).add_((1 - first if group["grad_averaging"] else 1.0) * gradient)
+        square.lerp_(gradient.square(), 1 - second)
+        corrected = average / (1 - first**step) / ((square / (1 - second**step)).sqrt() + group["eps"])
+        direction = corrected + group["weight_decay"] * parameter
+        ratio = parameter.norm() / direction.norm() if group["weight_decay"] else 1.0
+        parameter.sub_(group["lr"] * ratio * direction)
+
+
 class AdEMAMix(ExactOptimizer):
     """AdEMAMix (Pagliardini et al., arXiv 2409.03137, algorithm 1) without warm-ups."""
 

@@ -68,6 +68,23 @@ class NorMuonPlus(NorMuon):
         return -1 if matrix.shape[0] >= matrix.shape[1] else -2
 
 
+class Shampoo(ExactOptimizer):
+    """Shampoo (Gupta et al., arXiv 1802.09568, algorithm 2) of sums from zero, with epsilon added before exact roots."""
+
+    usual: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "weight_decay": 0.1, "epsilon": 1e-8}
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        direction = gradient
+        for side, size in enumerate(gradient.shape):
+            unfolded = gradient.movedim(side, 0).reshape(size, -1)
+            total = buffer(state, f"precond_{side}", unfolded @ unfolded.T).add_(unfolded @ unfolded.T)
+            values, vectors = torch.linalg.eigh(total)
+            powers = (values.clamp(min=0) + group["epsilon"]) ** (-0.5 / gradient.dim())
+            root = (vectors * powers) @ vectors.T
+            direction = torch.tensordot(root, direction, dims=([1], [side])).movedim(0, side)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * direction)
+
+
 def orthogonalized(matrix: Tensor) -> Tensor:
     """Return U V^T of the singular value decomposition, without the directions that have no gradient.
 

@@ -23,6 +23,11 @@ def _schedule_free(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"scaled": {"lr_max": Powers(c=1), "scheduled_lr": Powers(c=1), "weight_sum": Powers(c=power)}}
 
 
+def _fused_lamb(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without weight decay, apex's LAMB takes the step of Adam."""
+    return {} if settings.get("weight_decay", 1.0) else {"lr": Powers(c=1)}
+
+
 RULES = (
     OptimizerRule(
         title="AdamW",
@@ -118,14 +123,31 @@ RULES = (
         decay=Powers(c=-1),
         settings={**_SETTINGS, "eps": 1e-6},
         implied={"weight_norm": {}, "adam_norm": {}, "trust_ratio": {}},
-        marks=(
-            frozenset({"betas", "eps", "trust_ratio"}),  # torch_optimizer
-            frozenset({"betas", "eps", "bias_correction", "grad_averaging", "max_grad_norm"}),  # apex
-        ),
+        marks=(frozenset({"betas", "eps", "trust_ratio"}),),  # torch_optimizer
         exact="mupscale_cli.optimizers.exact.adam.Lamb",
+        caveats=("LAMB is exact only where no norm of weights is clamped, as torch_optimizer does at 10",),
+    ),
+    OptimizerRule(
+        title="FusedLAMB",
+        state=_MOMENTS,
+        lr=Powers(),
+        eps=PER_GRADIENT,
+        decoupled=True,
+        decay=Powers(c=-1),
+        variant=_fused_lamb,
+        settings={
+            **_SETTINGS,
+            "eps": 1e-6,
+            "weight_decay": 0.01,
+            "bias_correction": True,
+            "grad_averaging": True,
+            "max_grad_norm": 0.0,
+        },
+        marks=(frozenset({"betas", "eps", "bias_correction", "grad_averaging", "max_grad_norm"}),),  # apex
+        exact="mupscale_cli.optimizers.exact.adam.FusedLamb",
         caveats=(
-            "LAMB is exact only where no norm of weights is clamped, as torch_optimizer does at 10",
-            "apex's LAMB is exact only where no gradient is clipped (`max_grad_norm`), since it compares plain norms",
+            "FusedLAMB is exact only where no gradient is clipped (`max_grad_norm`), since it compares plain norms, and "
+            "without `use_nvlamb`, which its groups do not tell",
         ),
     ),
     OptimizerRule(

@@ -31,6 +31,18 @@ def _adafactor(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+def _torch_adafactor(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without a first eps, torch takes the precision of the data type, which cannot become 1/(m c)^2 as large."""
+    if settings.get("eps", (0.0,))[0] is None:
+        raise PlanError(
+            "torch's Adafactor has no number as its first eps, so it takes the precision of the parameters' data type, "
+            "and the wide model needs another number",
+            hint="set what it takes in the narrow run, which changes nothing, and save the state again: "
+            "`for group in optimizer.param_groups: group['eps'] = (torch.finfo(torch.float32).eps, group['eps'][1])`",
+        )
+    return {}
+
+
 RULES = (
     OptimizerRule(
         title="Adafactor",
@@ -62,5 +74,22 @@ RULES = (
         marks=(frozenset({"eps", "clip_threshold", "decay_rate", "scale_parameter"}),),  # transformers and fairseq
         class_names={"torch": "transformers.optimization.Adafactor"},
         caveats=("Adafactor is exact only for whole copies: fresh units change the averages that limit its steps",),
+    ),
+    OptimizerRule(
+        title="TorchAdafactor",
+        # A step is as long as the weights times the learning rate, so it follows c by itself; decay has the rate alone.
+        state={"row_var": QUADRATIC, "col_var": QUADRATIC, "variance": QUADRATIC},
+        lr=Powers(),
+        decoupled=True,
+        scaled={"eps": (PER_SQUARE, Powers(c=1))},  # the least mean of squared gradients; the least size of the weights
+        variant=_torch_adafactor,
+        settings={"lr": 1e-2, "beta2_decay": -0.8, "eps": (2.0**-23, 1e-3), "d": 1.0, "weight_decay": 0.0},
+        implied={"row_var": {}, "col_var": {}, "variance": {}},
+        marks=(frozenset({"beta2_decay", "d"}),),
+        class_names={"torch": "torch.optim.Adafactor"},
+        caveats=(
+            "Adafactor is exact only for whole copies, and where no estimate of a squared gradient is below the square "
+            "of the first eps",
+        ),
     ),
 )

@@ -37,6 +37,21 @@ def muon_shape_factor(shape: tuple[int, ...], settings: Mapping[str, Any]) -> fl
     return MUON_FACTORS[mode](*shape[-2:])
 
 
+def _side(number: int) -> Callable[[int], tuple[int, ...]]:
+    """Return a function that says which dimensions Shampoo's matrix for one side of a parameter has."""
+
+    def dims(count: int) -> tuple[int, ...]:
+        if count > 2:
+            raise PlanError(
+                f"Shampoo's state of tensors with {count} dimensions cannot be carried over, only that of matrices and "
+                "vectors",
+                hint="omit the state with `--optimizer none`",
+            )
+        return (number, number)
+
+    return dims
+
+
 _SETTINGS = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95}
 _ORTHOGONAL = Powers(c=1, m=0.5)  # orthogonalizing R(M) / (m c) gives R(orth(M)) / sqrt(m)
 
@@ -82,5 +97,22 @@ RULES = (
         matrices_only=True,
         shape_factor=muon_shape_factor,
         caveats=("NorMuon's iteration is approximate, so steps agree only to its accuracy",),
+    ),
+    OptimizerRule(
+        title="Shampoo",
+        # Sums of products of gradients over the other side, of which a wide matrix has more. On vectors that are equal
+        # for all copies, each has 1/(m c^2) of its eigenvalues, and so has epsilon, which is added before the root.
+        state={
+            "precond_0": Entry(Powers(c=-2, m=-2, k_in=1), dims=_side(0)),
+            "precond_1": Entry(Powers(c=-2, m=-2, k_out=1), dims=_side(1)),
+        },
+        lr=_ORTHOGONAL,
+        decoupled=True,
+        scaled={"epsilon": Powers(c=-2, m=-1)},
+        settings={**_SETTINGS, "epsilon": 1e-8},
+        implied={"precond_1": {}},
+        marks=(frozenset({"epsilon", "precond_0"}),),
+        exact="mupscale_cli.optimizers.exact.matrices.Shampoo",
+        caveats=("Shampoo is exact only for sums that started from zero",),
     ),
 )

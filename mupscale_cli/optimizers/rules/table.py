@@ -61,9 +61,15 @@ REFUSED = (
         "its moments belong to a projection that the state holds as an object, which would run code when it is read",
     ),
     Refusal(
-        "Shampoo",
+        "Shampoo of torch_optimizer",
         frozenset({"epsilon", "update_freq"}),
-        "its preconditioners start from a multiple of the identity, and copies of that are another matrix",
+        "its second sum is of gradients that the first has changed, and both start from a multiple of the identity, "
+        "copies of which have no inverse root",
+    ),
+    Refusal(
+        "Shampoo of pytorch_optimizer",
+        frozenset({"pre_cond_0"}),
+        "its sums start from a multiple of the identity, copies of which have no inverse root",
     ),
     Refusal(
         "SOAP",
