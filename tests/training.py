@@ -46,7 +46,7 @@ OPTIMIZERS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     ),
     "torchadafactor": (
         torch.optim.Adafactor,
-        {**RULES["torchadafactor"].settings, "eps": (1e-6, 1e-3), "weight_decay": 0.1},
+        {**RULES["torchadafactor"].settings, "eps": (1e-12, 1e-3), "weight_decay": 0.1},
     ),
     "fusedlamb-undecayed": (optimizer_class(RULES["fusedlamb"]), {**RULES["fusedlamb"].settings, "weight_decay": 0.0}),
     "decoupledadamw": (

@@ -16,7 +16,7 @@ from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, h
 from mupscale_cli.optimizers.narrow_run import choose_settings
 from mupscale_cli.optimizers.rules.matrices import MUON_FACTORS
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.optimizers.trainers.formats import TRAINER_FORMATS, document, render
+from mupscale_cli.optimizers.trainers.formats import LAYOUT_FORMATS, TRAINER_FORMATS, document, render
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
@@ -94,7 +94,8 @@ def hparams(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the JSON document as YAML.")] = False,
 ) -> None:
     """Print the hyperparameters to continue training a widened model with."""
-    record = read_record(find_source(wide, headers_only=True).checkpoint)
+    checkpoint = find_source(wide, headers_only=True).checkpoint
+    record = read_record(checkpoint)
     swept = None if from_sweep is None else read_sweep(from_sweep)
     given = {
         "lr": lr,
@@ -123,6 +124,9 @@ def hparams(
         print(rendered.text)  # noqa: T201 (must not be wrapped or styled)
         for missing in rendered.missing:
             output.note(f"{form}: {missing}")
+    trainer = None if checkpoint.trained is None else checkpoint.trained.layout.name
+    if form in LAYOUT_FORMATS and form != trainer:
+        output.warn(f"these lines are for checkpoints that {form} wrote, and `{wide}` is not one; see `--format loop`")
     if form != "table":
         for warning in result.warnings:
             output.warn(warning)

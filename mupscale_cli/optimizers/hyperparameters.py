@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.groups import group_by_multipliers
@@ -40,6 +40,7 @@ class Settings:
         decay: `matrices` decays tensors of two or more dimensions, `all` every tensor, `none` no tensor; or the names
             of the tensors that it decays.
         adjust_lr: Muon's `adjust_lr_fn`.
+        further: the optimizer's other settings, such as SGD's momentum, as far as the state tells them.
         depth: `completep` scales the blocks of a deeper model as CompleteP does; None keeps their hyperparameters.
         sources: where each of these comes from: `option`, `sweep`, `state` or `default`.
     """
@@ -53,6 +54,7 @@ class Settings:
     decay: str | Collection[str] = "matrices"
     adjust_lr: str | None = None
     depth: str | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def decays(self, tensor: ScaledTensor) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import NarrowGroup, Record
 
 _FIELDS = ("optimizer", "lr", "weight_decay", "eps", "betas", "decoupled", "decay")
+_SAID = frozenset({*_FIELDS, "decoupled_weight_decay"})  # settings that need no entry of their own
 
 
 def recorded_groups(groups: Sequence[WideGroup]) -> list[dict[str, Any]]:
@@ -82,11 +83,12 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
         several = f": the groups of the state have several ({listed(rates)})" if rates else ""
         raise PlanError(
             f"the learning rate of the narrow run is missing{several}",
-            hint="add `--lr 3e-4`, or `--from-sweep sweep.json` with the result of `mupscale sweep`",
+            hint="add `--lr RATE`, or `--from-sweep sweep.json` with the result of `mupscale sweep`",
         )
     chosen = {field: sources[origin][field] for field, origin in origins.items() if origin != "default"}
     default = {"eps": rule.settings["eps"]} if isinstance(rule.settings.get("eps"), float) else {}
-    return Settings(**{**default, **chosen}, sources=origins)
+    further = {key: values[0] for key, values in found.items() if key not in _SAID and len(values) == 1}
+    return Settings(**{**default, **chosen}, further=further, sources=origins)
 
 
 def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str, list[Any]]:
@@ -105,6 +107,8 @@ def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str,
         pattern = re.compile("|".join(group["parameters"] for group in decayed))
         names = (tensor.name for tensor in scaled_tensors(record))
         found["decay"] = [frozenset(name for name in names if pattern.search(name))]
+    usual = optimizer_rule(groups[0]["optimizer"]).settings if groups else {}
+    found |= {key: [group["settings"].get(key) for group in groups] for key in usual if key not in {*found, *_SAID}}
     distinct = {
         field: [value for n, value in enumerate(values) if value not in values[:n]] for field, values in found.items()
     }

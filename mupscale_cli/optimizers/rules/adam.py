@@ -146,8 +146,8 @@ RULES = (
         marks=(frozenset({"betas", "eps", "bias_correction", "grad_averaging", "max_grad_norm"}),),  # apex
         exact="mupscale_cli.optimizers.exact.adam.FusedLamb",
         caveats=(
-            "FusedLAMB is exact only where no gradient is clipped (`max_grad_norm`), since it compares plain norms, and "
-            "without `use_nvlamb`, which its groups do not tell",
+            "FusedLAMB is exact only where no gradient is clipped (`max_grad_norm`), since it compares plain norms",
+            "FusedLAMB is exact only without `use_nvlamb`, which its groups do not tell",
         ),
     ),
     OptimizerRule(

@@ -88,8 +88,8 @@ RULES = (
         marks=(frozenset({"beta2_decay", "d"}),),
         class_names={"torch": "torch.optim.Adafactor"},
         caveats=(
-            "Adafactor is exact only for whole copies, and where no estimate of a squared gradient is below the square "
-            "of the first eps",
+            "Adafactor is exact only for whole copies: fresh units change the averages that limit its steps",
+            "torch's Adafactor is exact only where no mean of squared gradients is below its first eps, squared",
         ),
     ),
 )

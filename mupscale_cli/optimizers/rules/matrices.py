@@ -100,8 +100,8 @@ RULES = (
     ),
     OptimizerRule(
         title="Shampoo",
-        # Sums of products of gradients over the other side, of which a wide matrix has more. On vectors that are equal
-        # for all copies, each has 1/(m c^2) of its eigenvalues, and so has epsilon, which is added before the root.
+        # Sums over the other side, which is longer in a wide matrix. Each copied eigenvector has 1/(m c^2) of its
+        # eigenvalue, and so has epsilon, which is added before the root.
         state={
             "precond_0": Entry(Powers(c=-2, m=-2, k_in=1), dims=_side(0)),
             "precond_1": Entry(Powers(c=-2, m=-2, k_out=1), dims=_side(1)),

@@ -58,18 +58,19 @@ REFUSED = (
     Refusal(
         "GaLore",
         frozenset({"rank", "update_proj_gap"}),
-        "its moments belong to a projection that the state holds as an object, which would run code when it is read",
+        "its moments belong to a projection that the wide model computes again with other signs, and that is stored "
+        "as an object, which would run code when it is read",
     ),
     Refusal(
         "Shampoo of torch_optimizer",
         frozenset({"epsilon", "update_freq"}),
         "its second sum is of gradients that the first has changed, and both start from a multiple of the identity, "
-        "copies of which have no inverse root",
+        "whose copies have no inverse root",
     ),
     Refusal(
         "Shampoo of pytorch_optimizer",
         frozenset({"pre_cond_0"}),
-        "its sums start from a multiple of the identity, copies of which have no inverse root",
+        "its sums start from a multiple of the identity, whose copies have no inverse root",
     ),
     Refusal(
         "SOAP",

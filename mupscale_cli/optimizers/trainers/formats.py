@@ -14,7 +14,7 @@ import yaml
 
 from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.errors import PlanError
-from mupscale_cli.optimizers.groups import CLIP_WEIGHT, LR_FACTOR
+from mupscale_cli.optimizers.groups import CLIP_WEIGHT, LR_FACTOR, scale_settings
 from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
@@ -52,7 +52,7 @@ def document(hparams: Hyperparameters) -> dict[str, Any]:
         "narrow": {
             "lr": settings.lr,
             "weight_decay": settings.weight_decay,
-            "eps": settings.eps,
+            "eps": None if hparams.rule.eps is None else settings.eps,
             "betas": list(settings.betas) if settings.betas else None,
             "sources": dict(settings.sources),
         },
@@ -91,7 +91,9 @@ def _arguments(hparams: Hyperparameters, group: Group) -> dict[str, Any]:
         arguments["eps"] = group.eps
     if hparams.settings.betas is not None:
         arguments["betas"] = hparams.settings.betas
-    return arguments
+    further = hparams.settings.further
+    wide = scale_settings(further, group.multipliers)
+    return {**arguments, **{key: wide[key] for key in further}}
 
 
 def _torch(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
@@ -201,7 +203,7 @@ def _code(lines: Callable[[str], Sequence[str]]) -> Renderer:
         settings = hparams.settings
         eps = {} if hparams.rule.eps is None else {"eps": settings.eps}
         betas = {} if settings.betas is None else {"betas": tuple(settings.betas)}
-        arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **eps, **betas}
+        arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **eps, **betas, **settings.further}
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         name = hparams.rule.class_names.get("torch", hparams.rule.title)
         narrow = f"# the narrow run's optimizer: {name}(..., {given})"
@@ -210,9 +212,9 @@ def _code(lines: Callable[[str], Sequence[str]]) -> Renderer:
     return render_lines
 
 
+_OF_LAYOUTS = {layout.name: _code(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None}
 _RENDERERS: Mapping[str, Renderer] = {
-    # The lines to change in a trainer's own loop.
-    **{layout.name: _code(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None},
+    **_OF_LAYOUTS,  # the lines to change in a trainer's own loop
     "json": _json,
     "yaml": _yaml,
     "torch": _torch,  # parameter groups, as Python
@@ -222,6 +224,8 @@ _RENDERERS: Mapping[str, Renderer] = {
     "bsh": _base_shapes,  # base shapes of microsoft/mup
     **{writer.name: _code(writer.lines) for writer in WRITERS},  # code with mupscale's own functions
 }
+# For checkpoints of these trainers only.
+LAYOUT_FORMATS = tuple(name for name, lines in _OF_LAYOUTS.items() if _RENDERERS[name] is lines)
 TRAINER_FORMATS = ("table", *_RENDERERS)  # people read the table
 
 
