@@ -191,8 +191,7 @@ VerifyDevice = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device to run both models on, such as cuda:1. spread: all GPUs. disk: read weights when they are "
-        "needed. auto: the GPU, if any; a model that does not fit is spread or read from disk.",
+        help="Device to run both models on, such as cuda:1. auto: the GPU, if any.",
     ),
 ]
 VerifyModel = Annotated[

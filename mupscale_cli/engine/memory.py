@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 WIDENING_BYTES = 500_000_000  # for a model of any size: blocks, buffers and torch itself
 _OVERHEAD = 1.2  # activations, and temporary memory while loading
 _TRAINING_COPIES = 6  # weights, gradients, up to three state entries, and temporary memory of a step
-_M_MMAP_THRESHOLD = -3  # from malloc.h
 
 
 def inference_bytes(num_parameters: int, element_bytes: int) -> float:
@@ -36,19 +34,6 @@ def training_bytes(num_parameters: int) -> int:
 def free_memory() -> int | None:
     """Return the available memory in bytes, limited by machine, container and `ulimit -d`; None if unknown."""
     return min((*_machine_bytes(), *_container_bytes(), *_ulimit_bytes()), default=None)
-
-
-def return_freed_memory() -> None:
-    """Make the allocator return freed blocks of more than a megabyte to the system immediately, if it can.
-
-    The GNU C library raises its threshold for keeping freed blocks up to 32 MB once blocks of that size have been freed
-    (mallopt(3), M_MMAP_THRESHOLD). A model that loads and frees its layers would then occupy the memory of many layers.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or Windows
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _machine_bytes() -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.verification.result import Comparison, compare
+from mupscale_cli.verification.streamed import change
 
 _CHANNELS = (-1, 1)  # features are the last dimension, or the second one in convolutions
 
@@ -55,11 +57,13 @@ def following(
     names: Mapping[str, str],
     predict: Callable[[str, Tensor, Tensor], Iterator[Tensor]],
     disturb: Callable[[Tensor], Tensor] | None = None,
+    *,
+    is_steered: bool = True,
 ) -> Iterator[Trace]:
-    """Keep a model on the path of the narrow one while it runs: each module starts from the narrow model's values.
+    """Compare the output of every module, while a model runs, with what the narrow model's output predicts.
 
-    The output of every module is compared with what the narrow model's output predicts, and then replaced by it, so
-    that differences do not add up. The output of the last module is not replaced.
+    A steered model is kept on the path of the narrow one: each output is then replaced by the prediction, except that
+    of the last module. Every module starts from the narrow model's values, and differences do not add up.
 
     Args:
         model: the model.
@@ -67,6 +71,7 @@ def following(
         names: name in the narrow model of each module.
         predict: yields what an output can be, given the narrow name, the narrow output and this model's.
         disturb: changes the values that replace an output. Default: they are not changed.
+        is_steered: whether outputs are replaced.
     """
     trace = Trace(last=path.last)
     expected = {name: iter(outputs) for name, outputs in path.outputs.items()}
@@ -83,7 +88,7 @@ def following(
         comparison, value = min(candidates, key=lambda candidate: candidate[0].max_rel)
         so_far = trace.comparisons.setdefault(name, comparison)
         trace.comparisons[name] = max(so_far, comparison, key=lambda each: each.max_rel)
-        if name == path.last or value.shape != output.shape:
+        if not is_steered or name == path.last or value.shape != output.shape:
             return None
         return (disturb(value) if disturb else value).to(output.device, output.dtype)
 
@@ -155,7 +160,7 @@ def planned_modules(model: nn.Module, plan: Plan) -> dict[str, PlannedModule]:
 
 
 def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
-    """Round the scaled tensors of a narrow model, in place, as storing the wide ones does.
+    """Round the scaled tensors of a narrow model as storing the wide ones does.
 
     Tensors that the wide model no longer shares are rounded separately.
     """
@@ -174,36 +179,15 @@ def round_scaled_tensors(model: nn.Module, plan: Plan) -> None:
         name = name_in(model, plan.parameter_name(stored_as), parameters)
         if name is None or id(parameters[name]) in rounded:
             continue
-        parameter = parameters[name]
-        rounded.add(id(parameter))
-        stored = parameter.detach().to("cpu", DTYPES[tensor.source.dtype].torch).contiguous()
-        strips = tuple(dim.strips for dim in tensor.dims)
-        parameter.data.copy_(effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset))
+        rounded.add(id(parameters[name]))
+        change(parameters[name], partial(_as_stored, tensor))
 
 
-def compare_activations(modules: Mapping[str, PlannedModule], narrow: Trace, wide: Trace) -> list[Comparison]:
-    """Compare the recorded outputs of every module whose output the plan predicts.
-
-    Args:
-        modules: as `planned_modules` returns them.
-        narrow: recorded outputs of the narrow model.
-        wide: recorded outputs of the wide model.
-
-    Returns:
-        One comparison per module, in the order of execution: the call that differs most from the closest of its
-        possible predictions.
-    """
-    comparisons = []
-    for name, outputs in narrow.outputs.items():
-        module = modules[name]
-        calls = [
-            min(candidates, key=lambda comparison: comparison.max_rel)
-            for before, after in zip(outputs, wide.outputs.get(module.wide_name, ()), strict=False)
-            if (candidates := [compare(name, value, after) for value in predictions(module.weight, before, after)])
-        ]
-        if calls:
-            comparisons.append(max(calls, key=lambda comparison: comparison.max_rel))
-    return comparisons
+def _as_stored(tensor: TensorPlan, values: Tensor) -> Tensor:
+    """Return what a narrow tensor becomes by rounding the wide one."""
+    stored = values.to("cpu", DTYPES[tensor.source.dtype].torch).contiguous()
+    strips = tuple(dim.strips for dim in tensor.dims)
+    return effective_source(stored, strips, scale=tensor.scale, offset=tensor.offset)
 
 
 def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Tensor]:

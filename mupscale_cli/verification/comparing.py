@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from mupscale_cli.text import listed, starred
 from mupscale_cli.verification.activations import (
     PlannedModule,
     Trace,
-    compare_activations,
     following,
     name_in,
     planned_modules,
@@ -42,13 +41,14 @@ from mupscale_cli.verification.models import (
     Coverage,
     build_reference_model,
     build_user_model,
+    can_stream,
     coverage,
     load_user_module,
     output_tensor,
     user_config,
 )
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, Placements, choose_placements, free_unused
+from mupscale_cli.verification.placement import Placement, choose_placement, free_unused
 from mupscale_cli.verification.planned import narrow_tensors, restore_means
 from mupscale_cli.verification.precision import (
     deciding_type,
@@ -57,14 +57,15 @@ from mupscale_cli.verification.precision import (
     noise_tolerance,
     tolerance,
 )
-from mupscale_cli.verification.reach import Run, further_runs
+from mupscale_cli.verification.reach import Run, further_runs, is_affordable
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
+from mupscale_cli.verification.streamed import doubled
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
 
 _log = logging.getLogger(__name__)  # shown by `-v`
 _NEW_TOKENS = 8
-_OFFLOADED_NEW_TOKENS = 2  # each token reads the whole model: the first fills the cache, the second uses it
+_FEW_NEW_TOKENS = 2  # each token reads the whole model: the first fills the cache, the second uses it
 _PADDING = 5
 
 
@@ -78,7 +79,6 @@ class _RunSettings:
         dtype: type of weights and activations.
         seed: random seed of the padded batch.
         num_tokens: number of tokens to generate.
-        all_passes: whether modules are compared in every pass, or only in the first one.
         further: further runs, whose main output is compared.
     """
 
@@ -87,7 +87,6 @@ class _RunSettings:
     dtype: torch.dtype
     seed: int
     num_tokens: int
-    all_passes: bool
     further: tuple[Run, ...] = ()
 
 
@@ -133,31 +132,25 @@ def verify_checkpoints(
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    can_offload = options.model is None and narrow.library.load is None
-    placements = choose_placements(plan, options.dtype, options.device, can_offload=can_offload)
-    dtype = placements.dtype
-    _log.info(
-        "comparing in %s: the narrow model on %s, then the wide model on %s",
-        str(dtype).removeprefix("torch."),
-        placements.narrow,
-        placements.wide,
-    )
-    load_model, make_inputs = choose_builders(options, plan)
+    is_streamed = options.model is None and can_stream(narrow)
+    placement = choose_placement(plan, options.dtype, options.device, is_streamed=is_streamed)
+    dtype = placement.dtype
+    _log.info("comparing in %s: the narrow model on %s, then the wide model", _name(dtype), placement)
+    load_model, make_inputs = choose_builders(options, plan, is_streamed=is_streamed)
     with torch.no_grad():
-        model = load_model(narrow, dtype, placements.narrow)
-        observed = _observe_narrow(
-            model, make_inputs(model, narrow), plan, placements, options.seed, is_thorough=is_thorough
-        )
+        model = load_model(narrow, placement)
+        inputs = make_inputs(model, narrow)
+        observed = _observe_narrow(model, inputs, plan, placement, options.seed, is_thorough=is_thorough)
         del model
-        free_unused(placements.narrow.device)
+        free_unused(placement.device)
 
         def compare_with(checkpoint: Checkpoint, allowed: _Allowed) -> FunctionCheck:
-            model = load_model(checkpoint, dtype, placements.wide)
-            rounding = None if allowed.is_of_noise else _restore_means(model, observed, plan, placements.wide)
-            compared = _compare_wide(model, observed, plan, placements.wide, allowed)
+            model = load_model(checkpoint, placement)
+            rounding = None if allowed.is_of_noise else _restore_means(model, observed, plan, placement)
+            compared = _compare_wide(model, observed, plan, placement, allowed)
             compared = replace(compared, rounding=rounding or observed.rounding)
             del model
-            free_unused(placements.wide.device)
+            free_unused(placement.device)
             return compared
 
         verification = compare_with(wide, _allowed(plan, dtype, observed.response, has_noise=True))
@@ -228,34 +221,28 @@ class _Observed:
 
 
 def _observe_narrow(
-    model: nn.Module, inputs: Inputs, plan: Plan, placements: Placements, seed: int, *, is_thorough: bool
+    model: nn.Module, inputs: Inputs, plan: Plan, placement: Placement, seed: int, *, is_thorough: bool
 ) -> _Observed:
-    modules, dtype, is_exact = planned_modules(model, plan), placements.dtype, plan.is_exact
+    modules, dtype, is_exact = planned_modules(model, plan), placement.dtype, plan.is_exact
     module_by_module = is_exact and (dtype != torch.float64 or (plan.perturbation is not None and plan.keeps_function))
-    num_tokens = _NEW_TOKENS if placements.wide.offload is None else _OFFLOADED_NEW_TOKENS
-    settings = _RunSettings(inputs, frozenset(modules), dtype, seed, num_tokens, all_passes=module_by_module)
-    if is_thorough and placements.wide.offload is None and not module_by_module:
+    num_tokens = _NEW_TOKENS if is_affordable(plan, BATCH * LENGTH) else _FEW_NEW_TOKENS
+    settings = _RunSettings(inputs, frozenset(modules), dtype, seed, num_tokens)
+    if is_thorough and not module_by_module:
         settings = replace(settings, further=_further_runs(model, inputs, plan, dtype, seed))
-    outputs = _run(model, settings, placements.narrow)
+    outputs = _run(model, settings, placement)
     _refuse_missing(coverage(model), outputs)
     _refuse_nonfinite(outputs)
     exact, rounding = outputs.logits, None
-    rounded = (*plan.rounded, *plan.with_means) if is_exact else ()
-    if rounded and (placements.narrow if plan.rounded else placements.wide).offload is not None:
-        raise CannotVerify(
-            f"storing `{rounded[0].target.name}` rounds it, and separating that rounding from an error needs the "
-            "model in memory; `mupscale verify --only weights` compares the weights alone"
-        )
     means = dict(_sources_of_means(plan, model)) if is_exact else {}
     if plan.rounded and is_exact:
         round_scaled_tensors(model, plan)
-        outputs = _run(model, settings, placements.narrow, outputs.tokens)
+        outputs = _run(model, settings, placement, outputs.tokens)
         main = next(iter(exact))
         rounding = compare(main, exact[main], outputs.logits[main])
     response, mistake = None, Comparison("every module", 0.5, 0.5)  # of a weight whose module is compared
     if module_by_module:
-        response = max(_changes(model, settings, placements.narrow, outputs, _neighbors(seed)), key=_max_rel)
-        mistake = min((mistake, *_hidden_mistakes(model, settings, placements.narrow, outputs)), key=_max_rel)
+        response = max(_changes(model, settings, placement, outputs, _neighbors(seed)), key=_max_rel)
+        mistake = min((mistake, *_hidden_mistakes(model, settings, placement, outputs)), key=_max_rel)
     return _Observed(settings, modules, outputs, exact, rounding, means, response, mistake)
 
 
@@ -287,14 +274,15 @@ def _compare_wide(
     """Run a wide model on the narrow one's inputs, and compare all outputs."""
     before, planned = narrow.outputs, narrow.modules
     names = {module.wide_name: name for name, module in planned.items()}
-    if allowed.module_by_module:
-        watched = following(model, before.modules, names, lambda name, *pair: predictions(planned[name].weight, *pair))
-    else:
-        watched = recording(model, names)
+    watched = following(
+        model,
+        before.modules,
+        names if plan.is_exact else {},
+        lambda name, *pair: predictions(planned[name].weight, *pair),
+        is_steered=allowed.module_by_module,
+    )
     after = _run(model, narrow.settings, placement, before.tokens, watched)
     modules = list(after.modules.comparisons.values())
-    if not allowed.module_by_module and plan.is_exact:
-        modules = compare_activations(planned, before.modules, after.modules)
     return FunctionCheck(
         comparisons=(*_compare_outputs(before.logits, after.logits, plan), *_final_hidden(modules, before)),
         num_modules=len(modules),
@@ -303,7 +291,7 @@ def _compare_wide(
         tolerance=allowed.tolerance,
         tolerance_reason=allowed.reason,
         module_by_module=allowed.module_by_module,
-        dtype=str(narrow.settings.dtype).removeprefix("torch."),
+        dtype=_name(narrow.settings.dtype),
         device=str(placement),
         inputs=narrow.settings.inputs.description,
         rounded_tensors=len({tensor.target.name for tensor in (*plan.rounded, *plan.with_means)}),
@@ -351,16 +339,18 @@ def _hidden_mistakes(
     """
     kinds: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and name.rpartition(".")[0] not in before.modules.outputs and not parameter.is_meta:
+        if parameter.dim() > 1 and name.rpartition(".")[0] not in before.modules.outputs:
             kinds[starred(name)].append(parameter)
     for kind, parameters in kinds.items():
-        for parameter in parameters:
-            parameter.mul_(2)
-        changes = sorted((c.max_rel for c in _changes(model, settings, placement, before) if c.max_rel), reverse=True)
-        for parameter in parameters:
-            parameter.div_(2)
+        with doubled(parameters):
+            found = _changes(model, settings, placement, before)
+        changes = sorted((comparison.max_rel for comparison in found if comparison.max_rel), reverse=True)
         if shown := changes[: len(parameters)]:
             yield Comparison(kind, shown[-1], shown[-1])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _max_rel(comparison: Comparison) -> float:
@@ -421,20 +411,26 @@ def _final_hidden(modules: list[Comparison], outputs: _Outputs) -> tuple[Compari
 
 
 def choose_builders(
-    options: VerifyOptions, plan: Plan
-) -> tuple[Callable[[Checkpoint, torch.dtype, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
-    """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model."""
+    options: VerifyOptions, plan: Plan, *, is_streamed: bool = False
+) -> tuple[Callable[[Checkpoint, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
+    """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model.
+
+    Args:
+        options: the user-defined model, if any, and the seed of the inputs.
+        plan: plan of the widening.
+        is_streamed: whether weights may stay in their file; see `build_reference_model`.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     if options.model is None:
-        return (
-            lambda checkpoint, dtype, placement: build_reference_model(
-                checkpoint, dtype, placement, plan.recipe.is_optional, plan.wrapping.plain
-            ),
-            lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library),
-        )
+
+        def load(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
+            names = plan.recipe.is_optional, plan.wrapping.plain
+            return build_reference_model(checkpoint, placement.dtype, placement.device, *names, is_streamed=is_streamed)
+
+        return load, lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library)
     module, build = load_user_module(options.model)
     return (
-        lambda checkpoint, dtype, placement: build_user_model(build, checkpoint, dtype, plan.wrapping.plain).to(
+        lambda checkpoint, placement: build_user_model(build, checkpoint, placement.dtype, plan.wrapping.plain).to(
             placement.device
         ),
         lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
@@ -458,24 +454,26 @@ def _run(
         watched: watches the outputs of modules. Default: they are recorded.
     """
     inputs = settings.inputs.to(placement.device, settings.dtype)
+    is_text = _generates(model) and inputs.keywords.keys() == {"input_ids"}
+    logits: dict[str, Tensor] = {}
     try:
-        with everything_in(settings.dtype), ExitStack() as stack:
-            trace = stack.enter_context(watched or recording(model, settings.names))
-            logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
-            if not settings.all_passes:
-                stack.close()
-            if _generates(model):
-                padded, mask = _left_padded(model, settings.seed, inputs)
-                output = output_tensor(model(input_ids=padded, attention_mask=mask))
-                logits["logits of a left-padded batch"] = output[mask.bool()]
-                generated, tokens = _generate(model, padded, mask, settings.num_tokens, tokens)
-                logits["logits of cached generation"] = generated
+        with everything_in(settings.dtype):
+            with watched or recording(model, settings.names) as trace:
+                if not is_text:
+                    logits = _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
+                if _generates(model):
+                    prompt, mask = _left_padded(model, settings.seed, inputs)
+                    generated = _generate(model, prompt, mask, settings.num_tokens, tokens)
+                    tokens, padded = generated.tokens, output_tensor(generated.prefill)
+                    if is_text:  # the pass over the prompt serves for both: only its second sequence is padded
+                        logits = _outputs(generated.prefill, coverage(model))
+                        logits[next(iter(logits))] = padded[:1]
+                    logits["logits of a left-padded batch"] = padded[mask.bool()]
+                    logits["logits of cached generation"] = generated.logits
             main = next(iter(logits))
             for run in settings.further:
                 logits[f"{main} {run.what}"] = run.output(model, placement.device, settings.dtype)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        if placement.offload is not None:  # some modules use the weights of others, which are not loaded then
-            raise CannotVerify(f"the model cannot run unless all its weights are on one device: {error}") from error
         raise VerifyError(f"the model failed to run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
 
@@ -533,22 +531,40 @@ def _generates(model: nn.Module) -> bool:
 
 
 def _left_padded(model: nn.Module, seed: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Make a batch whose second sequence is padded on the left; return its tokens and mask, shape (BATCH, LENGTH)."""
+    """Make a batch whose second sequence is padded on the left; return its tokens and mask, shape (BATCH, LENGTH).
+
+    It has the tokens of the inputs, unless those are placeholders of images as well.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     config: Any = model.config
+    given = inputs.keywords["input_ids"]
     tokens = random_tokens(config.get_text_config().vocab_size, LENGTH, generator)
+    if given.shape == tokens.shape:
+        tokens = given.cpu().clone()
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
     tokens[tokens == image_token(config)] = 0
     tokens[1, :_PADDING] = 0
     mask[1, :_PADDING] = 0
-    device = inputs.keywords["input_ids"].device
-    return tokens.to(device), mask.to(device)
+    return tokens.to(given.device), mask.to(given.device)
 
 
-def _generate(
-    model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Generate greedily with a KV cache; return the logits of the new tokens, and all tokens.
+@dataclass(frozen=True)
+class _Generated:
+    """What a model generated.
+
+    Attributes:
+        prefill: its output for the prompt, which fills the cache.
+        logits: logits of the new tokens, shape (batch, new tokens, vocabulary).
+        tokens: prompt and new tokens, shape (batch, length).
+    """
+
+    prefill: Any
+    logits: Tensor
+    tokens: Tensor
+
+
+def _generate(model: Any, tokens: Tensor, mask: Tensor, num_tokens: int, forced: Tensor | None = None) -> _Generated:
+    """Generate greedily with a KV cache.
 
     The wide model is forced to follow the narrow one's tokens, since a tie of two logits would lead to different texts.
 
@@ -559,6 +575,14 @@ def _generate(
         num_tokens: number of tokens to generate.
         forced: tokens to follow, shape (batch, length + num_tokens).
     """
+    passes: list[Any] = []
+
+    def for_every_token(_module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
+        return arguments, {key: value for key, value in keywords.items() if key != "logits_to_keep"}
+
+    def keep_first(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        if not passes:
+            passes.append(output)
 
     class FollowForced:
         def __call__(self, so_far: Tensor, scores: Tensor) -> Tensor:
@@ -576,6 +600,10 @@ def _generate(
         return_dict_in_generate=True,
         output_logits=True,
     )
+    hooks = (
+        model.register_forward_pre_hook(for_every_token, with_kwargs=True),
+        model.register_forward_hook(keep_first),
+    )
     previous, model.generation_config = model.generation_config, settings
     try:
         result = model.generate(
@@ -586,4 +614,6 @@ def _generate(
         )
     finally:
         model.generation_config = previous
-    return torch.stack(result.logits, dim=1), result.sequences
+        for hook in hooks:
+            hook.remove()
+    return _Generated(passes[0], torch.stack(result.logits, dim=1), result.sequences)

@@ -9,16 +9,14 @@ import json
 import logging
 import math
 import os
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -27,18 +25,16 @@ from torch.nn.modules.module import (
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
-from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
-from mupscale_cli.engine.memory import return_freed_memory
-from mupscale_cli.engine.reading import read_tensor
+from mupscale_cli.engine.reading import MappedFile, map_tensor
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.files import require_plain
 from mupscale_cli.text import count_text, listed
-from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.result import CannotVerify
+from mupscale_cli.verification.streamed import StreamedWeight, move_streamed
 from mupscale_cli.verification.transformers import import_transformers
 
 _log = logging.getLogger(__name__)  # `--debug` shows it
@@ -61,21 +57,28 @@ PlainName = Callable[[str], str]
 _SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
 
 
-def stored_tensors(checkpoint: Checkpoint, plain_name: PlainName = strip_wrappers) -> dict[str, Any]:
-    """Return safetensors slices, which read a tensor when they are indexed, by the name that its model knows.
+def stored_tensors(
+    checkpoint: Checkpoint, plain_name: PlainName = strip_wrappers, streamed: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors by the names that its model knows, mapped from their files.
 
     transformers itself would read the last file that has a tensor, even if the index names another one, and would not
-    recognize a name with wrappers. The tensors of other files are read at once.
+    recognize a name with wrappers.
+
+    Args:
+        checkpoint: the checkpoint.
+        plain_name: returns the model's name for a stored tensor.
+        streamed: type in which the model shall see floating-point tensors, whose elements stay as they are stored.
+            Default: all tensors are as stored.
     """
-    slices: dict[str, Any] = {}
-    files: dict[Path, Any] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if isinstance(tensor, StoredTensor) and checkpoint.trained is None:
-            file = files.setdefault(tensor.file, safe_open(tensor.file, framework="pt"))
-            slices[plain_name(name)] = file.get_slice(name)
-        else:
-            slices[plain_name(name)] = read_tensor(tensor)
-    return slices
+    files: dict[Path, MappedFile] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, stored in checkpoint.tensors.items():
+        tensor, file = map_tensor(stored, files)
+        if streamed is not None and tensor.is_floating_point():
+            tensor = StreamedWeight(tensor, streamed, torch.device("cpu"), (file,) if file else ())
+        tensors[plain_name(name)] = tensor
+    return tensors
 
 
 def load_stored(
@@ -83,15 +86,16 @@ def load_stored(
     model_class: Any,
     checkpoint: Checkpoint,
     plain_name: PlainName = strip_wrappers,
+    streamed: torch.dtype | None = None,
     **options: Any,
 ) -> Any:
-    """Return what `from_pretrained` of a class returns for a checkpoint's config and tensors."""
+    """Return what `from_pretrained` of a class returns for a checkpoint's config and tensors; see `stored_tensors`."""
     with as_directory(checkpoint) as directory:
         config = _read_config(transformers, model_class, directory)
     if model_class is transformers.AutoModelForCausalLM:  # needs a folder
         model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return model_class.from_pretrained(
-        None, config=config, state_dict=stored_tensors(checkpoint, plain_name), **options
+        None, config=config, state_dict=stored_tensors(checkpoint, plain_name, streamed), **options
     )
 
 
@@ -167,7 +171,7 @@ def build_user_model(
         raise VerifyError(f"`--model` failed to build a model for `{checkpoint.path}`: {error!r}") from error
     if not isinstance(model, nn.Module):
         raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
-    state = {name: tensor[...] for name, tensor in stored_tensors(checkpoint, plain_name).items()}
+    state = stored_tensors(checkpoint, plain_name)
     model.to(dtype)  # before loading, so that the weights are not rounded to the model's initial type
     mismatch = f"the model of `--model` does not match `{checkpoint.path}`"
     try:
@@ -209,12 +213,20 @@ def coverage(model: nn.Module) -> Coverage:
     return found
 
 
+def can_stream(checkpoint: Checkpoint) -> bool:
+    """Tell whether a class of transformers computes a checkpoint, so that its weights may stay in their file."""
+    has_own_code = checkpoint.trained is not None and checkpoint.trained.layout.library is not None
+    return checkpoint.library.load is None and not has_own_code
+
+
 def build_reference_model(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    placement: Placement | None = None,
+    device: torch.device | None = None,
     is_optional: Callable[[str], bool] = lambda _: False,
     plain_name: PlainName = strip_wrappers,
+    *,
+    is_streamed: bool = False,
 ) -> nn.Module:
     """Load a checkpoint with the library that it is for; returns the model in evaluation mode.
 
@@ -224,9 +236,11 @@ def build_reference_model(
     Args:
         checkpoint: weights and config.
         dtype: type of all floating-point parameters and buffers.
-        placement: where its weights are. Default: in memory, on the CPU.
+        device: where it runs. Default: the CPU.
         is_optional: tells whether a model without a parameter may be complete.
         plain_name: returns the name that transformers knows for a stored tensor.
+        is_streamed: whether the weights of a class of transformers may stay in their file; see `streamed`. Such a model
+            cannot be trained.
 
     Raises:
         CannotVerify: the library is not installed or does not have the class, or the checkpoint has no config.
@@ -239,7 +253,7 @@ def build_reference_model(
         )
     layout = None if checkpoint.trained is None else checkpoint.trained.layout
     if layout is not None and layout.library is not None:
-        return _build_natively(checkpoint, layout.library, dtype, placement, plain_name)
+        return _build_natively(checkpoint, layout.library, dtype, device, plain_name)
     if layout is not None and layout.recipe is not None:
         raise CannotVerify(
             f"{layout.title} builds its models with its own code; give that with `--model module.py:build`, "
@@ -247,8 +261,8 @@ def build_reference_model(
         )
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
-        return _load_natively(checkpoint, checkpoint.config, dtype, placement)
-    return _load_with_transformers(checkpoint, checkpoint.config, dtype, placement, is_optional, plain_name)
+        return _load_natively(checkpoint, checkpoint.config, dtype, device)
+    return _load_with_transformers(checkpoint, checkpoint.config, dtype, device, is_optional, plain_name, is_streamed)
 
 
 def _package(library: Library) -> Any:
@@ -267,17 +281,17 @@ def _package(library: Library) -> Any:
 
 
 def _build_natively(
-    checkpoint: Checkpoint, library: Library, dtype: torch.dtype, placement: Placement | None, plain_name: PlainName
+    checkpoint: Checkpoint, library: Library, dtype: torch.dtype, device: torch.device | None, plain_name: PlainName
 ) -> nn.Module:
     """Build a trainer's own model and load the weights into it."""
     package = _package(library)
     with everything_in(dtype):
         model = build_user_model(lambda config: library.build(package, config), checkpoint, dtype, plain_name)
-    return model.to(device=placement.device if placement else None)
+    return model.to(device=device)
 
 
 def _load_natively(
-    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, placement: Placement | None
+    checkpoint: Checkpoint, config: dict[str, Any], dtype: torch.dtype, device: torch.device | None
 ) -> nn.Module:
     """Load a checkpoint as the users of its library do, from a folder of only its config and its weights."""
     library = checkpoint.library
@@ -289,18 +303,19 @@ def _load_natively(
             model = library.load(package, directory)
         except Exception as error:  # tell the user that the library raised it
             raise VerifyError(f"{library.name} cannot load `{checkpoint.path}`: {error}") from error
-    return model.eval().to(device=placement.device if placement else None, dtype=dtype)
+    return model.eval().to(device=device, dtype=dtype)
 
 
 def _load_with_transformers(
     checkpoint: Checkpoint,
     config: dict[str, Any],
     dtype: torch.dtype,
-    placement: Placement | None,
+    device: torch.device | None,
     is_optional: Callable[[str], bool],
     plain_name: PlainName,
+    is_streamed: bool,
 ) -> nn.Module:
-    """Load a checkpoint with transformers, with eager attention; its weights may stay on disk."""
+    """Load a checkpoint with transformers, with eager attention; its weights may stay in their file."""
     transformers = import_transformers(
         CannotVerify(
             "transformers is not installed; run `pip install 'mupscale[hf]'`, "
@@ -309,35 +324,18 @@ def _load_with_transformers(
     )
     model_class = _model_class(transformers, config, [*map(plain_name, checkpoint.tensors)])
     _check_size(lambda: _empty_model(transformers, model_class, checkpoint), checkpoint)
-    device_map = placement.device_map if placement else None
-    if device_map is not None:
-        _require_plain_names(checkpoint, plain_name, "the model does not fit into memory and is read piece by piece")
     options = {
         "dtype": dtype,
         "attn_implementation": "eager",
         "experts_implementation": "eager",
         "output_loading_info": True,
     }
-    folders = ExitStack()  # an offloaded model reads its weights from these until it is deleted
     try:
         with _creating_weights_in(dtype):
-            if device_map is None:
-                model, info = load_stored(transformers, model_class, checkpoint, plain_name, **options)
-            else:
-                return_freed_memory()
-                model, info = model_class.from_pretrained(
-                    folders.enter_context(as_directory(checkpoint)),
-                    device_map=device_map,
-                    offload_folder=str(folders.enter_context(scratch_folder())),
-                    local_files_only=True,
-                    use_safetensors=True,  # never a pickle in the same folder
-                    trust_remote_code=False,  # even if the config has an `auto_map`
-                    **options,
-                )
+            streamed = dtype if is_streamed else None
+            model, info = load_stored(transformers, model_class, checkpoint, plain_name, streamed, **options)
     except Exception as error:  # tell the user that transformers raised it
-        folders.close()
         raise VerifyError(f"transformers cannot load `{checkpoint.path}`: {error}") from error
-    weakref.finalize(model, folders.close)
     built: nn.Module = model.eval()
     missing = {name for name in info["missing_keys"] if is_optional(name) and _becomes_nan(built, name)}
     for problem, names in (
@@ -351,12 +349,13 @@ def _load_with_transformers(
                 hint="check that config.json belongs to these weights",
             )
     setattr(built, _COVERAGE, Coverage(tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"]))))
-    if device_map is None:
-        return built.to(device=placement.device if placement else None, dtype=dtype)
-    for buffer in built.buffers():  # parameters are converted when they are read from disk
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.to(dtype)
-    return built
+    if is_streamed:
+        move_streamed(built, device or torch.device("cpu"))
+        for buffer in built.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(dtype)
+        return built
+    return built.to(device=device, dtype=dtype)
 
 
 def _becomes_nan(model: nn.Module, name: str) -> bool:
@@ -364,7 +363,7 @@ def _becomes_nan(model: nn.Module, name: str) -> bool:
     owner, _, own_name = name.rpartition(".")
     module = model.get_submodule(owner)
     parameter = dict(module.named_parameters(recurse=False)).get(own_name)
-    if parameter is None or parameter.is_meta:  # a buffer, or offloaded
+    if parameter is None:  # a buffer
         return False
     delattr(module, own_name)
     module.register_buffer(own_name, torch.full_like(parameter.detach(), torch.nan), persistent=False)

@@ -28,7 +28,7 @@ class VerifyOptions:
         narrow: path of the source. Default: the source named in the record.
         only: parts to verify, keys of `PARTS`. Default: all.
         dtype: `auto` or a key of `dtypes.FLOATS`; `auto` is float64 if the models fit in memory, else float32.
-        device: `auto`, a torch device, `disk` or `spread`; see `placement.choose_placements`.
+        device: `auto` or a torch device; see `placement.choose_placement`.
         model: `path/or/module.py:build` of a user-defined model that replaces the transformers class.
         recipe: name or file of the recipe. Default: the recipe named in the record.
         seed: random seed of the inputs.

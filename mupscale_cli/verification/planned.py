@@ -29,6 +29,7 @@ from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.verification.activations import name_in
 from mupscale_cli.verification.result import CannotVerify
+from mupscale_cli.verification.streamed import change
 
 Group = tuple[Mapping[str, Any], Sequence[str]]  # settings and names of parameters
 States = Mapping[str, Mapping[str, Any]]  # state entries by the name of their parameter
@@ -95,7 +96,8 @@ def restore_means(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> bool:
     strips = tuple(dim.strips for dim in tensor.dims)
     kept = effective_source(values, strips, scale=tensor.scale, offset=tensor.offset)
     means = _expand(tensor, kept, torch.float64).to(stored.dtype)
-    wide.data.copy_(torch.where(is_mean, means, stored))
+    restored = torch.where(is_mean, means, stored)
+    change(wide, lambda _: restored)
     return True
 
 

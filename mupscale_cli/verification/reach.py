@@ -58,6 +58,11 @@ class Run:
         return output[self.mask.bool().to(output.device)] if is_by_token and self.mask is not None else output
 
 
+def is_affordable(plan: Plan, num_tokens: int) -> bool:
+    """Tell whether a run of both models on some tokens costs little."""
+    return plan.num_parameters[1] * num_tokens <= _MAX_PRODUCTS
+
+
 def further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtype, seed: int) -> tuple[Run, ...]:
     """Choose further runs by what the narrow model has and what is affordable.
 
@@ -71,7 +76,7 @@ def further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtyp
     generator = torch.Generator().manual_seed(seed + 2)
     device = next(model.parameters()).device
     runs: list[Run] = []
-    if plan.num_parameters[1] * BATCH * LENGTH > _MAX_PRODUCTS:
+    if not is_affordable(plan, BATCH * LENGTH):
         return ()
     if set(inputs.keywords) <= {"input_ids", "decoder_input_ids"} and inputs.keywords:
         runs += [_right_padded(model, generator), *_long_runs(model, plan, generator, device, dtype)]

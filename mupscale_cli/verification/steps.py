@@ -20,7 +20,7 @@ from mupscale_cli.verification.comparing import choose_builders
 from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.options import VerifyOptions
-from mupscale_cli.verification.placement import Placement, check_memory, training_device
+from mupscale_cli.verification.placement import Placement, check_memory, choose_device
 from mupscale_cli.verification.result import CannotVerify, TrainingVerification
 from mupscale_cli.verification.training import batch_loss, verify_training
 from mupscale_cli.verification.weights import unperturbed_checkpoint
@@ -59,7 +59,7 @@ def train_checkpoints(
         raise CannotVerify(
             f"a model widened by `{plan.method.name}` does not train like its source{reason}; omit `--steps`"
         )
-    device = training_device(options.device)
+    device = choose_device(options.device)
     check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
     load_model, _ = choose_builders(options, plan)
     batches: dict[int, Inputs] = {}
@@ -74,8 +74,8 @@ def train_checkpoints(
     to_train = unperturbed_checkpoint(narrow, plan, wide.path.parent) if plan.additions else nullcontext(wide)
     with to_train as checkpoint:
         training = verify_training(
-            lambda: load_model(narrow, torch.float64, Placement(device)),
-            lambda: load_model(checkpoint, torch.float64, Placement(device)),
+            lambda: load_model(narrow, Placement(torch.float64, device)),
+            lambda: load_model(checkpoint, Placement(torch.float64, device)),
             plan,
             batch_loss(inputs, _logits, options.seed),
             options.steps,

@@ -1,7 +1,7 @@
 """Time of `mupscale verify --only function` relative to loading and running both models with plain transformers.
 
 The baseline runs, for each model, `from_pretrained`, one forward pass, a padded batch, and greedy generation of eight
-tokens. With `--disk`, the wide model's weights are read from disk on demand, and memory is measured instead of time.
+tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--factor", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--disk", action="store_true", help="measure memory with `--device disk` instead of time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
@@ -57,21 +56,16 @@ def main() -> None:
         size = sum(file.stat().st_size for file in wide.glob("*.safetensors"))
         for dtype in options.dtypes:
             ours = "import mupscale_cli as m, sys;"
-            ours += f"assert m.verify(sys.argv[1], only=('function',), dtype={dtype!r}, device='{{}}').agrees"
-            if options.disk:
-                beyond = peak_private_bytes(ours.format("disk"), str(wide)) - peak_private_bytes(_LIBRARIES)
-                rows.append((dtype, f"{size / 1e9:.2f} GB", beyond / 1e6))
-                continue
-            one = [ours.format("cpu"), str(wide)]
+            ours += f"assert m.verify(sys.argv[1], only=('function',), dtype={dtype!r}).agrees"
+            beyond = (peak_private_bytes(ours, str(wide)) - peak_private_bytes(_LIBRARIES)) / 1e6
+            one = [ours, str(wide)]
             other = [_PLAIN, str(narrow), str(wide), dtype]
             ratio, spread = repeated(
                 lambda one=one, other=other: seconds(*one) / seconds(*other),  # type: ignore[misc]
                 options.repetitions,
             )
-            rows.append((dtype, f"{size / 1e9:.2f} GB", ratio, spread))
-    columns = (
-        ("type", "wide model", "MB beyond the libraries") if options.disk else ("type", "wide model", "ratio", "spread")
-    )
+            rows.append((dtype, f"{size / 1e9:.2f} GB", ratio, spread, beyond))
+    columns = ("type", "wide model", "ratio", "spread", "MB beyond the libraries")
     report(columns, rows, as_json=options.json)
 
 

@@ -4,6 +4,7 @@
 `MUPSCALE_SOAK_SEED` the random seed.
 """
 
+import ctypes
 import gc
 import hashlib
 import json
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +32,6 @@ from helpers import MODELS, save_mlp, save_model
 from mupscale_cli.architecture.loading import recipe_for
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.events import Events
-from mupscale_cli.engine.memory import return_freed_memory
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
@@ -239,6 +240,12 @@ def file_cycle(day, source):
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     target.unlink()
     day.done["files"] += 1
+
+
+def return_freed_memory():
+    """Make the GNU C library return freed blocks of more than a megabyte to the system at once (mallopt(3))."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def held(temporary):

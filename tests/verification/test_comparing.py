@@ -274,6 +274,7 @@ def test_mistakes_that_need_padding_or_a_cache_are_found(change, differing, monk
     monkeypatch.setattr(transformers.models.llama.modeling_llama, "eager_attention_forward", careless)
     found = widen(saved("Llama-tied"), tmp_path / "wide", 2, dtype="float64").verification
     assert not found.agrees
+    differing = {*differing, "final hidden states (`model.norm`)"}  # modules are compared in every pass
     assert {c.what for c in found.comparisons if not c.max_rel <= found.tolerance} == differing
 
 
@@ -281,10 +282,13 @@ def test_generation_takes_several_steps_and_follows_given_tokens(saved):
     """Both models follow the same tokens, so a tie between two logits cannot separate them."""
     model = build_reference_model(open_checkpoint(saved("Llama-untied")), torch.float64)
     tokens, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64)
-    logits, greedy = comparing._generate(model, tokens, mask, 8)
+    generated = comparing._generate(model, tokens, mask, 8)
+    logits, greedy = generated.logits, generated.tokens
+    assert generated.prefill.logits.shape[1] == 3  # of every token of the prompt
     other = greedy.clone()
     other[0, 3:] = torch.arange(greedy.shape[1] - 3) + 7
-    forced_logits, forced = comparing._generate(model, tokens, mask, 8, other)
+    following = comparing._generate(model, tokens, mask, 8, other)
+    forced_logits, forced = following.logits, following.tokens
     assert torch.equal(forced, other)
     assert torch.equal(logits[:, 0], forced_logits[:, 0])
     assert logits.shape[1] > 2

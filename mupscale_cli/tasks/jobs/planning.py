@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.target import check_output
+from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
@@ -80,7 +81,8 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     factors = " ".join(
         f"{axis.name}={growth_factor(axis.size, axis.wide_size, axis.factor)}" for axis in plan.axes if axis.ratio > 1
     )
-    compared = inference_bytes(max(plan.num_parameters), _FLOAT64) if options.verify else 0
+    largest = max(plan.num_parameters) if options.model else _largest(tensor.target for tensor in plan.tensors)
+    compared = inference_bytes(largest, _FLOAT64) if options.verify else 0
     return PlannedStep(
         step,
         f"{step.checkpoint} -> {target} ({factors})",
@@ -137,16 +139,23 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     what = f"{', '.join(step.options.parts)} of " if step.options.only else ""
     title = f"{what}{step.wide}" + (f" against {step.options.narrow}" if step.options.narrow else "")
     if future is not None:
-        sizes = future.num_parameters
+        sizes, largest = future.num_parameters, _largest(tensor.target for tensor in future.tensors)
     else:
         found = find_source(step.wide, headers_only=True).checkpoint
         sizes = read_record(found)["parameters"]["before"], sum(spec.num_elements for spec in found.specs)
-    memory = 0.0 if "function" not in step.options.parts else inference_bytes(max(sizes), _FLOAT64)
+        largest = _largest(found.specs)
+    largest = max(sizes) if step.options.model else largest
+    memory = 0.0 if "function" not in step.options.parts else inference_bytes(largest, _FLOAT64)
     if step.options.steps:
         memory = max(memory, training_bytes(sum(sizes)))
     is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))
     reason = "verified with the same options" if is_done else "not verified yet"
     return PlannedStep(step, title, "skipped" if is_done else "to do", reason, path, memory_bytes=memory)
+
+
+def _largest(specs: Iterable[TensorSpec]) -> int:
+    """Return the elements of the largest tensor, which is converted as a whole at worst (`verification.streamed`)."""
+    return max((spec.num_elements for spec in specs), default=0)
 
 
 def _plan_push(step: PushStep, made: Mapping[Path, Plan]) -> PlannedStep:
