@@ -30,6 +30,30 @@ def printable(text: str) -> str:
     return shortened(without_secrets(escaped), _MAX_LENGTH)
 
 
+# A flag in a message, with its value; not a command, nor one of several flags.
+_FLAG = re.compile(r"`--(?P<no>no-)?(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>(?!`| |[^`]* --)[^`]*))?`")
+_PART = re.compile(r"(?P<key>[^=:]+)(?P<sign>[=:])(?P<value>.+)")
+FIELDS = {"axis": "axes", "set": "settings"}  # the argument of the Python API, if its name is not the option's
+
+
+def _argument(flag: re.Match[str]) -> str:
+    """Return an option as an argument of the Python API: `noise_mode="free"` for `--noise-mode free`."""
+    name = FIELDS.get(flag["name"], flag["name"].replace("-", "_"))
+    if flag["value"] is None:
+        return f"`{name}=False`" if flag["no"] else f"`{name}`"
+    if flag["name"] not in FIELDS:
+        return f"`{name}={_literal(flag['value'])}`"
+    if (part := _PART.fullmatch(flag["value"])) is None:
+        return f'`{name}["{flag["value"]}"]`'
+    value = _literal(part["value"])
+    return f'`{name}={{"{part["key"]}": {value if part["sign"] == "=" else f"Size({value})"}}}`'
+
+
+def _literal(value: str) -> str:
+    """Return a value in Python; a number, and a placeholder such as NAME or FILE:FUNCTION, stay as they are."""
+    return value if re.fullmatch(r"[A-Z:|]+|-?\d+(\.\d+)?(e-?\d+)?", value) else f'"{value}"'
+
+
 class MupscaleError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
@@ -47,13 +71,14 @@ class MupscaleError(Exception):
         self.hint = None if hint is None else printable(hint)
         super().__init__(self.message)
 
+    @property
+    def text(self) -> str:
+        """Message, excerpt and hint as the command line prints them: options are flags."""
+        return "\n".join(filter(None, (self.message, self.excerpt, self.hint and f"hint: {self.hint}")))
+
     def __str__(self) -> str:
-        lines = [self.message]
-        if self.excerpt:
-            lines.append(self.excerpt)
-        if self.hint:
-            lines.append(f"hint: {self.hint}")
-        return "\n".join(lines)
+        """The text for those who see an exception, and so call from Python: options are arguments."""
+        return _FLAG.sub(_argument, self.text)
 
 
 class RecipeError(MupscaleError):

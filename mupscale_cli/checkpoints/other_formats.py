@@ -13,6 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 _LONGEST = 16  # bytes of a magic number
+_LFS = b"version https://"
+_BINARY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_TEXT = frozenset({*b"\t\n\r", *range(32, 127)})  # bytes of plain text
 _TRANSFORMERS = "from transformers import AutoModelForCausalLM as M; "
 
 
@@ -40,9 +43,13 @@ _OTHER_FRAMEWORK = (
     + _TRANSFORMERS
     + "M.from_pretrained('DIR', {}=True).save_pretrained('OUT')\"` writes safetensors"
 )
+_OLD_TORCH = (
+    "save it again: `python -c \"import torch; torch.save(torch.load('FILE', map_location='cpu', weights_only=True), "
+    "'FILE.new.pt')\"`"
+)
 _TORCH = (
-    "download a model of the Hub first, `hf download REPO --local-dir OUT`; save a file from before torch 1.6 again, "
-    "`torch.save(torch.load('FILE', weights_only=True), 'NEW.pt')`"
+    "if torch can load it, save its tensors again with `torch.save`; download a model of the Hub first, "
+    "`hf download REPO --local-dir OUT`"
 )
 OTHER_FORMATS = (
     OtherFormat(
@@ -161,14 +168,12 @@ OTHER_FORMATS = (
         ("rust_model.ot", "*.ot"),
         ("rust_model.ot",),
     ),
+    OtherFormat("a torch file from before torch 1.6", _OLD_TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
     OtherFormat(
         "torch weights in a form that mupscale does not read",
         _TORCH,
         ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle"),
         ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.bin"),
-    ),
-    OtherFormat(
-        "torch weights in a form that mupscale does not read", _TORCH, magic=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
     ),
     OtherFormat(
         "a data set",
@@ -194,6 +199,12 @@ OTHER_FORMATS = (
         "a JSON or text file", "pass a safetensors file or a model's folder", ("*.json", "*.txt", "*.md", "*.yaml")
     ),
 )
+POINTER = OtherFormat("a pointer of Git LFS instead of the file", "fetch the file: `git -C DIR lfs pull`")
+EMPTY_FILE = OtherFormat("an empty file", "download or save it again: what wrote it did not finish")
+TEXT = OtherFormat(
+    "text under the name of a weight file",
+    "look into it: a failed download may be a web page; download or save it again",
+)
 EMPTY = OtherFormat("an empty folder", "download or save the checkpoint again")
 UNKNOWN_FILE = OtherFormat(
     "a file of a format that mupscale does not know", "pass a safetensors file or a model's folder"
@@ -218,10 +229,21 @@ def describe(path: Path) -> Description:
     start = b""
     with suppress(OSError), path.open("rb") as file:
         start = file.read(_LONGEST)
+    if path.suffix in _BINARY and (damaged := _damaged(path, start)) is not None:
+        return _described(damaged, path.parent, path.name)
     fitting = (
         kind for kind in OTHER_FORMATS if _fits(kind.files, path.name) or (kind.magic and start.startswith(kind.magic))
     )
     return _described(next(fitting, UNKNOWN_FILE), path.parent, path.name)
+
+
+def _damaged(path: Path, start: bytes) -> OtherFormat | None:
+    """Return what a file is that has the name of a binary one and cannot be one; None if it can."""
+    if not start:
+        return EMPTY_FILE if path.is_file() else None
+    if start == _LFS:
+        return POINTER
+    return TEXT if _TEXT.issuperset(start) else None
 
 
 def describe_folder(folder: Path, names: Collection[str]) -> Description:

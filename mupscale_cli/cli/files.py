@@ -14,17 +14,16 @@ from mupscale_cli.text import counted
 _FATES = ("widened", "rewritten", "carried", "left behind")
 _LABEL = 13  # columns
 _MOST_NAMES = 20  # of files that are left behind for one reason
-_MOST_CARRIED = 4
+_MOST_NAMED = 4  # of files in one line
 
 
 def print_summary(console: Console, files: Sequence[PlannedFile]) -> None:
-    """Print what was carried in one line, and what was left behind by reason."""
+    """Print what was rewritten and what was carried, in one line each, and what was left behind by reason."""
     groups = grouped(files)
-    carried = {
-        name: count for group, names in groups.items() if group.fate == "carried" for name, count in names.items()
-    }
+    for fate in ("rewritten", "carried"):
+        named = {name: count for group, names in groups.items() if group.fate == fate for name, count in names.items()}
+        _print(console, fate, [_listed(named, _MOST_NAMED)] if named else [])
     left = (_reasoned(group, names, _MOST_NAMES) for group, names in groups.items() if group.fate == "left behind")
-    _print(console, "carried", [_listed(carried, _MOST_CARRIED)] if carried else [])
     _print(console, "left behind", left)
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     except Interrupted as error:
         from mupscale_cli.cli import output
 
-        output.stderr().print(str(error), markup=False, soft_wrap=True)
+        output.stderr().print(error.text, markup=False, soft_wrap=True)
         print_error_document(error, type(error).__name__)
         sys.exit(error.exit_code)
     except MupscaleError as error:

@@ -10,6 +10,7 @@ from mupscale_cli.infer.moves import Moves
 from mupscale_cli.infer.shapes import CandidateAxis
 from mupscale_cli.infer.trials import Outcome, State, TrialRunner
 from mupscale_cli.infer.vocabulary import HEAD_SIZES, ROTATED
+from mupscale_cli.text import counted
 
 Note = Callable[[str], None]
 
@@ -88,12 +89,14 @@ class Search:
             result.state = state
             result.solved = (*result.solved, axis.name)
             result.unsolved.pop(axis.name, None)
-            self.note(f"axis {axis.name}: exact, error {outcome.error:.1e} after {num_trials} trials")
+            self.note(f"axis {axis.name}: exact, error {outcome.error:.1e} after {counted(num_trials, 'trial')}")
         else:
             result.unsolved[axis.name] = outcome
             self.failed[axis.name] = result.state
             where = outcome.problem or f"first difference in {outcome.first or 'the output'}"
-            self.note(f"axis {axis.name}: not exact ({where}; error {outcome.error:.1e}, {num_trials} trials)")
+            self.note(
+                f"axis {axis.name}: not exact ({where}; error {outcome.error:.1e}, {counted(num_trials, 'trial')})"
+            )
 
     def _join(self, result: SearchResult) -> None:
         """Widen all solved axes together. Search again for an axis that works only alone, or else give it up."""

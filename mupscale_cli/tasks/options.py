@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.engine.defaults import plain_defaults
-from mupscale_cli.errors import PlanError
+from mupscale_cli.errors import FIELDS, PlanError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.optimizers.state_plan import Policy
@@ -32,7 +32,7 @@ Fields = ParamSpec("Fields")
 Options = TypeVar("Options")
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
-_NAMES = {"axes": "axis", "settings": "set"}
+_NAMES = {field: option for option, field in FIELDS.items()}
 _MAX_DIGITS = 18
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)")

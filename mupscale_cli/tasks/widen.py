@@ -345,7 +345,7 @@ def _verify(
         # Temporary files go into the staged folder, which is removed even if this fails.
         return verify_checkpoints(source, staged, plan, call.verification, directory), None
     except CannotVerify as reason:
-        return None, str(reason)
+        return None, reason.text
 
 
 def _as_record(function: FunctionCheck | None) -> recorded.Verification | None:

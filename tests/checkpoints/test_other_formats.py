@@ -1,6 +1,9 @@
 """What people take for weights is recognized by names and first bytes, and the message names what converts it."""
 
 import json
+import re
+import shutil
+import zipfile
 
 import pytest
 import torch
@@ -65,7 +68,7 @@ def test_a_folder_is_recognized(files, about, hint, tmp_path):
     folder = write(tmp_path / "given", files)
     with pytest.raises(OtherFormatError, match=about) as refusal:
         open_checkpoint(folder)
-    assert hint in str(refusal.value)
+    assert hint in refusal.value.text
     shown = run("inspect", str(folder), "--json")
     assert shown.code == 0
     document = json.loads(shown.out)
@@ -92,7 +95,7 @@ def test_a_folder_is_recognized(files, about, hint, tmp_path):
         ("a.npy", b"\x93NUMPY", "arrays of NumPy"),
         ("rust_model.ot", b"x", "a model of rust-bert"),
         ("model.bin", b"\6\0\0\0", "a CTranslate2 model"),
-        ("old", legacy_torch_file, "torch weights"),
+        ("old", legacy_torch_file, "a torch file from before"),
         ("data.parquet", b"PAR1", "a data set"),
     ],
 )
@@ -115,3 +118,41 @@ def test_weights_beside_other_formats_are_opened(saved):
     folder = saved("Llama-untied", attention_bias=False)
     (folder / "model.gguf").write_bytes(b"GGUF")
     assert open_checkpoint(folder).tensors
+
+
+def truncated_torch_file(path):
+    torch.save({"x": torch.zeros(2000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def other_archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/weights.bin", b"x")
+
+
+@pytest.mark.parametrize(
+    ("content", "about", "hint"),
+    [
+        (b"", "is an empty file", "save it again"),
+        (b"<!DOCTYPE html>\n<html>", "is text under the name of a weight file", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS", "lfs pull"),
+        (truncated_torch_file, "before the list of contents", "again"),
+        (legacy_torch_file, "a torch file from before torch 1.6", "torch.save"),
+        (other_archive, r"without `data.pkl`.* holds `model/weights.bin`", "inside"),
+    ],
+    ids=["empty", "text", "pointer", "truncated", "legacy", "other-zip"],
+)
+@pytest.mark.parametrize("name", ["last.pt", "last.ckpt", "pytorch_model.bin"])
+def test_a_damaged_file_of_torch_is_described(content, about, hint, name, tmp_path):
+    file = write(tmp_path / "given", {name: content}) / name
+    for options in ((), ("--layout", "torch")):
+        refused = run("widen", str(file), "--factor", "2", *options)
+        assert refused.code == 2
+        shown = " ".join(refused.err.split())
+        assert re.search(about, shown), shown
+        assert hint in shown
+
+
+def test_a_folder_with_the_name_of_a_file_is_read_as_a_folder(saved, tmp_path):
+    folder = shutil.copytree(saved("Llama-tied"), tmp_path / "epoch-1.ckpt")
+    assert len(open_checkpoint(folder).tensors) == len(open_checkpoint(saved("Llama-tied")).tensors)

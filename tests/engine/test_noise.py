@@ -207,7 +207,7 @@ def test_noise_on_chosen_tensors_leaves_all_others_alone(tmp_path):
     some = {t.target.name: noise for t, _, noise in noises(source, tmp_path / "some", 2, **options)}
     assert [name for name, noise in some.items() if noise.any()] == ["2.weight"]
     assert torch.equal(some["2.weight"], every["2.weight"])
-    with pytest.raises(PlanError, match=r"`--noise-on 3\.\*` selects no tensor that gets noise"):
+    with pytest.raises(PlanError, match=r'`noise_on="3\.\*"` selects no tensor that gets noise'):
         widen(source, tmp_path / "none.safetensors", 2, recipe="mlp", noise=0.1, noise_on=["2.*", "3.*"], verify=False)
 
 

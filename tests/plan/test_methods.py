@@ -285,7 +285,7 @@ def test_contradicting_options_are_refused(arguments, message, saved, tmp_path):
 
 
 def test_padding_cannot_add_tensors(saved):
-    with pytest.raises(PlanError, match="`--method warmstart` cannot widen the axis `experts`, which counts tensors"):
+    with pytest.raises(PlanError, match='`method="warmstart"` cannot widen the axis `experts`, which counts tensors'):
         plan_widening(saved("Mixtral-untied"), factor=2, axes={"experts": 2}, method="warmstart")
 
 

@@ -66,7 +66,7 @@ def test_a_config_value_too_large_to_scale_is_an_error(saved, tmp_path):
 def test_ways_that_do_not_apply_are_refused(saved):
     with pytest.raises(PlanError, match="does not share the embedding"):
         plan_widening(saved("Llama-untied"), factor=2, tie="fold")
-    with pytest.raises(PlanError, match="`llama` does not allow `--tie config`") as caught:
+    with pytest.raises(PlanError, match='`llama` does not allow `tie="config"`') as caught:
         plan_widening(saved("Llama-tied"), factor=2, tie="config")
     assert caught.value.hint == "allowed: fold, untie"
     with pytest.raises(PlanError, match="does not share the embedding"):

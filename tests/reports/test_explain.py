@@ -69,7 +69,7 @@ def test_name_of_no_tensor_or_too_many_is_refused(saved):
     with pytest.raises(PlanError, match="no tensor is named `qproj`") as caught:
         explain_tensor(plan, "qproj")
     assert "`q_proj`" in caught.value.hint
-    with pytest.raises(PlanError, match=r"`--tensor layers\.0` matches 12 kinds of tensors"):
+    with pytest.raises(PlanError, match=r'`tensor="layers\.0"` matches 12 kinds of tensors'):
         explain_tensor(plan, "layers.0")
 
 

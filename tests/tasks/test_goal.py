@@ -88,7 +88,7 @@ def test_a_target_with_a_readout_of_its_own_unties_unless_the_user_says_otherwis
 
 
 def test_impossible_targets_are_refused_before_anything_is_written(target, saved, tmp_path):
-    with pytest.raises(PlanError, match="`--factor` and `--to` conflict"):
+    with pytest.raises(PlanError, match="`factor` and `to` conflict"):
         widen(saved("Llama-tied"), tmp_path / "wide", 2, to=target)
     with pytest.raises(PlanError, match=r"no config\.json at"):
         widen(saved("Llama-tied"), tmp_path / "wide", to=tmp_path)

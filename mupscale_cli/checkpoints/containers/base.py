@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from mupscale_cli.checkpoints.containers.places import Place
 from mupscale_cli.checkpoints.header import ReadableTensor
 
+ZIP = b"PK\x03\x04"  # the first bytes of a file of torch.save
+
 
 @dataclass(frozen=True)
 class Contents:

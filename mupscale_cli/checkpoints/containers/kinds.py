@@ -7,10 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mupscale_cli.checkpoints.containers.base import Container, Contents, TensorSlot
+from mupscale_cli.checkpoints.containers.base import ZIP, Container, Contents, TensorSlot
 from mupscale_cli.checkpoints.header import open_file
-
-_ZIP = b"PK\x03\x04"
 
 
 class TorchFile(Container):
@@ -22,7 +20,7 @@ class TorchFile(Container):
         if not path.is_file():
             return False
         with open_file(path) as stream:
-            return stream.read(len(_ZIP)) == _ZIP
+            return stream.read(len(ZIP)) == ZIP
 
     def root(self, file: Path) -> Path:
         return file

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from mupscale_cli.checkpoints.containers import stand_ins
-from mupscale_cli.checkpoints.containers.base import Contents, TensorSlot
+from mupscale_cli.checkpoints.containers.base import ZIP, Contents, TensorSlot
 from mupscale_cli.checkpoints.containers.blank import find_slots, save_blank
 from mupscale_cli.checkpoints.containers.nested import check_structure, walk
 from mupscale_cli.checkpoints.containers.places import Place, place_name
 from mupscale_cli.checkpoints.header import StoredTensor
+from mupscale_cli.checkpoints.other_formats import describe
 from mupscale_cli.dtypes import DTYPES, TensorSpec, dtype_of
 from mupscale_cli.errors import CheckpointError
-from mupscale_cli.text import first_line
+from mupscale_cli.text import first_line, listed
 
 _MAX_PICKLE = 100_000_000  # bytes of structure, the limit of safetensors for a header
 
@@ -33,10 +34,7 @@ def read_torch_file(path: Path) -> Contents:
             contiguous tensors and plain values.
     """
     if not _is_archive(path):
-        raise CheckpointError(
-            f"`{path}` is not in the format of torch.save (torch 1.6 or later)",
-            hint="it is truncated, damaged or older; if torch can load it, load it and save it again",
-        )
+        raise _not_an_archive(path)
     check_archive(path)
     try:
         content = _structure(path)
@@ -76,6 +74,17 @@ def _is_archive(path: Path) -> bool:
         return False
 
 
+def _not_an_archive(path: Path) -> CheckpointError:
+    """Return the error for a file that torch.save did not write, or did not finish."""
+    with path.open("rb") as file:
+        is_begun = file.read(len(ZIP)) == ZIP
+    if is_begun:
+        about = f"ends after {path.stat().st_size} bytes, before the list of contents that torch.save writes last"
+        return CheckpointError(f"`{path}` {about}", hint="copy, download or save it again")
+    found = describe(path)
+    return CheckpointError(f"`{path}` is {found.about}, not a file of torch.save", hint=found.hint)
+
+
 def check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than its size, since torch.save does not compress.
 
@@ -85,9 +94,15 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
+            names = archive.namelist()
         size = path.stat().st_size
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, EOFError, struct.error) as error:
         raise CheckpointError(f"cannot read `{path}`: {first_line(error)}") from error
+    if not any(name.endswith("data.pkl") for name in names):
+        raise CheckpointError(
+            f"`{path}` is a zip archive without `data.pkl`, which torch.save writes; it holds {listed(names, 5)}",
+            hint="unpack it, and pass the checkpoint that is inside",
+        )
     pickles = sum(info.file_size for info in infos if info.filename.endswith("data.pkl"))
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > size:
         raise CheckpointError(f"`{path}` was not written by torch.save: it is compressed, or its parts overlap")

@@ -144,15 +144,15 @@ def build_blank(live: LiveModel, plan: Plan) -> nn.Module:
     Raises:
         PlanError: the module cannot be built from the wide config.
     """
-    config = plan.config
+    config, hint = plan.config, "pass `build=`, a function that makes the model from its config"
     if config is None:
+        hint = "pass `config=`, the model's config; without one, `build` is called with the shapes of the tensors alone"
         config = {"shapes": {tensor.target.name: list(tensor.target.shape) for tensor in plan.tensors}}
     on_gpu = [live.device] if live.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(on_gpu), torch.device(live.device), _blank_parameters():
             module = live.build(config)
     except Exception as error:  # the class may raise anything
-        hint = "pass `build=`, a function that makes the model from its config"
         raise PlanError(f"cannot build the wide {live.name}: {error!r}", hint=hint) from error
     if not isinstance(module, nn.Module):
         raise PlanError(f"`build` returned {type(module).__name__}, expected an nn.Module")
