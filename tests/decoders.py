@@ -40,6 +40,44 @@ EXPERTS_4 = {"num_experts": 4, "num_shared_experts": 2}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 MIXTURE = {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 20}
 
+SHARED = {"shared_expert_intermediate_size": 20}
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention"], "conv_bias": True}
+ERNIE = {
+    "moe_intermediate_size": 12,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1,
+}
+MIXER = {"mamba_n_heads": 12, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_expand": 2}
+GRANITE = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 24,
+    "logits_scaling": 3.0,
+}
+NEMOTRON = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    "num_hidden_layers": 4,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 6,
+    "n_groups": 2,
+    "ssm_state_size": 5,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 12,
+    "moe_shared_expert_intermediate_size": 20,
+    "moe_latent_size": 14,
+}
+PER_LAYER = {**SLIDING, "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 50}
+
+SHARED_KEYS = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 5,
+}
+
 # The beginning of a class's name, its config class, and settings.
 DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Ministral", "MinistralConfig", {**SIZES, "sliding_window": 6}),
@@ -66,6 +104,28 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Qwen3Next", "Qwen3NextConfig", {**SIZES, **DELTA, **MIXTURE}),
     ("Qwen3_5", "Qwen3_5TextConfig", {**SIZES, **DELTA}),
     ("Qwen3_5Moe", "Qwen3_5MoeTextConfig", {**SIZES, **DELTA, **MIXTURE}),
+    ("Llama", "ExaoneConfig", SIZES),
+    ("Jais2", "Jais2Config", SIZES),
+    ("HyperCLOVAX", "HyperCLOVAXConfig", {**SIZES, "logits_scaling": 3.0}),
+    ("GraniteSWA", "GraniteSWAConfig", {**DERIVED_HEADS, "logits_scaling": 3.0, "sliding_window": 6}),
+    ("Kolibri1", "Kolibri1Config", {**SIZES, **EXPERTS, **SHARED, "num_local_experts": 4, "sliding_window": 6}),
+    ("AriaText", "AriaTextConfig", {**SIZES, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2}),
+    (
+        "Phimoe",
+        "PhimoeConfig",
+        {**DERIVED_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "lm_head_bias": True},
+    ),
+    ("FlexOlmo", "FlexOlmoConfig", {**DERIVED_HEADS, "num_experts": 4, "num_experts_per_tok": 2}),
+    ("Afmoe", "AfmoeConfig", {**SIZES, **EXPERTS, **EXPERTS_4, **SLIDING, "num_dense_layers": 1, "mup_enabled": True}),
+    ("Ernie4_5_Moe", "Ernie4_5_MoeConfig", {**DERIVED_HEADS, **ERNIE, "use_bias": True}),
+    ("Lfm2Moe", "Lfm2MoeConfig", {**DERIVED_HEADS, **EXPERTS, **CONVOLUTIONS, "num_experts": 4, "num_dense_layers": 1}),
+    ("Lfm3", "Lfm3Config", {**SIZES, **CONVOLUTIONS}),
+    ("Bamba", "BambaConfig", {**DERIVED_HEADS, **MIXER, "attn_layer_indices": [1]}),
+    ("GraniteMoeHybrid", "GraniteMoeHybridConfig", {**DERIVED_HEADS, **MIXER, **GRANITE}),
+    ("NemotronH", "NemotronHConfig", {**SIZES, **NEMOTRON}),
+    ("Gemma3n", "Gemma3nTextConfig", {**SIZES, **PER_LAYER, **SHARED_KEYS}),
+    ("Gemma4", "Gemma4TextConfig", {**SIZES, **PER_LAYER, "global_head_dim": 12}),
+    ("Gemma4Unified", "Gemma4UnifiedTextConfig", {**SIZES, **SLIDING, "global_head_dim": 12}),
 )
 
 # Each with a readout of its own and with a tied one.
