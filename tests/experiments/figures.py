@@ -251,18 +251,22 @@ def draw_identity(all_results: Sequence[Optima]) -> Figure:
 
 
 def draw_ways(all_results: Sequence[Ways]) -> Figure:
-    """Draw the training loss of every way of growing over all compute, the narrow model's training included."""
-    figure, panels = _panels(1, len(all_results), (4.4, 3.2))
-    for axes, results in zip(panels[0], all_results, strict=True):
-        for grown, color in zip(results.grown, _colors(len(results.grown)), strict=True):
-            by_flops = {
-                grown.before + step * grown.flops: seen for step, seen in _by_step(grown.curves).items() if step
-            }
-            _band(axes, by_flops, color, label=grown.way, linewidth=1.2)
-        axes.set_yscale("log")
-        _plain_ticks(axes)
-        axes.set_title(results.title, fontsize=9)
-        axes.set_xlabel("floating-point operations, narrow training included")
-        axes.legend(fontsize=6)
-    panels[0][0].set_ylabel("training loss (nats)")
+    """Draw the training loss of every way of growing over all compute: with the narrow model's, and with the search's.
+
+    The second row is left out if the search for learning rate and noise was not counted.
+    """
+    has_search = any(grown.tuning for results in all_results for grown in results.grown)
+    figure, panels = _panels(1 + has_search, len(all_results), (4.4, 3.2))
+    for row, included in zip(panels, ("narrow training", "narrow training and search"), strict=False):
+        for axes, results in zip(row, all_results, strict=True):
+            for grown, color in zip(results.grown, _colors(len(results.grown)), strict=True):
+                before = grown.before + (grown.tuning if "search" in included else 0.0)
+                by_flops = {before + step * grown.flops: seen for step, seen in _by_step(grown.curves).items() if step}
+                _band(axes, by_flops, color, label=grown.way, linewidth=1.2)
+            axes.set_yscale("log")
+            _plain_ticks(axes)
+            axes.set_title(results.title, fontsize=9)
+            axes.set_xlabel(f"floating-point operations, {included} included")
+            axes.legend(fontsize=6)
+        row[0].set_ylabel("training loss (nats)")
     return figure
