@@ -43,7 +43,7 @@ from mupscale_cli.text import listed
 FORMATS: tuple[WeightsFormat, ...] = (Safetensors(),)  # the first one that recognizes a checkpoint reads it
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 INDICES = tuple(name for each in FORMATS for name in each.indices)
-TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".tar")  # timm calls its files `.pth.tar`
 _MAX_INSIDE = 5  # checkpoints in a message
 _PEFT_CLASSES = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",

@@ -259,6 +259,8 @@ def build_reference_model(
             f"{layout.title} builds its models with its own code; give that with `--model module.py:build`, "
             "a function of the sizes"
         )
+    if layout is not None and checkpoint.library.load is not None:  # it does not read the trainer's file
+        return _build_natively(checkpoint, checkpoint.library, dtype, placement, plain_name)
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
         return _load_natively(checkpoint, checkpoint.config, dtype, device)

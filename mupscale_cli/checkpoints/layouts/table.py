@@ -14,6 +14,7 @@ from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA, META_LLAMA_F
 from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
+from mupscale_cli.checkpoints.layouts.timm import TIMM
 from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
 from mupscale_cli.checkpoints.layouts.torchtune import TORCHTUNE, TORCHTUNE_QWEN
 from mupscale_cli.errors import CheckpointError
@@ -31,6 +32,7 @@ LAYOUTS: tuple[Layout, ...] = (
     LITGPT,
     LIGHTNING,
     COMPOSER,
+    TIMM,
     NANOCHAT,
     META_LLAMA_FILE,
     TORCHTUNE_QWEN,
