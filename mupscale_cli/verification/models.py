@@ -260,7 +260,7 @@ def build_reference_model(
             "a function of the sizes"
         )
     if layout is not None and checkpoint.library.load is not None:  # it does not read the trainer's file
-        return _build_natively(checkpoint, checkpoint.library, dtype, placement, plain_name)
+        return _build_natively(checkpoint, checkpoint.library, dtype, device, plain_name)
     if checkpoint.library.load is not None:
         _require_plain_names(checkpoint, plain_name, f"{checkpoint.library.name} reads the file")
         return _load_natively(checkpoint, checkpoint.config, dtype, device)
