@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, An
     try:
         if source.endswith(".py"):
             require_plain(Path(source))
+            if (folder := str(Path(source).resolve().parent)) not in sys.path:
+                sys.path.append(
+                    folder
+                )  # the module may import its neighbors, also when it builds; no package is shadowed
             spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             assert spec is not None
             assert spec.loader is not None

@@ -1,5 +1,7 @@
 """Building the reference model of a checkpoint: a transformers class or a user-defined model."""
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -120,3 +122,15 @@ def test_every_weight_is_loaded_in_every_type(dtype, saved):
     model = build_reference_model(open_checkpoint(source), dtype)
     for name, value in model.named_parameters():
         assert torch.equal(value, stored[name].to(dtype)), name
+
+
+def test_a_module_of_a_file_imports_its_neighbors(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "its_neighbor.py").write_text("WIDTH = 7")
+    (tmp_path / "net.py").write_text(
+        "from its_neighbor import WIDTH\n\n\ndef build(_config):\n    import its_neighbor\n\n"
+        "    return WIDTH + its_neighbor.WIDTH\n"
+    )
+    _, build = load_user_module(f"{tmp_path / 'net.py'}:build")
+    assert build({}) == 14
+    del sys.modules["its_neighbor"]
