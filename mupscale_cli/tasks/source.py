@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,12 @@ class Source:
         return f"{self.remote.id}/{path.name}"
 
     def optimizer_kinds(self, plan: Plan, options: StateOptions) -> tuple[str, ...]:
-        """Return which optimizers the state to widen belongs to; none for a state that is not downloaded.
+        """Return which optimizers the state to widen belongs to; none if it is not downloaded, or torch not installed.
 
         Raises:
             MupscaleError: the state does not tell, does not belong to the weights, or cannot be widened.
         """
-        if not self.is_local:
+        if not self.is_local or find_spec("torch") is None:
             return ()
         if (trained := self.checkpoint.trained) is not None:
             from mupscale_cli.optimizers.in_kind import plan_in_kind  # imports torch
