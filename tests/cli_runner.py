@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 import mupscale_cli
-from mupscale_cli.cli.commands import app
+from mupscale_cli.cli.commands import application
 from mupscale_cli.cli.main import main
 
 
@@ -69,7 +69,7 @@ def commands_of() -> Iterator[tuple[str, ...]]:
 
 def options_of(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every option and argument of every command with the command's name."""
-    command = typer.main.get_command(app) if command is None else command
+    command = typer.main.get_command(application()) if command is None else command
     for parameter in command.params:
         yield name, parameter
     for inner, sub in getattr(command, "commands", {}).items():

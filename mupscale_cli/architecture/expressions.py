@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Union
 
 from mupscale_cli.architecture.syntax import KEYWORDS, Cursor, LanguageError
@@ -55,6 +56,7 @@ _CONSTANTS = {"true": True, "false": False}
 _LARGEST = 2**63  # limit of computed numbers
 
 
+@lru_cache(maxsize=4096)  # recipes share most of their texts
 def parse_expression(text: str) -> Expression:
     """Parse an expression over config keys and axes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, Union
 
 from mupscale_cli.architecture.expressions import Expression, Name, expression_at
@@ -110,6 +111,7 @@ class Layout:
     norm: Norm | None = None
 
 
+@lru_cache(maxsize=4096)  # recipes share most of their texts
 def parse_layout(text: str) -> Layout:
     """Parse the dimensions of a tensor: `embed, /(kv g d) | embed^-0.5 offset 1`, `d | #d^0.5 rms of q_proj`.
 

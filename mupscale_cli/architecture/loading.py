@@ -164,7 +164,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
     """Read a file's document, merged with the recipes that it extends, and return it with the hash of all of them."""
     with read_errors(path, RecipeError):
         text = read_text(path, MAX_BYTES)
-    document = _strip_version(parse_document(text, _display_name(path)))
+    document = _parsed(text, _display_name(path))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")
     if base is None:
@@ -179,6 +179,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
         raise base.error(f"`{path.stem}` extends itself")
     parent_document, parent_digest = _read(parent, (*seen, path))
     return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, name: str) -> Entries:
+    """Parse the text of a file; recipes share parents and parts."""
+    return _strip_version(parse_document(text, name))
 
 
 def _strip_version(document: Entries) -> Entries:

@@ -63,6 +63,16 @@ class Pattern:
         """The number of `*`, with `**` counting as 100: of two patterns that match a name, the one with fewer wins."""
         return sum(part is STAR for part in self.parts) + sum(100 for part in self.parts if part is REST)
 
+    @property
+    def ending(self) -> str:
+        """The text that every matching name ends with."""
+        last = self.parts[-1]
+        return last if isinstance(last, str) else ""
+
+    def may_match(self, name: str) -> bool:
+        """Tell whether a name ends like the pattern."""
+        return name.endswith(self.ending)
+
     def regex(self, prefixes: Mapping[str, str]) -> re.Pattern[str]:
         """Compile a regular expression with groups `first`, `last` and one per axis, and unnamed ones for wildcards."""
         return re.compile("".join(_part_regex(part, prefixes) for part in self.parts))

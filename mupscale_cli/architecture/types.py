@@ -333,22 +333,17 @@ class Recipe:
 
     def follows(self, tensor: str, rule: TensorRule) -> bool:
         """Return whether a rule is for a tensor of this name, with any prefix."""
-        return any(each is rule for each in self._rules_for(tensor))
+        # Most rules end otherwise, and their expressions need not be compiled.
+        return rule.pattern.may_match(tensor) and any(
+            rule.pattern.regex(prefixes).fullmatch(tensor) for prefixes in self.prefixes
+        )
 
     def is_optional(self, tensor: str) -> bool:
         """Return whether a checkpoint without a tensor may be complete: every rule for its name is optional."""
         return self.knows(tensor) and all(rule.pattern.optional for rule in self._rules_for(tensor))
 
     def _rules_for(self, tensor: str) -> Iterator[TensorRule]:
-        return (rule for regex, rule in self._tensor_patterns if regex.fullmatch(tensor))
-
-    @cached_property
-    def _tensor_patterns(self) -> tuple[tuple[re.Pattern[str], TensorRule], ...]:
-        return tuple(
-            (rule.pattern.regex(prefixes), rule)
-            for rule in (*self.tensors, *self.implied)
-            for prefixes in self.prefixes
-        )
+        return (rule for rule in (*self.tensors, *self.implied) if self.follows(tensor, rule))
 
     def parameter_name(self, tensor: str) -> str:
         """Return the reference model's name for a tensor of the checkpoint."""

@@ -1,33 +1,27 @@
-"""The application with all commands."""
+"""The application with all commands, or with only the one that runs: importing them all takes most of its time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from mupscale_cli.cli import (
-    coordcheck,
-    demo,
-    doctor,
-    hparams,
-    inspect,
-    manual,
-    options,
-    plot,
-    push,
-    recipes,
-    run,
-    sweep,
-    verify,
-    widen,
-)
 from mupscale_cli.cli.failures import print_error_document, usage_message
-from mupscale_cli.cli.overview import SETTINGS, root
+from mupscale_cli.cli.overview import SETTINGS, SUMMARIES, do_nothing, root
 from mupscale_cli.errors import MupscaleError
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only its subclass
+# The function or the group of each command that its own module does not have under the command's name.
+_PLACES = {
+    "help": ("manual", "show_page"),
+    "schema": ("manual", "show_schema"),
+    "recipes": ("recipes", "app"),
+    "plot": ("plot", "app"),
+}
 
 
 class _Group(TyperGroup):
@@ -41,32 +35,36 @@ class _Group(TyperGroup):
             raise
 
 
-app = typer.Typer(cls=_Group, **SETTINGS)
-app.callback(invoke_without_command=True)(root)
-app.command()(widen.widen)
-app.command()(verify.verify)
-app.command()(inspect.inspect)
-app.command()(hparams.hparams)
-app.command()(sweep.sweep)
-app.command()(coordcheck.coordcheck)
-app.command()(push.push)
-app.command()(run.run)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(plot.app, name="plot")
-app.command()(demo.demo)
-app.command()(doctor.doctor)
-app.command("help")(manual.show_page)
-app.command("schema")(manual.show_schema)
+def application(only: str | None = None) -> typer.Typer:
+    """Return the application.
+
+    Args:
+        only: the command that will run; the others then have a name and a summary, but do nothing. Default: all run.
+    """
+    app = typer.Typer(cls=_Group, **SETTINGS)
+    app.callback(invoke_without_command=True)(root)
+    for name, summary in SUMMARIES.items():
+        if only not in (None, name):
+            app.command(name, help=summary)(do_nothing)
+            continue
+        command = _imported(name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
-def _add_verbosity(commands: typer.Typer) -> None:
-    """Give every command the options `--quiet`, `--verbose` and `--debug`."""
-    for command in commands.registered_commands:
-        assert command.callback is not None
-        command.callback = options.with_verbosity(command.callback)
-    for group in commands.registered_groups:
-        assert group.typer_instance is not None
-        _add_verbosity(group.typer_instance)
+@cache
+def _imported(name: str) -> typer.Typer | Callable[..., None]:
+    """Import a command or a group of commands; each gets the options `--quiet`, `--verbose` and `--debug`."""
+    from mupscale_cli.cli.options import with_verbosity
 
-
-_add_verbosity(app)
+    module, attribute = _PLACES.get(name, (name, name))
+    command = getattr(import_module(f"mupscale_cli.cli.{module}"), attribute)
+    if not isinstance(command, typer.Typer):
+        return with_verbosity(command)
+    for inner in command.registered_commands:
+        assert inner.callback is not None
+        inner.callback = with_verbosity(inner.callback)
+    return command

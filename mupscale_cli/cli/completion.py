@@ -19,7 +19,6 @@ from mupscale_cli.checkpoints.fates import RECORD
 from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.checkpoints.reading import INDICES, SUFFIXES, TORCH_SUFFIXES, open_checkpoint
 from mupscale_cli.errors import MupscaleError
-from mupscale_cli.tasks.planning import choose_recipe
 
 _FACTORS = (2, 3, 4, 8)  # offered once the axis is complete
 _MAX_ENTRIES = 1000  # read per folder
@@ -105,6 +104,8 @@ def _is_used(recipe: Recipe, name: str) -> bool:
 
 
 def _recipe(context: typer.Context) -> Recipe | None:
+    from mupscale_cli.tasks.planning import choose_recipe  # for completing axes alone
+
     name, path = context.params.get("recipe"), _checkpoint(context)
     try:
         if path is None:

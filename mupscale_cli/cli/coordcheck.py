@@ -70,8 +70,6 @@ def coordcheck(
     measures the outputs of all layers. Exits with 1 if a layer's change grows or shrinks with the width.
     """
     from mupscale_cli.reports.pictures.canvas import check_matplotlib, check_picture, save, style
-    from mupscale_cli.sweep.coordinates import check_coordinates, coordinates_document
-    from mupscale_cli.sweep.coordinates_picture import draw_coordinates
     from mupscale_cli.sweep.grid import make_grid
     from mupscale_cli.sweep.settings import Sweep, Training
 
@@ -98,6 +96,9 @@ def coordcheck(
         data=data,
     )
     settings.perturbation(noise)
+    from mupscale_cli.sweep.coordinates import check_coordinates, coordinates_document  # imports torch
+    from mupscale_cli.sweep.coordinates_picture import draw_coordinates
+
     found = check_coordinates(
         settings, is_mapped=not one_lr, report=lambda point: output.note(f"training x{point.factor}, seed {point.seed}")
     )

@@ -25,7 +25,6 @@ _NOISE = 0.1
 
 
 def demo(
-    context: typer.Context,
     directory: Annotated[Path, typer.Option("--output", "-o", help="New directory for the models.")] = Path(
         "mupscale-demo"
     ),
@@ -38,7 +37,7 @@ def demo(
 
     console = output.report(as_json=as_json)
     with one_thread():
-        document = _show(_Shell(context, console, as_json), directory)
+        document = _show(_Shell(console, as_json), directory)
     console.print(f"\nThe models are in {directory}. `mupscale help tutorial` continues with them.", markup=False)
     if as_json:
         output.print_document("demo", {"directory": str(directory), **document})
@@ -48,15 +47,16 @@ def demo(
 class _Shell:
     """Prints commands and runs them; under `--json`, collects the documents that they print."""
 
-    context: typer.Context
     console: Console
     as_json: bool
     documents: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, line: str) -> None:
         """Run a command line in this process, through the real parser."""
+        from mupscale_cli.cli.commands import application  # imports every command, this one too
+
         self.console.print(f"[bold cyan]$[/] {line}", soft_wrap=True)
-        group = self.context.find_root().command
+        group = typer.main.get_command(application())
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed) if self.as_json else contextlib.nullcontext():
             words = shlex.split(line)[1:] + (["--json"] if self.as_json else [])

@@ -80,13 +80,13 @@ def _require_streams() -> None:
 
 
 def _application() -> typer.Typer:
-    """Return all commands, or only their list if nothing else is needed: importing them takes most of the time."""
-    is_overview = sys.argv[1:] in ([], ["--help"], ["--version"]) and "_MUPSCALE_COMPLETE" not in os.environ
-    if is_overview:
+    """Return the given command, or only the list of commands. Completion in a shell needs all of them."""
+    is_completing = "_MUPSCALE_COMPLETE" in os.environ
+    if not is_completing and sys.argv[1:] in ([], ["--help"], ["--version"]):
         return overview()
-    from mupscale_cli.cli.commands import app
+    from mupscale_cli.cli.commands import application
 
-    return app
+    return application(None if is_completing else next((word for word in sys.argv[1:] if word[:1] != "-"), None))
 
 
 def _fail(error: MupscaleError, *, cause: BaseException | None = None, code: int | None = None) -> NoReturn:

@@ -50,9 +50,9 @@ def overview() -> typer.Typer:
     app = typer.Typer(**SETTINGS)
     app.callback(invoke_without_command=True)(root)
     for name, summary in SUMMARIES.items():
-        app.command(name, help=summary)(_do_nothing)
+        app.command(name, help=summary)(do_nothing)
     return app
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     """Stand in for a command."""

@@ -11,6 +11,7 @@ import typer
 from mupscale_cli.checkpoints.reading import TORCH_SUFFIXES
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.completion import complete_tensor, complete_widened
+from mupscale_cli.tasks.recorded import replan_widening
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Verification
@@ -56,10 +57,9 @@ def plot_weights(
 ) -> None:
     """Draw the widening of one tensor: corners of W and W' side by side, with lines between copied units."""
     _check(out, overwrite=overwrite)
-    from mupscale_cli.reports.pictures.weights import choose_tensor, draw_weights, read_blocks
-    from mupscale_cli.tasks.verify import replan_widening
-
     widening = replan_widening(wide, narrow, hashed=False)
+    from mupscale_cli.reports.pictures.weights import choose_tensor, draw_weights, read_blocks
+
     blocks = read_blocks(widening, choose_tensor(widening.plan, tensor), size)
     _draw(lambda: draw_weights(blocks), out, as_json=as_json)
 

@@ -147,7 +147,6 @@ def sweep(
     and noises. By muP transfer the best pair holds for every width: `mupscale hparams WIDE --from-sweep sweep.json`.
     """
     from mupscale_cli.cli import sweep_view
-    from mupscale_cli.sweep.proxy import usual_ratio
     from mupscale_cli.sweep.run import sweep as run_sweep
     from mupscale_cli.sweep.settings import Sweep, Training
 
@@ -168,6 +167,8 @@ def sweep(
     large = None if target is None else options.parse_whole(target, "--target")
     ratio = None if proxy is None else options.parse_whole(proxy, "--proxy")
     if ratio is None and factor is None and data is not None:
+        from mupscale_cli.sweep.proxy import usual_ratio  # imports torch
+
         ratio = usual_ratio(source.checkpoint, recipe, tie, axes)
     chosen = _proxy(ratio, proxy_steps, 0 if command and not data else _PROXY_STEPS * steps)
     settings = Sweep(

@@ -11,6 +11,8 @@ import typer
 from mupscale_cli.cli import options, output, render
 from mupscale_cli.cli.completion import complete_checkpoint
 from mupscale_cli.errors import MupscaleError
+from mupscale_cli.tasks.recorded import RecordedWidening, newest_widened, replan_widening
+from mupscale_cli.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
     from mupscale_cli.verification.result import Verification
@@ -71,38 +73,37 @@ def verify(
 
     Exits with 2 if the models cannot run; `--only weights --only config --only files` needs no model.
     """
-    from mupscale_cli.tasks import verify as task
-
     given = checkpoints or []
     if len(given) > 2:
         raise MupscaleError(f"`verify` takes at most two checkpoints, NARROW and WIDE; {len(given)} are given")
-    wide = given[-1] if given else str(task.newest_widened(Path()))
+    wide = given[-1] if given else str(newest_widened(Path()))
     if not given:
         output.note(f"verifying {wide}, the newest widened checkpoint in this folder")
     narrow = given[0] if len(given) == 2 else None
     if report is not None:
         check_report(report, only or (), overwrite=overwrite)
+    chosen = VerifyOptions(
+        narrow,
+        only=tuple(only or ()),
+        dtype=dtype,
+        device=device,
+        model=model,
+        recipe=recipe,
+        seed=seed,
+        steps=steps,
+        optimizer=optimizer,
+    )
+    widening = replan_widening(wide, narrow, recipe, with_state=chosen.reads_state)
+    from mupscale_cli.tasks import verify as task  # imports torch, for which a mistake in the command does not wait
+
     with output.progress() as events:
-        result = task.verify(
-            wide,
-            narrow,
-            only=tuple(only or ()),
-            dtype=dtype,
-            device=device,
-            model=model,
-            recipe=recipe,
-            seed=seed,
-            steps=steps,
-            optimizer=optimizer,
-            events=events,
-            processes=None,
-        )
+        result = task.verify(widening, **vars(chosen), events=events, processes=None)
     if as_json:
         output.print_document("verify", {"wide": wide, **result.as_document()})
     else:
         render.print_verification(output.report(), result)
     if report is not None:  # also if the models differ: that is when it is needed most
-        write_report(report, wide, narrow, result)
+        write_report(report, wide, widening, result)
     if not result.agrees:
         _fail(render.failure_text(result))
     if error := result.incomplete:
@@ -137,14 +138,12 @@ def check_report(file: Path, only: Sequence[str], *, overwrite: bool) -> None:
     check_matplotlib()
 
 
-def write_report(file: Path, wide: str, narrow: str | None, verification: Verification) -> None:
+def write_report(file: Path, wide: str, widening: RecordedWidening, verification: Verification) -> None:
     """Write the report of a verification."""
     from mupscale_cli.reports.pictures.canvas import publish, style
     from mupscale_cli.reports.pictures.report import report
     from mupscale_cli.reports.pictures.weights import choose_tensor, read_blocks
-    from mupscale_cli.tasks.verify import replan_widening
 
-    widening = replan_widening(wide, narrow, hashed=False)
     blocks = read_blocks(widening, choose_tensor(widening.plan, None))
     with style():
         publish(file, report(wide, widening.record, verification.as_document(), blocks).encode())

@@ -64,6 +64,11 @@ class VerifyOptions:
         """The parts to verify, in the order of `PARTS`."""
         return tuple(part for part in PARTS if part in self.only) if self.only else tuple(PARTS)
 
+    @property
+    def reads_state(self) -> bool:
+        """Whether the optimizer state takes part."""
+        return "files" in self.parts or self.steps > 0
+
     def as_record(self) -> VerifiedWith:
         """Return the options that a record keeps; it has no paths."""
         return {

@@ -8,7 +8,7 @@ import typer
 
 import mupscale_cli
 from cli_runner import run
-from mupscale_cli.cli.commands import app
+from mupscale_cli.cli.commands import application
 from mupscale_cli.cli.overview import overview
 
 
@@ -38,7 +38,7 @@ def test_every_command_has_help(command):
 
 
 def test_overview_lists_the_real_commands_without_importing_them():
-    whole, listed = (typer.main.get_command(each) for each in (app, overview()))
+    whole, listed = (typer.main.get_command(each) for each in (application(), overview()))
     first_lines = {name: command.help.split("\n\n")[0].replace("\n", " ") for name, command in whole.commands.items()}
     assert {name: command.help for name, command in listed.commands.items()} == first_lines
     assert list(listed.commands) == list(whole.commands)

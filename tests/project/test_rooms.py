@@ -1,6 +1,7 @@
 """The rooms of the package: which room imports which, and which modules do not import torch."""
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -139,23 +140,47 @@ def test_planning_needs_no_torch(module):
     assert loaded(f"import mupscale_cli.{module}") == []
 
 
-COMMAND = """
-import sys
+COMMANDS = """
+import json, sys
 from mupscale_cli.cli.main import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
+for line, code in json.loads(sys.argv[1]):
+    sys.argv = ["mupscale", *line]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == code, (line, end.code)
+    else:
+        assert code is None, line
 """
+MISTAKES = (
+    "widen {0}/none -f 2",
+    "widen {0} -f 2.3",
+    "widen {0} -f 2 --axis none=2",
+    "widen {0} -f 2 --optimizer none.pt",
+    "verify {0}/none",
+    "verify {0}",
+    "inspect {0}/none",
+    "hparams {0}",
+    "sweep {0}/none --data none",
+    "coordcheck {0}/none --data none",
+    "push {0} no/where",
+    "run {0}/none.yaml",
+    "plot weights {0}",
+    "recipes show none",
+    "recipes check llama {0}/none",
+    "none",
+)
 
 
-def test_help_and_dry_run_import_neither_torch_nor_transformers(saved):
-    assert loaded(COMMAND, "--help") == []
-    assert loaded(COMMAND, "widen", "--help") == []
-    assert loaded(COMMAND, "sweep", "--help") == []
-    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "--factor", "2", "--dry-run") == []
-    assert loaded(COMMAND, "inspect", str(saved("Llama-tied"))) == []
-    assert loaded(COMMAND, "recipes", "list") == []
-    assert loaded(COMMAND, "push", "--help") == []
-    output = f"{saved('Llama-tied')}-wide"
-    assert loaded(COMMAND, "widen", str(saved("Llama-tied")), "-f", "2", "--no-verify", "-o", output) == ["torch"]
+def test_help_plans_and_mistakes_wait_for_neither_torch_nor_transformers(saved):
+    narrow = str(saved("Llama-tied"))
+    lines = [(["--help"], 0), (["recipes", "list"], 0), (["inspect", narrow], 0), (["push", "--help"], 0)]
+    lines += [(["widen", narrow, "--factor", "2", "--dry-run"], 0), (["sweep", "--help"], 0)]
+    lines += [(line.format(narrow).split(), 2) for line in MISTAKES]
+    assert not {"torch", "transformers"} & set(loaded(COMMANDS, json.dumps(lines)))  # `plot` looks for matplotlib
+
+
+def test_widening_imports_torch_alone(saved):
+    narrow = str(saved("Llama-tied"))
+    line = ["widen", narrow, "-f", "2", "--no-verify", "-o", f"{narrow}-wide"]
+    assert loaded(COMMANDS, json.dumps([(line, 0)])) == ["torch"]

@@ -23,7 +23,7 @@ from mupscale_cli.reports.pictures.verification import (
     step_losses,
 )
 from mupscale_cli.reports.pictures.weights import boundaries, choose_tensor, draw_weights, read_blocks
-from mupscale_cli.tasks.verify import replan_widening
+from mupscale_cli.tasks.recorded import replan_widening
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from helpers import MLP_MODULE, save_mlp
 from mupscale_cli.errors import CheckpointError, MupscaleError, VerifyError
-from mupscale_cli.tasks.verify import newest_widened, verify
+from mupscale_cli.tasks.recorded import newest_widened
+from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.result import CannotVerify
 

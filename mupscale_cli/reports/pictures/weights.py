@@ -20,7 +20,7 @@ from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.reports.explain import matching_names
 from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure
-from mupscale_cli.tasks.verify import RecordedWidening
+from mupscale_cli.tasks.recorded import RecordedWidening
 from mupscale_cli.text import number_text
 
 BLOCK = 48  # default number of rows and columns of W'
