@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from mupscale_cli.architecture.patterns import FIRST, LAST, STAR, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
@@ -72,11 +73,22 @@ def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dic
         by_ending[ending].append((rule, rule.pattern.regex(prefixes)))
     any_ending = by_ending.pop(None, [])
 
+    @cache
+    def rules_for(tail: str) -> list[tuple[TensorRule, re.Pattern[str]]]:
+        """Return the rules that may match names with the same last two parts, such as `up_proj.weight`."""
+        rules = (*by_ending.get(tail.rpartition(".")[2], ()), *any_ending)
+        return [each for each in rules if _may_end(each[0].pattern.ending, tail)]
+
     def match(name: str) -> list[Match]:
-        rules = (*by_ending.get(name.rpartition(".")[2], ()), *any_ending)
+        rules = rules_for(".".join(name.rsplit(".", 2)[-2:]))
         return [Match(rule, found) for rule, regex in rules if (found := regex.fullmatch(name))]
 
     return {name: match(name) for name in names}
+
+
+def _may_end(ending: str, tail: str) -> bool:
+    """Tell whether a name with this end may also have that one."""
+    return ending.endswith(tail) or tail.endswith(ending)
 
 
 def _resolve_ends(candidates: dict[str, list[Match]]) -> None:
@@ -106,6 +118,8 @@ def _ends(match: Match) -> Iterable[tuple[str, str, int]]:
 
 
 def _most_specific(name: str, matches: list[Match]) -> Match:
+    if len(matches) == 1:
+        return matches[0]
     fewest = min(match.rule.pattern.num_wildcards for match in matches)
     best = [match for match in matches if match.rule.pattern.num_wildcards == fewest]
     if len(best) > 1:

@@ -333,7 +333,7 @@ class Recipe:
 
     def follows(self, tensor: str, rule: TensorRule) -> bool:
         """Return whether a rule is for a tensor of this name, with any prefix."""
-        # Most rules end otherwise, and their expressions need not be compiled.
+        # Most rules end otherwise, which spares compiling their expressions.
         return rule.pattern.may_match(tensor) and any(
             rule.pattern.regex(prefixes).fullmatch(tensor) for prefixes in self.prefixes
         )
@@ -351,9 +351,13 @@ class Recipe:
 
     def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
         """Yield the parameters of other shapes that a tensor of the checkpoint belongs to, with their layouts."""
-        for name, rule in self._parameters_of(tensor):
+        for name, rule in self._parameters_of(tensor) if self._reshapes else ():
             if rule.dims is not None:
                 yield name, rule.dims
+
+    @cached_property
+    def _reshapes(self) -> bool:
+        return any(rule.dims is not None for rule in self.parameters)
 
     def _parameters_of(self, tensor: str) -> Iterator[tuple[str, ParameterRule]]:
         seen = set()

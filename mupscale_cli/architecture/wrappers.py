@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ _WRAPPERS = frozenset(
 )
 _DDP = "module"  # a wrapper in front of a name or beside another wrapper; elsewhere it may be the model's own
 
+_MAY_BE_WRAPPED = re.compile("|".join((*sorted(_WRAPPERS), _DDP)))
+
 
 def strip_wrappers(name: str) -> str:
     """Strip the parts that DDP, FSDP, compilation and activation checkpointing add to a parameter's name."""
+    if _MAY_BE_WRAPPED.search(name) is None:
+        return name
     return ".".join(part for part, is_wrapper in _marked(name) if not is_wrapper)
 
 
@@ -53,7 +58,7 @@ class Wrapping:
 
         A name of another length has no such places except in front. The name stays plain if the output is stripped.
         """
-        if self.is_stripped:
+        if self.is_stripped or (not self.outer and _MAY_BE_WRAPPED.search(like) is None):
             return plain
         added: dict[int, list[str]] = {}
         place, outer = 0, self.outer.count(".")

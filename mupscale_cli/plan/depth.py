@@ -67,13 +67,10 @@ class BlockNames:
         is_new = name in self.new
         stack, position = self.places[name]
         fill = float(-tensor.offset) if is_new and name in writers and adds_identity else None
-        return replace(
-            tensor,
-            source=replace(tensor.source, name=self.reads.get(name, name)),
-            noise=tensor.noise if fill is None else None,
-            fill=fill,
-            block=Block(stack, is_new, name in writers, position),
-        )
+        read = self.reads.get(name, name)
+        source = tensor.source if tensor.source.name == read else replace(tensor.source, name=read)
+        placed = tensor.renamed(source, tensor.target.name, block=Block(stack, is_new, name in writers, position))
+        return placed if fill is None else replace(placed, noise=None, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,11 @@ def deepen(
             deeper.append(spec)
             continue
         rule, block = blocks[spec.name]
-        units = maps.get(rule.name, BlockMap(tuple(range(block.number + 1))))
+        if rule.name not in maps:
+            deeper.append(spec)
+            places[spec.name] = rule.name, block.number
+            continue
+        units = maps[rule.name]
         positions = units.positions[block.number]
         if spec.name in pinned:
             positions = (0 if pinned[spec.name] == FIRST.word else units.wide_size - 1,)

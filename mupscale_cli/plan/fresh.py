@@ -64,7 +64,7 @@ class FreshUnits:
     choices: Mapping[str, Choice[Any]]
     eps: Mapping[str, Fraction]
 
-    @property
+    @cached_property
     def _is_needed(self) -> bool:
         return any(axis.filled != 1 for axis in self.axes.values())
 

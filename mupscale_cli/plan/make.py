@@ -72,7 +72,7 @@ def make_plan(
     _refuse_quantized(config, specs)
     wrapping = find_wrapping(recipe, (spec.name for spec in specs), is_stripped=clean_names)
     stored = _stored_names(wrapping, specs)
-    plain = [replace(spec, name=name) for name, spec in zip(stored, specs, strict=True)]
+    plain = [spec if spec.name == name else replace(spec, name=name) for name, spec in zip(stored, specs, strict=True)]
     plan = _make_plan(
         recipe, plain, config, request, tie, wrapping, method, perturbation, side_files, check_config=check_config
     )
@@ -245,7 +245,9 @@ def _as_stored(tensor: TensorPlan, stored: Mapping[str, str], wrapping: Wrapping
     """Return the plan of a tensor under the names that it has in the files."""
     name = stored[tensor.source.name]
     written = wrapping.wrap(tensor.target.name, like=name)
-    return replace(tensor, source=replace(tensor.source, name=name), target=replace(tensor.target, name=written))
+    if (name, written) == (tensor.source.name, tensor.target.name):
+        return tensor
+    return tensor.renamed(replace(tensor.source, name=name), written)
 
 
 def _refuse_quantized(config: Mapping[str, Any] | None, specs: Iterable[TensorSpec]) -> None:

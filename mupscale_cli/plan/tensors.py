@@ -17,7 +17,7 @@ from mupscale_cli.dtypes import DTYPES, TensorSpec
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.axes import config_keys, settings_text
 from mupscale_cli.plan.conditions import Values
-from mupscale_cli.plan.copies import Axis
+from mupscale_cli.plan.copies import Axis, CopyMap
 from mupscale_cli.plan.dims import DimMap, LayoutError, keep_dims, map_dim, power_scale, size_of
 from mupscale_cli.plan.fresh import FreshUnits
 from mupscale_cli.plan.methods import Method
@@ -28,7 +28,7 @@ _MAX_TENSORS = 10**6  # that one tensor may become if an axis in its name is wid
 
 
 class TensorPlanner:
-    """Plans tensors, and caches the maps of dimensions, since rules and shapes repeat in every layer."""
+    """Plans tensors, and caches what those of one rule and shape share, since both repeat in every layer."""
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class TensorPlanner:
         self.prefixes = prefixes
         self.values = values
         self.maps: dict[Any, tuple[DimMap, ...]] = {}
+        self.alike: dict[Any, TensorPlan] = {}
+        self.counted: dict[str, CopyMap] = {}  # of axes that count tensors
 
     def plan(self, spec: TensorSpec, match: Match, choice: Choice[Any]) -> Iterable[TensorPlan]:
         """Plan the output tensors that a tensor becomes; several if an axis in its name is widened.
@@ -60,10 +62,14 @@ class TensorPlanner:
         """
         layout = choice.value
         rule = match.rule.pattern.text
+        kind = spec.name.rpartition(".")[2]  # a rule for both may treat weights and biases differently
+        key = (rule, choice.text.value, spec.shape, spec.dtype, kind, self.fresh.in_front(spec.name))
+        if key in self.alike:
+            yield from self._name_copies(self.alike[key].renamed(spec, spec.name), match)
+            return
         if layout == "keep":
             plan = TensorPlan(spec, spec, rule, "keep", keep_dims(spec.shape))
         else:
-            key = (rule, choice.text.value, spec.shape, self.fresh.in_front(spec.name))
             if key not in self.maps:
                 self.maps[key] = self._map_dims(spec, layout, choice, spec.name)
             plan = self._scaled(spec, rule, layout, choice, self.maps[key], spec.name)
@@ -71,6 +77,9 @@ class TensorPlanner:
             planned = self._apply_method(copied)
             _check_dtype(planned)
             yield planned
+        if planned.noise is None and planned.init is None and self.perturbation is None:  # these depend on the name
+            self.alike[key] = planned
+            _ = planned.parts  # computed once for all of them
 
     def parameters(self, recipe: Recipe, specs: Iterable[TensorSpec]) -> tuple[TensorPlan, ...]:
         """Plan the reference model's parameters that the checkpoint stores in another form."""
@@ -193,13 +202,10 @@ class TensorPlanner:
             for part, (digit, _), pieces in zip(parts, chosen, contracted, strict=True):
                 piece = piece * pieces + digit if part.contracted else piece
             name = expand_name(match.rule.pattern, match.groups, [index for _, index in chosen])
-            yield replace(
-                plan,
-                target=replace(plan.target, name=name),
-                name_copies=math.prod(map(len, copies)),
-                piece=piece,
-                name_pieces=math.prod(contracted),
-            )
+            counts = (math.prod(map(len, copies)), math.prod(contracted))
+            if (plan.name_copies, plan.name_pieces) != counts:
+                plan = replace(plan, name_copies=counts[0], name_pieces=counts[1])
+            yield plan.renamed(plan.source, name, piece)
 
     def _indices(self, part: NameAxis, plan: TensorPlan, match: Match) -> Iterable[int]:
         """Yield the numbers in the names of a tensor's copies, given that its own counts the axes of `part`."""
@@ -230,12 +236,13 @@ class TensorPlanner:
                 index = index * (axis.wide_size or 1) + position
             yield index
 
-    @staticmethod
-    def _positions(axis: Axis, unit: int) -> tuple[int, ...]:
+    def _positions(self, axis: Axis, unit: int) -> tuple[int, ...]:
         """Return the new numbers of a unit of an axis that counts tensors."""
         if axis.size is None:  # the copies of a unit stay together
             return tuple(range(unit * axis.factor, (unit + 1) * axis.factor))
-        return axis.copy_map().positions[unit]
+        if axis.name not in self.counted:
+            self.counted[axis.name] = axis.copy_map()
+        return self.counted[axis.name].positions[unit]
 
 
 def name_prefixes(recipe: Recipe) -> tuple[str, ...]:
