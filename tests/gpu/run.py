@@ -1,7 +1,7 @@
 """Widen and verify on a GPU: every shape in every type, training steps, noise, placement, and a model of billions.
 
-`PYTHONPATH=tests python tests/gpu/run.py` ends within eight minutes on one GPU and prints a table as Markdown. A case that
-fails or no longer fits into the time does not hide the others. `--device cpu --small` runs the cases on tiny models.
+`PYTHONPATH=tests python tests/gpu/run.py` ends within eight minutes on one GPU and prints a table as Markdown. A case
+that fails or no longer fits into the time does not hide the others. `--device cpu --small` runs them on tiny models.
 """
 
 from __future__ import annotations
