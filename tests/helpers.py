@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import decoders
+from encoder_models import ENCODERS
+from multimodal_models import MULTIMODAL
 
 # Some configs require hidden_size to be a multiple of the number of heads despite head_dim: 48 suits 4, 8 and 12 heads.
 SIZES = {
@@ -434,7 +436,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "ResNet-basic": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
     "ResNet-bottleneck": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "bottleneck"}),
+    **ENCODERS,
+    **MULTIMODAL,
 }
+
+# Cases of model types that are only names in a recipe of which another case is tried by default.
+ONLY_NAMES = frozenset(
+    {
+        *("Ernie-tied", "Data2VecText-tied", "BigBird-tied", "LayoutLM-tied", "XLMRobertaXL-tied"),
+        *("RobertaPreLayerNorm-tied", "Blenderbot-tied", "PLBart-tied", "Mvp-tied", "PegasusX-tied"),
+        *("Hubert-group", "UniSpeech-group", "UniSpeechSat-group", "Data2VecVision-classifier"),
+        *("BlenderbotSmall-tied", "IJepa", "UMT5-gated", "LongT5-tied", "M2M100-tied"),
+        *("LlavaNext-clip", "LlavaNextVideo-clip", "Idefics3-images", "Cohere2Vision-siglip", "Voxtral-audio"),
+    }
+)
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -103,7 +104,7 @@ def _random_images(shape: tuple[int, int, int], generator: torch.Generator) -> t
 
 
 def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
-    """Make inputs for a transformers model: tokens, images or spectrograms, according to its `main_input_name`.
+    """Make inputs for a transformers model: tokens, images or sounds, according to its `main_input_name`.
 
     Raises:
         CannotVerify: the model takes another kind of input.
@@ -120,10 +121,14 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
     if name == "input_ids" and getattr(config, "vision_config", None) is not None:
         keywords |= _image_inputs(model, config, generator)
-        keywords[name] = _with_image_tokens(model, config, keywords)
+        keywords[name] = _with_placeholders(model, keywords, image_token(config), _features_of(model, "image"))
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
         description += " with images"
+    elif name == "input_ids" and hasattr(config, "audio_config") and audio_token(config) is not None:
+        keywords |= _sound_inputs(model, config, generator)
+        keywords[name] = _with_placeholders(model, keywords, audio_token(config), _features_of(model, "audio"))
+        description += " with sounds"
     return Inputs((), keywords, description)
 
 
@@ -131,7 +136,16 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     """Make one image per text: pixels, or a sequence of patches for models that take any resolution."""
     vision = config.vision_config
     if not hasattr(vision, "temporal_patch_size"):
-        return {"pixel_values": _images(vision, generator)[0].to(model.dtype)}
+        pixels = _images(vision, generator)[0].to(model.dtype)
+        parameters = inspect.signature(_features_of(model, "image")).parameters
+        if "pixel_attention_mask" in parameters:  # several images per text
+            return {"pixel_values": pixels[:, None]}
+        if "image_sizes" not in parameters:
+            return {"pixel_values": pixels}
+        sizes = torch.tensor([pixels.shape[-2:]] * BATCH)
+        if hasattr(config, "image_grid_pinpoints"):  # each image and its tiles
+            pixels = pixels[:, None].repeat(1, 1 + _tiles(config, vision, sizes[0].tolist()), 1, 1, 1)
+        return {"pixel_values": pixels, "image_sizes": sizes}
     side = 2 * vision.spatial_merge_size
     channels = getattr(vision, "in_channels", None) or vision.in_chans
     patch = channels * vision.temporal_patch_size * vision.patch_size**2
@@ -139,15 +153,40 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     return {"pixel_values": patches.to(model.dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
 
 
-def _with_image_tokens(model: Any, config: Any, keywords: Mapping[str, Tensor]) -> Tensor:
-    """Prepend one image token per feature of its image to each text."""
+def _tiles(config: Any, vision: Any, size: list[int]) -> int:
+    """Return into how many tiles LLaVA cuts an image of a height and width."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    height, width = select_best_resolution(size, config.image_grid_pinpoints)
+    tile: int = vision.image_size
+    return (height // tile) * (width // tile)
+
+
+def _features_of(model: Any, kind: str) -> Callable[..., Any]:
+    """Return the function that turns images or sounds into features; some heads leave it to their model."""
+    name = f"get_{kind}_features"
+    found: Callable[..., Any] = getattr(model if hasattr(model, name) else model.model, name)
+    return found
+
+
+def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make one spectrogram per text."""
+    spectrograms = _spectrograms(config.audio_config, generator)[0].to(model.dtype)
+    if "feature_attention_mask" not in inspect.signature(model.forward).parameters:
+        return {"input_features": spectrograms}
+    mask = torch.ones(BATCH, spectrograms.shape[-1], dtype=torch.long)
+    return {"input_features": spectrograms, "feature_attention_mask": mask}
+
+
+def _with_placeholders(
+    model: Any, keywords: Mapping[str, Tensor], placeholder: int | None, features_of: Callable[..., Any]
+) -> Tensor:
+    """Prepend one placeholder per feature of its image or sound to each text."""
     tokens = keywords["input_ids"]
-    placeholder = image_token(config)
     if placeholder is None:  # models such as CLIP take images and texts separately
         return tokens
     device = next(model.parameters()).device
-    images = {key: value.to(device) for key, value in keywords.items() if key != "input_ids"}
-    features = model.get_image_features(**images)
+    features = features_of(**{key: value.to(device) for key, value in keywords.items() if key != "input_ids"})
     features = getattr(features, "pooler_output", features)
     features = torch.cat(tuple(features)) if isinstance(features, (list, tuple)) else features
     count = features.numel() // features.shape[-1] // BATCH
@@ -156,7 +195,16 @@ def _with_image_tokens(model: Any, config: Any, keywords: Mapping[str, Tensor]) 
 
 def image_token(config: Any) -> int | None:
     """Return the id of the placeholder token for an image feature; None if the config has none."""
-    ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return _token(config, "image_token")
+
+
+def audio_token(config: Any) -> int | None:
+    """Return the id of the placeholder token for a feature of a sound; None if the config has none."""
+    return _token(config, "audio_token")
+
+
+def _token(config: Any, name: str) -> int | None:
+    ids = (getattr(config, f"{name}_{kind}", None) for kind in ("id", "index"))
     return next((value for value in ids if isinstance(value, int)), None)
 
 
@@ -178,9 +226,10 @@ def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: i
 
 
 def _as_text(config: Any, tokens: Tensor) -> Tensor:
-    """Remove placeholders of images. For encoder-decoders, end with the only end token: classifiers read its state."""
+    """Remove placeholders. For encoder-decoders, end with the only end token: classifiers read its state."""
     text = config.get_text_config()
-    tokens[tokens == image_token(config)] = 0
+    for placeholder in (image_token(config), audio_token(config)):
+        tokens[tokens == placeholder] = 0
     end = getattr(text, "eos_token_id", None)
     if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and 0 <= end < text.vocab_size:
         tokens[tokens == end] = (end + 1) % text.vocab_size
@@ -193,7 +242,17 @@ def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
     return torch.randn(shape, generator=generator, dtype=torch.float64), f"{BATCH} random spectrograms"
 
 
-_KINDS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spectrograms}
+def _waveforms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    samples = LENGTH * math.prod(config.conv_stride) + sum(config.conv_kernel)
+    return torch.randn((BATCH, samples), generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
+
+
+_KINDS = {
+    "input_ids": _tokens,
+    "pixel_values": _images,
+    "input_features": _spectrograms,
+    "input_values": _waveforms,
+}
 _LIBRARIES: dict[str, Callable[[Any, torch.Generator], Inputs]] = {
     "transformers": _transformers_inputs,
     "timm": _timm_inputs,

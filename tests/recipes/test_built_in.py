@@ -7,7 +7,7 @@ import torch
 
 import decoders
 import mupscale_cli
-from helpers import MLP_MODULE, MODELS, save_mlp
+from helpers import MLP_MODULE, MODELS, ONLY_NAMES, save_mlp
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.errors import ConfigError
 from mupscale_cli.tasks.check import check_model
@@ -15,7 +15,8 @@ from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 
 # Cases of five shapes. `pytest -m slow` tries every axis of every other case.
-SLOW = {case for case in decoders.MODELS if case.endswith("-untied")}  # the tied ones have the same layers
+# The tied decoders have the same layers, and other types are only names in a recipe.
+SLOW = {case for case in decoders.MODELS if case.endswith("-untied")} | ONLY_NAMES
 EVERY_AXIS = ["Qwen3-tied", "GPT2-tied", "Mixtral-untied", "Mamba-tied", "T5-tied"]
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 

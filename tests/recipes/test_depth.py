@@ -19,7 +19,13 @@ from mupscale_cli.tasks.widen import widen
 REFUSED = {
     **dict.fromkeys(("Bert-", "Roberta-", "XLMRoberta-", "Camembert-", "DistilBert-"), "normalizes the sum"),
     **dict.fromkeys(("Electra-", "DebertaV2-", "Bart-", "OPT-projected"), "normalizes the sum"),
+    **dict.fromkeys(("Ernie-", "Data2VecText-", "RoFormer-", "BigBird-", "LayoutLM-"), "normalizes the sum"),
+    **dict.fromkeys(("BertGeneration", "Longformer-", "MPNet-", "BlenderbotSmall-"), "normalizes the sum"),
+    **dict.fromkeys(("PLBart-", "Mvp-", "LED-", "Marian-"), "normalizes the sum"),
+    **dict.fromkeys(("Wav2Vec2-", "Hubert-", "UniSpeech-", "UniSpeechSat-"), "is not recognized"),
+    "SwitchTransformers-": "which of them have experts",
     "ModernBert-": "the first block has no norm",
+    "Qwen3VLMoe-images text.layers": "behind its first blocks",
     "Qwen3VL-images text.layers": "behind its first blocks",
 }
 IN_STAGES = ("Swin", "ConvNext", "ResNet")  # their blocks have no number of their own

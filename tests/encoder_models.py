@@ -1,0 +1,134 @@
+"""Tiny models of encoders, encoder-decoders, image classifiers and speech encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 24,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+    "forced_eos_token_id": None,
+}
+T5 = {
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "d_kv": 6,
+    "d_ff": 40,
+    "vocab_size": 50,
+    "decoder_start_token_id": 0,
+}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SPEECH = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "vocab_size": 20,
+    "conv_dim": [8, 8],
+    "conv_kernel": [4, 3],
+    "conv_stride": [2, 2],
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+}
+
+# Each case: class in transformers, config class, settings.
+ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{
+        f"{name}-tied": (f"{head}ForMaskedLM", f"{head}Config", {**ENCODER, **more})
+        for name, head, more in (
+            ("Ernie", "Ernie", {"use_task_id": True}),
+            ("MegatronBert", "MegatronBert", {}),
+            ("XLMRobertaXL", "XLMRobertaXL", {}),
+            ("RobertaPreLayerNorm", "RobertaPreLayerNorm", {}),
+            ("Data2VecText", "Data2VecText", {}),
+            ("RoFormer", "RoFormer", {"embedding_size": 32}),
+            ("BigBird", "BigBird", {"attention_type": "original_full"}),
+            ("MPNet", "MPNet", {}),
+            ("LayoutLM", "LayoutLM", {}),
+            ("Longformer", "Longformer", {"attention_window": [4, 4]}),
+        )
+    },
+    **{
+        f"{name}-tied": (f"{name}ForConditionalGeneration", f"{name}Config", {**BART, **more})
+        for name, more in (
+            ("MBart", {"scale_embedding": True}),
+            ("Pegasus", {}),
+            ("Blenderbot", {}),
+            ("BlenderbotSmall", {}),
+            ("PLBart", {"scale_embedding": True}),
+            ("M2M100", {}),
+            ("BigBirdPegasus", {"attention_type": "original_full"}),
+            ("Mvp", {}),
+            (
+                "LED",
+                {
+                    "attention_window": [4, 4],
+                    "max_encoder_position_embeddings": 64,
+                    "max_decoder_position_embeddings": 64,
+                },
+            ),
+            ("PegasusX", {}),
+        )
+    },
+    "Marian-tied": ("MarianMTModel", "MarianConfig", BART),
+    "UMT5-gated": ("UMT5ForConditionalGeneration", "UMT5Config", T5),
+    "LongT5-tied": ("LongT5ForConditionalGeneration", "LongT5Config", T5),
+    "SwitchTransformers-tied": (
+        "SwitchTransformersForConditionalGeneration",
+        "SwitchTransformersConfig",
+        {**T5, "num_experts": 4},
+    ),
+    "Wav2Vec2-group": ("Wav2Vec2ForCTC", "Wav2Vec2Config", SPEECH),
+    "Wav2Vec2-layer": (
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+    ),
+    "Hubert-group": ("HubertForCTC", "HubertConfig", SPEECH),
+    "UniSpeech-group": ("UniSpeechForCTC", "UniSpeechConfig", {**SPEECH, "num_ctc_classes": 20}),
+    "UniSpeechSat-group": ("UniSpeechSatForCTC", "UniSpeechSatConfig", SPEECH),
+    "Beit-classifier": ("BeitForImageClassification", "BeitConfig", {**VIT, "use_relative_position_bias": True}),
+    "Data2VecVision-classifier": (
+        "Data2VecVisionForImageClassification",
+        "Data2VecVisionConfig",
+        {**VIT, "use_relative_position_bias": True},
+    ),
+    "Dinov3ViT": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VIT, "num_register_tokens": 2}),
+    "Dinov2Registers": (
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
+    ),
+    "IJepa": ("IJepaForImageClassification", "IJepaConfig", VIT),
+    "BertGeneration": ("BertGenerationDecoder", "BertGenerationConfig", {**ENCODER, "is_decoder": True}),
+}
