@@ -447,7 +447,7 @@ ONLY_NAMES = frozenset(
         *("RobertaPreLayerNorm-tied", "Blenderbot-tied", "PLBart-tied", "Mvp-tied", "PegasusX-tied"),
         *("Hubert-group", "UniSpeech-group", "UniSpeechSat-group", "Data2VecVision-classifier"),
         *("BlenderbotSmall-tied", "IJepa", "UMT5-gated", "LongT5-tied", "M2M100-tied"),
-        *("LlavaNext-clip", "LlavaNextVideo-clip", "Idefics3-images", "Cohere2Vision-siglip", "Voxtral-audio"),
+        *("LlavaNext-clip", "LlavaNextVideo-clip"),
     }
 )
 

@@ -22,22 +22,21 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
-QWEN = {"image_token_id": 49, "video_token_id": 48, "vision_start_token_id": 47, "vision_end_token_id": 46}
-QWEN3_VISION = {
-    "depth": 2,
-    "hidden_size": 32,
-    "out_hidden_size": 48,
-    "num_heads": 4,
-    "intermediate_size": 36,
-    "patch_size": 4,
-    "deepstack_visual_indexes": [0],
-    "num_position_embeddings": 16,
-}
 
 # Each case: class in transformers, config class, settings.
 MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Mistral3-pixtral": (
+        "Mistral3ForConditionalGeneration",
+        "Mistral3Config",
+        {
+            "text_config": {**TEXT, "model_type": "mistral"},
+            "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 6},
+            "image_token_index": 49,
+            "spatial_merge_size": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
     "LlavaNext-clip": (
         "LlavaNextForConditionalGeneration",
         "LlavaNextConfig",
@@ -89,6 +88,26 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "projection_dim": 48,
             "hidden_size": 48,
             "image_token_index": 49,
+        },
+    ),
+    "InternVL-images": (
+        "InternVLForConditionalGeneration",
+        "InternVLConfig",
+        {
+            "text_config": {**TEXT, "model_type": "qwen3"},
+            "vision_config": {**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
+            "image_token_id": 49,
+            "downsample_ratio": 0.5,
+        },
+    ),
+    "SmolVLM-images": (
+        "SmolVLMForConditionalGeneration",
+        "SmolVLMConfig",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": VISION,
+            "image_token_id": 49,
+            "scale_factor": 2,
         },
     ),
 }

@@ -125,7 +125,7 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
         description += " with images"
-    elif name == "input_ids" and hasattr(config, "audio_config") and audio_token(config) is not None:
+    elif name == "input_ids" and hasattr(config, "audio_config") and _features_of(model, "audio") is not None:
         keywords |= _sound_inputs(model, config, generator)
         keywords[name] = _with_placeholders(model, keywords, audio_token(config), _features_of(model, "audio"))
         description += " with sounds"
@@ -162,11 +162,10 @@ def _tiles(config: Any, vision: Any, size: list[int]) -> int:
     return (height // tile) * (width // tile)
 
 
-def _features_of(model: Any, kind: str) -> Callable[..., Any]:
-    """Return the function that turns images or sounds into features; some heads leave it to their model."""
+def _features_of(model: Any, kind: str) -> Any:
+    """Return the function that turns images or sounds into features, which some heads leave to their model, or None."""
     name = f"get_{kind}_features"
-    found: Callable[..., Any] = getattr(model if hasattr(model, name) else model.model, name)
-    return found
+    return getattr(model, name, None) or getattr(getattr(model, "model", None), name, None)
 
 
 def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
