@@ -25,12 +25,16 @@ def write(tmp_path):
     return write
 
 
+# Chosen by name, or by the recipe of which they are a part.
+PARTS = ("mlp_mup", "resnet18_mup", "qwen_vision", "pixtral", "internvl_vision")
+
+
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda file: file.stem)
 def test_built_in_recipes_load_and_have_descriptions(file):
     recipe = load_recipe(file.stem)
     assert recipe.about
     assert recipe.widen or recipe.depths
-    assert recipe.keys or recipe.tensor_patterns or file.stem in ("mlp_mup", "resnet18_mup", "qwen_vision")
+    assert recipe.keys or recipe.tensor_patterns or file.stem in PARTS
     assert all(axis.about for axis in recipe.axes)
 
 
