@@ -157,9 +157,9 @@ def _tiles(config: Any, vision: Any, size: list[int]) -> int:
     """Return into how many tiles LLaVA cuts an image of a height and width."""
     from transformers.image_processing_utils import select_best_resolution
 
-    height, width = select_best_resolution(size, config.image_grid_pinpoints)
-    tile: int = vision.image_size
-    return (height // tile) * (width // tile)
+    height, width = select_best_resolution(tuple(size), config.image_grid_pinpoints)
+    tile = vision.image_size
+    return int((height // tile) * (width // tile))
 
 
 def _features_of(model: Any, kind: str) -> Any:
