@@ -198,7 +198,7 @@ def widen(
         )
     if failed:
         written = "nothing was written; `--no-verify` skips verification and writes the output"
-        output.note(written if result.is_new else f"{result.output} was there already and stays")
+        output.note(written if result.is_new else f"{result.output} exists and is left as it is")
         raise typer.Exit(1)
 
 
@@ -271,7 +271,7 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
 
 
 def _report_complete(result: Widened) -> None:
-    """Say that the output was there already, and what its verification found if it had none."""
+    """Say that the output exists and is complete, and what its verification found if it had none."""
     console = output.report()
     if result.verification is not None:
         render.print_function(console, result.verification)

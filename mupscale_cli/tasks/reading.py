@@ -31,7 +31,7 @@ class Reading:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The same as options of a command."""
+        """What the user said, as options of a command."""
         settings = (("--set", f"{key}={json.dumps(value)}") for key, value in (self.settings or {}).items())
         form = ((f"--{name.replace('_', '-')}", text) for name, text in self.choice.said.items())
         return tuple(word for option in (*settings, *form) for word in option)

@@ -59,7 +59,7 @@ class Widened:
         skipped: why there was no verification; None if there was one.
         files: what became of every file of the source.
         into_trainer: lines to continue with in the trainer that wrote the source.
-        is_new: whether this call wrote the output; otherwise it was there already, from the same input and options.
+        is_new: whether this call wrote the output; otherwise it existed, from the same input and options.
     """
 
     output: Path
