@@ -73,12 +73,11 @@ def families() -> tuple[str, ...]:
 def size_cells(case: str) -> list[str]:
     """Grow a family and return its cells: errors, reasons why a size is impossible, or nothing."""
     with tempfile.TemporaryDirectory(prefix="mupscale-") as folder, one_thread():
-        path = save_model(Path(folder) / "narrow", case, dtype=torch.float64)
-        source = find_source(path)
+        source = find_source(save_model(Path(folder) / "narrow", case, dtype=torch.float64))
         plan = identity_plan(source.checkpoint)
-        cells = [_cell(path, _growth(source, plan, axes, factor)) for _, axes, factor in COLUMNS]
-        deeper = [_cell(path, _deeper(source, plan, size)) for _, size in DEPTHS]
-        return [plan.recipe.name, *cells, *deeper, _cell(path, unrelated_sizes(plan.recipe, source.checkpoint))]
+        cells = [_cell(source, _growth(source, plan, axes, factor)) for _, axes, factor in COLUMNS]
+        deeper = [_cell(source, _deeper(source, plan, size)) for _, size in DEPTHS]
+        return [plan.recipe.name, *cells, *deeper, _cell(source, unrelated_sizes(plan.recipe, source.checkpoint))]
 
 
 def _growth(source: Source, plan: Plan, names: Iterable[str], factor: Fraction | int | None) -> Factors | str | None:
@@ -122,10 +121,10 @@ def _reason(message: str) -> str:
     return message
 
 
-def _cell(path: Path, growth: Factors | str | None) -> str:
+def _cell(source: Source, growth: Factors | str | None) -> str:
     if growth is None or isinstance(growth, str):
         return growth or ""
-    trial = run_trial(path, None, growth, None, None)
+    trial = run_trial(source, None, growth, None, None)
     return f"**{trial.problem}**" if trial.problem or trial.error is None else f"{trial.error:.0e}"
 
 

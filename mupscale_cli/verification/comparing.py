@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ from mupscale_cli.verification.precision import (
 )
 from mupscale_cli.verification.reach import Run, further_runs, is_affordable
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
-from mupscale_cli.verification.streamed import doubled
+from mupscale_cli.verification.streamed import ChangesWeightError, doubled
 from mupscale_cli.verification.transformers import import_transformers
 from mupscale_cli.verification.weights import unperturbed_checkpoint, without_noise
 
@@ -132,7 +133,26 @@ def verify_checkpoints(
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    is_streamed = options.model is None and can_stream(narrow)
+    compare = partial(_compare, narrow, wide, plan, options, scratch_parent, is_thorough=is_thorough)
+    if options.model is None and can_stream(narrow):
+        try:
+            return compare(is_streamed=True)
+        except ChangesWeightError as change:
+            _log.debug("weights are loaded whole: %s", change)
+    return compare(is_streamed=False)
+
+
+def _compare(
+    narrow: Checkpoint,
+    wide: Checkpoint,
+    plan: Plan,
+    options: VerifyOptions,
+    scratch_parent: Path | None,
+    *,
+    is_thorough: bool,
+    is_streamed: bool,
+) -> FunctionCheck:
+    """Compare two checkpoints as `verify_checkpoints` does, with weights that stay in their file or whole ones."""
     placement = choose_placement(plan, options.dtype, options.device, is_streamed=is_streamed)
     dtype = placement.dtype
     _log.info("comparing in %s: the narrow model on %s, then the wide model", _name(dtype), placement)

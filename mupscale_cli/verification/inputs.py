@@ -112,9 +112,7 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     config: Any = model.config
     name = getattr(model, "main_input_name", "input_ids")
     if name not in _KINDS:
-        raise CannotVerify(
-            f"cannot make random inputs of kind `{name}`; give your own model with `--model module.py:build`"
-        )
+        raise _unknown_kind(name)
     values, description = _KINDS[name](config, generator)
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
@@ -224,6 +222,12 @@ def varied_tokens(config: Any, generator: torch.Generator, batch: int, length: i
     return _as_text(config, torch.cat(orders)[:count].view(batch, length))
 
 
+def _unknown_kind(name: str) -> CannotVerify:
+    return CannotVerify(
+        f"cannot make random inputs of kind `{name}`; give your own model with `--model module.py:build`"
+    )
+
+
 def _as_text(config: Any, tokens: Tensor) -> Tensor:
     """Remove placeholders. For encoder-decoders, end with the only end token: classifiers read its state."""
     text = config.get_text_config()
@@ -242,6 +246,8 @@ def _spectrograms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]
 
 
 def _waveforms(config: Any, generator: torch.Generator) -> tuple[Tensor, str]:
+    if not hasattr(config, "conv_stride"):  # other models give this name to spectrograms
+        raise _unknown_kind("input_values")
     samples = LENGTH * math.prod(config.conv_stride) + sum(config.conv_kernel)
     return torch.randn((BATCH, samples), generator=generator, dtype=torch.float64), f"{BATCH} random waveforms"
 

@@ -10,6 +10,8 @@ memory. It refers to the stored elements, which are mapped from the file. Operat
   processor's cache.
 - All others get the whole weight, converted for that one operation.
 
+A model that changes a weight in place, while it is loaded or run, raises `ChangesWeightError` and needs whole weights.
+
 This does not depend on which module owns a weight or when it is used, so every class runs as it is.
 """
 
@@ -50,6 +52,14 @@ _MOVES = frozenset(
         _aten._unsafe_view.default,  # noqa: SLF001 (the name of an operation)
     }
 )
+
+
+class ChangesWeightError(BaseException):
+    """A model changes a streamed weight in place.
+
+    It says how to load the model, not that something is wrong with it, so no handler of `Exception` on the way, in a
+    library or here, may take it for a failure.
+    """
 
 
 class StreamedWeight(Tensor):
@@ -104,7 +114,7 @@ class StreamedWeight(Tensor):
             if func in _PIECEWISE and not kwargs:
                 return _PIECEWISE[func](*args)
         if func._schema.is_mutable:  # noqa: SLF001 (it has no public name)
-            raise RuntimeError(f"{func} changes a weight that is read from a file")
+            raise ChangesWeightError(f"{func} changes a weight that is read from a file")
         return func(*_converted(args), **_converted(kwargs))
 
 

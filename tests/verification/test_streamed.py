@@ -1,7 +1,10 @@
 """Weights that stay in their file: both ways of loading a model give the same verdict and the same figures."""
 
+from functools import wraps
+
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -12,7 +15,7 @@ from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification import comparing
 from mupscale_cli.verification.models import build_reference_model
-from mupscale_cli.verification.streamed import StreamedWeight, change, doubled
+from mupscale_cli.verification.streamed import ChangesWeightError, StreamedWeight, change, doubled
 
 # Matrices stored transposed, merged experts, a tied encoder-decoder, a mixer that reads its children's weights.
 SAMPLE = ("GPT2-tied", "Mixtral-untied", "T5-tied", "Mamba2-tied")
@@ -104,8 +107,27 @@ def test_gradients_reach_a_streamed_weight():
 
 
 def test_a_streamed_weight_cannot_be_overwritten():
-    with torch.no_grad(), pytest.raises(RuntimeError, match="read from a file"):
+    with torch.no_grad(), pytest.raises(ChangesWeightError, match="read from a file"):
         streamed().mul_(2)
+
+
+@pytest.mark.parametrize("method", ["_init_weights", "forward"])
+def test_a_model_that_changes_a_weight_in_place_is_loaded_whole(method, saved, tmp_path, monkeypatch):
+    """While it is loaded, as some classes do with the row of the padding token, or while it runs."""
+    original, loads = getattr(transformers.LlamaForCausalLM, method), []
+
+    @wraps(original)
+    def changing(model, *arguments, **keywords):
+        weight = next(model.parameters())
+        loads.append(isinstance(weight, StreamedWeight))
+        weight.data[0].zero_()
+        return original(model, *arguments, **keywords)
+
+    widen(saved("Llama-untied"), tmp_path / "wide", 2, verify=False)
+    monkeypatch.setattr(transformers.LlamaForCausalLM, method, changing)
+    assert verify(tmp_path / "wide", only=["function"]).function.agrees
+    assert loads[0]
+    assert not loads[-1]
 
 
 def test_changes_are_applied_when_the_weight_is_read():
