@@ -30,7 +30,7 @@ AXES = {
 }
 # The parts of these fused projections always have different coefficients or multiplicities.
 FUSED = ("Bloom", "Mpt", "GPTBigCode-multi", "Falcon-multi")
-HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision", "SiglipText", "SiglipVision")
+HEADLESS = ("ViT-pooler", "T5-encoder", "CLIPText", "CLIPVision", "SiglipText", "SiglipVision", "Dinov3ViT")
 TRAINED = [case for case in MODELS if not case.startswith((*FUSED, *HEADLESS))]
 # One case per kind of architecture: dense, offset gains, mixtures of experts in four forms, latent attention, encoders,
 # encoder-decoders, convolutions with and without BatchNorm, state spaces and hybrids, images with text.
