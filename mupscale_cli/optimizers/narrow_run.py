@@ -99,7 +99,7 @@ def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str,
         "decoupled": [group["decoupled_weight_decay"] for group in groups],
         # A schedule changes `lr` and multiplies `initial_lr`.
         "lr": [group["settings"].get("initial_lr", group["settings"].get("lr")) for group in groups],
-        "eps": [group["settings"].get("eps") for group in groups],
+        "eps": [eps if isinstance(eps := group["settings"].get("eps"), float) else None for group in groups],
         "betas": [tuple(group["settings"].get("betas") or ()) or None for group in groups],
         "weight_decay": [group["settings"].get("weight_decay") for group in decayed or groups],
     }

@@ -114,3 +114,15 @@ def test_defaults_are_those_of_the_optimizer(wide):
     found = document(wide.output, "--lr", "1", "--optimizer", "adagrad")
     assert found["narrow"]["eps"] == 1e-10
     assert found["narrow"]["sources"]["eps"] == "default"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda named: torch.optim.Adafactor(named.values(), lr=0.02, eps=(1e-9, 1e-3)),
+        lambda named: transformers.Adafactor(named.values(), lr=0.02, relative_step=False, scale_parameter=False),
+    ],
+)
+def test_a_pair_of_epsilons_is_no_eps(make, narrow):
+    document = json.loads(run("hparams", narrow(make), "--json").out)
+    assert (document["narrow"]["lr"], document["narrow"]["eps"]) == (0.02, None)

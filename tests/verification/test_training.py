@@ -121,8 +121,8 @@ def test_every_recipe(case, steps, tmp_path):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("case", [*KINDS, *SLOW_KINDS])
 def test_every_kind_with_every_optimizer(case, optimizer, factor, steps, tmp_path):
-    if optimizer == "muon" and case.startswith(NO_MATRICES):
-        pytest.skip("Muon trains only matrices, and these are convolutions or stacks of matrices")
+    if optimizer in ("muon", "shampoo") and case.startswith(NO_MATRICES):
+        pytest.skip(f"{optimizer} trains only matrices, and these are convolutions or stacks of matrices")
     check(train(tmp_path, case, optimizer, factor, steps=steps), steps)
 
 
