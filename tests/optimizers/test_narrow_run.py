@@ -124,5 +124,5 @@ def test_defaults_are_those_of_the_optimizer(wide):
     ],
 )
 def test_a_pair_of_epsilons_is_no_eps(make, narrow):
-    document = json.loads(run("hparams", narrow(make), "--json").out)
-    assert (document["narrow"]["lr"], document["narrow"]["eps"]) == (0.02, None)
+    found = document(narrow(make))["narrow"]
+    assert (found["lr"], found["eps"]) == (0.02, None)
