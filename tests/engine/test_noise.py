@@ -314,8 +314,8 @@ def test_preserving_noise_affects_only_summed_axes(saved, tmp_path):
     [
         ({"size": -0.1}, r"the noise is -0\.1"),
         ({"size": float("nan")}, "the noise is nan"),
-        ({"size": 0.1, "mode": "loud"}, "unknown `--noise-mode loud`"),
-        ({"size": 0.1, "scale": "max"}, "unknown `--noise-scale max`"),
+        ({"size": 0.1, "mode": "loud"}, 'unknown `noise_mode="loud"`'),
+        ({"size": 0.1, "scale": "max"}, 'unknown `noise_scale="max"`'),
         ({"size": 1.5, "mode": "mixed"}, "gives the weights the share 1 - T"),
     ],
 )

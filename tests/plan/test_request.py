@@ -83,12 +83,18 @@ def test_the_last_axis_of_a_link_follows_from_the_others():
 @pytest.mark.parametrize(
     ("name", "config", "factor", "axes", "message"),
     [
-        ("llama", LLAMA, 0, {}, "--factor` is 0, expected a number from 1 to 4096"),
-        ("llama", LLAMA, 2, {"kv": -1}, "--axis kv` is -1"),
-        ("llama", LLAMA, 2, {"kv": 10**30}, "--axis kv` is a number of many digits"),
+        ("llama", LLAMA, 0, {}, "`factor` is 0, expected a number from 1 to 4096"),
+        ("llama", LLAMA, 2, {"kv": -1}, r"`axes\[\"kv\"\]` is -1"),
+        ("llama", LLAMA, 2, {"kv": 10**30}, r"`axes\[\"kv\"\]` is a number of many digits"),
         ("llama", LLAMA, 2, {"head": 2}, "no axis `head`, nor has config.json a whole number of that name"),
         ("llama", LLAMA, 2, {"vocab_size": 2}, "no axis of `llama` has its size from `vocab_size`"),
-        ("llama", LLAMA, None, {"embed": Size(8)}, r"axis `embed` has size 24 and cannot become 8 \(`--axis embed`\)"),
+        (
+            "llama",
+            LLAMA,
+            None,
+            {"embed": Size(8)},
+            r"axis `embed` has size 24 and cannot become 8 \(`axes\[\"embed\"\]`\)",
+        ),
         ("llama", LLAMA, None, {"hidden_size": Size(8)}, "key `hidden_size` has size 24 and cannot become 8"),
         ("gpt2", GPT2, None, {"embed": 4, "h": 2, "d": 1}, "linked axes do not match"),
         ("gpt2", GPT2, None, {"embed": 2}, "linked axes do not match"),

@@ -65,6 +65,9 @@ ELSEWHERE = {
         "tasks/test_distributed_layouts.py",
     ),
     "mupscale widen run/ep0-ba1000-rank0.pt -o wide/ep0-ba1000-rank0.pt --factor 2": "trainers/test_composer.py",
+    "mupscale widen run/epoch_1 --optimizer run/recipe_state/recipe_state.pt -o wide/epoch_1 --factor 2": (
+        "trainers/test_torchtune.py"
+    ),
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }
 
