@@ -611,6 +611,7 @@ class Settings(TypedDict):
     checkpoint: Annotated[str, "Path or id of the checkpoint to widen."]
     axes: Annotated[dict[str, int], "Factors of single axes."]
     recipe: Annotated[str | None, "Requested recipe; null for the default."]
+    reading: Annotated[list[str], "Options that say how to read the checkpoint: --set, --layout, --weights-key."]
     tie: Annotated[str | None, "Requested treatment of a tied readout; null for the default."]
     optimizer_state: Annotated[SweptState, "Optimizer state that every trial starts from."]
     noise_mode: Annotated[str, "Mode of the noise: free, preserving or mixed."]

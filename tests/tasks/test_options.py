@@ -10,6 +10,7 @@ import pytest
 
 import mupscale_cli
 from cli_runner import run
+from mupscale_cli.cli import verify as verify_command
 from mupscale_cli.cli import widen as widen_command
 from mupscale_cli.errors import PlanError, VerifyError
 from mupscale_cli.tasks import verify as verify_task
@@ -112,6 +113,7 @@ def test_an_option_of_verify_is_in_the_api_the_command_and_job_files(field, tmp_
         taken.append(options)
         raise VerifyError("enough")
 
+    monkeypatch.setattr(verify_command, "replan_widening", lambda *_, **__: None)
     monkeypatch.setattr(verify_task, "verify", called_with(verify_task.VerifyCall)(check))
     text, value = VERIFY[field]
     arguments = (text, "/x") if field == "narrow" else ("/x", *words({field: text}))

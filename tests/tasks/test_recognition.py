@@ -10,6 +10,7 @@ from helpers import change_config
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.errors import PlanError
 from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.tasks.reading import Reading
 from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
@@ -62,7 +63,7 @@ def test_several_fitting_recipes_are_named(saved, tmp_path):
 )
 def test_shapes_give_the_config_that_a_bare_file_lacks(case, recipe, settings, saved, tmp_path):
     file, narrow = bare(saved, tmp_path, case), open_checkpoint(saved(case)).config
-    found = find_source(file, recipe=recipe, settings=settings).checkpoint.config
+    found = find_source(file, Reading(settings=settings), recipe=recipe).checkpoint.config
     assert {key: narrow[key] for key in found if key in narrow} == {key: found[key] for key in found if key in narrow}
     assert found["model_type"] == recipe
     wide = widen(file, tmp_path / "wide.safetensors", 2, recipe=recipe, settings=settings)
@@ -87,7 +88,7 @@ def test_what_shapes_do_not_tell_is_asked_for_by_name(case, recipe, key, saved, 
 
 def test_settings_that_no_sizes_satisfy_are_refused(saved, tmp_path):
     with pytest.raises(PlanError, match="contradict"):
-        find_source(bare(saved, tmp_path, "Llama-untied"), recipe="llama", settings={"num_attention_heads": 5})
+        find_source(bare(saved, tmp_path, "Llama-untied"), Reading(settings={"num_attention_heads": 5}), recipe="llama")
 
 
 def test_settings_correct_a_config(saved, tmp_path):
