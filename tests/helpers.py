@@ -448,6 +448,11 @@ ONLY_NAMES = frozenset(
         *("Hubert-group", "UniSpeech-group", "UniSpeechSat-group", "Data2VecVision-classifier"),
         *("BlenderbotSmall-tied", "IJepa", "UMT5-gated", "LongT5-tied", "M2M100-tied"),
         *("LlavaNext-clip", "LlavaNextVideo-clip"),
+        *("Ministral-tied", "Ministral3-tied", "Cwm-tied", "InternLM3-tied", "IQuestCoder-tied"),
+        *("Apertus1p5Text-tied", "SolarOpen-tied", "AXK1-tied", "SarvamMLA-tied", "Youtu-tied"),
+        *("GlmMoeDsa-tied", "Mellum-tied", "Flint-tied", "Qwen3_5MoeText-tied", "Gemma4UnifiedText-tied"),
+        *("HYV3-tied", "HyperCLOVAX-tied", "Kolibri1-tied", "Lfm3-tied", "SeedOss-tied"),
+        *("Arcee-tied", "Mistral-tied"),
     }
 )
 

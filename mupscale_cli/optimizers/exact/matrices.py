@@ -71,7 +71,7 @@ class NorMuonPlus(NorMuon):
 class Shampoo(ExactOptimizer):
     """Shampoo (Gupta et al., arXiv 1802.09568, algorithm 2) with sums from zero, and epsilon before the root."""
 
-    usual: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "weight_decay": 0.1, "epsilon": 1e-8}
+    usual: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "weight_decay": 0.1, "epsilon": 1e-4}  # as in torch_optimizer
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         direction = gradient

@@ -109,7 +109,7 @@ RULES = (
         lr=_ORTHOGONAL,
         decoupled=True,
         scaled={"epsilon": Powers(c=-2, m=-1)},
-        settings={**_SETTINGS, "epsilon": 1e-8},
+        settings={**_SETTINGS, "epsilon": 1e-4},
         implied={"precond_1": {}},
         marks=(frozenset({"epsilon", "precond_0"}),),
         exact="mupscale_cli.optimizers.exact.matrices.Shampoo",
