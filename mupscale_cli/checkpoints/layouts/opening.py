@@ -165,7 +165,8 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
     Raises:
         CheckpointError: its files cannot be read without running code, or have no weights at the usual keys.
     """
-    problem: CheckpointError | None = None
+    unread: CheckpointError | None = None
+    unrecognized: CheckpointError | None = None  # says less: one file of several may be all that a layout looked at
     damaged: set[Path] = set()
     for layout, name in _found(_layouts(choice), names):
         found = layout.container.root(path / name)
@@ -174,14 +175,14 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
         try:
             contents = layout.container.read(found)
         except CheckpointError as error:  # another file of the folder may hold the weights, but no part of this one
-            problem = problem or error
+            unread = unread or error
             damaged |= {found, *layout.container.files(found)}
             continue
         try:
             return _trained((layout,), contents, names, path, choice)
         except CheckpointError as error:
-            problem = problem or error
-    if problem is not None:
+            unrecognized = unrecognized or error
+    if problem := unread or unrecognized:
         raise problem
     return None
 
