@@ -47,10 +47,7 @@ _OLD_TORCH = (
     "save it again: `python -c \"import torch; torch.save(torch.load('FILE', map_location='cpu', weights_only=True), "
     "'FILE.new.pt')\"`"
 )
-_TORCH = (
-    "if torch can load it, save its tensors again with `torch.save`; download a model of the Hub first, "
-    "`hf download REPO --local-dir OUT`"
-)
+_TORCH = "if torch can load it, save its tensors again with `torch.save`"
 OTHER_FORMATS = (
     OtherFormat(
         "a GGUF file of llama.cpp",

@@ -198,7 +198,10 @@ def test_headers_on_the_hub_are_checked_like_local_ones(hub, saved):
     assert "its tensors end at byte" in result.err
     assert "cache" not in result.err
     hub.add("org/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
-    assert "not safetensors" in run("inspect", "org/pickle").out
+    told = run("inspect", "org/pickle").out
+    assert "not safetensors" in told
+    assert told.count("`org/pickle`") == 1
+    assert "`hf download org/pickle --local-dir OUT`" in told
     hub.add("org/lost", {key: value for key, value in large_model(3, 2)[0].items() if "00002-of" not in key})
     assert "1 of 3 shards are missing" in run("inspect", "org/lost").err
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
@@ -27,7 +28,7 @@ from mupscale_cli.checkpoints.libraries import CONFIGS
 from mupscale_cli.checkpoints.modules import MODULES
 from mupscale_cli.checkpoints.pipelines import refuse_pipeline
 from mupscale_cli.checkpoints.reading import INDICES, Checkpoint, open_checkpoint, open_folder
-from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.errors import CheckpointError, HubError, OtherFormatError
 from mupscale_cli.files import read_text
 from mupscale_cli.text import shown
 
@@ -37,6 +38,7 @@ _MAX_FILES = 100_000
 _FIRST_BYTES = 1 << 16  # size of the first request; most headers fit, longer ones take a second request
 _SERVER_ERROR = 500
 _CARD = "README.md"
+_TORCH = "pytorch_model*.bin"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,14 @@ def open_remote(model: HubId) -> RemoteModel:
         cached_only = " in the cache (the Hub was not contacted)" if sizes is None else ""
         message = error.message.replace(f"{folder}/", "").replace(str(folder), str(model))
         kind = type(error) if sizes is not None else CheckpointError  # a part of a repository does not tell what it is
-        raise kind(f"`{model}`{cached_only}: {message}", hint=error.hint) from error
+        if sizes and isinstance(error, OtherFormatError) and any(fnmatchcase(name, _TORCH) for name in sizes):
+            revision = f" --revision {model.revision}" if model.revision else ""
+            raise kind(
+                f"`{model}` has weights of torch, not safetensors; mupscale reads them only from a local folder",
+                hint=f"download it first: `hf download {model.repo}{revision} --local-dir OUT`, and pass OUT",
+            ) from error
+        said = message.startswith(f"`{model}` ") and not cached_only
+        raise kind(message if said else f"`{model}`{cached_only}: {message}", hint=error.hint) from error
     checkpoint = replace(checkpoint, title=str(model), sizes=sizes)
     return RemoteModel(model, commit, folder, sizes, checkpoint, is_cached=False)
 
