@@ -203,6 +203,7 @@ def test_variables_of_other_launchers_are_ignored():
 # With torchrun --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
 def test_only_one_process_prints_the_plan(saved, tmp_path):
     options = ["-o", str(tmp_path / "wide"), "--factor", "2"]
@@ -252,6 +253,7 @@ def test_torchrun(saved, tmp_path):
     assert contents(tmp_path / "wide") == contents(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
 def test_an_error_in_all_processes_is_reported_once(saved, tmp_path):
     options = ["widen", str(saved("Llama-tied")), "-o", str(tmp_path / "wide"), "--axis", "fnn=2"]

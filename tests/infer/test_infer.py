@@ -142,7 +142,7 @@ CASES = {
 }
 
 
-LONG = ("mixtral", "gemma", "phi3", "gpt2")
+LONG = ("mixtral", "gemma", "phi3", "gpt2", "mamba")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,7 @@ def test_draft_is_exact_and_lists_the_fixed_axes(tmp_path, model_type):
     assert layout in layouts(recipe)[pattern]
 
 
+@pytest.mark.slow
 def test_stages_are_drafted_as_one_axis(tmp_path):
     inferred = infer("convnextv2", "image-classification", budget=QUICK)
     file = tmp_path / "drafted.yaml"

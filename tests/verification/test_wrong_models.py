@@ -139,7 +139,9 @@ def check(rows, case, dtypes):
             assert said == expected or (may_refuse and said == "refused"), (what, dtype, said)
 
 
-@pytest.mark.parametrize("pair", [("Llama-untied", 12, 3), ("T5-gated", 2, 2)], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(("Llama-untied", 12, 3), marks=pytest.mark.slow), ("T5-gated", 2, 2)], indirect=True, ids=str
+)
 def test_wrong_models_are_noticed_in_bfloat16(pair):
     nonsense = ["queries times 2", "a gain divided by k", "permuted units of an output projection"]
     check(table(pair, nonsense, ["bfloat16"]), pair[0], ["bfloat16"])
