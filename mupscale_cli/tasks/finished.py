@@ -39,6 +39,8 @@ def reason_to_write(
     """
     if not target.exists():
         return "does not exist yet"
+    if target.is_symlink():
+        return "it is a link, which is never followed"
     if source.checkpoint.path.resolve() in made:
         return "its input is rewritten"
     output = open_checkpoint(target)

@@ -147,8 +147,6 @@ def _reason_to_write(source: Source, plan: Plan, path: Path, call: WidenCall) ->
     """Return why the output has to be written; None if it is complete."""
     if call.overwrite and not call.resume:
         return "it is to be replaced"
-    if path.is_symlink():
-        return "it is a link, which is never followed"
     try:
         if why := reason_to_write(call, source, plan, path):
             return why

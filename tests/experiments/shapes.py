@@ -104,8 +104,8 @@ OPTIONS = (
     Way("standard parametrization", {**_COPIES, "noise_scale": "paper"}, has_noise=True, is_standard=True),
     Way("from scratch", _COPIES, is_new=True),
 )
-# For a readout that shares the embedding: the options above fold its factor into the gains of the last norm. Moments
-# that embedding and readout share belong to neither of them afterwards, so the state starts anew.
+# For a readout that shares the embedding: the options above fold its factor into the gains of the last norm. An
+# untied readout has no moments of its own in the shared state, so the state is reset.
 _UNTIE = {**_COPIES, "tie": "untie", "optimizer": "none"}
 _UNTIED = (
     Way("no noise, reset", {**_COPIES, "optimizer_policy": "reset"}),

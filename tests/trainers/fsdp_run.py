@@ -56,7 +56,7 @@ class Loop:
 
 
 class Accelerated:
-    """A training loop in accelerate, which has FSDP only for accelerators unless it is told that this is one."""
+    """A training loop in accelerate, which takes the CPU for a device of FSDP only when it is told to."""
 
     def __init__(self, model, make_optimizer, kind):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind, cpu_ram_efficient_loading=False)
