@@ -81,6 +81,10 @@ class MupscaleError(Exception):
         return _FLAG.sub(_argument, self.text)
 
 
+class UsageError(MupscaleError):
+    """A command line that cannot be parsed."""
+
+
 class RecipeError(MupscaleError):
     """A recipe that is unreadable, contradicts itself, or does not match the checkpoint."""
 

@@ -5,34 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from mupscale_cli.cli.failures import print_error_document, usage_message
+from mupscale_cli.cli.examples import examples
 from mupscale_cli.cli.overview import SETTINGS, SUMMARIES, do_nothing, root
-from mupscale_cli.errors import MupscaleError
+from mupscale_cli.cli.usage import Command, Group
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only its subclass
 # The function or the group of each command that its own module does not have under the command's name.
 _PLACES = {
     "help": ("manual", "show_page"),
     "schema": ("manual", "show_schema"),
+    "version": ("manual", "show_version"),
     "recipes": ("recipes", "app"),
     "plot": ("plot", "app"),
 }
-
-
-class _Group(TyperGroup):
-    """Root of the commands, which prints a usage error as a JSON document as well."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except _UsageError as error:  # typer prints it and exits with 2
-            print_error_document(MupscaleError(usage_message(error)), "UsageError")
-            raise
 
 
 def application(only: str | None = None) -> typer.Typer:
@@ -41,17 +28,17 @@ def application(only: str | None = None) -> typer.Typer:
     Args:
         only: the command that will run; the others then have a name and a summary, but do nothing. Default: all run.
     """
-    app = typer.Typer(cls=_Group, **SETTINGS)
+    app = typer.Typer(**SETTINGS)
     app.callback(invoke_without_command=True)(root)
     for name, summary in SUMMARIES.items():
         if only not in (None, name):
-            app.command(name, help=summary)(do_nothing)
+            app.command(name, cls=Command, help=summary)(do_nothing)
             continue
         command = _imported(name)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, cls=Group)
         else:
-            app.command(name)(command)
+            app.command(name, cls=Command, epilog=examples(name))(command)
     return app
 
 
@@ -67,4 +54,5 @@ def _imported(name: str) -> typer.Typer | Callable[..., None]:
     for inner in command.registered_commands:
         assert inner.callback is not None
         inner.callback = with_verbosity(inner.callback)
+        inner.cls, inner.epilog = Command, examples(f"{name} {inner.name}")
     return command

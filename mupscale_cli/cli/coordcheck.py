@@ -56,7 +56,7 @@ def coordcheck(
     optimizer_kind: options.OptimizerKind = None,
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
-    device: Annotated[str, typer.Option(help="Torch device. auto: the GPU if there is one.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Torch device. auto: the GPU if there is one.")] = "auto",
     out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture to write, .png or .svg.")] = Path(
         "coordcheck.png"
     ),

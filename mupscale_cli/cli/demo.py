@@ -25,9 +25,9 @@ _NOISE = 0.1
 
 
 def demo(
-    directory: Annotated[Path, typer.Option("--output", "-o", help="New directory for the models.")] = Path(
-        "mupscale-demo"
-    ),
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="New directory for the models.")
+    ] = Path("mupscale-demo"),
     as_json: options.Json = False,
 ) -> None:
     """Train a small model, widen it, and verify that both compute the same. Takes under a minute."""

@@ -24,6 +24,7 @@ TensorName = Annotated[
         "--tensor",
         "-t",
         metavar="NAME",
+        rich_help_panel="Output",
         help="Explain one tensor in words: its dimensions, the formulas and values of its coefficient and "
         "multiplicity, and their effect on learning rate, eps and weight decay. The end of a name is enough: q_proj.",
         autocompletion=complete_tensor,

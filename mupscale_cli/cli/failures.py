@@ -1,11 +1,16 @@
-"""Print errors as JSON documents under `--json`."""
+"""Turn usage errors into errors of ours, and print errors as JSON documents under `--json`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from mupscale_cli.errors import MupscaleError
+import typer
+
+from mupscale_cli.errors import MupscaleError, UsageError
+
+NotParsed: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only its subclass
 
 
 def print_error_document(error: MupscaleError, kind: str, code: int | None = None) -> None:
@@ -37,7 +42,8 @@ def is_given(flag: str, words: Sequence[str] | None = None) -> bool:
     return flag in (words[: words.index("--")] if "--" in words else words)
 
 
-def usage_message(error: Exception) -> str:
-    """Return typer's message for a usage error, without its full stop."""
-    format_message = getattr(error, "format_message", None)
-    return str(format_message() if format_message is not None else error).rstrip(".")
+def usage_error(error: Any) -> UsageError:
+    """Return typer's error for a command line that it cannot parse as one of ours."""
+    text = error.format_message().rstrip(".")
+    command = "mupscale" if error.ctx is None else error.ctx.command_path
+    return UsageError(text[:1].lower() + text[1:], hint=f"`{command} --help` shows how to use it")

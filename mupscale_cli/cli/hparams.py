@@ -27,20 +27,24 @@ if TYPE_CHECKING:
 
 
 def hparams(
-    wide: Annotated[str, typer.Argument(help="A widened checkpoint.", autocompletion=complete_widened)],
+    wide: Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)],
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate of the narrow run. Default: that of the widened optimizer state."),
+        typer.Option(
+            metavar="LR", help="Learning rate of the narrow run. Default: that of the widened optimizer state."
+        ),
     ] = None,
     optimizer: Annotated[
         str | None,
         typer.Option(metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)}. Default: the state's, else adamw."),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of the narrow run. Default: the state's, else 0.")
+        float | None,
+        typer.Option(metavar="NUMBER", help="Weight decay of the narrow run. Default: the state's, else 0."),
     ] = None,
     eps: Annotated[
-        float | None, typer.Option(help="Epsilon of the narrow run. Default: the state's, else the optimizer's.")
+        float | None,
+        typer.Option(metavar="NUMBER", help="Epsilon of the narrow run. Default: the state's, else the optimizer's."),
     ] = None,
     betas: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from mupscale_cli.cli.failures import is_given, print_error_document
+from mupscale_cli.cli.failures import NotParsed, is_given, print_error_document, usage_error
 from mupscale_cli.cli.overview import overview
 from mupscale_cli.errors import Interrupted, MupscaleError, Terminated, without_secrets
 
@@ -29,7 +29,10 @@ def main() -> None:
     _collect_less()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # from torch; mupscale uses no NumPy
     try:
-        _application()(prog_name="mupscale")
+        code = _application()(prog_name="mupscale", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except NotParsed as error:
+        _fail(usage_error(error))
     except Interrupted as error:
         from mupscale_cli.cli import output
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mupscale_cli import __version__
 from mupscale_cli.cli import options, output
 from mupscale_cli.cli.pages import KINDS, page_text, page_titles
 
@@ -16,7 +17,7 @@ _MAX_WIDTH = 100  # columns; longer lines of prose are hard to read
 
 def show_page(
     topic: Annotated[
-        str | None, typer.Argument(metavar="[TOPIC]", help="Page of the manual. Default: list all pages.")
+        str | None, typer.Argument(metavar="TOPIC", help="Page of the manual. Default: list all pages.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -50,9 +51,14 @@ def _list_pages(*, as_json: bool) -> None:
     output.note("\n`mupscale help PAGE` shows a page; `mupscale COMMAND --help` lists a command's options")
 
 
+def show_version() -> None:
+    """Print the version."""
+    output.stdout().print(__version__)
+
+
 def show_schema(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a document. Default: list all documents.")
+        str | None, typer.Argument(metavar="NAME", help="Name of a document. Default: list all documents.")
     ] = None,
     as_json: options.Json = False,  # noqa: ARG001 (the output is always JSON)
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +20,18 @@ from mupscale_cli.plan.perturbation import MODES, SCALES
 from mupscale_cli.tasks.options import parse_factor, parse_settings
 from mupscale_cli.tasks.reading import Reading
 
+size_option = partial(typer.Option, rich_help_panel="New shape")
+unit_option = partial(typer.Option, rich_help_panel="New units")
+reading_option = partial(typer.Option, rich_help_panel="Reading the checkpoint")
+state_option = partial(typer.Option, rich_help_panel="Optimizer state")
+output_option = partial(typer.Option, rich_help_panel="Output")
+verification_option = partial(typer.Option, rich_help_panel="Verification")
+publishing_option = partial(typer.Option, rich_help_panel="Publishing")
+
 Checkpoint = Annotated[
     str,
     typer.Argument(
+        metavar="CHECKPOINT",
         help="A file of safetensors or torch.save, a folder of a model or of a trainer, or a model on the Hub "
         "(org/name or org/name@revision).",
         autocompletion=complete_checkpoint,
@@ -29,11 +39,11 @@ Checkpoint = Annotated[
 ]
 Factor = Annotated[
     str | None,
-    typer.Option("--factor", "-f", metavar="K", help="How many times as wide the model becomes, such as 2 or 1.5."),
+    size_option("--factor", "-f", metavar="K", help="How many times as wide the model becomes, such as 2 or 1.5."),
 ]
 AxisFactors = Annotated[
     list[str] | None,
-    typer.Option(
+    size_option(
         "--axis",
         "-a",
         metavar="NAME=K|NAME:SIZE",
@@ -44,7 +54,7 @@ AxisFactors = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option(
+    size_option(
         "--to",
         metavar="TARGET",
         help="Grow to the sizes of another model of this architecture: a config.json, a model directory, or a model on "
@@ -54,11 +64,11 @@ Target = Annotated[
 ]
 Layers = Annotated[
     int | None,
-    typer.Option("--layers", metavar="N", help="Number of blocks in the new model. New ones start as the identity."),
+    size_option("--layers", metavar="N", help="Number of blocks in the new model. New ones start as the identity."),
 ]
 LayersAt = Annotated[
     str | None,
-    typer.Option(
+    size_option(
         "--layers-at",
         metavar="PLACE",
         help="Where new blocks go: interleaved, start, end, or their positions, such as 3,7. Default: interleaved.",
@@ -66,7 +76,7 @@ LayersAt = Annotated[
 ]
 Parameters = Annotated[
     str | None,
-    typer.Option(
+    size_option(
         "--params",
         metavar="N",
         help="Grow in proportion to about N parameters, such as 1.2B, in sizes that suit the hardware. With --dry-run, "
@@ -75,7 +85,7 @@ Parameters = Annotated[
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option(
+    reading_option(
         "--recipe",
         "-r",
         metavar="NAME|FILE",
@@ -85,14 +95,14 @@ RecipeName = Annotated[
 ]
 Infer = Annotated[
     bool,
-    typer.Option(
+    reading_option(
         "--infer/--no-infer",
         help="Draft a recipe for a model type of transformers that has none. Takes up to two minutes, once.",
     ),
 ]
 Tie = Annotated[
     str | None,
-    typer.Option(
+    unit_option(
         "--tie",
         metavar="fold|config|untie",
         help="Where to put the factor 1/k of a readout that shares the embedding's tensor: into the norm before it, "
@@ -101,7 +111,7 @@ Tie = Annotated[
 ]
 CleanNames = Annotated[
     bool,
-    typer.Option(
+    output_option(
         "--clean-names",
         help="Write names of tensors without what training wrapped around them, such as `_orig_mod.` and `module.`. "
         "Default: keep them.",
@@ -116,7 +126,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Log everything on stderr, 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 MethodName = Annotated[
     str,
-    typer.Option(
+    unit_option(
         "--method",
         "-m",
         metavar="NAME",
@@ -125,7 +135,7 @@ MethodName = Annotated[
 ]
 Fresh = Annotated[
     str | None,
-    typer.Option(
+    unit_option(
         metavar="|".join(FRESH),
         help="Weights of fresh units that cannot change the function, if a size is no multiple: initial ones, so that "
         "the new width learns at once, or zeros, so that training stays the same too. Default: init.",
@@ -133,7 +143,7 @@ Fresh = Annotated[
 ]
 Spread = Annotated[
     str | None,
-    typer.Option(
+    unit_option(
         metavar="|".join(SPREADS),
         help="How residual streams under RMSNorm grow: to whole copies, padded with fresh units; or to copies only, "
         "balanced and scaled by 1/sqrt(n), so that SGD and Muon keep their learning rates. Default: padded.",
@@ -141,18 +151,18 @@ Spread = Annotated[
 ]
 Shrink = Annotated[
     float | None,
-    typer.Option(metavar="NUMBER", help=f"warmstart: factor of the narrow weights. Default: {DEFAULT_SHRINK}."),
+    unit_option(metavar="NUMBER", help=f"warmstart: factor of the narrow weights. Default: {DEFAULT_SHRINK}."),
 ]
 Snr = Annotated[
-    float | None, typer.Option(metavar="DB", help="hyperclone: signal-to-noise ratio in dB. Default: no noise.")
+    float | None, unit_option(metavar="DB", help="hyperclone: signal-to-noise ratio in dB. Default: no noise.")
 ]
 NoiseSize = Annotated[
     float | None,
-    typer.Option("--noise", metavar="T", help="Amount of noise that makes copies differ, such as 0.1. Default: none."),
+    unit_option("--noise", metavar="T", help="Amount of noise that makes copies differ, such as 0.1. Default: none."),
 ]
 NoiseMode = Annotated[
     str | None,
-    typer.Option(
+    unit_option(
         metavar="|".join(MODES),
         show_default=False,
         help="Kind of noise. preserving: it cancels, so the function stays the same. mixed: weights and noise share "
@@ -161,7 +171,7 @@ NoiseMode = Annotated[
 ]
 NoiseScale = Annotated[
     str | None,
-    typer.Option(
+    unit_option(
         metavar="|".join(SCALES),
         show_default=False,
         help="Unit of T: the matrix's spectral norm, the tensor's root mean square, 1/sqrt(fan_in), the standard "
@@ -171,16 +181,16 @@ NoiseScale = Annotated[
 ]
 NoiseOn = Annotated[
     list[str] | None,
-    typer.Option(
+    unit_option(
         metavar="PATTERN",
         help="Names of the tensors that get noise, such as 'model.layers.*'. Repeatable. Default: every matrix.",
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Random seed for noise and random maps.")]
+Seed = Annotated[int, unit_option(metavar="N", help="Random seed for noise and random maps.")]
 VerifyDtype = Annotated[
     str,
-    typer.Option(
+    verification_option(
         "--dtype",
         metavar="TYPE",
         help="Data type to run both models in: float64, float32, bfloat16 or float16. auto: float64 if it fits. Below "
@@ -189,20 +199,21 @@ VerifyDtype = Annotated[
 ]
 VerifyDevice = Annotated[
     str,
-    typer.Option(
+    verification_option(
         "--device",
+        metavar="NAME",
         help="Device to run both models on, such as cuda:1. auto: the GPU, if any.",
     ),
 ]
 VerifyModel = Annotated[
     str | None,
-    typer.Option(
+    verification_option(
         "--model", metavar="FILE:FUNCTION", help="Your own model class: a function from the config to an nn.Module."
     ),
 ]
 Adapters = Annotated[
     list[Path] | None,
-    typer.Option(
+    reading_option(
         "--adapter",
         metavar="DIR",
         help="A LoRA adapter of this model, as peft saves it, to widen as well, to adapters/NAME in the output. An "
@@ -211,7 +222,7 @@ Adapters = Annotated[
 ]
 OptimizerState = Annotated[
     str,
-    typer.Option(
+    state_option(
         "--optimizer",
         metavar="PATH|auto|none",
         help="Optimizer state to widen. auto: the state next to the checkpoint, if any.",
@@ -219,7 +230,7 @@ OptimizerState = Annotated[
 ]
 OptimizerKind = Annotated[
     list[str] | None,
-    typer.Option(
+    state_option(
         "--optimizer-kind",
         metavar="NAME",
         help="Optimizer that the state belongs to, if its settings and keys do not tell. Repeatable, for a file of "
@@ -228,7 +239,7 @@ OptimizerKind = Annotated[
 ]
 OptimizerPolicy = Annotated[
     str,
-    typer.Option(
+    state_option(
         "--optimizer-policy",
         metavar="POLICY",
         help="What to do with optimizer state. copy: widen it. reset-new: keep it for the first copy of each unit "
@@ -237,24 +248,25 @@ OptimizerPolicy = Annotated[
 ]
 StateKey = Annotated[
     str | None,
-    typer.Option("--key", metavar="NAME", help="Key of the optimizer state inside PATH, such as `optimizer`."),
+    state_option("--key", metavar="NAME", help="Key of the optimizer state inside PATH, such as `optimizer`."),
 ]
 
-Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request with the commit.")]
+Private = Annotated[bool, publishing_option("--private", help="Create the repository as private.")]
+CreatePr = Annotated[bool, publishing_option("--create-pr", help="Open a pull request with the commit.")]
 CommitMessage = Annotated[
     str | None,
-    typer.Option(
+    publishing_option(
         "--commit-message", metavar="TEXT", help='Commit message. Default: "Upload NAME, widened by mupscale".'
     ),
 ]
 WithOptimizer = Annotated[
-    bool, typer.Option("--with-optimizer", help="Also publish the optimizer state and the files that resuming needs.")
+    bool,
+    publishing_option("--with-optimizer", help="Also publish the optimizer state and the files that resuming needs."),
 ]
 
 _Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    reading_option(
         "--set",
         metavar="KEY=VALUE",
         help="Value of a key that the checkpoint's config.json lacks or has wrong, such as num_attention_heads=32. "
@@ -263,7 +275,7 @@ _Settings = Annotated[
 ]
 _LayoutName = Annotated[
     str | None,
-    typer.Option(
+    reading_option(
         "--layout",
         metavar="NAME",
         help="The trainer that wrote the checkpoint, if its files do not tell. See `mupscale help trainers`.",
@@ -271,7 +283,9 @@ _LayoutName = Annotated[
 ]
 _WeightsKey = Annotated[
     str | None,
-    typer.Option("--weights-key", metavar="KEYS", help="Where the weights are in a file of torch.save: `state.model`."),
+    reading_option(
+        "--weights-key", metavar="KEYS", help="Where the weights are in a file of torch.save: `state.model`."
+    ),
 ]
 _READING = {"settings": _Settings, "layout": _LayoutName, "weights_key": _WeightsKey}
 _VERBOSITY = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from mupscale_cli import __version__
+from mupscale_cli.cli.usage import CONTEXT, Command, Group
 
 SETTINGS: dict[str, Any] = {
-    "no_args_is_help": True,
+    "cls": Group,
+    "context_settings": CONTEXT,
     "pretty_exceptions_enable": False,
-    "rich_markup_mode": "markdown",
+    "rich_markup_mode": None,
 }
 # First lines of the commands' own help, in order; a test compares the two.
 SUMMARIES = {
@@ -29,6 +31,7 @@ SUMMARIES = {
     "doctor": "Print versions, devices, memory, disk and settings for a bug report.",
     "help": "Show a page of the manual, or list all pages. Prints Markdown if the output is not a terminal.",
     "schema": "Print the JSON Schema of a document that `--json` prints, or list all documents.",
+    "version": "Print the version.",
     "recipes": "List, explain, check and draft recipes, which describe architectures.",
     "plot": "Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
 }
@@ -50,7 +53,7 @@ def overview() -> typer.Typer:
     app = typer.Typer(**SETTINGS)
     app.callback(invoke_without_command=True)(root)
     for name, summary in SUMMARIES.items():
-        app.command(name, help=summary)(do_nothing)
+        app.command(name, cls=Command, help=summary)(do_nothing)
     return app
 
 

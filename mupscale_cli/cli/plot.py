@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import Verification
 
 app = typer.Typer(
-    no_args_is_help=True,
     help="Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
 )
 Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)]
@@ -38,7 +37,7 @@ def plot_weights(
     wide: Wide,
     narrow: Annotated[
         str | None,
-        typer.Argument(metavar="[NARROW]", help="The narrow checkpoint. Default: the source that WIDE records."),
+        typer.Argument(metavar="NARROW", help="The narrow checkpoint. Default: the source that WIDE records."),
     ] = None,
     tensor: Annotated[
         str | None,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def push(
-    wide: Annotated[str, typer.Argument(help="Local widened checkpoint.", autocompletion=complete_widened)],
+    wide: Annotated[
+        str, typer.Argument(metavar="WIDE", help="Local widened checkpoint.", autocompletion=complete_widened)
+    ],
     target: Annotated[
         str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub. Created if it does not exist.")
     ],

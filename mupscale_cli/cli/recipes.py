@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mupscale_cli.checkpoints.reading import Checkpoint
 
-app = typer.Typer(no_args_is_help=True, help="List, explain, check and draft recipes, which describe architectures.")
+app = typer.Typer(help="List, explain, check and draft recipes, which describe architectures.")
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="Built-in recipe or recipe file.", autocompletion=complete_recipe)
 ]
@@ -84,7 +84,7 @@ def show_recipe(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT]",
+            metavar="CKPT",
             help="Checkpoint to compute each axis's cost for.",
             autocompletion=complete_checkpoint,
         ),
@@ -226,7 +226,7 @@ def check_recipe(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT]",
+            metavar="CKPT",
             help="Checkpoint whose tensors the recipe must describe. Runs no model.",
             autocompletion=complete_checkpoint,
         ),
@@ -343,7 +343,10 @@ def infer_recipe(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: the model type's."),
+        typer.Option(
+            metavar="TASK",
+            help="causal-lm, masked-lm, seq2seq-lm, image-classification or base. Default: the model type's.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
     as_json: options.Json = False,

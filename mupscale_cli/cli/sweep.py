@@ -120,7 +120,9 @@ def sweep(
         str, _trainer_option(metavar="constant|cosine", help="Learning rate schedule after warm-up.")
     ] = "constant",
     warmup: Annotated[int, _trainer_option(metavar="N", help="Steps of linear warm-up.")] = 0,
-    device: Annotated[str, _trainer_option(help="Torch device. auto: the GPU if there is one.")] = "auto",
+    device: Annotated[
+        str, _trainer_option(metavar="NAME", help="Torch device. auto: the GPU if there is one.")
+    ] = "auto",
     jobs: Annotated[
         int,
         typer.Option(
@@ -135,6 +137,7 @@ def sweep(
         typer.Option(
             "--output",
             "-o",
+            metavar="DIR",
             help="Directory of the sweep; finished trials in it are kept. Default: NAME-sweep beside the checkpoint.",
         ),
     ] = None,

@@ -30,7 +30,7 @@ def verify(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(
+        options.verification_option(
             metavar="PART",
             help="Verify only this part; repeat it for several. function: run both models. weights: every element. "
             "config: every key of config.json. files: all other files and the optimizer state. Default: all.",
@@ -40,10 +40,10 @@ def verify(
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
     recipe: options.RecipeName = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the inputs.")] = 0,
+    seed: Annotated[int, options.verification_option(metavar="N", help="Random seed of the inputs.")] = 0,
     steps: Annotated[
         int,
-        typer.Option(
+        options.verification_option(
             min=0,
             metavar="N",
             help="Also train both models for N optimizer steps in float64, from the widened state, and compare. The "

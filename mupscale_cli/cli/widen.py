@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 @options.with_reading
 def widen(
     checkpoint: options.Checkpoint,
-    out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output path. Default: NAME-x4 next to the input.")
-    ] = None,
     factor: options.Factor = None,
     axis: options.AxisFactors = None,
     to: options.Target = None,
@@ -49,7 +46,6 @@ def widen(
     infer: options.Infer = True,
     reading: Reading = AS_STORED,
     tie: options.Tie = None,
-    clean_names: options.CleanNames = False,
     method: options.MethodName = "mupscale",
     noise: options.NoiseSize = None,
     noise_mode: options.NoiseMode = None,
@@ -65,35 +61,59 @@ def widen(
     optimizer_kind: options.OptimizerKind = None,
     optimizer_policy: options.OptimizerPolicy = "copy",
     key: options.StateKey = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan. Writes nothing.")] = False,
+    out: Annotated[
+        Path | None,
+        options.output_option(
+            "--output", "-o", metavar="PATH", help="Output path. Default: NAME-x4 next to the input."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, options.output_option("--dry-run", help="Show the plan. Writes nothing.")] = False,
     tensor: explain.TensorName = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a weight file.")] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that mupscale wrote.")] = False,
+    max_shard_size: Annotated[
+        str, options.output_option(metavar="SIZE", help="Largest size of a weight file.")
+    ] = "5GB",
+    clean_names: options.CleanNames = False,
+    overwrite: Annotated[
+        bool, options.output_option("--overwrite", help="Replace an output that mupscale wrote.")
+    ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was killed. Checks its finished files and keeps them.")
+        bool,
+        options.output_option(
+            "--resume", help="Continue a run that was killed. Checks its finished files and keeps them."
+        ),
     ] = False,
     allow_large_factor: Annotated[
-        bool, typer.Option("--allow-large-factor", help="Accept factors above 16, which are mostly meant as sizes.")
+        bool,
+        options.size_option("--allow-large-factor", help="Accept factors above 16, which are mostly meant as sizes."),
     ] = False,
     allow_nonfinite: Annotated[
         bool,
-        typer.Option("--allow-nonfinite", help="Copy NaNs and infinities and report them, instead of failing."),
+        options.reading_option(
+            "--allow-nonfinite", help="Copy NaNs and infinities and report them, instead of failing."
+        ),
     ] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Number of processes that write. Default: one per core, up to 4."),
+        options.output_option(
+            min=1, metavar="N", help="Number of processes that write. Default: one per core, up to 4."
+        ),
     ] = None,
-    verify: Annotated[bool, typer.Option(help="Verify that both models agree before the output appears.")] = True,
+    verify: Annotated[
+        bool, options.verification_option(help="Verify that both models agree before the output appears.")
+    ] = True,
     dtype: options.VerifyDtype = "auto",
     device: options.VerifyDevice = "auto",
     model: options.VerifyModel = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option("--push-to-hub", metavar="ORG/NAME", help="Then publish the output as `mupscale push` does."),
+        options.publishing_option(
+            "--push-to-hub", metavar="ORG/NAME", help="Then publish the output as `mupscale push` does."
+        ),
     ] = None,
     private: options.Private = False,
     push_revision: Annotated[
-        str | None, typer.Option("--push-revision", metavar="BRANCH", help="Branch to publish to. Default: main.")
+        str | None,
+        options.publishing_option("--push-revision", metavar="BRANCH", help="Branch to publish to. Default: main."),
     ] = None,
     create_pr: options.CreatePr = False,
     commit_message: options.CommitMessage = None,

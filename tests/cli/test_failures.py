@@ -42,5 +42,5 @@ def test_usage_error_is_a_document_with_typers_message():
     assert result.code == 2
     document = json.loads(result.out)
     assert document["error"] == "UsageError"
-    assert document["message"].startswith("No such option: --fctor")
+    assert document["message"].startswith("no such option: --fctor")
     assert document["message"] in result.err.replace("\n", " ")

@@ -204,10 +204,10 @@ def test_commands_run_and_print_the_transcripts(file, sandbox, saved):
 
 
 def known_options():
-    found = {"": {"--version", "--help"}}
+    found = {"": {"--version", "--help", "-h"}}
     for command, parameter in options_of():
         names = {*parameter.opts, *parameter.secondary_opts}
-        found.setdefault(command, {"--help"}).update(name for name in names if name.startswith("-"))
+        found.setdefault(command, {"--help", "-h"}).update(name for name in names if name.startswith("-"))
     return found
 
 
