@@ -1,4 +1,4 @@
-"""`mupscale help` and `mupscale schema`."""
+"""`mupscale help`, `mupscale schema` and `mupscale version`."""
 
 from __future__ import annotations
 
@@ -51,9 +51,12 @@ def _list_pages(*, as_json: bool) -> None:
     output.note("\n`mupscale help PAGE` shows a page; `mupscale COMMAND --help` lists a command's options")
 
 
-def show_version() -> None:
+def show_version(as_json: options.Json = False) -> None:
     """Print the version."""
-    output.stdout().print(__version__)
+    if as_json:
+        output.print_document("version", {"version": __version__})
+    else:
+        output.stdout().print(__version__)
 
 
 def show_schema(

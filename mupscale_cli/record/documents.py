@@ -196,6 +196,12 @@ class Help(TypedDict):
     topics: Annotated[list[Topic] | None, "All pages; null for a single page."]
 
 
+class Version(TypedDict):
+    """The version: `mupscale version`."""
+
+    version: Annotated[str, "Version of mupscale."]
+
+
 class Narrow(TypedDict):
     """Hyperparameters of the narrow run."""
 
@@ -774,6 +780,7 @@ DOCUMENTS: dict[str, type] = {
     "run": Run,
     "sweep": Sweep,
     "verify": Verify,
+    "version": Version,
     "widen": Widen,
 }
 VERSIONS = {**dict.fromkeys(DOCUMENTS, 1), "record": FORMAT_VERSION}

@@ -112,6 +112,7 @@ def place(saved, tmp_path_factory):
         ("run job.yaml --dry-run", "run"),
         ("run job.yaml", "run"),
         ("run ./job.yaml", "run"),
+        ("version", "version"),
         ("help", "help"),
         ("help json", "help"),
         ("widen nowhere -f 2", "error"),
