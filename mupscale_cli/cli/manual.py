@@ -10,6 +10,7 @@ import typer
 
 from mupscale_cli import __version__
 from mupscale_cli.cli import options, output
+from mupscale_cli.cli.overview import SUMMARIES
 from mupscale_cli.cli.pages import KINDS, page_text, page_titles
 
 _MAX_WIDTH = 100  # columns; longer lines of prose are hard to read
@@ -17,13 +18,18 @@ _MAX_WIDTH = 100  # columns; longer lines of prose are hard to read
 
 def show_page(
     topic: Annotated[
-        str | None, typer.Argument(metavar="TOPIC", help="Page of the manual. Default: list all pages.")
+        str | None, typer.Argument(metavar="TOPIC", help="Page of the manual, or a command. Default: list all pages.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a page of the manual, or list all pages. Prints Markdown if the output is not a terminal."""
     if topic is None:
         _list_pages(as_json=as_json)
+        return
+    if topic in SUMMARIES and topic not in page_titles() and not as_json:
+        from mupscale_cli.cli.commands import application
+
+        application(topic)([topic, "--help"], prog_name="mupscale", standalone_mode=False)
         return
     text = page_text(topic)
     console = output.stdout()

@@ -38,7 +38,7 @@ _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)")
 _FACTOR = re.compile(r"[+-]?\d{1,18}(\.\d{0,18}|/\d{1,18})?")
 _AXIS = re.compile(r"\s*([^=:]*[^=:\s])\s*([=:])\s*(.*?)\s*")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -360,5 +360,5 @@ def parse_size(text: str) -> int:
         return int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError) as error:
         raise PlanError(
-            f"`{text}` is not a size", hint="write a number and B, KB, MB, GB or TB, for instance 5GB"
+            f"`{text}` is not a size", hint="write a number and its unit, B, KB, MB, GB or TB, for instance 5GB"
         ) from error

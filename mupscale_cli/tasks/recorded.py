@@ -70,7 +70,7 @@ def replan_widening(
     """
     found = find_source(wide, with_state=with_state)
     target = found.checkpoint
-    record = read_record(target)
+    record = read_record(target, hint=_recorded_hint(target, wide, narrow))
     with_state = with_state and record["optimizer_state"] is not None
     source = (
         find_source(narrow, _recorded_reading(record), with_state=with_state).checkpoint
@@ -94,6 +94,14 @@ def replan_widening(
     )
     plan = with_modules(in_kind(with_noise(plan, record["noise"]), source), source)
     return RecordedWidening(target, source, plan, record, found.hub is not None)
+
+
+def _recorded_hint(target: Checkpoint, wide: str | Path, narrow: str | Path | None) -> str | None:
+    """Say what was meant if the checkpoint that should be the wide one has no record."""
+    if target.record is not None or narrow is None:
+        return None
+    is_swapped = find_source(narrow, headers_only=True).checkpoint.record is not None
+    return f"the source comes first: `{narrow}` was widened, so put it after `{wide}`" if is_swapped else None
 
 
 def _other_source(changed: str, source: Checkpoint, wide: str | Path) -> CheckpointError:

@@ -345,3 +345,17 @@ def test_single_file_is_widened(tmp_path):
 
 def test_demo_into_an_existing_directory(tmp_path):
     refused(tmp_path, "demo", "-o", str(tmp_path), says=["exists", "-o"])
+
+
+# Hints -------------------------------------------------------------------------------------------
+
+
+def test_swapped_arguments_of_verify_are_recognized(narrow, tmp_path):
+    assert run("widen", str(narrow), "-f", "2", "-o", str(tmp_path / "wide"), "--no-verify", "-q").code == 0
+    says = [f"`{narrow}` was not written by mupscale", "hint: the source comes first"]
+    refused(tmp_path, "verify", str(tmp_path / "wide"), str(narrow), says=says)
+
+
+def test_a_size_needs_a_unit(narrow, tmp_path):
+    says = ["`2` is not a size", "B, KB, MB, GB or TB"]
+    refused(tmp_path, "widen", str(narrow), "-f", "2", "--max-shard-size", "2", says=says)

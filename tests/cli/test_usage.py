@@ -62,3 +62,8 @@ def test_commands_alone_print_their_help_and_exit_with_2():
         result = run(*words)
         assert result.code == 2
         assert "Commands:" in result.out
+
+
+def test_help_of_a_command_is_its_options():
+    assert run("help", "widen").out == run("widen", "--help").out
+    assert run("help", "sweep").out.startswith("# ")  # the page comes first
