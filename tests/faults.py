@@ -1,6 +1,6 @@
 """Widen with a fault at each system call that touches the output; check what is left, and what comes of it.
 
-    python tests/faults.py [--sample 3] [--seed 0] [--only file] [--faults EIO kill broken]
+    python tests/faults.py [--sample 3] [--seed 0] [--only file distributed] [--faults EIO kill broken]
 
 A call fails once (EIO), a call that changes something kills its process (kill), or a call fails together with all that
 follow (broken). Whatever a run writes and wherever it is struck, the old output or the new one is there afterwards, at
@@ -8,7 +8,7 @@ the latest when the next run has begun; `--resume` ends with the bytes of an und
 message names.
 
 The calls are intercepted by the library of fault.c, which is preloaded, so this needs Linux and a C compiler. Every run
-is forked from one process that has imported everything: a point takes a tenth of a second, all take half an hour.
+is forked from one process that has imported everything: a point takes a tenth of a second, all take hours.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,21 +46,48 @@ LIBRARY = ctypes.CDLL(None)  # the preloaded one
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of checkpoint, and the names of a narrow and a wide one."""
+
+    title: str
+    narrow: str
+    wide: str = "wide"
+
+    @property
+    def is_file(self) -> bool:
+        return "." in self.wide
+
+
+PLAIN = (Kind("directory", "net"), Kind("file", "net.safetensors", "wide.safetensors"))
+CONTAINERS = (
+    Kind("torch file", "net.pt", "wide.pt"),
+    Kind("torch shards", "shards"),
+    Kind("distributed", "dcp"),
+    Kind("fsdp", "fsdp"),  # weights and state in a folder each
+    Kind("zero", "zero"),  # two ranks' files, written as a folder for each parameter
+    Kind("nanochat", "nanochat"),  # two ranks' files, written as two
+)
+
+
+@dataclass(frozen=True)
 class Scenario:
     """What a run writes, and how."""
 
-    is_file: bool
+    kind: Kind
     overwrite: bool
     state: bool
     processes: int
 
     def __str__(self) -> str:
-        words = ("file" if self.is_file else "directory", "overwrite" if self.overwrite else "new")
+        words = (self.kind.title, "overwrite" if self.overwrite else "new")
         state = "with state" if self.state else "without state"
         return f"{', '.join(words)}, {state}, {self.processes} process{'es' * (self.processes > 1)}"
 
 
-SCENARIOS = [Scenario(*each) for each in itertools.product((False, True), (False, True), (False, True), (1, 2))]
+SCENARIOS = [
+    *itertools.starmap(Scenario, itertools.product(PLAIN, (False, True), (False, True), (1, 2))),
+    *itertools.starmap(Scenario, itertools.product(CONTAINERS, (False, True), (True,), (1, 2))),
+]
 
 
 @dataclass(frozen=True)
@@ -80,11 +108,11 @@ class Trial:
 
     @property
     def target(self) -> Path:
-        return self.out / ("wide.safetensors" if self.scenario.is_file else "wide")
+        return self.out / self.scenario.kind.wide
 
     def run(self, **more: object) -> Outcome:
         """Widen in a forked process."""
-        scenario, source = self.scenario, self.root / "source"
+        scenario = self.scenario
         options = {
             "factor": 2,
             "max_shard_size": SHARD,
@@ -93,7 +121,7 @@ class Trial:
             "processes": scenario.processes,
             "verify": False,
         }
-        narrow = source / "net.safetensors" if scenario.is_file else source / "net"
+        narrow = self.root / "source" / scenario.kind.narrow
         return forked(lambda note: widen(narrow, self.target, **{**options, **more}, events=Events(note=note)))
 
     def recover(self) -> Outcome:
@@ -110,10 +138,10 @@ class Trial:
 
     @property
     def _old(self) -> Path:
-        folder = self.root / "old" / ("file" if self.scenario.is_file else "directory")
+        folder = self.root / "old" / self.scenario.kind.title
         if not folder.exists():
             self.out.mkdir(parents=True, exist_ok=True)
-            outcome = self.run(factor=None, axes={"ffn": 2}, optimizer="auto", overwrite=False)
+            outcome = self.run(factor=3, optimizer="auto", overwrite=False)
             assert outcome.error is None, outcome
             folder.parent.mkdir(exist_ok=True)
             self.out.rename(folder)
@@ -205,7 +233,7 @@ def after_fault(trial: Trial, fault: str, outcome: Outcome, old: dict[str, str],
     elif is_half and fault == "broken":  # nothing can be restored then
         if found not in (old, new) and trial.target.name in found:
             yield f"{outcome.error}, and left {sorted(found)}"
-    elif is_half and trial.scenario.is_file and trial.target.name not in found:
+    elif is_half and trial.scenario.kind.is_file and trial.target.name not in found:
         pass  # a file and its companions do not appear in one step
     elif outcome.error == "killed" and found not in (old, new):
         yield f"was killed, and left {sorted(found)}"
@@ -236,27 +264,52 @@ def after_recovery(trial: Trial, old: dict[str, str], new: dict[str, str]) -> It
 
 
 def make_source(folder: Path) -> None:
-    """Save a model in the middle of training."""
+    """Save a model in the middle of training, as each kind of checkpoint."""
+    import nanochat_files
     import torch
+    import torch.distributed.checkpoint as dcp
     import transformers
+    import zero_files
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     from helpers import build
     from training import make, random_loss
 
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     model = build("Llama-tied", num_hidden_layers=1, dtype=torch.float32)
     optimizer = make("sgd", list(model.named_parameters()), [])
     random_loss(model, torch.Generator().manual_seed(1)).backward()
     optimizer.step()
-    model.save_pretrained(folder)
-    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    state, weights = optimizer.state_dict(), model.state_dict()
+    for name in ("net", "shards", "dcp", "fsdp", "zero"):
+        model.config.save_pretrained(folder / name)
 
+    model.save_pretrained(folder / "net")
+    torch.save(state, folder / "net" / "optimizer.pt")
+    for name in ("model.safetensors", "config.json", "optimizer.pt"):  # a single file with companions
+        shutil.copy(folder / "net" / name, folder / f"net.{name.removeprefix('model.')}")
+    torch.save({"model": weights, "optimizer": state, "step": 1}, folder / "net.pt")
 
-def copy_source(source: Path, root: Path) -> None:
-    """Copy the model: as a directory, and as a single file with companions."""
-    shutil.copytree(source, root / "source" / "net")
-    for name in ("model.safetensors", "config.json", "optimizer.pt"):
-        shutil.copy(source / name, root / "source" / f"net.{name.removeprefix('model.')}")
+    files = {name: f"pytorch_model-0000{1 + (number > 2)}-of-00002.bin" for number, name in enumerate(weights)}
+    files["lm_head.weight"] = files["model.embed_tokens.weight"]
+    for file in set(files.values()):
+        torch.save({name: weights[name] for name, held in files.items() if held == file}, folder / "shards" / file)
+    index = {"metadata": {"total_size": 0}, "weight_map": files}
+    (folder / "shards" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save(state, folder / "shards" / "optimizer.pt")
+
+    named = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": named, "step": 1}, checkpoint_id=folder / "dcp", no_dist=True)
+    dcp.save({"model": weights}, checkpoint_id=folder / "fsdp" / "pytorch_model_fsdp_0", no_dist=True)
+    dcp.save({"optimizer": named}, checkpoint_id=folder / "fsdp" / "optimizer_0", no_dist=True)
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    groups = tuple(tuple(n for n, shape in shapes.items() if (len(shape) > 1) == many) for many in (True, False))
+    tensors = zero_files.tensors_of(shapes)
+    zero_files.write_partitioned(folder / "zero" / "global_step7", 1, tensors, groups, processes=2)
+    (folder / "zero" / "latest").write_text("global_step7")
+    nanochat_files.save(folder / "nanochat", 2)
 
 
 def strike(root: Path, fault: str, scenario: Scenario, sample: int | None, pick: random.Random) -> tuple[int, int]:
@@ -294,29 +347,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="number of points of each scenario and fault. Default: all.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the sample.")
-    parser.add_argument("--only", default="", help="Only scenarios whose description begins so, such as `file, new`.")
+    parser.add_argument("--runs", type=int, help="number of pairs of a scenario and a fault, at random. Default: all.")
+    parser.add_argument("--only", nargs="+", default=[""], help="Only scenarios that begin so, such as `file, new`.")
     parser.add_argument("--faults", nargs="+", default=["EIO", "kill"], choices=list(FAULTS))
-    parser.add_argument("--source", type=Path, help="Model directory with optimizer.pt. Default: a tiny Llama.")
+    parser.add_argument("--source", type=Path, help="Folder that `make_source` filled. Default: made for this run.")
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)  # of the process with the library
     chosen = parser.parse_args()
     if chosen.root is None:
         memory = Path("/dev/shm")  # noqa: S108 (on a disk, all this takes longer)
         with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
             if chosen.source is None:
-                make_source(Path(folder) / "made")
-            copy_source(chosen.source or Path(folder) / "made", Path(folder))
+                make_source(Path(folder) / "source")
+            else:
+                shutil.copytree(chosen.source, Path(folder) / "source")
             sys.exit(run_preloaded(Path(folder)))
     import torch
 
     LIBRARY.fault_call.restype = ctypes.c_void_p
     LIBRARY.fault_disarm.restype = ctypes.c_long
     torch.set_num_threads(1)
-    for narrow in ("net", "net.safetensors"):  # import everything
-        widen(chosen.root / "source" / narrow, chosen.root / f"warm-{narrow}", factor=2, verify=False)
+    for kind in (*PLAIN, *CONTAINERS):  # import everything
+        widen(
+            chosen.root / "source" / kind.narrow, chosen.root / "warm" / kind.title / kind.wide, factor=2, verify=False
+        )
     assert threading.active_count() == 1  # so that processes can be forked
     began, pick = time.monotonic(), random.Random(chosen.seed)
-    scenarios = [scenario for scenario in SCENARIOS if str(scenario).startswith(chosen.only)]
-    runs = itertools.product(scenarios, chosen.faults)
+    scenarios = [scenario for scenario in SCENARIOS if str(scenario).startswith(tuple(chosen.only))]
+    runs = list(itertools.product(scenarios, chosen.faults))
+    if chosen.runs is not None:
+        runs = pick.sample(runs, min(chosen.runs, len(runs)))
     results = [strike(chosen.root, fault, scenario, chosen.sample, pick) for scenario, fault in runs]
     points, wrong = (sum(each) for each in zip(*results, strict=True))
     say(f"{points} points in {time.monotonic() - began:.0f} s, {wrong} not as promised")

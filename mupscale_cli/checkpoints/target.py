@@ -136,11 +136,11 @@ def _require_record(output: Path) -> None:
 
 def _unrecorded(folder: Path, record: Mapping[str, Any]) -> list[str]:
     """Return what is in the folder of an output but not in its record."""
-    parts = (record.get(key) for key in ("written", "others"))
     state = record.get("optimizer_state")
-    named = {name for part in parts if isinstance(part, dict) for name in part}
-    named |= {RECORD, state.get("file") if isinstance(state, dict) else None}
-    inner = {parent for name in named - {None} for parent in map(str, PurePosixPath(name).parents)}
+    of_state = ([state.get("file")], state.get("files")) if isinstance(state, dict) else ()
+    parts = ([RECORD], record.get("written"), record.get("others"), *of_state)
+    named = {name for part in parts if isinstance(part, (dict, list)) for name in part if isinstance(name, str)}
+    inner = {parent for name in named for parent in map(str, PurePosixPath(name).parents)}
 
     def others(path: Path) -> Iterator[str]:
         for entry in path.iterdir():

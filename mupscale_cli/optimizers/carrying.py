@@ -79,8 +79,10 @@ class CarriedState:
         counts = {"nonfinite": written.nonfinite} if written.nonfinite else {}
         hashes = {"source_digest": files_digest(self.source.files), "digest": written.digest}
         named = {"named": list(self.named)} if self.named else {}
+        others = written.beside(directory)
         return {
             "file": written.name,
+            **({"files": others} if others else {}),
             **key,
             **self.state.about,
             **named,

@@ -304,11 +304,9 @@ class _Walker:
         """Return the wide form of the content at a place."""
         if place in self.replaced:
             return self.replaced[place]
-        if is_optimizer(content):
-            raise PlanError(
-                f"the file holds another optimizer's state at `{place_name(place)}`, which would stay narrow",
-                hint="name the one to widen with `--key`, and save the file without the other; or `--optimizer none`",
-            )
+        own_keys = {source[-1] for source in self.own.weights.values() if source[:-1] == place}
+        if is_optimizer(content) and not own_keys:
+            raise self._unplanned(place)
         if (schedule := self._widen_schedule(content, place)) is not None:
             return schedule
         if isinstance(content, (list, tuple)) and not isinstance(content, torch.Size):
@@ -316,13 +314,25 @@ class _Walker:
         if not isinstance(content, Mapping):
             self.copied.append(place_name(place))
             return content
-        own_keys = {source[-1] for source in self.own.weights.values() if source[:-1] == place}
         wide = self._widen_own(content, place) if own_keys else self.weights.widen(content)
         if wide is not None and not own_keys:
             return wide
         rest = (key for key in content if key not in own_keys and (*place, key) not in self.own.dropped)
         changed = {**(wide or {}), **{key: self.widen(content[key], (*place, key)) for key in rest}}
         return changed if type(content) is dict else _like(content, changed)
+
+    def _unplanned(self, place: Place) -> PlanError:
+        """Return the error for an optimizer's state that is not widened and would stay narrow."""
+        name = place_name(place)
+        if self.optimizers:
+            return PlanError(
+                f"the file holds another optimizer's state at `{name}`, which would stay narrow",
+                hint="save the file without it, or leave out the states with `--optimizer none`",
+            )
+        return PlanError(
+            f"the file holds an optimizer's state at the unusual key `{name}`",
+            hint=f"widen it with `--key {'.'.join(map(str, place))}`, or leave it out with `--optimizer none`",
+        )
 
     def _widen_schedule(self, content: Any, place: Place) -> dict[str, Any] | None:
         """Return the wide form of a scheduler's state; None for anything else.

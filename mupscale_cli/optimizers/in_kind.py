@@ -20,6 +20,7 @@ from mupscale_cli.optimizers.formats.base import OptimizerSource, StateFile, Wid
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.state_plan import Policy
+from mupscale_cli.optimizers.tree import optimizer_places
 from mupscale_cli.plan import Plan
 
 
@@ -95,7 +96,7 @@ def plan_in_kind(source: Checkpoint, trained: Trained, plan: Plan, options: Stat
     """
     content = trained.contents.content
     place = state_place(trained, options)
-    own = OwnContent(trained.places, _sizes(trained, plan), _dropped(trained, place))
+    own = OwnContent(trained.places, _sizes(trained, plan), _dropped(trained, place, options))
     tree = _tree(trained, place, source.config, options.kinds, own)
     state = tree.widen(plan, options.policy)
     weights = {
@@ -157,7 +158,9 @@ def _sizes(trained: Trained, plan: Plan) -> dict[Place, Any]:
     return {place: type(value_at(trained.contents.content, place))(plan.config)}
 
 
-def _dropped(trained: Trained, place: Place | None) -> frozenset[Place]:
-    """Return the place of a state that is not widened, which the wide weights must not keep."""
-    state = trained.state
-    return frozenset({state} if state is not None and place is None else ())
+def _dropped(trained: Trained, place: Place | None, options: StateOptions) -> frozenset[Place]:
+    """Return the places of the states that the user does not want, under whatever key they are."""
+    if place is not None or options.optimizer == "auto":
+        return frozenset()
+    weights = {each[:-1] for each in trained.places.values()}
+    return frozenset(optimizer_places(trained.contents.content)) - weights

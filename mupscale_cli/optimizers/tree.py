@@ -7,7 +7,7 @@ of numbers (torch.distributed.checkpoint), and the flat form of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -64,6 +64,15 @@ def is_optimizer(content: Any) -> bool:
     if _GROUPS in content:  # a distributed checkpoint drops an empty `state`
         return isinstance(content.get(_STATE, {}), Mapping) and isinstance(content[_GROUPS], list)
     return any(isinstance(key, str) and key.startswith((f"{_STATE}.", f"{_GROUPS}.")) for key in content)
+
+
+def optimizer_places(content: Any, place: Place = ()) -> Iterator[Place]:
+    """Yield the place of every optimizer's state dict, or list of them, below a place."""
+    if is_optimizer(content) or (isinstance(content, (list, tuple)) and any(map(is_optimizer, content))):
+        yield place
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from optimizer_places(value, (*place, key))
 
 
 def optimizers_at(content: Any, place: Place) -> tuple[Place, ...]:

@@ -216,6 +216,7 @@ class OptimizerState(TypedDict):
     """The optimizer state that was widened with the weights."""
 
     file: Annotated[FileName | None, "Name of the file or folder next to the weights; null if it is in their own."]
+    files: NotRequired[Annotated[list[FileName], "Further files of the state; absent if there are none."]]
     key: NotRequired[Annotated[str, "Dotted keys that lead to the state within the file."]]
     format: Annotated[str, "Format of the file."]
     kinds: Annotated[list[str], "Optimizers that the state belongs to."]

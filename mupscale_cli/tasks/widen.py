@@ -125,14 +125,14 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         outcome = call.ranks.broadcast(_complete(source, path, call) if call.ranks.is_first else None)
         return Widened(path, with_noise(plan, outcome.record["noise"]), *outcome, is_new=False)
     if not source.is_local:  # refuse before the download what the headers suffice to refuse
-        with _saying(why):
+        with _saying(why, path):
             check_output(path, source.checkpoint.path, needed_bytes=plan.num_bytes, overwrite=call.overwrite)
     source = source.fetched(call.state)
     output = _plan_output(source.checkpoint, plan, call, path)
     target = plan_target(path, output)
     inputs = _inputs(output, call)
     needed_bytes = 0 if call.resume else output.num_bytes
-    with _saying(why):
+    with _saying(why, path):
         target.check(output.source.path, inputs, needed_bytes=needed_bytes, overwrite=call.overwrite)
     require_unchanged(output.opened)  # since the plan was made
     files = call.ranks.broadcast(_hash_source(source, call.events) if call.ranks.is_first else None)
@@ -157,11 +157,13 @@ def _reason_to_write(source: Source, plan: Plan, path: Path, call: WidenCall) ->
 
 
 @contextmanager
-def _saying(why: str) -> Iterator[None]:
+def _saying(why: str, path: Path) -> Iterator[None]:
     """Add to the error for an existing output why it is not the one that would be written."""
     try:
         yield
     except OutputExistsError as error:
+        if not path.exists():  # a companion is in the way
+            raise
         raise OutputExistsError(f"{error.message}: {why}", hint=error.hint) from error
 
 

@@ -93,3 +93,22 @@ def test_other_names_are_refused(tmp_path):
     torch.save({"x": pytest.approx}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="approx"):
         read_torch_file(tmp_path / "a.pt")
+
+
+class Joined:
+    """Pickled as a method of a string."""
+
+    def __reduce__(self):
+        return getattr, ("", "join")
+
+
+def test_members_that_python_3_11_pickles_by_name_are_read(classes, monkeypatch, tmp_path):
+    """From 3.11.0 to 3.11.3, which Debian 12 has, an enumeration's member is `getattr(CLASS, NAME)`."""
+    _, stage = classes
+    monkeypatch.setattr(stage, "__reduce_ex__", lambda member, _: (getattr, (type(member), member.name)))
+    torch.save({"stage": stage.weights}, tmp_path / "a.pt")
+    save_blank(tmp_path / "b.pt", read_torch_file(tmp_path / "a.pt").content)
+    assert torch.load(tmp_path / "b.pt", weights_only=False)["stage"] is stage.weights
+    torch.save({"x": Joined()}, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"it contains code: `builtins\.getattr`"):
+        read_torch_file(tmp_path / "c.pt")

@@ -89,7 +89,8 @@ def test_safetensors_are_sharded(run_in_progress, tmp_path):
     again = open_optimizer(tmp_path / "wide" / "optimizer.safetensors.index.json", None).load()
     check_states(before, again.states)
     assert verify(tmp_path / "wide", steps=2).training.carried
-    # The wide state can be read and widened again.
+    # All its files are recorded, so that it can be replaced; it can be read and widened again.
+    widen(source, tmp_path / "wide", 2, verify=False, max_shard_size=200_000, overwrite=True)
     widen(tmp_path / "wide", tmp_path / "wider", 2, verify=False)
     assert list((tmp_path / "wider").glob("optimizer*.safetensors"))
 

@@ -200,6 +200,21 @@ def test_a_second_optimizer_is_not_passed_over(training, file):
     torch.save({**content, "optimizers": [content["optimizer"]]}, file)
     with pytest.raises(PlanError, match="another optimizer's state at `optimizers/0`"):
         widen(file, factor=2)
+    made = widen(file, factor=2, optimizer="none", verify=False)
+    assert torch.load(made.output, weights_only=True).keys() == content.keys() - {"optimizer"}
+
+
+def test_a_state_at_an_unusual_key_is_widened_or_left_out(training, file):
+    content = content_of(training)
+    content["mine"] = {"state of training": [content.pop("optimizer")]}
+    torch.save(content, file)
+    with pytest.raises(PlanError, match="at the unusual key `mine/state of training/0`") as refusal:
+        widen(file, factor=2)
+    assert "`--key mine.state of training.0`" in refusal.value.hint
+    made = widen(file, factor=2, key="mine.state of training.0", verify=False)
+    assert made.record["optimizer_state"]["kinds"] == ["adamw"]
+    made = widen(file, factor=2, optimizer="none", verify=False, overwrite=True)
+    assert torch.load(made.output, weights_only=True)["mine"] == {}
 
 
 def split(state):

@@ -5,6 +5,7 @@ The pickle names only the classes below, which hold plain values. Any other name
 
 from __future__ import annotations
 
+import enum
 import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,10 +65,21 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(torch, name, None) if module == "torch" else None
         if isinstance(found, torch.dtype) or found is torch.Size:
             return found
+        if (module, name) == ("builtins", "getattr"):
+            return self._member
         module = _SAME.get((module, name), module)
         if name in _NAMES.get(module, ()):
             return super().find_class(module, name)
-        raise CheckpointError(
+        raise self._refusal(module, name)
+
+    def _member(self, kind: Any, name: Any) -> Any:
+        """Return the member of an enumeration, which Python 3.11.0 to 3.11.3 pickle as `getattr(kind, name)`."""
+        if not isinstance(kind, enum.EnumMeta) or name not in kind.__members__:
+            raise self._refusal("builtins", "getattr")
+        return kind.__members__[name]
+
+    def _refusal(self, module: str, name: str) -> CheckpointError:
+        return CheckpointError(
             f"`{self._file}` names `{module}.{name}`, whose code could run",
             hint="load the checkpoint with the program that wrote it, and save only tensors and plain values",
         )

@@ -39,6 +39,7 @@ _VALUES = (
     "pathlib.WindowsPath",
     "torch.torch_version.TorchVersion",
 )
+_MEMBERS = ("builtins.getattr",)
 _LOCK = threading.Lock()  # of the process's list of safe globals
 
 
@@ -84,10 +85,20 @@ class ValueStandIn:
         return f"{type(self).__name__}({', '.join(map(repr, self.arguments))})"
 
 
+class MemberStandIn(ValueStandIn):
+    """A member of an enumeration, which Python 3.11.0 to 3.11.3 pickle as `getattr(CLASS, NAME)`."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        kind, name = arguments
+        if not (isinstance(kind, type) and issubclass(kind, ValueStandIn) and isinstance(name, str)):
+            raise pickle.UnpicklingError("GLOBAL builtins.getattr of no enumeration")
+        return super().__new__(cls, *arguments)
+
+
 @cache
 def _stand_ins() -> dict[str, type]:
     """Return the stand-in of every name."""
-    kinds = ((_OBJECTS, ObjectStandIn), (_VALUES, ValueStandIn))
+    kinds = ((_OBJECTS, ObjectStandIn), (_VALUES, ValueStandIn), (_MEMBERS, MemberStandIn))
     return {name: _stand_in(name, base) for names, base in kinds for name in names}
 
 

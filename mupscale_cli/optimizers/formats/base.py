@@ -139,6 +139,11 @@ class StateFile:
     overflowed: tuple[str, ...] = ()
     digests: Mapping[Path, str] = field(default_factory=dict)
 
+    def beside(self, directory: Path) -> list[str]:
+        """Return the names of its files in the output's folder other than `name`, and not in a folder of that name."""
+        names = (file.relative_to(directory) for file in self.digests)
+        return sorted(name.as_posix() for name in names if name.parts[0] != self.name)
+
 
 @dataclass(frozen=True)
 class WideState:

@@ -108,15 +108,15 @@ class SafetensorsState:
             )
             if converted is None:
                 return None
-            files = (options.directory / shard.file for shard in shards)
-            about = converted.nonfinite, files_digest(files, lambda file: converted.digests[file.name])
+            digests = {options.directory / shard.file: converted.digests[shard.file] for shard in shards}
+            digest = files_digest(digests, digests.__getitem__)
             if len(shards) == 1:
-                return StateFile(f"{stem}.safetensors", *about)
+                return StateFile(f"{stem}.safetensors", converted.nonfinite, digest, digests=digests)
             weight_map = {tensor.target.name: shard.file for shard in shards for tensor in shard.tensors}
             total = sum(shard.num_bytes for shard in shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(options.directory / f"{stem}{_INDEX}", index)
-            return StateFile(f"{stem}{_INDEX}", *about)
+            return StateFile(f"{stem}{_INDEX}", converted.nonfinite, digest, digests=digests)
 
         return WideState(
             tensors, self.stored, write, {"format": "safetensors", "kinds": list(kinds.names)}, content=metadata
