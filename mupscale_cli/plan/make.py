@@ -262,7 +262,7 @@ def _refuse_quantized(config: Mapping[str, Any] | None, specs: Iterable[TensorSp
             raise PlanError(
                 f"cannot widen quantized weights (config.json has a `{key}`): their packed elements are not units",
                 hint="dequantize the model first (of MLX: `mlx_lm.convert --hf-path DIR -d --mlx-path OUT`), or widen "
-                "the checkpoint that it was quantized from",
+                "the checkpoint that it was quantized from; see `mupscale help limits`",
             )
 
 

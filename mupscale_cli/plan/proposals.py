@@ -169,7 +169,7 @@ def propose(
         raise PlanError(
             f"`--params` asks for {count_text(parameters)} parameters, but without growing wider, the model has "
             f"{count_text(present)}",
-            hint="a model can only grow",
+            hint="a model can only grow; `mupscale help limits` says what makes it smaller",
         )
     shapes = proposed_shapes(narrow, parameters, request)
     plans: list[Plan] = []

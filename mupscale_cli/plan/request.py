@@ -213,12 +213,16 @@ def grown(what: str, size: int, amount: Amount, option: str) -> int:
         if not 1 <= Fraction(amount.units, size) <= MAX_FACTOR:
             raise PlanError(
                 f"{what} has size {size} and cannot become {_shown(Fraction(amount.units))} (`{option}`)",
-                hint=f"sizes can only grow, and to at most {MAX_FACTOR} times what they are",
+                hint=f"sizes can only grow, and to at most {MAX_FACTOR} times what they are; `mupscale help "
+                "limits` says what makes models smaller",
             )
         return amount.units
     factor = Fraction(amount)
     if not 1 <= factor <= MAX_FACTOR:
-        raise PlanError(f"`{option}` is {_shown(factor)}, expected a number from 1 to {MAX_FACTOR}")
+        raise PlanError(
+            f"`{option}` is {_shown(factor)}, expected a number from 1 to {MAX_FACTOR}",
+            hint="`mupscale help limits` says what makes models smaller" if factor < 1 else None,
+        )
     wide = size * factor
     if wide.denominator != 1:
         raise PlanError(

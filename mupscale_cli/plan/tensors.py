@@ -274,12 +274,12 @@ def _check_dtype(plan: TensorPlan) -> None:
     if kind == "packed":
         raise PlanError(
             f"cannot widen `{plan.source.name}`: it is {plan.source.dtype}, whose scales are stored elsewhere",
-            hint="dequantize the model to bfloat16 first",
+            hint="dequantize the model to bfloat16 first; see `mupscale help limits`",
         )
     if plan.is_scaled:
         raise PlanError(
             f"cannot scale `{plan.source.name}`: it is {plan.source.dtype}, so its weights are packed as integers",
-            hint="dequantize the model to bfloat16 first",
+            hint="dequantize the model to bfloat16 first; see `mupscale help limits`",
         )
 
 

@@ -30,7 +30,7 @@ KINDS = {
         "migration",
     ),
     "reference": ("commands", "architectures", "language", "json", "api", "formats", "files", "glossary"),
-    "explanation": ("theory", "promises", "trust"),
+    "explanation": ("theory", "promises", "trust", "limits"),
 }
 _INTO_SOURCES = re.compile(r"\[([^]]*)\]\(\.\./\.\./\.\./([^)#]*)[^)]*\)")
 
