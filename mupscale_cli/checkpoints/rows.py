@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.files import plain
+
+
+@runtime_checkable
+class ComputedTensor(Protocol):
+    """A tensor whose bytes are computed while they are read, since no file has them."""
+
+    def compute(self, reader: RowReader, start: int, into: memoryview) -> None:
+        """Fill a buffer with the tensor's bytes, starting at byte `start`.
+
+        Raises:
+            CheckpointError: a file is shorter than its header says.
+        """
 
 
 class RowReader:
@@ -34,6 +46,9 @@ class RowReader:
         Raises:
             CheckpointError: a file is shorter than its header says, for instance because it was truncated meanwhile.
         """
+        if isinstance(tensor, ComputedTensor):
+            tensor.compute(self, start, into)
+            return
         done = 0
         for byte_range in tensor.byte_ranges(start, len(into)):
             stream = self._open(byte_range.file)

@@ -158,7 +158,7 @@ def _print_sweep(swept: SweptHyperparameters, settings: Settings, record: Record
     noise = replace(recorded_method(record)[1] or replace(swept.noise, size=0.0), seed=swept.noise.seed)
     is_same = noise == swept.noise
     options_text = shlex.join(swept.noise.options if swept.noise.size else swept.noise.options[:2])
-    other = "" if settings.lr == swept.lr else f"; `--lr` sets {settings.lr:g}"
+    other = "" if settings.lr in (None, swept.lr) else f"; `--lr` sets {settings.lr:g}"
     output.note(f"the sweep found lr {swept.lr:g}{other}" + ("" if is_same else f"; widen with `{options_text}`"))
     if not is_same:
         output.warn(
@@ -173,7 +173,7 @@ def _print_settings(settings: Settings, result: Hyperparameters, state: str) -> 
     """Print the narrow run's hyperparameters and where each of them comes from."""
     texts = {
         "optimizer": result.rule.title,
-        "lr": f"lr {settings.lr:g}",
+        **({} if settings.lr is None else {"lr": f"lr {settings.lr:g}"}),
         "weight_decay": f"weight decay {settings.weight_decay:g}",
         **({} if result.rule.eps is None else {"eps": f"eps {settings.eps:g}"}),
         **({} if settings.betas is None else {"betas": f"betas {', '.join(f'{beta:g}' for beta in settings.betas)}"}),
@@ -202,7 +202,7 @@ def _print_table(result: Hyperparameters) -> None:
             str(len(group.tensors)),
             c,
             m,
-            f"{group.lr:.4g}",
+            "its own" if group.lr is None else f"{group.lr:.4g}",
             "" if group.eps is None else f"{group.eps:.3g}",
             *decayed,
             output.number_text(group.clip_weight),

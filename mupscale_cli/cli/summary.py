@@ -16,6 +16,7 @@ from mupscale_cli.cli.output import bytes_text, count_text
 from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.infer.vocabulary import meaning
 from mupscale_cli.optimizers.fates import why_no_state
+from mupscale_cli.optimizers.rules.table import kinds_text
 from mupscale_cli.plan import Plan
 from mupscale_cli.reports.guidance import embeddings_text, idle_reason
 from mupscale_cli.reports.outline import num_layers
@@ -122,7 +123,7 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield (
             "optimizer",
             Text(
-                f"{_POLICIES[state['policy']]}: {state['file'] or 'in the same file'}, {' and '.join(state['kinds'])} "
+                f"{_POLICIES[state['policy']]}: {state['file'] or 'in the same file'}, {kinds_text(state['kinds'])} "
                 f"({state['policy']})"
             ),
         )

@@ -18,6 +18,7 @@ from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.optimizers.rules.table import kinds_text
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
@@ -267,7 +268,7 @@ def _show_plan(
     console.print()
     files.print_plan(console, planned)
     found = source.find_state(state) or why_no_state(planned, state.optimizer)
-    of_kind = f", {' and '.join(kinds)}" if kinds else ""
+    of_kind = f", {kinds_text(kinds)}" if kinds else ""
     console.print(f"optimizer state: {found}{of_kind}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)

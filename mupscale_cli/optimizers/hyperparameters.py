@@ -31,7 +31,7 @@ class Settings:
     """The hyperparameters of the narrow run.
 
     Attributes:
-        lr: learning rate.
+        lr: learning rate; None if the optimizer computes its own.
         optimizer: a key of `rules.OPTIMIZERS`.
         weight_decay: weight decay of the decayed tensors.
         eps: the term that is added to the root of the second moment.
@@ -45,7 +45,7 @@ class Settings:
         sources: where each of these comes from: `option`, `sweep`, `state` or `default`.
     """
 
-    lr: float
+    lr: float | None
     optimizer: str = "adamw"
     weight_decay: float = 0.0
     eps: float = 1e-8
@@ -71,7 +71,7 @@ class Group:
     Attributes:
         tensors: the names of the tensors.
         pattern: a regular expression that matches these names and no other names of the model.
-        lr: learning rate.
+        lr: learning rate; None if the optimizer computes its own.
         eps: None if the optimizer has none.
         weight_decay: weight decay, as the optimizer defines it.
         clip_weight: weight of the tensors' squared gradient norm in the global norm.
@@ -82,7 +82,7 @@ class Group:
 
     tensors: tuple[str, ...]
     pattern: str
-    lr: float
+    lr: float | None
     eps: float | None
     weight_decay: float
     clip_weight: float
@@ -116,10 +116,11 @@ class Hyperparameters:
         """The formula of each value in c and m (page `theory`)."""
         rule = self.rule
         shape = " x shape factor" if rule.shape_factor else ""
+        decay = "wd / factor of lr" if self.decoupled else L2_DECAY.times("wd")
         return {
-            "lr": rule.lr.times("lr") + shape,
+            **({"lr": rule.lr.times("lr") + shape} if rule.has_rate else {}),
             **({} if rule.eps is None else {"eps": rule.eps.times("eps")}),
-            "weight_decay": "wd / factor of lr" if self.decoupled else L2_DECAY.times("wd"),
+            "weight_decay": decay if rule.decay is None else rule.decay.times("wd"),
             "clip_weight": str(NORM_WEIGHT),
         }
 
@@ -138,7 +139,7 @@ def hyperparameters(
         MupscaleError: the optimizer is unknown, a value is impossible, or the proxy does not fit.
     """
     rule = optimizer_rule(settings.optimizer)
-    rule = rule.with_settings(rule.settings)
+    rule = rule.with_settings({**rule.settings, **settings.further})
     _check(settings)
     if settings.depth is not None and (rule.name != "adamw" or settings.decoupled is False):
         raise PlanError(f"CompleteP defines its multipliers for AdamW, not for {rule.title} or L2 decay")
@@ -147,7 +148,8 @@ def hyperparameters(
 
     def rule_of(tensor: ScaledTensor) -> OptimizerRule:
         decays = settings.weight_decay if settings.decays(tensor) else 0.0
-        return optimizer_rule(settings.optimizer).with_settings({**rule.settings, "weight_decay": decays})
+        own = {**rule.settings, **settings.further, "weight_decay": decays}
+        return optimizer_rule(settings.optimizer).with_settings(own)
 
     by_name = {
         name: tensor_multipliers(tensor, rule_of(tensor), decoupled, {"adjust_lr_fn": settings.adjust_lr})
@@ -166,7 +168,7 @@ def hyperparameters(
                 Group(
                     tensors=tuple(members),
                     pattern=name_pattern(members, tensors),
-                    lr=settings.lr * multipliers.lr,
+                    lr=None if settings.lr is None else settings.lr * multipliers.lr,
                     eps=None if rule.eps is None else settings.eps * multipliers.eps,
                     weight_decay=settings.weight_decay * multipliers.weight_decay if is_decayed else 0.0,
                     clip_weight=multipliers.clip,
@@ -217,7 +219,7 @@ def _compose(tensor: ScaledTensor, proxy: Mapping[str, ScaledTensor]) -> ScaledT
 
 
 def _check(settings: Settings) -> None:
-    for name, value in (("lr", settings.lr), ("weight decay", settings.weight_decay), ("eps", settings.eps)):
+    for name, value in (("lr", settings.lr or 0), ("weight decay", settings.weight_decay), ("eps", settings.eps)):
         if not 0 <= value < float("inf"):
             raise PlanError(f"the {name} is {value}, expected a finite number of at least 0")
     if isinstance(settings.decay, str) and settings.decay not in ("matrices", "all", "none"):

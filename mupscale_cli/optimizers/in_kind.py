@@ -19,6 +19,7 @@ from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.formats.base import OptimizerSource, StateFile, WideState, WriteOptions
 from mupscale_cli.optimizers.formats.tree_state import TreeState
 from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.optimizers.quantized import dequantized_contents
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import optimizer_places
 from mupscale_cli.plan import Plan
@@ -128,7 +129,8 @@ def _tree(
 ) -> TreeState:
     """Return the container with its state, whose optimizers the layout names if the user does not."""
     named = trained.layout.optimizers(place) if place is not None and not kinds else tuple(kinds)
-    return TreeState(trained.layout.container, trained.contents, place, config, named, own)
+    contents = dequantized_contents(trained.contents)
+    return TreeState(trained.layout.container, contents, place, config, named, own)
 
 
 def state_place(trained: Trained, options: StateOptions) -> Place | None:

@@ -20,6 +20,7 @@ from mupscale_cli.engine.streaming import expand_whole
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.content import WideContent, widen_content
 from mupscale_cli.optimizers.identity import named_after
+from mupscale_cli.optimizers.quantized import dequantized
 from mupscale_cli.optimizers.scheduler import NESTED, regroup_scheduler
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.plan import Plan, TensorPlan
@@ -142,7 +143,7 @@ def plan_live_state(
         )
     state = optimizer.state_dict()
     groups = [{k: _number(v) for k, v in group.items() if k != "param_names"} for group in state["param_groups"]]
-    content = {"state": state["state"], "param_groups": groups}
+    content = {"state": dequantized(state["state"]), "param_groups": groups}
     numbers = [number for group in groups for number in group["params"]]
     named = {number: names[id(parameter)] for number, parameter in zip(numbers, parameters, strict=True)}
     stored = {place_name(place): tensor for place, tensor in walk(content)}

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import NarrowGroup, Record
 
 _FIELDS = ("optimizer", "lr", "weight_decay", "eps", "betas", "decoupled", "decay")
-_SAID = frozenset({*_FIELDS, "decoupled_weight_decay"})  # settings that need no entry of their own
 
 
 def recorded_groups(groups: Sequence[WideGroup]) -> list[dict[str, Any]]:
@@ -69,16 +68,18 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
             hint=f"print the hyperparameters of one of them: `--optimizer {kinds[0]}`",
         )
     rule = optimizer_rule(named or next(iter(kinds), Settings.optimizer))
-    found = _shared_settings([group for group in groups if group["optimizer"] == rule.name], record)
+    fields = [field for field in _FIELDS if field != "eps" or rule.eps is not None]  # a pair of eps is no eps
+    found = _shared_settings([group for group in groups if group["optimizer"] == rule.name], record, fields)
     sources = {
         "option": options,
         "sweep": swept,
-        "state": {field: values[0] for field, values in found.items() if len(values) == 1},
+        "state": {field: values[0] for field, values in found.items() if field in fields and len(values) == 1},
     }
     origins = {
         field: next((origin for origin, values in sources.items() if field in values), "default") for field in _FIELDS
     }
-    if origins["lr"] == "default":
+    further = {key: values[0] for key, values in found.items() if key not in fields and len(values) == 1}
+    if origins["lr"] == "default" and rule.with_settings({**rule.settings, **further}).has_rate:
         rates = [f"{rate:g}" for rate in found.get("lr", ())]
         several = f": the groups of the state have several ({listed(rates)})" if rates else ""
         raise PlanError(
@@ -87,11 +88,10 @@ def choose_settings(record: Record, options: Mapping[str, Any], swept: Mapping[s
         )
     chosen = {field: sources[origin][field] for field, origin in origins.items() if origin != "default"}
     default = {"eps": rule.settings["eps"]} if isinstance(rule.settings.get("eps"), float) else {}
-    further = {key: values[0] for key, values in found.items() if key not in _SAID and len(values) == 1}
-    return Settings(**{**default, **chosen}, further=further, sources=origins)
+    return Settings(**{"lr": None, **default, **chosen}, further=further, sources=origins)
 
 
-def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str, list[Any]]:
+def _shared_settings(groups: Sequence[NarrowGroup], record: Record, fields: Sequence[str]) -> dict[str, list[Any]]:
     """Return the different values of each field of the settings in some groups."""
     decayed = [group for group in groups if group["settings"].get("weight_decay")]
     found: dict[str, list[Any]] = {
@@ -99,7 +99,7 @@ def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str,
         "decoupled": [group["decoupled_weight_decay"] for group in groups],
         # A schedule changes `lr` and multiplies `initial_lr`.
         "lr": [group["settings"].get("initial_lr", group["settings"].get("lr")) for group in groups],
-        "eps": [eps if isinstance(eps := group["settings"].get("eps"), float) else None for group in groups],
+        "eps": [_as_set(group["settings"].get("eps")) for group in groups],
         "betas": [tuple(group["settings"].get("betas") or ()) or None for group in groups],
         "weight_decay": [group["settings"].get("weight_decay") for group in decayed or groups],
     }
@@ -108,8 +108,14 @@ def _shared_settings(groups: Sequence[NarrowGroup], record: Record) -> dict[str,
         names = (tensor.name for tensor in scaled_tensors(record))
         found["decay"] = [frozenset(name for name in names if pattern.search(name))]
     usual = optimizer_rule(groups[0]["optimizer"]).settings if groups else {}
-    found |= {key: [group["settings"].get(key) for group in groups] for key in usual if key not in {*found, *_SAID}}
+    said = {*found, *fields, "decoupled_weight_decay"}
+    found |= {key: [_as_set(group["settings"].get(key)) for group in groups] for key in usual if key not in said}
     distinct = {
         field: [value for n, value in enumerate(values) if value not in values[:n]] for field, values in found.items()
     }
     return {field: values for field, values in distinct.items() if None not in values}
+
+
+def _as_set(value: Any) -> Any:
+    """Return a setting as optimizers have it: JSON has lists in place of tuples."""
+    return tuple(value) if isinstance(value, list) else value

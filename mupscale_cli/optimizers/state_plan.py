@@ -19,10 +19,6 @@ from mupscale_cli.plan.names import ParameterNames
 T = TypeVar("T")
 Policy = Literal["copy", "reset", "reset-new"]
 POLICIES: tuple[Policy, ...] = ("copy", "reset", "reset-new")
-_NESTED = {
-    "__bnb_optimizer_quant_state__": "the state of bitsandbytes has 8 bits and scales for blocks of the narrow tensor; "
-    "continue without it: `--optimizer none`"
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +115,7 @@ def wide_plain(parameter: str, key: str, value: Any, rule: OptimizerRule, tensor
     if not isinstance(value, (int, float)):
         raise PlanError(
             f"the optimizer state of `{parameter}` has an entry `{key}` that contains further values",
-            hint=_NESTED.get(
-                key, "omit the state with `--optimizer none`, or reset it with `--optimizer-policy reset`"
-            ),
+            hint="omit the state with `--optimizer none`, or reset it with `--optimizer-policy reset`",
         )
     kind = entry_kind(parameter, key, rule)
     if tensor.is_new:
@@ -141,7 +135,7 @@ def _plan_entry(entry: StateEntry, rule: OptimizerRule, names: ParameterNames, p
     if DTYPES[entry.spec.dtype].kind != "float" and not kind.powers.is_one:
         raise PlanError(
             f"the optimizer's `{entry.key}` of `{entry.parameter}` is {entry.spec.dtype}, which cannot be scaled",
-            hint="an 8-bit state keeps its scales in separate tensors and cannot be widened; widen without it: "
+            hint="of 8-bit states, that of bitsandbytes' AdamW can be widened; widen without this one: "
             "`--optimizer none`",
         )
     copies = [tensor for tensor in tensors if not tensor.is_new]

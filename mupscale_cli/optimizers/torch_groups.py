@@ -78,7 +78,7 @@ def param_groups(
     base = {**{key: usual[key] for key in rule.scaled if key in usual}, "lr": lr, **eps_setting, **settings}
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
     if rule.matrices_only or (beside is not None and optimizer_rule(beside).matrices_only):
-        hidden = _hidden_matrices(model)
+        hidden = hidden_matrices(model)
         trained = {name: p for name, p in trained.items() if (name in hidden) == rule.matrices_only}
     groups = []
     for is_decayed in (True, False):
@@ -92,7 +92,7 @@ def param_groups(
     return groups
 
 
-def _hidden_matrices(model: nn.Module) -> set[str]:
+def hidden_matrices(model: nn.Module) -> set[str]:
     """Return the names of the matrices between hidden units: neither embeddings nor readouts.
 
     Muon's authors leave those to AdamW, as well as everything that is not a matrix. A model that does not name its

@@ -205,7 +205,7 @@ class Version(TypedDict):
 class Narrow(TypedDict):
     """Hyperparameters of the narrow run."""
 
-    lr: Annotated[float, "Learning rate."]
+    lr: Annotated[float | None, "Learning rate; null if the optimizer computes its own."]
     weight_decay: Annotated[float, "Weight decay."]
     eps: Annotated[float | None, "eps; null if the optimizer has none."]
     betas: Annotated[list[float] | None, "Decay rates of the moments; null for the optimizer's defaults."]
@@ -220,7 +220,7 @@ class Group(TypedDict):
 
     tensors: Annotated[list[str], "Names of the parameters in the model."]
     pattern: Annotated[str, "Regular expression that matches exactly these parameters."]
-    lr: Annotated[float, "Learning rate."]
+    lr: Annotated[float | None, "Learning rate; null if the optimizer computes its own."]
     eps: Annotated[float | None, "eps; null if the optimizer has none."]
     weight_decay: Annotated[float, "Weight decay."]
     clip_weight: Annotated[float, "Factor of the squared norm in gradient clipping."]

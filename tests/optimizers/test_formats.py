@@ -267,13 +267,14 @@ def test_a_state_with_names_needs_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"absmax1": torch.zeros(6), "qmap1": torch.zeros(256)}, "contains further values"),
+        ({"absmax1": torch.zeros(6), "qmap1": torch.zeros(256)}, "`absmax1` that is unknown in AdamW"),
+        ({"inner": {"absmax1": torch.zeros(6)}}, "`inner` that contains further values"),
         ([torch.zeros(32, 48)], "contains further values"),
         (0.5, "that is unknown in AdamW"),
     ],
 )
 def test_nothing_in_a_state_is_passed_over(value, message, run_in_progress, tmp_path):
-    """Such as the scales of bitsandbytes' 8-bit state, one level down."""
+    """Such as scales of bitsandbytes that belong to no entry of 8 bits, one level down."""
     _, optimizer, source = run_in_progress
     content = optimizer.state_dict()
     content["state"][0]["__bnb_optimizer_quant_state__"] = value

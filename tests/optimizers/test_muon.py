@@ -11,7 +11,7 @@ from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.rules.matrices import muon_shape_factor
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.optimizers.torch_groups import param_groups
+from mupscale_cli.optimizers.torch_groups import hidden_matrices, param_groups
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
@@ -85,6 +85,17 @@ def test_groups_are_those_that_torch_accepts(saved, tmp_path):
     assert by_muon | by_adamw == {name for name, _ in model.named_parameters()}
     assert not by_muon & by_adamw
     assert by_adamw == {n for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n or "lm_head" in n}
+
+
+@pytest.mark.parametrize("names_its_readout", [True, False])
+def test_a_hidden_matrix_may_have_as_many_rows_as_the_vocabulary(names_its_readout):
+    """Only a model that does not name its readout leaves such a matrix to AdamW: it may be the readout."""
+    net = torch.nn.ModuleDict(
+        {"embed": torch.nn.Embedding(12, 4), "up": torch.nn.Linear(4, 12), "head": torch.nn.Linear(12, 12)}
+    )
+    if names_its_readout:
+        net.get_output_embeddings = lambda: net["head"]
+    assert hidden_matrices(net) == ({"up.weight"} if names_its_readout else set())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The hyperparameters of the narrow run come from the optimizer state that was widened."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -124,5 +125,30 @@ def test_defaults_are_those_of_the_optimizer(wide):
     ],
 )
 def test_a_pair_of_epsilons_is_no_eps(make, narrow):
-    found = document(narrow(make))["narrow"]
+    wide = narrow(make)
+    found = document(wide)["narrow"]
     assert (found["lr"], found["eps"]) == (0.02, None)
+    assert re.search(r"eps=\(1e-\d+, 0\.001\)", run("hparams", str(wide), "--format", "loop").out)
+
+
+def test_an_optimizer_that_computes_its_own_rate_needs_none(narrow):
+    """Its steps are as long as the weights times a rate that depends on the number of the step."""
+    wide = narrow(lambda named: transformers.Adafactor(named.values(), scale_parameter=True, relative_step=True))
+    found = document(wide)
+    assert found["narrow"]["lr"] is None
+    assert {group["lr"] for group in found["groups"]} == {None}
+    assert found["formulas"].keys().isdisjoint({"lr"})
+    assert "lr=None" in run("hparams", str(wide), "--format", "loop").out
+    assert "its own" in run("hparams", str(wide)).out
+    refused = run("hparams", str(wide), "--optimizer", "adamw")
+    assert (refused.code, "learning rate of the narrow run is missing" in refused.err) == (2, True)
+
+
+def test_the_rate_follows_the_settings_of_the_state(narrow):
+    """With `scale_parameter`, Adafactor's rate is relative to the weights and stays."""
+    wide = narrow(
+        lambda named: transformers.Adafactor(named.values(), lr=0.02, relative_step=False, scale_parameter=True)
+    )
+    found = document(wide)
+    assert {group["lr"] for group in found["groups"]} == {0.02}
+    assert found["formulas"]["lr"] == "lr"

@@ -181,3 +181,18 @@ class DecoupledAdamW(ExactOptimizer):
         parameter.mul_(1 - scheduled * group["weight_decay"])
         denominator = (variance / (1 - second**step)).sqrt() + group["eps"]
         parameter.sub_(group["lr"] * average / (1 - first**step) / denominator)
+
+
+class AdamW8bit(ExactOptimizer):
+    """The AdamW of bitsandbytes, with a state that is not rounded to 8 bits."""
+
+    usual: ClassVar[Mapping[str, Any]] = {**_USUAL, "alpha": 0.0, "t_alpha": None, "t_beta3": None}
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        first, second = group["betas"]
+        step = counted_step(state)
+        average = buffer(state, "state1", parameter).lerp_(gradient, 1 - first)
+        square = buffer(state, "state2", parameter).lerp_(gradient.square(), 1 - second)
+        denominator = (square / (1 - second**step)).sqrt() + group["eps"]
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.sub_(group["lr"] * average / (1 - first**step) / denominator)

@@ -18,6 +18,7 @@ from mupscale_cli.optimizers.content import NOTHING, OwnContent, locate_optimize
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, WideState, WriteOptions
 from mupscale_cli.optimizers.narrow_run import recorded_groups
 from mupscale_cli.optimizers.order import names_by_order
+from mupscale_cli.optimizers.quantized import dequantized, dequantized_contents
 from mupscale_cli.optimizers.state_plan import Policy
 from mupscale_cli.optimizers.tree import Groups, OptimizerTree, joined, optimizers_at, parse_tree
 from mupscale_cli.plan import Plan
@@ -63,7 +64,7 @@ class TreeState:
 
     def load(self) -> OptimizerTree:
         assert self.root is not None
-        content = self.container.load(self.contents)
+        content = dequantized(self.container.load(self.contents))
         places = optimizers_at(content, self.root) or (self.root,)
         tree = joined([parse_tree(value_at(content, place), self._names) for place in places])
         return replace(tree, kinds=self.kinds)
@@ -124,6 +125,6 @@ def open_tree(container: Container, options: OpenOptions) -> TreeState:
     Raises:
         CheckpointError: the container cannot be read safely, or holds no optimizer state.
     """
-    contents = container.read(options.path)
+    contents = dequantized_contents(container.read(options.path))
     root = locate_optimizer(contents.content, options.key, str(options.path))
     return TreeState(container, contents, root, options.config, options.kinds, weights=options.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.rules.powers import PER_GRADIENT, PER_SQUARE, Powers
 from mupscale_cli.optimizers.rules.rule import LINEAR, QUADRATIC, SAME, STEP, WEIGHT, Entry, OptimizerRule
 
@@ -21,6 +22,16 @@ def _schedule_free(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Averages are weighted by a power of the learning rate, whose sum the groups keep."""
     power = settings.get("weight_lr_power", 2.0)
     return {"scaled": {"lr_max": Powers(c=1), "scheduled_lr": Powers(c=1), "weight_sum": Powers(c=power)}}
+
+
+def _of_bitsandbytes(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """AdEMAMix has the same groups, with an `alpha` that is not 0."""
+    if settings.get("alpha"):
+        raise PlanError(
+            "bitsandbytes' AdEMAMix keeps two averages in one tensor, which cannot be carried over",
+            hint="omit the state with `--optimizer none`",
+        )
+    return {}
 
 
 def _fused_lamb(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -191,6 +202,24 @@ RULES = (
         decoupled=True,
         settings={**_SETTINGS, "eps": 1e-12},
         exact="mupscale_cli.optimizers.exact.adam.AdamEpsRoot",
+    ),
+    OptimizerRule(
+        title="AdamW8bit",
+        aliases=("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"),  # in the Trainer
+        state={"state1": LINEAR, "state2": QUADRATIC},
+        lr=Powers(c=1),
+        eps=PER_GRADIENT,
+        decoupled=True,  # as in bitsandbytes' Adam
+        variant=_of_bitsandbytes,
+        settings={**_SETTINGS, "alpha": 0.0, "t_alpha": None, "t_beta3": None},
+        marks=(frozenset({"betas", "eps", "t_alpha", "t_beta3"}), frozenset({"betas", "eps", "state1", "state2"})),
+        lacks=frozenset({"unorm_vec"}),  # LAMB's
+        class_names={"torch": "bitsandbytes.optim.AdamW8bit"},
+        exact="mupscale_cli.optimizers.exact.adam.AdamW8bit",
+        note="8-bit entries are written with 32 bits, which bitsandbytes reads too",
+        caveats=(
+            "bitsandbytes rounds a state of 8 bits after each step, and the wide one in other blocks or not at all",
+        ),
     ),
     OptimizerRule(
         title="DecoupledAdamW",

@@ -20,9 +20,10 @@ def _all_but_second_last(count: int) -> tuple[int, ...]:
 
 def _adafactor(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """With `scale_parameter`, a step is as long as the weights times the learning rate, so it follows c by itself."""
+    is_relative = bool(settings.get("relative_step", True))
     if settings.get("scale_parameter", True):
-        return {"lr": Powers()}
-    if settings.get("relative_step", True):
+        return {"lr": Powers(), "has_rate": not is_relative}
+    if is_relative:
         raise PlanError(
             "Adafactor with `relative_step` and without `scale_parameter` has no learning rate that could become c "
             "times as large",

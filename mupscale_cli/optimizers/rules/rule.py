@@ -43,6 +43,7 @@ class OptimizerRule:
         title: the name as its authors write it; users type `name`, the same in lower case.
         state: what widening does to each entry of its state; step counts and master weights are implied.
         lr: factor of the learning rate.
+        has_rate: whether its groups have a learning rate; it may compute its own.
         eps: factor of eps, or of the first of a pair; None if there is no eps, or it only guards a division.
         decoupled: whether its weight decay is `p -= lr wd p` by default, rather than `g += wd p`.
         decay: factor of its weight decay, if that is neither of the two.
@@ -61,12 +62,14 @@ class OptimizerRule:
         matrices_only: whether it trains only matrices.
         shape_factor: returns the factor of its step for a matrix of a shape (rows, columns), given the group.
         caveats: sentences for the user about what is not exact.
+        note: what the plan and the summary say about the written state, if it needs saying.
         advice: findings about the transfer of its learning rate, with their source.
     """
 
     title: str
     state: Mapping[str, Entry]
     lr: Powers
+    has_rate: bool = True
     eps: Powers | None = None
     decoupled: bool = False
     decay: Powers | None = None
@@ -84,6 +87,7 @@ class OptimizerRule:
     matrices_only: bool = False
     shape_factor: Callable[[tuple[int, ...], Mapping[str, Any]], float] | None = None
     caveats: tuple[str, ...] = ()
+    note: str = ""
     advice: tuple[str, ...] = ()
 
     @property

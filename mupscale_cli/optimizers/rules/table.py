@@ -7,7 +7,7 @@ must be c R(narrow step).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mupscale_cli.errors import PlanError
@@ -65,12 +65,12 @@ REFUSED = (
         "Shampoo of torch_optimizer",
         frozenset({"epsilon", "update_freq"}),
         "its second sum is of gradients that the first has changed, and both start from a multiple of the identity, "
-        "whose copies have no inverse root",
+        "whose copies have no inverse root (page `theory`)",
     ),
     Refusal(
         "Shampoo of pytorch_optimizer",
         frozenset({"pre_cond_0"}),
-        "its sums start from a multiple of the identity, whose copies have no inverse root",
+        "its sums start from a multiple of the identity, whose copies have no inverse root (page `theory`)",
     ),
     Refusal(
         "SOAP",
@@ -78,6 +78,12 @@ REFUSED = (
         "its moments are stored in a basis of eigenvectors that the wide model computes again, so nothing maps them",
     ),
 )
+
+
+def kinds_text(names: Iterable[str]) -> str:
+    """Format the names of a state's optimizers, with what there is to say about the written state."""
+    rules = [OPTIMIZERS[name] for name in names]
+    return "; ".join((" and ".join(rule.name for rule in rules), *(rule.note for rule in rules if rule.note)))
 
 
 def optimizer_rule(name: str) -> OptimizerRule:

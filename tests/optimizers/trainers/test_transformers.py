@@ -15,6 +15,7 @@ OPTIMIZERS = {
     "sgd": {"learning_rate": 0.3, "optim_args": "momentum=0.9,nesterov=true"},
     "adagrad": {"learning_rate": 0.03},
     "rmsprop": {"optim_args": "momentum=0.5,centered=true"},
+    "adafactor": {},
 }
 
 
@@ -46,7 +47,13 @@ def quiet():
 
 @pytest.mark.parametrize(
     ("case", "optim"),
-    [("Llama-tied", "adamw_torch"), ("Qwen2-untied", "sgd"), ("Llama-tied", "adagrad"), ("Qwen2-untied", "rmsprop")],
+    [
+        ("Llama-tied", "adamw_torch"),
+        ("Qwen2-untied", "sgd"),
+        ("Llama-tied", "adagrad"),
+        ("Qwen2-untied", "rmsprop"),
+        ("Llama-tied", "adafactor"),
+    ],
 )
 def test_a_run_is_saved_widened_and_resumed(case, optim, tmp_path):
     settings = {"optim": optim, **OPTIMIZERS[optim]}
