@@ -339,7 +339,7 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     optimizer.step()
     torch.save(optimizer.state_dict(), narrow / "optimizer.pt")
     assert run("widen", "narrow", "-f", "4", "-o", "wide", "--no-verify").code == 0
-    loop, muon, trainer = blocks(MANUAL / "optimizers.md", "python")
+    loop, muon, trainer, bits = blocks(MANUAL / "optimizers.md", "python")
     names = {"mupscale": mupscale, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
     exec(compile(loop, "optimizers.md", "exec"), names)  # noqa: S102
     assert names["optimizer"].state
@@ -348,6 +348,7 @@ def test_python_of_the_optimizers_page_runs(demo, tmp_path, monkeypatch):
     assert min(numbers) > 0
     assert sum(numbers) == len(list(names["model"].parameters()))
     compile(trainer, "optimizers.md", "exec")  # tests/optimizers/trainers/test_transformers.py runs the same
+    compile(bits, "optimizers.md", "exec")  # tests/trainers/test_bitsandbytes.py runs it
 
 
 def test_python_of_the_growing_page_runs(sandbox, capsys):

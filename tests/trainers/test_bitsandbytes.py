@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from doc_commands import MANUAL, blocks
 from helpers import build
 from mupscale_cli.optimizers.quantized import dequantized
 from mupscale_cli.optimizers.trainers.scaling import scale_optimizer
@@ -28,13 +29,8 @@ def train(model, optimizer, first, steps):
 
 def with_8_bits(optimizer):
     """Store the state with 8 bits again: the lines of the page, with the limit of these runs."""
-    for state in optimizer.state.values():
-        for number, name in (("1", "dynamic"), ("2", "udynamic")):
-            if state[f"state{number}"].numel() >= 256:
-                codes, scales = bitsandbytes.functional.quantize_blockwise(
-                    state[f"state{number}"], code=optimizer.name2qmap[name], blocksize=256
-                )
-                state |= {f"state{number}": codes, f"qmap{number}": scales.code, f"absmax{number}": scales.absmax}
+    *_, text = blocks(MANUAL / "optimizers.md", "python")
+    exec(text.replace("4096", "256"), {"bitsandbytes": bitsandbytes, "optimizer": optimizer})  # noqa: S102
 
 
 def with_32_bits(optimizer):
