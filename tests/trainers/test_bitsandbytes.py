@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
-
 from doc_commands import MANUAL, blocks
+
 from helpers import build
 from mupscale_cli.optimizers.quantized import dequantized
 from mupscale_cli.optimizers.trainers.scaling import scale_optimizer
