@@ -137,6 +137,10 @@ class HubError(CheckpointError):
     """A model that cannot be read from the Hub, or cannot be published there."""
 
 
+class UnreachableError(HubError):
+    """A Hub that does not answer, or offline mode, which asks it nothing."""
+
+
 class RunError(MupscaleError):
     """A job file that is unreadable, or whose steps contradict each other or existing files."""
 

@@ -82,7 +82,8 @@ def plot_errors(
     else:
         from mupscale_cli.tasks import verify as task
 
-        document = task.verify(source, only=("function",), dtype=dtype, device=device, model=model).as_document()
+        result = task.verify(source, only=("function",), dtype=dtype, device=device, model=model, store=False)
+        document = result.as_document()
     modules = module_errors(document, source)
     _draw(lambda: draw_errors(modules, f"{source}: {len(modules.names)} modules"), out, as_json=as_json)
 

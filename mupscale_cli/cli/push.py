@@ -43,7 +43,7 @@ def push(
     Files that the repository already has are not sent again. To continue an interrupted push, run the same command.
     """
     chosen = PushOptions(private, revision, create_pr, commit_message, with_optimizer)
-    prepared = prepare_push(wide, target, chosen)
+    prepared = prepare_push(wide, target, chosen, is_dry_run=dry_run)
     print_warnings(prepared)
     if dry_run:
         statuses = prepared.statuses()

@@ -392,7 +392,10 @@ class PushedFile(TypedDict):
 
     path: Annotated[str, "Path in the repository."]
     bytes: Annotated[Count | None, "Size in bytes; null for a deleted file."]
-    status: Annotated[Literal["new", "changed", "unchanged", "deleted"], "What the push does to the file."]
+    status: Annotated[
+        Literal["new", "changed", "unchanged", "deleted", "unknown"],
+        "What the push does to the file; unknown in a dry run if the Hub does not answer.",
+    ]
 
 
 class Push(TypedDict):

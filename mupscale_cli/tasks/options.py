@@ -176,6 +176,7 @@ class WidenOptions(GrowthOptions, _Destination):
 
     Raises:
         PlanError: an option has an invalid value or contradicts another.
+        VerifyError: the data type is unknown.
     """
 
     _: KW_ONLY
@@ -196,6 +197,7 @@ class WidenOptions(GrowthOptions, _Destination):
     def __post_init__(self) -> None:
         if self.max_shard_size < 1:
             raise PlanError(f"the maximum shard size is {self.max_shard_size} bytes; it must be above 0")
+        _ = self.verification  # refuses a type that is unknown
         super().__post_init__()
 
     @property

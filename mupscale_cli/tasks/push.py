@@ -24,7 +24,7 @@ from mupscale_cli.checkpoints.hub.reading import read_card
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.listing import require_own_file
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
-from mupscale_cli.errors import CheckpointError, HubError
+from mupscale_cli.errors import CheckpointError, HubError, UnreachableError
 from mupscale_cli.files import read_bytes, read_errors
 from mupscale_cli.optimizers.finding import state_names
 from mupscale_cli.record.reading import read_record
@@ -111,13 +111,16 @@ def push_target(text: str, options: PushOptions) -> HubId:
     return HubId(model.repo, revision)
 
 
-def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptions()) -> Push:
+def prepare_push(
+    wide: str | Path, target: str, options: PushOptions = PushOptions(), *, is_dry_run: bool = False
+) -> Push:
     """Prepare a push: compare the checkpoint with the repository and write the card. Send nothing.
 
     Args:
         wide: path of a checkpoint written by mupscale.
         target: `ORG/NAME` of the repository.
         options: options of the push.
+        is_dry_run: whether nothing will be sent, so that a Hub that does not answer is only a warning.
 
     Raises:
         CheckpointError: mupscale did not write the checkpoint, or its last verification failed.
@@ -126,8 +129,9 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     model = push_target(target, options)
     checkpoint = open_checkpoint(Path(wide))
     record = _publishable_record(checkpoint)
-    repository = read_repository(model)
+    repository, unknown = _read_repository(model, is_dry_run=is_dry_run)
     warnings = list(_warnings(record, repository, options, is_file=checkpoint.is_file))
+    warnings += unknown
     files = push_files(checkpoint, record, model.repo, with_optimizer=options.with_optimizer)
     existing = _existing_card(checkpoint, repository)
     inherited, problem = _source_facts(checkpoint, record)
@@ -143,6 +147,17 @@ def prepare_push(wide: str | Path, target: str, options: PushOptions = PushOptio
     content = card.encode()
     everything = (*files, LocalFile(CARD, content, len(content)))
     return Push(Path(wide), repository, everything, card, tuple(warnings), options)
+
+
+def _read_repository(model: HubId, *, is_dry_run: bool) -> tuple[Repository, list[str]]:
+    """Return the state of the repository, and a warning if it is unknown."""
+    try:
+        return read_repository(model), []
+    except UnreachableError as error:
+        if not is_dry_run:
+            raise
+        warning = f"{error.message}: whether it exists, what it contains and whether you may write to it is unknown"
+        return Repository(model, is_known=False), [warning]
 
 
 def _publishable_record(checkpoint: Checkpoint) -> Record:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mupscale_cli.checkpoints.journal import Journal, fingerprint, intact_shards, read_journal
 from mupscale_cli.checkpoints.staging import Staging, stage, unfinished
 from mupscale_cli.engine.events import Events
-from mupscale_cli.errors import CheckpointError, JobError, MupscaleError, OutputError, OutputExistsError
+from mupscale_cli.errors import CheckpointError, JobError, MupscaleError, OutputError, OutputExistsError, VerifyError
 from mupscale_cli.tasks.options import WidenOptions
 from mupscale_cli.tasks.writing import Output
 from mupscale_cli.text import bytes_text
@@ -85,8 +85,8 @@ def _reused_text(num_good: int, num_recorded: int, num_all: int) -> str:
 
 def _is_worth_keeping(num_shards: int, staging: Staging, error: BaseException) -> bool:
     """Decide whether to keep the finished shards for `--resume`; if so, add that to the error's hint."""
-    is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError))
-    if is_final or isinstance(error, OutputExistsError) or num_shards == 1:
+    is_final = isinstance(error, MupscaleError) and not isinstance(error, (OutputError, JobError, VerifyError))
+    if is_final or isinstance(error, OutputExistsError):
         return False
     try:
         written = read_journal(staging.content)  # includes the shards of other processes
@@ -94,12 +94,13 @@ def _is_worth_keeping(num_shards: int, staging: Staging, error: BaseException) -
         return False
     if written is None or not written.shards:
         return False
-    count = f"{len(written.shards)} of {num_shards} files are finished and kept in `{staging.folder}`"
+    files = "all files" if len(written.shards) == num_shards else f"{len(written.shards)} of {num_shards} files"
+    count = f"{files} are finished and kept in `{staging.folder}`"
     resume_hint = f"{count}; repeat the command with `--resume` to continue"
     if isinstance(error, JobError):
         error.hint = resume_hint
-    elif isinstance(error, OutputError):
-        error.hint = f"{error.hint}; {resume_hint}"
+    elif isinstance(error, (OutputError, VerifyError)):
+        error.hint = "; ".join(filter(None, (error.hint, resume_hint)))
     elif isinstance(error, (KeyboardInterrupt, SystemExit)):
         error.resume_hint = resume_hint  # type: ignore[union-attr]  # the command line prints it
     return True

@@ -45,11 +45,13 @@ class VerifyCall(VerifyOptions):
     Attributes:
         events: receive the progress.
         processes: number of local processes that compare files, as for `widen`.
+        store: whether to keep the result in the record of the wide checkpoint.
     """
 
     _: KW_ONLY
     events: Events = SILENT
     processes: int | None = 1
+    store: bool = True
 
 
 @called_with(VerifyCall)
@@ -57,7 +59,7 @@ def verify(wide: str | Path | RecordedWidening, call: VerifyCall) -> Verificatio
     """Check that a widened checkpoint is what its source, the recipe and the factors make of it, and computes the same.
 
     Everything is planned again from the source; of the record, only the names of source and recipe, factors and options
-    are used. Store the result in the directory's mupscale.json if that is writable.
+    are used. Store the result in the directory's mupscale.json if that is writable, unless `store` is false.
 
     Args:
         wide: a checkpoint written by mupscale; or its widening, planned again.
@@ -98,7 +100,7 @@ def verify(wide: str | Path | RecordedWidening, call: VerifyCall) -> Verificatio
         found = _run_models(widening, found, call)
     if call.steps:
         found = replace(found, training=_train(widening, call))
-    if not found.agrees or not call.only or "function" in parts:
+    if call.store and (not found.agrees or not call.only or "function" in parts):
         _store_result(target, {**widening.record, "verification": {**found.as_record(), "options": call.as_record()}})
     return found
 

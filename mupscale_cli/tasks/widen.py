@@ -41,6 +41,7 @@ from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.tasks.target import Target, plan_target
 from mupscale_cli.tasks.writing import Output, write
+from mupscale_cli.verification.early import require_startable
 
 if TYPE_CHECKING:
     from mupscale_cli.record import types as recorded
@@ -114,6 +115,8 @@ def widen(checkpoint: str | Path | Source, call: WidenCall) -> Widened:
         >>> widen("tiny", factor=4, noise=0.1).output  # doctest: +SKIP
         PosixPath('tiny-x4')
     """
+    if call.verify:
+        require_startable(call.verification)
     source = find_source(checkpoint, call.reading, recipe=call.recipe, headers_only=True)
     plan = call.plan or plan_source(source, call)
     path = output_path(source, call)

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mupscale_cli.dtypes import FLOATS
 from mupscale_cli.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class VerifyOptions:
             source.
 
     Raises:
-        VerifyError: a part is unknown, or `steps` trains models that `only` excludes.
+        VerifyError: a part or a data type is unknown, or `steps` trains models that `only` excludes.
     """
 
     narrow: str | Path | None = None
@@ -54,6 +55,8 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         if unknown := next((part for part in self.only if part not in PARTS), None):
             raise VerifyError(f"unknown part `{unknown}`", hint=f"known: {', '.join(PARTS)}")
+        if self.dtype not in ("auto", *FLOATS):
+            raise VerifyError(f"unknown data type `{self.dtype}`", hint=f"known: auto, {', '.join(FLOATS)}")
         if self.steps and "function" not in self.parts:
             raise VerifyError(
                 f"`--steps` trains both models, but `--only {self.only[0]}` runs none", hint="add `--only function`"

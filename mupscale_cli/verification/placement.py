@@ -36,13 +36,10 @@ def choose_placement(plan: Plan, dtype: str, device: str, *, is_streamed: bool) 
         is_streamed: whether weights are converted when they are used, so that the largest must fit, not all of them.
 
     Raises:
-        VerifyError: the type or the device is unknown or cannot be used.
+        VerifyError: the device cannot be used.
         CannotVerify: there is not enough memory.
     """
     candidates = [dtype] if dtype != "auto" else ["float64", "float32"]
-    for candidate in candidates:
-        if candidate not in FLOATS:
-            raise VerifyError(f"unknown data type `{candidate}`", hint=f"known: auto, {', '.join(FLOATS)}")
     chosen = choose_device(device)
     free = free_bytes(chosen)
     largest = max((tensor.target.num_elements for tensor in plan.tensors), default=0)

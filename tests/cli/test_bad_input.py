@@ -165,7 +165,10 @@ def test_tensor_that_no_rule_matches(narrow, tmp_path):
 def test_layer_that_lacks_a_tensor(narrow, tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     change_tensors(narrow, lambda tensors: tensors.pop(name))
-    refused(tmp_path, "widen", str(narrow), "--factor", "2", says=[name])
+    result = run("widen", str(narrow), "--factor", "2", "-o", str(tmp_path / "wide"))
+    assert result.code == 2
+    assert name in result.err
+    assert not (tmp_path / "wide").exists()
 
 
 def test_shapes_that_contradict_the_config(narrow, tmp_path):
@@ -345,6 +348,34 @@ def test_single_file_is_widened(tmp_path):
 
 def test_demo_into_an_existing_directory(tmp_path):
     refused(tmp_path, "demo", "-o", str(tmp_path), says=["exists", "-o"])
+
+
+# Verification ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--dtype=fp32", ["unknown data type `fp32`", "float32"]),
+        ("--device=cuda:99", ["cannot use device `cuda:99`"]),
+        ("--model=nowhere.py:build", ["nowhere.py"]),
+        ("--model=torch:nothing", ["`torch` has no function `nothing`"]),
+    ],
+)
+def test_a_verification_that_cannot_start_is_refused_before_the_first_byte(option, says, narrow, tmp_path):
+    assert "hashing" not in refused(tmp_path, "widen", str(narrow), "-f", "2", option, says=says)
+
+
+def test_an_output_is_kept_if_its_verification_fails(narrow, tmp_path):
+    (tmp_path / "net.py").write_text("def build(config):\n    raise ValueError('no')\n")
+    wide = str(tmp_path / "wide")
+    failed = run("widen", str(narrow), "-f", "2", "-o", wide, "--model", str(tmp_path / "net.py") + ":build")
+    assert failed.code == 2
+    assert "all files are finished and kept" in failed.err
+    assert "--resume" in failed.err
+    continued = run("widen", str(narrow), "-f", "2", "-o", wide, "--resume")
+    assert continued.code == 0
+    assert "reusing 1 of 1 files" in continued.err
 
 
 # Hints -------------------------------------------------------------------------------------------

@@ -66,9 +66,11 @@ def test_picture_format_follows_the_file_name(kind, source, suffix, wide, verifi
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_plot_errors_verifies_a_checkpoint(wide, tmp_path):
+def test_plot_errors_verifies_a_checkpoint_and_leaves_its_record(wide, tmp_path):
+    record = (wide / "mupscale.json").read_bytes()
     assert run("plot", "errors", str(wide), "-o", str(tmp_path / "errors.svg")).code == 0
     assert "self_attn.q_proj" in (tmp_path / "errors.svg").read_text()
+    assert (wide / "mupscale.json").read_bytes() == record
 
 
 def test_equal_pictures_are_equal_files(wide, tmp_path):

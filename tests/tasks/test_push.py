@@ -187,6 +187,10 @@ def test_offline_mode_publishes_nothing(hub, wide, monkeypatch):
     result = run("push", "wide", "me/wide")
     assert result.code == 2
     assert "cannot push to `me/wide`: offline mode is on" in result.err
+    planned = run("push", "wide", "me/wide", "--dry-run", "--json")
+    assert planned.code == 0
+    assert "offline mode is on" in planned.err
+    assert {file["status"] for file in json.loads(planned.out)["files"]} == {"unknown"}
 
 
 def test_pull_requests_and_branches(hub, wide):

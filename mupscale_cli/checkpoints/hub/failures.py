@@ -8,7 +8,7 @@ from typing import Any
 
 from mupscale_cli import errors
 from mupscale_cli.checkpoints.hub.ids import HubId
-from mupscale_cli.errors import HubError, MupscaleError
+from mupscale_cli.errors import HubError, MupscaleError, UnreachableError
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 _RETRY = "try again; completed transfers are not repeated"
@@ -121,7 +121,7 @@ def _http_error(status: int, error: BaseException, action: str, model: HubId) ->
     )
 
 
-def _unreachable(action: str, model: HubId, *, offline: bool, is_cached: bool | None = None) -> HubError:
+def _unreachable(action: str, model: HubId, *, offline: bool, is_cached: bool | None = None) -> UnreachableError:
     """Return the error for a Hub that did not respond.
 
     Args:
@@ -135,7 +135,7 @@ def _unreachable(action: str, model: HubId, *, offline: bool, is_cached: bool | 
     path = "" if "push" in action else "no such file or folder, "
     hint = "unset HF_HUB_OFFLINE" if offline else "check the connection (HF_ENDPOINT, proxies)"
     alternative = "" if "push" in action else ", or pass the path of a checkpoint"
-    return HubError(f"cannot {action} `{model}`: {path}{reason}{where}", hint=hint + alternative)
+    return UnreachableError(f"cannot {action} `{model}`: {path}{reason}{where}", hint=hint + alternative)
 
 
 def _is_offline() -> bool:

@@ -17,7 +17,7 @@ from mupscale_cli.checkpoints.libraries import WEIGHTS
 from mupscale_cli.errors import HubError
 from mupscale_cli.files import plain
 
-Status = Literal["new", "changed", "unchanged", "deleted"]
+Status = Literal["new", "changed", "unchanged", "deleted", "unknown"]
 _HASH_BYTES = 1 << 20
 # Weights of an earlier push: if they stayed, they could be loaded instead of the new ones.
 _WEIGHTS = re.compile(
@@ -69,6 +69,7 @@ class Repository:
         is_private: whether the repository is private; None if it does not exist.
         commit: latest commit of the branch; None if there is none.
         files: files of that commit by path.
+        is_known: whether the Hub was asked; otherwise nothing else here says anything.
     """
 
     id: HubId
@@ -77,6 +78,7 @@ class Repository:
     is_private: bool | None = None
     commit: str | None = None
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    is_known: bool = True
 
     @property
     def stale(self) -> tuple[str, ...]:
@@ -105,7 +107,8 @@ def read_repository(model: HubId) -> Repository:
     """Read the state of a repository; one that does not exist is not an error.
 
     Raises:
-        HubError: the repository cannot be read: it is gated, the connection failed, or offline mode is on.
+        HubError: the repository cannot be read, for instance because it is gated.
+        UnreachableError: the connection failed, or offline mode is on.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -156,6 +159,8 @@ def require_login(model: HubId) -> None:
 
 def file_statuses(files: Iterable[LocalFile], repository: Repository) -> dict[str, Status]:
     """Return what a push would do to each file, by path. Files of equal size are hashed to compare them."""
+    if not repository.is_known:
+        return {file.name: "unknown" for file in files}
     statuses: dict[str, Status] = {}
     for file in files:
         remote = repository.files.get(file.name)
