@@ -77,6 +77,29 @@ SHARED_KEYS = {
     "num_kv_shared_layers": 2,
     "laurel_rank": 5,
 }
+SARVAM = {**EXPERTS, "num_experts": 4, "num_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
+# transformers saves thirds of the delta nets' convolutions, which are queries, keys and values only at equal sizes.
+EQUAL_DELTA = {**DELTA, "linear_key_head_dim": 10}
+COHERE = {
+    "mlp_layer_types": ["dense", "sparse"],
+    "prefix_dense_intermediate_size": 28,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 2,
+    "sliding_window": 6,
+}
+HEADS_BY_LAYER = {"num_attention_heads_per_layer": [4, 6], "mlp_layer_types": ["dense", "sparse"], "sliding_window": 6}
+ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+LONGCAT = {
+    "num_layers": 2,
+    "head_dim": 4,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": 12,
+    "n_routed_experts": 4,
+    "zero_expert_num": 2,
+    "moe_topk": 2,
+}
+LAYERED = {key: value for key, value in DERIVED_HEADS.items() if key not in ("num_hidden_layers", "intermediate_size")}
 
 # The beginning of a class's name, its config class, and settings.
 DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -126,6 +149,23 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Gemma3n", "Gemma3nTextConfig", {**SIZES, **PER_LAYER, **SHARED_KEYS}),
     ("Gemma4", "Gemma4TextConfig", {**SIZES, **PER_LAYER, "global_head_dim": 12}),
     ("Gemma4Unified", "Gemma4UnifiedTextConfig", {**SIZES, **SLIDING, "global_head_dim": 12}),
+    (
+        "GraniteMoeSWA",
+        "GraniteMoeSWAConfig",
+        {**DERIVED_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0, "sliding_window": 6},
+    ),
+    ("Glm4Moe", "SarvamMoEConfig", {**SIZES, **SARVAM}),
+    ("OlmoHybrid", "OlmoHybridConfig", {**DERIVED_HEADS, **EQUAL_DELTA}),
+    ("CohereCompass", "CohereCompassTextConfig", {**SIZES, "rope_parameters": ROPE}),
+    ("Cohere2Moe", "Cohere2MoeConfig", {**SIZES, **COHERE}),
+    ("LaraMini", "LaraMiniConfig", {**SIZES, **DELTA, **MIXTURE}),
+    ("Laguna", "LagunaConfig", {**SIZES, **MIXTURE, **HEADS_BY_LAYER}),
+    (
+        "JetMoe",
+        "JetMoeConfig",
+        {**DERIVED_HEADS, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    ("LongcatFlash", "LongcatFlashConfig", {**LAYERED, **LATENT, **LONGCAT}),
 )
 
 # Each with a readout of its own and with a tied one.

@@ -452,7 +452,8 @@ ONLY_NAMES = frozenset(
         *("Apertus1p5Text-tied", "SolarOpen-tied", "AXK1-tied", "SarvamMLA-tied", "Youtu-tied"),
         *("GlmMoeDsa-tied", "Mellum-tied", "Flint-tied", "Qwen3_5MoeText-tied", "Gemma4UnifiedText-tied"),
         *("HYV3-tied", "HyperCLOVAX-tied", "Kolibri1-tied", "Lfm3-tied", "SeedOss-tied"),
-        *("Arcee-tied", "Mistral-tied"),
+        *("Arcee-tied", "Mistral-tied", "GraniteMoeSWA-tied", "SarvamMoE-tied", "CohereCompassText-tied"),
+        *("Cohere2Moe-tied", "LaraMini-tied", "OlmoHybrid-tied"),
     }
 )
 

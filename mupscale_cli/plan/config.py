@@ -61,6 +61,8 @@ def widen_config(
         choice = choose(rule.choices, values)
         expression, powers = choice.value
         after = _scale(evaluate_located(expression, known, choice.text.error), power_scale(powers, axes), choice)
+        if rule.optional and after is None:  # no tensor has the axis, so the key stays as it is
+            continue
         if key not in section or section[key] != after:
             changes.append(ConfigChange(rule.key, section.get(key), after))
     factors = {name: float(look_up(name, values) * factor) for name, factor in eps.items()}  # type: ignore[operator]
