@@ -77,7 +77,14 @@ SHARED_KEYS = {
     "num_kv_shared_layers": 2,
     "laurel_rank": 5,
 }
-SARVAM = {**EXPERTS, "num_experts": 4, "num_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
+SARVAM = {
+    **EXPERTS,
+    "num_experts": 4,
+    "num_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
 # transformers saves thirds of the delta nets' convolutions, which are queries, keys and values only at equal sizes.
 EQUAL_DELTA = {**DELTA, "linear_key_head_dim": 10}
 COHERE = {
@@ -98,6 +105,56 @@ LONGCAT = {
     "n_routed_experts": 4,
     "zero_expert_num": 2,
     "moe_topk": 2,
+}
+KIMI = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_heads": 2,
+    "linear_head_dim": 6,
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "moe_intermediate_size": 12,
+    "num_shared_experts": 2,
+    "num_expert_group": 2,
+    "topk_group": 1,
+    "mlp_layer_types": ["dense", "sparse"],
+}
+HEADS_4 = {"num_key_value_heads": 4, "head_dim": 4}
+MIMO = {
+    **EXPERTS,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "v_head_dim": 7,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "mlp_layer_types": ["dense", "sparse"],
+    "sliding_window": 6,
+}
+MINIMAX = {
+    "layer_types": ["full_attention", "linear_attention"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "block_size": 8,
+}
+JAMBA = {
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 6,
+    "mamba_dt_rank": 5,
+    "use_mamba_kernels": False,
+}
+GRIFFIN = {
+    "block_types": ["recurrent", "attention"],
+    "lru_width": 32,
+    "attention_window_size": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
 }
 LAYERED = {key: value for key, value in DERIVED_HEADS.items() if key not in ("num_hidden_layers", "intermediate_size")}
 
@@ -166,15 +223,73 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {**DERIVED_HEADS, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
     ("LongcatFlash", "LongcatFlashConfig", {**LAYERED, **LATENT, **LONGCAT}),
+    ("KimiLinear", "KimiLinearConfig", {**SIZES, **HEADS_4, **KIMI}),
+    ("BailingHybrid", "BailingHybridConfig", {**SIZES, **HEADS_4, **KIMI}),
+    ("MiMoV2Flash", "MiMoV2FlashConfig", {**SIZES, **MIMO, "num_attention_heads": 8}),
+    ("MiniMax", "MiniMaxConfig", {**SIZES, **MINIMAX}),
+    ("Jamba", "JambaConfig", {**DERIVED_HEADS, **JAMBA}),
+    ("RecurrentGemma", "RecurrentGemmaConfig", {**SIZES, **GRIFFIN}),
+    ("BitNet", "BitNetConfig", DERIVED_HEADS),
+    ("Doge", "DogeConfig", {**DERIVED_HEADS, "keep_window_size": 8}),
+    ("Beam", "BeamConfig", {**SIZES, **EXPERTS, **SLIDING, "num_experts": 4, "n_group": 2, "topk_group": 1}),
+    ("DiffLlama", "DiffLlamaConfig", {**SIZES, "num_key_value_heads": 4}),
 )
 
-# Each with a readout of its own and with a tied one.
-MODELS = {
-    f"{config.removesuffix('Config')}-{'tied' if tied else 'untied'}": (
-        f"{name}ForCausalLM",
-        config,
-        {**settings, "tie_word_embeddings": tied},
-    )
-    for name, config, settings in DECODERS
-    for tied in (True, False)
+HEADS_OF_WIDTH = {key: value for key, value in DERIVED_HEADS.items() if key != "num_key_value_heads"}
+
+# Shapes that few people train, whose proofs are slow ones.
+RARE = frozenset(
+    {
+        *("MiMoV2Flash-tied", "MiniMax-tied", "RecurrentGemma-tied", "BitNet-tied", "DiffLlama-tied", "JetMoe-tied"),
+        *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
+    }
+)
+
+# The types above with a readout of their own and with a tied one, and older types.
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{
+        f"{config.removesuffix('Config')}-{'tied' if tied else 'untied'}": (
+            f"{name}ForCausalLM",
+            config,
+            {**settings, "tie_word_embeddings": tied},
+        )
+        for name, config, settings in DECODERS
+        for tied in (True, False)
+    },
+    "ModernBertDecoder-tied": (
+        "ModernBertDecoderForCausalLM",
+        "ModernBertDecoderConfig",
+        {**HEADS_OF_WIDTH, "layer_types": ["full_attention", "sliding_attention"], "local_attention": 12},
+    ),
+    "OpenAIGPT-tied": (
+        "OpenAIGPTLMHeadModel",
+        "OpenAIGPTConfig",
+        {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 50, "n_positions": 64},
+    ),
+    "GPTNeoXJapanese-tied": (
+        "GPTNeoXJapaneseForCausalLM",
+        "GPTNeoXJapaneseConfig",
+        {**HEADS_OF_WIDTH, "intermediate_multiple_size": 2},
+    ),
+    "Rwkv-untied": (
+        "RwkvForCausalLM",
+        "RwkvConfig",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "vocab_size": 50,
+            "context_length": 64,
+        },
+    ),
+    "CTRL-tied": (
+        "CTRLLMHeadModel",
+        "CTRLConfig",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 40, "vocab_size": 50, "n_positions": 64},
+    ),
+    "RemBert-untied": (
+        "RemBertForCausalLM",
+        "RemBertConfig",
+        {**HEADS_OF_WIDTH, "input_embedding_size": 16, "output_embedding_size": 24, "is_decoder": True},
+    ),
 }

@@ -453,6 +453,7 @@ ONLY_NAMES = frozenset(
         *("GlmMoeDsa-tied", "Mellum-tied", "Flint-tied", "Qwen3_5MoeText-tied", "Gemma4UnifiedText-tied"),
         *("HYV3-tied", "HyperCLOVAX-tied", "Kolibri1-tied", "Lfm3-tied", "SeedOss-tied"),
         *("Arcee-tied", "Mistral-tied", "GraniteMoeSWA-tied", "SarvamMoE-tied", "CohereCompassText-tied"),
+        *("ModernBertDecoder-tied", "GPTNeoXJapanese-tied", "CTRL-tied", "BailingHybrid-tied", "Qwen35-images"),
         *("Cohere2Moe-tied", "LaraMini-tied", "OlmoHybrid-tied"),
     }
 )

@@ -110,4 +110,38 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "scale_factor": 2,
         },
     ),
+    "Qwen35-images": (
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5Config",
+        {
+            "text_config": {
+                **TEXT,
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 6,
+                "linear_value_head_dim": 8,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [1, 1, 2],
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                    "mrope_interleaved": True,
+                },
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "vision_start_token_id": 47,
+            "vision_end_token_id": 46,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "out_hidden_size": 48,
+                "num_heads": 4,
+                "intermediate_size": 36,
+                "patch_size": 4,
+                "num_position_embeddings": 16,
+            },
+        },
+    ),
 }

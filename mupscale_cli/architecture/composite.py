@@ -27,7 +27,7 @@ from mupscale_cli.text import suggest
 
 _KEYS = ("config", "recipe", "prefix", "names")
 _IGNORED = ("about", "match", "extends", "prefix", "parameters", "tie")
-_GLOBAL = ("tensors", "tie")  # names that mean the same in the expressions of every part
+_GLOBAL = ("tensors", "block", "tie")  # names that mean the same in the expressions of every part
 FRESH_PREFIX = "fresh."  # of the number of an axis's fresh units, in conditions that the widened model must satisfy
 
 

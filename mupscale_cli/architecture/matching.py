@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from mupscale_cli.architecture.patterns import FIRST, LAST, STAR, Pattern, Prefix
@@ -15,14 +15,21 @@ from mupscale_cli.text import listed
 
 Prefixes = Mapping[str, str]
 _MAX_NAMED = 5  # names in a message
+_BLOCK = re.compile(r"(?:.*?\.\d+\.)?", re.ASCII)  # the beginning of a name up to its first number
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor's rule, and where its name has the axes and words of the rule's pattern."""
+    """A tensor's rule, and where its name has the axes and words of the rule's pattern.
+
+    Attributes:
+        block: the names of all tensors of the same block, those that agree up to the first number, if the rule has
+            several layouts, whose conditions may ask for them.
+    """
 
     rule: TensorRule
     groups: re.Match[str]
+    block: tuple[str, ...] = ()
 
 
 def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
@@ -51,7 +58,7 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
     _check_present(recipe, matched, prefixes)
-    return matched
+    return _in_blocks(matched)
 
 
 def used_prefixes(recipe: Recipe, names: Sequence[str]) -> Prefixes:
@@ -129,6 +136,19 @@ def _most_specific(name: str, matches: list[Match]) -> Match:
             hint="make one of the patterns narrower",
         )
     return best[0]
+
+
+def _in_blocks(matched: Mapping[str, Match]) -> dict[str, Match]:
+    """Add to every match of a rule with several layouts the names of its block."""
+    blocks: dict[str, list[str]] = defaultdict(list)
+    starts = {name: _BLOCK.match(name)[0] for name in matched}  # type: ignore[index]  # it matches any name
+    for name, start in starts.items():
+        blocks[start].append(name)
+    names = {start: tuple(block) for start, block in blocks.items()}
+    return {
+        name: replace(match, block=names[starts[name]]) if len(match.rule.choices) > 1 else match
+        for name, match in matched.items()
+    }
 
 
 def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes) -> None:

@@ -87,11 +87,13 @@ def choose(choices: Sequence[Choice[T]], values: Values, match: Match | None = N
     Args:
         choices: alternatives in the order of the recipe.
         values: names and values, as `environment` returns them.
-        match: the tensor to choose for, named in the error.
+        match: the tensor to choose for, named in the error; conditions know the tensors of its block as `block`.
 
     Raises:
         RecipeError: no condition is true.
     """
+    if match is not None and match.block:
+        values = {**values, "block": list(match.block)}
     for choice in choices:
         if choice.when is None or choice.condition is None:
             return choice

@@ -154,11 +154,11 @@ def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Matc
     Raises:
         ConfigError: the widened config chooses another layout for a tensor.
     """
-    checked: set[int] = set()
+    checked: set[tuple[int, tuple[str, ...]]] = set()
     for name, match in matches.items():
-        if id(match.rule) in checked:
+        if (id(match.rule), match.block) in checked:
             continue
-        checked.add(id(match.rule))
+        checked.add((id(match.rule), match.block))
         wide = choose(match.rule.choices, wide_values, match)
         if wide is not layouts[name]:
             error = match.rule.text.error(

@@ -58,3 +58,12 @@ def test_unmatched_tensors_and_rules_are_refused(patterns, names, message, recip
 
 def test_optional_rules_may_match_nothing(recipe):
     assert rules(recipe("a", "b?", "l.*.c?"), ["a"]) == {"a": "a"}
+
+
+def test_a_rule_with_several_layouts_knows_the_tensors_of_the_block(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "axes: {a: n}\nwiden: [a]\ntensors:\n"
+        """  "l.*.q": [{when: 'block ~ "*.decay"', dims: a}, keep]\n  "l.*.{decay,e}?": a\n"""
+    )
+    matched = match_rules(load_recipe(tmp_path / "r.yaml"), ["l.0.q", "l.0.e", "l.1.q", "l.1.decay"])
+    assert [match.block for match in matched.values()] == [("l.0.q", "l.0.e"), (), ("l.1.q", "l.1.decay"), ()]

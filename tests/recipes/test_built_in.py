@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import decoders
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, ONLY_NAMES, save_mlp
 from mupscale_cli.architecture.loading import matched_values
@@ -16,7 +17,7 @@ from mupscale_cli.tasks.widen import widen
 # `pytest -m slow` tries every axis of every other case.
 # The tied models have the same layers, and other types are only names in a recipe.
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
-SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES
+SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES | decoders.RARE
 EVERY_AXIS = ["GPT2-tied", "T5-tied"]
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
