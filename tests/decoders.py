@@ -230,7 +230,7 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Jamba", "JambaConfig", {**DERIVED_HEADS, **JAMBA}),
     ("RecurrentGemma", "RecurrentGemmaConfig", {**SIZES, **GRIFFIN}),
     ("BitNet", "BitNetConfig", DERIVED_HEADS),
-    ("Doge", "DogeConfig", {**DERIVED_HEADS, "keep_window_size": 8}),
+    ("Doge", "DogeConfig", {**DERIVED_HEADS, "keep_window_size": 64}),
     ("Beam", "BeamConfig", {**SIZES, **EXPERTS, **SLIDING, "num_experts": 4, "n_group": 2, "topk_group": 1}),
     ("DiffLlama", "DiffLlamaConfig", {**SIZES, "num_key_value_heads": 4}),
 )
