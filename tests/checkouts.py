@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from doc_commands import MANUAL
 
 _LOSS = re.compile(r"^(?:iter|step) (\d+).*?loss:? ([\d.e+-]+)", re.MULTILINE)
 
@@ -33,6 +34,15 @@ def with_printed_lines(script, printed):
     old = [line[2:] for line in lines if line.startswith("- ")]
     new = [line[2:] for line in lines if line.startswith("+ ")]
     return changed(script, *zip(old, new, strict=True))
+
+
+def verify_with_page(trainer, folder, wide):
+    """Run `verify` with the function of the page `trainers` that builds a trainer's model, saved in a folder."""
+    after = (MANUAL / "trainers.md").read_text().partition("## Verification: the model of a trainer")[2]
+    text = re.search(rf"^{trainer},[^\n]*:\n\n```python\n(.*?)```", after, re.DOTALL | re.MULTILINE)[1]
+    (folder / "reference.py").write_text(text)
+    paths = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    run_script(folder, "-m", "mupscale_cli", "verify", wide, "--model", "reference.py:build", PYTHONPATH=paths)
 
 
 def run_script(folder, *command, ranks=1, **variables):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Library:
 
     Attributes:
         name: the name of its Python package.
-        extra: the extra of mupscale that installs it.
+        extra: the extra of mupscale that installs it; None if pip installs it by itself.
         key: a config key that only its configs have.
         build: makes a model with random weights, given the imported package and a config; any error means that the
             config is impossible.
@@ -35,10 +36,11 @@ class Library:
         config: the name of its config file.
         weights: the names of its weight file that are read; the first one is written.
         has_shards: whether it reads weights that are divided into several files with an index.
+        distribution: what pip installs without an extra. Default: its name.
     """
 
     name: str
-    extra: str
+    extra: str | None
     key: str
     build: Callable[[Any, Mapping[str, Any]], nn.Module]
     load: Callable[[Any, Path], nn.Module] | None = None
@@ -46,11 +48,13 @@ class Library:
     config: str = "config.json"
     weights: tuple[str, ...] = ("model.safetensors",)
     has_shards: bool = True
+    distribution: str | None = None
 
     @property
     def install(self) -> str:
         """The command that installs it."""
-        return f"pip install 'mupscale[{self.extra}]'"
+        wanted = self.distribution or self.name if self.extra is None else f"mupscale[{self.extra}]"
+        return f"pip install {shlex.quote(wanted)}"
 
     @property
     def index(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mupscale_cli.checkpoints.fates import Decision, kind_of
 from mupscale_cli.checkpoints.layouts.opening import Trained
+from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.formats.base import OpenOptions, OptimizerSource, StateFormat
@@ -98,7 +99,7 @@ def open_optimizer(
         trained: the trainer's checkpoint of the weights.
 
     Raises:
-        CheckpointError: the path has none of these formats, or is invalid.
+        CheckpointError: the path has none of these formats, is invalid, or belongs to the model of another trainer.
     """
     weights = {} if trained is None else trained.shapes
     options = OpenOptions(path, config, key, tuple(kinds), weights)
@@ -112,4 +113,19 @@ def open_optimizer(
     state_format = next((each for each in FORMATS if each.recognizes(path)), None)
     if state_format is None:
         raise CheckpointError(f"no optimizer state at `{path}`")
-    return state_format.open(options)
+    opened = state_format.open(options)
+    _require_own(opened, path)
+    return opened
+
+
+def _require_own(state: OptimizerSource, path: Path) -> None:
+    """Refuse a state that numbers the parameters of a trainer's model, beside weights that are not that trainer's."""
+    keys = set(state.content) if isinstance(state.content, Mapping) else set()
+    for layout in LAYOUTS:
+        marks = frozenset() if layout.state_files is None else layout.state_files.marks
+        if marks and marks <= keys:
+            raise CheckpointError(
+                f"`{path}` numbers the parameters of {layout.title}'s own model, whose order these weights do not have",
+                hint=f"widen the weights that {layout.title} saves under its own names; or omit the state with "
+                "`--optimizer none`",
+            )

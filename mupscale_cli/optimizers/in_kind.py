@@ -128,7 +128,7 @@ def _tree(
     trained: Trained, place: Place | None, config: Mapping[str, Any] | None, kinds: Sequence[str], own: OwnContent
 ) -> TreeState:
     """Return the container with its state, whose optimizers the layout names if the user does not."""
-    named = trained.layout.optimizers(place) if place is not None and not kinds else tuple(kinds)
+    named = trained.optimizers(place) if place is not None and not kinds else tuple(kinds)
     contents = dequantized_contents(trained.contents)
     return TreeState(trained.layout.container, contents, place, config, named, own)
 

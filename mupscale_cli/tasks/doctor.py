@@ -37,7 +37,7 @@ EXTRAS = {
     "hf": ("transformers", "accelerate"),
     "plot": ("matplotlib",),
     "sweep": ("transformers", "accelerate", "matplotlib"),
-    **{library.extra: (library.name,) for library in LIBRARIES if library is not TRANSFORMERS},
+    **{library.extra: (library.name,) for library in LIBRARIES if library.extra and library is not TRANSFORMERS},
 }
 
 

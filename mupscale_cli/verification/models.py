@@ -153,6 +153,15 @@ def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"shapes": {spec.name: list(spec.shape) for spec in checkpoint.specs}}
 
 
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert parameters and buffers of floating-point numbers; complex ones become complex numbers of that type."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+        elif tensor.is_complex():  # `Module.to` would drop the imaginary parts
+            tensor.data = tensor.data.to(dtype.to_complex())
+
+
 def build_user_model(
     build: Callable[[dict[str, Any]], nn.Module],
     checkpoint: Checkpoint,
@@ -177,7 +186,7 @@ def build_user_model(
     if not isinstance(model, nn.Module):
         raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
     state = stored_tensors(checkpoint, plain_name)
-    model.to(dtype)  # before loading, so that the weights are not rounded to the model's initial type
+    _convert(model, dtype)  # before loading, so that the weights are not rounded to the model's initial type
     mismatch = f"the model of `--model` does not match `{checkpoint.path}`"
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -261,8 +270,8 @@ def build_reference_model(
         return _build_natively(checkpoint, layout.library, dtype, device, plain_name)
     if layout is not None and layout.recipe is not None:
         raise CannotVerify(
-            f"{layout.title} builds its models with its own code; give that with `--model module.py:build`, "
-            "a function of the sizes"
+            f"{layout.title} builds its models with its own code: save what `mupscale help trainers` gives for it "
+            f"as reference.py, {layout.own_code}, and pass `--model reference.py:build`"
         )
     if layout is not None and checkpoint.library.load is not None:  # it does not read the trainer's file
         return _build_natively(checkpoint, checkpoint.library, dtype, device, plain_name)
@@ -292,9 +301,12 @@ def _build_natively(
 ) -> nn.Module:
     """Build a trainer's own model and load the weights into it."""
     package = _package(library)
-    with everything_in(dtype):
-        model = build_user_model(lambda config: library.build(package, config), checkpoint, dtype, plain_name)
-    return model.to(device=device)
+
+    def build(config: dict[str, Any]) -> nn.Module:
+        with everything_in(dtype):  # not while the weights are read, whose types the files determine
+            return library.build(package, config)
+
+    return build_user_model(build, checkpoint, dtype, plain_name).to(device=device)
 
 
 def _load_natively(

@@ -156,3 +156,13 @@ def test_the_state_of_a_single_file_begins_with_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes())
     assert finding.find_optimizer(open_checkpoint(tmp_path)) == tmp_path / "optimizer.safetensors"
+
+
+def test_the_state_of_another_trainers_model_is_refused(tmp_path):
+    path = (
+        tmp_path / "recipe_state.pt"
+    )  # torchtune numbers gate, down and up in this order, transformers gate, up, down
+    state = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2, 2)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+    torch.save({"optimizer": state, "seed": 1, "epochs_run": 1, "total_epochs": 2, "max_steps_per_epoch": None}, path)
+    with pytest.raises(CheckpointError, match="numbers the parameters of torchtune's own model"):
+        finding.open_optimizer(path, {"model_type": "llama"})

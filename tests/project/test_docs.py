@@ -68,6 +68,7 @@ ELSEWHERE = {
     "mupscale widen run/epoch_1 --optimizer run/recipe_state/recipe_state.pt -o wide/epoch_1 --factor 2": (
         "trainers/test_torchtune.py"
     ),
+    "mupscale verify wide --model nanoGPT/reference.py:build": "trainers/test_nanogpt.py",
     "mupscale recipes infer apertus -o apertus.yaml": "infer/test_infer.py",
 }
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import transformers
+from torch.distributed.checkpoint import format_utils
 
 import mupscale_cli as mupscale
 from mupscale_cli.errors import PlanError
@@ -89,6 +91,33 @@ def test_the_wide_run_follows_the_narrow_one(kind, tmp_path):
     mupscale.scale_optimizer(optimizer, wide, made.output)
     found = trained(wide, optimizer, tmp_path / "on", WeightedClipping(), resume=str(made.output))
     assert len(found) == STEPS - SAVED
+    assert found == pytest.approx(narrow[SAVED:], rel=REL)
+
+
+def test_a_sharded_checkpoint_is_widened_in_kind(tmp_path):
+    make, name = OPTIMIZERS["decoupled"], f"ep0-ba{SAVED}"
+    model = built(SIZES | HEADS)
+    clipping = algorithms.GradientClipping(clipping_type="norm", clipping_threshold=CLIP)
+    narrow = trained(model, make(model), tmp_path / "narrow", clipping)
+    content = torch.load(tmp_path / "narrow" / f"{name}-rank0.pt", weights_only=False)
+    # What composer does with FSDP's shards, which it makes on a GPU only.
+    writer, planner = (
+        dcp.FileSystemWriter(tmp_path / "shards" / name),
+        dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
+    )
+    dcp.save(content, storage_writer=writer, planner=planner, no_dist=True)
+    made = mupscale.widen(tmp_path / "shards" / name, tmp_path / "wide" / name, 2)
+    assert made.verification.agrees
+    assert made.record["optimizer_state"]["kinds"] == ["decoupledadamw"]
+
+    format_utils.dcp_to_torch_save(made.output, tmp_path / "wide.pt")
+    config = torch.load(tmp_path / "wide.pt", weights_only=False)["state"]["integrations"]["huggingface"]["model"][
+        "config"
+    ]
+    wide = built(config["content"])
+    optimizer = make(wide)
+    mupscale.scale_optimizer(optimizer, wide, made.output)
+    found = trained(wide, optimizer, tmp_path / "on", WeightedClipping(), resume=str(tmp_path / "wide.pt"))
     assert found == pytest.approx(narrow[SAVED:], rel=REL)
 
 

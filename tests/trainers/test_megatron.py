@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from checkouts import verify_with_page
 
 from trainer_runs import assert_same_run, losses_of, widen
 
@@ -16,6 +17,7 @@ def test_the_wide_model_has_the_losses_of_the_narrow_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     narrow = losses_of(SCRIPT, "narrow", tmp_path / "narrow" / "iter_0000003")
     widen(tmp_path / "narrow", "--factor", "2", "--output", tmp_path / "wide")
+    verify_with_page("Megatron-LM", tmp_path, tmp_path / "wide")
     wide = losses_of(SCRIPT, "wide", tmp_path / "wide" / "iter_0000003")
     assert_same_run(narrow, wide)
     assert (tmp_path / "wide" / "latest_checkpointed_iteration.txt").read_text() == "3"

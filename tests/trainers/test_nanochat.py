@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkouts import changed, checkout, largest_difference, run_script, with_printed_lines
+from checkouts import changed, checkout, largest_difference, run_script, verify_with_page, with_printed_lines
 
 from cli_runner import run
 
@@ -72,6 +72,12 @@ def test_the_wide_run_has_the_losses_of_the_narrow_one(ranks, trainer):
     assert max(narrow.values()) - min(narrow.values()) > 0.02
     after = {step: loss for step, loss in narrow.items() if step >= 10}
     assert largest_difference(after, wide) < 1e-6
+
+
+def test_the_function_of_the_page_verifies(trainer):
+    _, text = train(trainer, "--model-tag=narrow", "--aspect-ratio=12")
+    widened(trainer, re.search(r"Scaling weight decay from [\d.]+ to ([\d.]+)", text)[1], is_mean=False)
+    verify_with_page("nanochat", trainer, place(trainer, "wide"))
 
 
 def test_gates_on_one_copy_make_the_runs_drift_apart(trainer):

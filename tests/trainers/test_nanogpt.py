@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from checkouts import changed, checkout, largest_difference, run_script, with_printed_lines
+from checkouts import changed, checkout, largest_difference, run_script, verify_with_page, with_printed_lines
 
 from cli_runner import run
 
@@ -45,6 +45,8 @@ def test_the_wide_run_has_the_losses_of_the_narrow_one(bias, trainer):
 
     made = run("widen", str(trainer / "start"), "-o", str(trainer / "wide"), "--factor", "2")
     assert made.code == 0, made.err
+    assert "as reference.py, beside its model.py" in " ".join(made.out.split())
+    verify_with_page("nanoGPT", trainer, trainer / "wide")
     script = trainer / "train.py"
     script.write_text(with_printed_lines(script.read_text(), made.out))
     wide, _ = run_script(trainer, "train.py", *options, "--out_dir=wide", "--init_from=resume")

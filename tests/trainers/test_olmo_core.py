@@ -31,7 +31,9 @@ def losses(phase, folder, kind):
 @pytest.mark.parametrize("kind", ["llama", "olmo2"])
 def test_the_wide_run_follows_the_narrow_one(kind, tmp_path):
     narrow = losses("narrow", tmp_path, kind)
-    wide = widen(tmp_path / "narrow/step4", tmp_path / "wide/step4", 2, verify=False).output
+    made = widen(tmp_path / "narrow/step4", tmp_path / "wide/step4", 2)
+    assert made.verification.agrees
+    wide = made.output
     hparams = run("hparams", str(wide), "--lr", "3e-3", "--weight-decay", "0.1", "--decay", "all", "--json")
     (tmp_path / "hparams.json").write_text(hparams.out)
     found = losses("wide", tmp_path, kind)

@@ -68,7 +68,9 @@ def test_the_widened_model_trains_as_the_narrow_one(case, tmp_path):
         torch.nn.init.normal_(parameter, std=0.3)
     torch.save(model.state_dict(), folder / "ft-model-00001-of-00001.bin")
     (folder / "config.json").write_text(json.dumps(CONFIGS[case]))
-    wide_folder = mupscale.widen(folder, tmp_path / "wide", 2, verify=False).output
+    made = mupscale.widen(folder, tmp_path / "wide", 2)
+    assert made.verification.agrees
+    wide_folder = made.output
     narrow, wide = loaded(folder, tmp_path / "out"), loaded(wide_folder, tmp_path / "wide-out")
     assert wide.tok_embeddings.weight.shape == (61, 48)
     plain, scaled = (torch.optim.AdamW(each.parameters(), lr=1e-2, weight_decay=0.1) for each in (narrow, wide))

@@ -176,10 +176,21 @@ def _restore_group_lists(group: Any) -> Any:
 
 def write_blank_folder(path: Path, content: Any) -> dict[str, TensorSlot]:
     """Write a distributed checkpoint whose tensors have no data yet; return the slot of each place's data."""
-    writer, planner = _BlankWriter(path), DefaultSavePlanner()
+    writer, planner = _BlankWriter(path), _Planner()
     with output_errors(path), single_process():
         save(content, storage_writer=writer, planner=planner, no_dist=True)
     return {place_name(planner.mappings[key]): slot for key, slot in writer.slots.items()}
+
+
+class _Planner(DefaultSavePlanner):
+    """Pickles values with stand-ins in them, as they were read."""
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002 (torch's name)
+        if write_item.type != WriteItemType.BYTE_IO:
+            return object
+        data = BytesIO()
+        torch.save(object, data, pickle_module=stand_ins)
+        return data
 
 
 class _BlankWriter(FileSystemWriter):

@@ -33,14 +33,17 @@ class Layout:
         marks: dotted keys that its content has, by which a file is recognized; a tuple stands for any one of them.
         weights: dotted keys that may lead to the weights; the first one that exists does.
         state: dotted keys that may lead to the optimizer's state in the same container.
-        optimizers: returns the names of the optimizers of a state, given its place; none if its groups tell.
+        optimizers: returns the names of the optimizers of a state, given its place and the content of the file with the
+            sizes; none if the groups of the state tell.
         config: where the sizes of the model are; None if a `config.json` beside the weights may have them.
         state_files: the optimizer's state, if it is in files of its own; None if it is not.
         carried: patterns of the files that hold the progress of training, which go along unchanged.
         schedules: patterns of the JSON files that hold the progress of training with a scheduler's rates of each group.
         recipe: the recipe of its models; None if the config tells it.
         library: how a reference model is built; None if the config tells it.
+        own_code: for a trainer whose models no library builds, where a file has to be that imports them.
         about: what is widened of the container.
+        refusal: why its checkpoints are not widened; None if they are.
         pointers: text files beside the container that name it, by file name, given its name.
         next_lines: how to continue, given the path of the wide checkpoint.
     """
@@ -52,14 +55,16 @@ class Layout:
     marks: tuple[str | tuple[str, ...], ...] = ()
     weights: tuple[str, ...] = USUAL_WEIGHTS
     state: tuple[str, ...] = ()
-    optimizers: Callable[[Place], tuple[str, ...]] = lambda _: ()
+    optimizers: Callable[[Place, Mapping[str, Any]], tuple[str, ...]] = lambda *_: ()
     config: ConfigPlace | None = None
     state_files: StateFiles | None = None
     carried: tuple[str, ...] = ()
     schedules: tuple[str, ...] = ()
     recipe: str | None = None
     library: Library | None = None
+    own_code: str | None = None
     about: str = "weights"
+    refusal: Refusal | None = None
     pointers: Callable[[str], Mapping[str, str]] = lambda _: {}
     next_lines: Callable[[str], Sequence[str]] | None = None
 
@@ -98,16 +103,31 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why the checkpoints of a trainer are not widened.
+
+    Attributes:
+        reason: a relative clause about its checkpoint.
+        hint: what to do instead.
+    """
+
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class StateFiles:
     """Files of the optimizer's state beside those of the weights.
 
     Attributes:
         name: returns the name of the first of them, given that of the container of the weights.
         container: returns the kind of container that they are, given the first one and the shapes of the weights.
+        marks: keys that only they have, if they could be taken for the state of another trainer.
     """
 
     name: Callable[[str], str]
     container: Callable[[Path, Mapping[str, tuple[int, ...]]], Container]
+    marks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,13 @@
-"""composer and llm-foundry: one file of everything, with optimizers and schedulers under the names of their classes."""
+"""composer and llm-foundry: everything in one file, with optimizers and schedulers under the names of their classes.
+
+With FSDP and `state_dict_type: sharded`, the same content is a distributed checkpoint.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 
@@ -20,7 +26,10 @@ COMPOSER = Layout(
     marks=("state.model", "state.optimizers", "state.timestamp"),
     weights=("state.model",),
     state=("state.optimizers.*",),
-    optimizers=lambda place: (str(place[-1]),),  # the groups of DecoupledAdamW are those of AdamW
+    optimizers=lambda place, _: (str(place[-1]),),  # the groups of DecoupledAdamW are those of AdamW
     config=ConfigPlace(key="state.integrations.huggingface.model.config.content"),
     next_lines=_next_lines,
+)
+COMPOSER_SHARDED = replace(
+    COMPOSER, name="composer-sharded", container=DISTRIBUTED, patterns=(".metadata", "ep*-ba*/.metadata")
 )

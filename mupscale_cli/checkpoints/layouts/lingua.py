@@ -23,8 +23,10 @@ LINGUA = Layout(
     marks=("model.layers.0.feed_forward.w1.weight", "optim"),
     weights=("model",),
     state=("optim",),
+    optimizers=lambda *_: ("AdamW",),  # the only one that it makes
     config=ConfigPlace("params.json", "model"),
     schedules=("train_state_*.json",),
     recipe="lingua",
+    own_code="beside its folder `apps`",
     next_lines=_next_lines,
 )

@@ -42,6 +42,6 @@ LITGPT = Layout(
     state=("optimizer",),
     config=ConfigPlace(file="model_config.yaml"),
     recipe="litgpt",
-    library=Library("litgpt", "trainers", "mlp_class_name", _build),
+    library=Library("litgpt", None, "mlp_class_name", _build),
     next_lines=_next_lines,
 )

@@ -18,6 +18,7 @@ MEGATRON_LM = Layout(
     weights=("model",),
     config=ConfigPlace(key="common.args"),
     recipe="megatron",
+    own_code="where `megatron.core` can be imported",
     about="the weights alone, since the groups of Megatron's optimizer do not name their parameters",
     pointers=lambda name: {"latest_checkpointed_iteration.txt": name.removeprefix("iter_").lstrip("0") or "0"},
     next_lines=_next_lines,

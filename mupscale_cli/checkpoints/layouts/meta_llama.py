@@ -16,6 +16,7 @@ META_LLAMA = Layout(
     weights=("",),
     config=ConfigPlace("params.json"),
     recipe="meta_llama",
+    own_code="beside the folder `models` of llama-models",
 )
 # Under another name, as a script saves it that has read the original.
 META_LLAMA_FILE = replace(META_LLAMA, name="meta-llama-file", container=TORCH_FILE, patterns=("*.pth", "*.pt", "*.bin"))

@@ -42,5 +42,6 @@ NANOCHAT = Layout(
         lambda weights: f"{weights.removesuffix('.pt').replace('model', 'optim')}_rank0.pt", _rank_files
     ),
     recipe="nanochat_gpt",
+    own_code="beside its folder `nanochat`",
     next_lines=_next_lines,
 )

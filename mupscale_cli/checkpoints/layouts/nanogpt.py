@@ -27,8 +27,9 @@ NANOGPT = Layout(
     marks=("model", "model_args", "iter_num"),
     weights=("model",),
     state=("optimizer",),
-    optimizers=lambda _: ("AdamW",),  # the groups say so only since torch 2.7
+    optimizers=lambda *_: ("AdamW",),  # the groups say so only since torch 2.7
     config=ConfigPlace(key="model_args"),
     recipe="nanogpt",
+    own_code="beside its model.py",
     next_lines=_next_lines,
 )

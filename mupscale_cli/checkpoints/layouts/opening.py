@@ -50,6 +50,10 @@ class Choice:
 USUAL = Choice()
 
 
+class _RefusedError(CheckpointError):
+    """The layout is known, and cannot be widened."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """The checkpoint of a trainer, opened by its layout.
@@ -101,6 +105,10 @@ class Trained:
         if where is None:
             return None
         return where.read(self.contents.content if self.config_file is None else read_sizes(self.config_file))
+
+    def optimizers(self, state: Place) -> tuple[str, ...]:
+        """Return the names of the optimizers of the state at a place; none if the trainer's files do not give them."""
+        return self.layout.optimizers(state, {} if self.config_file is None else read_sizes(self.config_file))
 
     @property
     def state_file(self) -> Path | None:
@@ -180,6 +188,8 @@ def open_folder(path: Path, names: Collection[str], choice: Choice) -> Trained |
             continue
         try:
             return _trained((layout,), contents, names, path, choice)
+        except _RefusedError:  # no other layout may read it
+            raise
         except CheckpointError as error:
             unrecognized = unrecognized or error
     if problem := unread or unrecognized:
@@ -210,6 +220,10 @@ def _trained(
 ) -> Trained:
     """Return the checkpoint as the first layout that recognizes its content reads it."""
     layout = next((each for each in layouts if each.recognizes(contents)), None)
+    if layout is not None and layout.refusal is not None:
+        raise _RefusedError(
+            f"`{contents.path}` is a checkpoint of {layout.title}, {layout.refusal.reason}", hint=layout.refusal.hint
+        )
     place = None if layout is None else layout.weights_place(contents, choice.weights_key)
     if layout is None or place is None:
         held = contents.content

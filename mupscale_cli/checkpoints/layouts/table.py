@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED, SHARDS
 from mupscale_cli.checkpoints.layouts.base import Layout
-from mupscale_cli.checkpoints.layouts.composer import COMPOSER
+from mupscale_cli.checkpoints.layouts.composer import COMPOSER, COMPOSER_SHARDED
 from mupscale_cli.checkpoints.layouts.deepspeed import DEEPSPEED
 from mupscale_cli.checkpoints.layouts.lightning import LIGHTNING
 from mupscale_cli.checkpoints.layouts.lingua import LINGUA
@@ -14,13 +14,22 @@ from mupscale_cli.checkpoints.layouts.meta_llama import META_LLAMA, META_LLAMA_F
 from mupscale_cli.checkpoints.layouts.nanochat import NANOCHAT
 from mupscale_cli.checkpoints.layouts.nanogpt import NANOGPT
 from mupscale_cli.checkpoints.layouts.olmo_core import OLMO_CORE
+from mupscale_cli.checkpoints.layouts.refused import FAIRSEQ, MODDED_NANOGPT, NEMO
 from mupscale_cli.checkpoints.layouts.timm import TIMM
 from mupscale_cli.checkpoints.layouts.torchtitan import TORCHTITAN
 from mupscale_cli.checkpoints.layouts.torchtune import TORCHTUNE, TORCHTUNE_QWEN
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.text import listed
 
-_STATE = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizers", "optimizer_states")
+_STATE = (
+    "optimizer",
+    "optimizer_state_dict",
+    "optimizer_state",
+    "optim",
+    "optimizers",
+    "optimizer_states",
+    "last_optimizer_state",
+)
 
 # The last three read any file and any folder that torch saved.
 LAYOUTS: tuple[Layout, ...] = (
@@ -32,13 +41,17 @@ LAYOUTS: tuple[Layout, ...] = (
     LITGPT,
     LIGHTNING,
     COMPOSER,
+    COMPOSER_SHARDED,
     TIMM,
     NANOCHAT,
     META_LLAMA_FILE,
     TORCHTUNE_QWEN,
     TORCHTUNE,
     DEEPSPEED,
+    NEMO,
     MEGATRON_LM,
+    FAIRSEQ,
+    MODDED_NANOGPT,
     Layout(
         "torch-shards",
         "torch.save in shards",

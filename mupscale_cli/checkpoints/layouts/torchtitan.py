@@ -6,12 +6,20 @@ everything else that it builds the model from; a model of this family is a handf
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
+from mupscale_cli.checkpoints.libraries import Library
 from mupscale_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_LENGTH = 64  # of the sequences that verification computes, at most
 
 
 class Sizes(ConfigPlace):
@@ -50,6 +58,51 @@ def _sizes(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _build(torchtitan: Any, sizes: Mapping[str, Any]) -> nn.Module:
+    """Build a Llama 3, with the attention that also runs on a CPU in float64."""
+    llama3 = importlib.import_module(f"{torchtitan.__name__}.models.llama3")
+    attention = importlib.import_module(f"{torchtitan.__name__}.models.common.attention")
+    config = _resized(llama3.model_registry("debugmodel", attn_backend="flex").model, sizes)
+    for block in config.layers:
+        block.attention.inner_attention = attention.ScaledDotProductAttention.Config()
+    model: nn.Module = config.build()
+    return model
+
+
+def _resized(config: Any, sizes: Mapping[str, Any]) -> Any:
+    """Give the config of a Llama 3 of torchtitan other sizes, in place; return it."""
+    dim, ffn, eps = (sizes[key] for key in ("dim", "hidden_dim", "norm_eps"))
+    heads, kv_heads, head_dim = (sizes[key] for key in ("n_heads", "n_kv_heads", "head_dim"))
+    block = config.layers[0]
+    for part in (config, block.attention):
+        part.dim = dim
+    for norm in (config.norm, block.attention_norm, block.ffn_norm):
+        norm.normalized_shape, norm.eps = dim, eps
+    for part in (block.attention, block.attention.qkv_linear):
+        part.n_heads, part.n_kv_heads, part.head_dim = heads, kv_heads, head_dim
+    block.attention.rope.dim, block.attention.rope.max_seq_len = head_dim, _LENGTH
+    config.vocab_size = config.tok_embeddings.num_embeddings = sizes["vocab_size"]
+    config.tok_embeddings.embedding_dim = dim
+    config.enable_weight_tying = sizes.get("enable_weight_tying", False)
+    for linear, sums, rows in (
+        (block.attention.qkv_linear.wqkv, dim, (heads + 2 * kv_heads) * head_dim),
+        (block.attention.wo, heads * head_dim, dim),
+        (block.feed_forward.w1, dim, ffn),
+        (block.feed_forward.w2, ffn, dim),
+        (block.feed_forward.w3, dim, ffn),
+        (config.lm_head, dim, sizes["vocab_size"]),
+    ):
+        linear.in_features, linear.out_features = sums, rows
+    config.layers = [copy.deepcopy(block) for _ in range(sizes["n_layers"])]
+    return config
+
+
+def _optimizers(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes of the optimizers in a saved config."""
+    groups = run.get("optimizer", {}).get("param_groups", ())
+    return tuple(dict.fromkeys(group["optimizer_name"] for group in groups))
+
+
 def _next_lines(path: str) -> tuple[str, ...]:
     return (
         f"mupscale hparams {path} --lr LR --weight-decay WD --decay all --format torchtitan  # the narrow run's own",
@@ -65,7 +118,9 @@ TORCHTITAN = Layout(
     marks=("layers.0.attention.qkv_linear.wq.weight", "train_state"),
     weights=("",),
     state=("optimizer",),
+    optimizers=lambda _, run: _optimizers(run),
     config=Sizes("config.json"),
     recipe="torchtitan",
+    library=Library("torchtitan", None, "hidden_dim", _build),
     next_lines=_next_lines,
 )
