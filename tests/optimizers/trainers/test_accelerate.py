@@ -14,7 +14,7 @@ from mupscale_cli.tasks.widen import widen
 
 CLIP = "0.3"
 REL = 16 * 2**-24  # the reference computes norms, softmax and rotary tables in float32: some roundings of it
-(PAGE,) = (text for text in blocks(MANUAL / "trainers.md", "python") if "load_state" in text)
+(PAGE,) = (text for text in blocks(MANUAL / "trainers.md", "python") if "accelerator.load_state" in text)
 SETTING_UP, LOOP = PAGE.replace("1.0)", f"{CLIP})").split("for batch", 1)
 LOOP = f"for batch{LOOP}"
 OURS = "mupscale.clip_grad_norm_(optimizer, "
