@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
@@ -30,9 +30,20 @@ _PACKAGED = Path(__file__).parent.parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent.parent / "recipes"  # in an editable install
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
-_MATCH = re.compile(r"^match:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)  # a section ends at the next line without indent
+_SECTION = re.compile(r"^(\w+):.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)  # a section ends at the next key without indent
+_HEADING = ("about", "match", "extends", "parts", "axes")
 
 FORMAT_VERSION = 1  # version of the recipe format, and the default of a recipe without a version
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a recipe is for; see the fields of `Recipe`."""
+
+    name: str
+    about: str
+    keys: Mapping[str, tuple[str, ...]]
+    axis_names: tuple[str, ...]
 
 
 def recipe_files() -> tuple[Path, ...]:
@@ -65,6 +76,21 @@ def load_recipe(name_or_file: str | Path, config: Mapping[str, Any] | None = Non
             )
         built_in = BUILT_IN / f"{built_in_name}.yaml"
     return _load_file(built_in, config)
+
+
+def read_headings() -> tuple[Heading, ...]:
+    """Read what every built-in recipe is for, without its rules, which take most of the time of loading it."""
+    return tuple(map(_read_heading, recipe_files()))
+
+
+def _read_heading(path: Path) -> Heading:
+    document, digest = _read(path, (), _HEADING)
+    chosen = tuple((part.recipe.value, part.sections[0]) for part in composite.read_parts(document))
+    document, _, _ = _join_parts(path, digest, chosen, _HEADING)
+    keys, _, _ = parse_match(document.get("match"))
+    about, axes = document.get("about"), document.get("axes")
+    names = tuple(key.value for key, _ in axes) if isinstance(axes, Entries) else ()
+    return Heading(path.stem, about.value if isinstance(about, Text) else "", keys, names)
 
 
 def read_draft(text: str, name: str) -> Recipe:
@@ -120,7 +146,7 @@ def _holds(condition: Expression, config: Mapping[str, Any]) -> bool:
 
 
 def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
-    document, digest = _read(path, seen=())
+    document, digest = _read(path, ())
     chosen = []
     for part in composite.read_parts(document):
         section = composite.find_section(part, config or {})
@@ -133,19 +159,37 @@ def _load_file(path: Path, config: Mapping[str, Any] | None = None) -> Recipe:
 @lru_cache(maxsize=256)
 def _load_parts(path: Path, digest: str, chosen: tuple[tuple[str, str], ...]) -> Recipe:
     """Load a recipe; `chosen` gives the name of each part's recipe and the part's section of the config."""
-    document, _ = _read(path, seen=())
+    document, digest, groups = _join_parts(path, digest, chosen)
+    return parse_recipe(path.stem, _display_name(path), digest, document, groups)
+
+
+def _join_parts(
+    path: Path, digest: str, chosen: tuple[tuple[str, str], ...], only: tuple[str, ...] = ()
+) -> tuple[Entries, str, dict[str, tuple[str, ...]]]:
+    """Join the document of a recipe with those of its parts.
+
+    Args:
+        path: the recipe's file.
+        digest: the hash of its text.
+        chosen: as for `_load_parts`.
+        only: the sections to read. Default: all.
+
+    Returns:
+        The joined document, the hash of all the text, and for each part the axes that its factor widens.
+    """
+    document, _ = _read(path, (), only)
     groups, documents = {}, []
     for part, (name, section) in zip(composite.read_parts(document), chosen, strict=True):
         file = _find_file(path.parent, name)
         if file is None:
             raise part.recipe.error(f"unknown recipe `{name}`")
-        inner, inner_digest = _read(file, seen=(path,))
+        inner, inner_digest = _read(file, (path,), only)
         renamed, groups[part.name] = composite.rename_as_part(inner, part, section)
         documents.append(renamed)
         digest = hashlib.sha256((digest + inner_digest).encode()).hexdigest()
     if documents:
         document = composite.join_parts(documents, document, _merge)
-    return parse_recipe(path.stem, _display_name(path), digest, document, groups)
+    return document, digest, groups
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
@@ -160,11 +204,17 @@ def _display_name(path: Path) -> str:
     return f"recipes/{path.name}" if path.parent == BUILT_IN else str(path)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
-    """Read a file's document, merged with the recipes that it extends, and return it with the hash of all of them."""
+def _read(path: Path, seen: tuple[Path, ...], only: tuple[str, ...] = ()) -> tuple[Entries, str]:
+    """Read a file's document, merged with the recipes that it extends, and return it with the hash of all of them.
+
+    Args:
+        path: the file.
+        seen: the files that extend it.
+        only: the sections to read, whose lines in error messages count from the first of them. Default: all.
+    """
     with read_errors(path, RecipeError):
         text = read_text(path, MAX_BYTES)
-    document = _parsed(text, _display_name(path))
+    document = _parsed(_cut(text, only) if only else text, _display_name(path))
     digest = hashlib.sha256(text.encode()).hexdigest()
     base = document.get("extends")
     if base is None:
@@ -177,11 +227,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Entries, str]:
         raise base.error(f"unknown recipe `{base.value}`", hint=suggest(base.value, known))
     if parent in (*seen, path) or len(seen) > _MAX_EXTENDS:
         raise base.error(f"`{path.stem}` extends itself")
-    parent_document, parent_digest = _read(parent, (*seen, path))
+    parent_document, parent_digest = _read(parent, (*seen, path), only)
     return _merge(parent_document, document), hashlib.sha256((digest + parent_digest).encode()).hexdigest()
 
 
-@lru_cache(maxsize=256)
+def _cut(text: str, only: tuple[str, ...]) -> str:
+    """Return only some sections of a document; parsing them takes a fraction of the time."""
+    return "".join(section[0] for section in _SECTION.finditer(text) if section[1] in only)
+
+
+@lru_cache(maxsize=512)
 def _parsed(text: str, name: str) -> Entries:
     """Parse the text of a file; recipes share parents and parts."""
     return _strip_version(parse_document(text, name))
@@ -227,14 +282,11 @@ def _merge_section(parent: Entries, child: Entries) -> Entries:
 
 @cache
 def _match_sections() -> tuple[tuple[dict[str, tuple[str, ...]], Expression | None, str], ...]:
-    """Return the keys, the condition and the name of every built-in recipe.
-
-    Only the section `match` is parsed, which takes a fraction of the time.
-    """
+    """Return the keys, the condition and the name of every built-in recipe."""
     sections = []
     for file in recipe_files():
-        if section := _MATCH.search(file.read_text(encoding="utf-8")):
-            keys, condition, _ = parse_match(parse_document(section[0], _display_name(file)).get("match"))
+        if section := _cut(file.read_text(encoding="utf-8"), ("match",)):
+            keys, condition, _ = parse_match(parse_document(section, _display_name(file)).get("match"))
             sections.append((keys, condition, file.stem))
     return tuple(sections)
 

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from mupscale_cli.architecture.layouts import AxisRef, Layout, axis_refs
-from mupscale_cli.architecture.loading import load_recipe, recipe_files
+from mupscale_cli.architecture.loading import Heading, load_recipe, read_headings
 from mupscale_cli.architecture.types import AxisRule, Recipe
 from mupscale_cli.cli import documents, explain, options, output
 from mupscale_cli.cli.completion import complete_checkpoint, complete_recipe
@@ -40,7 +40,7 @@ RecipeArgument = Annotated[
 @app.command("list")
 def list_recipes(as_json: options.Json = False) -> None:
     """List the built-in recipes."""
-    recipes = [load_recipe(file.stem) for file in recipe_files()]
+    recipes = read_headings()
     if as_json:
         rows = [
             {
@@ -72,7 +72,7 @@ def _named(checkpoint: str | None, reading: Reading, recipe: str, *, headers_onl
     return None
 
 
-def _matched(recipe: Recipe) -> str:
+def _matched(recipe: Recipe | Heading) -> str:
     """Return the config keys and values that choose a recipe, for people."""
     return "; ".join(f"{key}: {', '.join(values)}" for key, values in recipe.keys.items()) or "(no config)"
 

@@ -3,7 +3,14 @@
 import pytest
 
 from mupscale_cli.architecture import loading
-from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched_values, recipe_files, recipe_for
+from mupscale_cli.architecture.loading import (
+    load_recipe,
+    matched_keys,
+    matched_values,
+    read_headings,
+    recipe_files,
+    recipe_for,
+)
 from mupscale_cli.errors import RecipeError
 
 SMALL = """
@@ -36,6 +43,15 @@ def test_built_in_recipes_load_and_have_descriptions(file):
     assert recipe.widen or recipe.depths
     assert recipe.keys or recipe.tensor_patterns or file.stem in PARTS
     assert all(axis.about for axis in recipe.axes)
+
+
+def test_a_heading_has_what_the_whole_recipe_has():
+    """Of a recipe by itself, one that extends another, and one of several parts, which are those that it names."""
+    headings = {heading.name: heading for heading in read_headings()}
+    assert list(headings) == [file.stem for file in recipe_files()]
+    for name in ("llama", "gemma", "llava"):
+        recipe, heading = load_recipe(name), headings[name]
+        assert (heading.about, heading.keys, heading.axis_names) == (recipe.about, recipe.keys, recipe.axis_names)
 
 
 def test_a_changed_file_is_read_again(write):
