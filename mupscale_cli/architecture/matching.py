@@ -67,8 +67,15 @@ def used_prefixes(recipe: Recipe, names: Sequence[str]) -> Prefixes:
 
 
 def _best_prefixes(recipe: Recipe, names: Sequence[str]) -> tuple[Prefixes, dict[str, list[Match]]]:
-    tried = [(prefixes, _candidates(recipe, prefixes, names)) for prefixes in recipe.prefixes]
-    return max(tried, key=lambda pair: sum(map(bool, pair[1].values())))
+    tried = []
+    for prefixes in recipe.prefixes:
+        candidates = _candidates(recipe, prefixes, names)
+        num_matched = sum(map(bool, candidates.values()))
+        tried.append((num_matched, prefixes, candidates))
+        if num_matched == len(names):
+            break  # no other prefixes match more
+    _, prefixes, candidates = max(tried, key=lambda each: each[0])
+    return prefixes, candidates
 
 
 def _candidates(recipe: Recipe, prefixes: Prefixes, names: Sequence[str]) -> dict[str, list[Match]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -224,6 +224,23 @@ class _PartialValues(dict[str, str]):
         return f"{{{key}}}"
 
 
+_ParameterPattern = tuple[ParameterRule, re.Pattern[str], str]  # with the template of the parameter's name
+
+
+def _parameters_of(tensor: str, patterns: Iterable[_ParameterPattern]) -> Iterator[tuple[str, ParameterRule]]:
+    seen = set()
+    for rule, regex, template in patterns:
+        if id(rule) in seen or not rule.pattern.may_match(tensor):
+            continue
+        match = regex.fullmatch(tensor)
+        if match is None:
+            continue
+        seen.add(id(rule))
+        named = set(regex.groupindex.values())
+        stars = (text for index, text in enumerate(match.groups(), 1) if index not in named)
+        yield template.format(**{f"_{i}": text for i, text in enumerate(stars)}), rule
+
+
 @dataclass(frozen=True)
 class Recipe:
     """An architecture: its axes, and how every tensor and config key depends on them.
@@ -303,10 +320,17 @@ class Recipe:
         return tuple(rule for rule in self.units if rule.file == file)
 
     @cached_property
-    def _parameter_patterns(self) -> tuple[tuple[re.Pattern[str], str, ParameterRule], ...]:
+    def _renaming(self) -> tuple[_ParameterPattern, ...]:
+        return self._patterns(rule for rule in self.parameters if rule.dims is None)
+
+    @cached_property
+    def _reshaping(self) -> tuple[_ParameterPattern, ...]:
+        return self._patterns(rule for rule in self.parameters if rule.dims is not None)
+
+    def _patterns(self, rules: Iterable[ParameterRule]) -> tuple[_ParameterPattern, ...]:
         return tuple(
-            (rule.pattern.regex(prefixes), rule.template.format_map(_PartialValues(prefixes)), rule)
-            for rule in self.parameters
+            (rule, rule.pattern.regex(prefixes), rule.template.format_map(_PartialValues(prefixes)))
+            for rule in rules
             for prefixes in self.prefixes
         )
 
@@ -347,25 +371,10 @@ class Recipe:
 
     def parameter_name(self, tensor: str) -> str:
         """Return the reference model's name for a tensor of the checkpoint."""
-        return next((name for name, rule in self._parameters_of(tensor) if rule.dims is None), tensor)
+        return next((name for name, _ in _parameters_of(tensor, self._renaming)), tensor)
 
     def other_parameters(self, tensor: str) -> Iterator[tuple[str, Choice[Layout | Keep | Omit]]]:
         """Yield the parameters of other shapes that a tensor of the checkpoint belongs to, with their layouts."""
-        for name, rule in self._parameters_of(tensor) if self._reshapes else ():
+        for name, rule in _parameters_of(tensor, self._reshaping):
             if rule.dims is not None:
                 yield name, rule.dims
-
-    @cached_property
-    def _reshapes(self) -> bool:
-        return any(rule.dims is not None for rule in self.parameters)
-
-    def _parameters_of(self, tensor: str) -> Iterator[tuple[str, ParameterRule]]:
-        seen = set()
-        for regex, template, rule in self._parameter_patterns:
-            match = regex.fullmatch(tensor)
-            if match is None or (id(rule) in seen):
-                continue
-            seen.add(id(rule))
-            named = set(regex.groupindex.values())
-            stars = (text for index, text in enumerate(match.groups(), 1) if index not in named)
-            yield template.format(**{f"_{i}": text for i, text in enumerate(stars)}), rule

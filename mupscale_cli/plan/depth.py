@@ -46,8 +46,9 @@ class BlockNames:
         """Return the same for the parameters that the checkpoint stores in another form, and their layouts."""
         places, reads, layouts, new = {}, {}, {}, set()
         for name, place in self.places.items() if any(rule.dims for rule in recipe.parameters) else ():
-            sources = recipe.other_parameters(self.reads.get(name, name))
-            for (parameter, layout), (source, _) in zip(recipe.other_parameters(name), sources, strict=True):
+            found, read = tuple(recipe.other_parameters(name)), self.reads.get(name, name)
+            sources = found if read == name else recipe.other_parameters(read)
+            for (parameter, layout), (source, _) in zip(found, sources, strict=True):
                 places[parameter], reads[parameter], layouts[parameter] = place, source, layout
                 if name in self.new:
                     new.add(parameter)

@@ -193,6 +193,11 @@ class TensorPlanner:
             yield plan
             return
         named = [self.axes[name] for part in parts for name in part.names]
+        if all(axis.wide_size == axis.size and axis.factor == 1 for axis in named):
+            for part in parts:
+                self._digits(part, plan, match)
+            yield plan
+            return
         if math.prod(axis.factor for axis in named) > _MAX_TENSORS:
             raise PlanError(f"`{plan.source.name}` would become more than {_MAX_TENSORS} tensors")
         copies = [list(self._indices(part, plan, match)) for part in parts]
@@ -209,6 +214,24 @@ class TensorPlanner:
 
     def _indices(self, part: NameAxis, plan: TensorPlan, match: Match) -> Iterable[int]:
         """Yield the numbers in the names of a tensor's copies, given that its own counts the axes of `part`."""
+        axes = [self.axes[name] for name in part.names]
+        for axis in axes:
+            if axis.factor > 1 and not self.method.is_copying:
+                raise PlanError(
+                    f"`--method {self.method.name}` cannot widen the axis `{axis.name}`, which counts tensors",
+                    hint=f"keep its size with `--axis {axis.name}=1`, or use another method",
+                )
+        digits = self._digits(part, plan, match)
+        for chosen in itertools.product(
+            *(self._positions(axis, digit) for axis, digit in zip(axes, digits, strict=True))
+        ):
+            index = 0
+            for axis, position in zip(axes, chosen, strict=True):
+                index = index * (axis.wide_size or 1) + position
+            yield index
+
+    def _digits(self, part: NameAxis, plan: TensorPlan, match: Match) -> list[int]:
+        """Return the unit of each axis of `part` that the number in a tensor's name counts."""
         rest, digits = int(match.groups[part.group]), []
         axes = [self.axes[name] for name in part.names]
         for axis in reversed(axes[1:]):
@@ -221,20 +244,7 @@ class TensorPlanner:
             raise match.rule.text.error(
                 f"`{plan.source.name}` has a number beyond the size of `{{{' '.join(part.names)}}}`, {size}"
             )
-        digits = [rest, *reversed(digits)]
-        for axis in axes:
-            if axis.factor > 1 and not self.method.is_copying:
-                raise PlanError(
-                    f"`--method {self.method.name}` cannot widen the axis `{axis.name}`, which counts tensors",
-                    hint=f"keep its size with `--axis {axis.name}=1`, or use another method",
-                )
-        for chosen in itertools.product(
-            *(self._positions(axis, digit) for axis, digit in zip(axes, digits, strict=True))
-        ):
-            index = 0
-            for axis, position in zip(axes, chosen, strict=True):
-                index = index * (axis.wide_size or 1) + position
-            yield index
+        return [rest, *reversed(digits)]
 
     def _positions(self, axis: Axis, unit: int) -> tuple[int, ...]:
         """Return the new numbers of a unit of an axis that counts tensors."""

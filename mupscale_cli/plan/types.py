@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -113,9 +112,10 @@ class TensorPlan:
             piece: index of the share. Default: unchanged.
             block: the block. Default: unchanged.
         """
-        plan = copy(self)  # with `parts`, if they are known
+        plan = object.__new__(TensorPlan)
         target = self.target if self.target.name == name else TensorSpec(name, self.target.dtype, self.target.shape)
         vars(plan).update(
+            vars(self),  # with `parts`, if they are known
             source=source,
             target=target,
             piece=self.piece if piece is None else piece,

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mupscale_cli.plan import Plan, TensorPlan
+from mupscale_cli.plan import Plan
+from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.plan.types import Embeddings
 from mupscale_cli.text import count_text, listed
 
@@ -51,7 +52,7 @@ def guidance(plan: Plan) -> Guidance:
     and a convolution's kernel counts once, not at every position.
     """
     parameters = plan.num_parameters
-    flops = (2 * sum(_multiplying(plan, wide=False)), 2 * sum(_multiplying(plan, wide=True)))
+    flops = _flops(plan)
     growth = parameters[1] / parameters[0] if parameters[0] else 1.0
     advice = []
     if growth > RELIABLE_GROWTH:
@@ -99,18 +100,24 @@ def embeddings_text(embeddings: Embeddings) -> str:
     return f"{embeddings.size} -> {embeddings.wide_size} dimensions; their cosine similarities stay{dot}"
 
 
-def _multiplying(plan: Plan, *, wide: bool) -> list[int]:
-    """Return the sizes of tensors that multiply activations, among them a readout tied to the embedding table."""
-    seen: dict[str, int] = {}
+def _flops(plan: Plan) -> tuple[int, int]:
+    """Return the FLOPs per token before and after, with those of a readout tied to the embedding table."""
+    sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    is_table: dict[int, bool] = {}  # by the identity of the dimensions, which equal tensors of different layers share
     for tensor in plan.tensors:
-        spec = tensor.target if wide else tensor.source
-        if len(spec.shape) > 1 and (not _is_table(tensor) or plan.tie in ("fold", "config")):
-            seen[spec.name] = spec.num_elements
-    return list(seen.values())
+        if len(tensor.source.shape) < 2:
+            continue
+        dims = id(tensor.dims)
+        if dims not in is_table:
+            is_table[dims] = _is_table(tensor.dims)
+        if not is_table[dims] or plan.tie in ("fold", "config"):
+            for spec, seen in zip((tensor.source, tensor.target), sizes, strict=True):
+                seen[spec.name] = spec.num_elements
+    return 2 * sum(sizes[0].values()), 2 * sum(sizes[1].values())
 
 
-def _is_table(tensor: TensorPlan) -> bool:
+def _is_table(dims: Sequence[DimMap]) -> bool:
     """Return whether a tensor is a lookup table: the layer sums over none of its axes, and its rows never grow."""
-    strips = [strip for dim in tensor.dims for strip in dim.strips]
+    strips = [strip for dim in dims for strip in dim.strips]
     is_summed = any(digit.contracted or digit.averaged for strip in strips for digit in strip.digits)
-    return not is_summed and all(strip.multiplicity == 1 for strip in tensor.dims[0].strips)
+    return not is_summed and all(strip.multiplicity == 1 for strip in dims[0].strips)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from mupscale_cli.dtypes import TensorSpec
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.text import numbers_text
 
@@ -30,8 +31,24 @@ class Node:
     @property
     def num_bytes(self) -> tuple[int, int]:
         """Sizes before and after; a source that becomes several tensors counts once."""
-        sources: dict[str, TensorSpec] = {tensor.source.name: tensor.source for tensor in self.tensors}
-        return (sum(spec.num_bytes for spec in sources.values()), sum(t.target.num_bytes for t in self.tensors))
+        before, after = self.sizes
+        return sum(before.values()), sum(after.values())
+
+    @cached_property
+    def sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The bytes of each tensor below, by its name before and after; equal tensors have one size."""
+        if not self.children:
+            source, target = self.tensors[0].source.num_bytes, self.tensors[0].target.num_bytes
+            return (
+                dict.fromkeys((tensor.source.name for tensor in self.tensors), source),
+                dict.fromkeys((tensor.target.name for tensor in self.tensors), target),
+            )
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for child in self.children:
+            before.update(child.sizes[0])
+            after.update(child.sizes[1])
+        return before, after
 
     def as_record(self) -> dict[str, Any]:
         """Return the node as `--json` prints it."""
@@ -110,24 +127,17 @@ def _signature(tree: _Tree | TensorPlan) -> object:
 
 def _node(names: Sequence[str], members: Sequence[_Tree | TensorPlan], depth: int) -> Node:
     """Return one node for equal modules or tensors."""
-    tensors = tuple(tensor for member in members for tensor in _leaves(member))
-    label = _label(names, tensors, depth)
     modules = [member for member in members if isinstance(member, dict)]
-    if not modules:
-        return Node(label, tensors)
-    children = tuple(_nodes({name: [module[name] for module in modules] for name in modules[0]}, depth + 1))
+    children: tuple[Node, ...] = ()
+    if modules:
+        children = tuple(_nodes({name: [module[name] for module in modules] for name in modules[0]}, depth + 1))
+    tensors = tuple(member for member in members if isinstance(member, TensorPlan))
+    tensors += tuple(itertools.chain.from_iterable(child.tensors for child in children))
+    label = _label(names, tensors, depth)
     if len(children) == 1:  # a chain of names is one name
         (only,) = children
         return Node(f"{label}.{only.label}".rstrip("."), only.tensors, only.children)
     return Node(label, tensors, children)
-
-
-def _leaves(tree: _Tree | TensorPlan) -> Iterator[TensorPlan]:
-    if not isinstance(tree, dict):
-        yield tree
-        return
-    for child in tree.values():
-        yield from _leaves(child)
 
 
 def _label(names: Sequence[str], tensors: Sequence[TensorPlan], depth: int) -> str:

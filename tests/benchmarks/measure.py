@@ -79,6 +79,62 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
         shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
         shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    return _save_sparse(directory, num_shards, config, shapes)
+
+
+def save_expert_headers(directory: Path, num_shards: int, num_layers: int, num_experts: int) -> Path:
+    """Save a checkpoint of the shape of Kimi K2 (a trillion parameters with 61 layers of 384 experts) as sparse files."""
+    hidden, ffn, expert, vocab, heads, query, latent = 7168, 18432, 2048, 163840, 64, 1536, 512
+    config = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "hidden_size": hidden,
+        "vocab_size": vocab,
+        "intermediate_size": ffn,
+        "moe_intermediate_size": expert,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "num_hidden_layers": num_layers,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": num_experts,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": query,
+        "kv_lora_rank": latent,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "tie_word_embeddings": False,
+    }
+    shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            f"{prefix}self_attn.q_a_proj.weight": (query, hidden),
+            f"{prefix}self_attn.q_a_layernorm.weight": (query,),
+            f"{prefix}self_attn.q_b_proj.weight": (heads * 192, query),
+            f"{prefix}self_attn.kv_a_proj_with_mqa.weight": (latent + 64, hidden),
+            f"{prefix}self_attn.kv_a_layernorm.weight": (latent,),
+            f"{prefix}self_attn.kv_b_proj.weight": (heads * 256, latent),
+            f"{prefix}self_attn.o_proj.weight": (hidden, heads * 128),
+        }
+        names = ["mlp."] if layer == 0 else ["mlp.shared_experts.", *(f"mlp.experts.{i}." for i in range(num_experts))]
+        inner = ffn if layer == 0 else expert
+        for name in names:
+            shapes |= {f"{prefix}{name}{kind}_proj.weight": (inner, hidden) for kind in ("gate", "up")}
+            shapes[f"{prefix}{name}down_proj.weight"] = (hidden, inner)
+        if layer:
+            shapes[f"{prefix}mlp.gate.weight"] = (num_experts, hidden)
+            shapes[f"{prefix}mlp.gate.e_score_correction_bias"] = (num_experts,)
+        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    return _save_sparse(directory, num_shards, config, shapes)
+
+
+def _save_sparse(directory: Path, num_shards: int, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Path:
+    """Save a checkpoint in bfloat16 whose data takes no space on disk; return its directory."""
     specs = [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
     directory.mkdir()
     weight_map = {}
