@@ -9,7 +9,9 @@ from pathlib import Path
 
 WIDENING_BYTES = 500_000_000  # for a model of any size: blocks, buffers and torch itself
 _OVERHEAD = 1.2  # activations, and temporary memory while loading
-_TRAINING_COPIES = 6  # weights, gradients, up to three state entries, and temporary memory of a step
+# Copies of a model in training: weights, gradients and up to three state entries. The narrow model trains with a copy of
+# itself, and its weights before the steps, after the first and after the last one, and its largest gradients are kept.
+_WIDE_COPIES, _NARROW_COPIES, _KEPT_COPIES = 5, 2 * 5 + 4, 3
 
 
 def inference_bytes(num_parameters: int, element_bytes: int) -> float:
@@ -22,13 +24,14 @@ def inference_bytes(num_parameters: int, element_bytes: int) -> float:
     return _OVERHEAD * num_parameters * element_bytes
 
 
-def training_bytes(num_parameters: int) -> int:
-    """Return the memory that training in float64 takes, in bytes.
+def training_bytes(narrow: int, wide: int) -> int:
+    """Return the memory that training both models in float64 takes, one after the other, in bytes.
 
     Args:
-        num_parameters: total number of parameters of all models that are trained at the same time.
+        narrow: number of parameters of the narrow model.
+        wide: number of parameters of the wide model.
     """
-    return _TRAINING_COPIES * num_parameters * 8
+    return 8 * max(_NARROW_COPIES * narrow, _WIDE_COPIES * wide + _KEPT_COPIES * narrow)
 
 
 def free_memory() -> int | None:

@@ -96,7 +96,7 @@ def verify(wide: str | Path | RecordedWidening, call: VerifyCall) -> Verificatio
         planned = tuple(adapter for adapter, _ in adapters)
         found = replace(found, files=_check_files(widening, state, planned, call))
     if "function" in parts:  # last: processes must be forked before torch starts threads
-        call.events.phase("running both models", 0)
+        call.events.phase("verifying", 0)
         found = _run_models(widening, found, call)
     if call.steps:
         found = replace(found, training=_train(widening, call))
@@ -112,7 +112,9 @@ def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCal
         MupscaleError: the models cannot run, and no other part is verified.
     """
     try:
-        function = verify_checkpoints(widening.narrow, widening.wide, widening.plan, call, is_thorough=True)
+        function = verify_checkpoints(
+            widening.narrow, widening.wide, widening.plan, call, is_thorough=True, events=call.events
+        )
         return replace(found, function=function)
     except MupscaleError as error:
         if call.parts == ("function",):
@@ -123,7 +125,7 @@ def _run_models(widening: RecordedWidening, found: Verification, call: VerifyCal
 def _train(widening: RecordedWidening, call: VerifyCall) -> TrainingVerification:
     """Take optimizer steps on both models, from the widened state if there is one."""
     states = _states(widening, call.optimizer)
-    training = train_checkpoints(widening.narrow, widening.wide, widening.plan, call, *states)
+    training = train_checkpoints(widening.narrow, widening.wide, widening.plan, call, *states, events=call.events)
     carried = widening.record["optimizer_state"]
     policy = carried["policy"] if carried else "copy"
     if policy == "copy":

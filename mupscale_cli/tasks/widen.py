@@ -348,7 +348,7 @@ def _verify(
     staged = open_checkpoint(directory / source.path.name if is_inside else directory, choice)
     try:
         # Temporary files go into the staged folder, which is removed even if this fails.
-        return verify_checkpoints(source, staged, plan, call.verification, directory), None
+        return verify_checkpoints(source, staged, plan, call.verification, directory, events=call.events), None
     except CannotVerify as reason:
         return None, reason.text
 

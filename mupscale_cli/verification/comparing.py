@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH, CopyMap
@@ -58,6 +59,7 @@ from mupscale_cli.verification.precision import (
     noise_tolerance,
     tolerance,
 )
+from mupscale_cli.verification.progress import count_weights
 from mupscale_cli.verification.reach import Run, further_runs, is_affordable
 from mupscale_cli.verification.result import CannotVerify, Comparison, FunctionCheck, compare
 from mupscale_cli.verification.streamed import ChangesWeightError, doubled
@@ -114,6 +116,7 @@ def verify_checkpoints(
     scratch_parent: Path | None = None,
     *,
     is_thorough: bool = False,
+    events: Events = SILENT,
 ) -> FunctionCheck:
     """Run two checkpoints on the same random inputs and compare their outputs.
 
@@ -128,12 +131,13 @@ def verify_checkpoints(
         options: data type, device, user-defined model and seed.
         scratch_parent: folder for temporary files. Default: the folder that contains the wide checkpoint.
         is_thorough: also run both models on inputs that reach more of them, as far as that is affordable; see `reach`.
+        events: receive the progress.
 
     Raises:
         CannotVerify: transformers, memory or disk space is lacking, or the model does not allow a comparison.
         VerifyError: a model cannot be built or run.
     """
-    compare = partial(_compare, narrow, wide, plan, options, scratch_parent, is_thorough=is_thorough)
+    compare = partial(_compare, narrow, wide, plan, options, scratch_parent, events, is_thorough=is_thorough)
     if options.model is None and can_stream(narrow):
         try:
             return compare(is_streamed=True)
@@ -148,6 +152,7 @@ def _compare(
     plan: Plan,
     options: VerifyOptions,
     scratch_parent: Path | None,
+    events: Events,
     *,
     is_thorough: bool,
     is_streamed: bool,
@@ -160,12 +165,14 @@ def _compare(
     with torch.no_grad():
         model = load_model(narrow, placement)
         inputs = make_inputs(model, narrow)
-        observed = _observe_narrow(model, inputs, plan, placement, options.seed, is_thorough=is_thorough)
+        observed = _observe_narrow(model, inputs, plan, placement, options.seed, events, is_thorough=is_thorough)
         del model
         free_unused(placement.device)
 
-        def compare_with(checkpoint: Checkpoint, allowed: _Allowed) -> FunctionCheck:
+        def compare_with(checkpoint: Checkpoint, allowed: _Allowed, what: str = "wide model") -> FunctionCheck:
             model = load_model(checkpoint, placement)
+            passes = _num_passes(model, observed.settings) + bool(observed.means)
+            events.phase(f"running {what}", passes * count_weights(model, events.advance))
             rounding = None if allowed.is_of_noise else _restore_means(model, observed, plan, placement)
             compared = _compare_wide(model, observed, plan, placement, allowed)
             compared = replace(compared, rounding=rounding or observed.rounding)
@@ -177,7 +184,8 @@ def _compare(
         verification = replace(verification, keeps_function=plan.keeps_function)
         if plan.perturbation is not None and plan.is_exact:
             with unperturbed_checkpoint(narrow, plan, scratch_parent or wide.path.parent) as checkpoint:
-                unperturbed = compare_with(checkpoint, _allowed(plan, dtype, observed.response, has_noise=False))
+                allowed = _allowed(plan, dtype, observed.response, has_noise=False)
+                unperturbed = compare_with(checkpoint, allowed, "wide model without noise")
             verification = replace(verification, unperturbed=unperturbed)
     if verification.agrees:
         _refuse_large_tolerance(verification, plan, dtype, observed)
@@ -241,7 +249,14 @@ class _Observed:
 
 
 def _observe_narrow(
-    model: nn.Module, inputs: Inputs, plan: Plan, placement: Placement, seed: int, *, is_thorough: bool
+    model: nn.Module,
+    inputs: Inputs,
+    plan: Plan,
+    placement: Placement,
+    seed: int,
+    events: Events,
+    *,
+    is_thorough: bool,
 ) -> _Observed:
     modules, dtype, is_exact = planned_modules(model, plan), placement.dtype, plan.is_exact
     module_by_module = is_exact and (dtype != torch.float64 or (plan.perturbation is not None and plan.keeps_function))
@@ -249,20 +264,25 @@ def _observe_narrow(
     settings = _RunSettings(inputs, frozenset(modules), dtype, seed, num_tokens)
     if is_thorough and not module_by_module:
         settings = replace(settings, further=_further_runs(model, inputs, plan, dtype, seed))
+    pass_bytes = _num_passes(model, settings) * count_weights(model, events.advance)
+    is_rounded = bool(plan.rounded) and is_exact
+    events.phase("running narrow model", (1 + is_rounded) * pass_bytes)
     outputs = _run(model, settings, placement)
     _refuse_missing(coverage(model), outputs)
     _refuse_nonfinite(outputs)
     exact, rounding = outputs.logits, None
     means = dict(_sources_of_means(plan, model)) if is_exact else {}
-    if plan.rounded and is_exact:
+    if is_rounded:
         round_scaled_tensors(model, plan)
         outputs = _run(model, settings, placement, outputs.tokens)
         main = next(iter(exact))
         rounding = compare(main, exact[main], outputs.logits[main])
     response, mistake = None, Comparison("every module", 0.5, 0.5)  # of a weight whose module is compared
     if module_by_module:
+        hidden = _hidden_matrices(model, outputs)
+        events.phase("measuring rounding", (1 + len(hidden)) * pass_bytes)
         response = max(_changes(model, settings, placement, outputs, _neighbors(seed)), key=_max_rel)
-        mistake = min((mistake, *_hidden_mistakes(model, settings, placement, outputs)), key=_max_rel)
+        mistake = min((mistake, *_hidden_mistakes(model, settings, placement, outputs, hidden)), key=_max_rel)
     return _Observed(settings, modules, outputs, exact, rounding, means, response, mistake)
 
 
@@ -348,20 +368,29 @@ def _neighbors(seed: int) -> Callable[[Tensor], Tensor]:
     return move
 
 
-def _hidden_mistakes(
-    model: nn.Module, settings: _RunSettings, placement: Placement, before: _Outputs
-) -> Iterator[Comparison]:
-    """Yield what a factor of 2 changes, for each kind of matrix whose own module's output is not compared.
-
-    Experts that share a tensor are such matrices. All layers are changed at the same time, since no module sees what
-    changed before the one in front of it; the change is that of the layer that shows it least. A matrix that changes
-    nothing is not used.
-    """
+def _hidden_matrices(model: nn.Module, before: _Outputs) -> Mapping[str, Sequence[nn.Parameter]]:
+    """Return the matrices whose own module's output is not compared, by kind; experts that share a tensor are such."""
     kinds: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and name.rpartition(".")[0] not in before.modules.outputs:
             kinds[starred(name)].append(parameter)
-    for kind, parameters in kinds.items():
+    return kinds
+
+
+def _hidden_mistakes(
+    model: nn.Module,
+    settings: _RunSettings,
+    placement: Placement,
+    before: _Outputs,
+    hidden: Mapping[str, Sequence[nn.Parameter]],
+) -> Iterator[Comparison]:
+    """Yield what a factor of 2 changes, for each kind of hidden matrix.
+
+    All layers are changed at the same time, since no module sees what
+    changed before the one in front of it; the change is that of the layer that shows it least. A matrix that changes
+    nothing is not used.
+    """
+    for kind, parameters in hidden.items():
         with doubled(parameters):
             found = _changes(model, settings, placement, before)
         changes = sorted((comparison.max_rel for comparison in found if comparison.max_rel), reverse=True)
@@ -474,7 +503,7 @@ def _run(
         watched: watches the outputs of modules. Default: they are recorded.
     """
     inputs = settings.inputs.to(placement.device, settings.dtype)
-    is_text = _generates(model) and inputs.keywords.keys() == {"input_ids"}
+    is_text = _is_text(model, inputs)
     logits: dict[str, Tensor] = {}
     try:
         with everything_in(settings.dtype):
@@ -496,6 +525,17 @@ def _run(
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise VerifyError(f"the model failed to run: {error}") from error
     return _Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
+
+
+def _is_text(model: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether generation reads all the inputs, so that its first pass serves for the logits, too."""
+    return _generates(model) and inputs.keywords.keys() == {"input_ids"}
+
+
+def _num_passes(model: nn.Module, settings: _RunSettings) -> int:
+    """Return how often `_run` runs a model."""
+    generated = settings.num_tokens if _generates(model) else 0
+    return generated + (not _is_text(model, settings.inputs)) + len(settings.further)
 
 
 def _further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtype, seed: int) -> tuple[Run, ...]:

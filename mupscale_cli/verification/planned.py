@@ -141,7 +141,7 @@ class WideStart:
 
     Attributes:
         groups: its parameter groups.
-        states: its state in float64, unrounded.
+        states: its state in float64, unrounded; each tensor is computed whenever it is read.
         differences: stored settings and tensors that are not the planned ones, by name.
     """
 
@@ -211,7 +211,7 @@ def plan_start(
     wide_groups = widen_groups(groups, kinds.groups, scales_by_parameter(plan))
     planned: list[Group] = [(group.settings, group.names) for group in wide_groups]
     scaled = {*_SCALED, *(key for kind in kinds.groups for key in kind.rule.scaled)}
-    wide_states: dict[str, dict[str, Any]] = defaultdict(dict)
+    wide_states: dict[str, _PlannedEntries] = defaultdict(_PlannedEntries)
     differences: list[str] = []
     if carried is not None and carried.groups:
         expected = {name: settings for settings, names in planned for name in names}
@@ -222,12 +222,32 @@ def plan_start(
             if names
         ]
     for entry, value in _wide_entries(plan, states, kinds.rules):
-        wide_states[entry.parameter][entry.key] = _unrounded(entry, value)
+        wide_states[entry.parameter].add(entry, value)
         if carried is not None and not _is_carried(entry, value, carried.states):
             differences.append(f"{entry.key} of {entry.parameter}")
     for name, entries in (carried.states if carried is not None else {}).items():
         differences += (f"{key} of {name}" for key in entries if key not in wide_states.get(name, {}))
     return WideStart(planned, wide_states, tuple(differences))
+
+
+class _PlannedEntries(Mapping[str, Any]):
+    """The planned state of a wide parameter. It computes an entry when it is read, and keeps none in memory."""
+
+    def __init__(self) -> None:
+        self._planned: dict[str, tuple[StatePlan | _Scalar, Any]] = {}
+
+    def add(self, entry: StatePlan | _Scalar, value: Any) -> None:
+        """Add an entry that is made of a value in the narrow state."""
+        self._planned[entry.key] = (entry, value)
+
+    def __getitem__(self, key: str) -> Any:
+        return _unrounded(*self._planned[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._planned)
+
+    def __len__(self) -> int:
+        return len(self._planned)
 
 
 def _wide_entries(

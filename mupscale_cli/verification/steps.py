@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.memory import training_bytes
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import Plan
-from mupscale_cli.text import listed
+from mupscale_cli.text import bytes_text, listed
 from mupscale_cli.verification.comparing import choose_builders
 from mupscale_cli.verification.inputs import Inputs
 from mupscale_cli.verification.models import output_tensor
@@ -33,6 +34,7 @@ def train_checkpoints(
     options: VerifyOptions,
     state: OptimizerTree | None = None,
     wide_state: OptimizerTree | None = None,
+    events: Events = SILENT,
 ) -> TrainingVerification:
     """Train a checkpoint and its widening for some optimizer steps in float64, and compare the steps.
 
@@ -46,6 +48,7 @@ def train_checkpoints(
         options: device, user-defined model, seed and number of steps.
         state: state of the narrow optimizer. Default: AdamW without a state.
         wide_state: the carried state.
+        events: receive the cost, before it arises, and the progress.
 
     Raises:
         CannotVerify: the method does not keep training dynamics, or there is not enough memory.
@@ -60,7 +63,9 @@ def train_checkpoints(
             f"a model widened by `{plan.method.name}` does not train like its source{reason}; omit `--steps`"
         )
     device = choose_device(options.device)
-    check_memory(training_bytes(sum(plan.num_parameters)), "float64 with gradients and optimizer state", device)
+    needed, kept = training_bytes(*plan.num_parameters), "float64 with gradients and optimizer state"
+    events.note(f"training both models, one after the other, takes about {bytes_text(needed)} in {kept}")
+    check_memory(needed, kept, device)
     load_model, _ = choose_builders(options, plan)
     batches: dict[int, Inputs] = {}
 
@@ -81,6 +86,7 @@ def train_checkpoints(
             options.steps,
             state=state,
             wide_state=wide_state,
+            events=events,
         )
     return replace(training, removed=plan.additions)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.optimizers.identity import Kinds, identify_all
 from mupscale_cli.optimizers.tree import OptimizerTree
@@ -42,6 +43,7 @@ from mupscale_cli.verification.planned import (
     restart,
 )
 from mupscale_cli.verification.precision import everything_in, rounding_factor
+from mupscale_cli.verification.progress import count_weights
 from mupscale_cli.verification.result import CannotVerify, StepComparison, TrainingVerification
 from mupscale_cli.verification.weights import without_noise
 
@@ -91,6 +93,7 @@ def verify_training(
     *,
     state: OptimizerTree | None = None,
     wide_state: OptimizerTree | None = None,
+    events: Events = SILENT,
 ) -> TrainingVerification:
     """Train both models for some optimizer steps, and compare losses and parameters.
 
@@ -105,6 +108,7 @@ def verify_training(
         steps: number of steps.
         state: state of the narrow optimizer. Default: AdamW without a state.
         wide_state: the carried state, which must be what the plan makes of `state`.
+        events: receive the progress.
 
     Raises:
         CannotVerify: the steps move some parameter no farther than rounding may.
@@ -125,13 +129,15 @@ def verify_training(
     factor, reason = rounding_factor(plan, torch.float64)
     trained = {name: found for name, found in tensors.items() if not found[0].is_new}
     start_narrow = _Start(groups, states, named)
-    expected = _train_narrow(narrow, start_narrow, trained, loss, steps, factor)
+    events.phase("training narrow model", 2 * steps * count_weights(narrow, events.advance))
+    expected = _train_narrow(narrow, start_narrow, trained, initial, loss, steps, factor)
     description = start_narrow.description
     device = next(narrow.parameters()).device
     del narrow, names
     free_unused(device)  # the wide model trains alone in memory
 
     wide = _prepared(load_wide())
+    events.phase("training wide model", steps * count_weights(wide, events.advance))
     parameters = _wide_parameters(wide, tensors)
     stored = list(start.differences)
     for name, parameter in parameters.items():
@@ -270,15 +276,19 @@ def _train_narrow(
     narrow: nn.Module,
     start: _Start,
     tensors: Mapping[str, tuple[TensorPlan, str]],
+    initial: Mapping[str, Tensor],
     loss: Loss,
     steps: int,
     factor: float,
 ) -> _Expected:
-    """Train the narrow model and a disturbed copy of it; return what the wide model should do."""
+    """Train the narrow model, whose initial parameters are also given, and a disturbed copy of it.
+
+    Returns:
+        What the wide model should do.
+    """
     twins = tuple(_trainee(model, start) for model in (narrow, copy.deepcopy(narrow)))
     plain, disturbed = (dict(twin.model.named_parameters(remove_duplicate=False)) for twin in twins)
     names = {source for _, source in tensors.values()}
-    initial = {name: plain[name].detach().clone() for name in names}
     gradients = {name: _GradientHistory(plain[name], factor) for name in names}
     rates = {id(p): group["lr"] for group in twins[0].optimizer.param_groups for p in group["params"]}
     generator = torch.Generator().manual_seed(0)
@@ -287,16 +297,16 @@ def _train_narrow(
     def expect() -> dict[str, _ExpectedParameter]:
         parameters = {}
         for name, (tensor, source) in tensors.items():
-            now, history = plain[source].detach(), gradients[source]
-            ignored = history.only_rounding
-            response = _largest(planned_change(tensor, (disturbed[source].detach() - now) * ~ignored))
+            history, now = gradients[source], plain[source].detach().to("cpu", copy=True)
+            ignored = history.only_rounding.cpu()
+            response = _largest(planned_change(tensor, (disturbed[source].detach().cpu() - now) * ~ignored))
             moved = _largest(planned_change(tensor, (now - initial[source]) * ~ignored))
             parameters[name] = _ExpectedParameter(
                 tensor=tensor,
-                narrow=now.to("cpu", copy=True),
+                narrow=now,
                 allowed=factor * response,
                 moved=moved,
-                ignored=ignored.cpu(),
+                ignored=ignored,
                 trains=history.has_gradient and rates.get(id(plain[source]), 0) != 0,
             )
         return parameters

@@ -21,8 +21,16 @@ from mupscale_cli.checkpoints.header import encode_header
 from mupscale_cli.dtypes import TensorSpec
 
 
-def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloat16, hidden: int = 1024) -> Path:
-    """Save a Llama checkpoint of about `num_bytes` with random weights; return its directory."""
+def save_llama(
+    directory: Path,
+    num_bytes: int,
+    dtype: torch.dtype = torch.bfloat16,
+    hidden: int = 1024,
+    vocabulary: int = 512,
+    *,
+    is_tied: bool = True,
+) -> Path:
+    """Save a Llama checkpoint with random weights, about `num_bytes` of them in layers; return its directory."""
     heads = hidden // 64
     per_layer = 12 * hidden * hidden * dtype.itemsize
     layers = max(1, round(num_bytes / per_layer))
@@ -30,16 +38,17 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
-        "vocab_size": 512,
+        "vocab_size": vocabulary,
         "intermediate_size": 8 * hidden // 3 // 256 * 256,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "num_hidden_layers": layers,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": is_tied,
         "head_dim": 64,
     }
     ffn = config["intermediate_size"]
-    shapes = {"model.embed_tokens.weight": (512, hidden), "model.norm.weight": (hidden,)}
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes |= {} if is_tied else {"lm_head.weight": (vocabulary, hidden)}
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
@@ -48,7 +57,7 @@ def save_llama(directory: Path, num_bytes: int, dtype: torch.dtype = torch.bfloa
         shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
     directory.mkdir()
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(max(ffn, 512) * hidden, generator=generator).to(dtype)
+    noise = torch.randn(max(ffn, vocabulary) * hidden, generator=generator).to(dtype)
     tensors = {name: noise[: torch.Size(shape).numel()].reshape(shape).clone() for name, shape in shapes.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config))

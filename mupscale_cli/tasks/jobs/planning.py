@@ -147,7 +147,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
     largest = max(sizes) if step.options.model else largest
     memory = 0.0 if "function" not in step.options.parts else inference_bytes(largest, _FLOAT64)
     if step.options.steps:
-        memory = max(memory, training_bytes(sum(sizes)))
+        memory = max(memory, training_bytes(*sizes))
     is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))
     reason = "verified with the same options" if is_done else "not verified yet"
     return PlannedStep(step, title, "skipped" if is_done else "to do", reason, path, memory_bytes=memory)
