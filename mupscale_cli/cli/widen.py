@@ -17,12 +17,11 @@ from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
-from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.optimizers.rules.table import kinds_text
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
-from mupscale_cli.tasks.planning import output_path, plan_shapes
+from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import Source, find_source
@@ -186,7 +185,7 @@ def widen(
             if dry_run:
                 shapes = () if chosen.params is None else (plan, *others)
                 adapters = plan_adapters(source.checkpoint, plan, chosen.adapter, str(target))
-                _show_plan(source, plan, shapes, adapters, tensor, chosen.state, target, repository, as_json=as_json)
+                _show_plan(source, plan, shapes, adapters, tensor, chosen, target, repository, as_json=as_json)
                 return
             if repository is not None:  # fail now rather than after the work
                 require_login(repository)
@@ -243,7 +242,7 @@ def _show_plan(
     shapes: Sequence[Plan],
     adapters: Sequence[PlannedAdapter],
     tensor: str | None,
-    state: StateOptions,
+    chosen: WidenOptions,
     target: Path,
     repository: HubId | None,
     *,
@@ -253,6 +252,7 @@ def _show_plan(
     if tensor is not None:
         explain.show_tensor(plan, tensor, as_json=as_json)
         return
+    state = chosen.state
     planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
     kinds = source.optimizer_kinds(plan, state)
     if as_json:
@@ -270,6 +270,9 @@ def _show_plan(
     found = source.find_state(state) or why_no_state(planned, state.optimizer)
     of_kind = f", {kinds_text(kinds)}" if kinds else ""
     console.print(f"optimizer state: {found}{of_kind}", markup=False, soft_wrap=True)
+    if chosen.verify:
+        memory = output.bytes_text(int(comparison_memory(plan, chosen.model)))
+        console.print(f"verification: runs both models in float64, in about {memory} of memory", markup=False)
     if missing := source.missing_bytes(state):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:

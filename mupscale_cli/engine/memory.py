@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WIDENING_BYTES = 500_000_000  # for a model of any size: blocks, buffers and torch itself
+_LIBRARIES = 700_000_000  # Python, torch and transformers
 _OVERHEAD = 1.2  # activations, and temporary memory while loading
-# Copies of a model in training: weights, gradients and up to three state entries. The narrow model trains with a copy of
-# itself, and its weights before the steps, after the first and after the last one, and its largest gradients are kept.
+# Copies of a model in training: weights, gradients and up to three state entries. The narrow model trains with a copy
+# of itself; its largest gradients and its weights before the steps, after the first and after the last are kept.
 _WIDE_COPIES, _NARROW_COPIES, _KEPT_COPIES = 5, 2 * 5 + 4, 3
 
 
@@ -22,6 +23,16 @@ def inference_bytes(num_parameters: int, element_bytes: int) -> float:
         element_bytes: bytes per parameter in the type that the model runs in.
     """
     return _OVERHEAD * num_parameters * element_bytes
+
+
+def comparison_bytes(num_elements: int) -> float:
+    """Return the memory that comparing what two models compute takes, in bytes.
+
+    Args:
+        num_elements: elements of the largest tensor, which is converted to float64 as a whole at worst; or the
+            parameters of the larger model if its weights do not stay in their file.
+    """
+    return _LIBRARIES + inference_bytes(num_elements, 8)
 
 
 def training_bytes(narrow: int, wide: int) -> int:

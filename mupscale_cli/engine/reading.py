@@ -63,6 +63,18 @@ class MappedFile:
         count = math.prod(shape)
         return torch.frombuffer(self._bytes, dtype=element_dtype(dtype), count=count, offset=offset).view(shape)
 
+    def require_whole(self) -> None:
+        """Check that the file still has all its bytes: reading beyond its end would kill the process.
+
+        Raises:
+            CheckpointError: it has been cut.
+        """
+        if self._bytes.size() < len(self._bytes):
+            raise CheckpointError(
+                f"`{self.path}` became shorter while it was read",
+                hint="start again when no other program writes to this file",
+            )
+
     def release(self) -> None:
         """Take the pages that were read out of this process's memory; the system's cache keeps them."""
         if hasattr(mmap, "MADV_DONTNEED"):

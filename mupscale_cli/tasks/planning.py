@@ -13,6 +13,7 @@ from mupscale_cli.architecture.loading import load_recipe, matched_keys, matched
 from mupscale_cli.architecture.refusals import refusal_of
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.engine.memory import comparison_bytes
 from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError
 from mupscale_cli.infer.drafting import draft_for
 from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, TensorPlan, make_plan
@@ -312,6 +313,12 @@ def identity_plan(checkpoint: Checkpoint, recipe: str | Path | Recipe | None = N
         MupscaleError: no recipe fits, or the recipe contradicts the checkpoint.
     """
     return make_plan(choose_recipe(checkpoint, recipe), checkpoint.specs, checkpoint.config, max_shard_bytes=None)
+
+
+def comparison_memory(plan: Plan, model: str | None) -> float:
+    """Return the memory that comparing both models takes, in bytes; the weights of a user-defined model are loaded."""
+    largest = max((tensor.target.num_elements for tensor in plan.tensors), default=0)
+    return comparison_bytes(largest if model is None else max(plan.num_parameters))
 
 
 def output_path(source: Source, options: WidenOptions) -> Path:

@@ -94,15 +94,25 @@ class StreamedWeight(Tensor):
 
     def values(self) -> Tensor:
         """Return the elements in the model's type, on its device."""
-        elements = self.stored if self.change is None else self.change(self.stored)
-        found = elements.to(self.device).to(self.dtype)
-        self.release()
-        return found
+        return self.converted(self.change or (lambda stored: stored))
 
-    def release(self) -> None:
-        """Let the system take back the memory of the mapped files; it keeps their content in its cache."""
+    def converted(self, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """Convert a part of the stored elements to the model's type, on its device.
+
+        The system may then take back the memory of the mapped files; it keeps their content in its cache.
+
+        Args:
+            part: returns the part, or a function of it, given all elements.
+
+        Raises:
+            CheckpointError: a file has become shorter since it was mapped.
+        """
+        for file in self.files:
+            file.require_whole()
+        found = part(self.stored).to(self.device).to(self.dtype)
         for file in self.files:
             file.release()
+        return found
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -143,9 +153,8 @@ def _product(matrix: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(*_converted((matrix, weight)))
     result = torch.empty(matrix.shape[0], weight.shape[1], dtype=weight.dtype, device=weight.device)
     for columns in _pieces(weight.shape[1], weight.shape[0]):
-        piece = weight.stored[:, columns].to(weight.device).to(weight.dtype)
+        piece = weight.converted(lambda stored, columns=columns: stored[:, columns])  # type: ignore[misc]
         torch.mm(matrix, piece, out=result[:, columns])
-        weight.release()
     return result
 
 
@@ -157,8 +166,7 @@ def _embedding(weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
     """Convert only the rows that are used."""
     if not isinstance(weight, StreamedWeight):
         return nn.functional.embedding(indices, weight)
-    rows = weight.stored[indices.to(weight.stored.device)]
-    return rows.to(weight.device).to(weight.dtype)
+    return weight.converted(lambda stored: stored[indices.to(stored.device)])
 
 
 _PIECEWISE: dict[Any, Callable[..., Tensor]] = {

@@ -1,12 +1,13 @@
 """Where the time of `mupscale widen` with its default options goes, relative to `cp` of the output and a flush to disk.
 
-The model is a Llama of 259 million parameters in bfloat16, with an embedding and a readout of 32,000 tokens. Phases
-begin when the command names them on stderr. Memory is that of all processes: their own, with files that they map.
+The model is a Llama of 258 million parameters in bfloat16, with an embedding and a readout of 32,000 tokens. Phases
+begin when the command names them on stderr; processor time includes that of processes that have ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -14,26 +15,36 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from measure import peak_private_bytes, report, save_llama
 from throughput import Ballast, copying, timed
 
+Seconds = tuple[float, float]  # wall and processor
+_TICKS = os.sysconf("SC_CLK_TCK")
 
-def phases(source: Path, target: Path, factor: str, *options: str) -> dict[str, float]:
-    """Run `mupscale widen`; return the seconds of each phase in its order, the first of them before any is named."""
-    line = [sys.executable, "-m", "mupscale_cli", "widen", str(source), "-f", factor, "-o", str(target), *options]
-    started = time.perf_counter()
-    name, found = "start and plan", {}
+
+def phases(source: Path, target: Path, factor: str) -> dict[str, Seconds]:
+    """Run `mupscale widen`; return the time of each phase in their order, the first of which has no name on stderr."""
+    line = [sys.executable, "-m", "mupscale_cli", "widen", str(source), "-f", factor, "-o", str(target)]
+    started, name, found = (time.perf_counter(), 0.0), "start and plan", {}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for text in process.stderr:
-            now = time.perf_counter()
-            found[name] = now - started
+            now = time.perf_counter(), _processor_seconds(process.pid)
+            found[name] = (now[0] - started[0], now[1] - started[1])
             name, started = text.partition(" (")[0].strip(), now
-    found[name] = time.perf_counter() - started
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    found[name] = (time.perf_counter() - started[0], usage.ru_utime + usage.ru_stime - started[1])
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, line)
     return found
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    return sum(map(int, fields[11:15])) / _TICKS  # its own and its ended children's, as user and as system
 
 
 def main() -> None:
@@ -46,39 +57,39 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="output folder. Default: a temporary folder.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, wide, copy = (Path(name) / each for each in ("narrow", "wide", "copy"))
         save_llama(source, options.megabytes * 10**6, vocabulary=32000, is_tied=False)
         ballast = Ballast(Path(name))
         timed(ballast.filling())
         for factor in options.factors:
-            runs: list[dict[str, float]] = []
-            copies = []
+            runs: list[dict[str, Seconds]] = []
+            copies: list[Seconds] = []
             for _ in range(options.repetitions):
                 shutil.rmtree(wide, ignore_errors=True)
                 timed(ballast.filling(2 * 10**9))
                 runs.append(phases(source, wide, factor))
                 shutil.rmtree(copy, ignore_errors=True)
-                copies.append(timed(copying(wide, copy), ballast.filling(2 * 10**9), synced=copy)[0])
-            cp = statistics.median(copies)
+                copies.append(timed(copying(wide, copy), ballast.filling(2 * 10**9), synced=copy))
+                sys.stderr.write(f"x{factor}: {runs[-1]}, cp {copies[-1]}\n")
+            cp, cp_processor = (statistics.median(each) for each in zip(*copies, strict=True))
             for phase in runs[0]:
-                seconds = statistics.median(run[phase] for run in runs)
-                rows.append((factor, phase, seconds, seconds / cp))
-            ratios = [sum(run.values()) / one for run, one in zip(runs, copies, strict=True)]
-            rows.append(
-                (factor, "all", statistics.median(sum(run.values()) for run in runs), statistics.median(ratios))
-            )
-            rows.append((factor, "all, lowest and highest", *(sorted(ratios)[i] for i in (0, -1))))
+                wall, processor = (statistics.median(run[phase][part] for run in runs) for part in (0, 1))
+                rows.append((factor, phase, wall, wall / cp, processor))
+            walls, processors = ([sum(each[part] for each in run.values()) for run in runs] for part in (0, 1))
+            ratios = sorted(wall / one for wall, (one, _) in zip(walls, copies, strict=True))
+            total = statistics.median(walls), statistics.median(ratios), statistics.median(processors)
+            rows.append((factor, f"all ({ratios[0]:.2f} to {ratios[-1]:.2f} times cp)", *total))
             size = sum(file.stat().st_size for file in wide.rglob("*") if file.is_file())
-            rows.append((factor, f"cp and flush of {size / 1e9:.2f} GB", cp, 1.0))
+            rows.append((factor, f"cp and flush of {size / 1e9:.2f} GB", cp, 1.0, cp_processor))
             if options.memory:
                 shutil.rmtree(wide)
                 code = "import sys; from mupscale_cli.cli.main import main; main()"
                 peak = peak_private_bytes(code, "widen", str(source), "-f", factor, "-o", str(wide))
-                rows.append((factor, "peak memory, GB", peak / 1e9, 0.0))
+                rows.append((factor, "peak memory, GB", peak / 1e9, "", ""))
             shutil.rmtree(copy)
-    report(("factor", "phase", "seconds", "of cp and flush"), rows, as_json=options.json)
+    report(("factor", "phase", "seconds", "of cp and flush", "processor seconds"), rows, as_json=options.json)
 
 
 if __name__ == "__main__":

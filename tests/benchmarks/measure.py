@@ -92,7 +92,7 @@ def save_headers(directory: Path, num_shards: int, num_layers: int) -> Path:
 
 
 def save_expert_headers(directory: Path, num_shards: int, num_layers: int, num_experts: int) -> Path:
-    """Save a checkpoint of the shape of Kimi K2 (a trillion parameters with 61 layers of 384 experts) as sparse files."""
+    """Save a checkpoint like Kimi K2 (a trillion parameters with 61 layers of 384 experts) as sparse files."""
     hidden, ffn, expert, vocab, heads, query, latent = 7168, 18432, 2048, 163840, 64, 1536, 512
     config = {
         "architectures": ["DeepseekV3ForCausalLM"],

@@ -1,5 +1,7 @@
 """Weights that stay in their file: both ways of loading a model give the same verdict and the same figures."""
 
+import os
+import shutil
 from functools import wraps
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from helpers import MODELS
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.engine.reading import map_tensor
+from mupscale_cli.errors import CheckpointError
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification import comparing
@@ -162,3 +165,14 @@ def test_writing_to_a_mapped_tensor_leaves_the_file_alone(saved):
     file.release()  # which forgets what was written
     assert torch.equal(tensor, load_file(checkpoint.files[0])[name])
     assert checkpoint.files[0].read_bytes() == before
+
+
+def test_a_file_that_becomes_shorter_is_an_error(saved, tmp_path):
+    """Reading a mapped byte beyond the end would end the process."""
+    stored = open_checkpoint(shutil.copytree(saved("Llama-tied"), tmp_path / "copy")).tensors["model.norm.weight"]
+    tensor, file = map_tensor(stored, {})
+    weight = StreamedWeight(tensor, torch.float64, torch.device("cpu"), (file,))
+    assert torch.equal(weight + 0, tensor.double())
+    os.truncate(file.path, 100)
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        weight + 0

@@ -11,19 +11,17 @@ from mupscale_cli.checkpoints.header import StoredTensor
 from mupscale_cli.checkpoints.reading import Checkpoint, open_checkpoint
 from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.dtypes import TensorSpec
-from mupscale_cli.engine.memory import WIDENING_BYTES, inference_bytes, training_bytes
+from mupscale_cli.engine.memory import WIDENING_BYTES, comparison_bytes, training_bytes
 from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.finished import reason_to_write
 from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.jobs.verified import is_recorded
-from mupscale_cli.tasks.planning import output_path, plan_source
+from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_source
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import growth_factor
-
-_FLOAT64 = 8  # bytes
 
 
 def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
@@ -81,8 +79,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
     factors = " ".join(
         f"{axis.name}={growth_factor(axis.size, axis.wide_size, axis.factor)}" for axis in plan.axes if axis.ratio > 1
     )
-    largest = max(plan.num_parameters) if options.model else _largest(tensor.target for tensor in plan.tensors)
-    compared = inference_bytes(largest, _FLOAT64) if options.verify else 0
+    compared = comparison_memory(plan, options.model) if options.verify else 0
     return PlannedStep(
         step,
         f"{step.checkpoint} -> {target} ({factors})",
@@ -145,7 +142,7 @@ def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
         sizes = read_record(found)["parameters"]["before"], sum(spec.num_elements for spec in found.specs)
         largest = _largest(found.specs)
     largest = max(sizes) if step.options.model else largest
-    memory = 0.0 if "function" not in step.options.parts else inference_bytes(largest, _FLOAT64)
+    memory = 0.0 if "function" not in step.options.parts else comparison_bytes(largest)
     if step.options.steps:
         memory = max(memory, training_bytes(*sizes))
     is_done = future is None and path.exists() and is_recorded(step, open_checkpoint(path))
