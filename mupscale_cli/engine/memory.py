@@ -10,9 +10,9 @@ from pathlib import Path
 WIDENING_BYTES = 500_000_000  # for a model of any size: blocks, buffers and torch itself
 _LIBRARIES = 700_000_000  # Python, torch and transformers
 _OVERHEAD = 1.2  # activations, and temporary memory while loading
-# Copies of a model in training: weights, gradients and up to three state entries. The narrow model trains with a copy
-# of itself; its largest gradients and its weights before the steps, after the first and after the last are kept.
-_WIDE_COPIES, _NARROW_COPIES, _KEPT_COPIES = 5, 2 * 5 + 4, 3
+# Copies of a model in training: weights, gradients, up to three state entries, and temporary memory of a step. The
+# narrow model trains with a copy of itself; its largest gradients, and its weights at three times, are kept.
+_WIDE_COPIES, _NARROW_COPIES, _KEPT_COPIES = 6, 2 * 6 + 4, 3
 
 
 def inference_bytes(num_parameters: int, element_bytes: int) -> float:
@@ -35,14 +35,14 @@ def comparison_bytes(num_elements: int) -> float:
     return _LIBRARIES + inference_bytes(num_elements, 8)
 
 
-def training_bytes(narrow: int, wide: int) -> int:
+def training_bytes(narrow: int, wide: int) -> float:
     """Return the memory that training both models in float64 takes, one after the other, in bytes.
 
     Args:
         narrow: number of parameters of the narrow model.
         wide: number of parameters of the wide model.
     """
-    return 8 * max(_NARROW_COPIES * narrow, _WIDE_COPIES * wide + _KEPT_COPIES * narrow)
+    return _LIBRARIES + 8 * max(_NARROW_COPIES * narrow, _WIDE_COPIES * wide + _KEPT_COPIES * narrow)
 
 
 def free_memory() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.record.reading import companion_path
 
 if TYPE_CHECKING:
-    from mupscale_cli.record.types import Record
+    from mupscale_cli.record.types import Record, Written
 
 
 def source_resized(record: Record, source: Checkpoint) -> str | None:
@@ -42,17 +43,29 @@ def output_changed(record: Record, wide: Checkpoint) -> str | None:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    digests = {name: written["digest"] for name, written in record["written"].items()}
+    for name, other in record["others"].items():
+        file = companion_path(wide, name)
+        if not is_inner_path(name) or not file.is_file() or segments_digest(file) != other["digest"]:
+            return name
+    return weights_changed(record["written"], wide)
+
+
+def weights_changed(written: Mapping[str, Written], wide: Checkpoint) -> str | None:
+    """Return the name of a file of an output's weights that is not as it was written; None if all are.
+
+    Args:
+        written: the digest of each file, computed while it was written.
+        wide: the output.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
     files = {wide.inner_name(file): file for file in wide.files}
     if wide.is_file:  # it may have been renamed
-        files = dict.fromkeys(digests, wide.path) if len(digests) == 1 else files
-    if files.keys() != digests.keys():
-        return min(files.keys() ^ digests.keys())
-    for name, written in record["others"].items():
-        files[name], digests[name] = companion_path(wide, name), written["digest"]
-        if not is_inner_path(name) or not files[name].is_file():
-            return name
-    return next((name for name, file in files.items() if segments_digest(file) != digests[name]), None)
+        files = dict.fromkeys(written, wide.path) if len(written) == 1 else files
+    if files.keys() != written.keys():
+        return min(files.keys() ^ written.keys())
+    return next((name for name, file in files.items() if segments_digest(file) != written[name]["digest"]), None)
 
 
 def source_files(source: Checkpoint) -> dict[str, Path]:

@@ -24,13 +24,13 @@ from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.checkpoints.yaml_files import write_yaml
 from mupscale_cli.engine.events import SILENT, Events
 from mupscale_cli.engine.ranks import ALONE, Ranks
-from mupscale_cli.errors import CheckpointError, OutputExistsError
+from mupscale_cli.errors import CheckpointError, OutputError, OutputExistsError
 from mupscale_cli.files import require_unchanged
 from mupscale_cli.optimizers.carrying import plan_carried_state
 from mupscale_cli.optimizers.fates import plan_files
 from mupscale_cli.optimizers.trainers.writers import continuing_lines
 from mupscale_cli.plan import Plan, with_noise
-from mupscale_cli.record.changes import source_files
+from mupscale_cli.record.changes import source_files, weights_changed
 from mupscale_cli.record.making import hash_source_files, make_record
 from mupscale_cli.tasks.adapters import plan_adapters
 from mupscale_cli.tasks.finished import find_changed_file, reason_to_write
@@ -248,7 +248,7 @@ def _lead(output: Output, target: Target, call: WidenCall) -> _Outcome:
         }
         names = _write_companions(output, staging.content, call.events)
         record["others"] = {name: {"digest": segments_digest(staging.content / name)} for name in names}
-        verification, skipped = _verify(output.source, plan, staging.content, call)
+        verification, skipped = _verify(output.source, plan, staging.content, record, call)
         require_unchanged(output.opened)
         require_same_recipe(plan.recipe, output.source.config)
         record["verification"] = _as_record(verification)
@@ -334,18 +334,28 @@ def _write_schedules(output: Output, directory: Path) -> list[str]:
 
 
 def _verify(
-    source: Checkpoint, plan: Plan, directory: Path, call: WidenCall
+    source: Checkpoint, plan: Plan, directory: Path, record: dict[str, Any], call: WidenCall
 ) -> tuple[FunctionCheck | None, str | None]:
-    """Verify the staged output; return the result, or why there is none."""
+    """Verify the staged output; return the result, or why there is none.
+
+    Raises:
+        OutputError: a file is not what was written.
+    """
     if not call.verify:
         return None, "disabled by `--no-verify`"
     from mupscale_cli.verification.comparing import verify_checkpoints  # imports torch
     from mupscale_cli.verification.result import CannotVerify
 
-    call.events.phase("verifying", 0)
+    call.events.phase("reading back", 0)
     is_inside = source.is_file and source.trained is not None
     choice = USUAL if source.trained is None else source.trained.choice
     staged = open_checkpoint(directory / source.path.name if is_inside else directory, choice)
+    if name := weights_changed(record["written"], staged):
+        raise OutputError(
+            f"`{name}` is not what was written: its bytes have another digest than while they were computed",
+            hint="the memory or the disk may be faulty; run the command again",
+        )
+    call.events.phase("verifying", 0)
     try:
         # Temporary files go into the staged folder, which is removed even if this fails.
         return verify_checkpoints(source, staged, plan, call.verification, directory, events=call.events), None

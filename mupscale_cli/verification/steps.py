@@ -64,7 +64,7 @@ def train_checkpoints(
         )
     device = choose_device(options.device)
     needed, kept = training_bytes(*plan.num_parameters), "float64 with gradients and optimizer state"
-    events.note(f"training both models, one after the other, takes about {bytes_text(needed)} in {kept}")
+    events.note(f"training both models, one after the other, takes about {bytes_text(int(needed))} in {kept}")
     check_memory(needed, kept, device)
     load_model, _ = choose_builders(options, plan)
     batches: dict[int, Inputs] = {}

@@ -146,6 +146,7 @@ def verify_training(
             stored.append(name)
         parameter.data.copy_(planned_weight(tensor, initial[source]))
         parameter.requires_grad_(not tensor.is_new)
+    initial.clear()
     parameters = {name: parameter for name, parameter in parameters.items() if name in trained}
     trainee = _trainee(wide, _Start(wide_groups, start.states, named))
     losses, first = [], None
@@ -154,6 +155,7 @@ def verify_training(
             losses.append((expected.losses[step], _step(trainee, loss, step)))
             if step == 0:
                 first = _compare(expected.first, parameters)
+                expected.first.clear()  # it takes as much memory as the narrow model
     last = _compare(expected.last, parameters)
     result = TrainingVerification(
         steps=steps,

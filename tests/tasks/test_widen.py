@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -185,7 +186,9 @@ def test_progress_is_reported_by_phases_and_adds_up(saved, tmp_path):
 
     events = Events(lambda *phase: phases.append(phase), advance)
     widened = widen(saved("Llama-tied"), tmp_path / "wide", 2, events=events)
-    assert [name for name, _ in phases] == ["hashing source", "widening", "verifying"]
+    runs = ["running narrow model", "running wide model"]
+    assert [name for name, _ in phases] == ["hashing source", "widening", "reading back", "verifying", *runs]
+    assert all(0 < counts[name] <= dict(phases)[name] for name in runs)
     assert dict(phases)["hashing source"] == counts["hashing source"]
     assert dict(phases)["widening"] == widened.plan.num_bytes == counts["widening"]
 
@@ -229,3 +232,21 @@ def test_an_output_with_other_options_is_refused_with_the_reason(options, reason
     widen(saved("Llama-tied"), tmp_path / "wide", 2, verify=False)
     with pytest.raises(OutputError, match=f"already exists: {reason}"):
         widen(saved("Llama-tied"), tmp_path / "wide", verify=False, **options)
+
+
+def test_weights_that_are_not_what_was_written_are_noticed(saved, tmp_path, monkeypatch):
+    """As by faulty memory: a byte changes between writing and publishing."""
+
+    def write_and_damage(output, directory, events):
+        file = directory / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        return write_companions(output, directory, events)
+
+    widen_module = sys.modules["mupscale_cli.tasks.widen"]
+    write_companions = widen_module._write_companions
+    monkeypatch.setattr(widen_module, "_write_companions", write_and_damage)
+    with pytest.raises(OutputError, match=r"`model.safetensors` is not what was written"):
+        widen(saved("Llama-untied"), tmp_path / "wide", 2)
+    assert not list(tmp_path.iterdir())

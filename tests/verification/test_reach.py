@@ -3,11 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from helpers import build, change_config
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.inputs import varied_tokens
+from mupscale_cli.verification.inputs import Inputs, varied_tokens
+from mupscale_cli.verification.reach import Run
 
 FAR = {"relative_attention_max_distance": 40}
 # Case, its settings, a tensor, and the row of it that only special inputs reach; None for all.
@@ -51,3 +53,13 @@ def test_varied_tokens_are_all_of_the_vocabulary():
     config = build("Qwen2-tied").config
     tokens = varied_tokens(config, torch.Generator().manual_seed(0), 4, 25)
     assert tokens.flatten().bincount().tolist() == [2] * 50
+
+
+def test_a_run_in_training_mode_draws_the_same_numbers_for_both_models():
+    """Whole layers may be dropped so rarely that two runs of the narrow model do not show it."""
+    run = Run("in training mode", Inputs((torch.ones(4, 8),), {}, ""), is_training=True)
+    before = torch.random.get_rng_state()
+    first, second, other = (run.output(nn.Dropout(0.5), torch.device("cpu"), torch.float32, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
