@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from mupscale_cli.engine.reading import MappedFile
 
-_PIECE = 1 << 20  # elements that are converted at once: 8 MB in float64
+_PIECE = 1 << 18  # elements that are converted at once: 2 MB in float64, which need no new pages
 _aten = torch.ops.aten
 # Operations whose result has the elements of its arguments, in another order or number.
 _MOVES = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -179,11 +180,14 @@ def save_adam(directory: Path, form: str) -> None:
     torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
 
 
-def command_seconds(*arguments: str) -> float:
-    """Run `python ARGUMENTS` in a new process and return the seconds it takes."""
+def command_seconds(*arguments: str) -> tuple[float, float]:
+    """Run `python ARGUMENTS`, which may fail, in a new process and return the wall and processor seconds it takes."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, *arguments], **quiet) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
 
 
 def peak_private_bytes(code: str, *arguments: str) -> int:

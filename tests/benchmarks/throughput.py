@@ -94,7 +94,8 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     arguments = f"axes={ {name: int(value) for name, value in axes.items()}!r}" if axes else f"factor={factors}"
     lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
     lines.append(
-        f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, max_shard_size=10**13, processes=None)"
+        f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, max_shard_size=10**13, processes=None, "
+        "optimizer_kind=('adamw',))"
     )
     return "\n".join(lines)
 

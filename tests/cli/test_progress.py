@@ -103,7 +103,14 @@ def test_summary_shows_before_and_after(saved, tmp_path):
         assert re.search(line, summary), line
     assert not any(line.endswith(" ") for line in result.out.splitlines())
     assert "\x1b" not in result.out + result.err
-    assert result.err == "hashing source (99.7 kB)\nwidening (1.4 MB)\nverifying\n"
+    assert result.err.splitlines() == [
+        "hashing source (99.7 kB)",
+        "widening (1.4 MB)",
+        "reading back",
+        "verifying",
+        "running narrow model (840.2 kB)",
+        "running wide model (11.3 MB)",
+    ]
 
 
 def test_summary_without_verification_and_config(tmp_path):
