@@ -115,15 +115,17 @@ def test_neither_a_file_that_differs_nor_its_config_is_published(saved, tmp_path
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, OSError])
-@pytest.mark.parametrize("phase", ["widening", "verifying"])
-def test_a_stopped_widening_leaves_nothing(stop, phase, saved, tmp_path):
+@pytest.mark.parametrize(("phase", "num_left"), [("widening", 0), ("verifying", 1)])
+def test_a_stopped_widening_leaves_only_finished_files(stop, phase, num_left, saved, tmp_path):
     def raise_in(name, _total):
         if name == phase:
             raise stop
 
     with pytest.raises(stop):
         widen(saved("Llama-tied"), tmp_path / "wide", 2, events=Events(phase=raise_in))
-    assert not list(tmp_path.iterdir())
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == num_left
+    assert all(name.startswith(".wide.partial-") for name in left)  # `--resume` continues in it
 
 
 def test_stopping_in_the_middle_of_the_data_leaves_the_old_output(saved, tmp_path):
@@ -249,4 +251,7 @@ def test_weights_that_are_not_what_was_written_are_noticed(saved, tmp_path, monk
     monkeypatch.setattr(widen_module, "_write_companions", write_and_damage)
     with pytest.raises(OutputError, match=r"`model.safetensors` is not what was written"):
         widen(saved("Llama-untied"), tmp_path / "wide", 2)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "wide").exists()
+    monkeypatch.undo()
+    assert widen(saved("Llama-untied"), tmp_path / "wide", 2, resume=True).verification.agrees  # it is written again
+    assert listing(tmp_path) == ["wide"]
