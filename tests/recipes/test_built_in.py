@@ -18,7 +18,7 @@ from mupscale_cli.tasks.widen import widen
 # The tied models have the same layers, and other types are only names in a recipe.
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
 SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES | decoders.RARE
-EVERY_AXIS = ["GPT2-tied", "T5-tied"]
+EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from cli_runner import run
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from training import CASES, OPTIMIZERS, named_kind, save_training
+from training import OPTIMIZERS, named_kind, save_training
 
 STEPS, SLOW_STEPS = 8, 20  # a wrong rule shows after two
 HALF = Fraction(3, 2)
@@ -40,7 +40,10 @@ def test_every_family(case, tmp_path):
     check(tmp_path, case, "adamw", fresh="zero")
 
 
-@pytest.mark.parametrize("optimizer", CASES)
+@pytest.mark.parametrize(
+    "optimizer",
+    [name if name in ("lion", "muon") else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS],
+)
 def test_every_optimizer(optimizer, tmp_path):
     check(tmp_path, "Llama-untied", optimizer, fresh="zero")
 
