@@ -79,21 +79,16 @@ OTHER_FORMATS = (
     OtherFormat(
         "a part of a DeepSpeed checkpoint",
         "pass the folder that holds `latest`, or the folder of a step with the files of all processes; "
-        "`python zero_to_fp32.py DIR OUT --safe_serialization` in that folder extracts the weights alone",
+        "`python zero_to_fp32.py DIR OUT --safe_serialization` in that folder extracts the weights alone; put "
+        "config.json beside them",
         ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
         ("zero_to_fp32.py", "global_step*", "zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
     ),
+    OtherFormat("a part of a distributed checkpoint of torch", "pass the folder that contains it", ("*.distcp",)),
     OtherFormat(
-        "an FSDP checkpoint of accelerate",
-        "`accelerate merge-weights DIR/pytorch_model_fsdp_0 OUT` converts it",
-        inside=("pytorch_model_fsdp_*",),
-    ),
-    OtherFormat(
-        "a distributed checkpoint of torch",
-        "`accelerate merge-weights DIR OUT` writes safetensors, or "
-        "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.pt` a torch file",
-        ("*.distcp",),
-        ("*.distcp",),
+        "a distributed checkpoint of torch without its `.metadata`",
+        "copy that file too; if the run was stopped before it wrote the file, which it does last, pass an earlier step",
+        inside=("*.distcp", "pytorch_model_fsdp_*"),
     ),
     OtherFormat(
         "a Megatron checkpoint in the old format `torch`",

@@ -177,13 +177,15 @@ def _model_states(path: Path) -> tuple[Contents, list[dict[str, tuple[int, ...]]
             f"`{path}` was saved with tensor or pipeline parallelism, or with experts: it has `{foreign[0]}`"
             if foreign
             else f"`{path}` has no `{_MODEL}`",
-            hint=_conversion(path),
+            hint="gather the weights with the program that split them, and widen those; zero_to_fp32.py refuses to"
+            if foreign
+            else "pass a step's folder with the files of all processes",
         )
     model = read_torch_file(files[0])
     if model.content.get("frozen_param_shapes"):
         raise CheckpointError(
             f"`{path}` has frozen parameters, which DeepSpeed's universal form leaves out",
-            hint="save it with all parameters trained, or widen the weights that `zero_to_fp32.py` extracts",
+            hint=_conversion(path),
         )
     return model, [{n: tuple(shape) for n, shape in group.items()} for group in model.content["param_shapes"]]
 
@@ -395,4 +397,7 @@ def _save(file: Path, content: Any) -> None:
 def _conversion(path: Path) -> str:
     """Return how to get a checkpoint that can be widened."""
     folder = shown(str(path.parent))
-    return f"`python zero_to_fp32.py {folder} OUT --safe_serialization` in that folder extracts the weights alone"
+    return (
+        f"`python zero_to_fp32.py {folder} OUT --safe_serialization` in that folder extracts the weights alone; put "
+        "config.json beside them"
+    )
