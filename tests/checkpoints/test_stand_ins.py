@@ -66,7 +66,7 @@ def test_objects_are_mappings_and_are_written_back_as_objects(classes, tmp_path)
     assert scaler_class.made == made
     again = read_torch_file(tmp_path / "b.pt")
     assert again.content["stage"] == read.content["stage"]
-    assert repr(again.content["stage"]) == "ZeroStageEnum(3)"
+    assert repr(again.content["stage"]) in ("ZeroStageEnum(3)", f"getattr({stage!r}, 'weights')")  # or Python 3.11.3
     loaded = torch.load(tmp_path / "b.pt", weights_only=False)
     assert type(loaded["scaler"]) is scaler_class
     assert loaded["scaler"].cur_scale == 128.0

@@ -57,9 +57,10 @@ def here(saved, tmp_path_factory):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("mupscale recipes show qwen3", "qwen3 qwen3_5 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen3_vl"),
-        ("mupscale recipes check mi", "minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral mine.yaml"),
-        ("mupscale widen narrow --recipe gpt_n", "gpt_neo gpt_neox"),
+        ("mupscale recipes show qwen3_n", "qwen3_next"),
+        ("mupscale recipes check mixt", "mixtral"),
+        ("mupscale recipes check mine", "mine.yaml"),
+        ("mupscale widen narrow --recipe gpt_neox", "gpt_neox gpt_neox_japanese"),
         ("mupscale widen ", "narrow net.safetensors runs/step-90 wide"),
         ("mupscale inspect runs/", "runs/step-90"),
         ("mupscale verify narrow w", "wide"),

@@ -244,7 +244,7 @@ def torchrun(*arguments, processes=2):
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo on the CPU is built for Linux")
 def test_torchrun(saved, tmp_path):
     source = str(saved("Llama-tied"))
-    options = ["--factor", "2", "--max-shard-size", str(SHARD), "--noise", "0.1"]
+    options = ["--factor", "2", "--max-shard-size", f"{SHARD}B", "--noise", "0.1"]
     found = torchrun("-m", "mupscale_cli", "widen", source, "-o", str(tmp_path / "wide"), *options, "--json")
     assert found.returncode == 0, found.stderr
     document = json.loads(found.stdout)  # of one process, not of each
@@ -287,7 +287,7 @@ def test_an_error_in_some_processes_ends_all_and_is_reported_once():
 def test_a_dead_process_fails_the_job_and_the_run_can_be_resumed(saved, tmp_path):
     source, target = saved("Llama-tied"), tmp_path / "wide"
     (tmp_path / "dying.py").write_text(DYING)
-    options = ["widen", str(source), "-o", str(target), "--factor", "2", "--max-shard-size", str(SHARD), "--no-verify"]
+    options = ["widen", str(source), "-o", str(target), "--factor", "2", "--max-shard-size", f"{SHARD}B", "--no-verify"]
     found = torchrun(str(tmp_path / "dying.py"), *options)
     assert found.returncode != 0
     assert not target.exists()

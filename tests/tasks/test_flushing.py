@@ -85,5 +85,6 @@ def test_a_failing_flush_of_any_file_or_folder_fails_the_run(source, tmp_path, m
         (tmp_path / "try").mkdir()
         with pytest.raises(OutputError, match="failed as requested"):
             widened(source, tmp_path / "try")
-        assert list((tmp_path / "try").iterdir()) == [], failing
+        left = {path.name for path in (tmp_path / "try").iterdir()}
+        assert all(name.startswith(".") for name in left), failing  # finished files may stay for `--resume`
         shutil.rmtree(tmp_path / "try")

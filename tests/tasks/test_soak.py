@@ -133,7 +133,7 @@ def is_loadable(config):
 def options(chosen):
     words = [f"--factor={chosen['factor']}"] if chosen["factor"] else []
     words += [f"--axis={name}={factor}" for name, factor in chosen["axes"].items()]
-    words += [f"--method={chosen['method']}", f"--max-shard-size={chosen['max_shard_size']}"]
+    words += [f"--method={chosen['method']}", f"--max-shard-size={chosen['max_shard_size']}B"]
     for name in ("noise", "noise_mode", "noise_scale"):
         words += [f"--{name.replace('_', '-')}={chosen[name]}"] if chosen[name] else []
     return words

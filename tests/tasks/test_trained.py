@@ -273,7 +273,11 @@ def test_changed_bytes_are_noticed(file, folder):
         data = bytearray(largest.read_bytes())
         data[len(data) // 2] ^= 1
         largest.write_bytes(data)
-        assert not verify(made.output, only=("weights", "files")).agrees
+        try:
+            agrees = verify(made.output, only=("weights", "files")).agrees
+        except CheckpointError:  # the byte is in a pickle, which depends on the version of Python
+            agrees = False
+        assert not agrees
 
 
 def test_code_in_a_pickle_is_refused(tmp_path):
