@@ -66,7 +66,8 @@ def test_objects_are_mappings_and_are_written_back_as_objects(classes, tmp_path)
     assert scaler_class.made == made
     again = read_torch_file(tmp_path / "b.pt")
     assert again.content["stage"] == read.content["stage"]
-    assert repr(again.content["stage"]) in ("ZeroStageEnum(3)", f"getattr({stage!r}, 'weights')")  # or Python 3.11.3
+    by_name = f"getattr(<class '{CONFIG}.ZeroStageEnum'>, 'weights')"  # as Python 3.11.0 to 3.11.3 store a member
+    assert repr(again.content["stage"]) in ("ZeroStageEnum(3)", by_name)
     loaded = torch.load(tmp_path / "b.pt", weights_only=False)
     assert type(loaded["scaler"]) is scaler_class
     assert loaded["scaler"].cur_scale == 128.0
