@@ -5,7 +5,7 @@ from __future__ import annotations
 _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "widen": (
         ("mupscale widen tiny -f 2", "writes and verifies tiny-x2"),
-        ("mupscale widen tiny -a ffn=8 -a heads=2", "two axes only"),
+        ("mupscale widen tiny -a ffn=8 -a kv=2", "two axes only"),
         ("mupscale widen tiny --to 1b/config.json", "the sizes of another model"),
         ("mupscale widen tiny --params 1.2B --dry-run", "shapes near 1.2 billion"),
         ("mupscale widen org/tiny -f 4 --noise 0.1", "from the Hub; copies differ"),
@@ -24,7 +24,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("mupscale hparams tiny-x4 --format trainer", "lines for a script"),
     ),
     "sweep": (("mupscale sweep tiny --target 8 --data text.jsonl", ""),),
-    "coordcheck": (("mupscale coordcheck tiny -f 2 -f 4", "sizes of activations"),),
+    "coordcheck": (("mupscale coordcheck tiny", "sizes of activations"),),
     "push": (
         ("mupscale push tiny-x4 org/tiny-x4 --dry-run", "shows files and card"),
         ("mupscale push tiny-x4 org/tiny-x4 --private", "publishes them"),

@@ -41,7 +41,7 @@ class Command(TyperCommand):
 
         for parameter in self.params:
             source = ctx.get_parameter_source(parameter.name)
-            if source is not None and source.name == "ENVIRONMENT":
+            if source is not None and source.name == "ENVIRONMENT" and not ctx.params.get("quiet"):
                 name = f"{ctx.auto_envvar_prefix}_{parameter.name}".upper()
                 output.note(f"`{parameter.opts[0]}` is set by the environment variable {name}")
         return super().invoke(ctx)

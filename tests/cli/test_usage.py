@@ -48,12 +48,21 @@ def test_examples_name_options_that_exist():
             assert {word for word in words if word.startswith("-")} <= known[command]
 
 
+def test_the_axes_of_examples_exist(saved, monkeypatch, tmp_path):
+    (tmp_path / "tiny").symlink_to(saved("Llama-tied"))
+    monkeypatch.chdir(tmp_path)
+    line = next(line for line in examples("widen").splitlines() if " -a " in line)
+    words = line.split("  ")[1].split()
+    assert run(*words[1:], "--dry-run").code == 0
+
+
 def test_options_come_from_the_environment_and_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("MUPSCALE_WIDEN_FACTOR", "many")
     result = run("widen", str(tmp_path / "missing"))
     assert result.code == 2
     assert "`--factor` is set by the environment variable MUPSCALE_WIDEN_FACTOR" in result.err
     assert "many" in result.err
+    assert "is set by" not in run("widen", str(tmp_path / "missing"), "--quiet").err
     assert "is set by" not in run("widen", str(tmp_path / "missing"), "--factor", "2").err
 
 

@@ -56,7 +56,7 @@ class Loop:
 
 
 class Accelerated:
-    """A training loop in accelerate, which takes the CPU for a device of FSDP only when it is told to."""
+    """A training loop in accelerate, which uses FSDP on the CPU only if its plugin says so."""
 
     def __init__(self, model, make_optimizer, kind):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind, cpu_ram_efficient_loading=False)
