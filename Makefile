@@ -1,5 +1,5 @@
 # Everything that is run on this project. `.ci/run` calls these targets in a fresh environment.
-.PHONY: test slow trainers lint format bench constraints newest lower-bounds wheel mutants fuzz
+.PHONY: test slow trainers docs lint format bench constraints newest lower-bounds wheel mutants fuzz
 
 test:  ## the fast tests
 	pytest
@@ -9,6 +9,10 @@ slow:  ## the long proofs
 
 trainers:  ## the proofs against real trainers, in an environment of their own
 	.ci/trainers
+
+docs:  ## build the documentation site into build/site; needs the extra `docs`
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet -f docs/mkdocs.yml
+	@echo "built; read it with: python -m http.server --directory build/site"
 
 lint:  ## linters and types
 	ruff check .

@@ -79,7 +79,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for name, result in sorted(results.items()):
         error = f"{result['error']:.0e}" if "error" in result else ""
         why = ", ".join(result.get("fixed", {})) or (result.get("reason", "").splitlines() or [""])[0][:160]
-        why = why.replace("|", "/")
+        why = why.replace("|", "/").replace("][", r"]\[")  # in Markdown, a cell ends at `|`, and `][` makes a link
         rows.append(f"| {name} | {result['status']} | {error} | {' '.join(result.get('axes', []))} | {why} |")
     return "\n".join(rows)
 

@@ -246,7 +246,7 @@ def test_links_work():
     others = (
         "CHANGELOG.md",
         "CONTRIBUTING.md",
-        "SECURITY.md",
+        ".github/SECURITY.md",
         "tests/experiments/README.md",
         "tests/fuzzing/README.md",
     )

@@ -53,10 +53,7 @@ BRITISH = (
 PRIVATE_NAMES = r"\bclass _?(Room|Told|Felt|Begun|Again|Own|Found)\b"
 
 DOCUMENTS = [
-    *(
-        ROOT / name
-        for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "Makefile")
-    ),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "Makefile")),
     *sorted((ROOT / ".ci").iterdir()),
     *sorted((ROOT / ".github").rglob("*.*")),
     *sorted((PACKAGE / "cli" / "pages").glob("*.md")),
