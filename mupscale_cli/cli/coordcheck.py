@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mupscale_cli.plan.perturbation import Mode, Scale
     from mupscale_cli.sweep.coordinates import Coordinates
 
+_STYLES = {True: "", None: "yellow", False: "bold red"}  # by `Kind.is_stable`
+
 
 @options.with_reading
 def coordcheck(
@@ -35,7 +37,7 @@ def coordcheck(
     noise_scale: options.NoiseScale = "spectral",
     noise_on: options.NoiseOn = None,
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps, all on one batch.")] = 4,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Number of random seeds to average over.")] = 1,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of random seeds to average over.")] = 2,
     one_lr: Annotated[
         bool,
         typer.Option(
@@ -67,7 +69,8 @@ def coordcheck(
     """Check that activations change equally much at every width, which shows wrong learning rates in a few steps.
 
     Widens CHECKPOINT to several widths, trains each for a few steps of AdamW with its mapped hyperparameters, and
-    measures the outputs of all layers. Exits with 1 if a layer's change grows or shrinks with the width.
+    measures the outputs of all layers. Exits with 1 if a layer's change grows or shrinks with the width, and with 2 if
+    noise hides whether it does.
     """
     from mupscale_cli.reports.pictures.canvas import check_matplotlib, check_picture, save, style
     from mupscale_cli.sweep.grid import make_grid
@@ -112,8 +115,8 @@ def coordcheck(
         output.stdout().print(f"\n{found.summary}", markup=False)
     if picture:
         output.note(f"wrote {out}")
-    if found.unstable:
-        raise typer.Exit(1)
+    if not found.agrees:
+        raise typer.Exit(1 if found.agrees is False else 2)
 
 
 def _print_table(found: Coordinates) -> None:
@@ -122,9 +125,9 @@ def _print_table(found: Coordinates) -> None:
     for kind in found.kinds:
         power = "" if kind.slope is None else f"{kind.slope:+.2f}"
         changes = (f"{change:.3f}" for change in kind.changes(found.steps))
-        table.add_row(kind.name, *changes, power, style="" if kind.is_stable else "bold red")
+        table.add_row(kind.name, *changes, power, style=_STYLES[kind.is_stable])
     console = output.stdout()
     console.print(table)
-    console.print(
-        f"mean change of an activation after {counted(found.steps, 'step')}, relative to its size", markup=False
-    )
+    after = counted(found.steps, "step")
+    console.print(f"mean change of an activation after {after}, relative to its size", markup=False)
+    console.print(f"exponents are uncertain by {found.uncertainty:.2f}", markup=False)

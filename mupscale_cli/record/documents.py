@@ -714,7 +714,7 @@ class CheckedLayer(TypedDict):
     """Activations of a layer in a coordinate check."""
 
     name: Annotated[str, "Name of the module."]
-    stable: Annotated[bool, "Whether its change does not depend on the width."]
+    stable: Annotated[bool | None, "Whether its change does not depend on the width; null if noise hides it."]
     slope: Annotated[
         Figure | None, "Exponent of the width with which the change at the last step grows; null if nothing changes."
     ]
@@ -729,13 +729,13 @@ class Coordcheck(TypedDict):
     """Output of `mupscale coordcheck`."""
 
     checkpoint: Annotated[str, "Path of the checkpoint."]
-    agrees: Annotated[bool, "Whether all layers are stable."]
+    agrees: Annotated[bool | None, "Whether all layers are stable; null if noise hides it."]
     factors: Annotated[list[int], "Widths over that of the checkpoint."]
     steps: Annotated[Count, "Number of optimizer steps."]
     lr: Annotated[float, "Learning rate of the narrow run."]
     noise: Annotated[float, "Size of the noise."]
     seeds: Annotated[list[int], "Random seeds."]
-    limit: Annotated[float, "The least slope that is not stable."]
+    uncertainty: Annotated[Figure, "How far any slope may be from the true exponent."]
     layers: Annotated[list[CheckedLayer], "All layers, in the order in which they run."]
     picture: Annotated[str | None, "File of the picture; null if none was drawn."]
 

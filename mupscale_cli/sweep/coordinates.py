@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, linear_regression
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,15 +24,13 @@ from mupscale_cli.sweep.data import Tokens, read_tokens
 from mupscale_cli.sweep.grid import Point
 from mupscale_cli.sweep.models import check_causal, load_model, vocab_size
 from mupscale_cli.sweep.settings import Sweep, Training
+from mupscale_cli.sweep.slopes import LEAST, Fit, fit, is_decidable, uncertainty
 from mupscale_cli.sweep.training import draw, make_optimizer, run
 from mupscale_cli.sweep.widened import make_widened
 from mupscale_cli.text import starred
 from mupscale_cli.verification.activations import recording
 from mupscale_cli.verification.placement import choose_device
 
-# Multipliers are powers of the width with exponents that are multiples of 1/2, so a wrong one changes the slope by at
-# least 1/2. Halfway between, a slope is nearer to a mistake than to none.
-LIMIT = 0.25
 _RANDOM_TOKENS = 1 << 14
 
 Sizes = tuple[tuple[float, ...], ...]  # by step, then by width
@@ -50,6 +48,7 @@ class Layer:
         changes: mean absolute change of an activation since step 0, relative to `expected`, by step and width.
         slope: exponent of the width with which the change at the last step grows; None if nothing changes, NaN if
             training diverged.
+        uncertainty: how far the slope may be from the true exponent; see `slopes.uncertainty`.
     """
 
     name: str
@@ -57,11 +56,17 @@ class Layer:
     sizes: Sizes
     changes: Sizes
     slope: float | None
+    uncertainty: float
 
     @property
-    def is_stable(self) -> bool:
-        """Whether the slope is nearer to 0 than to the least that a wrong multiplier makes."""
-        return self.slope is None or abs(self.slope) < LIMIT
+    def is_stable(self) -> bool | None:
+        """Whether the slope is nearer to 0 than to the least that a wrong multiplier makes; None if undecided."""
+        if self.slope is None or math.isnan(self.slope):
+            return self.slope is None
+        distance = abs(self.slope)
+        if max(distance, LEAST - distance) <= self.uncertainty:  # the farther of the two is not ruled out
+            return None
+        return distance < LEAST - distance
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,9 @@ class Kind:
     layers: tuple[Layer, ...]
 
     @property
-    def is_stable(self) -> bool:
-        """Whether all layers are."""
-        return all(layer.is_stable for layer in self.layers)
+    def is_stable(self) -> bool | None:
+        """Whether all layers are; None if no layer is unstable and some are undecided."""
+        return _all_stable(self.layers)
 
     @property
     def slope(self) -> float | None:
@@ -106,18 +111,25 @@ class Coordinates:
 
     Attributes:
         factors: widths of the models over that of the narrow one, ascending.
+        num_seeds: number of random seeds.
         steps: optimizer steps.
         layers: every module with parameters whose output is a tensor, in the order in which they run.
     """
 
     factors: tuple[int, ...]
+    num_seeds: int
     steps: int
     layers: tuple[Layer, ...]
 
     @property
-    def unstable(self) -> tuple[Layer, ...]:
-        """Layers whose change depends on the width."""
-        return tuple(layer for layer in self.layers if not layer.is_stable)
+    def agrees(self) -> bool | None:
+        """Whether all layers are stable; None if no layer is unstable and some are undecided."""
+        return _all_stable(self.layers)
+
+    @property
+    def uncertainty(self) -> float:
+        """How far any slope may be from the true exponent."""
+        return self.layers[0].uncertainty
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -129,10 +141,27 @@ class Coordinates:
 
     @property
     def summary(self) -> str:
-        """The result in half a sentence."""
-        if not self.unstable:
-            return f"all {len(self.layers)} layers change equally much at every width"
-        return f"{len(self.unstable)} of {len(self.layers)} layers change by a power of the width"
+        """The result in a sentence, and what to do if it is open."""
+        verdicts = [layer.is_stable for layer in self.layers]
+        unstable, undecided = verdicts.count(False), verdicts.count(None)
+        if unstable:
+            rest = f"; undecided for {undecided}" if undecided else ""
+            return f"{unstable} of {len(verdicts)} layers change by a power of the width{rest}"
+        if undecided:
+            return (
+                f"undecided for {undecided} of {len(verdicts)} layers; `--seeds {self.enough_seeds}` should be enough"
+            )
+        return f"all {len(verdicts)} layers change equally much at every width"
+
+    @property
+    def enough_seeds(self) -> int:
+        """Number of seeds with which every slope is decided, since the uncertainty falls with their square root."""
+        return math.floor(self.num_seeds * (2 * self.uncertainty / LEAST) ** 2) + 1
+
+
+def _all_stable(layers: Sequence[Layer]) -> bool | None:
+    verdicts = {layer.is_stable for layer in layers}
+    return False if False in verdicts else None if None in verdicts else True
 
 
 def check_coordinates(
@@ -152,12 +181,18 @@ def check_coordinates(
     """
     source, training = settings.find_source().checkpoint, settings.training
     check_causal(source.config, source.path)
-    if len(settings.grid.factors) < 2:
-        raise SweepError("a coordinate check compares widths", hint="give two or more, such as `--factor 2,4,8`")
+    factors, seeds = settings.grid.factors, settings.grid.seeds
+    if len(factors) < 2:
+        raise SweepError("a coordinate check compares widths", hint="give three or more, such as `--factor 2,4,8`")
+    if not is_decidable(len(factors), len(seeds)):
+        raise SweepError(
+            "a line through two widths with one seed fits exactly, so nothing tells a wrong exponent from noise",
+            hint="give three or more widths, such as `--factor 2,4,8`, or `--seeds 2`",
+        )
     tokens = _tokens(settings)
     if len(tokens) < training.length:
         raise SweepError(f"`{settings.data}` holds {len(tokens)} tokens, fewer than `--length {training.length}`")
-    by_width: dict[int, list[_Run]] = {factor: [] for factor in settings.grid.factors}
+    by_width: dict[int, list[_Run]] = {factor: [] for factor in factors}
     with scratch_folder(settings.directory.parent) as folder:
         placed = replace(settings, directory=folder)
         for point in settings.grid:
@@ -168,8 +203,11 @@ def check_coordinates(
             model = _load(noisy, training)
             optimizer = make_optimizer(model, noisy, training, point.lr, is_mapped=is_mapped)
             by_width[point.factor].append(_Run(expected, _measure(model, optimizer, training, tokens, point.seed)))
-    factors, runs = settings.grid.factors, list(by_width.values())
-    return Coordinates(factors, training.steps, tuple(_layer(name, factors, runs) for name in runs[0][0].expected))
+    runs = list(by_width.values())
+    fits = {name: fit(factors, _last_changes(name, runs)) for name in runs[0][0].expected}
+    uncertain = uncertainty(list(fits.values()), factors, len(seeds))
+    layers = tuple(_layer(name, runs, found, uncertain) for name, found in fits.items())
+    return Coordinates(factors, len(seeds), training.steps, layers)
 
 
 @dataclass(frozen=True)
@@ -225,7 +263,14 @@ def _activations(model: nn.Module, training: Training, tokens: Tokens, seed: int
     return {name: torch.cat([each.flatten().float() for each in outputs]) for name, outputs in trace.outputs.items()}
 
 
-def _layer(name: str, factors: Sequence[int], runs: Sequence[Sequence[_Run]]) -> Layer:
+def _last_changes(name: str, runs: Sequence[Sequence[_Run]]) -> list[list[float]]:
+    """Return a module's change at the last step relative to its expected size, by width and seed."""
+    return [
+        [run.found[name][-1][1] / run.expected[name] if run.expected[name] else 0.0 for run in seeds] for seeds in runs
+    ]
+
+
+def _layer(name: str, runs: Sequence[Sequence[_Run]], found: Fit | None, uncertain: float) -> Layer:
     """Summarize a module over seeds; `runs` has those of each width."""
     expected = tuple(fmean(run.expected[name] for run in seeds) for seeds in runs)
     steps = range(len(runs[0][0].found[name]))
@@ -236,17 +281,7 @@ def _layer(name: str, factors: Sequence[int], runs: Sequence[Sequence[_Run]]) ->
     relative = tuple(
         tuple(change / size if size else 0.0 for change, size in zip(step, expected, strict=True)) for step in changes
     )
-    return Layer(name, expected, sizes, relative, slope(factors, relative[-1]))
-
-
-def slope(factors: Sequence[int], values: Sequence[float]) -> float | None:
-    """Return the exponent p of a fit of values by a multiple of factor^p; None if all values are zero."""
-    if not any(values):
-        return None
-    if not all(0 < value < math.inf for value in values):
-        return math.nan
-    x, y = ([math.log(number) for number in numbers] for numbers in (factors, values))
-    return linear_regression(x, y).slope
+    return Layer(name, expected, sizes, relative, None if found is None else found.slope, uncertain)
 
 
 def coordinates_document(coordinates: Coordinates, settings: Sweep, picture: Path | None) -> dict[str, Any]:
@@ -257,13 +292,13 @@ def coordinates_document(coordinates: Coordinates, settings: Sweep, picture: Pat
     return {
         **document_head("coordcheck"),
         "checkpoint": str(settings.checkpoint),
-        "agrees": not coordinates.unstable,
+        "agrees": coordinates.agrees,
         "factors": list(coordinates.factors),
         "steps": coordinates.steps,
         "lr": grid.lrs[0],
         "noise": grid.noises[0],
         "seeds": list(grid.seeds),
-        "limit": LIMIT,
+        "uncertainty": figure(coordinates.uncertainty),
         "layers": [
             {
                 "name": layer.name,

@@ -20,7 +20,7 @@ def draw_coordinates(coordinates: Coordinates, title: str) -> Any:
     Both are relative to the activation before training and without noise, so all lines should be flat.
 
     Layers whose names differ only in numbers are drawn as one line, their mean, but a kind in which some layer changes
-    with the width is red.
+    with the width is red, and one in which some layer is undecided is dashed.
 
     Args:
         coordinates: result of the check.
@@ -38,8 +38,10 @@ def draw_coordinates(coordinates: Coordinates, title: str) -> Any:
     colors, kinds = color_map("viridis"), coordinates.kinds
     for number, kind in enumerate(kinds):
         line = {"color": colors(0.9 * number / max(1, len(kinds) - 1)), "linewidth": 1.3, "label": kind.name}
-        if not kind.is_stable:
+        if kind.is_stable is False:
             line |= {"color": ACCENT, "linewidth": 2.2, "label": f"{kind.name}: {_power(kind)}"}
+        elif kind.is_stable is None:
+            line |= {"linestyle": "dashed", "label": f"{kind.name}: undecided"}
         for row, values in zip(grid, (kind.sizes, kind.changes), strict=True):
             for panel, step in zip(row, steps, strict=True):
                 if any(means := values(step)):

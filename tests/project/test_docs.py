@@ -53,7 +53,7 @@ ELSEWHERE = {
     "mupscale widen base --factor 2 --adapter sql-lora": "tasks/test_adapters.py",
     "mupscale widen all-MiniLM-L6-v2 --factor 2": "tasks/test_modules.py",
     "mupscale demo": "cli/test_demo.py",
-    "mupscale coordcheck mupscale-demo/tiny --seeds 2": "sweep/test_coordinates.py",
+    "mupscale coordcheck mupscale-demo/tiny": "sweep/test_coordinates.py",
     **dict.fromkeys(
         (
             "mupscale widen outputs/checkpoint/step-1000 -o wide/checkpoint/step-1000 --factor 2",

@@ -133,7 +133,19 @@ def test_documents(line, name, place, saved, monkeypatch):
 
 
 def test_a_coordinate_check_is_a_document(saved):
-    words = [str(saved("Llama-tied")), "-f", "2,4", "--steps", "1", "--batch-size", "2", "--length", "8"]
+    words = [
+        str(saved("Llama-tied")),
+        "-f",
+        "2,4,8",
+        "--seeds",
+        "1",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--length",
+        "8",
+    ]
     result = run("coordcheck", *words, "--no-picture", "--json")
     found = check(result.out, "coordcheck", result.code)
     assert [len(layer["sizes"]) for layer in found["layers"]] == [2] * len(found["layers"])

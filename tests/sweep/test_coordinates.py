@@ -1,14 +1,14 @@
 """The coordinate check finds hyperparameters that are wrong for the width, and its picture shows them."""
 
 import json
-import math
 
 import pytest
 
 from cli_runner import run
 from mupscale_cli.reports.pictures.canvas import ACCENT, style
-from mupscale_cli.sweep.coordinates import Coordinates, Layer, slope
+from mupscale_cli.sweep.coordinates import Coordinates, Layer
 from mupscale_cli.sweep.coordinates_picture import draw_coordinates
+from mupscale_cli.sweep.slopes import fit
 from training import save_training
 
 SMALL = ("--steps", "2", "--batch-size", "8", "--length", "16", "--noise", "0.05", "--lr", "3e-4", "--json")
@@ -20,15 +20,16 @@ def narrow(tmp_path_factory):
 
 
 def checked(narrow, *options):
-    result = run("coordcheck", str(narrow), "-f", "2,4", *SMALL, *options)
+    result = run("coordcheck", str(narrow), "-f", "2,4,8", "--seeds", "1", *SMALL, *options)
     return json.loads(result.out), result.code
 
 
 def read(found):
     layers = tuple(
-        Layer(each["name"], each["expected"], each["sizes"], each["changes"], each["slope"]) for each in found["layers"]
+        Layer(each["name"], each["expected"], each["sizes"], each["changes"], each["slope"], found["uncertainty"])
+        for each in found["layers"]
     )
-    return Coordinates(tuple(found["factors"]), found["steps"], layers)
+    return Coordinates(tuple(found["factors"]), len(found["seeds"]), found["steps"], layers)
 
 
 def lines(found):
@@ -36,7 +37,10 @@ def lines(found):
     with style():
         panel = draw_coordinates(read(found), "narrow").axes[-1]
     return {
-        line.get_label().partition(":")[0]: (line.get_color(), slope(line.get_xdata(), line.get_ydata()))
+        line.get_label().partition(":")[0]: (
+            line.get_color(),
+            fit(line.get_xdata(), [[value] for value in line.get_ydata()]).slope,
+        )
         for line in panel.get_lines()
     }
 
@@ -72,14 +76,53 @@ def test_without_noise_all_widths_agree(narrow):
     assert all(layer["sizes"][0] == pytest.approx(layer["expected"]) for layer in found["layers"])
 
 
-def test_slope_is_the_power_of_the_width():
-    assert slope([2, 4, 8], [3.0, 6.0, 12.0]) == pytest.approx(1)
-    assert slope([2, 4, 8], [0.0, 0.0, 0.0]) is None
-    assert math.isnan(slope([2, 4], [1.0, math.nan]))
-    assert not Layer("", (1, 1), ((1, 1),), ((0, 0),), math.nan).is_stable
+def layer(slope, uncertainty):
+    return Layer("block.0.up", (1, 1), ((1, 1),), ((0, 0),), slope, uncertainty)
+
+
+@pytest.mark.parametrize(
+    ("slope", "uncertainty", "verdict"),
+    [
+        (0.1, 0.2, True),  # 1/2 is ruled out
+        (0.24, 0.2, True),
+        (0.26, 0.2, False),  # nearer to 1/2, and 0 is ruled out
+        (-0.26, 0.2, False),
+        (0.26, 0.3, None),
+        (0.1, 0.41, None),
+        (0.6, 0.5, False),
+        (None, 0.5, True),
+        (float("nan"), 0.0, False),  # diverged
+    ],
+)
+def test_a_verdict_rules_the_other_one_out(slope, uncertainty, verdict):
+    assert layer(slope, uncertainty).is_stable is verdict
+
+
+def test_an_open_check_says_how_many_seeds_would_decide_it():
+    found = Coordinates((2, 4, 8), 2, 1, (layer(0.1, 0.5), layer(0.0, 0.5)))
+    assert found.agrees is None
+    assert found.summary == "undecided for 2 of 2 layers; `--seeds 9` should be enough"
+
+
+def test_an_open_check_fails(narrow):
+    """Noise as large as the weights leaves the exponents of two widths open."""
+    options = ("--noise", "1", "--steps", "1", "--batch-size", "2", "--length", "8", "--no-picture", "--json")
+    result = run("coordcheck", str(narrow), "-f", "2,4", "--seeds", "2", *options)
+    found = json.loads(result.out)
+    assert found["agrees"] in (None, False)
+    assert result.code == (2 if found["agrees"] is None else 1)
+    assert None in [each["stable"] for each in found["layers"]]
 
 
 def test_one_width_is_refused(narrow):
     result = run("coordcheck", str(narrow), "-f", "2")
     assert result.code == 2
     assert "compares widths" in result.err
+
+
+def test_two_widths_with_one_seed_are_refused(narrow):
+    """Two points always lie on a line, so the check could not tell noise from a mistake."""
+    result = run("coordcheck", str(narrow), "-f", "2,4", "--seeds", "1")
+    assert result.code == 2
+    assert "fits exactly" in result.err
+    assert "--seeds 2" in result.err
