@@ -101,6 +101,10 @@ class PlanError(MupscaleError):
     """A widening that is impossible with the requested factors, axes and options, or for the checkpoint."""
 
 
+class OptionError(PlanError):
+    """An option that has no effect with the others, or for this checkpoint."""
+
+
 class SizeError(PlanError):
     """Sizes that the function does not allow, or the class of the model."""
 

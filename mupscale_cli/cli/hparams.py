@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import options, output, usage
 from mupscale_cli.cli.completion import complete_widened
 from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, hyperparameters
 from mupscale_cli.optimizers.narrow_run import choose_settings
@@ -115,6 +115,14 @@ def hparams(
     settings = replace(chosen, depth=depth, adjust_lr=adjust_lr)
     growth = record if adapter is None else adapter_growth(record, adapter)
     result = hyperparameters(growth, settings, swept.proxy if swept else {})
+    usage.refuse_idle(
+        optimizer=result.rule.title,
+        has_eps=result.rule.eps is not None,
+        has_betas="betas" in result.rule.settings,
+        has_shape_factor=result.rule.shape_factor is not None,
+        decays=bool(settings.weight_decay),
+        is_deeper=bool(record["blocks"]),
+    )
     form = "json" if as_json else "yaml" if as_yaml else form
     if form == "table":
         state = record["optimizer_state"]

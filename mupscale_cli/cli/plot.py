@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mupscale_cli.checkpoints.reading import TORCH_SUFFIXES
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import options, output, usage
 from mupscale_cli.cli.completion import complete_tensor, complete_widened
 from mupscale_cli.tasks.recorded import replan_widening
 
@@ -77,7 +77,9 @@ def plot_errors(
     _check(out, overwrite=overwrite)
     from mupscale_cli.reports.pictures.verification import draw_errors, module_errors, read_verification
 
-    if _is_document(source):
+    is_verified = _is_document(source)
+    usage.refuse_idle(is_verified=is_verified)
+    if is_verified:
         document = read_verification(Path(source))
     else:
         from mupscale_cli.tasks import verify as task

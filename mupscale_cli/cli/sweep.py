@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from mupscale_cli.cli import options, output
+from mupscale_cli.cli import options, output, usage
 from mupscale_cli.errors import Interrupted, SweepError
 from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.tasks.options import WidenOptions, parse_axes
@@ -174,11 +174,19 @@ def sweep(
 
         ratio = usual_ratio(source.checkpoint, recipe, tie, axes)
     chosen = _proxy(ratio, proxy_steps, 0 if command and not data else _PROXY_STEPS * steps)
+    grid = _grid(factor or ([str(large or 2)] if chosen else ["2", "4"]), lr, lr_steps, noise, seeds)
+    usage.refuse_idle(
+        ratio=ratio,
+        trains=command is None or chosen is not None,
+        is_raw=data is not None and data.suffix == ".bin",
+        has_one_lr="," not in lr,
+        largest_noise=grid.noises[-1],
+    )
     settings = Sweep(
         name=source.stem,
         checkpoint=source.checkpoint.path,
         directory=out or source.default_directory / f"{source.stem}-sweep",
-        grid=_grid(factor or ([str(large or 2)] if chosen else ["2", "4"]), lr, lr_steps, noise, seeds),
+        grid=grid,
         target=large,
         axes=axes,
         reading=reading,
@@ -225,8 +233,6 @@ def _proxy(ratio: int | None, steps: int | None, default_steps: int) -> Proxy | 
     from mupscale_cli.sweep.settings import Proxy
 
     if ratio is None:
-        if steps is not None:
-            raise SweepError("`--proxy-steps` needs `--proxy`", hint="for instance `--proxy 4`")
         return None
     if ratio < 2:
         raise SweepError(f"`--proxy {ratio}` is not at least 2")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mupscale_cli.tasks import effects
+
 _COLUMN = 26  # columns for names; a longer one gets a line of its own
+_GIVEN = ("COMMANDLINE", "ENVIRONMENT")  # click's names of where an option's value comes from
+_RUNNING: ContextVar[Any] = ContextVar("_RUNNING")  # the context of the running command
 _REST = "General options"  # the group of options that name none
 # Settings of the root, which its commands inherit.
 CONTEXT: dict[str, Any] = {
@@ -44,7 +49,26 @@ class Command(TyperCommand):
             if source is not None and source.name == "ENVIRONMENT" and not ctx.params.get("quiet"):
                 name = f"{ctx.auto_envvar_prefix}_{parameter.name}".upper()
                 output.note(f"`{parameter.opts[0]}` is set by the environment variable {name}")
+        _RUNNING.set(ctx)
+        refuse_idle()
         return super().invoke(ctx)
+
+
+def refuse_idle(**facts: Any) -> None:
+    """Refuse options of the running command that have no effect.
+
+    Args:
+        **facts: what the command knows beyond its options, named as in the table `effects.IDLE`.
+
+    Raises:
+        OptionError: there is such an option.
+    """
+    context = _RUNNING.get()
+    name_of = {each.name: each.opts[0].lstrip("-").replace("-", "_") for each in context.command.params}
+    sources = {name_of[name]: context.get_parameter_source(name) for name in context.params if name in name_of}
+    given = {name for name, source in sources.items() if source is not None and source.name in _GIVEN}
+    values = {name_of[name]: value for name, value in context.params.items() if name in name_of}
+    effects.refuse_idle(context.command_path.partition(" ")[2], given, {**values, **facts})
 
 
 class Group(TyperGroup):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +80,7 @@ def verify(
         output.note(f"verifying {wide}, the newest widened checkpoint in this folder")
     narrow = given[0] if len(given) == 2 else None
     if report is not None:
-        check_report(report, only or (), overwrite=overwrite)
+        check_report(report, overwrite=overwrite)
     chosen = VerifyOptions(
         narrow,
         only=tuple(only or ()),
@@ -118,18 +117,14 @@ def _fail(reason: str) -> None:
     raise typer.Exit(1)
 
 
-def check_report(file: Path, only: Sequence[str], *, overwrite: bool) -> None:
+def check_report(file: Path, *, overwrite: bool) -> None:
     """Check before a verification that its report can be written.
 
     Raises:
-        MupscaleError: the report would be empty, exists, or cannot be drawn.
+        MupscaleError: the report exists, or cannot be drawn.
     """
     from mupscale_cli.reports.pictures.canvas import check_file, check_matplotlib
 
-    if only and "function" not in only:
-        raise MupscaleError(
-            f"`--report` shows what models compute, but `--only {only[0]}` runs none", hint="add `--only function`"
-        )
     if file.suffix.lower() not in (".html", ".htm"):
         raise MupscaleError(
             f"the report `{file}` does not end in .html", hint=f"for example `--report {file.stem}.html`"

@@ -12,7 +12,7 @@ import typer
 
 from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.target import check_output
-from mupscale_cli.cli import explain, files, options, output, render, summary
+from mupscale_cli.cli import explain, files, options, output, render, summary, usage
 from mupscale_cli.cli import push as push_command
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import HubError, PlanError
@@ -168,20 +168,15 @@ def widen(
             if processes is not None and not ranks.is_alone:
                 raise PlanError("torchrun sets the number of processes", hint="omit `--processes`")
             pushing = PushOptions(private, push_revision, create_pr, commit_message, with_optimizer)
-            if push_to_hub is None and pushing != PushOptions():
-                raise PlanError(
-                    "there are options of a push, but no repository to push to", hint="add `--push-to-hub ORG/NAME`"
-                )
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = find_source(checkpoint, chosen.reading, recipe=recipe, headers_only=True)
             plan, *others = plan_shapes(source, chosen)
             output.note_found(source.found if ranks.is_first else {})
             target = output_path(source, chosen)
-            if tensor is not None and not dry_run:
-                raise PlanError(
-                    "`--tensor` explains a tensor and widens nothing",
-                    hint="add `--dry-run`, or run `mupscale inspect CKPT --tensor NAME`",
-                )
+            usage.refuse_idle(
+                state=source.find_state(chosen.state),
+                is_sharded=not source.checkpoint.is_file and source.checkpoint.trained is None,
+            )
             if dry_run:
                 shapes = () if chosen.params is None else (plan, *others)
                 adapters = plan_adapters(source.checkpoint, plan, chosen.adapter, str(target))

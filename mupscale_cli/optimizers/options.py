@@ -23,7 +23,7 @@ class StateOptions:
         kinds: the optimizers that the state belongs to; empty to let its settings and keys tell.
 
     Raises:
-        PlanError: the policy or an optimizer is unknown, or there are options of a state that is not widened.
+        PlanError: the policy or an optimizer is unknown.
     """
 
     optimizer: str | Path = "auto"
@@ -36,16 +36,6 @@ class StateOptions:
             raise PlanError(f"unknown optimizer policy `{self.policy}`", hint=f"known: {', '.join(POLICIES)}")
         for name in self.kinds:
             optimizer_rule(name)
-        if self.optimizer == "none" and (given := self._given):
-            raise PlanError(
-                f"`--optimizer none` widens no state, so `{given[0]}` has no effect", hint="omit one of them"
-            )
-
-    @property
-    def _given(self) -> list[str]:
-        """The options that say more about the state."""
-        options = {"--key": self.key, "--optimizer-kind": self.kinds, "--optimizer-policy": self.policy != "copy"}
-        return [option for option, value in options.items() if value]
 
     def find(self, checkpoint: Checkpoint) -> Path | None:
         """Return the path of the state to widen, None if there is none."""

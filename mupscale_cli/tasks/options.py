@@ -21,6 +21,7 @@ from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Amount, Request, Size
 from mupscale_cli.plan.methods import Method, make_method
 from mupscale_cli.plan.perturbation import Mode, Perturbation, Scale
 from mupscale_cli.plan.request import MAX_FACTOR, USUAL_FACTOR
+from mupscale_cli.tasks.effects import refuse_idle_fields
 from mupscale_cli.tasks.reading import Reading
 from mupscale_cli.text import shortened
 from mupscale_cli.verification.options import VerifyOptions
@@ -104,6 +105,7 @@ class GrowthOptions:
         sizing = {"--factor": self.factor, "--to": self.to, "--params": self.params}
         if len(given := [name for name, value in sizing.items() if value is not None]) > 1:
             raise PlanError(f"`{given[0]}` and `{given[1]}` conflict: each gives every axis its size", hint="omit one")
+        refuse_idle_fields("widen", self)
         _ = self.request, self.growth, self.policy  # raise if an option is invalid
 
     @property
@@ -129,11 +131,6 @@ class GrowthOptions:
                 hint="omit one of them; `--snr` already sets the size of the noise and makes it cancel",
             )
         if self.noise is None:
-            if has_details:
-                raise PlanError(
-                    "`--noise-mode`, `--noise-scale` and `--noise-on` require `--noise`",
-                    hint="set the size of the noise, for instance `--noise 0.1`",
-                )
             return method, None
         usual = method.perturbation or Perturbation(self.noise)
         mode, scale = self.noise_mode or usual.mode, self.noise_scale or usual.scale

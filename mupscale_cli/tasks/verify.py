@@ -22,6 +22,7 @@ from mupscale_cli.optimizers.tree import OptimizerTree
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
 from mupscale_cli.record.reading import state_path
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_recorded_adapters
+from mupscale_cli.tasks.effects import refuse_idle_fields
 from mupscale_cli.tasks.options import called_with
 from mupscale_cli.tasks.recorded import OTHER_SOURCE, RecordedWidening, replan_widening
 from mupscale_cli.verification.comparing import verify_checkpoints
@@ -52,6 +53,10 @@ class VerifyCall(VerifyOptions):
     events: Events = SILENT
     processes: int | None = 1
     store: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_idle_fields("verify", self)
 
 
 @called_with(VerifyCall)

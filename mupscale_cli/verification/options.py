@@ -38,7 +38,7 @@ class VerifyOptions:
             source.
 
     Raises:
-        VerifyError: a part or a data type is unknown, or `steps` trains models that `only` excludes.
+        VerifyError: a part or a data type is unknown.
     """
 
     narrow: str | Path | None = None
@@ -57,10 +57,6 @@ class VerifyOptions:
             raise VerifyError(f"unknown part `{unknown}`", hint=f"known: {', '.join(PARTS)}")
         if self.dtype not in ("auto", *FLOATS):
             raise VerifyError(f"unknown data type `{self.dtype}`", hint=f"known: auto, {', '.join(FLOATS)}")
-        if self.steps and "function" not in self.parts:
-            raise VerifyError(
-                f"`--steps` trains both models, but `--only {self.only[0]}` runs none", hint="add `--only function`"
-            )
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ def test_noise_of_another_seed_is_found(saved, tmp_path):
             ["--method", "warmstart", "--noise", "1", "--noise-mode", "preserving"],
             "does not work with `--method warmstart`",
         ),
-        (["--noise-mode", "preserving"], "require `--noise`"),
+        (["--noise-mode", "preserving"], "`--noise-mode` has no effect without `--noise`"),
         (["--noise", "-1"], "the noise is -1"),
         (["--noise", "1e30"], "a number from 0 to 1000"),
         (["--method", "hyperclone", "--snr", "9", "--noise-mode", "free"], "`--snr` conflicts with"),

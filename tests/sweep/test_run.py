@@ -69,7 +69,7 @@ def test_single_file_is_swept(tokens, tmp_path, saved):
         (["--command", "train 'open"], "is not a valid command line"),
         (["--command", " "], "`--command` is empty"),
         (["--command", "/no/such/program {checkpoint} {lr}"], "cannot start"),
-        (["--proxy-steps", "3", *OWN], "`--proxy-steps` needs `--proxy`"),
+        (["--proxy-steps", "3", *OWN], "`--proxy-steps` has no effect without `--proxy`"),
         (["--proxy", "1", *OWN], "`--proxy 1` is not at least 2"),
         (["--proxy", "2", "--proxy-steps", "-1", *OWN], "is not at least 0"),
         (["--proxy", "3", "--proxy-steps", "0", *OWN], "cannot be divided by 3"),

@@ -29,7 +29,7 @@ def test_times_are_steps_or_fractions():
         ({-1: 2}, {}, "time of a growth is -1"),
         ({"30 %": 2}, {}, "time of a growth is 30 %"),
         ({0.5: {"fctor": 2}}, {}, "unknown option `fctor`"),
-        ({0.5: 2}, {"noise_mode": "free"}, "require `noise`"),
+        ({0.5: 2}, {"noise_mode": "free"}, "`noise_mode` has no effect without `noise`"),
         ({0.5: 100}, {}, None),
     ],
 )

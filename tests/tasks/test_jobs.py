@@ -204,7 +204,7 @@ def test_a_full_disk_is_reported_before_any_step_runs(folder, monkeypatch):
         ("steps:\n  - {widen: narrow, noise: much}", "`much` is not a number", "^^^^"),
         ("steps:\n  - {widen: narrow, verify: maybe}", "neither `true` nor `false`", "^^^^^"),
         ("steps:\n  - {widen: narrow, max-shard-size: 2 cats}", "is not a size", "^^^^^^"),
-        ("steps:\n  - {widen: narrow, noise-mode: free}", "require `--noise`", "^^^^^"),
+        ("steps:\n  - {widen: narrow, noise-mode: free}", "`--noise-mode` has no effect without `--noise`", "^^^^^"),
         ("steps:\n  - {widen: narrow, method: magic}", "magic", "^^^^^"),
         ("steps:\n  - {push: narrow}", "`push` has no destination", "^^^^"),
         ("defaults: {widden: {}}\nsteps:\n  - {widen: narrow}", "unknown key `widden` in `defaults`", "^^^^^^"),

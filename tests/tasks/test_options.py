@@ -144,7 +144,7 @@ def test_a_misspelled_option_is_refused_before_any_work():
 
 
 def test_contradictory_options_are_refused_before_any_work():
-    with pytest.raises(PlanError, match="require `noise`"):
+    with pytest.raises(PlanError, match="`noise_mode` has no effect without `noise`"):
         WidenOptions(noise_mode="free")
     with pytest.raises(PlanError, match="unknown optimizer policy"):
         WidenOptions(optimizer_policy="melt")

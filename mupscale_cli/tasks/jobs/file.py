@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mupscale_cli.checkpoints.hub.ids import parse_hub_id
 from mupscale_cli.errors import MupscaleError, RunError
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.plan import Size
+from mupscale_cli.tasks.effects import idle_options, refuse_idle_fields
 from mupscale_cli.tasks.jobs import PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.options import (
     WidenOptions,
@@ -227,6 +228,7 @@ _FIELDS: Mapping[str, Mapping[str, Read]] = {
         "with_optimizer": _flag,
     },
 }
+_CLASSES = {"widen": WidenOptions, "verify": VerifyOptions, "push": PushOptions}
 OPTIONS = {kind: {option_name(field): field for field in fields} for kind, fields in _FIELDS.items()}
 
 
@@ -283,7 +285,10 @@ def _step(node: Node, defaults: Mapping[str, Mapping[str, Any]], paths: _JobPath
     assert subject is not None
     rest = Entries(tuple(pair for pair in node if pair[0] is not kind), node.origin)
     own = _values(rest, kind.value, folder)
-    given = {**defaults.get(kind.value, {}), **own}
+    shared = defaults.get(kind.value, {})
+    usual = {field.name: field.default for field in fields(_CLASSES[kind.value])}
+    idle = {option for option, _ in idle_options(kind.value, shared.keys() - own, {**usual, **shared, **own})}
+    given = {**{name: value for name, value in shared.items() if name not in idle}, **own}
     name = paths.locate(_text(subject, folder))
     try:
         if kind.value == "widen":
@@ -303,7 +308,9 @@ def _widen(checkpoint: str, given: Mapping[str, Any], folder: Path) -> WidenStep
 
 def _verify(wide: str, given: Mapping[str, Any], paths: _JobPaths) -> VerifyStep:
     narrow = {"narrow": paths.locate(given["narrow"])} if "narrow" in given else {}
-    return VerifyStep(wide, VerifyOptions(**{**given, **narrow}))
+    options = VerifyOptions(**{**given, **narrow})
+    refuse_idle_fields("verify", options)
+    return VerifyStep(wide, options)
 
 
 def _push(wide: str, given: Mapping[str, Any]) -> PushStep:
