@@ -14,6 +14,7 @@ import torch
 Job = TypeVar("Job")
 _MAX_WORKERS = 4  # fewer already keep a disk busy
 _limit: ContextVar[int] = ContextVar("limit", default=_MAX_WORKERS)
+_outside: ContextVar[int | None] = ContextVar("outside", default=None)  # torch's threads outside of `one_thread`
 
 
 def num_workers() -> int:
@@ -22,15 +23,21 @@ def num_workers() -> int:
     return min(usable, _limit.get())
 
 
+def num_threads() -> int:
+    """Return how many threads torch's operations may use, or might outside of `one_thread`."""
+    return _outside.get() or torch.get_num_threads()
+
+
 @contextmanager
 def one_worker() -> Iterator[None]:
     """Limit work inside the context to one thread, for instance because other processes use the other cores."""
-    token = _limit.set(1)
+    limit, outside = _limit.set(1), _outside.set(1)
     try:
         with one_thread():
             yield
     finally:
-        _limit.reset(token)
+        _limit.reset(limit)
+        _outside.reset(outside)
 
 
 def run_jobs(jobs: Iterable[Job], workers: Sequence[Callable[[Job], None]]) -> None:
@@ -109,14 +116,15 @@ class _Queue(Generic[Job]):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread inside the context.
+    """Limit each of torch's operations to one thread inside the context.
 
-    More threads would compete with ours, or spend their time waiting for each other on tiny models. The setting is
+    More threads would compete with ours, or spend their time waiting for each other on small tensors. The setting is
     partly global, so the context restores it.
     """
-    before = torch.get_num_threads()
+    before, token = torch.get_num_threads(), _outside.set(num_threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _outside.reset(token)

@@ -100,8 +100,10 @@ def test_any_operation_sees_the_weight_in_the_type_of_the_model(use):
     assert torch.equal(found, expected.double())
 
 
-def test_a_product_of_many_pieces_is_the_product(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_product_of_many_pieces_is_the_product(threads, monkeypatch):
     monkeypatch.setattr("mupscale_cli.verification.streamed._PIECE", 8)  # two columns of four rows
+    monkeypatch.setattr("mupscale_cli.verification.streamed.num_threads", lambda: threads)
     test_any_operation_sees_the_weight_in_the_type_of_the_model(lambda w: torch.eye(4).double() @ w.T)
 
 
