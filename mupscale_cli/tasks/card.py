@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
+from mupscale_cli.plan.methods import METHODS
 from mupscale_cli.plan.request import USUAL_FACTOR
 from mupscale_cli.text import count_text, growth_factor, listed, number_text, starred
 
@@ -33,6 +34,7 @@ def card_section(record: Record, name: str) -> str:
         BEGIN,
         "## Widened with mupscale",
         _origin(record, name),
+        _purpose(record),
         _axes(record),
         _growth(record),
         "### Equivalence",
@@ -67,6 +69,17 @@ def _origin(record: Record, name: str) -> str:
         base = "a checkpoint that `mupscale.json` identifies by its digests"
     version = record["mupscale_version"]
     return f"`{name}` is {base}, widened by mupscale {version} without any training."
+
+
+def _purpose(record: Record) -> str:
+    method, noise = METHODS[record["method"]["name"]], record["perturbation"]
+    is_exact = method.is_copying and (method.adds_identity or not record["blocks"])
+    if is_exact and (not noise or noise["mode"] == "preserving"):
+        return (
+            "It is a starting point for further training: used as it is, it computes the same function as its source, "
+            "no better and at a higher cost."
+        )
+    return "It is a starting point for further training, not a model to use as it is: it computes another function."
 
 
 def _axes(record: Record) -> str:

@@ -163,6 +163,18 @@ def test_the_card_says_how_it_was_verified(verification, says, saved, tmp_path):
         assert text in section, section
 
 
+@pytest.mark.parametrize(
+    ("way", "is_same"), [("plain", True), ("noise", True), ("net2net", True), ("warmstart", False)]
+)
+def test_the_card_says_what_the_model_is_for(way, is_same, saved, tmp_path):
+    out = tmp_path / "wide"
+    assert run("widen", str(saved("Llama-tied")), *WAYS[way], "-o", str(out), "--no-verify").code == 0
+    section = card_section(json.loads((out / "mupscale.json").read_text()), "wide")
+    assert "starting point for further training" in section
+    assert ("computes the same function as its source" in section) is is_same
+    assert ("not a model to use as it is" in section) is not is_same
+
+
 def made(saved, tmp_path):
     out = str(tmp_path / "wide")
     assert run("widen", str(saved("Llama-tied")), "-f", "4", "-o", out, "--no-verify").code == 0
