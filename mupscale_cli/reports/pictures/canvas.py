@@ -67,6 +67,16 @@ def dress(panel: Any, *, bottom: bool = True) -> None:
         panel.spines[side].set_color(RULE)
 
 
+def whole_steps(axis: Any) -> None:
+    """Put ticks at whole numbers only: a step is counted, not measured."""
+    axis.set_major_locator(_import("matplotlib.ticker").MaxNLocator(integer=True))
+
+
+def legend_beside(figure: Any) -> None:
+    """Put the legend of all panels beside them, where it covers nothing."""
+    figure.legend(loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
+
+
 def heading(figure: Any, title: str) -> None:
     """Put a title above all panels."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)

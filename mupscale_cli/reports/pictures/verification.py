@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, cast
 from mupscale_cli.checkpoints.json_files import MAX_LIST_BYTES, parse_json
 from mupscale_cli.errors import PictureError
 from mupscale_cli.files import read_errors, read_text
-from mupscale_cli.reports.pictures.canvas import ACCENT, COOL, GRAY, INK, color_map, dress, heading, new_figure
+from mupscale_cli.reports.pictures.canvas import (
+    ACCENT,
+    COOL,
+    GRAY,
+    color_map,
+    dress,
+    heading,
+    legend_beside,
+    new_figure,
+    whole_steps,
+)
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Verification
@@ -177,7 +187,7 @@ def draw_errors(modules: ModuleErrors, title: str) -> Any:
     panel.set_ylim(low, high)
     _layer_ticks(panel, modules.names)
     panel.set_ylabel(f"largest relative difference ({modules.dtype})", color=GRAY, fontsize=9)
-    figure.legend(loc="outside right center", frameon=False, labelcolor=INK, fontsize=8)
+    legend_beside(figure)
     heading(figure, title)
     return figure
 
@@ -207,7 +217,7 @@ def _layer(name: str) -> str:
 
 def draw_losses(losses: Losses, title: str) -> Any:
     """Draw both models' losses and, below, their relative difference; return a matplotlib figure."""
-    figure = new_figure(7.5, 4.6)
+    figure = new_figure(8.5, 4.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = range(1, len(losses.narrow) + 1)
     dress(above)
@@ -215,19 +225,19 @@ def draw_losses(losses: Losses, title: str) -> Any:
     wide = f"wide, without {' and '.join(losses.removed)}" if losses.removed else "wide"
     above.plot(steps, losses.wide, color=ACCENT, linewidth=1.4, marker="o", markersize=3, label=wide)
     above.set_ylabel("loss of the batch (nats)", color=GRAY, fontsize=9)
-    above.legend(labelcolor=INK, fontsize=8, frameon=False)
     dress(below)
     below.set_yscale("log")
     low, high = _log_limits([*losses.differences, losses.tolerance])
     shown = [min(max(value, low * 1.2), high) for value in losses.differences]
-    below.plot(steps, shown, color=COOL, marker="o", markersize=3, linewidth=1)
+    below.plot(steps, shown, color=COOL, marker="o", markersize=3, linewidth=1, label="difference")
     below.axhline(
         losses.tolerance, color=ACCENT, linewidth=1.4, linestyle=(0, (4, 3)), label=f"tolerance {losses.tolerance:.1e}"
     )
     below.set_ylim(low, high)
     below.set_ylabel("relative difference", color=GRAY, fontsize=9)
-    below.set_xlabel(f"step of {losses.optimizer}", color=GRAY, fontsize=9)
-    below.legend(labelcolor=INK, fontsize=8, frameon=False)
+    below.set_xlabel("optimizer step", color=GRAY, fontsize=9)
+    whole_steps(below.xaxis)
+    legend_beside(figure)
     heading(figure, title)
     return figure
 
