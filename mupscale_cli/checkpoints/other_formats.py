@@ -84,7 +84,9 @@ OTHER_FORMATS = (
         ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
         ("zero_to_fp32.py", "global_step*", "zero_pp_rank_*", "bf16_zero_pp_rank_*", "mp_rank_*_model_states.pt"),
     ),
-    OtherFormat("a part of a distributed checkpoint of torch", "pass the folder that contains it", ("*.distcp",)),
+    OtherFormat(
+        "a part of a distributed checkpoint of torch", "pass the folder that contains it", ("*.distcp", ".metadata")
+    ),
     OtherFormat(
         "a distributed checkpoint of torch without its `.metadata`",
         "copy that file too; if the run was stopped before it wrote the file, which it does last, pass an earlier step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -238,8 +238,15 @@ def open_checkpoint(path: Path, choice: Choice = USUAL) -> Checkpoint:
         return replace(open_folder(Folder(path, _readable(sizes)), choice), opened=opened, sizes=sizes)
     if not path.is_file():
         raise _not_found(path)
+    return _open_file(path, choice)
+
+
+def _open_file(path: Path, choice: Choice) -> Checkpoint:
     if choice.is_made or (path.suffix in (*TORCH_SUFFIXES, "") and TORCH_FILE.recognizes(path)):
-        return _open_trained_file(path, choice)
+        trained = open_trained_file(path, choice)
+        if trained is None:
+            raise _has_another_form(path, choice, lambda other: _open_file(path, other))
+        return _trained_file(path, trained)
     weights_format = next((each for each in FORMATS if each.recognizes(path)), None)
     description = describe(path)
     if weights_format is None or (path.suffix not in SUFFIXES and description.about != UNKNOWN_FILE.about):
@@ -261,8 +268,7 @@ def _recorded_choice(path: Path) -> Choice:
     return Choice(said.get("layout"), said.get("weights_key")) if isinstance(said, dict) else USUAL
 
 
-def _open_trained_file(path: Path, choice: Choice) -> Checkpoint:
-    trained = open_trained_file(path, choice)
+def _trained_file(path: Path, trained: Trained) -> Checkpoint:
     config = config_path(path) if trained.sizes is None else trained.config_file
     opened = identities((path, *([config] if config else ())))
     content = trained.config or (read_json(require_own_file(config)) if config else None)
@@ -305,6 +311,8 @@ def open_folder(folder: Folder, choice: Choice = USUAL) -> Checkpoint:
         config = config_beside(trained.path.name, folder.names) if trained.sizes is None else None
         sizes = trained.config or (read_json(require_own_file(path / config)) if config else None)
         return _checked(Checkpoint(path, False, trained.files, trained.tensors, sizes, {}, trained=trained))
+    if choice.is_made:
+        raise _has_another_form(path, choice, lambda other: open_folder(folder, other))
     if own != folder:
         raise _is_adapter(path)
     check_place(folder)
@@ -317,6 +325,28 @@ def open_folder(folder: Folder, choice: Choice = USUAL) -> Checkpoint:
     if odd := next((name for name in sorted(inside) if name.endswith(SUFFIXES) and (path / name).is_dir()), None):
         raise CheckpointError(f"`{path / odd}` is a folder, not a file", hint="download or save the checkpoint again")
     raise _not_supported(path, describe_folder(path, sorted(inside)))
+
+
+def _has_another_form(path: Path, choice: Choice, reopen: Callable[[Choice], Checkpoint]) -> CheckpointError:
+    """Return the error for a checkpoint that does not have the form that the user names.
+
+    Args:
+        path: the file or folder.
+        choice: what the user says.
+        reopen: opens it with another choice.
+
+    Raises:
+        CheckpointError: it has no other form either.
+    """
+    found = reopen(USUAL if choice.layout is None else replace(choice, layout=None))
+    if found.trained is None:
+        return CheckpointError(
+            f"`{path}` contains safetensors, which have no layout and no key of weights",
+            hint="omit `--layout` and `--weights-key`",
+        )
+    return CheckpointError(
+        f"`{path}` has the layout `{found.trained.layout.name}`, not `{choice.layout}`", hint="omit `--layout`"
+    )
 
 
 def _local(path: Path, names: Iterable[str]) -> list[str]:

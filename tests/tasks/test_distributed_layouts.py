@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 import types
 import warnings
@@ -12,7 +13,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, filesystem
 
 from mupscale_cli.checkpoints.layouts.torchtitan import Sizes
-from mupscale_cli.errors import CheckpointError
+from mupscale_cli.checkpoints.reading import open_checkpoint
+from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.optimizers.rules.rule import DECOUPLED
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
 
@@ -20,6 +23,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 EMBED, HEADS, KV, D, FFN, VOCAB = 8, 4, 2, 2, 12, 5
 SIZES = {"n_heads": HEADS, "n_kv_heads": KV, "head_dim": D}
 LINGUA = {"dim": EMBED, "n_layers": 1, **SIZES, "multiple_of": 2, "ffn_dim_multiplier": 0.6, "norm_eps": 1e-5}
+_NORM = {"layer_norm": {"eps": 1e-5}}
+_BLOCK = {"sequence_mixer": {**SIZES, "qk_norm": None}, "feed_forward": {"hidden_size": FFN}, **_NORM}
+OLMO = {"d_model": EMBED, "vocab_size": VOCAB, "n_layers": 1, "block": {"name": "default", **_BLOCK}, "lm_head": _NORM}
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True}
 
 
@@ -140,13 +146,19 @@ def test_torchtitan_state_of_the_fused_parameter_follows_its_parts(torchtitan):
     assert verify(made.output, only=("weights", "config", "files")).agrees
 
 
-def test_torchtitan_sizes_come_from_its_own_config():
+def model_of_torchtitan(dim, heads, kv_heads, head_dim, ffn, vocabulary, layers):
+    """Return a Llama 3 as torchtitan's saved config describes it."""
     block = {
-        "attention": {"n_heads": 4, "n_kv_heads": None, "qkv_linear": {"head_dim": 8}},
-        "feed_forward": {"w1": {"out_features": 48}},
+        "attention": {"n_heads": heads, "n_kv_heads": kv_heads, "qkv_linear": {"head_dim": head_dim}},
+        "feed_forward": {"w1": {"out_features": ffn}},
     }
-    model = {"dim": 32, "vocab_size": 64, "layers": [block, block], "norm": {"eps": 1e-5}, "enable_weight_tying": False}
-    sizes = Sizes("config.json").read({"model_spec": {"name": "llama3", "model": model}})
+    model = {"dim": dim, "vocab_size": vocabulary, "layers": [block] * layers, "norm": {"eps": 1e-5}}
+    return {"name": "llama3", "model": {**model, "enable_weight_tying": False}}
+
+
+def test_torchtitan_sizes_come_from_its_own_config():
+    spec = model_of_torchtitan(32, 4, None, 8, 48, 64, layers=2)
+    sizes = Sizes("config.json").read({"model_spec": spec})
     assert sizes == {
         "name": "llama3",
         "dim": 32,
@@ -191,11 +203,8 @@ def test_olmo_core_progress_goes_along(tmp_path, foreign_metadata):
     content = {"model": narrow, "optim": flat([(name, tensor.shape) for name, tensor in narrow.items()])}
     path = tmp_path / "step3"
     foreign_metadata(saved(path / "model_and_optim", content))
-    mixer = {**SIZES, "qk_norm": None}
-    norm = {"layer_norm": {"eps": 1e-5}}
-    block = {"name": "default", "sequence_mixer": mixer, "feed_forward": {"hidden_size": FFN}, **norm}
-    model = {"d_model": EMBED, "vocab_size": VOCAB, "n_layers": 1, "block": block, "lm_head": norm}
-    (path / "config.json").write_text(json.dumps({"model": model, "trainer": {"save_folder": "runs"}}))
+    run = {"model": OLMO, "trainer": {"save_folder": "runs"}}
+    (path / "config.json").write_text(json.dumps(run))
     (path / ".metadata.json").write_text("{}")
     (path / "train").mkdir()
     torch.save({"global_step": 3}, path / "train" / "rank0.pt")
@@ -208,6 +217,64 @@ def test_olmo_core_progress_goes_along(tmp_path, foreign_metadata):
     assert torch.load(made.output / "train" / "rank0.pt", weights_only=True) == {"global_step": 3}
     assert (made.output / ".metadata.json").read_text() == "{}"
     assert verify(made.output, only=("weights", "config", "files")).agrees
+
+
+def undeclared(parameters):
+    """Return a state whose settings do not tell Adam from AdamW."""
+    declared = tuple(f".{key}" for key in DECOUPLED)
+    return {key: value for key, value in flat(parameters).items() if not key.endswith(declared)}
+
+
+@pytest.fixture
+def olmo_core(tmp_path):
+    """A function that saves a checkpoint of OLMo-core whose config names the class of an optimizer's config."""
+
+    def make(name):
+        narrow = weights(IN_OLMO)
+        path = tmp_path / f"step-{name}"
+        state = undeclared([(name, tensor.shape) for name, tensor in narrow.items()])
+        saved(path / "model_and_optim", {"model": narrow, "optim": state})
+        optimizer = {"optim": {"_CLASS_": f"olmo_core.optim.{name}"}} if name else {}
+        (path / "config.json").write_text(json.dumps({"model": OLMO, "train_module": optimizer}))
+        return path
+
+    return make
+
+
+def test_olmo_core_names_the_optimizer_in_its_config(olmo_core):
+    known = {"AdamWConfig": "AdamW", "SkipStepLionConfig": "Lion", "SkipStepAdamWConfig": "AdamW", "AdamConfig": "Adam"}
+    paths = {name: olmo_core(name) for name in known}
+    assert {name: open_checkpoint(path).trained.optimizers(()) for name, path in paths.items()} == {
+        name: (optimizer,) for name, optimizer in known.items()
+    }
+    made = widen(paths["AdamConfig"], factor=2, verify=False)
+    assert made.record["optimizer_state"]["kinds"] == ["adam"]
+    with pytest.raises(PlanError, match="adamw or adam"):
+        widen(olmo_core(""), factor=2, verify=False)
+    with pytest.raises(PlanError, match="unknown optimizer `NoOp`"):
+        widen(olmo_core("NoOpConfig"), factor=2, verify=False)
+
+
+def test_torchtitan_names_the_optimizers_in_its_config(torchtitan):
+    path, content = torchtitan
+    state = content["optimizer"]
+    parameters = [
+        (key[len("state.") : -len(".exp_avg")], state[key].shape) for key in state if key.endswith(".exp_avg")
+    ]
+    shutil.rmtree(path)
+    saved(path, content | {"optimizer": undeclared(parameters)})
+
+    def configured(*names):
+        groups = [{"pattern": ".*", "optimizer_name": name, "optimizer_kwargs": {}} for name in names]
+        spec = model_of_torchtitan(EMBED, HEADS, KV, D, FFN, VOCAB, layers=1)
+        (path / "config.json").write_text(json.dumps({"model_spec": spec, "optimizer": {"param_groups": groups}}))
+        return path
+
+    assert open_checkpoint(configured("DistMuon", "AdamW", "AdamW")).trained.optimizers(()) == ("DistMuon", "AdamW")
+    with pytest.raises(PlanError, match="adamw or adam"):
+        widen(configured(), factor=2, verify=False)
+    made = widen(configured("Adam"), factor=2, verify=False)
+    assert made.record["optimizer_state"]["kinds"] == ["adam"]
 
 
 def test_lingua_schedule_gets_a_rate_for_each_group(tmp_path):

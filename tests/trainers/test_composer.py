@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import mupscale_cli as mupscale
 from mupscale_cli.errors import PlanError
@@ -93,11 +94,11 @@ def test_the_wide_run_follows_the_narrow_one(kind, tmp_path):
     assert found == pytest.approx(narrow[SAVED:], rel=REL)
 
 
-def test_a_sharded_checkpoint_is_widened_in_kind(tmp_path):
+def test_a_sharded_checkpoint_is_widened_in_kind_and_resumes_as_a_file(tmp_path):
     make, name = OPTIMIZERS["decoupled"], f"ep0-ba{SAVED}"
     model = built(SIZES | HEADS)
     clipping = algorithms.GradientClipping(clipping_type="norm", clipping_threshold=CLIP)
-    trained(model, make(model), tmp_path / "narrow", clipping)
+    narrow = trained(model, make(model), tmp_path / "narrow", clipping)
     content = torch.load(tmp_path / "narrow" / f"{name}-rank0.pt", weights_only=False)
     # What composer does with FSDP's shards, which it makes on a GPU only.
     writer, planner = (
@@ -108,6 +109,15 @@ def test_a_sharded_checkpoint_is_widened_in_kind(tmp_path):
     made = mupscale.widen(tmp_path / "shards" / name, tmp_path / "wide" / name, 2)
     assert made.verification.agrees
     assert made.record["optimizer_state"]["kinds"] == ["decoupledadamw"]
+
+    file = tmp_path / "wide.pt"
+    dcp_to_torch_save(made.output, file)
+    saved = torch.load(file, weights_only=False)
+    wide = built(saved["state"]["integrations"]["huggingface"]["model"]["config"]["content"])
+    optimizer = make(wide)
+    mupscale.scale_optimizer(optimizer, wide, made.output)
+    found = trained(wide, optimizer, tmp_path / "on", WeightedClipping(), resume=str(file))
+    assert found == pytest.approx(narrow[SAVED:], rel=REL)
 
 
 def test_an_optimizer_without_a_rule_is_refused_by_its_name(tmp_path):

@@ -35,6 +35,8 @@ from mupscale_cli.errors import CheckpointError, MupscaleError
 from mupscale_cli.files import plain, read_errors, require_plain
 from mupscale_cli.text import first_line, shown
 
+_LONGEST_LIST = 1_000_000
+
 
 def read_distributed(path: Path) -> Contents:
     """Read the structure of a distributed checkpoint.
@@ -69,7 +71,7 @@ def read_distributed(path: Path) -> Contents:
             stored[spec.name] = ChunkedTensor(spec, name, _chunks(path, name, spec, kind, metadata))
         _insert(content, place, value, path)
     check_structure(content, path)
-    whole = _restore_lists(content)
+    whole = _restore_lists(content, path)
     return Contents(path, whole, {place: stored[place_name(place)] for place, _ in walk(whole)})
 
 
@@ -152,26 +154,16 @@ def _insert(content: dict[Any, Any], place: Place, value: Any, path: Path) -> No
     content[place[-1]] = value
 
 
-def _restore_lists(content: Any) -> Any:
-    """Restore the lists in `param_groups`, which the flattened checkpoint holds as mappings from 0, 1, 2 ..."""
+def _restore_lists(content: Any, path: Path) -> Any:
+    """Restore lists: the places of a distributed checkpoint have numbers only for them, since keys become text."""
     if not isinstance(content, dict):
         return content
-    result = {key: _restore_lists(value) for key, value in content.items()}
-    if isinstance(result.get("param_groups"), dict):
-        groups = sorted(result["param_groups"].items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))
-        result["param_groups"] = [_restore_group_lists(group) for _, group in groups]
-    return result
-
-
-def _restore_group_lists(group: Any) -> Any:
-    if not isinstance(group, dict):
-        return group
-    indexed = {
-        key: value
-        for key, value in group.items()
-        if isinstance(value, dict) and value and set(value) == set(range(len(value)))
-    }
-    return {**group, **{key: [value[i] for i in range(len(value))] for key, value in indexed.items()}}
+    restored = {key: _restore_lists(value, path) for key, value in content.items()}
+    if not restored or not all(isinstance(key, int) for key in restored):
+        return restored
+    if min(restored) < 0 or max(restored) >= _LONGEST_LIST:
+        raise CheckpointError(f"`{path}` holds a list with more than {_LONGEST_LIST} elements")
+    return [restored.get(index) for index in range(max(restored) + 1)]
 
 
 def write_blank_folder(path: Path, content: Any) -> dict[str, TensorSlot]:

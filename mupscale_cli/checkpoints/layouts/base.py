@@ -83,10 +83,15 @@ class Layout:
 
     def recognizes(self, contents: Contents) -> bool:
         """Return whether content is this trainer's."""
-        return all(
-            any(value_at(contents.content, find_place(contents.content, key)) is not None for key in _each(mark))
-            for mark in self.marks
-        )
+        return self.lacks(contents) is None
+
+    def lacks(self, contents: Contents) -> str | None:
+        """Return the first mark that content does not have; None if it has them all."""
+        for mark in self.marks:
+            places = (find_place(contents.content, key) for key in _each(mark))
+            if all(value_at(contents.content, place) is None for place in places):
+                return " or ".join(f"`{key}`" for key in _each(mark))
+        return None
 
     def weights_place(self, contents: Contents, key: str | None = None) -> Place | None:
         """Return the place of the mapping of weights; None if there is none.

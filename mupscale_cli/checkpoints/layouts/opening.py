@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -144,15 +145,16 @@ def read_sizes(file: Path) -> dict[str, Any]:
     return read_yaml(file) if file.suffix in (".yaml", ".yml") else read_json(file)
 
 
-def open_file(path: Path, choice: Choice) -> Trained:
-    """Open a single file that a trainer wrote.
+def open_file(path: Path, choice: Choice) -> Trained | None:
+    """Open a single file that a trainer wrote; return None if it is of no kind that a layout reads.
 
     Raises:
         CheckpointError: the file cannot be read without running code, or has no weights at the usual keys.
     """
     layouts = _layouts(choice)
-    kinds = (each.container for each in layouts)
-    container = next((kind for kind in kinds if kind.recognizes(path)), layouts[0].container)
+    container = next((each.container for each in layouts if each.container.recognizes(path)), None)
+    if container is None:
+        return None
     if len(parts := container.files(path)) > 1:
         raise CheckpointError(
             f"`{path}` is one of {len(parts)} files of a checkpoint", hint=f"pass the folder: `{path.parent}`"
@@ -224,14 +226,21 @@ def _trained(
         raise _RefusedError(
             f"`{contents.path}` is a checkpoint of {layout.title}, {layout.refusal.reason}", hint=layout.refusal.hint
         )
+    held = contents.content
+    keys = listed(map(str, held), _MAX_KEYS) if isinstance(held, Mapping) else type(held).__name__
+    if layout is None and choice.layout is not None:
+        (insisted,) = layouts
+        raise CheckpointError(
+            f"`{contents.path}` is not a checkpoint of {insisted.title}: it has no {insisted.lacks(contents)}; "
+            f"it holds {keys}",
+            hint="omit `--layout`",
+        )
     place = None if layout is None else layout.weights_place(contents, choice.weights_key)
     if layout is None or place is None:
-        held = contents.content
-        keys = listed(map(str, held), _MAX_KEYS) if isinstance(held, Mapping) else type(held).__name__
         where = "the usual keys" if choice.weights_key is None else f"`{choice.weights_key}`"
         raise CheckpointError(
             f"`{contents.path}` has no weights at {where}; it holds {keys}",
-            hint="name their key with `--weights-key`, such as `model` or `state.model`",
+            hint=f"name their key with `--weights-key`, such as {_likely_key(contents)}",
         )
     state = next((found for key in layout.state if (found := find_place(contents.content, key))), None)
     places = {
@@ -240,6 +249,13 @@ def _trained(
         if tensor[:-1] == place and (not state or tensor[: len(state)] != state)
     }
     return Trained(layout, contents, places, _config_file(layout, names, folder, contents.path.name), choice)
+
+
+def _likely_key(contents: Contents) -> str:
+    """Return the keys that lead to the most tensors, as an example."""
+    places = Counter(tensor[:-1] for tensor in contents.tensors if tensor[:-1] and isinstance(tensor[-1], str))
+    ((place, _),) = places.most_common(1) or [(("state", "model"), 0)]
+    return f"`{'.'.join(map(str, place))}`"
 
 
 def _config_file(layout: Layout, names: Collection[str], folder: Path, container: str) -> Path | None:
