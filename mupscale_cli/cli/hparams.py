@@ -16,7 +16,7 @@ from mupscale_cli.optimizers.hyperparameters import Hyperparameters, Settings, h
 from mupscale_cli.optimizers.narrow_run import choose_settings
 from mupscale_cli.optimizers.rules.matrices import MUON_FACTORS
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.optimizers.trainers.formats import LAYOUT_FORMATS, TRAINER_FORMATS, document, render
+from mupscale_cli.optimizers.trainers.formats import LAYOUT_FORMATS, TRAINER_FORMATS, Wide, document, render
 from mupscale_cli.record.reading import adapter_growth, read_record, recorded_method
 from mupscale_cli.sweep.report import SweptHyperparameters, read_sweep
 from mupscale_cli.tasks.source import find_source
@@ -132,7 +132,7 @@ def hparams(
         sweep = {} if swept is None else {"sweep": _sweep_document(swept)}
         output.print_document("hparams", {**document(result), **sweep})
     else:
-        rendered = render(form, result, record, wide)
+        rendered = render(form, result, record, Wide(wide, frozenset(checkpoint.sizes)))
         print(rendered.text)  # noqa: T201 (must not be wrapped or styled)
         for missing in rendered.missing:
             output.note(f"{form}: {missing}")

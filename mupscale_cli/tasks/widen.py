@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
@@ -191,7 +190,7 @@ def _into_trainer(output: Output, path: Path) -> tuple[str, ...]:
     """Return the lines with which the trainer that wrote the source continues; none if its state stays behind."""
     trained = output.source.trained
     if trained is not None and trained.layout.next_lines is not None:
-        return tuple(trained.layout.next_lines(shlex.quote(str(path))))
+        return tuple(trained.layout.next_lines(str(path)))
     if output.carried is not None:
         return continuing_lines([file.name for file in output.carried.files], str(path))
     has_state = output.in_kind is not None and output.in_kind.key is not None

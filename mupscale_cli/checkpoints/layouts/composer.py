@@ -13,7 +13,8 @@ from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 def _next_lines(path: str) -> tuple[str, ...]:
     return (
-        "# with a model of the wide sizes, before the Trainer is made:",
+        "# with a model of the wide sizes; a callback replaces `GradientClipping` (page `trainers`):",
+        "import mupscale",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})",
         f"Trainer(model=model, optimizers=optimizer, load_path={path!r})  # and the narrow run's arguments",
     )

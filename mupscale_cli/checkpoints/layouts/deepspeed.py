@@ -10,9 +10,10 @@ _FILES = ("zero/optimizer_state.pt", "zero_pp_rank_*_optim_states.pt", "bf16_zer
 
 def _next_lines(path: str) -> tuple[str, ...]:
     return (
-        'set `"checkpoint": {"load_universal": true}` in the DeepSpeed config',
-        f"mupscale.param_groups(model, {path!r}, lr=LR, weight_decay=WD)  # make the optimizer with these groups",
-        f"engine.load_checkpoint({path!r})  # in stage 3, two repairs follow: `mupscale help trainers`",
+        '# set `"checkpoint": {"load_universal": true}` in the DeepSpeed config, and make the optimizer with',
+        "import mupscale",
+        f"groups = mupscale.param_groups(model, {path!r}, lr=LR, weight_decay=WD)  # LR and WD of the narrow run",
+        f"engine.load_checkpoint({path!r})  # in stage 3, two repairs follow: page `trainers`",
     )
 
 

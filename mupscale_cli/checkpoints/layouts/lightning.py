@@ -7,8 +7,10 @@ from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 def _next_lines(path: str) -> tuple[str, ...]:
     return (
-        f"Trainer(callbacks=[mupscale.WideCallback({path!r})]).fit(module, data, ckpt_path={path!r})",
-        "# with a module of the wide sizes; `Module.load_from_checkpoint` reads them if the file has them",
+        "# with a module of the wide sizes, as `load_from_checkpoint` makes it if the file has them:",
+        "import mupscale",
+        f"trainer = Trainer(callbacks=[mupscale.WideCallback({path!r})])",
+        f"trainer.fit(module, data, ckpt_path={path!r})",
     )
 
 

@@ -11,7 +11,7 @@ def _next_lines(path: str) -> tuple[str, ...]:
     return (
         f"# continue with the section `model` of {path}/params.json, and in apps/main/train.py:",
         "  optimizer, scheduler = build_optimizer(model, args.optim, args.steps)",
-        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, '{path}', schedulers=[scheduler])",
+        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, {path!r}, schedulers=[scheduler])",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
@@ -20,8 +21,9 @@ def _build(litgpt: Any, config: Mapping[str, Any]) -> nn.Module:
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name the lines of litgpt/pretrain.py that have to know the groups of the wide model."""
     prepare = "optimizer = fabric.setup_optimizers(optimizer)"
+    wide = quote(path)
     return (
-        f"litgpt pretrain --model_config {path}/model_config.yaml --resume {path}/lit_model.pth",
+        f"litgpt pretrain --model_config {wide}/model_config.yaml --resume {wide}/lit_model.pth",
         "# with the narrow run's options, and these lines of litgpt/pretrain.py:",
         f"- {prepare}",
         f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, resume.parent); {prepare}",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from mupscale_cli.checkpoints.containers.kinds import MEGATRON
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 
 def _next_lines(path: str) -> tuple[str, ...]:
-    return (f"--load {path} --finetune --no-load-optim --no-load-rng  # Megatron starts with fresh moments",)
+    return (f"--load {quote(path)} --finetune --no-load-optim --no-load-rng  # Megatron starts with fresh moments",)
 
 
 MEGATRON_LM = Layout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from mupscale_cli.checkpoints.containers.base import Container
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout, StateFiles
@@ -14,8 +15,9 @@ _DECAY = 'group["weight_decay"] = muon_weight_decay'
 
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name what scripts/base_train.py has to know of the wide model."""
+    tag = quote(Path(path).name)
     return (
-        f"python -m scripts.base_train --model-tag={Path(path).name} --resume-from-step=STEP --aspect-ratio=WIDE",
+        f"python -m scripts.base_train --model-tag={tag} --resume-from-step=STEP --aspect-ratio=WIDE",
         "  # WIDE is n_embd / depth of the wide model. Give --total-batch-size and --num-iterations as numbers, other",
         "  # options as before, and NARROW_DECAY as the narrow run printed it (`Scaling weight decay from ... to`):",
         f"- {_DECAY}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 _LOAD = "optimizer.load_state_dict(checkpoint['optimizer'])"
@@ -10,7 +12,7 @@ _LOAD = "optimizer.load_state_dict(checkpoint['optimizer'])"
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name the lines of train.py that have to know the groups of the wide model."""
     return (
-        f"python train.py --init_from=resume --out_dir={path}  # with the narrow run's options and these lines:",
+        f"python train.py --init_from=resume --out_dir={quote(path)}  # with the narrow run's options and these lines:",
         f"- {_LOAD}",
         f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, out_dir); {_LOAD}",
         "- param_group['lr'] = lr",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
@@ -27,8 +28,9 @@ def _optimizers(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _next_lines(path: str) -> tuple[str, ...]:
+    wide = quote(path)
     return (
-        f"mupscale hparams {path} --lr LR --weight-decay WD --decay all --json > hparams.json  # the narrow run's own",
+        f"mupscale hparams {wide} --lr LR --weight-decay WD --decay all --json > hparams.json  # the narrow run's own",
         f"# continue with the sizes in {path}/config.json, its groups as `group_overrides`, and `load_path={path}`",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.containers.kinds import DISTRIBUTED
@@ -104,8 +105,9 @@ def _optimizers(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _next_lines(path: str) -> tuple[str, ...]:
+    wide = quote(path)
     return (
-        f"mupscale hparams {path} --lr LR --weight-decay WD --decay all --format torchtitan  # the narrow run's own",
+        f"mupscale hparams {wide} --lr LR --weight-decay WD --decay all --format torchtitan  # the narrow run's own",
         f"# continue with a model of the sizes in {path}/config.json and with these groups",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.checkpoints.containers.kinds import TORCH_FILE
@@ -38,11 +39,11 @@ def _build(builder: str, torchtune: Any, config: Mapping[str, Any]) -> nn.Module
 
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name what the run's config and its recipe have to know of the wide model."""
-    folder = Path(path)
+    parent, name = (quote(part) for part in (str(Path(path).parent), Path(path).name))
     return (
-        f"tune run RECIPE --config RUN.yaml resume_from_checkpoint=True checkpointer.output_dir={folder.parent} \\",
-        f"  checkpointer.checkpoint_files=[{folder.name}/model-00001-of-00001.bin] \\",
-        f"  checkpointer.recipe_checkpoint={folder.name}/recipe_state.pt  # and the wide sizes in the section `model`",
+        f"tune run RECIPE --config RUN.yaml resume_from_checkpoint=True checkpointer.output_dir={parent} \\",
+        f"  checkpointer.checkpoint_files=[{name}/model-00001-of-00001.bin] \\",
+        f"  checkpointer.recipe_checkpoint={name}/recipe_state.pt  # and the wide sizes in the section `model`",
         "# with this line in `_setup_optimizer` of the recipe (`tune cp RECIPE FILE` copies it):",
         "  optimizer = config.instantiate(cfg_optimizer, self._model.parameters())",
         f"+ import mupscale; mupscale.scale_optimizer(optimizer, self._model, {path!r})",

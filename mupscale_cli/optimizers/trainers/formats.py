@@ -19,7 +19,7 @@ from mupscale_cli.optimizers.hyperparameters import Group, Hyperparameters
 from mupscale_cli.optimizers.multipliers import ScaledTensor
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.optimizers.trainers.writers import WRITERS
+from mupscale_cli.optimizers.trainers.writers import WRITERS, Writer
 from mupscale_cli.text import listed, starred, suggest
 
 if TYPE_CHECKING:
@@ -38,7 +38,20 @@ class RenderedSettings:
     missing: tuple[str, ...] = ()
 
 
-Renderer = Callable[[Hyperparameters, "Record", str], RenderedSettings]
+@dataclass(frozen=True)
+class Wide:
+    """A widened checkpoint as code names it.
+
+    Attributes:
+        path: its path.
+        names: the names of its files beside the weights.
+    """
+
+    path: str
+    names: frozenset[str] = frozenset()
+
+
+Renderer = Callable[[Hyperparameters, "Record", Wide], RenderedSettings]
 
 
 def document(hparams: Hyperparameters) -> dict[str, Any]:
@@ -76,11 +89,11 @@ def document(hparams: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _json(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _json(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     return RenderedSettings(json.dumps(document(hparams), indent=2))
 
 
-def _yaml(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _yaml(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     return RenderedSettings(yaml.safe_dump(document(hparams), sort_keys=False, width=10_000).rstrip())
 
 
@@ -96,7 +109,7 @@ def _arguments(hparams: Hyperparameters, group: Group) -> dict[str, Any]:
     return {**arguments, **{key: wide[key] for key in further}}
 
 
-def _torch(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _torch(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     name = hparams.rule.class_names.get("torch")
     lines = ["import re", "", "import torch", "", "GROUPS = ["]
     for group in hparams.groups:
@@ -120,7 +133,7 @@ def _torch(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSet
     return RenderedSettings("\n".join(lines))
 
 
-def _torchtitan(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _torchtitan(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     name = hparams.rule.class_names.get("torchtitan")
     if name is None:
         known = ", ".join(sorted(rule.name for rule in OPTIMIZERS.values() if "torchtitan" in rule.class_names))
@@ -135,7 +148,7 @@ def _torchtitan(hparams: Hyperparameters, _record: Record, _path: str) -> Render
     return RenderedSettings("\n".join(["param_groups=[", *groups, "]"]), (_CLIPPING,))
 
 
-def _nemo(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _nemo(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     overrides = []
     for group in hparams.groups:
         decay = group.multipliers.weight_decay if group.is_decayed else 0.0
@@ -153,7 +166,7 @@ def _eps(hparams: Hyperparameters) -> tuple[str, ...]:
     return (f"the trainer has one eps for all groups; the exact values are {shown}: use the smallest",)
 
 
-def _megatron(hparams: Hyperparameters, _record: Record, _path: str) -> RenderedSettings:
+def _megatron(hparams: Hyperparameters, _record: Record, _wide: Wide) -> RenderedSettings:
     lines = [
         "from megatron.core.optimizer import ParamKey",
         "from megatron.core.optimizer_param_scheduler import ParamGroupOverride",
@@ -171,7 +184,7 @@ def _megatron(hparams: Hyperparameters, _record: Record, _path: str) -> Rendered
     return RenderedSettings("\n".join([*lines, "}"]), (note, *_eps(hparams), _CLIPPING))
 
 
-def _base_shapes(hparams: Hyperparameters, record: Record, _path: str) -> RenderedSettings:
+def _base_shapes(hparams: Hyperparameters, record: Record, _wide: Wide) -> RenderedSettings:
     tensors = scaled_tensors(record)
     shapes = {
         tensor.name: [n if n != w else None for n, w in zip(tensor.shape, tensor.wide_shape, strict=True)]
@@ -196,10 +209,10 @@ def _mup_rate(tensor: ScaledTensor) -> float:
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
 
-def _code(lines: Callable[[str], Sequence[str]]) -> Renderer:
+def _code(lines: Callable[[Record, Wide], Sequence[str]]) -> Renderer:
     """Return a renderer of the lines with which a trainer continues, below the narrow run's optimizer."""
 
-    def render_lines(hparams: Hyperparameters, _record: Record, path: str) -> RenderedSettings:
+    def render_lines(hparams: Hyperparameters, record: Record, wide: Wide) -> RenderedSettings:
         settings = hparams.settings
         eps = {} if hparams.rule.eps is None else {"eps": settings.eps}
         betas = {} if settings.betas is None else {"betas": tuple(settings.betas)}
@@ -207,12 +220,23 @@ def _code(lines: Callable[[str], Sequence[str]]) -> Renderer:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         name = hparams.rule.class_names.get("torch", hparams.rule.title)
         narrow = f"# the narrow run's optimizer: {name}(..., {given})"
-        return RenderedSettings("\n".join((narrow, *lines(path))))
+        return RenderedSettings("\n".join((narrow, *lines(record, wide))))
 
     return render_lines
 
 
-_OF_LAYOUTS = {layout.name: _code(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None}
+def _of_layout(lines: Callable[[str], Sequence[str]]) -> Renderer:
+    return _code(lambda _record, wide: lines(wide.path))
+
+
+def _of_writer(writer: Writer) -> Renderer:
+    def lines(record: Record, wide: Wide) -> Sequence[str]:
+        return writer.lines(wide.path, record["optimizer_state"] is not None and writer.wrote(wide.names))
+
+    return _code(lines)
+
+
+_OF_LAYOUTS = {layout.name: _of_layout(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None}
 _RENDERERS: Mapping[str, Renderer] = {
     **_OF_LAYOUTS,  # the lines to change in a trainer's own loop
     "json": _json,
@@ -222,21 +246,21 @@ _RENDERERS: Mapping[str, Renderer] = {
     "nemo": _nemo,  # NeMo Automodel's `param_group_overrides`
     "megatron": _megatron,  # Megatron Core's `config_overrides`
     "bsh": _base_shapes,  # base shapes of microsoft/mup
-    **{writer.name: _code(writer.lines) for writer in WRITERS},  # code with mupscale's own functions
+    **{writer.name: _of_writer(writer) for writer in WRITERS},  # code with mupscale's own functions
 }
 # For checkpoints of these trainers only.
 LAYOUT_FORMATS = tuple(name for name, lines in _OF_LAYOUTS.items() if _RENDERERS[name] is lines)
 TRAINER_FORMATS = ("table", *_RENDERERS)  # people read the table
 
 
-def render(format_name: str, hparams: Hyperparameters, record: Record, path: str) -> RenderedSettings:
+def render(format_name: str, hparams: Hyperparameters, record: Record, wide: Wide) -> RenderedSettings:
     """Render hyperparameters in a trainer's format.
 
     Args:
         format_name: one of `TRAINER_FORMATS` other than `table`.
         hparams: the hyperparameters.
         record: the record of the widening, for shapes.
-        path: the widened checkpoint, as code names it.
+        wide: the widened checkpoint.
 
     Raises:
         PlanError: the format is unknown, or does not support the optimizer.
@@ -246,4 +270,4 @@ def render(format_name: str, hparams: Hyperparameters, record: Record, path: str
             f"unknown format `{format_name}`",
             hint=suggest(format_name, TRAINER_FORMATS) or f"known: {', '.join(TRAINER_FORMATS)}",
         )
-    return _RENDERERS[format_name](hparams, record, path)
+    return _RENDERERS[format_name](hparams, record, wide)

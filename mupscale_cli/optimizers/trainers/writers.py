@@ -14,39 +14,46 @@ class Writer:
     Attributes:
         name: its name for `hparams --format`.
         file: pattern of the name of a file that only this trainer writes.
-        lines: the lines to continue with, given the path of the wide checkpoint.
+        lines: the lines to continue with, given the path of the wide checkpoint and whether it resumes a run.
     """
 
     name: str
     file: str
-    lines: Callable[[str], tuple[str, ...]]
+    lines: Callable[[str, bool], tuple[str, ...]]
+
+    def wrote(self, names: Collection[str]) -> bool:
+        """Return whether a checkpoint of some files resumes a run of this trainer; if not, it starts from weights."""
+        return any(fnmatchcase(name, self.file) for name in names)
 
 
-def _trainer(path: str) -> tuple[str, ...]:
+def _trainer(path: str, resumes: bool) -> tuple[str, ...]:
+    resume = f"resume_from_checkpoint={path!r}" if resumes else ""
     return (
         "# in place of `Trainer`, with the narrow run's arguments (page `trainers`; TRL: `mupscale.WideTrainerMixin`):",
         "import mupscale",
         f"model = type(model).from_pretrained({path!r})",
-        f"mupscale.WideTrainer(model, args, train_dataset=data).train(resume_from_checkpoint={path!r})",
+        f"mupscale.WideTrainer(model, args, train_dataset=data).train({resume})",
     )
 
 
-def _accelerate(path: str) -> tuple[str, ...]:
+def _accelerate(path: str, resumes: bool) -> tuple[str, ...]:
+    load = (f"accelerator.load_state({path!r})",) if resumes else ()
     return (
         "# in the loop of accelerate, with the wide model and the narrow run's optimizer (page `trainers`):",
         "import mupscale",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})  # before `accelerator.prepare`",
-        f"accelerator.load_state({path!r})",
+        *load,
         "mupscale.clip_grad_norm_(optimizer, max_norm)  # in place of `accelerator.clip_grad_norm_`",
     )
 
 
-def _loop(path: str) -> tuple[str, ...]:
+def _loop(path: str, resumes: bool) -> tuple[str, ...]:
+    load = (f"optimizer.load_state_dict(state)  # that of {path!r}, read as before",) if resumes else ()
     return (
         "# in the training loop, with a model of the wide sizes and the narrow run's optimizer (page `optimizers`):",
         "import mupscale",
         f"mupscale.scale_optimizer(optimizer, model, {path!r})",
-        f"optimizer.load_state_dict(state)  # that of {path!r}, read as before",
+        *load,
         "mupscale.clip_grad_norm_(optimizer, max_norm)  # in place of torch's",
     )
 
@@ -66,5 +73,4 @@ def continuing_lines(names: Collection[str], path: str) -> tuple[str, ...]:
         names: the names of the files that the wide checkpoint consists of.
         path: its path.
     """
-    writer = next(each for each in WRITERS if any(fnmatchcase(name, each.file) for name in names))
-    return writer.lines(path)
+    return next(each for each in WRITERS if each.wrote(names)).lines(path, True)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 
 import mupscale
 from cli_runner import run
+from mupscale_cli.checkpoints.layouts.table import LAYOUTS
 from mupscale_cli.optimizers.hyperparameters import Settings, hyperparameters
 from mupscale_cli.optimizers.trainers.formats import TRAINER_FORMATS
 
@@ -62,6 +64,24 @@ def test_code_names_the_checkpoint_and_the_narrow_run(format_name, wide):
     assert "torch.optim.AdamW(..., lr=0.001, weight_decay=0.0, eps=1e-08, betas=(0.9, 0.95))" in text
     assert repr(str(wide.output)) in text
     assert all(hasattr(mupscale, name) for name in re.findall(r"mupscale\.(\w+)", text))
+
+
+def test_lines_for_a_run_that_starts_from_weights_resume_nothing(wide):
+    for format_name, call in (("trainer", ".train()"), ("accelerate", "load_state"), ("loop", "load_state_dict")):
+        text = run("hparams", str(wide.output), "--lr", "1e-3", "--format", format_name).out
+        assert (call in text) == (format_name == "trainer")
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.next_lines], ids=lambda each: each.name)
+def test_lines_of_a_layout_name_a_path_with_a_space_in_the_shell_and_in_python(layout):
+    lines = [line.removeprefix("+ ") for line in layout.next_lines("my runs/it's wide") if line[:1] not in ("#", " ")]
+    python = [line for line in lines if "it's wide" in line and "mupscale." in line]
+    for line in python:
+        compile(line, "next", "exec")
+        assert '"my runs/it\'s wide"' in line
+    for line in lines:
+        if "wide" in line and line not in python and line[:2] != "- ":
+            assert "wide" in " ".join(shlex.split(line.removesuffix("\\"), comments=True))
 
 
 def test_base_shapes_have_the_sizes_of_widened_dimensions(wide):
