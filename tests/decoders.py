@@ -156,6 +156,25 @@ GRIFFIN = {
     "attention_window_size": 6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
 }
+M3 = {
+    "dense_intermediate_size": 28,
+    "shared_intermediate_size": 20,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_block_size": 4,
+    "index_topk_blocks": 2,
+    "rotary_dim": 8,
+}
+DOTS = {
+    "head_dim": 10,
+    "shared_experts_intermediate_size": 20,
+    "sliding_window": 6,
+    "layer_types": ["indexed_attention", "sliding_attention"],
+    **{f"swa_{key}": value for key, value in {**LATENT, "num_attention_heads": 2, "num_key_value_heads": 2}.items()},
+    "swa_head_dim": 10,
+}
 LAYERED = {key: value for key, value in DERIVED_HEADS.items() if key not in ("num_hidden_layers", "intermediate_size")}
 
 # The beginning of a class's name, its config class, and settings.
@@ -233,17 +252,117 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Doge", "DogeConfig", {**DERIVED_HEADS, "keep_window_size": 64}),
     ("Beam", "BeamConfig", {**SIZES, **EXPERTS, **SLIDING, "num_experts": 4, "n_group": 2, "topk_group": 1}),
     ("DiffLlama", "DiffLlamaConfig", {**SIZES, "num_key_value_heads": 4}),
+    (
+        "MiniMaxM3VL",
+        "MiniMaxM3VLTextConfig",
+        {**SIZES, **M3, "layer_types": ["minimax_m3_sparse", "full_attention"], "mlp_layer_types": ["sparse", "dense"]},
+    ),
+    ("AXK2", "AXK2Config", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, "gated_norm_rank": 3}),
+    ("Dots3Note", "Dots3NoteTextConfig", {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, **DOTS}),
 )
 
 HEADS_OF_WIDTH = {key: value for key, value in DERIVED_HEADS.items() if key != "num_key_value_heads"}
+
+ROCBERT = {
+    "pronunciation_embed_dim": 12,
+    "shape_embed_dim": 20,
+    "pronunciation_vocab_size": 50,
+    "shape_vocab_size": 50,
+    "is_decoder": True,
+}
+TROCR = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 40,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "is_decoder": True,
+    "pad_token_id": 0,
+    "cross_attention_hidden_size": 20,
+}
+PROPHETNET = {
+    "hidden_size": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 2,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 24,
+    "vocab_size": 50,
+    "max_position_embeddings": 64,
+    "num_buckets": 8,
+}
+
+XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 50, "max_position_embeddings": 64, "n_langs": 2}
+CPM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "dim_head": 6,
+    "dim_ff": 40,
+    "vocab_size": 50,
+    "prompt_types": 3,
+    "prompt_length": 4,
+    "segment_types": 4,
+    "position_bias_num_buckets": 16,
+    "position_bias_max_distance": 32,
+}
+DBRX = {
+    "d_model": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "vocab_size": 50,
+    "max_seq_len": 64,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 2, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 12, "moe_num_experts": 4, "moe_top_k": 2},
+}
+HYBRID = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "n_mamba_heads": 4,
+    "mamba_d_state": 6,
+}
+ZAMBA = {**HYBRID, "mamba_dt_rank": 5}
+ZAMBA2 = {
+    **HYBRID,
+    "mamba_ngroups": 2,
+    "adapter_rank": 5,
+    "num_mem_blocks": 1,
+    "use_shared_attention_adapter": True,
+    "num_key_value_heads": 4,
+}
+ZAYA = {
+    **{key: value for key, value in SIZES.items() if key != "intermediate_size"},
+    "moe_intermediate_size": 12,
+    "num_experts": 4,
+    "router_hidden_size": 14,
+    "layer_types": ["hybrid", "hybrid_sliding"],
+    "sliding_window": 6,
+}
 
 # Shapes that few people train, whose proofs are slow ones.
 RARE = frozenset(
     {
         *("MiMoV2Flash-tied", "MiniMax-tied", "RecurrentGemma-tied", "BitNet-tied", "DiffLlama-tied", "JetMoe-tied"),
         *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
+        *("MiniMaxM3VLText-tied", "AXK2-tied", "Dots3NoteText-tied", "HYV4-untied", "RoCBert-tied", "Xmod-tied"),
+        *("ProphetNet-tied", "ProphetNet-both", "Moshi-untied", "CpmAnt-untied", "Zamba-tied", "Zamba2-tied"),
+        *("TrOCR-tied", "HrmText-untied", "XLM-tied"),
     }
 )
+
+# Classes that put a word to predict behind the prompt, so that their logits are not those of the prompt.
+APPENDING = frozenset({"XLM-tied", "XLNet-tied"})
+
+# Classes whose parameters are float32 whatever is asked for, and would round thirds of float64 weights.
+FLOAT32 = frozenset({"HYV4-untied"})
 
 # The types above with a readout of their own and with a tied one, and older types.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -286,6 +405,47 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "CTRLLMHeadModel",
         "CTRLConfig",
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 40, "vocab_size": 50, "n_positions": 64},
+    ),
+    "RoCBert-tied": ("RoCBertForCausalLM", "RoCBertConfig", {**HEADS_OF_WIDTH, **ROCBERT}),
+    "Xmod-tied": (
+        "XmodForCausalLM",
+        "XmodConfig",
+        {**HEADS_OF_WIDTH, "languages": ["en_XX", "de_DE"], "default_language": "de_DE", "is_decoder": True},
+    ),
+    "TrOCR-tied": ("TrOCRForCausalLM", "TrOCRConfig", TROCR),
+    "ProphetNet-tied": ("ProphetNetForCausalLM", "ProphetNetConfig", PROPHETNET),
+    "ProphetNet-both": (
+        "ProphetNetForConditionalGeneration",
+        "ProphetNetConfig",
+        {**PROPHETNET, "tie_word_embeddings": False},
+    ),
+    "Moshi-untied": ("MoshiForCausalLM", "MoshiConfig", {**SIZES, "ffn_dim": 80}),
+    "HYV4-untied": (
+        "HYV4ForCausalLM",
+        "HYV4Config",
+        {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, "indexer_types": ["full", "shared"]},
+    ),
+    "XLM-tied": ("XLMWithLMHeadModel", "XLMConfig", {**XLM, "causal": True}),
+    "XLNet-tied": (
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 40, "vocab_size": 50, "pad_token_id": 0},
+    ),
+    "CpmAnt-untied": ("CpmAntForCausalLM", "CpmAntConfig", CPM),
+    "Dbrx-untied": ("DbrxForCausalLM", "DbrxConfig", DBRX),
+    **{
+        f"{name}-{'tied' if tied else 'untied'}": (
+            f"{name}ForCausalLM",
+            f"{name}Config",
+            {**settings, "tie_word_embeddings": tied},
+        )
+        for name, settings in (("Zamba", ZAMBA), ("Zamba2", ZAMBA2), ("Zaya", ZAYA))
+        for tied in (True, False)
+    },
+    "HrmText-untied": (
+        "HrmTextForCausalLM",
+        "HrmTextConfig",
+        {**SIZES, "num_layers_per_stack": 1, "num_hidden_layers": 6, "H_cycles": 2, "L_cycles": 2},
     ),
     "RemBert-untied": (
         "RemBertForCausalLM",

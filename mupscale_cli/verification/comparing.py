@@ -516,10 +516,13 @@ def _run(
                     prompt, mask = _left_padded(model, settings.seed, inputs)
                     generated = _generate(model, prompt, mask, settings.num_tokens, tokens)
                     tokens, padded = generated.tokens, output_tensor(generated.prefill)
-                    if is_text:  # the pass over the prompt serves for both: only its second sequence is padded
-                        logits = _outputs(generated.prefill, coverage(model))
-                        logits[next(iter(logits))] = padded[:1]
-                    logits["logits of a left-padded batch"] = padded[mask.bool()]
+                    if padded.shape[:2] != mask.shape:  # a class that masks words puts one to predict behind the prompt
+                        logits = logits or _outputs(model(*inputs.arguments, **inputs.keywords), coverage(model))
+                    else:
+                        if is_text:  # the pass over the prompt serves for both: only its second sequence is padded
+                            logits = _outputs(generated.prefill, coverage(model))
+                            logits[next(iter(logits))] = padded[:1]
+                        logits["logits of a left-padded batch"] = padded[mask.bool()]
                     logits["logits of cached generation"] = generated.logits
             main = next(iter(logits))
             for run in settings.further:
