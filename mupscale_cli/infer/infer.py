@@ -12,6 +12,7 @@ import torch
 
 from mupscale_cli.checkpoints.json_files import parse_json
 from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library, library_of
+from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.engine.threads import one_thread
 from mupscale_cli.files import read_errors, read_text
 from mupscale_cli.infer.architecture import (
@@ -106,6 +107,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+@plain_defaults()
 def infer(
     model_type: str,
     task: Task = "causal-lm",
@@ -143,6 +145,7 @@ def infer(
     return InferredRecipe(text, None, {"c x2, c x3": worst}, {})
 
 
+@plain_defaults()
 def infer_user_model(
     reference: str,
     config: Mapping[str, Any] | None = None,
@@ -177,6 +180,7 @@ def infer_user_model(
     return _infer(architecture, reference, match, {}, "", f"torch {torch.__version__}", budget, note)
 
 
+@plain_defaults()
 def infer_library_model(
     library: Library, config: Mapping[str, Any], *, budget: Budget = DEFAULT_BUDGET, note: Note = lambda _text: None
 ) -> InferredRecipe:

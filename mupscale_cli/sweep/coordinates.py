@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
+from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import SweepError
 from mupscale_cli.record.figures import figure
 from mupscale_cli.sweep.data import Tokens, read_tokens
@@ -164,6 +165,7 @@ def _all_stable(layers: Sequence[Layer]) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
 
 
+@plain_defaults()
 def check_coordinates(
     settings: Sweep, *, is_mapped: bool = True, report: Callable[[Point], None] = lambda _point: None
 ) -> Coordinates:

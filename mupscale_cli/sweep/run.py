@@ -17,6 +17,7 @@ from mupscale_cli.checkpoints.digests import file_digest, files_digest
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.output_files import replace_json
 from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.engine.defaults import plain_defaults
 from mupscale_cli.errors import MupscaleError, SweepError
 from mupscale_cli.record.changes import source_files
 from mupscale_cli.reports.pictures.canvas import check_matplotlib, save
@@ -87,6 +88,7 @@ class Outcome:
     cost: Cost
 
 
+@plain_defaults()
 def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Events = Events()) -> Outcome:
     """Train widened models over a grid of learning rates and noises, and recommend a pair for the target.
 
