@@ -32,6 +32,9 @@ class Match:
     block: tuple[str, ...] = ()
 
 
+_OTHER_ARCHITECTURE = "this is another architecture: choose its recipe, or write one (`mupscale help language`)"
+
+
 def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     """Find the rule of every tensor.
 
@@ -54,7 +57,9 @@ def match_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, Match]:
     if unknown:
         raise RecipeError(
             f"no rule of `{recipe.file}` matches {listed(unknown, _MAX_NAMED)}",
-            hint="add a rule; for a tensor that is not widened, use `keep` or `omit`",
+            hint=_OTHER_ARCHITECTURE
+            if recipe.path is None
+            else "add a rule; for a tensor that is not widened, use `keep` or `omit`",
         )
     matched = {name: _most_specific(name, matches) for name, matches in candidates.items()}
     _check_present(recipe, matched, prefixes)
@@ -174,7 +179,10 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes
             continue
         if rule.pattern.text not in seen:
             raise rule.text.error(
-                "no tensor of the checkpoint matches this rule", hint="end it with `?` if the tensor is optional"
+                "no tensor of the checkpoint matches this rule",
+                hint=f"the checkpoint is incomplete, or {_OTHER_ARCHITECTURE}"
+                if recipe.path is None
+                else "end it with `?` if the tensor is optional",
             )
         stem = _stem(rule.pattern, prefixes)
         missing = sorted(layers[stem] - seen[rule.pattern.text], key=lambda layer: (len(layer), layer))
@@ -182,7 +190,8 @@ def _check_present(recipe: Recipe, matched: dict[str, Match], prefixes: Prefixes
             example = stem + missing[0]
             raise rule.text.error(
                 f"the checkpoint has `{example}`, but no tensor in it matches this rule",
-                hint="the checkpoint may be incomplete; if the tensor is optional, end the rule with `?`",
+                hint="the checkpoint may be incomplete"
+                + ("" if recipe.path is None else "; if the tensor is optional, end the rule with `?`"),
             )
 
 

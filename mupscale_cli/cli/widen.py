@@ -173,9 +173,10 @@ def widen(
             plan, *others = plan_shapes(source, chosen)
             output.note_found(source.found if ranks.is_first else {})
             target = output_path(source, chosen)
+            trained = source.checkpoint.trained  # its container may have the state, and stays one
             usage.refuse_idle(
-                state=source.find_state(chosen.state),
-                is_sharded=not source.checkpoint.is_file and source.checkpoint.trained is None,
+                state=source.find_state(chosen.state) or trained,
+                is_sharded=not source.checkpoint.is_file and trained is None,
             )
             if dry_run:
                 shapes = () if chosen.params is None else (plan, *others)

@@ -35,7 +35,10 @@ def config_class(model_type: str) -> Any:
     try:
         return transformers.CONFIG_MAPPING[model_type]
     except KeyError as error:
-        raise TinyError(f"transformers {transformers.__version__} has no model type `{model_type}`") from error
+        raise TinyError(
+            f"transformers {transformers.__version__} has no model type `{model_type}`",
+            hint="for a class of your own, name a function that makes it: `mupscale recipes infer FILE:FUNCTION`",
+        ) from error
 
 
 def default_config(model_type: str) -> dict[str, Any]:

@@ -148,9 +148,15 @@ def plan_live_state(
     named = {number: names[id(parameter)] for number, parameter in zip(numbers, parameters, strict=True)}
     stored = {place_name(place): tensor for place, tensor in walk(content)}
     specs = {id(tensor): _spec(name, tensor) for name, tensor in stored.items()}
-    wide = widen_content(
-        content, specs, (), plan, policy, plan.config, lambda _groups, _states: named, named_after(optimizer)
-    )
+    try:
+        wide = widen_content(
+            content, specs, (), plan, policy, plan.config, lambda _groups, _states: named, named_after(optimizer)
+        )
+    except PlanError as error:  # its hints name options for state files
+        raise PlanError(
+            f"{type(optimizer).__name__}: {error.message}",
+            hint="grow the model without its optimizer, and make a new one for it",
+        ) from error
     return LiveState(optimizer, wide, stored)
 
 

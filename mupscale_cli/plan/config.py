@@ -23,6 +23,7 @@ from mupscale_cli.text import shown
 
 NO_EPS: Mapping[str, Fraction] = MappingProxyType({})
 NO_KEYS: Mapping[str, Any] = MappingProxyType({})
+_OTHER_SIZES = "choose others; `--params N --dry-run` lists shapes that fit"
 
 
 def widen_config(
@@ -138,7 +139,7 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
     for requirement in recipe.requires:
         kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))
         if not next(kept) and next(kept):
-            raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint="choose others")
+            raise SizeError(f"`{recipe.name}` cannot have these sizes: {requirement.reason}", hint=_OTHER_SIZES)
 
 
 def check_layouts(layouts: Mapping[str, Choice[Any]], matches: Mapping[str, Match], wide_values: Values) -> None:

@@ -225,9 +225,10 @@ def grown(what: str, size: int, amount: Amount, option: str) -> int:
         )
     wide = size * factor
     if wide.denominator != 1:
+        single = f"give it a size, such as `--axis {what.split('`')[1]}:{round(wide)}`"
         raise PlanError(
             f"{what} has size {size}, and {_shown(factor)} times that is {_shown(wide)}, which is not a whole number",
-            hint=f"give it a size, such as `--axis {what.split('`')[1]}:{round(wide)}`",
+            hint=f"`--params N --dry-run` lists shapes that fit; or {single}" if option == "--factor" else single,
         )
     return int(wide)
 

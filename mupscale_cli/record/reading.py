@@ -34,7 +34,8 @@ def read_record(checkpoint: Checkpoint, *, hint: str | None = None) -> Record:
     """
     if checkpoint.record is None:
         raise CheckpointError(
-            f"`{checkpoint.path}` was not written by mupscale: it has no record of a widening", hint=hint
+            f"`{checkpoint.path}` was not written by mupscale: it has no record of a widening",
+            hint=hint or "name an output of `mupscale widen`",
         )
     return check_record(checkpoint.record, checkpoint.path)
 

@@ -14,6 +14,8 @@ from mupscale_cli.errors import SweepError
 from mupscale_cli.verification.models import load_stored
 from mupscale_cli.verification.transformers import import_transformers
 
+_OWN_TRAINER = "`mupscale sweep --command`"  # also for `coordcheck`, which has no such option
+
 
 def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     """Check that a config is that of a causal language model, which the built-in trainer can train.
@@ -21,7 +23,7 @@ def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     Raises:
         SweepError: it is not, or transformers is not installed.
     """
-    own = "bring your own trainer with `--command`"
+    own = f"bring your own trainer: {_OWN_TRAINER}"
     if config is None:
         raise SweepError(f"`{path}` has no config.json", hint=own)
     if "model_type" not in config:
@@ -29,7 +31,7 @@ def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     transformers = import_transformers(
         SweepError(
             "the built-in trainer needs transformers, which is not installed",
-            hint="pip install 'mupscale[sweep]', or bring your own trainer with `--command`",
+            hint=f"pip install 'mupscale[sweep]', or bring your own trainer: {_OWN_TRAINER}",
         )
     )
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -47,7 +49,9 @@ def vocab_size(config: Mapping[str, Any], path: Path) -> int:
     """
     size = config.get("vocab_size")
     if not isinstance(size, int):
-        raise SweepError(f"config.json of `{path}` has no `vocab_size`", hint="give token ids and `--command`")
+        raise SweepError(
+            f"config.json of `{path}` has no `vocab_size`", hint=f"give token ids and your own trainer: {_OWN_TRAINER}"
+        )
     return size
 
 

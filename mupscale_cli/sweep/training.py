@@ -110,7 +110,7 @@ def _load_state(optimizer: torch.optim.AdamW, model: nn.Module, checkpoint: Chec
     if strange := set(tree.identified().names) - {adamw.name, adamw.twin}:
         raise SweepError(
             f"the optimizer's state `{file.name}` is not Adam's but that of {listed(sorted(strange))}",
-            hint="ignore it with `--optimizer none`, or bring your own trainer with `--command`",
+            hint="ignore it with `--optimizer none`, or bring your own trainer: `mupscale sweep --command`",
         )
     states = tree.states
     prefix = f"{getattr(model, 'base_model_prefix', '')}."

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mupscale_cli.plan.tensors import name_prefixes
 from mupscale_cli.tasks.goal import goal_stem, read_goal
 from mupscale_cli.tasks.modules import with_modules
 from mupscale_cli.tasks.options import WidenOptions, called_with
-from mupscale_cli.tasks.recognition import fitting_recipes
+from mupscale_cli.tasks.recognition import fitting_recipes, stored_config
 from mupscale_cli.tasks.source import Source, find_source
 from mupscale_cli.text import count_text, listed, shown
 
@@ -61,11 +62,11 @@ def choose_recipe(checkpoint: Checkpoint, name: str | Path | Recipe | None = Non
             return load_recipe(built_in, config)
         drafted = _draft(checkpoint, value) if infer and key == "model_type" else None
         if drafted is None:
-            raise _no_recipe(key, value)
+            raise _no_recipe(key, value, infer=infer)
         return drafted
     fitting = fitting_recipes(checkpoint)
     sufficient = [recipe for recipe in fitting if recipe.tensor_patterns]
-    if checkpoint.config is None and len(sufficient) == 1:
+    if stored_config(checkpoint) is None and len(sufficient) == 1:
         _log.info("recipe %s (the only one with rules for these tensor names)", sufficient[0].name)
         return sufficient[0]
     raise _unknown_recipe(checkpoint, fitting)
@@ -95,17 +96,22 @@ def _draft(checkpoint: Checkpoint, model_type: str) -> Recipe | None:
         ) from error
 
 
-def _no_recipe(key: str, value: str) -> RecipeError:
+def _no_recipe(key: str, value: str, *, infer: bool) -> RecipeError:
     """Return the error for a checkpoint whose model type no built-in recipe describes."""
     if (refusal := refusal_of(value)) is not None:
         message = f"no axis of `{value}` widens exactly: {refusal.part}: {refusal.why}"
         return RecipeError(message, hint=f"instead: {refusal.instead}")
     near = get_close_matches(value, matched_values(key), n=1, cutoff=0.8)
+    if not infer:
+        draft = "omit `--no-infer`, so that one is drafted"
+    elif find_spec("transformers") is None:
+        draft = "one is drafted if it is a type of transformers: `pip install 'mupscale[hf]'`"
+    else:  # transformers does not have it
+        draft = f"draft one by its class: `mupscale recipes infer FILE:FUNCTION -o {value}.yaml`"
     return RecipeError(
         f"no recipe for the {key.strip('_').replace('_', ' ')} `{value}`"
         + (f"; did you mean `{near[0]}`?" if near else ""),
-        hint=f"draft one: `mupscale recipes infer {value} -o {value}.yaml`, and use it with `--recipe`; "
-        "or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
+        hint=f"{draft}; or reuse a built-in recipe of the same shape, for instance `--recipe llama`",
     )
 
 
@@ -114,7 +120,7 @@ def _unknown_recipe(checkpoint: Checkpoint, fitting: Sequence[Recipe]) -> Recipe
     names = [recipe.name for recipe in fitting]
     types = [each for recipe in fitting for each in recipe.model_types]
     fits = f"its tensors fit {listed(names, _MAX_NAMED)}" if names else "no recipe fits its tensors"
-    if checkpoint.config is None:
+    if stored_config(checkpoint) is None:
         example = f"`--recipe {names[0]}`" if names else "`--recipe NAME`"
         hint = f"name its recipe, for instance {example}; or put config.json beside the weights"
         return RecipeError(f"`{checkpoint.display_name}` has no config.json, and {fits}", hint=hint)
@@ -257,7 +263,7 @@ def _check_grown(plan: Plan, request: Request, checkpoint: Checkpoint) -> None:
             )
         raise PlanError(
             "nothing is widened: every axis keeps its size",
-            hint="use `--factor 2`, or `--axis NAME=2` for a single axis",
+            hint="choose a larger target" if plan.goal else "use `--factor 2`, or `--axis NAME=2` for a single axis",
         )
 
 

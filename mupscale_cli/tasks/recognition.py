@@ -66,9 +66,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[_-]", "", name).lower()
 
 
+def stored_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return a checkpoint's config; None if the user stated all of its keys."""
+    config = checkpoint.config
+    return None if config is None or config.keys() <= {key.split(".")[0] for key in checkpoint.settings} else config
+
+
 def fitting_recipes(checkpoint: Checkpoint) -> tuple[Recipe, ...]:
     """Return the built-in recipes whose rules fit a checkpoint's tensors and, if it has a config, their sizes."""
-    config = checkpoint.config
+    config = stored_config(checkpoint)
     recipes = (load_recipe(file.stem, config) for file in recipe_files())
     fitting = (recipe for recipe in recipes if _fits(recipe, checkpoint, config))
     return tuple(sorted(fitting, key=lambda recipe: -len(recipe.model_types)))  # the most general one first

@@ -53,7 +53,7 @@ class WideTrainerMixin(_Trainer):
             scale_optimizer(optimizer, self.model, folder, schedulers=self._schedulers, adapter=self._adapter)
         except CheckpointError as error:
             hint = "`widened=FOLDER` names the folder that `mupscale widen` wrote"
-            raise CheckpointError(error.message, hint=error.hint or hint) from error
+            raise CheckpointError(error.message, hint=hint) from error
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Make the trainer's scheduler, which follows the optimizer if it takes over other groups."""

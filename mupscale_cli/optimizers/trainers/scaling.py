@@ -63,7 +63,11 @@ def scale_optimizer(
         for group in optimizer.param_groups
     ]
     states = {name_of[id(parameter)]: entries for parameter, entries in optimizer.state.items()}
-    kinds = identify_all(groups, states, named_after(optimizer))
+    try:
+        kinds = identify_all(groups, states, named_after(optimizer))
+    except PlanError as error:  # its hints name options for state files
+        hint = "use one that `mupscale hparams --help` lists"
+        raise PlanError(f"{type(optimizer).__name__}: {error.message}", hint=hint) from error
     for name, entries in states.items():
         _scale_initial(name, entries, kinds.parameters[name].rule, scaled[name].parts)
     wide = widen_groups(groups, kinds.groups, lambda name: [scaled[name]])

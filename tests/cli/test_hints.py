@@ -1,0 +1,79 @@
+"""Following a hint word for word leads on: to success, or to a final refusal that says something else."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli_runner import run
+from helpers import build
+from mupscale_cli.errors import PlanError
+from mupscale_cli.tasks.growing.grow import grow
+
+
+def said(*arguments):
+    result = run(*arguments)
+    return result.code, " ".join(result.err.split())
+
+
+@pytest.fixture
+def narrow(saved, tmp_path):
+    return shutil.copytree(saved("Llama-tied"), tmp_path / "narrow")
+
+
+def test_a_file_with_unusual_keys(tmp_path):
+    model = build("Llama-untied")
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    content = {"a": {"b": model.state_dict()}, "o": optimizer.state_dict()}
+    torch.save(content, tmp_path / "odd.pt")
+    (tmp_path / "odd.config.json").write_text(model.config.to_json_string())
+    words = ["widen", str(tmp_path / "odd.pt"), "-f", "2", "--dry-run"]
+    for option, hint in (("--weights-key", r"`--weights-key`, such as `(a\.b)`"), ("--key", "`--key (o)`")):
+        code, text = said(*words)
+        assert code == 2, text
+        words += [option, re.search(hint, text)[1]]
+    code, text = said(*words)
+    assert code == 0, text
+
+
+def test_a_model_type_that_nothing_knows(narrow):
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, "model_type": "foo", "architectures": ["Foo"]}))
+    code, text = said("widen", str(narrow), "-f", "2", "--dry-run")
+    assert (code, "`mupscale recipes infer FILE:FUNCTION -o foo.yaml`" in text) == (2, True)
+    assert "recipes infer FILE:FUNCTION" in said("recipes", "infer", "foo")[1]
+    assert "--recipe llama" in text
+    assert said("widen", str(narrow), "-f", "2", "--dry-run", "--recipe", "llama")[0] == 0
+
+
+def test_a_config_that_is_stated_key_by_key(narrow):
+    (narrow / "config.json").unlink()
+    words = ["widen", str(narrow), "-f", "2", "--dry-run", "--set", "num_attention_heads=4"]
+    assert "has no config.json, and its tensors fit" in said(*words)[1]
+    assert "tie_word_embeddings" in said(*words, "--recipe", "llama")[1]
+    assert said(*words, "--recipe", "llama", "--set", "tie_word_embeddings=true")[0] == 0
+
+
+def test_a_built_in_recipe_that_does_not_fit_needs_no_rule_of_ones_own(narrow):
+    assert "another architecture" in said("widen", str(narrow), "-f", "2", "--dry-run", "--recipe", "gpt2")[1]
+    tensors = load_file(narrow / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, narrow / "model.safetensors")
+    assert "the checkpoint is incomplete" in said("widen", str(narrow), "-f", "2", "--dry-run")[1]
+
+
+def test_sizes_that_the_class_refuses(narrow):
+    assert "`--params N --dry-run` lists shapes" in said("widen", str(narrow), "-f", "1.3", "--dry-run")[1]
+    assert "choose a larger target" in said("widen", str(narrow), "--to", str(narrow), "--dry-run")[1]
+    assert said("widen", str(narrow), "--params", "60K", "--dry-run")[0] == 0
+
+
+def test_a_live_optimizer_has_no_options_of_the_command():
+    model = build("Llama-untied")
+    with pytest.raises(PlanError, match="ASGD: no known optimizer") as refused:
+        grow(model, torch.optim.ASGD(model.parameters()), factor=2)
+    assert refused.value.hint == "grow the model without its optimizer, and make a new one for it"
+    assert grow(model, factor=2).optimizer is None
