@@ -58,6 +58,7 @@ DOCUMENTS = [
     *sorted((ROOT / ".github").rglob("*.*")),
     *sorted((PACKAGE / "cli" / "pages").glob("*.md")),
     *sorted((ROOT / "recipes").iterdir()),
+    *sorted((ROOT / "examples").iterdir()),
     *(ROOT / "tests" / name for name in ("experiments/README.md", "fuzzing/README.md", "infer_results.md")),
 ]
 ROOMS = {

@@ -11,6 +11,7 @@ from mupscale_cli.text import suggest
 # A kind of page, and its pages in the order in which one would read them.
 KINDS = {
     "tutorial": ("tutorial",),
+    "roles": ("huggingface", "modules", "releases", "cluster", "research"),
     "guides": (
         "install",
         "inspect",

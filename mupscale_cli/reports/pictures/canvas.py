@@ -67,8 +67,8 @@ def dress(panel: Any, *, bottom: bool = True) -> None:
         panel.spines[side].set_color(RULE)
 
 
-def whole_steps(axis: Any) -> None:
-    """Put ticks at whole numbers only: a step is counted, not measured."""
+def whole_numbers(axis: Any) -> None:
+    """Put ticks at whole numbers only: steps, rows and columns are counted, not measured."""
     axis.set_major_locator(_import("matplotlib.ticker").MaxNLocator(integer=True))
 
 

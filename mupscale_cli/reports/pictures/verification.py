@@ -22,7 +22,7 @@ from mupscale_cli.reports.pictures.canvas import (
     heading,
     legend_beside,
     new_figure,
-    whole_steps,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def draw_losses(losses: Losses, title: str) -> Any:
     below.set_ylim(low, high)
     below.set_ylabel("relative difference", color=GRAY, fontsize=9)
     below.set_xlabel("optimizer step", color=GRAY, fontsize=9)
-    whole_steps(below.xaxis)
+    whole_numbers(below.xaxis)
     legend_beside(figure)
     heading(figure, title)
     return figure

@@ -19,12 +19,13 @@ from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.copies import FRESH
 from mupscale_cli.plan.dims import DimMap
 from mupscale_cli.reports.explain import matching_names
-from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure
+from mupscale_cli.reports.pictures.canvas import GRAY, INK, heading, new_figure, whole_numbers
 from mupscale_cli.tasks.recorded import RecordedWidening
 from mupscale_cli.text import number_text
 
 BLOCK = 48  # default number of rows and columns of W'
 _MAX_LINES = 64
+_MAX_NUMBERS = 64  # values that a block shows as numbers, too
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,24 @@ def _draw_block(figure: Any, panel: Any, values: Tensor, title: str) -> None:
         aspect="auto" if min(values.shape) == 1 else "equal",
     )
     panel.set_title(title, loc="left", fontsize=9, color=INK)
+    for axis in (panel.xaxis, panel.yaxis):
+        whole_numbers(axis)
+    if values.numel() <= _MAX_NUMBERS:
+        _write_numbers(panel, values, limit)
     panel.tick_params(colors=GRAY, length=0, labelsize=7)
     for spine in panel.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(picture, ax=panel, shrink=0.8, aspect=30)
     bar.ax.tick_params(colors=GRAY, length=0, labelsize=7)
     bar.outline.set_visible(False)
+
+
+def _write_numbers(panel: Any, values: Tensor, limit: float) -> None:
+    """Write each value into its cell, in white where the color is dark."""
+    for row, line in enumerate(values.tolist()):
+        for column, value in enumerate(line):
+            color = "white" if abs(value) > 0.6 * limit else INK
+            panel.text(column, row, f"{value:.2g}", ha="center", va="center", color=color, fontsize=7)
 
 
 def _draw_lines(panel: Any, sources: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
