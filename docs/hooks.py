@@ -37,7 +37,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, target in {**DOCUMENTS, **figures, **ASSETS}.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "names.md", content=_names()))
+    files.append(File.generated(config, "examples.md", content=_examples()))
     return files
+
+
+def _examples() -> str:
+    """Return a page with the text of every example."""
+    languages = {".py": "python", ".sh": "sh", ".yaml": "yaml"}
+    texts = (
+        f"## {file.name}\n\n```{languages[file.suffix]}\n{file.read_text(encoding='utf-8')}```\n"
+        for file in sorted((ROOT / "examples").iterdir())
+        if file.suffix in languages
+    )
+    return "# Examples\n\nScripts that run, with the model that `mupscale demo` trains.\n\n" + "\n".join(texts)
 
 
 def _names() -> str:
@@ -59,6 +71,9 @@ def on_page_markdown(markdown: str, *, page: Page, files: Files, **_: object) ->
     def link(found: re.Match[str]) -> str:
         image, text, target, anchor = found.groups()
         path = posixpath.normpath(posixpath.join(folder, target))
+        if path.partition("/")[0] == "examples":
+            name = posixpath.basename(path).replace(".", "") if "/" in path else ""
+            return f"[{text}](examples.md#{name})" if name else f"[{text}](examples.md)"
         on_site = DOCUMENTS.get(path, path.removeprefix(f"{MANUAL}/").removeprefix("tests/experiments/"))
         if files.get_file_from_path(on_site):
             return f"{image}[{text}]({on_site}{anchor or ''})"

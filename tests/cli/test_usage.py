@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from cli_runner import commands_of, options_of, run
+from help_pages import FOLDER, help_of_all
 from mupscale_cli.cli.examples import examples
 
 COMMANDS = ["", "recipes", "plot", *(" ".join(words) for words in commands_of())]
@@ -21,6 +22,12 @@ def test_help_fits_the_terminal_and_cuts_nothing(columns, monkeypatch):
         assert not {"…", "<"} & set(result.out), command
         wanted = {parameter.opts[0] for name, parameter in options_of() if name == command}
         assert {name for name in wanted if name.startswith("-") and name not in result.out} == set()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_is_what_was_last_read(columns):
+    """Help that changes is read again: `python tests/help_pages.py` writes it, and `git diff` shows it."""
+    assert help_of_all(columns) == (FOLDER / f"{columns}.txt").read_text(encoding="utf-8")
 
 
 def test_options_of_widen_are_in_groups():

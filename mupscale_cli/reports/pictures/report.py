@@ -46,6 +46,16 @@ summary { cursor: pointer; }
 @media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """
 
+_SIZES = (
+    "Each axis is a set of units that are copied together, named as in the recipe, the architecture's description. "
+    "A factor of 2 makes two of every unit. A source's XXH3-128 is a checksum of the file that was widened."
+)
+_COMPARISONS = (
+    "Both networks ran on the same inputs. A relative difference is the largest difference between two numbers of an "
+    "output, divided by the output's largest magnitude. Even equal functions differ by rounding, because sums are "
+    "longer in the wide network: up to the tolerance, which is derived from the data type and the sizes."
+)
+
 
 def report(wide: str, record: Record, verification: Verification, blocks: Blocks | None) -> str:
     """Return the report of a verification.
@@ -62,7 +72,7 @@ def report(wide: str, record: Record, verification: Verification, blocks: Blocks
     title = f"{_last(wide)}, widened from {_source(record)}"
     sections = [
         _heading(title, verification),
-        _section("What was widened", _sizes(record), _facts(record)),
+        _section("What was widened", _caption(_SIZES), _sizes(record), _facts(record)),
         _section("What was compared", *_compared(verification)),
         *_pictures(wide, verification, blocks),
         _section("Reproduce", _commands(wide)),
@@ -119,7 +129,21 @@ def _heading(title: str, verification: Verification) -> str:
     where = f"{function['dtype']} on {function['device']}, {function['inputs']}" if function else "no model was run"
     return (
         f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
-        f'<p class="gray">{_text(where)}</p>\n</header>'
+        f'<p class="gray">{_text(where)}</p>\n{_paragraph(_introduction(function))}\n</header>'
+    )
+
+
+def _introduction(function: Function | None) -> str:
+    """Explain the page to someone who knows nothing about it."""
+    aim = (
+        "the wide network computes the same function"
+        if function is None or function["keeps_function"]
+        else "the wide network starts close to the narrow one; its function is changed on purpose"
+    )
+    return (
+        "mupscale widens a trained network without training it: it copies units, such as neurons and attention heads, "
+        f"and divides the weights that sum over copies, so that {aim}. This page says what was widened, how both networks "
+        "were compared, and what was found."
     )
 
 
@@ -163,6 +187,7 @@ def _facts(record: Record) -> str:
 def _compared(verification: Verification) -> Iterable[str]:
     """Describe what was compared in each part of a verification."""
     if function := verification["function"]:
+        yield _caption(_COMPARISONS)
         yield _comparisons(function)
         yield from _notes(function)
     if weights := verification["weights"]:
@@ -214,6 +239,10 @@ def _notes(function: Function) -> Iterable[str]:
         yield _paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
 
 
+def _caption(text: str) -> str:
+    return f'<p class="gray">{_text(text)}</p>'
+
+
 def _paragraph(text: str) -> str:
     return f"<p>{_text(text)}</p>"
 
@@ -235,13 +264,15 @@ def _pictures(wide: str, verification: Verification, blocks: Blocks | None) -> I
     if training := verification["training"]:
         title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
         caption = (
-            "Both models take the same optimizer steps in float64. The lower panel shows how far their losses differ."
+            "Both models take the same optimizer steps in float64, on random inputs, so the losses mean nothing by "
+            "themselves. The lower panel shows how far they differ; the dashed line is what rounding may change."
         )
         yield _section("Step by step", _figure(draw_losses(step_losses(verification, wide), title), "steps", caption))
     if blocks is not None:
         caption = (
             "Corners of one tensor before and after widening. Lines separate the copies of one unit, or of one run of "
-            "units, from the next. Each picture has its own color range."
+            "units, from the next. Each copy is c times the original, and there are m copies. Each picture has its own "
+            "color range."
         )
         yield _section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
 
