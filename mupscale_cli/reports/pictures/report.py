@@ -142,8 +142,8 @@ def _introduction(function: Function | None) -> str:
     )
     return (
         "mupscale widens a trained network without training it: it copies units, such as neurons and attention heads, "
-        f"and divides the weights that sum over copies, so that {aim}. This page says what was widened, how both networks "
-        "were compared, and what was found."
+        f"and divides the weights that sum over copies, so that {aim}. This page says what was widened, how both "
+        "networks were compared, and what was found."
     )
 
 
