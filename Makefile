@@ -24,7 +24,7 @@ format:  ## fix what the linters can fix
 	ruff format .
 
 bench:  ## throughput, memory and start-up
-	for name in throughput memory startup noise verification checking; do python tests/benchmarks/$$name.py; done
+	for name in throughput default memory startup noise verification checking; do python tests/benchmarks/$$name.py; done
 
 constraints:  ## resolve constraints.txt again, for all Python versions at once; needs uv
 	.ci/constraints

@@ -180,6 +180,11 @@ def save_adam(directory: Path, form: str) -> None:
     torch.save({"state": dict(enumerate(states.values())), "param_groups": [group]}, directory / "optimizer.pt")
 
 
+def kinds(directory: Path) -> tuple[str, ...]:
+    """Return the optimizer kinds to name when a checkpoint is widened: a state without groups does not tell its own."""
+    return ("adamw",) if (directory / "optimizer.safetensors").exists() else ()
+
+
 def command_seconds(*arguments: str) -> tuple[float, float]:
     """Run `python ARGUMENTS`, which may fail, in a new process and return the wall and processor seconds it takes."""
     started = time.perf_counter()

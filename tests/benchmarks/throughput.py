@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import peak_private_bytes, report, save_adam, save_llama
+from measure import kinds, peak_private_bytes, report, save_adam, save_llama
 
 _LIBRARIES = "import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards"
 _OF_STATES = {"dcp": "import mupscale_cli.optimizers.formats.distributed"}
@@ -95,7 +95,7 @@ def widening(source: Path, target: Path, factors: str, *, sync: bool) -> str:
     lines = ["import os, mupscale_cli as m", *([] if sync else ["os.fsync = lambda handle: None"])]
     lines.append(
         f"m.widen({str(source)!r}, {str(target)!r}, {arguments}, verify=False, max_shard_size=10**13, processes=None, "
-        "optimizer_kind=('adamw',))"
+        f"optimizer_kind={kinds(source)})"
     )
     return "\n".join(lines)
 
@@ -112,7 +112,8 @@ def command(source: Path, target: Path, factors: str) -> str:
     """Return Python code that runs `mupscale widen`."""
     axes = [word for part in factors.split(",") for word in ("--axis", part)] if "=" in factors else ["-f", factors]
     where = (str(source), "-o", str(target), "--max-shard-size", "10TB")
-    return process("-m", "mupscale_cli", "widen", *where, *axes, "--no-verify")
+    kind = [word for name in kinds(source) for word in ("--optimizer-kind", name)]
+    return process("-m", "mupscale_cli", "widen", *where, *axes, *kind, "--no-verify")
 
 
 def measured(factors: str, state: str, options: argparse.Namespace, ballast: Ballast) -> list[tuple[Any, ...]]:
