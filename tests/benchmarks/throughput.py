@@ -21,7 +21,7 @@ import torch
 from measure import kinds, peak_private_bytes, report, save_adam, save_llama
 
 _LIBRARIES = "import torch, mupscale_cli.tasks.widen, mupscale_cli.engine.shards"
-_OF_STATES = {"dcp": "import mupscale_cli.optimizers.formats.distributed"}
+_OF_STATES = {"dcp": "import mupscale_cli.optimizers.formats.distributed, torch.distributed.checkpoint"}
 STATES = ("safetensors", "pt", "dcp")
 WRITTEN = ("buffered", "synced", "command")  # the last is `mupscale widen --no-verify` minus `python -c "import torch"`
 
