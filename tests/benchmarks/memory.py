@@ -28,7 +28,8 @@ def main() -> None:
             source = save_llama(Path(folder) / "narrow", megabytes * 10**6)
             if options.state != "none":
                 save_adam(source, options.state)
-            arguments = f"factor={options.factor}, verify=False, processes={options.processes}, optimizer_kind={kinds(source)}"
+            arguments = f"factor={options.factor}, verify=False, processes={options.processes}"
+            arguments += f", optimizer_kind={kinds(source)}"
             code = f"import mupscale_cli as m; m.widen({str(source)!r}, {arguments})"
             beyond = (peak_private_bytes(code) - libraries) / 1e6
             size = (source / "model.safetensors").stat().st_size / 1e6

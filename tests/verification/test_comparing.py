@@ -14,7 +14,7 @@ from mupscale_cli.checkpoints.reading import open_checkpoint
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.verify import verify
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification import comparing
+from mupscale_cli.verification import running
 from mupscale_cli.verification.comparing import verify_checkpoints
 from mupscale_cli.verification.models import build_reference_model
 from mupscale_cli.verification.options import VerifyOptions
@@ -282,12 +282,12 @@ def test_generation_takes_several_steps_and_follows_given_tokens(saved):
     """Both models follow the same tokens, so a tie between two logits cannot separate them."""
     model = build_reference_model(open_checkpoint(saved("Llama-untied")), torch.float64)
     tokens, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64)
-    generated = comparing._generate(model, tokens, mask, 8)
+    generated = running._generate(model, tokens, mask, 8)
     logits, greedy = generated.logits, generated.tokens
     assert generated.prefill.logits.shape[1] == 3  # of every token of the prompt
     other = greedy.clone()
     other[0, 3:] = torch.arange(greedy.shape[1] - 3) + 7
-    following = comparing._generate(model, tokens, mask, 8, other)
+    following = running._generate(model, tokens, mask, 8, other)
     forced_logits, forced = following.logits, following.tokens
     assert torch.equal(forced, other)
     assert torch.equal(logits[:, 0], forced_logits[:, 0])

@@ -1,0 +1,42 @@
+"""Choosing how models and their inputs are made: by the library of the checkpoint, or by the user's functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mupscale_cli.checkpoints.reading import Checkpoint
+from mupscale_cli.plan import Plan
+from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
+from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module, user_config
+from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.placement import Placement
+
+
+def choose_builders(
+    options: VerifyOptions, plan: Plan, *, is_streamed: bool = False
+) -> tuple[Callable[[Checkpoint, Placement], nn.Module], Callable[[nn.Module, Checkpoint], Inputs]]:
+    """Return a function that loads a model and one that makes its inputs, for a library's or a user-defined model.
+
+    Args:
+        options: the user-defined model, if any, and the seed of the inputs.
+        plan: plan of the widening.
+        is_streamed: whether weights may stay in their file; see `build_reference_model`.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    if options.model is None:
+
+        def load(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
+            names = plan.recipe.is_optional, plan.wrapping.plain
+            return build_reference_model(checkpoint, placement.dtype, placement.device, *names, is_streamed=is_streamed)
+
+        return load, lambda model, checkpoint: reference_inputs(model, generator, checkpoint.library)
+    module, build = load_user_module(options.model)
+    return (
+        lambda checkpoint, placement: build_user_model(build, checkpoint, placement.dtype, plan.wrapping.plain).to(
+            placement.device
+        ),
+        lambda model, checkpoint: user_inputs(module, user_config(checkpoint), plan, generator, model),
+    )
