@@ -40,6 +40,7 @@ def scale_settings(settings: Mapping[str, Any], multipliers: Multipliers) -> dic
         "initial_lr": multipliers.lr,
         "max_lr": multipliers.lr,
         "min_lr": multipliers.lr,
+        "max_lr_snapshot": multipliers.lr,  # timm's
         "eps": multipliers.eps,
         "weight_decay": multipliers.weight_decay,
         **dict(multipliers.further),

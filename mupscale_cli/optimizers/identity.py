@@ -82,6 +82,8 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     if len(found) > 1:
         raise _ambiguous(found, settings)
     rule = found[0].with_settings(settings)
+    if settings:
+        _check_settings(rule, settings)
     return Kind(rule, rule.decoupled if declared is None else bool(declared))
 
 
@@ -154,6 +156,26 @@ def _most_specific(rules: Iterable[OptimizerRule], present: Collection[str]) -> 
         for name, found in marks.items()
         if any(not any(mark < other for other in matched) for mark in found)
     ]
+
+
+def _check_settings(rule: OptimizerRule, settings: Mapping[str, Any]) -> None:
+    """Check that a group has every setting that widening multiplies, and none that changes the formulas.
+
+    Raises:
+        PlanError: a setting is missing, so an object would use it unchanged, or weights decay without the rate.
+    """
+    needed = {*(rule.scaled.keys() & rule.settings.keys()), *([] if rule.eps is None else ["eps"])}
+    if missing := needed - settings.keys():
+        raise PlanError(
+            f"the optimizer has the state of {rule.title}, but its groups lack {listed(sorted(missing))}, which "
+            "widening multiplies",
+            hint="omit the state with `--optimizer none`",
+        )
+    if settings.get("fixed_decay") and settings.get("weight_decay"):
+        raise PlanError(
+            "its weight decay is independent of the learning rate (`fixed_decay`), which no rule here describes",
+            hint="omit the state with `--optimizer none`",
+        )
 
 
 def _unknown(settings: Mapping[str, Any], keys: Collection[str], named: Sequence[str]) -> PlanError:

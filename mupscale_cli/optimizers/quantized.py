@@ -123,7 +123,7 @@ def _block_size(codes: Tensor, largest: Tensor) -> int:
         if -(-codes.numel() // block) == largest.numel():
             return block
     raise CheckpointError(
-        f"an 8-bit entry of {codes.numel()} elements has {largest.numel()} scales, as no release of bitsandbytes has",
+        f"an 8-bit entry of {codes.numel()} elements has {largest.numel()} scales, as only bitsandbytes' AdEMAMix has",
         hint="omit the state with `--optimizer none`",
     )
 

@@ -132,6 +132,34 @@ def test_state_entries_imply_settings():
     assert distinctive_keys(("step", "sum", "master_param")) == {"sum"}
 
 
+SGD = {"lr": 1, "momentum": 0.9, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "reason"),
+    [
+        ({**SGD, "trust_coefficient": 1e-3}, ("momentum_buffer",), "the optimizer is LARS"),
+        ({**SGD, "trust_coeff": 1e-3}, ("momentum_buffer",), "the optimizer is LARS of timm"),
+        ({"lr": 1, "alpha": 0.9, "eps": 1, "centered": False, "lr_in_momentum": True}, (), "is RMSpropTF"),
+        ({**BARE, "decoupled_decay": True, **APEX_LAMB}, ADAM, "decays weights outside of its step"),
+        ({**BARE, "weight_decouple": True, "rectify": False}, (*ADAM, "trust_ratio"), "adds its eps to norms"),
+        ({"lr": 1, "eps1": 1, "eps2": 1}, ("exp_avg_sq_row", "exp_avg_sq_col", "RMS"), "groups lack `eps`"),
+        ({**TORCH_2_6, "weight_decouple": True, "fixed_decay": True}, ADAM, "independent of the learning rate"),
+    ],
+)
+def test_variants_with_other_formulas_are_refused(settings, keys, reason):
+    """Their entries or groups are those of an optimizer with a rule; following it would be wrong by 1e-5 to 1e-2."""
+    with pytest.raises(PlanError, match=reason):
+        identify(settings, keys)
+
+
+def test_the_decay_of_laprop_depends_on_the_implementation():
+    keys = (*ADAM, "exp_avg_lr_1", "exp_avg_lr_2")
+    authors, timm = (identify(each, keys) for each in ({**BARE, "amsgrad": False, "centered": False}, BARE))
+    formulas = [kind.rule.formulas(kind.decoupled)["weight_decay"] for kind in (authors, timm)]
+    assert [formula(0.5, 4) for formula in formulas] == [1, 2]
+
+
 def test_low_rank_optimizers_are_refused_by_name():
     """Their groups have AdamW's `correct_bias`, too."""
     with pytest.raises(PlanError, match=r"the optimizer is APOLLO.*random projections"):

@@ -39,6 +39,7 @@ class LaProp(ExactOptimizer):
     """LaProp (Ziyin et al., arXiv 2002.04839), as its authors implement it: with the learning rate in the average."""
 
     usual: ClassVar[Mapping[str, Any]] = {**_USUAL, "lr": 4e-4, "eps": 1e-15, "amsgrad": False, "centered": False}
+    decays_with_rate = False
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         first, second = group["betas"]
@@ -57,7 +58,13 @@ class LaProp(ExactOptimizer):
         denominator = (variance / state["exp_avg_lr_2"]).sqrt() + group["eps"]
         average.mul_(first).add_((1 - first) * group["lr"] * gradient / denominator)
         parameter.sub_(average * group["lr"] / state["exp_avg_lr_1"])
-        parameter.mul_(1 - group["weight_decay"])
+        parameter.mul_(1 - (group["lr"] if self.decays_with_rate else 1.0) * group["weight_decay"])
+
+
+class LaPropOfTimm(LaProp):
+    """LaProp as timm and pytorch_optimizer implement it: weights decay by a multiple of the learning rate."""
+
+    decays_with_rate = True
 
 
 class Lamb(ExactOptimizer):

@@ -34,9 +34,27 @@ def _of_bitsandbytes(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+def _laprop(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The authors, whose groups have `amsgrad`, decay by `p -= wd p`; timm and pytorch_optimizer by `p -= lr wd p`."""
+    if "amsgrad" in settings:
+        return {}
+    return {"decay": None, "exact": "mupscale_cli.optimizers.exact.adam.LaPropOfTimm"}
+
+
+def _lamb(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse a LAMB that decays beside its step, or adds eps to norms as well."""
+    if any(settings.get(key) for key in ("weight_decouple", "decoupled_decay")) or "rectify" in settings:
+        raise PlanError(
+            "this LAMB decays weights outside of its step or adds its eps to norms as well as to roots of squared "
+            "gradients, so no multipliers are right for both",
+            hint="omit the state with `--optimizer none`",
+        )
+    return {}
+
+
 def _fused_lamb(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without weight decay, apex's LAMB takes the step of Adam."""
-    return {} if settings.get("weight_decay", 1.0) else {"lr": Powers(c=1)}
+    return {**_lamb(settings), **({} if settings.get("weight_decay", 1.0) else {"lr": Powers(c=1)})}
 
 
 RULES = (
@@ -117,7 +135,8 @@ RULES = (
         lr=Powers(c=1),
         eps=PER_GRADIENT,
         decoupled=True,
-        decay=Powers(),  # p -= wd p, without the learning rate
+        decay=Powers(),
+        variant=_laprop,
         settings={**_SETTINGS, "lr": 4e-4, "eps": 1e-15, "weight_decay": 1e-4, "amsgrad": False, "centered": False},
         implied={**_AMSGRAD, "exp_mean_avg_beta2": {"centered": True}},
         marks=(frozenset({"betas", "eps", "exp_avg_lr_1"}), _TORCH_ADAM | {"centered"}),
@@ -132,6 +151,7 @@ RULES = (
         eps=PER_GRADIENT,
         decoupled=True,
         decay=Powers(c=-1),
+        variant=_lamb,
         settings={**_SETTINGS, "eps": 1e-6},
         implied={"weight_norm": {}, "adam_norm": {}, "trust_ratio": {}},
         marks=(frozenset({"betas", "eps", "trust_ratio"}),),  # torch_optimizer

@@ -43,6 +43,7 @@ class Refusal:
     reason: str
 
 
+_LARS = "its step is as long as the weights, unlike that of SGD, whose groups it has, and it has no rule"
 REFUSED = (
     Refusal(
         "Adadelta",
@@ -60,6 +61,13 @@ REFUSED = (
         frozenset({"rank", "update_proj_gap"}),
         "its moments belong to a projection that the wide model computes again with other signs, and that is stored "
         "as an object, which would run code when it is read",
+    ),
+    Refusal("LARS", frozenset({"momentum", "trust_coefficient"}), _LARS),
+    Refusal("LARS of timm", frozenset({"momentum", "trust_coeff"}), _LARS),
+    Refusal(
+        "RMSpropTF of timm",
+        frozenset({"alpha", "lr_in_momentum"}),
+        "it adds eps inside the root and averages steps, unlike RMSprop, whose groups it has, and it has no rule",
     ),
     Refusal(
         "Shampoo of torch_optimizer",
