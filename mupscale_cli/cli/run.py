@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,14 @@ def run(
         bool,
         typer.Option("--overwrite", help="Replace outputs made from other sources or with other options."),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Also write one page about all models: a self-contained HTML file, which each run writes again.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run the steps of a job file in order: widenings, verifications, pushes. Skips finished steps.
@@ -36,6 +45,10 @@ def run(
     from mupscale_cli.tasks.jobs import JobEvents, exit_code, plan_job, run_job
     from mupscale_cli.tasks.jobs.file import read_job  # imported late: it slows the start of other commands
 
+    if report is not None:
+        from mupscale_cli.reports.pictures.canvas import check_report
+
+        check_report(report, overwrite=True)  # a job is run again and again, and its page with it
     job = plan_job(read_job(file), overwrite=overwrite)
     if dry_run:
         if as_json:
@@ -52,16 +65,29 @@ def run(
         if not as_json:
             _print_results(results)
         raise Interrupted("interrupted; finished steps are kept, and the same command continues") from error
-    code = exit_code(tuple(results))
     if as_json:
         output.print_document("run", _document(file, job, tuple(results)))
     else:
         _print_results(results)
-    for result in results:
-        if result.error is not None:
-            output.print_error(result.error)
-    if code:
-        raise typer.Exit(code)
+    if report is not None:
+        _write_report(report, file, results)
+    for failure in filter(None, (result.error for result in results)):
+        output.print_error(failure)
+    raise typer.Exit(exit_code(tuple(results)))
+
+
+def _write_report(report: Path, file: Path, results: list[StepResult]) -> None:
+    """Write the page about the models that exist, as their records describe them now."""
+    from mupscale_cli.record.reading import read_record
+    from mupscale_cli.reports.pictures.canvas import publish
+    from mupscale_cli.reports.pictures.family import family
+    from mupscale_cli.tasks.source import find_source
+
+    targets = [str(result.planned.target) for result in results if result.planned.step.kind == "widen"]
+    made = {os.path.relpath(path, file.parent): path for path in targets if Path(path).exists()}
+    records = {name: read_record(find_source(path, headers_only=True).checkpoint) for name, path in made.items()}
+    publish(report, family(file.name, records).encode())
+    output.note(f"wrote {report}")
 
 
 def _announce(number: int, planned: PlannedStep, count: int) -> None:

@@ -80,6 +80,8 @@ def verify(
         output.note(f"verifying {wide}, the newest widened checkpoint in this folder")
     narrow = given[0] if len(given) == 2 else None
     if report is not None:
+        from mupscale_cli.reports.pictures.canvas import check_report
+
         check_report(report, overwrite=overwrite)
     chosen = VerifyOptions(
         narrow,
@@ -115,22 +117,6 @@ def _fail(reason: str) -> None:
     if output.is_quiet():
         output.stderr().print(reason, markup=False, soft_wrap=True)
     raise typer.Exit(1)
-
-
-def check_report(file: Path, *, overwrite: bool) -> None:
-    """Check before a verification that its report can be written.
-
-    Raises:
-        MupscaleError: the report exists, or cannot be drawn.
-    """
-    from mupscale_cli.reports.pictures.canvas import check_file, check_matplotlib
-
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise MupscaleError(
-            f"the report `{file}` does not end in .html", hint=f"for example `--report {file.stem}.html`"
-        )
-    check_file(file, overwrite=overwrite)
-    check_matplotlib()
 
 
 def write_report(file: Path, wide: str, widening: RecordedWidening, verification: Verification) -> None:

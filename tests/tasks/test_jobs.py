@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -67,7 +68,14 @@ def test_a_family_is_planned_and_written_once(folder):
     assert document["steps"][2]["verification"] is None
     assert document["steps"][3]["verification"]["training"]["steps"] == 2
 
-    assert job(folder, FAMILY)[1] == ["skipped"] * 4
+    assert job(folder, FAMILY, "--report", "family.html")[1] == ["skipped"] * 4
+    page = (folder / "family.html").read_text()
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr[^>]*>(.*?)</tr>", page)]
+    assert [row[:2] for row in cells if row] == [
+        *(["narrow-x2", "narrow"], ["wide/ffn", "narrow"], ["wide/ffn-x2", "ffn"]),  # sizes
+        *(["narrow-x2", "same function, and the same 2 steps"], ["wide/ffn", "same function"]),
+        ["wide/ffn-x2", "not verified"],
+    ]
     assert job(folder, FAMILY, "--dry-run")[1] == ["skipped"] * 4
     shown = run("run", "job.yaml", "--dry-run").out
     assert "complete, from the same input with the same options" in shown

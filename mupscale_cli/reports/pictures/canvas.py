@@ -131,6 +131,21 @@ def check_picture(file: Path, *, overwrite: bool) -> None:
     check_matplotlib()
 
 
+def check_report(file: Path, *, overwrite: bool) -> None:
+    """Check that a report can be written, before what it reports is computed.
+
+    Raises:
+        PictureError: its name does not end in .html, or matplotlib is not installed.
+        OutputError: it exists, or its folder does not.
+    """
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise PictureError(
+            f"the report `{file}` does not end in .html", hint=f"for example `--report {file.stem}.html`"
+        )
+    check_file(file, overwrite=overwrite)
+    check_matplotlib()
+
+
 def check_file(file: Path, *, overwrite: bool) -> None:
     """Check that an output file can be written.
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import html
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mupscale_cli import __version__
 from mupscale_cli.errors import PictureError
 from mupscale_cli.reports.guidance import coverage_notes
 from mupscale_cli.reports.pictures.canvas import inline_svg
+from mupscale_cli.reports.pictures.page import (
+    caption,
+    details,
+    escaped,
+    last_part,
+    number,
+    page,
+    paragraph,
+    section,
+    table,
+)
 from mupscale_cli.reports.pictures.verification import draw_errors, draw_losses, module_errors, step_losses
 from mupscale_cli.reports.pictures.weights import Blocks, draw_weights
 from mupscale_cli.text import count_text
@@ -19,38 +27,11 @@ from mupscale_cli.text import count_text
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Function, Record, Verification
 
-_CSS = """
-:root { --ink: #1b1b2f; --gray: #6b7080; --rule: #e4e6ec; --good: #1f7a4d; --bad: #b3261e; --soft: #f7f8fa; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: white;
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
-p { margin: .4rem 0; }
-.gray { color: var(--gray); }
-.verdict { display: inline-block; margin: .8rem 0 .2rem; padding: .3rem .9rem; border-radius: 999px; color: white;
-           background: var(--good); font-weight: 600; }
-.verdict.bad { background: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .6rem 0; }
-th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; vertical-align: top; }
-th { color: var(--gray); font-weight: 600; border-bottom: 1px solid var(--rule); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.bad td { color: var(--bad); font-weight: 600; }
-code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; white-space: pre; }
-figure { margin: .6rem 0; }
-figure svg { max-width: 100%; height: auto; }
-figcaption { color: var(--gray); font-size: .9rem; }
-summary { cursor: pointer; }
-@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
-"""
-
-_SIZES = (
+SIZES = (
     "Each axis is a set of units that are copied together, named as in the recipe, the architecture's description. "
     "A factor of 2 makes two of every unit. A source's XXH3-128 is a checksum of the file that was widened."
 )
-_COMPARISONS = (
+COMPARISONS = (
     "Both networks ran on the same inputs. A relative difference is the largest difference between two numbers of an "
     "output, divided by the output's largest magnitude. Even equal functions differ by rounding, because sums are "
     "longer in the wide network: up to the tolerance, which is derived from the data type and the sizes."
@@ -69,57 +50,26 @@ def report(wide: str, record: Record, verification: Verification, blocks: Blocks
     Returns:
         An HTML document that depends only on the arguments: it has no dates or names of machines.
     """
-    title = f"{_last(wide)}, widened from {_source(record)}"
+    title = f"{last_part(wide)}, widened from {source_name(record)}"
     sections = [
         _heading(title, verification),
-        _section("What was widened", _caption(_SIZES), _sizes(record), _facts(record)),
-        _section("What was compared", *_compared(verification)),
+        section("What was widened", caption(SIZES), _sizes(record), _facts(record)),
+        section("What was compared", *_compared(verification)),
         *_pictures(wide, verification, blocks),
-        _section("Reproduce", _commands(wide)),
-        _section(
+        section("Reproduce", _commands(wide)),
+        section(
             "All figures",
-            _details("Record of the widening (mupscale.json)", record),
-            _details("Verification", verification),
+            details("Record of the widening (mupscale.json)", record),
+            details("Verification", verification),
         ),
     ]
-    body = "\n".join(sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n"
-        f'<p class="gray">written by mupscale {_text(__version__)}</p>\n</body>\n</html>\n'
-    )
+    return page(title, sections)
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or path
-
-
-def _source(record: Record) -> str:
+def source_name(record: Record) -> str:
+    """Return the name of the checkpoint that was widened."""
     source = record["source"]
-    return f"{source['repo']} at {source['revision']}" if "repo" in source else _last(str(source["path"]))
-
-
-def _section(title: str, *content: str) -> str:
-    return "\n".join((f"<section>\n<h2>{_text(title)}</h2>", *content, "</section>"))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
-    """Render a table; a row that starts with `!` is marked as wrong."""
-    kinds = [' class="number"' if column in numbers else "" for column in columns]
-    lines = ["".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))]
-    marks = [""]
-    for row in rows:
-        is_wrong = row[0] == "!"
-        cells = row[1:] if is_wrong else row
-        lines.append("".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)))
-        marks.append(' class="bad"' if is_wrong else "")
-    body = "\n".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
-    return f'<div class="scroll"><table>\n{body}\n</table></div>'
+    return f"{source['repo']} at {source['revision']}" if "repo" in source else last_part(str(source["path"]))
 
 
 def _heading(title: str, verification: Verification) -> str:
@@ -128,12 +78,12 @@ def _heading(title: str, verification: Verification) -> str:
     function = verification["function"]
     where = f"{function['dtype']} on {function['device']}, {function['inputs']}" if function else "no model was run"
     return (
-        f'<header>\n<h1>{_text(title)}</h1>\n<p class="verdict{mark}">{_text(verdict)}</p>\n'
-        f'<p class="gray">{_text(where)}</p>\n{_paragraph(_introduction(function))}\n</header>'
+        f'<header>\n<h1>{escaped(title)}</h1>\n<p class="verdict{mark}">{escaped(verdict)}</p>\n'
+        f'<p class="gray">{escaped(where)}</p>\n{paragraph(introduction(function))}\n</header>'
     )
 
 
-def _introduction(function: Function | None) -> str:
+def introduction(function: Function | None) -> str:
     """Explain the page to someone who knows nothing about it."""
     aim = (
         "the wide network computes the same function"
@@ -167,7 +117,7 @@ def _sizes(record: Record) -> str:
     for name, axis in record["axes"].items():
         size, wide = (("varies" if axis[key] is None else axis[key]) for key in ("size", "wide_size"))
         rows.append((name, size, f"x{axis['factor']}", wide))
-    return _table(("", "narrow", "factor", "wide"), rows, ("narrow", "factor", "wide"))
+    return table(("", "narrow", "factor", "wide"), rows, ("narrow", "factor", "wide"))
 
 
 def _facts(record: Record) -> str:
@@ -181,27 +131,27 @@ def _facts(record: Record) -> str:
         rows.append(("optimizer state", f"{state['file']} ({state['policy']})"))
     for name, file in record["source"]["files"].items():
         rows.append(("source", f"{name}, XXH3-128 {file['xxh128']}"))
-    return _table(("", "value"), rows)
+    return table(("", "value"), rows)
 
 
 def _compared(verification: Verification) -> Iterable[str]:
     """Describe what was compared in each part of a verification."""
     if function := verification["function"]:
-        yield _caption(_COMPARISONS)
+        yield caption(COMPARISONS)
         yield _comparisons(function)
         yield from _notes(function)
     if weights := verification["weights"]:
         result = "every byte matches source, rule and noise" if weights["agrees"] else weights["differences"][0]
-        yield _paragraph(f"weights: {weights['tensors']} tensors, {result}")
+        yield paragraph(f"weights: {weights['tensors']} tensors, {result}")
     if config := verification["config"]:
         result = "as planned" if config["agrees"] else config["differences"][0]
-        yield _paragraph(f"config.json: {config['keys']} keys, {result}")
+        yield paragraph(f"config.json: {config['keys']} keys, {result}")
     if files := verification["files"]:
         state = files.get("optimizer_state", {}).get("differences", [])
         result = "as planned" if files["agrees"] else [*files["differences"], *state][0]
-        yield _paragraph(f"files: {', '.join(files['files'])}, {result}")
+        yield paragraph(f"files: {', '.join(files['files'])}, {result}")
     for part, reason in verification["skipped"].items():
-        yield _paragraph(f"{part}: not compared: {reason}")
+        yield paragraph(f"{part}: not compared: {reason}")
 
 
 def _comparisons(function: Function) -> str:
@@ -209,42 +159,30 @@ def _comparisons(function: Function) -> str:
     rows: list[tuple[object, ...]] = []
     for each in function["comparisons"]:
         wrong = keeps and not float(each["max_rel"]) <= tolerance
-        row = (each["what"], _number(each["max_rel"]), _number(each["max_abs"]))
+        row = (each["what"], number(each["max_rel"]), number(each["max_abs"]))
         rows.append(("!", *row) if wrong else row)
     if worst := function["worst_module"]:
         what = f"worst of {function['modules_compared']} modules, {worst['what']}"
-        rows.append((what, _number(worst["max_rel"]), _number(worst["max_abs"])))
+        rows.append((what, number(worst["max_rel"]), number(worst["max_abs"])))
     numbers = ("largest relative", "largest absolute")
-    return _table(("compared", *numbers), rows, numbers)
-
-
-def _number(value: object) -> str:
-    return f"{float(str(value)):.1e}"
+    return table(("compared", *numbers), rows, numbers)
 
 
 def _notes(function: Function) -> Iterable[str]:
     if function["keeps_function"]:
-        yield _paragraph(f"tolerance {_number(function['tolerance'])} = {function['tolerance_reason']}")
+        yield paragraph(f"tolerance {number(function['tolerance'])} = {function['tolerance_reason']}")
     if rounding := function["rounding"]:
-        yield _paragraph(
+        yield paragraph(
             f"storing {function['rounded_tensors']} tensors rounds scaled values or means, which changes the logits by "
-            f"{_number(rounding['max_rel'])}; the comparison leaves this rounding out"
+            f"{number(rounding['max_rel'])}; the comparison leaves this rounding out"
         )
-    yield from map(_paragraph, coverage_notes(function["missing"], function["unused"]))
+    yield from map(paragraph, coverage_notes(function["missing"], function["unused"]))
     if first := function["first_difference"]:
-        yield _paragraph(f"first module that differs: {first['what']}, by {_number(first['max_rel'])} relative")
+        yield paragraph(f"first module that differs: {first['what']}, by {number(first['max_rel'])} relative")
     if plain := function["unperturbed"]:
         worst = max((float(each["max_rel"]) for each in plain["comparisons"]), default=0.0)
         verdict = "same function" if plain["agrees"] else "the models differ"
-        yield _paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {_number(plain['tolerance'])}")
-
-
-def _caption(text: str) -> str:
-    return f'<p class="gray">{_text(text)}</p>'
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{_text(text)}</p>"
+        yield paragraph(f"without its noise: {verdict}, {worst:.1e} relative, tolerance {number(plain['tolerance'])}")
 
 
 def _pictures(wide: str, verification: Verification, blocks: Blocks | None) -> Iterable[str]:
@@ -253,40 +191,35 @@ def _pictures(wide: str, verification: Verification, blocks: Blocks | None) -> I
     try:
         modules = module_errors(verification, wide)
     except PictureError as error:
-        yield _section("Module by module", _paragraph(error.message))
+        yield section("Module by module", paragraph(error.message))
     else:
         figure = draw_errors(modules, f"{len(modules.names)} modules{without}")
         caption = (
             "Each dot is a module's output, in execution order: its largest difference from the value that the narrow "
             "model's output predicts, relative to the narrow output's largest magnitude."
         )
-        yield _section("Module by module", _figure(figure, "modules", caption))
+        yield section("Module by module", _figure(figure, "modules", caption))
     if training := verification["training"]:
         title = f"{training['steps']} steps of {training['optimizer']} from {training['start']}"
         caption = (
             "Both models take the same optimizer steps in float64, on random inputs, so the losses mean nothing by "
             "themselves. The lower panel shows how far they differ; the dashed line is what rounding may change."
         )
-        yield _section("Step by step", _figure(draw_losses(step_losses(verification, wide), title), "steps", caption))
+        yield section("Step by step", _figure(draw_losses(step_losses(verification, wide), title), "steps", caption))
     if blocks is not None:
         caption = (
             "Corners of one tensor before and after widening. Lines separate the copies of one unit, or of one run of "
             "units, from the next. Each copy is c times the original, and there are m copies. Each picture has its own "
             "color range."
         )
-        yield _section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
+        yield section("One tensor", _figure(draw_weights(blocks), "tensor", caption))
 
 
 def _figure(figure: Any, prefix: str, caption: str) -> str:
-    return f"<figure>\n{inline_svg(figure, prefix)}\n<figcaption>{_text(caption)}</figcaption>\n</figure>"
+    return f"<figure>\n{inline_svg(figure, prefix)}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
 
 
 def _commands(wide: str) -> str:
     name = shlex.quote(wide)
     lines = (f"mupscale verify {name}", f"mupscale verify {name} --steps 20", f"mupscale hparams {name} --lr LR")
-    return f"<pre>{_text(chr(10).join(lines))}</pre>"
-
-
-def _details(title: str, content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    return f"<details>\n<summary>{_text(title)}</summary>\n<pre>{_text(text)}</pre>\n</details>"
+    return f"<pre>{escaped(chr(10).join(lines))}</pre>"
