@@ -347,6 +347,48 @@ ZAYA = {
     "sliding_window": 6,
 }
 
+V4 = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "q_lora_rank": 14,
+    "o_groups": 2,
+    "o_lora_rank": 6,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 2,
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "sliding_window": 6,
+    "hc_sinkhorn_iters": 3,
+    "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+    "mlp_layer_types": ["hash_moe", "moe", "moe"],
+    "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+    "max_position_embeddings": 64,
+}
+REFORMER = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "attention_head_size": 12,
+    "feed_forward_size": 40,
+    "vocab_size": 50,
+    "axial_pos_shape": [8, 8],
+    "axial_pos_embds_dim": [16, 32],
+    "max_position_embeddings": 64,
+    "attn_layers": ["local", "lsh"],
+    "is_decoder": True,
+    "hash_seed": 0,
+    "num_buckets": 4,
+    "local_attn_chunk_length": 8,
+    "lsh_attn_chunk_length": 8,
+    "pad_token_id": 0,
+}
+
 # Shapes that few people train, whose proofs are slow ones.
 RARE = frozenset(
     {
@@ -354,15 +396,20 @@ RARE = frozenset(
         *("Beam-tied", "Doge-tied", "OpenAIGPT-tied", "Rwkv-untied", "RemBert-untied"),
         *("MiniMaxM3VLText-tied", "AXK2-tied", "Dots3NoteText-tied", "HYV4-untied", "RoCBert-tied", "Xmod-tied"),
         *("ProphetNet-tied", "ProphetNet-both", "Moshi-untied", "CpmAnt-untied", "Zamba-tied", "Zamba2-tied"),
-        *("TrOCR-tied", "HrmText-untied", "XLM-tied"),
+        *("TrOCR-tied", "HrmText-untied", "XLM-tied", "Reformer-untied", "XLSTM-untied", "Dory-untied"),
     }
 )
 
-# Classes that put a word to predict behind the prompt, so that their logits are not those of the prompt.
-APPENDING = frozenset({"XLM-tied", "XLNet-tied"})
+# What is not compared: classes that put a word to predict behind the prompt have no logits of the prompt, and those
+# that write sounds are not asked for text.
+NOT_COMPARED: dict[str, set[str]] = {
+    "XLM-tied": {"logits of a left-padded batch"},
+    "XLNet-tied": {"logits of a left-padded batch"},
+    "Musicgen-untied": {"logits of a left-padded batch", "logits of cached generation"},
+}
 
 # Classes whose parameters are float32 whatever is asked for, and would round thirds of float64 weights.
-FLOAT32 = frozenset({"HYV4-untied"})
+FLOAT32 = frozenset({"HYV4-untied", "DeepseekV4-untied"})
 
 # The types above with a readout of their own and with a tied one, and older types.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -424,6 +471,54 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "HYV4ForCausalLM",
         "HYV4Config",
         {**DERIVED_HEADS, **LATENT, **INDEXER, **ROUTED, **DENSE_FIRST, "indexer_types": ["full", "shared"]},
+    ),
+    "DeepseekV4-untied": ("DeepseekV4ForCausalLM", "DeepseekV4Config", V4),
+    "MllamaText-untied": (
+        "MllamaForCausalLM",
+        "MllamaTextConfig",
+        {**DERIVED_HEADS, "num_hidden_layers": 3, "cross_attention_layers": [1]},
+    ),
+    "Dory-untied": (
+        "DoryForCausalLM",
+        "DoryConfig",
+        {
+            **SIZES,
+            "num_hidden_layers": 3,
+            "n_input_layers": 1,
+            "n_recurrent_layers": 1,
+            "n_output_layers": 1,
+            "n_recurrent_loops": 2,
+        },
+    ),
+    "XLSTM-untied": (
+        "xLSTMForCausalLM",
+        "xLSTMConfig",
+        {
+            "hidden_size": 128,
+            "num_heads": 4,
+            "num_hidden_layers": 2,
+            "num_blocks": 2,
+            "vocab_size": 50,
+            "chunk_size": 8,
+            "ffn_proj_factor": 0.5,
+            "ffn_round_up_to_multiple_of": 16,
+            "pad_token_id": 0,
+        },
+    ),
+    "Reformer-untied": ("ReformerModelWithLMHead", "ReformerConfig", REFORMER),
+    "Musicgen-untied": (
+        "MusicgenForCausalLM",
+        "MusicgenDecoderConfig",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 40,
+            "vocab_size": 50,
+            "num_codebooks": 2,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+        },
     ),
     "XLM-tied": ("XLMWithLMHeadModel", "XLMConfig", {**XLM, "causal": True}),
     "XLNet-tied": (

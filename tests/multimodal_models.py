@@ -24,6 +24,24 @@ VISION = {
 }
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
 
+NO_HEAD_DIM = {key: value for key, value in TEXT.items() if key != "head_dim"}
+SINGLE = {key: value for key, value in NO_HEAD_DIM.items() if key != "num_key_value_heads"}
+GEMMA4 = {
+    "text_config": {
+        **TEXT,
+        "global_head_dim": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 6,
+    },
+    "image_token_id": 49,
+    "boi_token_id": 48,
+    "eoi_token_id": 47,
+    "video_token_id": 46,
+    "audio_token_id": 45,
+    "boa_token_id": 44,
+    "eoa_token_index": 43,
+}
+
 # Each case: class in transformers, config class, settings.
 MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Mistral3-pixtral": (
@@ -108,6 +126,129 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vision_config": VISION,
             "image_token_id": 49,
             "scale_factor": 2,
+        },
+    ),
+    "Gemma4-images": (
+        "Gemma4ForConditionalGeneration",
+        "Gemma4Config",
+        {
+            **GEMMA4,
+            "text_config": {
+                **GEMMA4["text_config"],
+                "hidden_size_per_layer_input": 6,
+                "vocab_size_per_layer_input": 50,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "intermediate_size": 36,
+                "patch_size": 4,
+                "position_embedding_size": 8,
+                "pooling_kernel_size": 2,
+            },
+        },
+    ),
+    "Gemma4Unified-images": (
+        "Gemma4UnifiedForConditionalGeneration",
+        "Gemma4UnifiedConfig",
+        {
+            **GEMMA4,
+            "vision_config": {
+                "patch_size": 4,
+                "model_patch_size": 4,
+                "pooling_kernel_size": 1,
+                "mm_embed_dim": 24,
+                "mm_posemb_size": 8,
+                "output_proj_dims": 24,
+                "num_soft_tokens": 4,
+            },
+        },
+    ),
+    "Fuyu-images": (
+        "FuyuForCausalLM",
+        "FuyuConfig",
+        {**SINGLE, "text_config": {**SINGLE, "model_type": "persimmon"}, "patch_size": 4, "image_token_id": 49},
+    ),
+    "GotOcr2-images": (
+        "GotOcr2ForConditionalGeneration",
+        "GotOcr2Config",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 8,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "mlp_dim": 36,
+            },
+            "image_token_index": 49,
+        },
+    ),
+    "Mllama-images": (
+        "MllamaForConditionalGeneration",
+        "MllamaConfig",
+        {
+            "text_config": {**NO_HEAD_DIM, "num_hidden_layers": 3, "cross_attention_layers": [1]},
+            "vision_config": {
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_global_layers": 1,
+                "attention_heads": 4,
+                "intermediate_size": 36,
+                "vision_output_dim": 48,
+                "image_size": 16,
+                "patch_size": 8,
+                "intermediate_layers_indices": [0],
+                "max_num_tiles": 2,
+                "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+            },
+            "image_token_index": 49,
+        },
+    ),
+    "Emu3-images": (
+        "Emu3ForConditionalGeneration",
+        "Emu3Config",
+        {
+            "text_config": TEXT,
+            "vq_config": {
+                "codebook_size": 20,
+                "embed_dim": 4,
+                "latent_channels": 4,
+                "base_channels": 32,
+                "channel_multiplier": [1, 2],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+                "hidden_size": 16,
+                "num_attention_heads": 2,
+            },
+            "vocabulary_map": {"<image>": 48},
+        },
+    ),
+    "Git-images": ("GitForCausalLM", "GitConfig", {**SINGLE, "vision_config": VISION}),
+    "Phi4-images": (
+        "Phi4MultimodalForCausalLM",
+        "Phi4MultimodalConfig",
+        {
+            **NO_HEAD_DIM,
+            "vision_config": {**VISION, "crop_size": 32},
+            "audio_config": {
+                "hidden_size": 24,
+                "num_attention_heads": 4,
+                "num_blocks": 1,
+                "intermediate_size": 36,
+                "ext_pw_out_channel": 24,
+                "nemo_conv_channels": 8,
+                "input_size": 16,
+                "time_reduction": 4,
+                "depthwise_separable_out_channel": 24,
+            },
         },
     ),
     "Qwen35-images": (

@@ -344,7 +344,7 @@ def _final_hidden(modules: list[Comparison], outputs: Outputs) -> tuple[Comparis
 def _further_runs(model: nn.Module, inputs: Inputs, plan: Plan, dtype: torch.dtype, seed: int) -> tuple[Run, ...]:
     try:
         return further_runs(model, inputs, plan, dtype, seed)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise VerifyError(f"the model failed to run: {error}") from error
 
 

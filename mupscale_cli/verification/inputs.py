@@ -117,13 +117,16 @@ def _transformers_inputs(model: Any, generator: torch.Generator) -> Inputs:
     keywords = {name: values}
     if getattr(config, "is_encoder_decoder", False):
         keywords["decoder_input_ids"] = _tokens(config, generator)[0]
-    if name == "input_ids" and getattr(config, "vision_config", None) is not None:
+    reads = inspect.signature(model.forward).parameters
+    if name == "input_ids" and getattr(config, "vision_config", None) is not None and "pixel_values" not in reads:
+        description += " without images"  # this class takes them in a form of its own
+    elif name == "input_ids" and getattr(config, "vision_config", None) is not None:
         keywords |= _image_inputs(model, config, generator)
         keywords[name] = _with_placeholders(model, keywords, image_token(config), _features_of(model, "image"))
-        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        if "mm_token_type_ids" in reads:
             keywords["mm_token_type_ids"] = torch.eq(keywords[name], image_token(config) or 0).long()
         description += " with images"
-    elif name == "input_ids" and hasattr(config, "audio_config") and _features_of(model, "audio") is not None:
+    elif name == "input_ids" and getattr(config, "audio_config", None) and _features_of(model, "audio") is not None:
         keywords |= _sound_inputs(model, config, generator)
         keywords[name] = _with_placeholders(model, keywords, audio_token(config), _features_of(model, "audio"))
         description += " with sounds"
@@ -134,8 +137,12 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     """Make one image per text: pixels, or a sequence of patches for models that take any resolution."""
     vision = config.vision_config
     if not hasattr(vision, "temporal_patch_size"):
+        parameters = inspect.signature(_features_of(model, "image") or model.forward).parameters
+        if "image_position_ids" in parameters:  # patches and their places
+            return _placed_patches(vision, model.dtype, generator)
         pixels = _images(vision, generator)[0].to(model.dtype)
-        parameters = inspect.signature(_features_of(model, "image")).parameters
+        if "aspect_ratio_ids" in parameters:  # one tile of as many as an image may have
+            return _tiled(pixels, vision.max_num_tiles)
         if "pixel_attention_mask" in parameters:  # several images per text
             return {"pixel_values": pixels[:, None]}
         if "image_sizes" not in parameters:
@@ -149,6 +156,26 @@ def _image_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
     patch = channels * vision.temporal_patch_size * vision.patch_size**2
     patches = torch.randn(BATCH * side * side, patch, generator=generator, dtype=torch.float64)
     return {"pixel_values": patches.to(model.dtype), "image_grid_thw": torch.tensor([[1, side, side]] * BATCH)}
+
+
+def _placed_patches(vision: Any, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+    """Make square images as patches with their columns and rows."""
+    side = 2 * getattr(vision, "pooling_kernel_size", 1)
+    size = 3 * (getattr(vision, "model_patch_size", None) or vision.patch_size) ** 2
+    patches = torch.randn(BATCH, side * side, size, generator=generator, dtype=torch.float64)
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
+    return {"pixel_values": patches.to(dtype), "image_position_ids": places.repeat(BATCH, 1, 1)}
+
+
+def _tiled(pixels: Tensor, num_tiles: int) -> dict[str, Tensor]:
+    """Make one image per text, of one tile, for models whose blocks attend to images."""
+    mask = (torch.arange(num_tiles) == 0).long().expand(BATCH, 1, num_tiles)
+    return {
+        "pixel_values": pixels[:, None, None].repeat(1, 1, num_tiles, 1, 1, 1),
+        "aspect_ratio_ids": torch.ones(BATCH, 1, dtype=torch.long),
+        "aspect_ratio_mask": mask,
+        "cross_attention_mask": mask[:, None].repeat(1, LENGTH, 1, 1),
+    }
 
 
 def _tiles(config: Any, vision: Any, size: list[int]) -> int:
@@ -176,15 +203,16 @@ def _sound_inputs(model: Any, config: Any, generator: torch.Generator) -> dict[s
 
 
 def _with_placeholders(
-    model: Any, keywords: Mapping[str, Tensor], placeholder: int | None, features_of: Callable[..., Any]
+    model: Any, keywords: Mapping[str, Tensor], placeholder: int | None, features_of: Callable[..., Any] | None
 ) -> Tensor:
     """Prepend one placeholder per feature of its image or sound to each text."""
     tokens = keywords["input_ids"]
-    if placeholder is None:  # models such as CLIP take images and texts separately
+    if placeholder is None or features_of is None:  # models such as CLIP take images and texts separately
         return tokens
     device = next(model.parameters()).device
     features = features_of(**{key: value.to(device) for key, value in keywords.items() if key != "input_ids"})
-    features = getattr(features, "pooler_output", features)
+    pooled = getattr(features, "pooler_output", None)
+    features = getattr(features, "last_hidden_state", features) if pooled is None else pooled
     features = torch.cat(tuple(features)) if isinstance(features, (list, tuple)) else features
     count = features.numel() // features.shape[-1] // BATCH
     return torch.cat([torch.full((BATCH, count), placeholder), tokens], dim=1)

@@ -97,7 +97,7 @@ def run(
             main = next(iter(logits))
             for each in settings.further:
                 logits[f"{main} {each.what}"] = each.output(model, placement.device, settings.dtype)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise VerifyError(f"the model failed to run: {error}") from error
     return Outputs({what: value.cpu() for what, value in logits.items()}, trace, tokens)
 
@@ -128,6 +128,9 @@ def _outputs(output: Any, covered: Coverage) -> dict[str, Tensor]:
 
 
 def _generates(model: nn.Module) -> bool:
+    """Tell whether a model writes text token by token."""
+    if "text" not in (getattr(model, "output_modalities", None) or ("text",)):
+        return False
     can_generate = getattr(model, "can_generate", None)
     return bool(can_generate and can_generate() and not getattr(model.config, "is_encoder_decoder", False))
 

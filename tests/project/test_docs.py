@@ -21,6 +21,7 @@ import mupscale
 import mupscale_cli
 from cli_runner import commands_of, options_of, run
 from helpers import MODELS, save_mlp
+from multimodal_models import MULTIMODAL
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.cli.pages import KINDS, page_titles
 
@@ -83,7 +84,10 @@ def rows(table, heading):
 
 
 # The table takes long to make. Models added since need no row in it; their own tests have the same limits.
-RECENT = {(getattr(transformers, config).model_type, head) for head, config, _ in decoders.MODELS.values()}
+RECENT = {
+    (getattr(transformers, config).model_type, head)
+    for head, config, _ in (*decoders.MODELS.values(), *MULTIMODAL.values())
+}
 
 
 def test_table_of_models_is_complete_and_errors_are_tiny():

@@ -39,7 +39,7 @@ def test_all_axes_widen_together(case, saved, tmp_path):
     verification = widen_and_check(saved(case), tmp_path, 2)
     assert verification.num_modules > 3
     if MODELS[case][0].endswith(("ForCausalLM", "LMHeadModel")):
-        expected = {"logits", *SEVERAL_HEADS[case in decoders.APPENDING :]}
+        expected = {"logits", *SEVERAL_HEADS} - decoders.NOT_COMPARED.get(case, set())
         assert expected <= {comparison.what for comparison in verification.comparisons}
 
 
@@ -86,13 +86,13 @@ def test_config_that_changes_the_structure_is_refused(saved):
 
 
 def test_every_transformers_recipe_has_a_test_model():
-    """Model types that transformers does not have are exempt."""
+    """Model types that transformers does not have are exempt, and one whose class cannot run in transformers 5.24."""
     import transformers
 
     tried = {getattr(transformers, config).model_type for _, config, _ in MODELS.values()}
     recipes = matched_values()
     tried_recipes = {name for model_type in tried for name in recipes.get(model_type, ())}
-    named = set(recipes) - {"nanogpt", "nanogpt-mup"} - tried
+    named = set(recipes) - {"nanogpt", "nanogpt-mup", "llama4"} - tried
     assert not {model_type for model_type in named if not tried_recipes.intersection(recipes[model_type])}
 
 
