@@ -62,7 +62,7 @@ def run(
         for result in run_job(job, events, processes=None):
             results.append(result)  # noqa: PERF402 (keeps the results of finished steps if a later one is interrupted)
     except KeyboardInterrupt as error:
-        if not as_json:
+        if results and not as_json:
             _print_results(results)
         raise Interrupted("interrupted; finished steps are kept, and the same command continues") from error
     if as_json:

@@ -14,8 +14,9 @@ from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.cli import explain, files, options, output, render, summary, usage
 from mupscale_cli.cli import push as push_command
+from mupscale_cli.engine.memory import free_memory
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
-from mupscale_cli.errors import HubError, PlanError
+from mupscale_cli.errors import MupscaleError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.rules.table import kinds_text
 from mupscale_cli.tasks import widen as task
@@ -25,6 +26,7 @@ from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_sha
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.tasks.space import disks, wide_state_bytes
 from mupscale_cli.text import listed
 
 if TYPE_CHECKING:
@@ -202,7 +204,7 @@ def widen(
     if not ranks.is_first:  # the first process reports for all
         raise typer.Exit(1 if failed else 0)
     if not as_json:
-        _report(result, time.monotonic() - began, optimizer, is_pushed=push_to_hub is not None)
+        _report(result, time.monotonic() - began, chosen, is_pushed=push_to_hub is not None)
         if output.is_quiet() and not failed:
             output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
@@ -268,11 +270,21 @@ def _show_plan(
     console.print(f"optimizer state: {found}{of_kind}", markup=False, soft_wrap=True)
     if chosen.verify:
         memory = output.bytes_text(int(comparison_memory(plan, chosen.model)))
-        console.print(f"verification: runs both models in float64, in about {memory} of memory", markup=False)
+        free = free_memory()
+        available = "" if free is None else f", {output.bytes_text(free)} free"
+        console.print(
+            f"verification: runs both models in float64, in about {memory} of memory{available}", markup=False
+        )
+    (disk,) = disks([(target, plan.num_bytes + wide_state_bytes(source, plan, state, {}))])
+    shortage = "" if disk.has_room else ": NOT enough"
+    amounts = f"{output.bytes_text(disk.needed)} needed, {output.bytes_text(disk.free)} free"
+    console.print(f"disk: {amounts} at {disk.place}{shortage}", markup=False, soft_wrap=True)
     if missing := source.missing_bytes(state):
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:
         console.print(f"publish as: {repository}", markup=False)
+    if not disk.has_room:
+        raise typer.Exit(2)
 
 
 def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[str, Any]:
@@ -282,9 +294,10 @@ def _push(wide: Path, target: str, chosen: PushOptions, *, quiet: bool) -> dict[
         prepared = prepare_push(wide, target, chosen)
         push_command.print_warnings(prepared)
         published = push_command.send(prepared, retry_command)
-    except HubError as error:
-        output.note(f"{wide} is written, but publishing it failed; to retry, run `{retry_command}`")
-        raise error from error
+    except MupscaleError as error:
+        hint = f"{wide} is written; to publish it, run `{retry_command}`"
+        error.hint = hint if error.hint is None or retry_command in error.hint else f"{error.hint}; {hint}"
+        raise
     if not quiet:
         push_command.print_published(published)
     return {"pushed": {"repo": prepared.repository.id.repo, "url": published.url, "commit": published.commit}}
@@ -304,7 +317,7 @@ def _report_complete(result: Widened) -> None:
         output.note(f"it is not verified: {result.skipped}")
 
 
-def _report(result: Widened, seconds: float, optimizer: str | Path, *, is_pushed: bool) -> None:
+def _report(result: Widened, seconds: float, chosen: WidenOptions, *, is_pushed: bool) -> None:
     """Print the axes, the verification, notes, the summary and the next commands."""
     if not result.is_new:
         _report_complete(result)
@@ -325,9 +338,9 @@ def _report(result: Widened, seconds: float, optimizer: str | Path, *, is_pushed
         output.note(f"copied unchanged{where}: {listed(state['copied'], 12)}")
     _note_nonfinite(result.record)
     summary.print_summary(
-        console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), optimizer
+        console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), chosen.optimizer
     )
-    summary.print_next(console, result, is_pushed=is_pushed)
+    summary.print_next(console, result, chosen.model, is_pushed=is_pushed)
 
 
 def _note_nonfinite(record: dict[str, Any]) -> None:

@@ -115,3 +115,14 @@ def test_piped_output_is_plain_and_whole(command, saved):
     assert "…" not in result.out
     assert not any(line.endswith(" ") for line in result.out.splitlines())
     assert result.err == ""
+
+
+def test_a_dry_run_says_whether_the_disk_has_room(saved, tmp_path, monkeypatch):
+    arguments = ("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "wide"), "--dry-run")
+    assert re.search(r"disk: .*B needed, .*B free at ", run(*arguments).out)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    full = run(*arguments)
+    assert full.code == 2
+    assert "1.0 kB free" in full.out
+    assert "NOT enough" in full.out

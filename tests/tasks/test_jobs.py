@@ -184,6 +184,19 @@ def test_a_model_of_the_hub_is_written_next_to_the_job_file(hub, saved, tmp_path
     assert json.loads(run("run", "jobs/a.yaml", "--json").out)["steps"][0]["status"] == "skipped"
 
 
+def test_the_disk_count_includes_states_of_chained_steps(folder):
+    save_state(folder / "narrow", "torch")
+    chain = "".join(
+        f"  - {{widen: {source}, factor: 2, output: {name}, verify: false}}\n"
+        for source, name in (["narrow", "a"], "ab")
+    )
+    _, _, document = job(folder, f"steps:\n{chain}", "--dry-run")
+    (disk,) = document["disks"]
+    job(folder, f"steps:\n{chain}")
+    written = sum(file.stat().st_size for name in "ab" for file in (folder / name).rglob("*") if file.is_file())
+    assert disk["needed"] == pytest.approx(written, rel=0.15)
+
+
 def test_a_full_disk_is_reported_before_any_step_runs(folder, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -403,8 +403,7 @@ def test_widening_can_end_with_a_push(hub, saved):
         "a b",
     )
     assert failed.code == 2
-    assert "w3 is written, but publishing it failed" in failed.err
-    assert "to retry, run `mupscale push w3 me/w3 --private --commit-message 'a b'`" in failed.err
+    assert "w3 is written; to publish it, run `mupscale push w3 me/w3 --private --commit-message 'a b'`" in failed.err
 
 
 def test_a_push_that_cannot_work_is_refused_before_the_widening(hub, saved, tmp_path, monkeypatch):

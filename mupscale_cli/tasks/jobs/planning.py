@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from mupscale_cli.errors import CheckpointError, MupscaleError, RunError
 from mupscale_cli.plan import Plan
 from mupscale_cli.record.reading import read_record
 from mupscale_cli.tasks.finished import reason_to_write
-from mupscale_cli.tasks.jobs.steps import Disk, JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
+from mupscale_cli.tasks.jobs.steps import JobPlan, PlannedStep, PushStep, Step, VerifyStep, WidenStep
 from mupscale_cli.tasks.jobs.verified import is_recorded
 from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_source
 from mupscale_cli.tasks.push import push_target
 from mupscale_cli.tasks.source import Source, find_source
+from mupscale_cli.tasks.space import disks, wide_state_bytes
 from mupscale_cli.text import growth_factor
 
 
@@ -37,12 +37,13 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
         MupscaleError: a step is impossible, or two steps contradict each other.
     """
     made: dict[Path, Plan] = {}  # plans of the outputs of earlier steps, by their resolved paths
+    states: dict[Path, int] = {}  # bytes of their optimizer states
     planned_steps: list[PlannedStep] = []
     taken: set[Path] = set()
     for number, step in enumerate(steps, 1):
         try:
             if isinstance(step, WidenStep):
-                planned = _plan_widen(_replacing(step) if overwrite else step, made)
+                planned = _plan_widen(_replacing(step) if overwrite else step, made, states)
                 real = planned.target.resolve()
                 if real in taken:
                     raise RunError(f"two steps write `{planned.target}`", hint="give one of them another `output`")
@@ -50,6 +51,7 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
                 if planned.status == "to do":
                     assert planned.plan is not None
                     made[real] = planned.plan
+                    states[real] = planned.disk_bytes - planned.plan.num_bytes
             elif isinstance(step, VerifyStep):
                 planned = _plan_verify(step, made)
             else:
@@ -59,10 +61,11 @@ def plan_job(steps: Sequence[Step], *, overwrite: bool = False) -> JobPlan:
             error.args = (error.message,)
             raise
         planned_steps.append(planned)
-    return JobPlan(tuple(planned_steps), tuple(_disks(planned_steps)))
+    outputs = [(planned.target, planned.disk_bytes) for planned in planned_steps if planned.disk_bytes]
+    return JobPlan(tuple(planned_steps), tuple(disks(outputs)))
 
 
-def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
+def _plan_widen(step: WidenStep, made: Mapping[Path, Plan], states: Mapping[Path, int]) -> PlannedStep:
     source = _source(step, made)
     options = step.options
     plan = plan_source(source, options)
@@ -87,7 +90,7 @@ def _plan_widen(step: WidenStep, made: Mapping[Path, Plan]) -> PlannedStep:
         "complete, from the same input with the same options" if why is None else why,
         target,
         plan,
-        0 if why is None else plan.num_bytes + _state_bytes(step, source, plan),
+        0 if why is None else plan.num_bytes + wide_state_bytes(source, plan, options.state, states),
         0 if why is None else source.missing_bytes(options.state),
         0 if why is None else max(WIDENING_BYTES, compared),
     )
@@ -116,18 +119,6 @@ def _future_checkpoint(path: Path, plan: Plan) -> Checkpoint:
     }
     files = (path,) if is_file else tuple(path / shard.file for shard in plan.shards)
     return Checkpoint(path, is_file, files, tensors, plan.config, {})
-
-
-def _state_bytes(step: WidenStep, source: Source, plan: Plan) -> int:
-    """Estimate the size of the wide optimizer state in bytes; it grows as the parameters do."""
-    if (source.remote is None and not source.checkpoint.path.exists()) or step.options.optimizer == "none":
-        return 0
-    path = None if source.remote is not None else step.options.state.find(source.checkpoint)
-    if path is None or not path.exists():
-        return 0
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    before, after = plan.num_parameters
-    return sum(file.stat().st_size for file in files) * after // max(before, 1)
 
 
 def _plan_verify(step: VerifyStep, made: Mapping[Path, Plan]) -> PlannedStep:
@@ -165,23 +156,3 @@ def _plan_push(step: PushStep, made: Mapping[Path, Plan]) -> PlannedStep:
             hint="steps run in their order: move the `widen` step up",
         )
     return PlannedStep(step, f"{step.wide} as {repository}", "to do", "compares with the repository when it runs", path)
-
-
-def _disks(steps: Sequence[PlannedStep]) -> Iterator[Disk]:
-    """Yield the space that the steps need on each file system."""
-    needed: dict[int, tuple[Path, int, int]] = {}
-    for planned in steps:
-        if not planned.disk_bytes:
-            continue
-        place = next(parent for parent in planned.target.resolve().parents if parent.exists())
-        device = place.stat().st_dev
-        place, total, reused = needed.get(device, (place, 0, 0))
-        needed[device] = (place, total + planned.disk_bytes, reused + _partial_bytes(planned.target))
-    for place, total, reused in needed.values():
-        yield Disk(place, total, shutil.disk_usage(place).free + reused)
-
-
-def _partial_bytes(target: Path) -> int:
-    """Return the bytes that a killed run has already written of an output."""
-    parts = target.parent.glob(f".{target.name}.partial-*/*") if target.parent.exists() else ()
-    return sum(file.stat().st_size for file in parts if file.is_file())

@@ -11,6 +11,7 @@ from mupscale_cli.errors import MupscaleError
 from mupscale_cli.plan import Plan
 from mupscale_cli.tasks.options import WidenOptions
 from mupscale_cli.tasks.push import PushOptions
+from mupscale_cli.tasks.space import Disk
 from mupscale_cli.tasks.widen import Widened
 from mupscale_cli.verification.options import VerifyOptions
 
@@ -88,25 +89,6 @@ class PlannedStep:
     disk_bytes: int = 0
     download_bytes: int = 0
     memory_bytes: float = 0
-
-
-@dataclass(frozen=True)
-class Disk:
-    """The space that a job needs on a file system.
-
-    Attributes:
-        place: a directory on the file system.
-        needed: bytes that the job writes there.
-        free: free bytes, including those that a killed run has already written.
-    """
-
-    place: Path
-    needed: int
-    free: int
-
-    @property
-    def has_room(self) -> bool:
-        return self.needed <= self.free
 
 
 @dataclass(frozen=True)

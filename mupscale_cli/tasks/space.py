@@ -1,0 +1,84 @@
+"""The space on disk that outputs need, estimated from headers. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mupscale_cli.optimizers.options import StateOptions
+from mupscale_cli.plan import Plan
+from mupscale_cli.tasks.source import Source
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The space that outputs need on a file system.
+
+    Attributes:
+        place: a directory on the file system.
+        needed: bytes that are written there.
+        free: free bytes, including those that a killed run has already written.
+    """
+
+    place: Path
+    needed: int
+    free: int
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the outputs fit."""
+        return self.needed <= self.free
+
+
+def wide_state_bytes(source: Source, plan: Plan, options: StateOptions, made: Mapping[Path, int]) -> int:
+    """Estimate the size of the wide optimizer state in bytes; it grows as the parameters do.
+
+    Args:
+        source: the narrow checkpoint.
+        plan: the plan of its weights.
+        options: which state is widened.
+        made: the size of the state of each output that earlier steps of a job will write, by its resolved path.
+    """
+    if options.optimizer == "none":
+        return 0
+    before, after = plan.num_parameters
+    return _narrow_state_bytes(source, options, made) * after // max(before, 1)
+
+
+def _narrow_state_bytes(source: Source, options: StateOptions, made: Mapping[Path, int]) -> int:
+    checkpoint = source.checkpoint
+    if (planned := made.get(checkpoint.path.resolve())) is not None:
+        return planned
+    if source.remote is not None or not checkpoint.path.exists():
+        return 0
+    if (trained := checkpoint.trained) is not None and trained.state is not None:  # in the file of the weights
+        return max(sum(file.stat().st_size for file in trained.files) - checkpoint.num_bytes, 0)
+    path = options.find(checkpoint)
+    if path is None or not path.exists():
+        return 0
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def disks(outputs: Iterable[tuple[Path, int]]) -> Iterator[Disk]:
+    """Yield the space that outputs need on each file system.
+
+    Args:
+        outputs: the path of each output, and its size in bytes.
+    """
+    needed: dict[int, tuple[Path, int, int]] = {}
+    for target, num_bytes in outputs:
+        place = next(parent for parent in target.resolve().parents if parent.exists())
+        device = place.stat().st_dev
+        place, total, reused = needed.get(device, (place, 0, 0))
+        needed[device] = (place, total + num_bytes, reused + _partial_bytes(target))
+    for place, total, reused in needed.values():
+        yield Disk(place, total, shutil.disk_usage(place).free + reused)
+
+
+def _partial_bytes(target: Path) -> int:
+    """Return the bytes that a killed run has already written of an output."""
+    parts = target.parent.glob(f".{target.name}.partial-*/*") if target.parent.exists() else ()
+    return sum(file.stat().st_size for file in parts if file.is_file())
