@@ -189,11 +189,12 @@ def _complete(source: Source, path: Path, call: WidenCall) -> _Outcome:
 def _into_trainer(output: Output, path: Path) -> tuple[str, ...]:
     """Return the lines with which the trainer that wrote the source continues; none if its state stays behind."""
     trained = output.source.trained
+    has_state = output.in_kind is not None and output.in_kind.key is not None
     if trained is not None and trained.layout.next_lines is not None:
-        return tuple(trained.layout.next_lines(str(path)))
+        is_left = trained.state is not None and not has_state  # the trainer would look for it
+        return () if is_left else tuple(trained.layout.next_lines(str(path)))
     if output.carried is not None:
         return continuing_lines([file.name for file in output.carried.files], str(path))
-    has_state = output.in_kind is not None and output.in_kind.key is not None
     return continuing_lines([path.name], str(path)) if has_state else ()
 
 

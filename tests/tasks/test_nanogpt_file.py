@@ -78,6 +78,10 @@ def test_the_next_lines_are_those_of_train_py(source, tmp_path):
     assert made.out.count("\n  - ") == made.out.count("\n  + ") == 3
 
 
+def test_nothing_resumes_without_the_state(source, tmp_path):
+    assert widen(source(), tmp_path / "wide", 2, optimizer="none", verify=False).into_trainer == ()
+
+
 def test_a_file_of_an_older_torch_needs_no_option(source, tmp_path):
     """Its groups do not say that the decay is decoupled, but nanoGPT trains with AdamW."""
     folder = source()
