@@ -86,7 +86,7 @@ ROLES = {
     "research": Role(
         "research",
         (
-            "mupscale coordcheck mupscale-demo/tiny --seeds 2",
+            "mupscale coordcheck mupscale-demo/tiny",
             "mupscale hparams mupscale-demo/tiny-x4 --json",
             "mupscale widen mupscale-demo/tiny --factor 2 --method net2net --output drawn",
         ),
