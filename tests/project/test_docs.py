@@ -47,7 +47,7 @@ def build(config):
 OTHERS = ("cp", "pip", "uv", "pipx", "jq", "python", "pytest", "export", "make", "torchrun")
 # Slow commands run with fewer steps and a smaller grid.
 SHORTER = {"sweep": ["--steps", "1", "--batch-size", "1", "--length", "4", "--no-picture"]}
-FEWER = {"--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}
+FEWER = {"--steps": {"20": "2"}, "--lr": {"2e-3,4e-3,8e-3,1.6e-2,3.2e-2": "2e-3"}, "--noise": {"0,0.2,0.4": "0.2"}}
 UNCOMPARED = ("sweep",)  # its losses depend on the machine
 # Slow commands that other tests run.
 ELSEWHERE = {
