@@ -28,7 +28,8 @@ from mupscale_cli.text import suggest
 _KEYS = ("config", "recipe", "prefix", "names")
 _IGNORED = ("about", "match", "extends", "prefix", "parameters", "tie")
 _GLOBAL = ("tensors", "block", "tie")  # names that mean the same in the expressions of every part
-FRESH_PREFIX = "fresh."  # of the number of an axis's fresh units, in conditions that the widened model must satisfy
+# Of the number of an axis's fresh units, and of all its new ones, in conditions that the widened model must satisfy.
+FRESH_PREFIX, NEW_PREFIX = "fresh.", "new."
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ def rename_as_part(document: Entries, part: Part, section: str) -> tuple[Entries
     def rename(name: str) -> str:
         if name in _GLOBAL:
             return name
-        if name.startswith(FRESH_PREFIX):
-            return FRESH_PREFIX + rename(name.removeprefix(FRESH_PREFIX))
+        for prefix in (FRESH_PREFIX, NEW_PREFIX):
+            if name.startswith(prefix):
+                return prefix + rename(name.removeprefix(prefix))
         return f"{part.name}.{name}" if name in local else config_key(name)
 
     def config_key(name: str) -> str:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from mupscale_cli.architecture.composite import FRESH_PREFIX
+from mupscale_cli.architecture.composite import FRESH_PREFIX, NEW_PREFIX
 from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.matching import Match
 from mupscale_cli.architecture.types import Choice, Recipe
@@ -135,6 +135,7 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
         SizeError: one of them does not hold.
     """
     counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
+    counts |= {f"{NEW_PREFIX}{axis.name}": axis.wide_size - axis.size for axis in axes.values()}
     before, after = {**values, **dict.fromkeys(counts, 0)}, {**wide_values, **counts}
     for requirement in recipe.requires:
         kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))

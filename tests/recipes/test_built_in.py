@@ -9,7 +9,7 @@ import decoders
 import mupscale_cli
 from helpers import MLP_MODULE, MODELS, ONLY_NAMES, save_mlp
 from mupscale_cli.architecture.loading import matched_values
-from mupscale_cli.errors import ConfigError
+from mupscale_cli.errors import ConfigError, SizeError
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
@@ -83,6 +83,20 @@ def test_config_that_changes_the_structure_is_refused(saved):
     with pytest.raises(ConfigError, match="describes another structure"):
         plan_widening(saved("Electra-tied"), axes={"pe": 3})
     assert plan_widening(saved("Electra-tied"), axes={"pe": 2}).factors == {"pe": 2}
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"attn_config.clip_qkv": 8.0}, "limits queries, keys and values to clip_qkv"),
+        ({"attn_config.rope": True}, "rotary positions"),
+        ({"logit_scale": "inv_sqrt_d_model"}, "divided by the square root of the width"),
+        ({"block_overrides": {"order": []}}, "differ from each other"),
+    ],
+)
+def test_settings_of_mpt_that_depend_on_sizes_are_refused(setting, reason, saved):
+    with pytest.raises(SizeError, match=reason):
+        plan_widening(saved("Mpt-tied"), factor=2, settings=setting)
 
 
 def test_every_transformers_recipe_has_a_test_model():
