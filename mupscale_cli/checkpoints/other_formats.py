@@ -51,10 +51,9 @@ _TORCH = "if torch can load it, save its tensors again with `torch.save`"
 OTHER_FORMATS = (
     OtherFormat(
         "a GGUF file of llama.cpp",
-        'transformers reads it (and dequantizes): `python -c "'
-        + _TRANSFORMERS
-        + "M.from_pretrained('DIR', gguf_file='NAME').save_pretrained('OUT')\"`; the weights that it was made from are "
-        "better",
+        'transformers reads it: `python -c "from transformers import AutoModelForCausalLM as M, GgufConfig as C; '
+        "M.from_pretrained('DIR', gguf_file='NAME', quantization_config=C(dequantize=True)).save_pretrained('OUT')\"`; "
+        "the weights that it was made from are better",
         ("*.gguf",),
         ("*.gguf",),
         b"GGUF",
@@ -111,8 +110,8 @@ OTHER_FORMATS = (
     ),
     OtherFormat(
         "an orbax checkpoint of JAX",
-        "load it with `orbax.checkpoint.PyTreeCheckpointer().restore('DIR')` and save the arrays, under the names that "
-        "transformers uses, with `safetensors.flax.save_file`",
+        "load it with `orbax.checkpoint.PyTreeCheckpointer().restore(os.path.abspath('DIR'))` and save the arrays, "
+        "under the names that transformers uses, with `safetensors.flax.save_file`",
         ("_CHECKPOINT_METADATA", "manifest.ocdbt"),
         ("_CHECKPOINT_METADATA", "manifest.ocdbt", "ocdbt.process_*", "_METADATA"),
     ),
@@ -138,7 +137,8 @@ OTHER_FORMATS = (
     ),
     OtherFormat(
         "an ONNX model",
-        "widen the model that it was exported from, and export that again: `optimum-cli export onnx --model WIDE OUT`",
+        "widen the model that it was exported from, and export that again: `optimum-cli export onnx --model WIDE OUT` "
+        "(optimum needs transformers 4)",
         ("*.onnx", "*.onnx_data"),
         ("*.onnx",),
     ),

@@ -1,5 +1,7 @@
 """Folders of torch.distributed.checkpoint: what is read of them, and written again, is what was saved."""
 
+import pickle
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -50,3 +52,13 @@ def test_a_list_of_absurd_length_is_refused(tmp_path, monkeypatch):
     dcp.save(CONTENT, checkpoint_id=tmp_path / "narrow", no_dist=True)
     with pytest.raises(CheckpointError, match="a list with more than 1 elements"):
         read_distributed(tmp_path / "narrow")
+
+
+@pytest.mark.parametrize("places", [7, {"model.up.weight": 5}, {"model.up.weight": ()}, {"model.up.weight": ([],)}])
+def test_places_of_an_unknown_form_are_refused(places, tmp_path):
+    dcp.save({"model": {"up.weight": torch.zeros(3, 2)}}, checkpoint_id=tmp_path, no_dist=True)
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    metadata.planner_data = places
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="no valid places of its values"):
+        read_distributed(tmp_path)

@@ -1,7 +1,8 @@
-"""Build a tiny GPTModel of Megatron Core: `megatron_run.py PHASE FOLDER`.
+"""Build a tiny GPTModel of Megatron Core: `megatron_run.py PHASE FOLDER FORM`.
 
 `narrow` randomizes it, saves it to FOLDER in the format `torch_dist`, and prints its losses on some batches. `wide`
-loads FOLDER, which `mupscale widen` wrote, into a model of its sizes and prints the losses on the same batches.
+loads FOLDER, which `mupscale widen` wrote, into a model of its sizes and prints the losses on the same batches. FORM is
+`homogeneous`, one tensor for all layers, or `separate`, one for each.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def losses(model):
 
 
 def main():
-    phase, folder = sys.argv[1], Path(sys.argv[2])
+    phase, folder, form = sys.argv[1], Path(sys.argv[2]), {"non_homogeneous_layers": sys.argv[3] == "separate"}
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29541", RANK="0", WORLD_SIZE="1")
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel()
@@ -98,11 +99,11 @@ def main():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1)
         folder.mkdir(parents=True)
         common = {"args": argparse.Namespace(**SIZES, **ARGUMENTS), "iteration": 3, "checkpoint_version": 3.0}
-        dist_checkpointing.save({**common, "model": model.sharded_state_dict(prefix="")}, str(folder))
+        dist_checkpointing.save({**common, "model": model.sharded_state_dict(prefix="", metadata=form)}, str(folder))
     else:
         saved = dist_checkpointing.load_common_state_dict(str(folder))["args"]
         model = build({name: getattr(saved, name) for name in SIZES})
-        loaded = dist_checkpointing.load({"model": model.sharded_state_dict(prefix="")}, str(folder))
+        loaded = dist_checkpointing.load({"model": model.sharded_state_dict(prefix="", metadata=form)}, str(folder))
         model.load_state_dict(loaded["model"])
     sys.stdout.write(json.dumps(losses(model)) + "\n")
 

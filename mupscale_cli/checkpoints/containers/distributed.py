@@ -58,10 +58,13 @@ def read_distributed(path: Path) -> Contents:
     except (Exception, CheckpointException) as error:
         if isinstance(error, CheckpointError) and error.hint:
             raise
-        raise CheckpointError(f"cannot read the distributed checkpoint `{path}`: {error}") from error
+        raise CheckpointError(
+            f"cannot read the distributed checkpoint `{path}`: {first_line(error)}",
+            hint="its `.metadata` is damaged, or of another program; copy or save the checkpoint again",
+        ) from error
     content: dict[Any, Any] = {}
     stored = {}
-    places: Mapping[str, Place] = metadata.planner_data or {}
+    places = _places(metadata, path)
     for name, kind in metadata.state_dict_metadata.items():
         place = places.get(name, (name,))
         value = values.get(name)
@@ -73,6 +76,21 @@ def read_distributed(path: Path) -> Contents:
     check_structure(content, path)
     whole = _restore_lists(content, path)
     return Contents(path, whole, {place: stored[place_name(place)] for place, _ in walk(whole)})
+
+
+def _places(metadata: Metadata, path: Path) -> Mapping[str, Place]:
+    """Return the place of each value by its flat name; none if the names are the keys."""
+    places = metadata.planner_data or {}
+    valid = isinstance(places, Mapping) and all(
+        isinstance(place, tuple) and place and all(isinstance(part, (str, int)) for part in place)
+        for place in places.values()
+    )
+    if not valid:
+        raise CheckpointError(
+            f"the metadata of the distributed checkpoint `{path}` have no valid places of its values",
+            hint="save it again with the planner of torch",
+        )
+    return places
 
 
 def _read_value(path: Path, name: str, metadata: Metadata) -> Any:
