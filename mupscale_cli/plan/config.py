@@ -135,7 +135,11 @@ def check_requirements(recipe: Recipe, values: Values, wide_values: Values, axes
         SizeError: one of them does not hold.
     """
     counts = {f"{FRESH_PREFIX}{axis.name}": axis.fresh + axis.extra for axis in axes.values()}
-    counts |= {f"{NEW_PREFIX}{axis.name}": axis.wide_size - axis.size for axis in axes.values()}
+    counts |= {
+        f"{NEW_PREFIX}{axis.name}": axis.wide_size - axis.size
+        for axis in axes.values()
+        if axis.size is not None and axis.wide_size is not None  # they are None where they vary
+    }
     before, after = {**values, **dict.fromkeys(counts, 0)}, {**wide_values, **counts}
     for requirement in recipe.requires:
         kept = (evaluate_located(requirement.condition, each, requirement.text.error) for each in (after, before))
