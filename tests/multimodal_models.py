@@ -167,6 +167,47 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "Qwen3VLMoe-images": (
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3VLMoeConfig",
+        {
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 12,
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "vision_start_token_id": 47,
+            "vision_end_token_id": 46,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "out_hidden_size": 48,
+                "num_heads": 4,
+                "intermediate_size": 36,
+                "patch_size": 4,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 16,
+            },
+        },
+    ),
+    **{
+        f"{name}-siglip": (
+            f"{name}ForConditionalGeneration",
+            f"{name}Config",
+            {
+                "text_config": {**TEXT, "model_type": "cohere2"},
+                "vision_config": SIGLIP,
+                token: 49,
+                "downsample_factor": 2,
+                "alignment_intermediate_size": 20,
+            },
+        )
+        for name, token in (("AyaVision", "image_token_index"), ("Cohere2Vision", "image_token_id"))
+    },
     "Fuyu-images": (
         "FuyuForCausalLM",
         "FuyuConfig",
