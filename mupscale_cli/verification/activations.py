@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -202,10 +202,9 @@ def predictions(tensor: TensorPlan, narrow: Tensor, wide: Tensor) -> Iterator[Te
         for position in _CHANNELS:
             if not _fits(dim, narrow, wide, position):
                 continue
-            sources = source_units(dim)
-            places = (sources != FRESH).nonzero().flatten()
-            copied, fresh = narrow.index_select(position, sources[places]), wide.to(narrow.dtype)
-            scaled = copied.movedim(position, -1).mul(_scales(dim)[places].to(narrow.dtype)).movedim(-1, position)
+            sources, places, scales = _copied_units(dim)
+            copied, fresh = narrow.index_select(position, sources), wide.to(narrow.dtype)
+            scaled = copied.movedim(position, -1).mul(scales.to(narrow.dtype)).movedim(-1, position)
             for scale in dict.fromkeys((tensor.scale / tensor.undone, 1.0)):
                 yield fresh.index_copy(position, places, scaled * scale)
             return
@@ -219,9 +218,12 @@ def _fits(dim: DimMap, narrow: Tensor, wide: Tensor, position: int) -> bool:
     return narrow.shape[position] == dim.size and list(wide.shape) == expected
 
 
-def _scales(dim: DimMap) -> Tensor:
-    """Return the scale that the output shows for each wide index of a dimension; shape (wide_size,)."""
+@lru_cache(maxsize=64)  # the layers of a model share a few
+def _copied_units(dim: DimMap) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the source, the place and the scale that the output shows of each copied unit; each of shape (copies,)."""
+    sources = source_units(dim)
+    places = (sources != FRESH).nonzero().flatten()
     scales = torch.empty(dim.wide_size, dtype=torch.float64)
     strips = tuple(replace(strip, scale=strip.scale / strip.undone) for strip in dim.strips)
     expand(torch.ones(dim.size, dtype=torch.float64), scales, (strips,))
-    return scales
+    return sources[places], places, scales[places]
