@@ -1,6 +1,6 @@
 """Widen a trained network without retraining it.
 
-`import mupscale` gives this module, too: that is what `pip install mupscale` and the command are called.
+`import mupscale` gives this module, too: that is what the distribution and the command are called.
 
 >>> import mupscale
 >>> plan = mupscale.plan_widening("tiny", factor=2)      # doctest: +SKIP

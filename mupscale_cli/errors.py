@@ -54,6 +54,14 @@ def _literal(value: str) -> str:
     return value if re.fullmatch(r"[A-Z:|]+|-?\d+(\.\d+)?(e-?\d+)?", value) else f'"{value}"'
 
 
+def install_extra(name: str) -> str:
+    """Return the hint to install an extra of mupscale: which one, and where its commands are.
+
+    It is no command itself, because that depends on where mupscale came from: a checkout, a wheel or an index.
+    """
+    return f"install the extra `{name}` (`mupscale help install`)"
+
+
 class MupscaleError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import shlex
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mupscale_cli.errors import install_extra
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,9 +53,8 @@ class Library:
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
-        wanted = self.distribution or self.name if self.extra is None else f"mupscale[{self.extra}]"
-        return f"pip install {shlex.quote(wanted)}"
+        """The hint that says how to install it."""
+        return f"`pip install {self.distribution or self.name}`" if self.extra is None else install_extra(self.extra)
 
     @property
     def index(self) -> str:

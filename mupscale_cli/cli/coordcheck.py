@@ -77,7 +77,7 @@ def coordcheck(
     from mupscale_cli.sweep.settings import Sweep, Training
 
     if picture:
-        check_matplotlib("pip install 'mupscale[plot]', or omit the picture with `--no-picture`")
+        check_matplotlib("plot", "omit the picture with `--no-picture`")
         check_picture(out, overwrite=overwrite)
     source = find_source(checkpoint, reading, recipe=recipe, with_state=optimizer == "auto")
     factors = [options.parse_whole(text, "--factor") for each in factor or ["2,4,8"] for text in each.split(",")]

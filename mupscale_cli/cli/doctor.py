@@ -38,7 +38,7 @@ def _rows(environment: Environment) -> list[tuple[str, str]]:
     missing = [name for name, is_installed in environment.extras.items() if not is_installed]
     extras = ", ".join(name for name in environment.extras if name not in missing) or "none"
     if missing:
-        extras += f"; missing: {', '.join(missing)} (pip install 'mupscale[{','.join(missing)}]')"
+        extras += f"; missing: {', '.join(missing)} (mupscale help install)"
     count, folder = environment.recipes
     hub = environment.hub
     rows = [

@@ -33,7 +33,7 @@ SUMMARIES = {
     "schema": "Print the JSON Schema of a document that `--json` prints, or list all documents.",
     "version": "Print the version.",
     "recipes": "List, explain, check and draft recipes, which describe architectures.",
-    "plot": "Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
+    "plot": "Draw a widening, a verification or a sweep as PNG or SVG. Needs the extra `plot`.",
 }
 
 

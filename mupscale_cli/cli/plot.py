@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mupscale_cli.record.types import Verification
 
 app = typer.Typer(
-    help="Draw a widening, a verification or a sweep as PNG or SVG. Needs `mupscale[plot]`.",
+    help="Draw a widening, a verification or a sweep as PNG or SVG. Needs the extra `plot`.",
 )
 Wide = Annotated[str, typer.Argument(metavar="WIDE", help="A widened checkpoint.", autocompletion=complete_widened)]
 Verified = Annotated[

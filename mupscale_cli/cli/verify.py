@@ -62,7 +62,7 @@ def verify(
         typer.Option(
             "--report",
             metavar="FILE.html",
-            help="Also write a report with pictures as one self-contained HTML file. Needs `mupscale[plot]`.",
+            help="Also write a report with pictures as one self-contained HTML file. Needs the extra `plot`.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,

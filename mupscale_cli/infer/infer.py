@@ -198,7 +198,7 @@ def infer_library_model(
     try:
         package = library.package()
     except ImportError as error:
-        raise InferError(f"{library.name} is not installed", hint=f"`{library.install}`") from error
+        raise InferError(f"{library.name} is not installed", hint=library.install) from error
     value = config[library.key]
     name = value if isinstance(value, str) else library.name
     architecture = LibraryArchitecture(name, package, library, flat_config(config))

@@ -184,7 +184,7 @@ def _empty_model(config: Mapping[str, Any] | None) -> tuple[Library, Any, torch.
     except ImportError as error:
         raise CheckpointError(
             f"the optimizer numbers its parameters, and their names are unknown without {library.name}",
-            hint=f"`{library.install}`, or {_SAVE_NAMES}",
+            hint=f"{library.install}, or {_SAVE_NAMES}",
         ) from error
     try:
         with torch.device("meta"):

@@ -142,7 +142,7 @@ def _from_dataset(path: Path, tokenizer: Path, vocab_size: int) -> Tokens:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise SweepError(
-            f"reading `{path}` needs the datasets library, which is not installed", hint="pip install datasets"
+            f"reading `{path}` needs the datasets library, which is not installed", hint="`pip install datasets`"
         ) from error
     datasets.disable_progress_bars()
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.errors import SweepError
+from mupscale_cli.errors import SweepError, install_extra
 from mupscale_cli.verification.models import load_stored
 from mupscale_cli.verification.transformers import import_transformers
 
@@ -31,7 +31,7 @@ def check_causal(config: Mapping[str, Any] | None, path: Path) -> None:
     transformers = import_transformers(
         SweepError(
             "the built-in trainer needs transformers, which is not installed",
-            hint=f"pip install 'mupscale[sweep]', or bring your own trainer: {_OWN_TRAINER}",
+            hint=f"{install_extra('sweep')}, or bring your own trainer: {_OWN_TRAINER}",
         )
     )
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -107,7 +107,7 @@ def sweep(settings: Sweep, *, jobs: int = 1, picture: bool = True, events: Event
     if jobs < 1:
         raise SweepError(f"`--jobs {jobs}` is not at least 1")
     if picture:
-        check_matplotlib("pip install 'mupscale[sweep]', or omit the picture with `--no-picture`")
+        check_matplotlib("sweep", "omit the picture with `--no-picture`")
     study = _prepare(settings, events)
     publisher = _Publisher(settings, study, events)
     if jobs == 1:

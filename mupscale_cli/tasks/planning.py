@@ -15,7 +15,7 @@ from mupscale_cli.architecture.refusals import refusal_of
 from mupscale_cli.architecture.types import Recipe
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.engine.memory import comparison_bytes
-from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError
+from mupscale_cli.errors import MupscaleError, OutputError, PlanError, RecipeError, install_extra
 from mupscale_cli.infer.drafting import draft_for
 from mupscale_cli.plan import Amount, Plan, Request, Shard, Size, TensorPlan, make_plan
 from mupscale_cli.plan.depth import only_stacks
@@ -105,7 +105,7 @@ def _no_recipe(key: str, value: str, *, infer: bool) -> RecipeError:
     if not infer:
         draft = "omit `--no-infer`, so that one is drafted"
     elif find_spec("transformers") is None:
-        draft = "one is drafted if it is a type of transformers: `pip install 'mupscale[hf]'`"
+        draft = f"one is drafted if it is a type of transformers: {install_extra('hf')}"
     else:  # transformers does not have it
         draft = f"draft one by its class: `mupscale recipes infer FILE:FUNCTION -o {value}.yaml`"
     return RecipeError(

@@ -26,7 +26,7 @@ from torch.nn.modules.module import (
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
-from mupscale_cli.checkpoints.libraries import Library
+from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.checkpoints.scratch import scratch_folder
 from mupscale_cli.engine.reading import MappedFile, map_tensor
@@ -291,8 +291,7 @@ def _package(library: Library) -> Any:
         return library.package()
     except ImportError as error:
         raise CannotVerify(
-            f"{library.name} is not installed; run `{library.install}`, "
-            "or give your own model with `--model module.py:build`"
+            f"{library.name} is not installed: {library.install}, or give your own model with `--model module.py:build`"
         ) from error
 
 
@@ -337,7 +336,7 @@ def _load_with_transformers(
     """Load a checkpoint with transformers, with eager attention; its weights may stay in their file."""
     transformers = import_transformers(
         CannotVerify(
-            "transformers is not installed; run `pip install 'mupscale[hf]'`, "
+            f"transformers is not installed: {TRANSFORMERS.install}, "
             "or give your own model with `--model module.py:build`"
         )
     )

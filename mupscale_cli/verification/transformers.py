@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-from mupscale_cli.errors import MupscaleError
+from mupscale_cli.errors import MupscaleError, install_extra
 
 
 def import_transformers(missing: MupscaleError | None = None) -> Any:
@@ -21,7 +21,7 @@ def import_transformers(missing: MupscaleError | None = None) -> Any:
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
-        raise missing or MupscaleError("transformers is not installed", hint="`pip install 'mupscale[hf]'`") from error
+        raise missing or MupscaleError("transformers is not installed", hint=install_extra("hf")) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it logs every device map that it was given

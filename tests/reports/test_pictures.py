@@ -161,7 +161,7 @@ def test_missing_matplotlib_is_reported(wide, tmp_path, monkeypatch):
     for line in (("plot", "weights", str(wide), "-o", "x.png"), ("verify", str(wide), "--report", "x.html")):
         result = run(*line)
         assert result.code == 2
-        assert "pip install 'mupscale[plot]'" in result.err
+        assert "install the extra `plot` (`mupscale help install`)" in result.err
 
 
 def test_plot_sweep_draws_a_saved_sweep(tmp_path):

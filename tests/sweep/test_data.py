@@ -105,7 +105,7 @@ def test_missing_datasets_library_is_reported(tmp_path, monkeypatch):
     (tmp_path / "part.parquet").write_bytes(b"")
     with pytest.raises(SweepError, match="not installed") as error:
         read_tokens(tmp_path, tmp_path, VOCAB)
-    assert error.value.hint == "pip install datasets"
+    assert error.value.hint == "`pip install datasets`"
 
 
 def test_split_holds_out_the_last_tenth(tmp_path):

@@ -90,11 +90,8 @@ def test_invalid_input_is_refused(arguments, message, tmp_path, saved):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(
-    ("module", "hint"),
-    [("matplotlib", "pip install 'mupscale[sweep]'"), ("transformers", "pip install 'mupscale[sweep]'")],
-)
-def test_missing_library_is_reported(module, hint, tokens, tmp_path, saved, monkeypatch):
+@pytest.mark.parametrize("module", ["matplotlib", "transformers"])
+def test_missing_library_is_reported(module, tokens, tmp_path, saved, monkeypatch):
     source = saved("Llama-untied")
     monkeypatch.setitem(sys.modules, module, None)
     result = run(
@@ -109,4 +106,4 @@ def test_missing_library_is_reported(module, hint, tokens, tmp_path, saved, monk
     )
     assert result.code == 2
     assert re.search(f"{module}, which is not installed", result.err, re.IGNORECASE)
-    assert hint in result.err
+    assert "install the extra `sweep` (`mupscale help install`)" in result.err

@@ -63,5 +63,5 @@ def test_a_broken_torch_is_reported(monkeypatch):
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch):
     monkeypatch.setattr("mupscale_cli.tasks.doctor._is_installed", lambda name: name != "matplotlib")
-    line = "extras           hf, timm, open-clip, diffusers; missing: plot, sweep (pip install 'mupscale[plot,sweep]')"
+    line = "extras           hf, timm, open-clip, diffusers; missing: plot, sweep (mupscale help install)"
     assert line in run("doctor").out

@@ -371,7 +371,7 @@ def check_skipped(source, output, reason, **arguments):
 def test_without_transformers_it_is_skipped(monkeypatch, saved, tmp_path):
     source = saved("Llama-tied")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    check_skipped(source, tmp_path / "wide", "pip install 'mupscale[hf]'")
+    check_skipped(source, tmp_path / "wide", "install the extra `hf`")
 
 
 def test_without_config_it_is_skipped(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.output_files import output_errors
-from mupscale_cli.errors import OutputError, PictureError
+from mupscale_cli.errors import OutputError, PictureError, install_extra
 
 SUFFIXES = (".png", ".svg")
 INK, GRAY, RULE = "#1b1b2f", "#6b7080", "#e4e6ec"
@@ -26,16 +26,21 @@ _STYLE = {
 }
 
 
-def check_matplotlib(hint: str = "pip install 'mupscale[plot]'") -> None:
+def check_matplotlib(extra: str = "plot", instead: str | None = None) -> None:
     """Check that matplotlib is installed, before hours of work rather than after.
+
+    Args:
+        extra: the extra that has it, for the command that runs.
+        instead: what else the user can do.
 
     Raises:
         PictureError: matplotlib is not installed.
     """
-    _import("matplotlib", hint)
+    hint = install_extra(extra)
+    _import("matplotlib", hint if instead is None else f"{hint}, or {instead}")
 
 
-def _import(name: str, hint: str = "pip install 'mupscale[plot]'") -> Any:
+def _import(name: str, hint: str = install_extra("plot")) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:

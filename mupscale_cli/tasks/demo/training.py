@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale_cli.errors import MupscaleError
+from mupscale_cli.errors import MupscaleError, install_extra
 from mupscale_cli.optimizers.torch_groups import param_groups
 from mupscale_cli.verification.transformers import import_transformers
 
@@ -69,7 +69,7 @@ def train(directory: Path, progress: Callable[[int, float], None]) -> Trained:
         MupscaleError: transformers is not installed.
     """
     transformers = import_transformers(
-        MupscaleError("transformers, which the demo needs, is not installed", hint="pip install 'mupscale[hf]'")
+        MupscaleError("transformers, which the demo needs, is not installed", hint=install_extra("hf"))
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
