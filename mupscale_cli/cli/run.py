@@ -33,7 +33,8 @@ def run(
         typer.Option(
             "--report",
             metavar="FILE.html",
-            help="Also write one page about all models: a self-contained HTML file, which each run writes again.",
+            help="Also write one page about all models: a self-contained HTML file, which each run writes again. "
+            "Needs the extra `plot`.",
         ),
     ] = None,
     as_json: options.Json = False,

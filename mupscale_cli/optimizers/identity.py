@@ -11,6 +11,8 @@ from mupscale_cli.optimizers.rules.rule import DECOUPLED, OptimizerRule
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS, REFUSED, optimizer_rule
 from mupscale_cli.text import listed
 
+# Settings that say how an optimizer averages gradients: each implementation of one has them in its groups.
+_AVERAGES = frozenset({"betas", "momentum", "alpha", "rho", "etas"})
 _NAME_IT = "name it with `--optimizer-kind NAME`, or omit the state with `--optimizer none`"
 
 
@@ -64,13 +66,13 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     rules = [optimizer_rule(name) for name in named] or list(OPTIMIZERS.values())
     present = {*settings, *keys}
     refusal = next((each for each in REFUSED if present >= each.marks), None)
-    if refusal is not None and not named:
+    if refusal is not None:
         raise PlanError(
             f"the optimizer is {refusal.title}, which cannot be carried over: {refusal.reason}",
             hint="omit the state with `--optimizer none`",
         )
     known = distinctive_keys(keys)
-    able = [rule for rule in rules if rule.holds(known)]
+    able = [rule for rule in rules if rule.holds(known) and _fits(rule, settings)]
     found = _most_specific(able, present) or (able if named or known else [])
     declared = next((settings[key] for key in DECOUPLED if key in settings), None)
     if declared is not None:  # Adam and AdamW differ in nothing else
@@ -141,6 +143,18 @@ def default_settings(rule: OptimizerRule, keys: Iterable[str]) -> dict[str, Any]
     for key in keys:
         settings.update(rule.implied.get(key, {}))
     return settings
+
+
+def _fits(rule: OptimizerRule, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a group can be an optimizer's, by how it averages gradients; one without settings can be any's.
+
+    A group may also have the settings of others: programs that mix optimizers give each group the defaults of all.
+    """
+    if not settings or not rule.lacks.isdisjoint(settings):
+        return not settings
+    optional = {name for implied in rule.implied.values() for name in implied}
+    own, present = _AVERAGES & rule.settings.keys(), _AVERAGES & settings.keys()
+    return own - optional <= present and (bool(own & present) or not present)
 
 
 def _most_specific(rules: Iterable[OptimizerRule], present: Collection[str]) -> list[OptimizerRule]:

@@ -75,6 +75,7 @@ IDLE: Mapping[str, tuple[Idle, ...]] = {
         ),
         Idle("max_shard_size", "is_sharded", _is_false, "because the output has the files of its source"),
     ),
+    "run": (Idle("report", "dry_run", _is_true, "with `--dry-run`, which writes nothing"),),
     "verify": (
         Idle(
             f"{_MODELS} seed steps report",

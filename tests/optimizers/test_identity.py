@@ -95,6 +95,21 @@ def test_what_nothing_fits_is_refused():
         identify({**TORCH_2_6, "decoupled_weight_decay": False}, ADAM, ["adamw"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "misfits"),
+    [
+        ({"lr": 0.1, "momentum": 0, "dampening": 0, "weight_decay": 0.0}, "adamw adam lion rmsprop radam sophia-g"),
+        ({**BARE, "weight_decay": 0.0}, "sgd muon lion adagrad rmsprop adafactor rprop"),
+        ({"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0}, "adamw sgd adagrad rmsprop lion sophia-g"),
+        ({"lr": 0.1, "lr_decay": 0, "eps": 1e-10, "initial_accumulator_value": 0}, "adamw lion rmsprop sgd"),
+    ],
+)
+def test_a_named_optimizer_must_fit_the_settings_before_the_first_step(settings, misfits):
+    for name in misfits.split():
+        with pytest.raises(PlanError, match=f"`{name}` does not fit parameters with no state and the settings `"):
+            identify(settings, (), [name])
+
+
 def test_each_group_and_each_parameter_has_its_own_optimizer():
     groups = [({"lr": 0.02, "momentum": 0.95, "use_muon": True}, ["a"]), ({**BARE, "use_muon": False}, ["b", "c"])]
     kinds = identify_all(groups, {"a": {"momentum_buffer": 0}, "b": dict.fromkeys(ADAM)})

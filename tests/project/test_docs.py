@@ -299,7 +299,7 @@ def test_no_text_promises_that_a_package_index_has_mupscale():
     texts = [ROOT / "README.md", *(ROOT / "docs").iterdir(), *(ROOT / "examples").iterdir()]
     texts += [path for kind in ("py", "md", "yaml") for path in (ROOT / "mupscale_cli").rglob(f"*.{kind}")]
     # An installer looks a name up in an index unless a path stands before it.
-    promise = re.compile(r"\b(?:pip|pipx|tool) install [^\n`&]*[\s'\"]mupscale\b(?!/)|(?<!/)mupscale\[[a-z]")
+    promise = re.compile(r"\b(?:pip|pipx|tool) install [^\n`&#]*[\s'\"]mupscale\b(?!/)|(?<!/)mupscale\[[a-z]")
     assert promise.search("pip install 'mupscale[hf]'")
     assert promise.search("`pip install -U mupscale`")
     found = [(path.name, line) for path in texts if path.is_file() for line in promise.findall(path.read_text())]

@@ -43,6 +43,7 @@ REFUSED = [
     (SWEEP, ("--proxy-steps", "3"), "--proxy-steps", "without `--proxy`"),
     (COORDINATES, ("--no-picture", "--output", "x.png"), "--output", "`--no-picture`"),
     (COORDINATES, ("--noise", "0", "--noise-on", "x"), "--noise-on", "without noise"),
+    (("run",), ("--dry-run", "--report", "x.html"), "--report", "with `--dry-run`"),
     (("recipes", "check"), ("--no-run", "--model-type", "llama"), "--model-type", "`--no-run`"),
     (("recipes", "infer"), ("--overwrite",), "--overwrite", "without `--output`"),
 ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cli_runner import run
+from mupscale_cli.tasks.source import find_source
 from mupscale_cli.tasks.widen import widen
 
 ARGS = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "bias": True, "vocab_size": 12, "dropout": 0.0}
@@ -76,6 +77,15 @@ def test_the_next_lines_are_those_of_train_py(source, tmp_path):
     assert made.code == 0, made.err
     assert f"python train.py --init_from=resume --out_dir={tmp_path / 'wide'}" in made.out
     assert made.out.count("\n  - ") == made.out.count("\n  + ") == 3
+
+
+def test_a_single_file_is_resumed_in_its_folder(source, tmp_path):
+    (tmp_path / "wide").mkdir()
+    file = tmp_path / "wide" / "ckpt.pt"
+    made = widen(source() / "ckpt.pt", file, 2, verify=False)
+    assert f"--out_dir={tmp_path / 'wide'}  #" in made.into_trainer[0]
+    assert f"scale_optimizer(optimizer, model, '{file}')" in made.into_trainer[2]
+    assert find_source(file).checkpoint.record is not None  # which that line reads
 
 
 def test_nothing_resumes_without_the_state(source, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from shlex import quote
 
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
@@ -11,10 +12,11 @@ _LOAD = "optimizer.load_state_dict(checkpoint['optimizer'])"
 
 def _next_lines(path: str) -> tuple[str, ...]:
     """Name the lines of train.py that have to know the groups of the wide model."""
+    folder, widened = (str(Path(path).parent), repr(path)) if Path(path).is_file() else (path, "out_dir")
     return (
-        f"python train.py --init_from=resume --out_dir={quote(path)}  # with the narrow run's options and these lines:",
+        f"python train.py --init_from=resume --out_dir={quote(folder)}  # with the options of the narrow run, and:",
         f"- {_LOAD}",
-        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, out_dir); {_LOAD}",
+        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, {widened}); {_LOAD}",
         "- param_group['lr'] = lr",
         "+ param_group['lr'] = lr * param_group['lr_factor']",
         "- torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)",
