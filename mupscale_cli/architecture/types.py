@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -328,22 +329,23 @@ class Recipe:
         return self._patterns(rule for rule in self.parameters if rule.dims is not None)
 
     def _patterns(self, rules: Iterable[ParameterRule]) -> tuple[_ParameterPattern, ...]:
+        """Compile patterns, those with the fewest wildcards first, since they win."""
         return tuple(
             (rule, rule.pattern.regex(prefixes), rule.template.format_map(_PartialValues(prefixes)))
-            for rule in rules
+            for rule in sorted(rules, key=lambda rule: rule.pattern.num_wildcards)
             for prefixes in self.prefixes
         )
 
     @cached_property
-    def aliases(self) -> dict[str, str]:
-        """Names of tensors that can replace one another if embedding and readout share their data."""
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Names of tensors that can replace one another if embedding and readout share their data, one a prefix."""
         pairs = self.tie.shares if self.tie else ()
-        aliases = {}
+        aliases: dict[str, dict[str, None]] = defaultdict(dict)
         for prefixes in self.prefixes:
             for name, source in pairs:
-                aliases[name.format_map(prefixes)] = source.format_map(prefixes)
-                aliases.setdefault(source.format_map(prefixes), name.format_map(prefixes))
-        return aliases
+                one, other = name.format_map(prefixes), source.format_map(prefixes)
+                aliases[one][other] = aliases[other][one] = None
+        return {name: tuple(others) for name, others in aliases.items()}
 
     @cached_property
     def sharing(self) -> frozenset[str]:

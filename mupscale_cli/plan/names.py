@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mupscale_cli.plan.types import Plan, TensorPlan
 from mupscale_cli.text import suggest
@@ -18,7 +18,7 @@ class ParameterNames:
             self._tensors[plan.wrapping.plain(tensor.source.name)].append(tensor)
         self._wrapping = plan.wrapping
         self._saved_names = {plan.recipe.parameter_name(name): name for name in self._tensors}
-        self._aliases = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
+        self._aliases: Mapping[str, tuple[str, ...]] = plan.recipe.aliases if plan.tie in ("fold", "config") else {}
         self._prefixes = tuple({prefix: None for words in plan.recipe.prefixes for prefix in words.values() if prefix})
 
     def find(self, parameter: str) -> Sequence[TensorPlan]:
@@ -37,7 +37,7 @@ class ParameterNames:
             *(name.removeprefix(prefix) for prefix in self._prefixes),
             *(prefix + name for prefix in self._prefixes),
         )
-        aliases = (self._aliases[spelling] for spelling in spellings if spelling in self._aliases)
+        aliases = (alias for spelling in spellings for alias in self._aliases.get(spelling, ()))
         return next((spelling for spelling in (*spellings, *aliases) if spelling in self._tensors), None)
 
     def saved_name(self, parameter: str) -> str:

@@ -150,8 +150,12 @@ def _shared(plan: Plan) -> dict[str, str]:
     if plan.tie not in ("fold", "config"):
         return {}
     present = {plan.wrapping.plain(tensor.target.name): tensor.target.name for tensor in plan.tensors}
-    pairs = ((name, present.get(other)) for name, other in plan.recipe.aliases.items() if name not in present)
-    return {plan.wrapping.wrap(name, like=other): other for name, other in pairs if other is not None}
+    return {
+        plan.wrapping.wrap(name, like=present[other]): present[other]
+        for name, others in plan.recipe.aliases.items()
+        for other in others
+        if name not in present and other in present
+    }
 
 
 def _rules(tensors: Iterable[TensorPlan]) -> list[dict[str, Any]]:

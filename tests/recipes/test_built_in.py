@@ -7,9 +7,10 @@ import torch
 
 import decoders
 import mupscale_cli
-from helpers import MLP_MODULE, MODELS, ONLY_NAMES, save_mlp
+from helpers import MLP_MODULE, MODELS, ONLY_NAMES, build, save_mlp
 from mupscale_cli.architecture.loading import matched_values
 from mupscale_cli.errors import ConfigError, SizeError
+from mupscale_cli.plan.names import ParameterNames
 from mupscale_cli.tasks.check import check_model
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
@@ -19,6 +20,8 @@ from mupscale_cli.tasks.widen import widen
 UNTIED = ("Llama-untied", "GPT2-untied", "Mixtral-untied", "Olmo-untied", "NanoChat-untied")
 SLOW = {case for case in MODELS if case.endswith("-untied") and case not in UNTIED} | ONLY_NAMES | decoders.RARE
 EVERY_AXIS = ["GPT2-tied", pytest.param("T5-tied", marks=pytest.mark.slow)]
+# Types whose class renames what it reads, by a rule that precedes another and with a prefix that others end in.
+RENAMED = ("BailingHybrid-untied", "XLMRoberta-tied")
 SEVERAL_HEADS = ("logits of a left-padded batch", "logits of cached generation")
 
 
@@ -57,6 +60,17 @@ def test_every_axis_with_every_tie(case, saved):
 def test_every_axis_of_every_model(case, saved):
     checked = check_model(saved(case, dtype=torch.float32 if case in decoders.FLOAT32 else torch.float64))
     assert checked.passed, (checked.mistakes, [trial for trial in checked.trials if trial.problem])
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in RENAMED else pytest.param(case, marks=pytest.mark.slow) for case in MODELS]
+)
+def test_every_parameter_of_the_class_is_planned_in_its_shape(case, saved):
+    """Else its optimizer state has no tensor to follow."""
+    names = ParameterNames(plan_widening(saved(case), factor=2))
+    trained = {name: p.shape for name, p in build(case).named_parameters() if p.requires_grad}
+    planned = {name: {tensor.source.shape for tensor in names.find(name)} for name in trained}
+    assert planned == {name: {shape} for name, shape in trained.items()}
 
 
 def test_axes_with_different_factors(saved, tmp_path):
