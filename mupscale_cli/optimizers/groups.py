@@ -10,6 +10,8 @@ from typing import Any
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.identity import Kind
 from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tensor_multipliers
+from mupscale_cli.optimizers.rules.rule import OptimizerRule
+from mupscale_cli.optimizers.rules.table import optimizer_rule
 
 _LARGEST = 2**63
 CLIP_WEIGHT = "clip_weight"  # key of the group's weight in the global norm of the gradient
@@ -83,7 +85,7 @@ class WideGroup:
     Attributes:
         source: index of the narrow group that it comes from.
         settings: its settings, already multiplied.
-        names: the wide parameters.
+        tensors: the wide parameters.
         multipliers: the multipliers of the settings.
         optimizer: the name of the optimizer that the settings belong to.
         decoupled: whether its weight decay is decoupled.
@@ -92,11 +94,20 @@ class WideGroup:
 
     source: int
     settings: dict[str, Any]
-    names: tuple[str, ...]
+    tensors: tuple[ScaledTensor, ...]
     multipliers: Multipliers
     optimizer: str
     decoupled: bool
     narrow: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @property
+    def rule(self) -> OptimizerRule:
+        """The rule of its optimizer, with its settings."""
+        return optimizer_rule(self.optimizer).with_settings(self.narrow)
 
 
 def widen_groups(
@@ -123,5 +134,5 @@ def widen_groups(
         for multipliers, members in group_by_multipliers(by_name):
             wide = scale_settings(settings, multipliers)
             about = (multipliers, kind.rule.name, kind.decoupled, settings)
-            result.append(WideGroup(index, wide, tuple(members), *about))
+            result.append(WideGroup(index, wide, tuple(tensors[name] for name in members), *about))
     return result

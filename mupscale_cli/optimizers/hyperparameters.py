@@ -6,24 +6,23 @@ They follow from the coefficient and multiplicity of each tensor in the record o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.caveats import MAX_NAMED, caveats
 from mupscale_cli.optimizers.groups import group_by_multipliers
-from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, is_exact, tensor_multipliers
+from mupscale_cli.optimizers.multipliers import Multipliers, ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
 from mupscale_cli.optimizers.rules.powers import L2_DECAY, NORM_WEIGHT
 from mupscale_cli.optimizers.rules.rule import OptimizerRule
-from mupscale_cli.optimizers.rules.table import OPTIMIZERS, optimizer_rule
+from mupscale_cli.optimizers.rules.table import optimizer_rule
 from mupscale_cli.text import listed
 
 if TYPE_CHECKING:
     from mupscale_cli.record.types import Growth
-
-_MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -242,47 +241,23 @@ def name_pattern(names: Iterable[str], all_names: Iterable[str]) -> str:
     return f"^({'|'.join(exact)})$"
 
 
-def _remedy(inexact: Sequence[ScaledTensor]) -> str:
-    """Return how to avoid tensors whose parts need separate learning rates, to append to a sentence; may be empty."""
-    matrices = [tensor for tensor in inexact if len(tensor.shape) > 1]
-    if not matrices:
-        return "; freeze them to take the same steps as before"
-    able = [rule.title for rule in OPTIMIZERS.values() if all(is_exact(tensor, rule) for tensor in matrices)]
-    return f"; with {' or '.join(able)}, one rate is right for every matrix" if able else ""
-
-
 def _warnings(tensors: Iterable[ScaledTensor], rule: OptimizerRule, settings: Settings) -> tuple[str, ...]:
     tensors = list(tensors)
-    warnings = []
-    inexact = [tensor for tensor in tensors if rule.trains(tensor.shape) and not is_exact(tensor, rule)]
-    if inexact:
-        named = listed([tensor.name for tensor in inexact], _MAX_NAMED)
-        rates = [[rule.lr(c, m) for c, m in tensor.parts] for tensor in inexact]
-        ratio = max(max(each) / min(each) for each in rates)
-        warnings.append(
-            f"{named} have parts that need separate learning rates, up to {ratio:.3g} times as large; the values are "
-            f"those of the first part{_remedy(inexact)}"
-        )
+    warnings = list(caveats(rule, tensors))
     offsets = [
         t.name for t in tensors if t.offset and settings.weight_decay and settings.decays(t) and t.parts[0][0] != 1
     ]
     if offsets:
         warnings.append(
-            f"{listed(offsets, _MAX_NAMED)} store a gain as its difference from 1, so weight decay acts on that "
+            f"{listed(offsets, MAX_NAMED)} store a gain as its difference from 1, so weight decay acts on that "
             "difference, not on the gain; do not decay them (`--decay matrices`)"
-        )
-    new = [tensor.name for tensor in tensors if tensor.block is not None and tensor.block.is_new]
-    if new:
-        warnings.append(
-            f"{listed(new, _MAX_NAMED)} are in new blocks, which learn from the first step on; the other tensors take "
-            "the same steps as before only while these are frozen"
         )
     other = [tensor.name for tensor in tensors if not rule.trains(tensor.shape)]
     if other:
         warnings.append(
-            f"{rule.title} only trains matrices; train {listed(other, _MAX_NAMED)} with AdamW and its own table"
+            f"{rule.title} only trains matrices; train {listed(other, MAX_NAMED)} with AdamW and its own table"
         )
-    return (*warnings, *rule.caveats)
+    return tuple(warnings)
 
 
 def _advice(

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.hub.reading import open_named
 from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.optimizers.caveats import warn_inexact
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, group_by_multipliers, scale_settings
 from mupscale_cli.optimizers.multipliers import ScaledTensor, tensor_multipliers
 from mupscale_cli.optimizers.recorded import scaled_tensors
@@ -80,6 +81,7 @@ def param_groups(
     if rule.matrices_only or (beside is not None and optimizer_rule(beside).matrices_only):
         hidden = hidden_matrices(model)
         trained = {name: p for name, p in trained.items() if (name in hidden) == rule.matrices_only}
+    warn_inexact([(rule, [scaled[name] for name in trained])])
     groups = []
     for is_decayed in (True, False):
         names = [name for name, p in trained.items() if _decays(decay, name, p) == is_decayed]

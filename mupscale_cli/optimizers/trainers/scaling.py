@@ -12,6 +12,7 @@ from torch import nn
 
 from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.optimizers.caveats import warn_inexact
 from mupscale_cli.optimizers.groups import CLIP_WEIGHT, widen_groups
 from mupscale_cli.optimizers.identity import identify_all, named_after
 from mupscale_cli.optimizers.rules.rule import OptimizerRule
@@ -71,6 +72,7 @@ def scale_optimizer(
     for name, entries in states.items():
         _scale_initial(name, entries, kinds.parameters[name].rule, scaled[name].parts)
     wide = widen_groups(groups, kinds.groups, lambda name: [scaled[name]])
+    warn_inexact((group.rule, group.tensors) for group in wide)
     _regroup(optimizer, [(group.settings, group.names) for group in wide], by_name)
     for scheduler in schedulers:
         regroup_scheduler(scheduler, [(group.source, group.multipliers.lr) for group in wide])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.engine.finite import NonFinite
 from mupscale_cli.errors import PlanError
+from mupscale_cli.optimizers.caveats import warn_inexact
 from mupscale_cli.optimizers.live import (
     LiveState,
     MakeOptimizer,
@@ -149,6 +150,7 @@ def grow(model: nn.Module, call: GrowCall) -> Grown:
     ]
     prepared = [*optimizers, *schedulers] != [*_several(call.optimizer), *_several(call.scheduler)]
     unwrapped = (*live.unwrapped, *(["accelerate's wrapper of optimizer or scheduler"] if prepared else []))
+    warn_inexact((group.rule, group.tensors) for state in states for group in state.wide.groups)
     notes = _notes(live.module, wide, unwrapped, in_place=call.in_place)
     for note in notes:
         _log.warning("%s", note)
