@@ -146,8 +146,9 @@ def sweep(
 ) -> None:
     """Find learning rate and noise on small widened models, for the large one.
 
-    `mupscale sweep tiny --data text.txt --target 8` trains `tiny` widened 2 and 4 times over a grid of learning rates
-    and noises. By muP transfer the best pair holds for every width: `mupscale hparams WIDE --from-sweep sweep.json`.
+    `mupscale sweep tiny --data text.txt --target 8` trains a narrower `tiny`, widens it 8 times over a grid of learning
+    rates and noises, and trains each on. By muP transfer the best pair holds for every width: `mupscale hparams WIDE
+    --from-sweep sweep.json`. `--factor 2,4` widens `tiny` itself, by less than the target.
     """
     from mupscale_cli.cli import sweep_view
     from mupscale_cli.sweep.run import sweep as run_sweep
