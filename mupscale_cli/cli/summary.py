@@ -119,6 +119,8 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield "names", Text(note)
     if result.plan.stays_symmetric:
         yield "new width", Text(f"unused so far: {idle_reason(result.plan)}", style="yellow")
+    for axis, why in result.plan.training_differences.items():
+        yield "training", Text(f"differs along `{axis}`: {why}", style="yellow")
     if state := result.record["optimizer_state"]:
         yield (
             "optimizer",

@@ -92,7 +92,10 @@ def _amplitude(dim: DimMap) -> Tensor:
 
 @dataclass(frozen=True)
 class _ScaledMatrix:
-    """The matrix A = diag(rows_by) W diag(columns_by), read in blocks of rows."""
+    """The matrix A = diag(rows_by) W diag(columns_by), read in blocks of rows.
+
+    The blocks may be the memory of a live model, so nothing writes to them.
+    """
 
     rows: Rows
     rows_by: Tensor
@@ -108,7 +111,7 @@ class _ScaledMatrix:
     def sum_of_squares(self) -> float:
         """Return the sum of squares of all elements of A."""
         weights = self.columns_by.square()
-        return sum(float((block.square_() @ weights * by.square()).double().sum()) for block, by in self._blocks())
+        return sum(float((block.square() @ weights * by.square()).double().sum()) for block, by in self._blocks())
 
     def _gram(self, vectors: Tensor) -> Tensor:
         """Multiply vectors, (columns, vectors), by A^T A in one pass over the rows."""

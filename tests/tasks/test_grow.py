@@ -364,3 +364,21 @@ def test_schedulers_go_on(make):
 
 def _rate(optimizer, parameter):
     return next(g["lr"] for g in optimizer.param_groups if any(parameter is p for p in g["params"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"factor": 1.5},
+        {"factor": 2, "noise": 0.1, "noise_scale": "rms"},
+        {"factor": 2, "noise": 0.1, "noise_scale": "elementwise", "noise_mode": "preserving"},
+        {"factor": 3, "method": "net2net"},
+        {"factor": 2, "method": "warmstart"},
+    ],
+)
+def test_the_narrow_model_stays_as_it_is(options):
+    """In float32, whose elements need no conversion, so what is measured on them could write to them."""
+    narrow = build("Llama-tied", torch.float32)
+    before = {name: value.clone() for name, value in narrow.state_dict().items()}
+    grow(narrow, **options)
+    assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
