@@ -14,20 +14,21 @@ from mupscale_cli.checkpoints.hub.publishing import require_login
 from mupscale_cli.checkpoints.target import check_output
 from mupscale_cli.cli import explain, files, options, output, render, summary, usage
 from mupscale_cli.cli import push as push_command
-from mupscale_cli.engine.memory import free_memory
+from mupscale_cli.engine.memory import WIDENING_BYTES, free_memory
 from mupscale_cli.engine.ranks import ALONE, join_ranks, launched_ranks
 from mupscale_cli.errors import MupscaleError, PlanError
 from mupscale_cli.optimizers.fates import why_no_state
 from mupscale_cli.optimizers.rules.table import kinds_text
 from mupscale_cli.tasks import widen as task
 from mupscale_cli.tasks.adapters import PlannedAdapter, plan_adapters, with_adapters
+from mupscale_cli.tasks.duration import widening_duration
 from mupscale_cli.tasks.options import WidenOptions, parse_axes, parse_count, parse_factor, parse_size
 from mupscale_cli.tasks.planning import comparison_memory, output_path, plan_shapes
 from mupscale_cli.tasks.push import PushOptions, prepare_push, push_target
 from mupscale_cli.tasks.reading import AS_STORED, Reading
 from mupscale_cli.tasks.source import Source, find_source
-from mupscale_cli.tasks.space import disks, wide_state_bytes
-from mupscale_cli.text import listed
+from mupscale_cli.tasks.space import Disk, disks, narrow_state_bytes, wide_state_bytes
+from mupscale_cli.text import listed, time_text
 
 if TYPE_CHECKING:
     from mupscale_cli.checkpoints.hub.ids import HubId
@@ -253,11 +254,19 @@ def _show_plan(
     state = chosen.state
     planned = with_adapters(source.plan_files(plan, state), source.checkpoint, adapters)
     kinds = source.optimizer_kinds(plan, state)
+    state_bytes = (narrow_state_bytes(source, state, {}), wide_state_bytes(source, plan, state, {}))
+    (disk,) = disks([(target, plan.num_bytes + state_bytes[1])])
+    duration = widening_duration(plan, state_bytes, verify=chosen.verify)
+    memory = max(WIDENING_BYTES, round(comparison_memory(plan, chosen.model)) if chosen.verify else 0)
     if as_json:
         document = {**render.plan_document(plan, str(target)), "proposals": render.shapes_document(shapes)}
         document["fates"] = files.files_document(planned)
         document["optimizer_kinds"] = list(kinds)
+        document["disk"] = {**vars(disk), "place": str(disk.place), "has_room": disk.has_room}
+        document["memory"] = {"needed": memory, "free": free_memory()}
+        document["seconds"] = duration.as_record()
         output.print_document("plan", document)
+        _require_room(disk)
         return
     console = output.stdout()
     render.print_shapes(console, shapes)
@@ -268,14 +277,16 @@ def _show_plan(
     found = source.find_state(state) or why_no_state(planned, state.optimizer)
     of_kind = f", {kinds_text(kinds)}" if kinds else ""
     console.print(f"optimizer state: {found}{of_kind}", markup=False, soft_wrap=True)
-    if chosen.verify:
-        memory = output.bytes_text(int(comparison_memory(plan, chosen.model)))
-        free = free_memory()
-        available = "" if free is None else f", {output.bytes_text(free)} free"
-        console.print(
-            f"verification: runs both models in float64, in about {memory} of memory{available}", markup=False
-        )
-    (disk,) = disks([(target, plan.num_bytes + wide_state_bytes(source, plan, state, {}))])
+    free = free_memory()
+    available = "" if free is None else f", {output.bytes_text(free)} free"
+    what = "running both models in float64" if chosen.verify else "writing"
+    console.print(f"memory: about {output.bytes_text(memory)} for {what}{available}", markup=False)
+    console.print(
+        f"time: about {time_text(duration.total)}, with {time_text(duration.write)} for writing and "
+        f"{time_text(duration.verify)} for verifying: an estimate for a fast disk, without downloads",
+        markup=False,
+        soft_wrap=True,
+    )
     shortage = "" if disk.has_room else ": NOT enough"
     amounts = f"{output.bytes_text(disk.needed)} needed, {output.bytes_text(disk.free)} free"
     console.print(f"disk: {amounts} at {disk.place}{shortage}", markup=False, soft_wrap=True)
@@ -283,6 +294,10 @@ def _show_plan(
         console.print(f"download: {output.bytes_text(missing)}", markup=False)
     if repository is not None:
         console.print(f"publish as: {repository}", markup=False)
+    _require_room(disk)
+
+
+def _require_room(disk: Disk) -> None:
     if not disk.has_room:
         raise typer.Exit(2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +10,16 @@ from typing import Generic, TypeVar
 
 import torch
 
+from mupscale_cli.engine.cores import MAX_WORKERS, num_cores
+
 Job = TypeVar("Job")
-_MAX_WORKERS = 4  # fewer already keep a disk busy
-_limit: ContextVar[int] = ContextVar("limit", default=_MAX_WORKERS)
+_limit: ContextVar[int] = ContextVar("limit", default=MAX_WORKERS)
 _outside: ContextVar[int | None] = ContextVar("outside", default=None)  # torch's threads outside of `one_thread`
 
 
 def num_workers() -> int:
     """Return how many threads are worth starting: one per available core, up to a limit."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _limit.get())
+    return min(num_cores(), _limit.get())
 
 
 def num_threads() -> int:

@@ -341,6 +341,33 @@ class PlannedFile(TypedDict):
     reason: Annotated[str, "What the file is, or why it is left behind."]
 
 
+class DiskNeeds(TypedDict):
+    """A file system that outputs are written to."""
+
+    place: Annotated[str, "A directory on the file system."]
+    needed: Annotated[Count, "Bytes to write."]
+    free: Annotated[Count, "Free bytes."]
+    has_room: Annotated[bool, "Whether there are enough free bytes."]
+
+
+class MemoryNeeds(TypedDict):
+    """The memory that a command needs."""
+
+    needed: Annotated[Count, "Peak memory in bytes."]
+    free: Annotated[Count | None, "Free memory in bytes; null if unknown."]
+
+
+class Duration(TypedDict):
+    """Estimated seconds of each phase of a widening."""
+
+    start: Annotated[float, "Until the first byte is read."]
+    hash: Annotated[float, "Hashing the source."]
+    write: Annotated[float, "Computing and writing the output."]
+    read_back: Annotated[float, "Comparing the written bytes with their hashes."]
+    verify: Annotated[float, "Running both models; 0 if they are not compared."]
+    total: Annotated[float, "All phases."]
+
+
 class Plan(TypedDict):
     """Output of `mupscale widen --dry-run`."""
 
@@ -355,6 +382,9 @@ class Plan(TypedDict):
     files: Annotated[dict[str, Count], "Size of each weight file in bytes."]
     fates: NotRequired[Annotated[list[PlannedFile], "What becomes of every file of the source."]]
     optimizer_kinds: NotRequired[Annotated[list[str], "Optimizers that the state to widen belongs to."]]
+    disk: NotRequired[Annotated[DiskNeeds, "The file system of the output."]]
+    memory: NotRequired[Annotated[MemoryNeeds, "Memory for writing and verifying."]]
+    seconds: NotRequired[Annotated[Duration, "Estimated time, if the disk keeps up and nothing is downloaded."]]
     config: Annotated[list[Change], "Changes of config.json."]
     to: Annotated[GoalComparison | None, "The model whose sizes are taken; null if there is none."]
     omitted: Annotated[list[str], "Tensors of the source that are omitted."]
@@ -557,22 +587,6 @@ class Step(TypedDict):
     error: Annotated[StepError | None, "Error of a failed step; null for other steps."]
 
 
-class JobDisk(TypedDict):
-    """A file system that a job writes to."""
-
-    place: Annotated[str, "A directory on the file system."]
-    needed: Annotated[Count, "Bytes to write."]
-    free: Annotated[Count, "Free bytes."]
-    has_room: Annotated[bool, "Whether there are enough free bytes."]
-
-
-class JobMemory(TypedDict):
-    """The memory that a job needs."""
-
-    needed: Annotated[Count, "Peak memory in bytes."]
-    free: Annotated[Count | None, "Free memory in bytes; null if unknown."]
-
-
 class Run(TypedDict):
     """Output of `mupscale run`, with or without --dry-run."""
 
@@ -580,9 +594,9 @@ class Run(TypedDict):
     dry_run: Annotated[bool, "Whether the steps were only planned."]
     exit_code: Annotated[int, "Exit code of the command."]
     steps: Annotated[list[Step], "The steps in order."]
-    disks: Annotated[list[JobDisk], "File systems that the job writes to."]
+    disks: Annotated[list[DiskNeeds], "File systems that the job writes to."]
     download_bytes: Annotated[Count, "Bytes that all steps download."]
-    memory: Annotated[JobMemory, "Memory of this machine."]
+    memory: Annotated[MemoryNeeds, "Memory of this machine."]
 
 
 class SweptState(TypedDict):

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,7 @@ from mupscale_cli import __version__
 from mupscale_cli.architecture.loading import BUILT_IN, recipe_files
 from mupscale_cli.checkpoints.hub.environment import HubSettings, hub_settings
 from mupscale_cli.checkpoints.libraries import LIBRARIES, TRANSFORMERS
+from mupscale_cli.engine.cores import num_cores
 from mupscale_cli.engine.memory import free_memory
 from mupscale_cli.text import counted
 
@@ -140,7 +140,7 @@ def inspect_environment() -> Environment:
         extras={name: all(map(_is_installed, modules)) for name, modules in EXTRAS.items()},
         devices=devices,
         torch_problem=problem,
-        num_cores=_num_cores(),
+        num_cores=num_cores(),
         memory=_memory(),
         folder=Path.cwd(),
         disk=_disk(Path.cwd()) or (0, 0),
@@ -191,12 +191,6 @@ def _devices() -> tuple[tuple[Device, ...], str | None]:
     except Exception as error:  # noqa: BLE001 (the report shows any problem)
         return (), f"{type(error).__name__}: {error}"
     return tuple(devices), None
-
-
-def _num_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> tuple[int, int] | None:

@@ -41,13 +41,14 @@ def wide_state_bytes(source: Source, plan: Plan, options: StateOptions, made: Ma
         options: which state is widened.
         made: the size of the state of each output that earlier steps of a job will write, by its resolved path.
     """
+    before, after = plan.num_parameters
+    return narrow_state_bytes(source, options, made) * after // max(before, 1)
+
+
+def narrow_state_bytes(source: Source, options: StateOptions, made: Mapping[Path, int]) -> int:
+    """Return the size of the optimizer state in bytes, with arguments as for the wide one; 0 if it is not here."""
     if options.optimizer == "none":
         return 0
-    before, after = plan.num_parameters
-    return _narrow_state_bytes(source, options, made) * after // max(before, 1)
-
-
-def _narrow_state_bytes(source: Source, options: StateOptions, made: Mapping[Path, int]) -> int:
     checkpoint = source.checkpoint
     if (planned := made.get(checkpoint.path.resolve())) is not None:
         return planned

@@ -120,9 +120,16 @@ def test_piped_output_is_plain_and_whole(command, saved):
 def test_a_dry_run_says_whether_the_disk_has_room(saved, tmp_path, monkeypatch):
     arguments = ("widen", str(saved("Llama-tied")), "-f", "2", "-o", str(tmp_path / "wide"), "--dry-run")
     assert re.search(r"disk: .*B needed, .*B free at ", run(*arguments).out)
+    document = json.loads(run(*arguments, "--json").out)
+    assert document["disk"]["needed"] == document["bytes"]
+    assert document["memory"]["needed"] >= 500_000_000
+    seconds = document["seconds"]
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert 0 < seconds["write"] < seconds["verify"]
+    assert "0.0 s for verifying: an estimate" in run(*arguments, "--no-verify").out
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     full = run(*arguments)
-    assert full.code == 2
+    assert full.code == run(*arguments, "--json").code == 2
     assert "1.0 kB free" in full.out
     assert "NOT enough" in full.out
