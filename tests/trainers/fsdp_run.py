@@ -104,6 +104,7 @@ def main(phase, folder, kind):
         losses.append(total.item() / dist.get_world_size())
     if dist.get_rank() == 0:
         sys.stdout.write(json.dumps(losses[-AFTER:]) + "\n")
+    dist.barrier()  # a process that ends while another one still talks to it can abort
     dist.destroy_process_group()
 
 
