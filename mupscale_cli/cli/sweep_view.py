@@ -119,8 +119,8 @@ def print_outcome(outcome: Outcome, settings: Sweep, checkpoint: str, wide: str)
     findings = outcome.findings
     console.print(loss_table(findings))
     seeds = len(findings.grid.seeds)
-    spread = f", mean over {seeds} seeds ± half their range" if seeds > 1 else ""
-    console.print(f"\n{settings.loss}{spread}; * marks the best of each width", markup=False, style="dim")
+    loss = settings.loss + (f", mean over {seeds} seeds ± half their range" if seeds > 1 else "")
+    console.print(f"\n{settings.title}: {loss}; * marks the best of each width", markup=False, style="dim")
     best = findings.recommendation
     if best is None:
         console.print("\n[bold red]every trial diverged[/]; use smaller learning rates with `--lr`")
@@ -149,7 +149,7 @@ def _cost_text(cost: Cost, settings: Sweep) -> str:
     if cost.total is None:
         return text
     done = f"the {trials} and the training of the proxy" if settings.proxy else f"the {trials}"
-    return f"{text}; {done} took as many as {cost.total:.3g} there"
+    return f"{text}; {done} took as many as {cost.total:.3g} trials at the target would"
 
 
 def next_commands(settings: Sweep, checkpoint: str, wide: str, noise: float, result: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ from mupscale_cli.sweep.settings import PROXY_RECORD, Sweep
 from mupscale_cli.sweep.study import Claim, Running, Study
 from mupscale_cli.sweep.widened import checkpoints_folder, make_widened, remove_unneeded
 from mupscale_cli.tasks.planning import plan_widening
+from mupscale_cli.text import counted
 
 RESULT, PICTURE = "sweep.json", "sweep.png"
 _TOKENS = "tokens.npy"
@@ -219,7 +220,8 @@ def _make_proxy(settings: Sweep, source: Checkpoint, events: Events) -> None:
     from mupscale_cli.sweep.proxy import ProxyRequest, make_proxy
 
     assert settings.proxy is not None
-    events.phase(f"creating the proxy ({settings.proxy.steps} training steps)")
+    trials = f"{counted(len(settings.grid), 'trial')} of {counted(settings.training.steps, 'step')}"
+    events.phase(f"creating {settings.title} ({counted(settings.proxy.steps, 'training step')}), for {trials}")
     lrs = settings.grid.lrs
     request = ProxyRequest(
         settings.proxy.ratio, settings.axes, settings.recipe, settings.tie, lrs[len(lrs) // 2], settings.proxy.steps

@@ -101,7 +101,7 @@ def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
         "--no-picture",
         *SHORT,
     )
-    assert "creating the proxy (2 training steps)" in result.err
+    assert "(2 training steps), for " in result.err
     assert (tmp_path / "s" / "proxy" / "optimizer.pt").is_file()
     assert open_checkpoint(tmp_path / "s" / "proxy").config["hidden_size"] == 24
     document = json.loads((tmp_path / "s" / "sweep.json").read_text())
