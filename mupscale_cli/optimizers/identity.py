@@ -63,7 +63,7 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     Raises:
         PlanError: no optimizer or several have such settings and keys, or the optimizer cannot be carried over.
     """
-    rules = [optimizer_rule(name) for name in named] or list(OPTIMIZERS.values())
+    insisted = [optimizer_rule(name) for name in named]
     present = {*settings, *keys}
     refusal = next((each for each in REFUSED if present >= each.marks), None)
     if refusal is not None:
@@ -72,15 +72,20 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
             hint="omit the state with `--optimizer none`",
         )
     known = distinctive_keys(keys)
-    able = [rule for rule in rules if rule.holds(known) and _fits(rule, settings)]
-    found = _most_specific(able, present) or (able if named or known else [])
+    able = [rule for rule in OPTIMIZERS.values() if rule.holds(known) and _fits(rule, settings)]
+    told = _most_specific(able, present)
+    found = told or (able if named or known else [])
+    if named:  # groups that tell their optimizer are not another's, unless that one's tell nothing
+        found = [rule for rule in insisted if rule in found or (rule in able and not rule.marks)]
     declared = next((settings[key] for key in DECOUPLED if key in settings), None)
     if declared is not None:  # Adam and AdamW differ in nothing else
-        found = [rule for rule in found if rule.twin is None or rule.decoupled == bool(declared)]
+        found, told = (
+            [rule for rule in rules if rule.twin is None or rule.decoupled == bool(declared)] for rules in (found, told)
+        )
     elif settings and not settings.get("weight_decay"):
         found = [rule for rule in found if rule.decoupled or OPTIMIZERS.get(rule.twin or "") not in found]
     if not found:
-        raise _unknown(settings, keys, named)
+        raise _unfit(named, settings, keys, told) if named else _unknown(settings, keys)
     if len(found) > 1:
         raise _ambiguous(found, settings)
     rule = found[0].with_settings(settings)
@@ -192,18 +197,28 @@ def _check_settings(rule: OptimizerRule, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _unknown(settings: Mapping[str, Any], keys: Collection[str], named: Sequence[str]) -> PlanError:
-    held, given = (
+def _held(settings: Mapping[str, Any], keys: Collection[str]) -> str:
+    state, given = (
         f"the {what} {listed(sorted(map(str, names)))}" if names else f"no {what}"
         for what, names in (("state", keys), ("settings", settings))
     )
-    if named:
-        return PlanError(
-            f"{listed(named)} does not fit parameters with {held} and {given}",
-            hint="name every optimizer of the file with `--optimizer-kind NAME`, repeated",
-        )
+    return f"parameters with {state} and {given}"
+
+
+def _unknown(settings: Mapping[str, Any], keys: Collection[str]) -> PlanError:
+    return PlanError(f"no known optimizer has {_held(settings, keys)}", hint="omit the state with `--optimizer none`")
+
+
+def _unfit(
+    named: Sequence[str], settings: Mapping[str, Any], keys: Collection[str], told: Sequence[OptimizerRule]
+) -> PlanError:
+    """Return the error for insisted optimizers that a group is not of, with what tells so."""
+    likely = f", which are those of {' or '.join(rule.name for rule in told)}" if told else ""
+    why = next((f" (`{key}` is {settings[key]})" for key in DECOUPLED if key in settings), "")
     return PlanError(
-        f"no known optimizer has parameters with {held} and {given}", hint="omit the state with `--optimizer none`"
+        f"{listed(named)} does not fit {_held(settings, keys)}{likely}{why}",
+        hint="name every optimizer of the file with `--optimizer-kind NAME`, repeated; or leave the option out to let "
+        "settings and keys tell",
     )
 
 

@@ -110,6 +110,17 @@ def test_a_named_optimizer_must_fit_the_settings_before_the_first_step(settings,
             identify(settings, (), [name])
 
 
+def test_an_insisted_optimizer_has_the_settings_of_the_groups():
+    torch_2_7 = {**TORCH_2_6, "decoupled_weight_decay": True}
+    for name in ("lamb", "radam", "adopt", "fusedlamb", "adam"):
+        with pytest.raises(
+            PlanError, match=rf"`{name}` does not fit .* those of adamw \(`decoupled_weight_decay` is Tr"
+        ):
+            identify(torch_2_7, ADAM, [name])
+    assert identify(torch_2_7, ADAM, ["decoupledadamw"]).rule.name == "decoupledadamw"  # nothing marks its groups
+    assert identify(BARE, ADAM, ["lamb"]).rule.name == "lamb"  # nothing marks these groups
+
+
 def test_each_group_and_each_parameter_has_its_own_optimizer():
     groups = [({"lr": 0.02, "momentum": 0.95, "use_muon": True}, ["a"]), ({**BARE, "use_muon": False}, ["b", "c"])]
     kinds = identify_all(groups, {"a": {"momentum_buffer": 0}, "b": dict.fromkeys(ADAM)})

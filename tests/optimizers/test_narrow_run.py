@@ -152,3 +152,21 @@ def test_the_rate_follows_the_settings_of_the_state(narrow):
     found = document(wide)
     assert {group["lr"] for group in found["groups"]} == {0.02}
     assert found["formulas"]["lr"] == "lr"
+
+
+def test_options_still_hold_after_the_lines_load_the_state(narrow):
+    wide = narrow(lambda named: torch.optim.AdamW(grouped(named), lr=3e-3))
+    options = ("--lr", "0.01", "--eps", "1e-6")
+    text = run("hparams", str(wide), *options, "--format", "loop").out
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide)
+    optimizer = torch.optim.AdamW(grouped(dict(model.named_parameters())), lr=0.01, eps=1e-6)
+    given = {"optimizer": optimizer, "model": model, "state": torch.load(wide / "optimizer.pt"), "max_norm": 1.0}
+    exec(text, given)  # noqa: S102 (what a user would paste)
+    expected = {name: group for group in document(wide, *options)["groups"] for name in group["tensors"]}
+    for group in optimizer.param_groups:
+        for name in group["param_names"]:
+            assert {key: group[key] for key in ("lr", "eps", "weight_decay")} == {
+                key: pytest.approx(expected[name][key]) for key in ("lr", "eps", "weight_decay")
+            }
+    assert "chosen" not in run("hparams", str(wide), "--format", "loop").out  # the state says it all
+    assert "do not set `lr`, `eps` as asked for" in run("hparams", str(wide), *options, "--format", "nanogpt").err

@@ -114,3 +114,5 @@ def test_hparams_map_through_proxy_and_widening(tokens, tmp_path, saved):
     assert by_name["model.layers.0.mlp.up_proj.weight"]["eps"] == pytest.approx(1e-8 / 4)
     assert by_name["model.embed_tokens.weight"]["lr"] == pytest.approx(lr)
     assert by_name["model.embed_tokens.weight"]["clip_weight"] == 4
+    lines = run("hparams", str(tmp_path / "wide"), "--from-sweep", str(tmp_path / "s"), "--format", "loop").out
+    assert f"'lr': {lr / 4!r}" in lines  # scaled groups have the factors of one widening

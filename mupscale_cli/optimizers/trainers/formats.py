@@ -209,31 +209,75 @@ def _mup_rate(tensor: ScaledTensor) -> float:
     return grown[-1][0] / grown[-1][1] if len(grown) > 1 else 1.0
 
 
-def _code(lines: Callable[[Record, Wide], Sequence[str]]) -> Renderer:
-    """Return a renderer of the lines with which a trainer continues, below the narrow run's optimizer."""
+def _narrow_run(hparams: Hyperparameters) -> str:
+    """Return the comment above code that says which optimizer the narrow run had."""
+    settings = hparams.settings
+    eps = {} if hparams.rule.eps is None else {"eps": settings.eps}
+    betas = {} if settings.betas is None else {"betas": tuple(settings.betas)}
+    arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **eps, **betas, **settings.further}
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"# the narrow run's optimizer: {hparams.rule.class_names.get('torch', hparams.rule.title)}(..., {given})"
 
+
+def _newly_set(hparams: Hyperparameters, resumes: bool) -> list[str]:
+    """Return the settings that scaled groups do not have by themselves.
+
+    A sweep's are those of its proxy, and its groups also have the proxy's multipliers; a state that is loaded replaces
+    what options say.
+    """
+    sources = hparams.settings.sources
+    if "sweep" in sources.values():
+        fields = ["lr", "weight_decay", "eps", "betas"]
+    else:
+        fields = [key for key in ("lr", "weight_decay", "eps", "betas") if resumes and sources.get(key) == "option"]
+    arguments = _arguments(hparams, hparams.groups[0])
+    return [field for field in fields if arguments.get(field) is not None]
+
+
+def _setting_lines(hparams: Hyperparameters, fields: Sequence[str]) -> tuple[str, ...]:
+    """Return lines that set some settings of an optimizer's groups, which have names."""
+    if not fields:
+        return ()
+    rows = []
+    for group in hparams.groups:
+        values = {key: value for key, value in _arguments(hparams, group).items() if key in fields}
+        initial = {"initial_lr": values["lr"]} if "lr" in values else {}  # what schedules multiply
+        rows.append(f"    {group.pattern!r}: { ({**values, **initial})!r},")
+    return (
+        "import re",
+        "chosen = {  # by the names of parameters; set after a state is loaded, which has its own",
+        *rows,
+        "}",
+        "for group in optimizer.param_groups:",
+        "    group.update(next(new for names, new in chosen.items() if re.search(names, group['param_names'][0])))",
+    )
+
+
+def _out_of_reach(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return the note that a trainer's own lines do not set some settings."""
+    if not fields:
+        return ()
+    named = listed([field.replace("_", " ") for field in fields])
+    return (f"these lines do not set {named} as asked for; do so after the state is loaded, as `--format loop` does",)
+
+
+def _of_layout(lines: Callable[[str], Sequence[str]]) -> Renderer:
     def render_lines(hparams: Hyperparameters, record: Record, wide: Wide) -> RenderedSettings:
-        settings = hparams.settings
-        eps = {} if hparams.rule.eps is None else {"eps": settings.eps}
-        betas = {} if settings.betas is None else {"betas": tuple(settings.betas)}
-        arguments = {"lr": settings.lr, "weight_decay": settings.weight_decay, **eps, **betas, **settings.further}
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        name = hparams.rule.class_names.get("torch", hparams.rule.title)
-        narrow = f"# the narrow run's optimizer: {name}(..., {given})"
-        return RenderedSettings("\n".join((narrow, *lines(record, wide))))
+        unset = _newly_set(hparams, record["optimizer_state"] is not None)
+        return RenderedSettings("\n".join((_narrow_run(hparams), *lines(wide.path))), _out_of_reach(unset))
 
     return render_lines
 
 
-def _of_layout(lines: Callable[[str], Sequence[str]]) -> Renderer:
-    return _code(lambda _record, wide: lines(wide.path))
-
-
 def _of_writer(writer: Writer) -> Renderer:
-    def lines(record: Record, wide: Wide) -> Sequence[str]:
-        return writer.lines(wide.path, record["optimizer_state"] is not None and writer.wrote(wide.names))
+    def render_lines(hparams: Hyperparameters, record: Record, wide: Wide) -> RenderedSettings:
+        resumes = record["optimizer_state"] is not None and writer.wrote(wide.names)
+        fields = _newly_set(hparams, resumes)
+        lines = writer.lines(wide.path, resumes, _setting_lines(hparams, fields))
+        unset = () if writer.sets else _out_of_reach(fields)
+        return RenderedSettings("\n".join((_narrow_run(hparams), *lines)), unset)
 
-    return _code(lines)
+    return render_lines
 
 
 _OF_LAYOUTS = {layout.name: _of_layout(layout.next_lines) for layout in LAYOUTS if layout.next_lines is not None}
