@@ -457,7 +457,7 @@ ONLY_NAMES = frozenset(
         *("Cohere2Moe-tied", "LaraMini-tied", "OlmoHybrid-tied"),
         *("Gemma4-images", "Gemma4Unified-images", "Fuyu-images", "GotOcr2-images", "Mllama-images"),
         *("Emu3-images", "Git-images", "Phi4-images"),
-        *("Qwen3VLMoe-images", "AyaVision-siglip", "Cohere2Vision-siglip"),
+        *("Qwen3VLMoe-images", "Glm4v-images", "AyaVision-siglip", "Cohere2Vision-siglip"),
     }
 )
 

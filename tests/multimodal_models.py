@@ -167,6 +167,36 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "Glm4v-images": (
+        "Glm4vForConditionalGeneration",
+        "Glm4vConfig",
+        {
+            "text_config": {
+                **TEXT,
+                "head_dim": None,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [2, 2, 2],
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                },
+            },
+            "image_token_id": 49,
+            "video_token_id": 48,
+            "image_start_token_id": 47,
+            "image_end_token_id": 46,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "num_heads": 4,
+                "intermediate_size": 28,
+                "out_hidden_size": 48,
+                "patch_size": 4,
+                "image_size": 16,
+                "spatial_merge_size": 2,
+            },
+        },
+    ),
     "Qwen3VLMoe-images": (
         "Qwen3VLMoeForConditionalGeneration",
         "Qwen3VLMoeConfig",

@@ -242,7 +242,8 @@ class _ExpectedParameter:
         allowed: largest absolute difference of a wide element that rounding explains.
         moved: how far an element has come in these steps, in the wide model's units.
         ignored: elements of the narrow parameter whose gradients have all been rounding errors.
-        trains: whether the optimizer moves it: its learning rate is not 0, and some element has a gradient.
+        has_rate: whether its learning rate is not 0.
+        has_gradient: whether some element has a gradient that is more than a rounding error.
     """
 
     tensor: TensorPlan
@@ -250,7 +251,12 @@ class _ExpectedParameter:
     allowed: float
     moved: float
     ignored: Tensor
-    trains: bool
+    has_rate: bool
+    has_gradient: bool
+
+    @property
+    def trains(self) -> bool:
+        return self.has_rate and self.has_gradient
 
 
 @dataclass
@@ -309,7 +315,8 @@ def _train_narrow(
                 allowed=factor * response,
                 moved=moved,
                 ignored=ignored,
-                trains=history.has_gradient and rates.get(id(plain[source]), 0) != 0,
+                has_rate=rates.get(id(plain[source]), 0) != 0,
+                has_gradient=history.has_gradient,
             )
         return parameters
 
@@ -399,6 +406,15 @@ def _compare_parameter(name: str, expected: _ExpectedParameter, wide: Tensor) ->
 def _refuse_standstill(expected: Mapping[str, _ExpectedParameter], steps: int) -> None:
     """Refuse to call steps equal that moved a parameter no farther than rounding may, or that moved none."""
     trained = {name: each for name, each in expected.items() if each.trains}
+    drowned = [
+        each for each in expected.values() if each.has_rate and not each.has_gradient and bool(each.ignored.any())
+    ]
+    if not trained and drowned:
+        raise CannotVerify(
+            f"{counted(steps, 'step')} cannot show that both models train alike: training amplifies rounding errors until "
+            "they are as large as the gradients",
+            hint="take fewer `--steps`",
+        )
     if not trained:
         raise CannotVerify("the steps move no parameter: every gradient or every learning rate is 0", hint=FRESH_START)
     name, least = min(trained.items(), key=lambda item: item[1].moved / (item[1].allowed or 1e-300))

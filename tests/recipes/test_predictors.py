@@ -10,7 +10,11 @@ from mupscale_cli.tasks.widen import widen
 
 EMBED, VOCABULARY = 48, 50
 JOINED = {"enorm": (EMBED,), "hnorm": (EMBED,), "eh_proj": (EMBED, 2 * EMBED)}
-OWN_READOUT = {"embed_tokens": (VOCABULARY, EMBED), "shared_head.norm": (EMBED,), "shared_head.head": (VOCABULARY, EMBED)}
+OWN_READOUT = {
+    "embed_tokens": (VOCABULARY, EMBED),
+    "shared_head.norm": (EMBED,),
+    "shared_head.head": (VOCABULARY, EMBED),
+}
 QWEN = {"fc": (EMBED, 2 * EMBED), "norm": (EMBED,), "pre_fc_norm_embedding": (EMBED,), "pre_fc_norm_hidden": (EMBED,)}
 # By case: the modules that the predictor's block is like, this block, what the others' names begin with, and the others.
 PREDICTORS = {
