@@ -411,8 +411,8 @@ def _refuse_standstill(expected: Mapping[str, _ExpectedParameter], steps: int) -
     ]
     if not trained and drowned:
         raise CannotVerify(
-            f"{counted(steps, 'step')} cannot show that both models train alike: training amplifies rounding errors until "
-            "they are as large as the gradients",
+            f"{counted(steps, 'step')} cannot show that both models train alike: training amplifies rounding errors "
+            "until they are as large as the gradients",
             hint="take fewer `--steps`",
         )
     if not trained:

@@ -1,4 +1,4 @@
-"""Layers that predict further tokens: published checkpoints have them, transformers ignores them, and they widen too."""
+"""Layers that predict further tokens, which published checkpoints have and transformers ignores, widen too."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ OWN_READOUT = {
     "shared_head.head": (VOCABULARY, EMBED),
 }
 QWEN = {"fc": (EMBED, 2 * EMBED), "norm": (EMBED,), "pre_fc_norm_embedding": (EMBED,), "pre_fc_norm_hidden": (EMBED,)}
-# By case: the modules that the predictor's block is like, this block, what the others' names begin with, and the others.
+# By case: what the predictor's block is like, this block, the beginning of the other tensors' names, and these.
 PREDICTORS = {
     "DeepseekV3-untied": (("model.layers.1.",), "model.layers.2.", "model.layers.2.", {**JOINED, **OWN_READOUT}),
     "Glm4Moe-untied": (("model.layers.1.",), "model.layers.2.", "model.layers.2.", {**JOINED, **OWN_READOUT}),
