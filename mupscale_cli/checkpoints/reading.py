@@ -156,13 +156,9 @@ class Checkpoint:
         """The file that holds the config; None if there is none."""
         if self.trained is not None and self.trained.sizes is not None:
             return self.trained.config_file
-        return (
-            config_path(self.path)
-            if self.is_file
-            else self.path / self.library.config
-            if self.config is not None
-            else None
-        )
+        if self.is_file:
+            return config_path(self.path)
+        return self.path / self.library.config if self.library.config in self.sizes else None
 
     def plan_files(self, decided: Mapping[str, Decision] = MappingProxyType({})) -> tuple[PlannedFile, ...]:
         """Plan what becomes of every file when the checkpoint is widened.

@@ -55,7 +55,8 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
     for name, text in _about(result, seconds, growth, optimizer):
         about.add_row(name, text)
     console.print(about)
-    files.print_summary(console, result.files)
+    if not result.output.is_file():  # whose config and state are written beside it
+        files.print_summary(console, result.files)
 
 
 def print_next(console: Console, result: Widened, model: str | None, *, is_pushed: bool) -> None:
@@ -135,7 +136,7 @@ def _about(result: Widened, seconds: float, growth: str | None, optimizer: str |
         yield "embeddings", Text(embeddings_text(embeddings))
     if folders := result.record["adapters"]:
         yield "adapters", Text(", ".join(str(result.output / folder) for folder in folders))
-    yield "written", Text(f"{result.output}, in {time_text(seconds)}")
+    yield "written", Text(f"{', '.join(map(str, result.paths))}, in {time_text(seconds)}")
 
 
 def _equivalence(verification: FunctionCheck) -> Text:

@@ -23,7 +23,7 @@ from mupscale_cli.text import shown
 
 NO_EPS: Mapping[str, Fraction] = MappingProxyType({})
 NO_KEYS: Mapping[str, Any] = MappingProxyType({})
-_OTHER_SIZES = "choose others; `--params N --dry-run` lists shapes that fit"
+_OTHER_SIZES = "choose others; `--params N --dry-run` alone lists shapes that fit"
 
 
 def widen_config(

@@ -62,6 +62,7 @@ class _Asked(NamedTuple):
 
     amount: Amount
     option: str
+    instead: str = ""
 
 
 def grow_axes(
@@ -92,7 +93,7 @@ def grow_axes(
     _check_factors(request)
     asked = {name: _Asked(Size(size), "--to") for name, size in request.sizes.items()}
     if request.factor is not None:
-        asked |= dict.fromkeys(recipe.widen, _Asked(request.factor, "--factor"))
+        asked |= dict.fromkeys(recipe.widen, _asked_of_all(recipe, request.factor, axes, used))
     groups, keys, single = _sorted_by_kind(recipe, request.axes, config)
     for name, amount in groups.items():
         asked |= _asked_of_group(recipe.groups[name], amount, name)
@@ -105,6 +106,16 @@ def grow_axes(
         if ratios.get(name, 1) != 1:
             raise PlanError(f"cannot widen the axis `{name}` of `{recipe.name}`: {reason}")
     return {name: _grown(axis, ratios[name]) if name in used else axis for name, axis in axes.items()}
+
+
+def _asked_of_all(recipe: Recipe, factor: int | Fraction, axes: Mapping[str, Axis], used: frozenset[str]) -> _Asked:
+    """Return the factor of every axis, and the next larger one that leaves no axis a fraction of a unit."""
+    common = math.gcd(*(axes[name].size or 1 for name in recipe.widen if name in used)) or 1
+    whole = Fraction(math.ceil(min(factor, MAX_FACTOR) * common), common)
+    decimal = f"{float(whole):g}"
+    fitting = decimal if Fraction(decimal) == whole else str(whole)
+    others = "`--params N --dry-run`, in place of `--factor`, lists shapes that fit"
+    return _Asked(factor, "--factor", f"use `--factor {fitting}`; {others}")
 
 
 def _check_factors(request: Request) -> None:
@@ -184,10 +195,10 @@ def _with_keys(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str
     return changed
 
 
-def _ratio(axis: Axis, amount: Amount, option: str) -> Fraction:
+def _ratio(axis: Axis, amount: Amount, option: str, instead: str) -> Fraction:
     """Return the wide size of an axis divided by its size."""
     if axis.size is not None:
-        return Fraction(grown(f"the axis `{axis.name}`", axis.size, amount, option), axis.size)
+        return Fraction(grown(f"the axis `{axis.name}`", axis.size, amount, option, instead), axis.size)
     if isinstance(amount, Size) or Fraction(amount).denominator != 1:
         raise PlanError(
             f"the axis `{axis.name}` has different sizes in different tensors, so it needs a whole factor",
@@ -196,15 +207,22 @@ def _ratio(axis: Axis, amount: Amount, option: str) -> Fraction:
     return Fraction(grown(f"the axis `{axis.name}`", 1, amount, option))
 
 
-def _nominal_ratio(axis: Axis, amount: Amount, _option: str) -> Fraction:
+def _nominal_ratio(axis: Axis, amount: Amount, *_: str) -> Fraction:
     """Return the ratio of an axis that no tensor has; only axes that are linked to it depend on it."""
     if isinstance(amount, Size):
         return Fraction(amount.units, axis.size or amount.units)
     return Fraction(amount)
 
 
-def grown(what: str, size: int, amount: Amount, option: str) -> int:
+def grown(what: str, size: int, amount: Amount, option: str, instead: str = "") -> int:
     """Return a size after it grows by an amount.
+
+    Args:
+        what: the name of the size in messages.
+        size: the size.
+        amount: what it grows by or to.
+        option: the option that asks for it.
+        instead: what fits if the new size is not a whole number. Default: a size.
 
     Raises:
         PlanError: the new size is smaller, is too large, or is not a whole number.
@@ -225,10 +243,10 @@ def grown(what: str, size: int, amount: Amount, option: str) -> int:
         )
     wide = size * factor
     if wide.denominator != 1:
-        single = f"give it a size, such as `--axis {what.split('`')[1]}:{round(wide)}`"
+        single = f"give it a size, such as `--axis {what.split('`')[1]}:{math.ceil(wide)}`"
         raise PlanError(
             f"{what} has size {size}, and {_shown(factor)} times that is {_shown(wide)}, which is not a whole number",
-            hint=f"`--params N --dry-run` lists shapes that fit; or {single}" if option == "--factor" else single,
+            hint=instead or single,
         )
     return int(wide)
 

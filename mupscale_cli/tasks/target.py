@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mupscale_cli.checkpoints.fates import DRAFT, RECORD
 from mupscale_cli.checkpoints.json_files import is_file_name
@@ -63,13 +64,7 @@ class Target:
     def _replaced(self) -> dict[Path, bool]:
         """Companions that the record of an existing weight file names, and whether each is a directory."""
         record = existing_record(self.path) if self.weights is not None and self.path.is_file() else None
-        others, state = (record or {}).get("others"), (record or {}).get("optimizer_state")
-        names = dict.fromkeys(others, False) if isinstance(others, dict) else {}
-        if self.path.suffix != ".safetensors" and record is not None:
-            names[RECORD] = False
-        if isinstance(state, dict) and state.get("file") is not None:
-            names[state.get("file")] = state.get("format") == "distributed"
-        return {companion_path(self.path, name): is_folder for name, is_folder in names.items() if is_file_name(name)}
+        return {} if record is None else companions_of(self.path, record)
 
 
 def plan_target(path: Path, output: Output) -> Target:
@@ -100,6 +95,17 @@ def _config_names(output: Output) -> tuple[str, ...]:
     if trained is not None and trained.sizes is not None:
         return () if trained.config_file is None else (trained.config_file.name,)
     return () if output.plan.config is None else (library_of(output.plan.config).config,)
+
+
+def companions_of(file: Path, record: Mapping[str, Any]) -> dict[Path, bool]:
+    """Return the companions of a weight file that its record names, and whether each is a directory."""
+    others, state = record.get("others"), record.get("optimizer_state")
+    names = dict.fromkeys(others, False) if isinstance(others, dict) else {}
+    if file.suffix != ".safetensors":
+        names[RECORD] = False
+    if isinstance(state, dict) and state.get("file") is not None:
+        names[state.get("file")] = state.get("format") == "distributed"
+    return {companion_path(file, name): is_folder for name, is_folder in names.items() if is_file_name(name)}
 
 
 def companion_path(target: Path, name: str) -> Path:

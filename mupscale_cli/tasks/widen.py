@@ -38,7 +38,7 @@ from mupscale_cli.tasks.options import WidenOptions, called_with
 from mupscale_cli.tasks.planning import output_path, plan_source, require_same_recipe
 from mupscale_cli.tasks.resume import resumable
 from mupscale_cli.tasks.source import Source, find_source
-from mupscale_cli.tasks.target import Target, plan_target
+from mupscale_cli.tasks.target import Target, companions_of, plan_target
 from mupscale_cli.tasks.writing import Output, write
 from mupscale_cli.verification.early import require_startable
 
@@ -70,6 +70,11 @@ class Widened:
     files: tuple[PlannedFile, ...] = ()
     into_trainer: tuple[str, ...] = ()
     is_new: bool = True
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The output, and the files beside it if it is a single file."""
+        return (self.output, *(companions_of(self.output, self.record) if self.output.is_file() else ()))
 
 
 @dataclass(frozen=True)

@@ -111,5 +111,6 @@ def test_members_that_python_3_11_pickles_by_name_are_read(classes, monkeypatch,
     save_blank(tmp_path / "b.pt", read_torch_file(tmp_path / "a.pt").content)
     assert torch.load(tmp_path / "b.pt", weights_only=False)["stage"] is stage.weights
     torch.save({"x": Joined()}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match=r"it contains code: `builtins\.getattr`"):
+    with pytest.raises(CheckpointError, match=r"it contains code: `builtins\.getattr`") as refusal:
         read_torch_file(tmp_path / "c.pt")
+    assert "`config.to_dict()`" in refusal.value.text

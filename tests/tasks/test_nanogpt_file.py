@@ -79,6 +79,20 @@ def test_the_next_lines_are_those_of_train_py(source, tmp_path):
     assert made.out.count("\n  - ") == made.out.count("\n  + ") == 3
 
 
+def test_the_changed_lines_still_serve_narrow_runs(source, tmp_path):
+    folder = source()
+    made = widen(folder, tmp_path / "wide", 2, verify=False)
+    lines = [line[2:] for line in made.into_trainer if line.startswith("+ ")]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1e-3)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    checkpoint = {"optimizer": optimizer.state_dict()}
+    known = {"checkpoint": checkpoint, "optimizer": optimizer, "model": None, "out_dir": str(folder), "lr": 1e-4}
+    for line in lines:
+        exec(line, known | {"param_group": optimizer.param_groups[0], "grad_clip": 1.0})  # noqa: S102 (our own lines)
+    assert optimizer.param_groups[0]["lr"] == 1e-4
+    assert optimizer.param_groups[0]["params"][0].grad.norm() == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_single_file_is_resumed_in_its_folder(source, tmp_path):
     (tmp_path / "wide").mkdir()
     file = tmp_path / "wide" / "ckpt.pt"

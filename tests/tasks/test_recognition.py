@@ -72,6 +72,22 @@ def test_shapes_give_the_config_that_a_bare_file_lacks(case, recipe, settings, s
     assert json.loads((tmp_path / "wide.config.json").read_text())["model_type"] == recipe
 
 
+def test_a_folder_may_lack_its_config_like_a_file(saved, tmp_path):
+    folder = without(saved, tmp_path, "Llama-untied")
+    (folder / "config.json").unlink()
+    settings = {"num_attention_heads": 4, "attention_bias": True, "mlp_bias": True}
+    wide = widen(folder, tmp_path / "wide", 2, recipe="llama", settings=settings, verify=False)
+    assert open_checkpoint(wide.output).config["num_attention_heads"] == 8
+
+
+def test_the_files_beside_a_single_file_are_named(saved, tmp_path):
+    file = bare(saved, tmp_path, "Llama-untied")
+    shutil.copy(saved("Llama-untied") / "config.json", tmp_path)
+    made = run("widen", str(file), "-o", str(tmp_path / "w.safetensors"), "-f", "2", "--no-verify")
+    assert "rewritten" not in made.out
+    assert str(tmp_path / "w.config.json") in made.out
+
+
 @pytest.mark.parametrize(
     ("case", "recipe", "key"),
     [

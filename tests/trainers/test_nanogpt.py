@@ -52,6 +52,9 @@ def test_the_wide_run_has_the_losses_of_the_narrow_one(bias, trainer):
     wide, _ = run_script(trainer, "train.py", *options, "--out_dir=wide", "--init_from=resume")
     assert len(wide) == 11
     assert largest_difference(narrow, wide) < 1e-6
+    run_script(trainer, "train.py", *options, "--out_dir=again", "--max_iters=10")  # narrow ones, by the changed script
+    again, _ = run_script(trainer, "train.py", *options, "--out_dir=again", "--init_from=resume")
+    assert largest_difference(narrow, again) < 1e-6
 
     saved = torch.load(trainer / "wide" / "ckpt.pt", weights_only=True)
     assert saved["model_args"]["n_embd"] == 32

@@ -106,7 +106,7 @@ def _read_value(path: Path, name: str, metadata: Metadata) -> Any:
     except Exception as error:
         raise CheckpointError(
             f"cannot read `{name}` in the distributed checkpoint `{path}`: {first_line(error)}",
-            hint="only tensors and plain values are read, since a pickle could run code",
+            hint=stand_ins.PLAIN_ONLY,
         ) from error
 
 

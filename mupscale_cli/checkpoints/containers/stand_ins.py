@@ -95,6 +95,12 @@ class MemberStandIn(ValueStandIn):
         return super().__new__(cls, *arguments)
 
 
+PLAIN_ONLY = (
+    "only tensors and plain values are read, since a pickle could run code; where the file is made, save "
+    "`model.state_dict()` for a model and `config.to_dict()` for its config"
+)
+
+
 @cache
 def _stand_ins() -> dict[str, type]:
     """Return the stand-in of every name."""

@@ -41,7 +41,7 @@ def read_torch_file(path: Path) -> Contents:
     except Exception as error:
         raise CheckpointError(
             f"cannot read `{path}`: {first_line(error)}",
-            hint="only tensors and plain values are read, since a pickle could run code",
+            hint=stand_ins.PLAIN_ONLY,
         ) from error
     check_structure(content, path)
     tensors = {place: stored_tensor(path, place, tensor) for place, tensor in walk(content)}

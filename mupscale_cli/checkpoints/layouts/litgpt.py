@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_IS_WIDE = 'resume and (resume.parent / "mupscale.json").exists()'  # so that the code still serves narrow runs
+
+
 def _build(litgpt: Any, config: Mapping[str, Any]) -> nn.Module:
     model: nn.Module = litgpt.GPT(litgpt.Config(**config))
     return model
@@ -26,9 +29,9 @@ def _next_lines(path: str) -> tuple[str, ...]:
         f"litgpt pretrain --model_config {wide}/model_config.yaml --resume {wide}/lit_model.pth",
         "# with the narrow run's options, and these lines of litgpt/pretrain.py:",
         f"- {prepare}",
-        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, resume.parent); {prepare}",
+        f"+ import mupscale; {_IS_WIDE} and mupscale.scale_optimizer(optimizer, model, resume.parent); {prepare}",
         '- param_group["lr"] = lr',
-        '+ param_group["lr"] = lr * param_group["lr_factor"]',
+        '+ param_group["lr"] = lr * param_group.get("lr_factor", 1.0)',
         "- fabric.clip_gradients(model, optimizer, max_norm=train.max_norm)",
         "+ import mupscale; mupscale.clip_grad_norm_(optimizer, train.max_norm)",
     )

@@ -8,6 +8,7 @@ from shlex import quote
 from mupscale_cli.checkpoints.layouts.base import ConfigPlace, Layout
 
 _LOAD = "optimizer.load_state_dict(checkpoint['optimizer'])"
+_IS_WIDE = "'lr_factor' in checkpoint['optimizer']['param_groups'][0]"  # so that the script still serves narrow runs
 
 
 def _next_lines(path: str) -> tuple[str, ...]:
@@ -16,11 +17,11 @@ def _next_lines(path: str) -> tuple[str, ...]:
     return (
         f"python train.py --init_from=resume --out_dir={quote(folder)}  # with the options of the narrow run, and:",
         f"- {_LOAD}",
-        f"+ import mupscale; mupscale.scale_optimizer(optimizer, model, {widened}); {_LOAD}",
+        f"+ import mupscale; {_IS_WIDE} and mupscale.scale_optimizer(optimizer, model, {widened}); {_LOAD}",
         "- param_group['lr'] = lr",
-        "+ param_group['lr'] = lr * param_group['lr_factor']",
+        "+ param_group['lr'] = lr * param_group.get('lr_factor', 1.0)",
         "- torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)",
-        "+ mupscale.clip_grad_norm_(optimizer, grad_clip)",
+        "+ import mupscale; mupscale.clip_grad_norm_(optimizer, grad_clip)",
     )
 
 
