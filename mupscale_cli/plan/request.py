@@ -14,7 +14,7 @@ from mupscale_cli.architecture.types import Link, Recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.plan.blocks import BlockMap
 from mupscale_cli.plan.copies import Axis
-from mupscale_cli.text import suggest
+from mupscale_cli.text import listed, suggest
 
 MAX_FACTOR = 4096  # of one axis
 USUAL_FACTOR = 16  # a larger one needs the user's consent
@@ -137,14 +137,15 @@ def _sorted_by_kind(
 ) -> tuple[dict[str, Amount], dict[str, Amount], dict[str, Amount]]:
     """Return the amounts of groups, of config keys and of axes."""
     kinds: tuple[dict[str, Amount], ...] = ({}, {}, {})
+    known = {*recipe.groups, *recipe.axis_names}
+    unknown = [name for name in amounts if name not in known and type(look_up(name, config)) is not int]
+    if unknown:
+        near = suggest(unknown[0], known) if len(unknown) == 1 else f"known: {', '.join(sorted(known))}"
+        raise PlanError(
+            f"`{recipe.name}` has no axis {listed(unknown)}, nor has config.json a whole number of that name",
+            hint=f"{near + '; ' if near else ''}`mupscale recipes show {recipe.name}` explains the axes",
+        )
     for name, amount in amounts.items():
-        is_key = type(look_up(name, config)) is int
-        if name not in recipe.groups and name not in recipe.axis_names and not is_key:
-            near = suggest(name, (*recipe.groups, *recipe.axis_names))
-            raise PlanError(
-                f"`{recipe.name}` has no axis `{name}`, nor has config.json a whole number of that name",
-                hint=f"{near + '; ' if near else ''}`mupscale recipes show {recipe.name}` explains the axes",
-            )
         kinds[0 if name in recipe.groups else 2 if name in recipe.axis_names else 1][name] = amount
     groups, keys, single = kinds
     return groups, keys, single

@@ -96,7 +96,9 @@ def test_a_part_can_be_widened_like_an_axis(recipes):
     assert recipe.widen == ("text.a",)
     assert recipe.groups == {"text": ("text.a",), "vision": ("vision.b",)}
     assert plan(recipes, {"vision": 4}).factors == {"vision.b": 4}
-    with pytest.raises(PlanError, match="has no axis `sound`"):
+    with pytest.raises(PlanError, match="has no axis `sound`, `light`, nor"):
+        plan(recipes, {"sound": 2, "vision": 4, "light": 2})
+    with pytest.raises(PlanError, match="has no axis `sound`, nor"):
         plan(recipes, {"sound": 2})
     with pytest.raises(PlanError, match="`vision` is a part of the model, which has no size of its own"):
         plan(recipes, {"vision": Size(10)})

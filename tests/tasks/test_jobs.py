@@ -241,6 +241,16 @@ def test_mistakes_in_a_job_file_are_reported_with_their_place(text, message, car
     assert caret is None or caught.value.excerpt.endswith(f" {caret}")
 
 
+def test_the_mistakes_of_several_steps_are_reported_together(tmp_path):
+    (tmp_path / "job.yaml").write_text(
+        "steps:\n  - {widen: a, noise: much}\n  - {widen: b, factor: 2}\n  - {push: b}\n"
+    )
+    with pytest.raises(RunError) as caught:
+        read_job(tmp_path / "job.yaml")
+    assert re.search(r"job.yaml:2: `much` is not a number\n.*\n +\^+\n.*job.yaml:4: `push` has no", caught.value.text)
+    assert caught.value.excerpt.endswith("hint: add `to: ORG/NAME`")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -134,7 +134,7 @@ def test_shards_with_an_index_are_widened_in_kind(training, shards, tmp_path):
 
 def test_a_missing_shard_is_one_message(shards):
     (shards / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"`pytorch_model-00002-of-00002.bin`, which does not exist \(1 of 2"):
+    with pytest.raises(CheckpointError, match=r"exist: `pytorch_model-00002-of-00002.bin` \(1 of 2 shards"):
         open_checkpoint(shards)
 
 

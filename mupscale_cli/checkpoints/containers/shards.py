@@ -19,7 +19,7 @@ import torch
 from mupscale_cli.checkpoints.containers.base import Contents, TensorSlot
 from mupscale_cli.checkpoints.containers.places import place_name
 from mupscale_cli.checkpoints.containers.torch_file import load_torch_file, read_torch_file, write_blank_file
-from mupscale_cli.checkpoints.formats.safetensors import weight_map
+from mupscale_cli.checkpoints.formats.safetensors import require_shards, weight_map
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.checkpoints.json_files import read_json
 from mupscale_cli.checkpoints.output_files import write_json
@@ -44,12 +44,7 @@ def read_shards(index: Path) -> Contents:
         CheckpointError: a shard is missing, damaged or no bare state dict, or lacks a tensor that the index lists.
     """
     files = shard_files(index)
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(
-            f"`{index}` lists `{missing[0]}`, which does not exist ({len(missing)} of {len(files)} shards are missing)",
-            hint="download the missing shards, or save the checkpoint again",
-        )
+    require_shards(index, {file.name: file.is_file() for file in files})
     shards = {file.name: read_torch_file(file) for file in files}
     places = weight_map(index, ".bin")
     held = [(name, file) for file, shard in shards.items() for name in shard.content if name not in places]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from mupscale_cli.checkpoints.header import Header, StoredTensor, parse_header
 from mupscale_cli.checkpoints.json_files import is_file_name, read_json
 from mupscale_cli.checkpoints.libraries import INDICES, WEIGHTS
 from mupscale_cli.errors import CheckpointError, OtherFormatError
+from mupscale_cli.text import listed
 
+_MAX_NAMED = 4
 _THREADS = 8  # a large model on the Hub has a hundred files, and each header costs a round trip
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # pickles and other frameworks' formats
 
@@ -32,13 +34,7 @@ class Safetensors(WeightsFormat):
                 return (path / name,)
             if index in names:
                 shards = dict.fromkeys(weight_map(path / index).values())
-                missing = [shard for shard in shards if shard not in names]
-                if missing:
-                    raise CheckpointError(
-                        f"`{path / index}` lists `{missing[0]}`, which does not exist "
-                        f"({len(missing)} of {len(shards)} shards are missing)",
-                        hint="download the missing shards, or save the checkpoint again",
-                    )
+                require_shards(path / index, {shard: shard in names for shard in shards})
                 return tuple(path / shard for shard in shards)
         candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
         if len(candidates) == 1:
@@ -98,6 +94,20 @@ def merge_headers(headers: Iterable[Header], path: Path, index: Path | None = No
     if not tensors:
         raise CheckpointError(f"`{path}` contains no tensors")
     return tensors
+
+
+def require_shards(index: Path, exists: Mapping[str, bool]) -> None:
+    """Check that all files that an index lists exist.
+
+    Raises:
+        CheckpointError: some do not.
+    """
+    if missing := [name for name, is_there in exists.items() if not is_there]:
+        raise CheckpointError(
+            f"`{index}` lists files that do not exist: {listed(missing, _MAX_NAMED)} ({len(missing)} of {len(exists)} "
+            "shards are missing)",
+            hint="download the missing shards, or save the checkpoint again",
+        )
 
 
 def weight_map(index: Path, suffix: str = ".safetensors") -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale_cli.checkpoints.digests import files_digest
-from mupscale_cli.checkpoints.formats.safetensors import merge_headers, weight_map
+from mupscale_cli.checkpoints.formats.safetensors import merge_headers, require_shards, weight_map
 from mupscale_cli.checkpoints.header import StoredTensor, read_header
 from mupscale_cli.checkpoints.output_files import write_json
 from mupscale_cli.errors import CheckpointError
@@ -42,9 +42,7 @@ class Safetensors(StateFormat):
         files = [path]
         if path.suffix == ".json":
             files = [path.parent / shard for shard in dict.fromkeys(weight_map(path).values())]
-            missing = [file.name for file in files if not file.is_file()]
-            if missing:
-                raise CheckpointError(f"`{path}` lists `{missing[0]}`, which does not exist")
+            require_shards(path, {file.name: file.is_file() for file in files})
         headers = [read_header(file) for file in files]
         # A reset state has no tensors.
         stored = merge_headers(headers, path) if any(header.tensors for header in headers) else {}

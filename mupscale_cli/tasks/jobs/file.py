@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +53,27 @@ def read_job(file: Path) -> tuple[Step, ...]:
         where = document if steps is None else steps
         raise where.error("a job file needs a list of `steps`", hint="add `steps:`, then `- widen: CKPT`")
     paths = _JobPaths(file.parent, set())
-    return tuple(_step(node, defaults, paths) for node in steps.nodes)
+    read: list[Step] = []
+    mistakes: list[RunError] = []
+    for node in steps.nodes:
+        try:
+            read.append(_step(node, defaults, paths))
+        except RunError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise _together(mistakes)
+    return tuple(read)
+
+
+def _together(mistakes: Sequence[RunError]) -> RunError:
+    """Return one error about the mistakes of several steps, which shows each with its place and hint."""
+    first, *others = mistakes
+    if not others:
+        return first
+    parts = [first.excerpt, *([f"    hint: {first.hint}"] if first.hint else [])]
+    for each in others:
+        parts += [each.message, each.excerpt, *([f"    hint: {each.hint}"] if each.hint else [])]
+    return RunError(first.message, excerpt="\n".join(filter(None, parts)))
 
 
 @dataclass(frozen=True)
