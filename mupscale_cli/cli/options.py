@@ -138,7 +138,7 @@ Fresh = Annotated[
     unit_option(
         metavar="|".join(FRESH),
         help="Weights of fresh units that cannot change the function, if a size is no multiple: initial ones, so that "
-        "the new width learns at once, or zeros, so that training stays the same too (but for streams under "
+        "the new width learns at once, or zeros, so that training stays the same too (except for streams under "
         "LayerNorm). Default: init.",
     ),
 ]
