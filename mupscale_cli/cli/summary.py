@@ -59,10 +59,10 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
         files.print_summary(console, result.files)
 
 
-def print_next(console: Console, result: Widened, model: str | None, *, is_pushed: bool) -> None:
+def print_next(console: Console, result: Widened, model: str | None, optimizer: str | Path, *, is_pushed: bool) -> None:
     """Print the commands that usually come next, and the lines for the trainer, ready to be copied."""
     console.print("\nnext", style="bold")
-    for line, why in _next(result, model, is_pushed=is_pushed):
+    for line, why in _next(result, model, optimizer, is_pushed=is_pushed):
         console.print(f"  {line}  [dim]# {why}[/]", soft_wrap=True)
     if result.into_trainer:
         console.print("\ncontinue training", style="bold")
@@ -156,15 +156,17 @@ def _figure(compared: FunctionCheck) -> str:
     return f"largest relative difference {compared.max_rel:.1e}, tolerance {compared.tolerance:.1e}"
 
 
-def _next(result: Widened, model: str | None, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
+def _next(result: Widened, model: str | None, optimizer: str | Path, *, is_pushed: bool) -> Iterator[tuple[str, str]]:
     wide = shlex.quote(str(result.output))
     own = "" if model is None else f" --model {shlex.quote(model)}"
+    carried = result.record["optimizer_state"] or {}
+    if carried.get("file") and str(optimizer) != "auto":  # by itself, `verify` looks beside the source
+        own += f" --optimizer {shlex.quote(str(optimizer))}"
     if result.verification is None and result.record.get("nonfinite"):
         yield f"mupscale verify {wide} --only weights --only files", "check every byte against source and rules"
     elif result.verification is None:
-        own_class = "" if own else "; add `--model FILE:FUNCTION` for your own class"
+        own_class = "" if model is not None else "; add `--model FILE:FUNCTION` for your own class"
         yield f"mupscale verify {wide}{own}", f"compare both models{own_class}"
-    carried = result.record["optimizer_state"] or {}
     given = "" if carried.get("groups") else " --lr LR --weight-decay WD"
     yield f"mupscale hparams {wide}{given}", "hyperparameters to continue training with"
     if result.plan.trains_alike and result.verification is not None:

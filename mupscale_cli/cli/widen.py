@@ -355,7 +355,7 @@ def _report(result: Widened, seconds: float, chosen: WidenOptions, *, is_pushed:
     summary.print_summary(
         console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), chosen.optimizer
     )
-    summary.print_next(console, result, chosen.model, is_pushed=is_pushed)
+    summary.print_next(console, result, chosen.model, chosen.optimizer, is_pushed=is_pushed)
 
 
 def _note_nonfinite(record: dict[str, Any]) -> None:

@@ -108,9 +108,12 @@ def locate_optimizer(content: Any, key: str | None, where: str) -> Place:
     for usual in _USUAL_KEYS:
         if isinstance(content, Mapping) and optimizers_at(content, (usual,)):
             return (usual,)
+    unusual = optimizers_at(content, ())
+    if len(unusual) > 1:  # each under a key of its own, such as its name
+        return ()
     raise CheckpointError(
         f"`{where}` has no optimizer state at the usual keys; it holds {held}",
-        hint="name its key with `--key NAME`",
+        hint=f"name its key with `--key {unusual[0][0] if unusual else 'NAME'}`",
     )
 
 
@@ -327,7 +330,8 @@ class _Walker:
         if self.optimizers:
             return PlanError(
                 f"the file holds another optimizer's state at `{name}`, which would stay narrow",
-                hint="save the file without it, or leave out the states with `--optimizer none`",
+                hint="save the file without it or with all of them under one key, or leave out the states with "
+                "`--optimizer none`",
             )
         return PlanError(
             f"the file holds an optimizer's state at the unusual key `{name}`",

@@ -65,18 +65,14 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     """
     insisted = [optimizer_rule(name) for name in named]
     present = {*settings, *keys}
-    refusal = next((each for each in REFUSED if present >= each.marks), None)
-    if refusal is not None:
-        raise PlanError(
-            f"the optimizer is {refusal.title}, which cannot be carried over: {refusal.reason}",
-            hint="omit the state with `--optimizer none`",
-        )
+    require_carried(present)
     known = distinctive_keys(keys)
     able = [rule for rule in OPTIMIZERS.values() if rule.holds(known) and _fits(rule, settings)]
     told = _most_specific(able, present)
     found = told or (able if named or known else [])
-    if named:  # groups that tell their optimizer are not another's, unless that one's tell nothing
-        found = [rule for rule in insisted if rule in found or (rule in able and not rule.marks)]
+    if named:  # groups with settings of one optimizer are not another's, unless that one's tell nothing
+        is_told = any(not rule.lacks for rule in told)  # what is absent may have been left out
+        found = [rule for rule in insisted if rule in found or (rule in able and not (rule.marks and is_told))]
     declared = next((settings[key] for key in DECOUPLED if key in settings), None)
     if declared is not None:  # Adam and AdamW differ in nothing else
         found, told = (
@@ -92,6 +88,20 @@ def identify(settings: Mapping[str, Any], keys: Collection[str], named: Sequence
     if settings:
         _check_settings(rule, settings)
     return Kind(rule, rule.decoupled if declared is None else bool(declared))
+
+
+def require_carried(present: Collection[str]) -> None:
+    """Check that settings and state keys are not those of an optimizer that no rule can carry over.
+
+    Raises:
+        PlanError: they are.
+    """
+    refusal = next((each for each in REFUSED if set(present) >= each.marks), None)
+    if refusal is not None:
+        raise PlanError(
+            f"the optimizer is {refusal.title}, which cannot be carried over: {refusal.reason}",
+            hint="omit the state with `--optimizer none`",
+        )
 
 
 def identify_all(

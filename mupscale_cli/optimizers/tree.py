@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mupscale_cli.checkpoints.containers.places import Place, value_at
 from mupscale_cli.errors import CheckpointError
 from mupscale_cli.optimizers.groups import WideGroup
-from mupscale_cli.optimizers.identity import Kinds, identify_all
+from mupscale_cli.optimizers.identity import Kinds, identify_all, require_carried
 
 Form = Literal["numbers", "names", "flat"]
 Groups = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
@@ -82,6 +82,18 @@ def optimizers_at(content: Any, place: Place) -> tuple[Place, ...]:
         return (place,)
     keys = found if isinstance(found, Mapping) else range(len(found)) if isinstance(found, (list, tuple)) else ()
     return tuple((*place, key) for key in keys if is_optimizer(found[key]))
+
+
+def refuse_for_good(content: Any) -> None:
+    """Refuse content with the state of an optimizer that cannot be carried over, before what could be mended.
+
+    Raises:
+        PlanError: it has such a state.
+    """
+    for place in optimizer_places(content):
+        for each in optimizers_at(content, place):
+            for group in value_at(content, each).get(_GROUPS, ()):
+                require_carried(group)
 
 
 def joined(trees: Sequence[OptimizerTree]) -> OptimizerTree:

@@ -277,13 +277,15 @@ def _check_noisy(plan: Plan) -> None:
         return
     prefixes = name_prefixes(plan.recipe)
     names = [tensor.noise.name for tensor in plan.tensors if tensor.noise is not None]
+    spared = "gains, biases and tensors that are not widened get none"
+    if plan.perturbation.mode == "preserving":  # nothing sums their copies, so nothing could cancel
+        spared += "; with `--noise-mode preserving`, tensors without widened inputs, such as embeddings, get none"
     for pattern in plan.perturbation.on:
         alone = replace(plan.perturbation, on=(pattern,))
         if not any(alone.covers(name, prefixes) for name in names):
             raise PlanError(
                 f"`--noise-on {pattern}` selects no tensor that gets noise",
-                hint="gains, biases and tensors that are not widened get none; "
-                "`mupscale inspect CHECKPOINT` lists the names",
+                hint=f"{spared}; `mupscale inspect CHECKPOINT` lists the names",
             )
 
 

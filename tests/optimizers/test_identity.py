@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from mupscale_cli.errors import PlanError
+from mupscale_cli.errors import CheckpointError, PlanError
+from mupscale_cli.optimizers.content import locate_optimizer
+from mupscale_cli.optimizers.finding import open_optimizer
 from mupscale_cli.optimizers.identity import default_settings, distinctive_keys, identify, identify_all
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 
@@ -108,6 +110,27 @@ def test_a_named_optimizer_must_fit_the_settings_before_the_first_step(settings,
     for name in misfits.split():
         with pytest.raises(PlanError, match=f"`{name}` does not fit parameters with no state and the settings `"):
             identify(settings, (), [name])
+
+
+def test_what_is_refused_for_good_is_so_before_what_could_be_mended(tmp_path):
+    settings = {"lr": 1e-3, "shampoo_beta": None, "precondition_frequency": 10, "params": [0]}
+    state = {"state": {0: {"Q": torch.zeros(2, 3).T}}, "param_groups": [settings]}
+    torch.save(state, tmp_path / "optimizer.pt")
+    with pytest.raises(PlanError, match=r"optimizer\.pt`: the optimizer is SOAP, which cannot be carried over"):
+        open_optimizer(tmp_path / "optimizer.pt", None)
+    torch.save({**state, "param_groups": [{"lr": 1e-3, "params": [0]}]}, tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="is not contiguous"):
+        open_optimizer(tmp_path / "optimizer.pt", None)
+    with pytest.raises(PlanError, match="the optimizer is Kron"):
+        identify({"momentum": 0.9, "precondition_lr": 0.1, "pre_conditioner_update_probability": None}, ())
+
+
+def test_optimizers_under_keys_of_their_own_are_read_together():
+    muon, adamw = ({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]} for _ in range(2))
+    assert locate_optimizer({"muon": muon, "adamw": adamw}, None, "x") == ()
+    with pytest.raises(CheckpointError) as refused:
+        locate_optimizer({"mine": muon, "weights": {}}, None, "x")
+    assert refused.value.hint == "name its key with `--key mine`"
 
 
 def test_an_insisted_optimizer_has_the_settings_of_the_groups():

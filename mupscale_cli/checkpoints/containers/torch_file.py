@@ -26,6 +26,16 @@ from mupscale_cli.text import first_line, listed
 _MAX_PICKLE = 100_000_000  # bytes of structure, the limit of safetensors for a header
 
 
+class StridedTensorError(CheckpointError):
+    """A tensor is not contiguous in memory.
+
+    Attributes:
+        content: the structure of its file, as far as it is known; it may tell that saving it again is of no use.
+    """
+
+    content: Any = None
+
+
 def read_torch_file(path: Path) -> Contents:
     """Read the structure of a torch.save file without running its code or loading its tensors.
 
@@ -44,7 +54,11 @@ def read_torch_file(path: Path) -> Contents:
             hint=stand_ins.PLAIN_ONLY,
         ) from error
     check_structure(content, path)
-    tensors = {place: stored_tensor(path, place, tensor) for place, tensor in walk(content)}
+    try:
+        tensors = {place: stored_tensor(path, place, tensor) for place, tensor in walk(content)}
+    except StridedTensorError as error:
+        error.content = content
+        raise
     if len(set(map(place_name, tensors))) != len(tensors):
         raise CheckpointError(f"`{path}` holds two tensors whose places have the same name")
     return Contents(path, content, tensors)
@@ -134,7 +148,7 @@ def data_offset(path: Path, name: str, tensor: torch.Tensor, size: int) -> int:
         CheckpointError: the data is not contiguous, or not in the archive.
     """
     if tensor.layout != torch.strided or not tensor.is_contiguous():
-        raise CheckpointError(
+        raise StridedTensorError(
             f"`{name}` in `{path}` is not contiguous in memory",
             hint="call `.contiguous()` on it and save the file again",
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 from mupscale_cli.checkpoints.containers.base import Container, Contents
 from mupscale_cli.checkpoints.containers.nested import walk
 from mupscale_cli.checkpoints.containers.places import Place, place_name, value_at
+from mupscale_cli.checkpoints.containers.torch_file import StridedTensorError
 from mupscale_cli.checkpoints.digests import files_digest, segments_digest
 from mupscale_cli.checkpoints.header import ReadableTensor
 from mupscale_cli.engine.filling import fill
+from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.content import NOTHING, OwnContent, locate_optimizer, widen_content
 from mupscale_cli.optimizers.formats.base import OpenOptions, StateFile, WideState, WriteOptions
 from mupscale_cli.optimizers.narrow_run import recorded_groups
 from mupscale_cli.optimizers.order import names_by_order
 from mupscale_cli.optimizers.quantized import dequantized, dequantized_contents
 from mupscale_cli.optimizers.state_plan import Policy
-from mupscale_cli.optimizers.tree import Groups, OptimizerTree, joined, optimizers_at, parse_tree
+from mupscale_cli.optimizers.tree import Groups, OptimizerTree, joined, optimizers_at, parse_tree, refuse_for_good
 from mupscale_cli.plan import Plan
 
 
@@ -73,7 +76,10 @@ class TreeState:
         stored = {id(tensor): self.contents.tensors[place] for place, tensor in walk(self.content)}
         specs = {key: tensor.spec for key, tensor in stored.items()}
         own = replace(self.own, stored={key: _unnamed(tensor) for key, tensor in stored.items()})
-        wide = widen_content(self.content, specs, self.root, plan, policy, self.config, self._names, self.kinds, own)
+        with _naming(self.path):
+            wide = widen_content(
+                self.content, specs, self.root, plan, policy, self.config, self._names, self.kinds, own
+            )
         self._wide_container(plan).shares(wide.content)  # refuses what it cannot hold, before anything is written
 
         def write(options: WriteOptions) -> StateFile | None:
@@ -114,6 +120,17 @@ class TreeState:
         return {name: stored[name].spec.shape for name in first.values()}
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors about what it holds."""
+    try:
+        yield
+    except PlanError as error:
+        if path.name in error.message:
+            raise
+        raise PlanError(f"`{path}`: {error.message}", hint=error.hint) from error
+
+
 def _unnamed(tensor: Any) -> ReadableTensor:
     unnamed: ReadableTensor = replace(tensor, spec=replace(tensor.spec, name=""))
     return unnamed
@@ -125,6 +142,11 @@ def open_tree(container: Container, options: OpenOptions) -> TreeState:
     Raises:
         CheckpointError: the container cannot be read safely, or holds no optimizer state.
     """
-    contents = dequantized_contents(container.read(options.path))
+    try:
+        contents = dequantized_contents(container.read(options.path))
+    except StridedTensorError as error:
+        with _naming(options.path):
+            refuse_for_good(error.content)
+        raise
     root = locate_optimizer(contents.content, options.key, str(options.path))
     return TreeState(container, contents, root, options.config, options.kinds, weights=options.weights)

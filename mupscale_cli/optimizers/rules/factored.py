@@ -39,7 +39,8 @@ def _torch_adafactor(settings: Mapping[str, Any]) -> Mapping[str, Any]:
             "torch's Adafactor has no number as its first eps, so it takes the precision of the parameters' data type, "
             "and the wide model needs another number",
             hint="set what it takes in the narrow run, which changes nothing, and save the state again: "
-            "`for group in optimizer.param_groups: group['eps'] = (torch.finfo(torch.float32).eps, group['eps'][1])`",
+            "`for group in optimizer.param_groups: "
+            "group['eps'] = (torch.finfo(group['params'][0].dtype).eps, group['eps'][1])`",
         )
     return {}
 

@@ -62,6 +62,11 @@ REFUSED = (
         "its moments belong to a projection that the wide model computes again with other signs, and that is stored "
         "as an object, which would run code when it is read",
     ),
+    Refusal(
+        "Kron of pytorch_optimizer",
+        frozenset({"precondition_lr", "pre_conditioner_update_probability"}),
+        "its preconditioners are factors that random vectors update, and the wide model draws others",
+    ),
     Refusal("LARS", frozenset({"momentum", "trust_coefficient"}), _LARS),
     Refusal("LARS of timm", frozenset({"momentum", "trust_coeff"}), _LARS),
     Refusal(
