@@ -25,7 +25,7 @@ def inspect(
         source = find_source(checkpoint, reading, recipe=recipe, headers_only=True)
     except OtherFormatError as error:
         return _describe(checkpoint, error, as_json=as_json)
-    output.note_found(source.found)
+    output.note_found(source.found, source.assumed)
     header = source.checkpoint
     record = None if header.record is None else check_record(header.record, header.path)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ __all__ = [
     "warn",
 ]
 
+_IDLE = re.compile(r"token|use_cache|initializer|drop|pretraining_tp|summary")  # keys that no output depends on
 _PIPE_WIDTH = 1000  # columns; no table is that wide, so nothing is wrapped in a pipe
 
 
@@ -152,8 +154,16 @@ def note(text: str) -> None:
         stderr().print(text, markup=False)
 
 
-def note_found(keys: Mapping[str, Any]) -> None:
-    """Print the config keys that were recognized, because the checkpoint's config lacks them."""
+def assumed_text(keys: Mapping[str, Any]) -> str:
+    """Return what a config that was made from shapes has from its class, as far as it may change the function."""
+    named = ", ".join(f"{key} = {value}" for key, value in keys.items() if not _IDLE.search(key))
+    return f"made from shapes, with defaults of its class, which `--set KEY=VALUE` changes: {named}" if named else ""
+
+
+def note_found(keys: Mapping[str, Any], assumed: Mapping[str, Any]) -> None:
+    """Print the config keys that were recognized, because the checkpoint's config lacks them, and the assumed ones."""
+    if text := assumed_text(assumed):
+        warn(f"there is no config.json; it is {text}")
     if keys:
         named = ", ".join(f"{key} = {value}" for key, value in keys.items())
         note(f"read off the tensors, because the config lacks it: {named}")

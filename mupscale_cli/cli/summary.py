@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,14 @@ _POLICIES = {
 _SECTIONS = ("", "text_config", "thinker_config.text_config")  # of the config that may describe the language model
 
 
-def print_summary(console: Console, result: Widened, seconds: float, growth: str | None, optimizer: str | Path) -> None:
+def print_summary(
+    console: Console,
+    result: Widened,
+    seconds: float,
+    growth: str | None,
+    optimizer: str | Path,
+    assumed: Mapping[str, Any],
+) -> None:
     """Print the summary of a widening.
 
     Args:
@@ -43,6 +50,7 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
         seconds: how long it took.
         growth: description of method and noise; None for plain copies.
         optimizer: the optimizer state that the options name.
+        assumed: the keys of the source's config that are defaults of its class, because it has none.
     """
     plan = result.plan
     sizes = output.table("", "narrow", "wide", "", right=("narrow", "wide"))
@@ -54,6 +62,8 @@ def print_summary(console: Console, result: Widened, seconds: float, growth: str
     about.show_header = False
     for name, text in _about(result, seconds, growth, optimizer):
         about.add_row(name, text)
+    if note := output.assumed_text(assumed):
+        about.add_row("config", Text(note, style="yellow"))
     console.print(about)
     if not result.output.is_file():  # whose config and state are written beside it
         files.print_summary(console, result.files)

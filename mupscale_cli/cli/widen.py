@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -174,7 +174,8 @@ def widen(
             repository = None if push_to_hub is None else push_target(push_to_hub, pushing)
             source = find_source(checkpoint, chosen.reading, recipe=recipe, headers_only=True)
             plan, *others = plan_shapes(source, chosen)
-            output.note_found(source.found if ranks.is_first else {})
+            if ranks.is_first:
+                output.note_found(source.found, source.assumed)
             target = output_path(source, chosen)
             trained = source.checkpoint.trained  # its container may have the state, and stays one
             usage.refuse_idle(
@@ -205,7 +206,7 @@ def widen(
     if not ranks.is_first:  # the first process reports for all
         raise typer.Exit(1 if failed else 0)
     if not as_json:
-        _report(result, time.monotonic() - began, chosen, is_pushed=push_to_hub is not None)
+        _report(result, time.monotonic() - began, chosen, source.assumed, is_pushed=push_to_hub is not None)
         if output.is_quiet() and not failed:
             output.stdout().print(result.output, markup=False, soft_wrap=True)
     pushed = None
@@ -332,7 +333,9 @@ def _report_complete(result: Widened) -> None:
         output.note(f"it is not verified: {result.skipped}")
 
 
-def _report(result: Widened, seconds: float, chosen: WidenOptions, *, is_pushed: bool) -> None:
+def _report(
+    result: Widened, seconds: float, chosen: WidenOptions, assumed: Mapping[str, Any], *, is_pushed: bool
+) -> None:
     """Print the axes, the verification, notes, the summary and the next commands."""
     if not result.is_new:
         _report_complete(result)
@@ -352,9 +355,8 @@ def _report(result: Widened, seconds: float, chosen: WidenOptions, *, is_pushed:
         where = "" if state["file"] is None else f" from {state['file']}"
         output.note(f"copied unchanged{where}: {listed(state['copied'], 12)}")
     _note_nonfinite(result.record)
-    summary.print_summary(
-        console, result, seconds, render.growth_text(result.plan.method, result.plan.perturbation), chosen.optimizer
-    )
+    growth = render.growth_text(result.plan.method, result.plan.perturbation)
+    summary.print_summary(console, result, seconds, growth, chosen.optimizer, assumed)
     summary.print_next(console, result, chosen.model, chosen.optimizer, is_pushed=is_pushed)
 
 

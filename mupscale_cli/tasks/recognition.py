@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mupscale_cli.architecture.expressions import look_up
 from mupscale_cli.architecture.loading import load_recipe, matched_values, recipe_files
 from mupscale_cli.architecture.matching import match_rules
 from mupscale_cli.architecture.types import Recipe
@@ -19,6 +23,8 @@ from mupscale_cli.plan import make_plan
 from mupscale_cli.plan.shapes import read_config
 
 _TYPE = "model_type"
+_VERSION = "transformers_version"
+_log = logging.getLogger(__name__)
 _CLASS = re.compile(r"(\w+?)(?:For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|EncoderModel|PreTrainedModel|Model)")
 
 
@@ -43,6 +49,33 @@ def missing_settings(checkpoint: Checkpoint, name: str | Path | None = None) -> 
     if checkpoint.config is not None and not checkpoint.settings:
         return found
     return {**found, **read_config(recipe, checkpoint.specs, {**config, **found})}
+
+
+def class_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the keys that transformers gives a config by default, dotted within sections, without those that it has.
+
+    They are what its class of the config would save. None are returned if there is no such class, or no transformers.
+    """
+    config = checkpoint.config or {}
+    if config.get(_TYPE) is None or find_spec("transformers") is None:
+        return {}
+    from mupscale_cli.verification.transformers import import_transformers  # imports torch
+
+    try:
+        whole = import_transformers().AutoConfig.for_model(**copy.deepcopy(config)).to_diff_dict()
+    except Exception as error:  # noqa: BLE001 (the class may refuse the config in its own way; loading the model tells)
+        _log.debug("the defaults of the class are unknown: %s", error)
+        return {}
+    return {key: value for key, value in _flat(whole) if key != _VERSION and look_up(key, config) is None}
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a config that are not null, dotted within sections."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
 
 
 def _recognized(checkpoint: Checkpoint) -> dict[str, Any]:

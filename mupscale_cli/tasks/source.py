@@ -21,7 +21,7 @@ from mupscale_cli.optimizers.options import StateOptions
 from mupscale_cli.plan import DEFAULT_SHARD_BYTES, Plan
 from mupscale_cli.record.making import Origin, relative_path
 from mupscale_cli.tasks.reading import AS_STORED, Reading
-from mupscale_cli.tasks.recognition import missing_settings
+from mupscale_cli.tasks.recognition import class_defaults, missing_settings, stored_config
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Source:
         remote: its model on the Hub; None for a path.
         is_local: whether its data are on this machine.
         found: config keys that the config lacks and the tensors show.
+        assumed: the other keys of a config that was made because there is none: the defaults of its class.
     """
 
     checkpoint: Checkpoint
     remote: RemoteModel | None = None
     is_local: bool = True
     found: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hub(self) -> HubId | None:
@@ -170,7 +172,12 @@ def find_source(
 
 
 def described(source: Source, recipe: str | Path | None, settings: Mapping[str, Any] | None) -> Source:
-    """Return a source whose config has what the user and the tensors say, and its file does not."""
-    checkpoint = source.checkpoint.with_settings(settings or {})
-    found = missing_settings(checkpoint, recipe)
-    return replace(source, checkpoint=checkpoint.with_settings(found), found=found)
+    """Return a source whose config has what the user and the tensors say, and its file does not.
+
+    A config without a file is written in full, with the defaults of its class, so that none is taken over in silence.
+    """
+    stated = source.checkpoint.with_settings(settings or {})
+    found = missing_settings(stated, recipe)
+    known = stated.with_settings(found)
+    assumed = class_defaults(known) if recipe is not None and stored_config(stated) is None else {}
+    return replace(source, checkpoint=known.with_settings(assumed), found=found, assumed=assumed)

@@ -77,7 +77,13 @@ def test_a_folder_may_lack_its_config_like_a_file(saved, tmp_path):
     (folder / "config.json").unlink()
     settings = {"num_attention_heads": 4, "attention_bias": True, "mlp_bias": True}
     wide = widen(folder, tmp_path / "wide", 2, recipe="llama", settings=settings, verify=False)
-    assert open_checkpoint(wide.output).config["num_attention_heads"] == 8
+    config = open_checkpoint(wide.output).config
+    assert config["num_attention_heads"] == 8
+    assert (config["rms_norm_eps"], config["rope_parameters"]["rope_theta"]) == (1e-6, 1e4)  # of the class
+    words = ["widen", str(folder), "-f", "2", "--dry-run", "--recipe", "llama"]
+    words += [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    assert "rms_norm_eps = 1e-06" in run(*words).err
+    assert "rms_norm_eps" not in run(*words, "--set", "rms_norm_eps=1e-2").err
 
 
 def test_the_files_beside_a_single_file_are_named(saved, tmp_path):
