@@ -73,7 +73,18 @@ def coverage(tasks: Iterable[str] = ()) -> tuple[CoveredType, ...]:
 
 
 def _covered(name: str, tasks: tuple[str, ...]) -> CoveredType:
-    recipes = [recipe for value, found in matched_values().items() if fnmatchcase(name, value) for recipe in found]
+    from transformers.models.auto import configuration_auto
+
+    classes = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    own = classes.get(name)  # a class of two names saves one of them, as GPT-SW3 saves `gpt2`
+    names = [name, *(other for other, config in classes.items() if config == own and other != name)]
+    recipes = [
+        recipe
+        for each in names
+        for value, found in matched_values().items()
+        if fnmatchcase(each, value)
+        for recipe in found
+    ]
     if recipes:
         return CoveredType(name, tasks, "recipe", ", ".join(dict.fromkeys(recipes)))
     if (refusal := refusal_of(name)) is not None:
