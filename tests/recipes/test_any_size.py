@@ -27,7 +27,9 @@ def save(case, folder):
 
 def grown(case, tmp_path, sizes, **options):
     targets = {axis: Size(size) for axis, size in sizes.items()}
-    return widen(save(case, tmp_path / "narrow"), tmp_path / "wide", None, targets, dtype="float64", **options)
+    if options.get("verify", True):
+        options["dtype"] = "float64"
+    return widen(save(case, tmp_path / "narrow"), tmp_path / "wide", None, targets, **options)
 
 
 @pytest.mark.parametrize(

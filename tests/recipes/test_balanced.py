@@ -35,7 +35,9 @@ def grown(case, tmp_path, sizes, **options):
     model.config.rms_norm_eps = 1e-2
     model.save_pretrained(tmp_path / "narrow")
     targets = {axis: Size(size) for axis, size in sizes.items()}
-    return widen(tmp_path / "narrow", tmp_path / "wide", None, targets, spread="balanced", dtype="float64", **options)
+    if options.get("verify", True):
+        options["dtype"] = "float64"
+    return widen(tmp_path / "narrow", tmp_path / "wide", None, targets, spread="balanced", **options)
 
 
 @pytest.mark.parametrize(

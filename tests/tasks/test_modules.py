@@ -149,7 +149,7 @@ def test_a_transformer_in_a_folder_of_its_own_is_refused_until_it_is_saved_again
 @pytest.mark.parametrize(("method", "expected"), [("mupscale", 8), ("hyperclone", 4)])
 def test_truncated_embeddings_keep_the_same_features(method, expected, tmp_path):
     source = save(tmp_path / "narrow", pooling(), truncate_dim=4)
-    wide = widen(source, tmp_path / "wide", factor=2, method=method, dtype="float64", verify=False).output
+    wide = widen(source, tmp_path / "wide", factor=2, method=method, verify=False).output
     settings = json.loads((wide / "config_sentence_transformers.json").read_text())
     assert settings["truncate_dim"] == expected
     similar = [torch.nn.functional.normalize(embed(folder)[1]) for folder in (source, wide)]
