@@ -150,7 +150,7 @@ def _yarn(rope: _Rope, *, is_nested: bool) -> _Keys:
     truncates = is_nested or rope.said.get("truncate", True)  # transformers looks for it outside of nested sections
 
     def bounds(factor: int) -> tuple[float, float]:
-        turned = rope.turned(factor)
+        turned = factor * rope.turned()  # as the changed fraction makes it
         low, high = (
             turned * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in rotations.values()
         )

@@ -64,6 +64,19 @@ def test_old_pairs_keep_their_frequencies(data):
         torch.testing.assert_close(new[::factor], old, rtol=1e-9, atol=0)
 
 
+def test_rounding_counts_the_units_that_the_changed_fraction_turns():
+    """A quarter of 212 units are 53; twice the 26 that turned before are 52, whose bounds are rounded differently."""
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.25,
+        "original_max_position_embeddings": 18,
+    }
+    config = {"head_dim": 106, "rope_parameters": {**rope, "factor": 4.0}, "max_position_embeddings": 131072}
+    old, new = frequencies(config, "yarn"), frequencies(changed(config, 106, 2), "yarn")
+    torch.testing.assert_close(new[::2], old, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize(
     ("rope", "reason"),
     [
