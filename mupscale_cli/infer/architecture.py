@@ -21,7 +21,7 @@ from mupscale_cli.errors import VerifyError
 from mupscale_cli.infer.tiny import Task, model_class, randomize, use_eager
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.verification.inputs import reference_inputs, user_inputs
-from mupscale_cli.verification.models import output_tensor
+from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
 
 Config = dict[str, Any]

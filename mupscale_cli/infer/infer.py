@@ -31,8 +31,8 @@ from mupscale_cli.infer.stages import infer_stages
 from mupscale_cli.infer.tiny import Task, task_of, tiny_model
 from mupscale_cli.infer.tiny_configs import config_class
 from mupscale_cli.infer.write import Draft, recipe_text, without_unused_axes
-from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.verification.transformers import import_transformers
+from mupscale_cli.verification.user_models import load_user_module
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,8 @@ def find_static_mistakes(checkpoint: Checkpoint, recipe: Recipe, user_model: str
     import torch
 
     from mupscale_cli.verification.activations import name_in
-    from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module
+    from mupscale_cli.verification.models import build_reference_model
+    from mupscale_cli.verification.user_models import build_user_model, load_user_module
 
     if user_model is None:
         model = build_reference_model(checkpoint, torch.float32)

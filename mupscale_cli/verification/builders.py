@@ -10,9 +10,10 @@ from torch import nn
 from mupscale_cli.checkpoints.reading import Checkpoint
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
-from mupscale_cli.verification.models import build_reference_model, build_user_model, load_user_module, user_config
+from mupscale_cli.verification.models import build_reference_model
 from mupscale_cli.verification.options import VerifyOptions
 from mupscale_cli.verification.placement import Placement
+from mupscale_cli.verification.user_models import build_user_model, load_user_module, user_config
 
 
 def choose_builders(

@@ -16,6 +16,6 @@ def require_startable(options: VerifyOptions) -> None:
 
         choose_device(options.device)
     if options.model is not None:
-        from mupscale_cli.verification.models import load_user_module  # imports torch
+        from mupscale_cli.verification.user_models import load_user_module  # imports torch
 
         load_user_module(options.model)

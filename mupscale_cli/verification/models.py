@@ -1,20 +1,14 @@
-"""Building the reference model of a checkpoint: a class of its library or a user-defined model."""
+"""Building the reference model of a checkpoint with the library that it is for."""
 
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
-import json
 import logging
 import math
-import os
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,15 +22,14 @@ from mupscale_cli.architecture.wrappers import strip_wrappers
 from mupscale_cli.checkpoints.config import architecture_of
 from mupscale_cli.checkpoints.libraries import TRANSFORMERS, Library
 from mupscale_cli.checkpoints.reading import Checkpoint
-from mupscale_cli.checkpoints.scratch import scratch_folder
-from mupscale_cli.engine.reading import MappedFile, map_tensor
 from mupscale_cli.errors import VerifyError
-from mupscale_cli.files import require_plain
 from mupscale_cli.text import count_text, listed
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.result import CannotVerify
-from mupscale_cli.verification.streamed import StreamedWeight, move_streamed
+from mupscale_cli.verification.stored import PlainName, as_directory, stored_tensors
+from mupscale_cli.verification.streamed import move_streamed
 from mupscale_cli.verification.transformers import import_transformers
+from mupscale_cli.verification.user_models import build_user_model
 
 _log = logging.getLogger(__name__)  # `--debug` shows it
 # What a model may be for, in the order in which classes whose parameters have the same names are chosen.
@@ -54,32 +47,7 @@ _TASKS = (
     "",
 )
 _COVERAGE = "mupscale_coverage"  # attribute of reference models
-PlainName = Callable[[str], str]
 _SMALL_MODEL = 1 << 24  # elements: masks and tables of positions are buffers, which no checkpoint stores
-
-
-def stored_tensors(
-    checkpoint: Checkpoint, plain_name: PlainName = strip_wrappers, streamed: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors by the names that its model knows, mapped from their files.
-
-    transformers itself would read the last file that has a tensor, even if the index names another one, and would not
-    recognize a name with wrappers.
-
-    Args:
-        checkpoint: the checkpoint.
-        plain_name: returns the model's name for a stored tensor.
-        streamed: type in which the model shall see floating-point tensors, whose elements stay as they are stored.
-            Default: all tensors are as stored.
-    """
-    files: dict[Path, MappedFile] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, stored in checkpoint.tensors.items():
-        tensor, file = map_tensor(stored, files)
-        if streamed is not None and tensor.is_floating_point():
-            tensor = StreamedWeight(tensor, streamed, torch.device("cpu"), (file,) if file else ())
-        tensors[plain_name(name)] = tensor
-    return tensors
 
 
 def load_stored(
@@ -108,101 +76,6 @@ def _require_plain_names(checkpoint: Checkpoint, plain_name: PlainName, reason: 
             f"{reason}, and `{wrapped}` is not the name that its class knows",
             hint="`mupscale verify --only weights` compares the weights alone",
         )
-
-
-def load_user_module(reference: str) -> tuple[ModuleType, Callable[[dict[str, Any]], nn.Module]]:
-    """Import the module and build function of a reference such as `path/to/module.py:build` or `package.module:build`.
-
-    Returns:
-        The module and the function named after the colon.
-
-    Raises:
-        VerifyError: the module cannot be imported, or does not have the function.
-    """
-    source, _, name = reference.rpartition(":")
-    if not source or not name:
-        raise VerifyError(
-            f"`--model {reference}` does not name a function", hint="write `--model path/to/module.py:build`"
-        )
-    try:
-        if source.endswith(".py"):
-            require_plain(Path(source))
-            if (folder := str(Path(source).resolve().parent)) not in sys.path:
-                sys.path.append(
-                    folder
-                )  # the module may import its neighbors, also when it builds; no package is shadowed
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except Exception as error:
-        raise VerifyError(f"cannot import `{source}`: {error}") from error
-    build = getattr(module, name, None)
-    if not callable(build):
-        raise VerifyError(f"`{source}` has no function `{name}`")
-    return module, build
-
-
-def user_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the argument for a user's `build`: config.json, or the shapes of the tensors if there is none."""
-    if checkpoint.config is not None:
-        return checkpoint.config
-    return {"shapes": {spec.name: list(spec.shape) for spec in checkpoint.specs}}
-
-
-def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert parameters and buffers of floating-point numbers; complex ones become complex numbers of that type."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-        elif tensor.is_complex():  # `Module.to` would drop the imaginary parts
-            tensor.data = tensor.data.to(dtype.to_complex())
-
-
-def build_user_model(
-    build: Callable[[dict[str, Any]], nn.Module],
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    plain_name: PlainName = strip_wrappers,
-) -> nn.Module:
-    """Build a user-defined model and load the checkpoint's weights; returns it in evaluation mode.
-
-    Args:
-        build: the user's function; it takes the dict that `user_config` returns.
-        checkpoint: source of the weights.
-        dtype: type of all parameters and buffers.
-        plain_name: returns the model's name for a stored tensor.
-
-    Raises:
-        VerifyError: `build` fails or does not return a module, or its parameters are not the checkpoint's.
-    """
-    try:
-        model = build(user_config(checkpoint))
-    except Exception as error:  # the user's own code may raise anything
-        raise VerifyError(f"`--model` failed to build a model for `{checkpoint.path}`: {error!r}") from error
-    if not isinstance(model, nn.Module):
-        raise VerifyError(f"`--model` returned {type(model).__name__}, expected an nn.Module")
-    state = stored_tensors(checkpoint, plain_name)
-    _convert(model, dtype)  # before loading, so that the weights are not rounded to the model's initial type
-    mismatch = f"the model of `--model` does not match `{checkpoint.path}`"
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise VerifyError(f"{mismatch}: {error}") from error
-    # A tied parameter has several names, and the file may use any of them. Buffers may be missing from the file.
-    loaded = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in state}
-    missing = [name for name, value in model.named_parameters() if name in missing and id(value) not in loaded]
-    if missing or unexpected:
-        lacking = (f"the model lacks {listed(unexpected, 3)}", f"the file lacks {listed(missing, 3)}")
-        parts = [part for part, names in zip(lacking, (unexpected, missing), strict=True) if names]
-        raise VerifyError(
-            f"{mismatch}: {'; '.join(parts)}",
-            hint="give the model's parameters the names that the checkpoint uses",
-        )
-    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -495,56 +368,3 @@ def _class_by_names(transformers: Any, config: dict[str, Any], names: frozenset[
     if best is None:
         raise CannotVerify("config.json names no class in `architectures`; add it")
     return best
-
-
-@contextmanager
-def as_directory(checkpoint: Checkpoint, *, is_alone: bool = False) -> Iterator[Path]:
-    """Yield a folder that the checkpoint's library can load.
-
-    That is the checkpoint's own folder, or for a single file or another config a temporary one with links.
-
-    Args:
-        checkpoint: the checkpoint.
-        is_alone: whether the folder must contain nothing else, so that the library can read no other file.
-    """
-    library, is_single = checkpoint.library, len(checkpoint.files) == 1
-    is_complete = not (is_alone or checkpoint.is_file or checkpoint.settings or checkpoint.trained)
-    if is_complete and (not is_single or checkpoint.files[0].name == library.weights[0]):
-        yield checkpoint.path
-        return
-    with scratch_folder() as directory:
-        (directory / library.config).write_text(json.dumps(checkpoint.config), encoding="utf-8")
-        if checkpoint.trained is not None:  # its weights are handed over
-            yield directory
-            return
-        for file in checkpoint.files:
-            _link(file, directory / (library.weights[0] if is_single else file.name))
-        if not is_single:
-            indices = (checkpoint.path / name for name in library.indices)
-            _link(next(file for file in indices if file.exists()), directory / library.index)
-        yield directory
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        name.symlink_to(file.resolve())
-    except OSError:  # Windows requires a privilege for symbolic links
-        os.link(file, name)
-
-
-def output_tensor(output: Any) -> Tensor:
-    """Return a model's main output: its logits, else its last hidden state, else the first tensor.
-
-    Raises:
-        VerifyError: the output contains no tensor.
-    """
-    named = output if isinstance(output, Mapping) else {}
-    for name in ("logits", "last_hidden_state", *named):
-        value = named.get(name) if named else getattr(output, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise VerifyError(f"the model returns {type(output).__name__}, expected a tensor")
-    return output

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mupscale_cli.plan import Plan
 from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, varied_tokens
-from mupscale_cli.verification.models import output_tensor
+from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.precision import everything_in
 
 _MAX_PRODUCTS = 4e9  # parameters times tokens of one further run: about a second on two cores

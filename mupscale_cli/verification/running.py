@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mupscale_cli.errors import VerifyError
 from mupscale_cli.verification.activations import Trace, recording
 from mupscale_cli.verification.inputs import BATCH, LENGTH, Inputs, image_token, random_tokens
-from mupscale_cli.verification.models import Coverage, coverage, output_tensor
+from mupscale_cli.verification.models import Coverage, coverage
+from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement
 from mupscale_cli.verification.precision import everything_in
 from mupscale_cli.verification.reach import Run

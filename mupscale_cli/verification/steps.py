@@ -19,8 +19,8 @@ from mupscale_cli.plan import Plan
 from mupscale_cli.text import bytes_text, listed
 from mupscale_cli.verification.builders import choose_builders
 from mupscale_cli.verification.inputs import Inputs
-from mupscale_cli.verification.models import output_tensor
 from mupscale_cli.verification.options import VerifyOptions
+from mupscale_cli.verification.outputs import output_tensor
 from mupscale_cli.verification.placement import Placement, check_memory, choose_device
 from mupscale_cli.verification.result import CannotVerify, TrainingVerification
 from mupscale_cli.verification.training import batch_loss, verify_training

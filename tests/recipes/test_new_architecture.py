@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mupscale_cli.tasks.widen import widen
-from mupscale_cli.verification.models import load_user_module
+from mupscale_cli.verification.user_models import load_user_module
 
 NETWORK = """
 import torch

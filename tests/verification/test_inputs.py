@@ -11,8 +11,8 @@ from helpers import MLP_MODULE, mlp_tensors
 from mupscale_cli.tasks.planning import plan_widening
 from mupscale_cli.tasks.widen import widen
 from mupscale_cli.verification.inputs import Inputs, reference_inputs, user_inputs
-from mupscale_cli.verification.models import load_user_module
 from mupscale_cli.verification.result import CannotVerify, Comparison
+from mupscale_cli.verification.user_models import load_user_module
 
 
 class Stub(nn.Module):
