@@ -7,7 +7,6 @@ maps (page `theory`).
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 
-from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Layout, Power, Product, parse_layout
+from mupscale_cli.architecture.layouts import AxisRef, Concatenation, Dim, Fixed, Layout, Product, parse_layout
 from mupscale_cli.architecture.patterns import Alternatives, NameAxis, Pattern, Prefix
 from mupscale_cli.architecture.types import Recipe, TensorRule
 from mupscale_cli.errors import PlanError
@@ -24,154 +23,21 @@ from mupscale_cli.optimizers.rules.rule import OptimizerRule
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
 from mupscale_cli.plan import Plan, TensorPlan
 from mupscale_cli.plan.dims import power_scale
+from mupscale_cli.reports.formulas import (
+    COUNT,
+    NORMS,
+    ONE,
+    RATIO,
+    Monomial,
+    Part,
+    distinct,
+    isometric,
+    monomial_of,
+    parts_of,
+)
 from mupscale_cli.text import listed, number_text, starred
 
 _MAX_KINDS = 4  # kinds of tensors to explain at once
-_COUNT = "="  # before an axis whose units have n copies, scaled by 1/sqrt(n)
-_RATIO = "#"  # before an axis, as in recipes: the ratio of its sizes
-NORMS = "s"  # what makes up for norms that average over more units
-
-
-@dataclass(frozen=True)
-class Monomial:
-    """A product of powers of copies and of size ratios: k(embed)^-1 R(d)^0.5.
-
-    Attributes:
-        powers: exponent of each axis's number of copies; of its size ratio, if `#` precedes the axis; and of `NORMS`.
-    """
-
-    powers: Mapping[str, Fraction]
-
-    def __mul__(self, other: Monomial) -> Monomial:
-        names = dict.fromkeys((*self.powers, *other.powers))
-        return Monomial({name: self.powers.get(name, Fraction(0)) + other.powers.get(name, 0) for name in names})
-
-    def __pow__(self, exponent: Fraction | int) -> Monomial:
-        return Monomial({name: power * exponent for name, power in self.powers.items()})
-
-    def without(self, names: Iterable[str]) -> Monomial:
-        """Return the monomial with the factors of some axes set to 1."""
-        dropped = frozenset(names)
-        return Monomial({name: power for name, power in self.powers.items() if name not in dropped and power})
-
-    def value(self, factors: Mapping[str, int | float | Fraction]) -> float:
-        """Return its value; integer powers are multiplied exactly."""
-        exact, inexact = Fraction(1), 1.0
-        for name, power in self.powers.items():
-            base = factors.get(name, factors.get(name.removeprefix(_RATIO), 1))
-            if power.denominator == 1 and not isinstance(base, float):
-                exact *= Fraction(base) ** power.numerator
-            else:
-                inexact *= math.pow(base, power)
-        return float(exact) * inexact
-
-    def __str__(self) -> str:
-        over = [_power_text(name, power) for name, power in self.powers.items() if power > 0]
-        under = [_power_text(name, -power) for name, power in self.powers.items() if power < 0]
-        text = " ".join(over) or "1"
-        if not under:
-            return text
-        return f"{text} / {under[0] if len(under) == 1 else '(' + ' '.join(under) + ')'}"
-
-
-def _power_text(name: str, power: Fraction) -> str:
-    kinds = {_RATIO: "R", _COUNT: "n"}
-    symbol = name if name == NORMS else f"{kinds.get(name[0], 'k')}({name.lstrip(_RATIO + _COUNT)})"
-    return symbol + ("" if power == 1 else f"^{float(power):g}")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a tensor whose elements have the same coefficient and multiplicity.
-
-    Attributes:
-        c: coefficient: each copy is c times the element.
-        m: multiplicity: number of copies of an element.
-        pieces: number of shares into which the layer's sums split an element.
-    """
-
-    c: Monomial
-    m: Monomial
-    pieces: Monomial
-
-    def __mul__(self, other: Part) -> Part:
-        return Part(self.c * other.c, self.m * other.m, self.pieces * other.pieces)
-
-    def without(self, names: Sequence[str]) -> Part:
-        return Part(self.c.without(names), self.m.without(names), self.pieces.without(names))
-
-    @property
-    def key(self) -> tuple[frozenset[tuple[str, Fraction]], ...]:
-        return tuple(frozenset(each.powers.items()) for each in (self.c, self.m, self.pieces))
-
-
-_ONE = Part(Monomial({}), Monomial({}), Monomial({}))
-
-
-def parts_of(layout: Layout, name_axes: Sequence[NameAxis] = ()) -> tuple[Part, ...]:
-    """Return coefficient and multiplicity of each part of a tensor as formulas in the axes' factors (page `theory`).
-
-    Args:
-        layout: layout of the tensor.
-        name_axes: axes in its name.
-
-    Returns:
-        The distinct parts, in the order of the layout.
-    """
-    whole = _ONE
-    for axis in name_axes:
-        for name in axis.names:
-            whole *= _along(name, contracted=axis.contracted)
-    dims = [list(_parts(dim)) for dim in layout.dims]
-    scale = Part(_monomial(layout.powers), _ONE.m, _ONE.pieces)
-    return _distinct(math.prod(combination, start=whole * scale) for combination in itertools.product(*dims))
-
-
-def _distinct(parts: Iterable[Part]) -> tuple[Part, ...]:
-    first: dict[object, Part] = {}
-    for part in parts:
-        first.setdefault(part.key, part)
-    return tuple(first.values())
-
-
-def _parts(dim: Dim) -> Iterator[Part]:
-    match dim:
-        case Fixed():
-            yield _ONE
-        case AxisRef():
-            yield _along(dim.name, contracted=dim.contracted and not dim.averaged)
-        case Product():
-            for combination in itertools.product(*map(list, map(_parts, dim.items))):
-                yield math.prod(combination, start=_ONE)
-        case Concatenation():
-            for segment in dim.segments:
-                scale = Part(_monomial(segment.powers), _ONE.m, _ONE.pieces)
-                yield from (part * scale for part in _parts(segment.dim))
-
-
-def _along(name: str, *, contracted: bool) -> Part:
-    one = Monomial({name: Fraction(1)})
-    return Part(one**-1, one, one) if contracted else Part(_ONE.c, one, _ONE.pieces)
-
-
-def _isometric(part: Part, name: str, *, is_gain: bool) -> Part:
-    """Return a part in which n copies of an axis' units are 1/sqrt(n) times the unit, except for gains."""
-
-    def renamed(monomial: Monomial) -> Monomial:
-        powers = {f"{_COUNT}{name}": power for axis, power in monomial.powers.items() if axis == name}
-        return monomial.without([name]) * Monomial(powers)
-
-    root = Fraction(0) if is_gain else -part.m.powers.get(name, Fraction(0)) / 2
-    c = part.c.without([name]) * Monomial({f"{_COUNT}{name}": root} if root else {})
-    return Part(c, renamed(part.m), renamed(part.pieces))
-
-
-def _monomial(powers: Iterable[Power]) -> Monomial:
-    named = ((f"{_RATIO}{power.axis}" if power.of_size else power.axis, power.exponent) for power in powers)
-    return math.prod((Monomial({name: exponent}) for name, exponent in named if exponent), start=Monomial({}))
-
-
-# Explanations ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +99,7 @@ class Explanation:
     def is_widened(self) -> bool:
         """Return whether an axis of the tensor grows, or may grow if the factors are unknown."""
         powers = (name for part in self.parts for name in (*part.m.powers, *part.c.powers))
-        return any(self.factors is None or name.startswith(_COUNT) or self.factors.get(name, 1) > 1 for name in powers)
+        return any(self.factors is None or name.startswith(COUNT) or self.factors.get(name, 1) > 1 for name in powers)
 
     def scales(self, part: Part) -> tuple[float, float] | None:
         """Return c and m of a part; None if the factors are unknown."""
@@ -443,18 +309,18 @@ def _explain_members(plan: Plan, members: Sequence[TensorPlan], factors: Mapping
     further: dict[str, float | Fraction] = {}
     if layout is not None and plan.factors:
         axes = {axis.name: axis for axis in plan.axes}
-        further = {f"{_RATIO}{name}": axis.ratio for name, axis in axes.items()}
+        further = {f"{RATIO}{name}": axis.ratio for name, axis in axes.items()}
         further[NORMS] = tensor.scale / power_scale(layout.powers, axes)
         for axis in plan.axes:
             if axis.isometric:
-                further[f"{_COUNT}{axis.name}"] = axis.factor
-                parts = _distinct(_isometric(part, axis.name, is_gain=layout.norm is not None) for part in parts)
+                further[f"{COUNT}{axis.name}"] = axis.factor
+                parts = distinct(isometric(part, axis.name, is_gain=layout.norm is not None) for part in parts)
     if factors is not None:
         grown = {axis.name for axis in plan.axes if factors.get(axis.name, 1) > 1 or axis.ratio > 1}
-        unchanged = [f"{_RATIO}{axis.name}" for axis in plan.axes if axis.name not in grown]
-        parts = _distinct(part.without(unchanged) for part in parts)
+        unchanged = [f"{RATIO}{axis.name}" for axis in plan.axes if axis.name not in grown]
+        parts = distinct(part.without(unchanged) for part in parts)
     if further.get(NORMS, 1.0) != 1.0:
-        scale = Part(Monomial({NORMS: Fraction(1)}), _ONE.m, _ONE.pieces)
+        scale = Part(Monomial({NORMS: Fraction(1)}), ONE.m, ONE.pieces)
         parts = tuple(part * scale for part in parts)
     return Explanation(
         names=tuple(member.target.name for member in members),
@@ -493,9 +359,9 @@ def _explain_choices(recipe: Recipe, rule: TensorRule) -> Iterator[Explanation]:
 
 def _parts_for(recipe: Recipe, layout: Layout | None, name_axes: Sequence[NameAxis]) -> tuple[Part, ...]:
     if layout is None:
-        return (_ONE,)
+        return (ONE,)
     never_copied = [*recipe.fixed, *(axis.name for axis in recipe.axes if axis.is_spread)]
-    return _distinct(part.without(never_copied) for part in parts_of(layout, name_axes))
+    return distinct(part.without(never_copied) for part in parts_of(layout, name_axes))
 
 
 def _dims(
@@ -523,7 +389,7 @@ def _dims(
                     yield from items(item, depth, None)
             case Concatenation():
                 for number, segment in enumerate(dim.segments, 1):
-                    scale = f"times {_monomial(segment.powers)}" if segment.powers else ""
+                    scale = f"times {monomial_of(segment.powers)}" if segment.powers else ""
                     yield Item(depth, f"part {number}", None, None, scale)
                     yield from items(segment.dim, depth + 1, None)
 
@@ -551,7 +417,7 @@ def _remarks(layout: Layout | None, name_axes: Sequence[NameAxis]) -> Iterator[s
         return
     if layout.powers:
         yield (
-            f"the recipe scales the whole tensor by {_monomial(layout.powers)}, to compensate a width-dependent "
+            f"the recipe scales the whole tensor by {monomial_of(layout.powers)}, to compensate a width-dependent "
             "constant in the forward pass or a factor that another tensor cannot take"
         )
     if layout.offset:

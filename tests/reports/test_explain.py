@@ -10,7 +10,8 @@ from mupscale_cli.architecture.loading import load_recipe
 from mupscale_cli.errors import PlanError
 from mupscale_cli.optimizers.multipliers import multipliers
 from mupscale_cli.optimizers.rules.table import OPTIMIZERS
-from mupscale_cli.reports.explain import Monomial, explain_rule, explain_tensor, parts_of
+from mupscale_cli.reports.explain import explain_rule, explain_tensor
+from mupscale_cli.reports.formulas import Monomial, parts_of
 from mupscale_cli.tasks.planning import identity_plan, plan_widening
 from mupscale_cli.tasks.source import find_source
 
